@@ -1,0 +1,70 @@
+"""Fixed points ``z = f(z)``: solvers, gradients, and chains solved jointly.
+
+Nothing heavy is imported until it is used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fixedpoint.api import find_root as find_root
+    from fixedpoint.api import solve as solve
+    from fixedpoint.chains.chain import Chain as Chain
+    from fixedpoint.chains.chain import ChainProblem as ChainProblem
+    from fixedpoint.chains.serial import Serial as Serial
+    from fixedpoint.chains.solver import ChainSolver as ChainSolver
+    from fixedpoint.core.problem import Problem as Problem
+    from fixedpoint.core.solution import Solution as Solution
+    from fixedpoint.core.solver import Solver as Solver
+    from fixedpoint.core.solver import StepSolver as StepSolver
+    from fixedpoint.core.status import ConvergenceError as ConvergenceError
+    from fixedpoint.core.status import Status as Status
+    from fixedpoint.core.termination import Termination as Termination
+    from fixedpoint.gradients.estimator import GradientEstimator as GradientEstimator
+    from fixedpoint.gradients.one_step import OneStep as OneStep
+    from fixedpoint.gradients.unrolled import Unrolled as Unrolled
+    from fixedpoint.registry import registry as registry
+    from fixedpoint.solvers.anderson import Anderson as Anderson
+    from fixedpoint.solvers.broyden import Broyden as Broyden
+    from fixedpoint.solvers.picard import Picard as Picard
+
+__version__ = "0.1.0"
+
+_EXPORTS = {
+    "Anderson": "fixedpoint.solvers.anderson",
+    "Broyden": "fixedpoint.solvers.broyden",
+    "Chain": "fixedpoint.chains.chain",
+    "ChainProblem": "fixedpoint.chains.chain",
+    "ChainSolver": "fixedpoint.chains.solver",
+    "ConvergenceError": "fixedpoint.core.status",
+    "GradientEstimator": "fixedpoint.gradients.estimator",
+    "OneStep": "fixedpoint.gradients.one_step",
+    "Picard": "fixedpoint.solvers.picard",
+    "Problem": "fixedpoint.core.problem",
+    "Serial": "fixedpoint.chains.serial",
+    "Solution": "fixedpoint.core.solution",
+    "Solver": "fixedpoint.core.solver",
+    "Status": "fixedpoint.core.status",
+    "StepSolver": "fixedpoint.core.solver",
+    "Termination": "fixedpoint.core.termination",
+    "Unrolled": "fixedpoint.gradients.unrolled",
+    "find_root": "fixedpoint.api",
+    "registry": "fixedpoint.registry",
+    "solve": "fixedpoint.api",
+}
+
+__all__ = ["__version__", *sorted(_EXPORTS)]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _EXPORTS:
+        raise AttributeError(f"module 'fixedpoint' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_EXPORTS[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

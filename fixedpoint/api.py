@@ -1,0 +1,143 @@
+"""Entry points for people: :func:`solve` and :func:`find_root` on plain torch or numpy functions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from fixedpoint.core.evaluator import Evaluator
+from fixedpoint.core.layout import Rows
+from fixedpoint.core.loop import Progress
+from fixedpoint.core.problem import AdaptsSolver, FunctionProblem, Problem
+from fixedpoint.core.solution import Solution
+from fixedpoint.core.solver import Solver
+from fixedpoint.core.termination import Termination
+from fixedpoint.gradients.estimator import GradientEstimator
+from fixedpoint.registry import registry
+
+__all__ = ["find_root", "solve"]
+
+
+def solve(
+    f: Callable[[Any], Any] | Problem,
+    z0: Any = None,
+    *,
+    solver: str | Mapping[str, Any] | Solver = "anderson",
+    gradient: str | Mapping[str, Any] | GradientEstimator | None = None,
+    rows: Rows | None = None,
+    termination: Termination | None = None,
+    rtol: float | None = None,
+    atol: float | None = None,
+    max_rounds: int | None = None,
+    max_batch: int | None = None,
+    on_round: Callable[[Progress], None] | None = None,
+) -> Solution:
+    """Solve ``z = f(z)``.
+
+    Parameters
+    ----------
+    f
+        A function from a value like ``z0`` to one of the same structure, shapes, dtype and device; or a problem.
+    z0
+        The start: a tensor or array, a float, or tuples, lists or dicts of tensors or of arrays. By default the
+        first dimension of states of two dimensions and more is a batch of independent problems; a vector is one
+        problem (see ``rows``).
+    solver
+        The name of a registered solver, a mapping of ``name`` and options, or a solver.
+    gradient
+        How autograd passes through the solution: the name of a registered estimator (``"one-step"``,
+        ``"unrolled"``), a mapping or an estimator. None: the solution is a constant.
+    rows
+        ``"independent"``: each row of the first dimension is a problem of its own; ``f`` must not mix rows.
+        ``"joint"``: the whole value is one problem.
+    termination
+        The stopping rule; ``rtol``, ``atol`` and ``max_rounds`` override its fields.
+    max_batch
+        Evaluate at most this many rows at once; for problems whose rows can be taken.
+    on_round
+        Called after every round.
+
+    Returns
+    -------
+    Solution
+        ``solution.z`` has the structure of ``z0``. Failing to converge is a status, not an exception: see
+        ``solution.message`` and ``solution.raise_for_status()``.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For a start, an option or a value of ``f`` that is not as described, naming what came and what was wanted.
+    """
+    if isinstance(f, Problem):
+        if z0 is not None:
+            raise TypeError("a problem brings its own start; leave out z0")
+        if rows is not None:
+            raise TypeError("a problem says itself whether its rows are independent; leave out rows")
+        problem = f
+    else:
+        if z0 is None:
+            raise TypeError("solve wants a start z0 for a plain function")
+        problem = FunctionProblem(f, z0, rows)
+    method: Solver = _component("solver", solver, Solver)
+    estimator: GradientEstimator | None = (
+        None if gradient is None else _component("gradient", gradient, GradientEstimator)
+    )
+    rule = _rule(termination, rtol=rtol, atol=atol, max_rounds=max_rounds)
+    if isinstance(problem, AdaptsSolver):
+        method = problem.adapt(method)
+    evaluator = Evaluator(problem, norm=rule.norm, max_batch=max_batch)
+    recorded = estimator is not None and estimator.runs_forward and torch.is_grad_enabled()
+    with torch.set_grad_enabled(recorded):
+        solution = method.solve(evaluator, problem.initial(), rule, on_round)
+    if estimator is None or not torch.is_grad_enabled():
+        return solution
+    return replace(solution, state=estimator.attach(evaluator, solution))
+
+
+def find_root(g: Callable[[Any], Any], z0: Any, *, sign: float = 1.0, **options: Any) -> Solution:
+    """Solve ``g(z) = 0`` as the fixed point of ``z + sign * g(z)``.
+
+    Quasi-Newton solvers (the default here is ``"broyden"``) care little for the sign; Picard and Anderson want
+    ``z + sign * g(z)`` to contract, so ``sign=-1`` for a ``g`` that increases with ``z`` (a gradient to descend).
+
+    Parameters
+    ----------
+    g
+        Function of a value like ``z0``.
+    z0
+        The start.
+    sign
+        ``+1`` or ``-1``, or another factor: a step size.
+    options
+        As for :func:`solve`. The relative tolerance is relative to the size of ``z``, as everywhere.
+    """
+    if sign == 0:
+        raise ValueError("sign must not be zero")
+
+    def step(z: Any) -> Any:
+        return _moved(z, g(z), sign)
+
+    return solve(step, z0, **{"solver": "broyden", **options})
+
+
+def _moved(z: Any, change: Any, sign: float) -> Any:
+    if isinstance(z, Mapping):
+        return {key: _moved(z[key], change[key], sign) for key in z}
+    if isinstance(z, (tuple, list)):
+        return [_moved(part, move, sign) for part, move in zip(z, change, strict=True)]
+    return z + sign * change
+
+
+def _component(kind: Any, spec: Any, base: type) -> Any:
+    built = registry.create(kind, spec)
+    if not isinstance(built, base):
+        raise TypeError(f"{kind} must be a name, a mapping or a {base.__name__}, got {built!r}")
+    return built
+
+
+def _rule(termination: Termination | None, **overrides: Any) -> Termination:
+    given = {key: value for key, value in overrides.items() if value is not None}
+    return replace(termination or Termination(), **given)

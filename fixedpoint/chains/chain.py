@@ -1,0 +1,183 @@
+r"""A chain, and the joint fixed point of its stacked states.
+
+A chain is ``x_{i+1} = Phi_i(x_i)``, ``i = 0 .. N-1``, with ``x_0`` given. Stacked, ``X = (x_1 .. x_N)`` solves
+``X = F(X)`` with ``F(X)_{i+1} = Phi_i(x_i)``: one problem whose steps can all be evaluated in one batch. The
+Jacobian of its residual is block lower bidiagonal, so the fixed point exists, is unique, and is the sequential
+trajectory; a plain round makes at least one more state exact, so that ``N`` rounds always suffice.
+(Pokle, Geng & Kolter 2022, "Deep Equilibrium Approaches to Diffusion Models", section 3, for DDIM; Shih et al.
+2023; Tang et al. 2024.)
+
+``Phi_i`` is opaque: clipping, guidance, noise drawn beforehand are all the step's own business.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from fixedpoint.core.layout import Layout
+from fixedpoint.core.problem import Cost, Measure, Problem
+from fixedpoint.core.reduce import row_norms
+
+if TYPE_CHECKING:
+    from fixedpoint.core.solver import Solver
+
+__all__ = ["Chain", "ChainProblem", "HasCoefficients"]
+
+
+class Chain(ABC):
+    """A sequential computation of ``length`` steps.
+
+    Attributes
+    ----------
+    length
+        ``N``, the number of steps.
+    """
+
+    length: int
+
+    @abstractmethod
+    def step(
+        self, x: Float[Tensor, P * event], index: Int[Tensor, " P"], row: Int[Tensor, " P"]
+    ) -> Float[Tensor, P * event]:
+        """``Phi_i(x)`` for a batch of pairs of a state and the index of its step.
+
+        Parameters
+        ----------
+        x
+            States, in any order.
+        index
+            Index ``0 .. N-1`` of each pair's step.
+        row
+            Which row of the batch each pair belongs to: selects its conditioning and its noise.
+        """
+
+
+@runtime_checkable
+class HasCoefficients(Protocol):
+    """A chain each of whose steps has a known scalar slope in its own state: ``Phi_i(x) = A_i x + ...``."""
+
+    def coefficients(self) -> Float[Tensor, " N"]:
+        """``A_0 .. A_{N-1}``, float64. ``A_0`` is never used (``x_0`` is given) and may be infinite."""
+        ...
+
+
+class ChainProblem(Problem):
+    """The joint fixed point of a chain's states.
+
+    Parameters
+    ----------
+    chain
+        The chain.
+    x0
+        Its start, shape ``(B, *event)``.
+    max_batch
+        Evaluate at most this many (state, step) pairs in one call of ``chain.step``; default: all at once.
+    rows
+        Which rows of the chain's conditioning these are; default ``0 .. B-1``.
+
+    States are ``(B, N d)``; ``solution.z`` has shape ``(B, N, *event)`` and ``solution.z[:, -1]`` is the chain's
+    result.
+    """
+
+    def __init__(
+        self,
+        chain: Chain,
+        x0: Float[Tensor, B * event],
+        *,
+        max_batch: int | None = None,
+        rows: Int[Tensor, " B"] | None = None,
+    ) -> None:
+        if x0.ndim < 2:
+            raise ValueError(f"x0 must have a batch dimension and at least one more, got shape {tuple(x0.shape)}")
+        if not x0.is_floating_point():
+            raise TypeError(f"x0 must be of a floating-point dtype, got {x0.dtype}")
+        if max_batch is not None and max_batch < 1:
+            raise ValueError(f"max_batch must be at least 1, got {max_batch}")
+        if chain.length < 1:
+            raise ValueError(f"a chain must have at least one step, got length {chain.length}")
+        self.chain = chain
+        self.x0 = x0
+        self.max_batch = max_batch
+        self.rows = torch.arange(x0.shape[0], device=x0.device) if rows is None else rows
+        steps = x0.unsqueeze(1).expand(-1, chain.length, *x0.shape[1:])
+        self.layout = Layout.of(steps, rows="independent", blocks=chain.length)
+
+    @property
+    def length(self) -> int:
+        """``N``, the number of steps."""
+        return self.chain.length
+
+    def initial(self) -> Float[Tensor, "B D"]:
+        """Every state equal to ``x_0``."""
+        return self.x0.flatten(1).repeat(1, self.length)
+
+    def __call__(self, z: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
+        return self.resume(z, 0)
+
+    def resume(self, z: Float[Tensor, "B D"], first: int) -> Float[Tensor, "B D"]:
+        """``F(z)`` from step ``first`` on, all steps in one batch; earlier states are given as they are in ``z``."""
+        if first >= self.length:
+            return z
+        states = z.unflatten(1, (self.length, -1))
+        start = self.x0.flatten(1).unsqueeze(1)
+        inputs = torch.cat([start, states[:, :-1]], dim=1) if first == 0 else states[:, first - 1 : -1]
+        index = torch.arange(first, self.length, device=z.device)
+        values = self._steps(inputs, index)
+        return torch.cat([states[:, :first], values], dim=1).flatten(1) if first else values.flatten(1)
+
+    def advance(self, x: Float[Tensor, B * event], step: int) -> Float[Tensor, B * event]:
+        """``Phi_step(x)`` at every row."""
+        return self._step(x, torch.full_like(self.rows, step), self.rows)
+
+    def _steps(self, inputs: Float[Tensor, "B n d"], index: Int[Tensor, " n"]) -> Float[Tensor, "B n d"]:
+        count, steps = inputs.shape[:2]
+        x = inputs.reshape(count * steps, *self.x0.shape[1:])
+        indices = index.repeat(count)
+        rows = self.rows.repeat_interleave(steps)
+        size = self.max_batch or len(x)
+        pieces = [
+            self._step(*pairs) for pairs in zip(x.split(size), indices.split(size), rows.split(size), strict=True)
+        ]
+        values = torch.cat(pieces) if len(pieces) > 1 else pieces[0]
+        return values.reshape(count, steps, -1)
+
+    def _step(self, x: Tensor, index: Tensor, row: Tensor) -> Tensor:
+        value = self.chain.step(x, index, row)
+        if value.shape != x.shape or value.dtype != x.dtype or value.device != x.device:
+            raise ValueError(
+                f"a step must return shape {tuple(x.shape)}, {x.dtype} on {x.device}, "
+                f"got {tuple(value.shape)}, {value.dtype} on {value.device}"
+            )
+        return value
+
+    def cost(self, rows: int, first: int = 0) -> Cost:
+        """One evaluation of the problem from ``first`` on is ``N - first`` evaluations of steps per row."""
+        steps = max(self.length - first, 0)
+        pairs = rows * steps
+        return Cost(calls=-(-pairs // (self.max_batch or max(pairs, 1))), evaluations=steps)
+
+    def measure(self, z: Float[Tensor, "B D"], fz: Float[Tensor, "B D"], residual: Float[Tensor, "B D"]) -> Measure:
+        """The change of the last state that the defects of all steps imply, and the size of the last state.
+
+        The defects of single steps shrink like ``1/N`` and say nothing: all states equal to ``x_0`` have small
+        ones. Carried to the end of the chain unchanged (identity slopes) they add up to what is still to come.
+        """
+        defects = residual.unflatten(1, (self.length, -1))
+        last = z.unflatten(1, (self.length, -1))[:, -1]
+        implied = defects.sum(dim=1, dtype=torch.float64)
+        return Measure(row_norms(implied).unsqueeze(1), row_norms(last).unsqueeze(1))
+
+    def take(self, rows: Int[Tensor, " k"]) -> ChainProblem:
+        """The chains of some of the rows, with their conditioning and noise."""
+        return ChainProblem(self.chain, self.x0[rows], max_batch=self.max_batch, rows=self.rows[rows])
+
+    def adapt(self, solver: Solver) -> Solver:
+        """A chain is always solved by a chain solver: any other step solver becomes its accelerator."""
+        from fixedpoint.chains.solver import as_chain_solver
+
+        return as_chain_solver(solver)

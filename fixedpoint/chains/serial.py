@@ -1,0 +1,60 @@
+"""The sequential solver: a chain one step after another, the reference that joint solvers are compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from fixedpoint.chains.chain import ChainProblem
+from fixedpoint.core.evaluator import Evaluated, Evaluator
+from fixedpoint.core.loop import Progress, solution_at
+from fixedpoint.core.solution import Solution
+from fixedpoint.core.solver import Solver
+from fixedpoint.core.status import Status
+from fixedpoint.core.termination import Termination
+
+__all__ = ["Serial"]
+
+
+@dataclass(frozen=True)
+class Serial(Solver):
+    """Runs a chain step by step: N rounds of one evaluation each, exact by construction.
+
+    Takes no notice of the termination; a row one of whose steps is not finite keeps its last finite state.
+    """
+
+    def solve(
+        self,
+        f: Evaluator,
+        z0: Float[Tensor, "B D"],
+        termination: Termination,
+        on_round: Callable[[Progress], None] | None = None,
+    ) -> Solution:
+        problem = f.problem
+        if not isinstance(problem, ChainProblem):
+            raise TypeError(f"the serial solver wants a chain, got {type(problem).__name__}")
+        x = problem.x0
+        sound = torch.ones(len(x), dtype=torch.bool, device=x.device)
+        states = []
+        for i in range(problem.length):
+            advanced = f.advance(x, i)
+            sound = sound & advanced.flatten(1).isfinite().all(dim=1)
+            x = torch.where(sound.view(-1, *[1] * (x.ndim - 1)), advanced, x)
+            states.append(x)
+            if on_round is not None:
+                on_round(Progress(round=i + 1, running=len(x), relative_error=float("nan")))
+        z = torch.stack(states, dim=1).flatten(1)
+        at = _lost(f.judged(z, z), sound)
+        f.remember(at)
+        status = tuple(Status.CONVERGED if good else Status.NONFINITE for good in sound.tolist())
+        rounds = np.full(len(x), f.counts.rounds, dtype=np.int64)
+        return solution_at(at, status, rounds, f, self)
+
+
+def _lost(at: Evaluated, sound: Tensor) -> Evaluated:
+    return replace(at, error=at.error.masked_fill(~sound.unsqueeze(1), torch.inf), finite=at.finite & sound)

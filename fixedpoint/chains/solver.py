@@ -1,0 +1,137 @@
+r"""The chain solver: a preconditioner, an accelerator, and the guard that keeps ``N`` rounds enough.
+
+A round at the states ``X``:
+
+    r      = F(X) - X                          all defects, in one batch
+    G(X)   = X + M r                           the preconditioned map; same fixed point, any M
+    X^     = accelerator(X, G(X))              Picard: X^ = G(X)
+    X_new  = X^, but the first unfinished state takes its plain step and finished ones stay
+
+After round ``k`` the first ``k`` states are exact, whatever the preconditioner and the accelerator do: their
+inputs were exact when their step was taken. They are not evaluated again. (Tang et al. 2024, "Accelerating parallel
+sampling of diffusion models", section 4, for the guard under Anderson.)
+
+A step that returns NaN or Inf at states that are still wrong is no failure: its defect is left out of the sweep,
+and the guard reaches it in time. A row fails only when a step is not finite at its exact input; the sequential
+chain fails there, too.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from fixedpoint.chains.chain import ChainProblem
+from fixedpoint.chains.preconditioner import LinearPart, Preconditioner, linear_part
+from fixedpoint.core.evaluator import Evaluated, Evaluator
+from fixedpoint.core.options import option
+from fixedpoint.core.solver import Solver, StepSolver
+from fixedpoint.solvers.picard import Picard
+
+__all__ = ["ChainSolver", "ChainState", "as_chain_solver"]
+
+
+@dataclass(frozen=True)
+class ChainState:
+    """``exact`` states from the start of the chain are final; ``inner`` is the accelerator's state."""
+
+    exact: int
+    linear: LinearPart
+    inner: Any
+
+
+@dataclass(frozen=True)
+class ChainSolver(StepSolver[ChainState]):
+    """Solves a chain as one joint fixed point, in at most N + 1 rounds (the last one verifies)."""
+
+    preconditioner: Preconditioner = option(
+        "identity", help="linear part of the chain: zero (Jacobi), identity (ParaDiGMS), coefficient (DEQ-DDIM)"
+    )
+    accelerator: StepSolver[Any] = option(factory=Picard, help="step solver applied to the preconditioned map")
+
+    lasting = True
+
+    def rounds_bound(self, f: Evaluator) -> int:
+        return _chain_of(f).length + 1
+
+    def start(self, f: Evaluator, z0: Float[Tensor, "B D"]) -> Evaluated:
+        return _cleaned(f(z0), 0, _chain_of(f).length)
+
+    def init(self, f: Evaluator, at: Evaluated) -> ChainState:
+        problem = _chain_of(f)
+        linear = linear_part(problem.chain, self.preconditioner, at.z.device)
+        return ChainState(exact=0, linear=linear, inner=self.accelerator.init(f, _swept(at, linear)))
+
+    def step(
+        self, f: Evaluator, at: Evaluated, state: ChainState
+    ) -> tuple[Float[Tensor, "B D"] | Evaluated, ChainState]:
+        length = len(state.linear)
+        proposal, inner = self.accelerator.step(f, _swept(at, state.linear), state.inner)
+        if isinstance(proposal, Evaluated):
+            raise TypeError(
+                f"{type(self.accelerator).__name__} evaluates within its step and cannot accelerate a chain"
+            )
+        sound = _blocks(proposal, length).isfinite().all(dim=2).all(dim=1)
+        guarded = _guarded(torch.where(sound.unsqueeze(1), proposal, at.fz), at, state.exact, length)
+        inner = self.accelerator.reset(inner, ~sound)
+        exact = state.exact + 1
+        return _cleaned(f.resume(guarded, exact), exact, length), replace(state, exact=exact, inner=inner)
+
+    def reset(self, state: ChainState, rows: Bool[Tensor, " B"]) -> ChainState:
+        return replace(state, inner=self.accelerator.reset(state.inner, rows))
+
+
+def as_chain_solver(solver: Solver) -> Solver:
+    """``solver`` if it knows chains, else a chain solver with it as the accelerator.
+
+    Raises
+    ------
+    TypeError
+        When it owns its loop, so that the guard cannot be kept.
+    """
+    from fixedpoint.chains.serial import Serial
+
+    if isinstance(solver, (ChainSolver, Serial)):
+        return solver
+    if not isinstance(solver, StepSolver):
+        raise TypeError(f"a chain wants a step solver, and {type(solver).__name__} owns its loop")
+    return ChainSolver(accelerator=solver)
+
+
+def _chain_of(f: Evaluator) -> ChainProblem:
+    if not isinstance(f.problem, ChainProblem):
+        raise TypeError(f"a chain solver wants a ChainProblem, got {type(f.problem).__name__}")
+    return f.problem
+
+
+def _blocks(state: Float[Tensor, "B D"], length: int) -> Float[Tensor, "B N d"]:
+    blocks: Tensor = state.unflatten(1, (length, -1))
+    return blocks
+
+
+def _swept(at: Evaluated, linear: LinearPart) -> Evaluated:
+    """The point with the preconditioned map's value in place of the chain's."""
+    change = linear.sweep(_blocks(at.residual, len(linear))).flatten(1)
+    return replace(at, fz=at.z + change, residual=change)
+
+
+def _guarded(proposal: Tensor, at: Evaluated, exact: int, length: int) -> Tensor:
+    """Exact states as they are, the next one by its plain step, the rest as proposed."""
+    blocks, current, stepped = (_blocks(state, length) for state in (proposal, at.z, at.fz))
+    return torch.cat([current[:, :exact], stepped[:, exact : exact + 1], blocks[:, exact + 1 :]], dim=1).flatten(1)
+
+
+def _cleaned(at: Evaluated, exact: int, length: int) -> Evaluated:
+    """Without the defects of steps that are not finite; the row's error is infinite while there are any."""
+    if exact >= length:
+        return at
+    bad = ~_blocks(at.fz, length).isfinite().all(dim=2)
+    mask = bad.unsqueeze(2)
+    fz = torch.where(mask, _blocks(at.z, length), _blocks(at.fz, length)).flatten(1)
+    residual = torch.where(mask, 0.0, _blocks(at.residual, length)).flatten(1)
+    error = at.error.masked_fill(bad.any(dim=1, keepdim=True), torch.inf)
+    return replace(at, fz=fz, residual=residual, error=error, finite=~bad[:, exact])

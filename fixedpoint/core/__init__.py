@@ -1,0 +1,1 @@
+"""Problems, the evaluator, termination, status, solution, solver, and the one loop."""

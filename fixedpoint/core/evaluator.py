@@ -1,0 +1,281 @@
+"""Evaluator: the only way a solver calls the problem, so that nothing is evaluated uncounted or unjudged."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fixedpoint.core.problem import Cost, HasAdvance, HasCost, HasMeasure, HasResume, HasTake, Measure, Problem
+from fixedpoint.core.reduce import block_norms
+
+__all__ = ["Counts", "Evaluated", "Evaluator", "select"]
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """A point and the problem's value there.
+
+    Attributes
+    ----------
+    z, fz, residual
+        Shape ``(B, D)``; the residual is ``fz - z``. Their memory may be used again two evaluations later; clone
+        what is kept longer.
+    error, scale
+        Shape ``(B, blocks)``, float64: the problem's measure of this very point.
+    finite
+        Shape ``(B,)``: whether the row's value and error are finite.
+    """
+
+    z: Float[Tensor, "B D"]
+    fz: Float[Tensor, "B D"]
+    residual: Float[Tensor, "B D"]
+    error: Float[Tensor, "B blocks"]
+    scale: Float[Tensor, "B blocks"]
+    finite: Bool[Tensor, " B"]
+
+    def where(self, mask: Bool[Tensor, " B"], other: Evaluated) -> Evaluated:
+        """This point in the rows of ``mask``, ``other`` elsewhere."""
+        column = mask.unsqueeze(1)
+        return Evaluated(
+            z=torch.where(column, self.z, other.z),
+            fz=torch.where(column, self.fz, other.fz),
+            residual=torch.where(column, self.residual, other.residual),
+            error=torch.where(column, self.error, other.error),
+            scale=torch.where(column, self.scale, other.scale),
+            finite=torch.where(mask, self.finite, other.finite),
+        )
+
+
+@dataclass
+class Counts:
+    """What was spent.
+
+    Attributes
+    ----------
+    rounds
+        Evaluations that had to wait for one another.
+    calls
+        Calls of the user's function (micro-batches).
+    evaluations
+        Shape ``(B,)``, int64: evaluations each row asked for while it was running.
+    computed
+        Row evaluations carried out in all, those of finished rows that could not be left out included.
+    """
+
+    rounds: int
+    calls: int
+    evaluations: NDArray[np.int64]
+    computed: int
+
+
+@dataclass(frozen=True)
+class _Live:
+    """The rows still running, on the host and on the device; ``index`` is None while all of them are."""
+
+    host: NDArray[np.bool_]
+    mask: Tensor
+    index: Tensor | None = None
+    problem: Problem | None = None
+
+
+class Evaluator:
+    """Evaluates a problem, counting, judging and remembering the best point of every row.
+
+    Parameters
+    ----------
+    problem
+        The problem.
+    norm
+        ``"l2"``, ``"rms"`` or ``"max"``: the norm of ``f(z) - z`` for problems without a measure of their own.
+    max_batch
+        Evaluate at most this many rows in one call (the problem must be able to ``take`` rows).
+    """
+
+    def __init__(self, problem: Problem, norm: str = "l2", max_batch: int | None = None) -> None:
+        if max_batch is not None and max_batch < 1:
+            raise ValueError(f"max_batch must be at least 1, got {max_batch}")
+        if max_batch is not None and not isinstance(problem, HasTake):
+            raise TypeError(
+                f"max_batch wants a problem whose rows can be taken (a take method), got {type(problem).__name__}"
+            )
+        self.problem = problem
+        self.layout = problem.layout
+        self.norm = norm
+        self.max_batch = max_batch
+        rows = self.layout.rows
+        self.counts = Counts(rounds=0, calls=0, evaluations=np.zeros(rows, dtype=np.int64), computed=0)
+        self.errors: list[Tensor] = []
+        self.relative: list[Tensor] = []
+        self.best: Evaluated | None = None
+        everything = np.ones(rows, dtype=np.bool_)
+        self._live = _Live(everything, torch.from_numpy(everything).to(self.layout.device))
+        self._buffers: dict[str, list[Tensor]] = {}
+        self._last: tuple[Tensor, int] | None = None
+
+    def __call__(self, z: Float[Tensor, "B D"]) -> Evaluated:
+        """Evaluate the running rows at ``z``; finished rows get ``fz = z``. Costs one round."""
+        return self._evaluate(z, first=0)
+
+    def resume(self, z: Float[Tensor, "B D"], first: int) -> Evaluated:
+        """Evaluate the blocks from ``first`` on; earlier blocks count as solved (``fz = z`` there).
+
+        Raises
+        ------
+        TypeError
+            When the problem is not made of steps.
+        """
+        if not isinstance(self.problem, HasResume):
+            raise TypeError(f"{type(self.problem).__name__} cannot be evaluated from a block on; it is not a chain")
+        return self._evaluate(z, first)
+
+    def value(self, z: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
+        """``f(z)`` at every row as autograd is to record it: counted, but neither judged nor remembered."""
+        self.counts.rounds += 1
+        self.counts.evaluations += _cost(self.problem, self.layout.rows, 0).evaluations
+        with self._noted():
+            return self._micro_batches(self.problem, z, 0)
+
+    def advance(self, x: Float[Tensor, B * event], step: int) -> Float[Tensor, B * event]:
+        """Take one step of a chain at every row: one round of one evaluation per row."""
+        if not isinstance(self.problem, HasAdvance):
+            raise TypeError(f"{type(self.problem).__name__} cannot be advanced step by step; it is not a chain")
+        self.counts.rounds += 1
+        self.counts.calls += 1
+        self.counts.computed += x.shape[0]
+        self.counts.evaluations += 1
+        with self._noted():
+            return self.problem.advance(x, step)
+
+    def empty(self) -> Float[Tensor, "B D"] | None:
+        """Memory for a proposal, used again two proposals later; None while gradients flow."""
+        return self._recycled("proposal")
+
+    def narrow(self, running: NDArray[np.bool_]) -> None:
+        """Say which rows are still running; the others are left out of evaluations where the problem can."""
+        if np.array_equal(running, self._live.host):
+            return
+        mask = torch.from_numpy(running.copy()).to(self.layout.device)
+        index = torch.from_numpy(np.flatnonzero(running)).to(self.layout.device)
+        part = self.problem.take(index) if isinstance(self.problem, HasTake) and len(index) else None
+        self._live = _Live(running.copy(), mask, index, part)
+
+    def judged(self, z: Tensor, fz: Tensor) -> Evaluated:
+        """``z`` and ``fz`` with their measure; counts nothing."""
+        residual = torch.sub(fz, z, out=self._recycled("residual"))
+        with torch.no_grad():
+            measure = self._measure(z.detach(), fz.detach(), residual.detach())
+        finite = (measure.error.isfinite() & measure.scale.isfinite()).all(dim=1)
+        return Evaluated(z, fz, residual, measure.error, measure.scale, finite)
+
+    def remember(self, at: Evaluated) -> None:
+        """Let the best point of every row take part of ``at`` in, and append it to the trace."""
+        live = self._live.mask
+        error = at.error.amax(dim=1)
+        relative = (at.error / at.scale).nan_to_num(nan=0.0, posinf=torch.inf).amax(dim=1)
+        nothing = torch.full_like(error, torch.nan)
+        self.errors.append(torch.where(live, error, nothing))
+        self.relative.append(torch.where(live & at.finite, relative, nothing))
+        if self.best is None:
+            self.best = replace(at, z=at.z.clone(), fz=at.fz.clone(), residual=at.residual.clone())
+            return
+        best = self.best.error.amax(dim=1)
+        better = live & at.finite & ((error < best) | ~self.best.finite)
+        self.best = Evaluated(
+            z=select(better, at.z, self.best.z),
+            fz=select(better, at.fz, self.best.fz),
+            residual=select(better, at.residual, self.best.residual),
+            error=torch.where(better.unsqueeze(1), at.error, self.best.error),
+            scale=torch.where(better.unsqueeze(1), at.scale, self.best.scale),
+            finite=better | self.best.finite,
+        )
+
+    def _evaluate(self, z: Tensor, first: int) -> Evaluated:
+        evaluations = _cost(self.problem, self.layout.rows, first).evaluations
+        self.counts.rounds += evaluations > 0  # a chain solved to its end has nothing left to evaluate
+        self.counts.evaluations[self._live.host] += evaluations
+        with self._noted():
+            fz = self._values(z, first)
+        at = self.judged(z, fz)
+        self.remember(at)
+        return at
+
+    @contextmanager
+    def _noted(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            error.add_note(f"raised by f in round {self.counts.rounds} of the solve")
+            raise
+
+    def _measure(self, z: Tensor, fz: Tensor, residual: Tensor) -> Measure:
+        if isinstance(self.problem, HasMeasure):
+            return self.problem.measure(z, fz, residual)
+        blocks = self.layout.blocks
+        return Measure(block_norms(residual, blocks, self.norm), block_norms(fz, blocks, self.norm))
+
+    def _recycled(self, name: str) -> Tensor | None:
+        """One of two buffers of the state's shape in turn; None while gradients flow."""
+        if torch.is_grad_enabled():
+            return None
+        layout = self.layout
+        buffers = self._buffers.setdefault(name, [])
+        if len(buffers) < 2:
+            buffers.append(torch.empty(layout.rows, layout.size, dtype=layout.dtype, device=layout.device))
+        else:
+            buffers.append(buffers.pop(0))
+        return buffers[-1]
+
+    def _values(self, z: Tensor, first: int) -> Tensor:
+        live = self._live
+        if live.index is None:
+            return self._micro_batches(self.problem, z, first)
+        if live.problem is None:
+            return torch.where(live.mask.unsqueeze(1), self._micro_batches(self.problem, z, first), z)
+        return z.index_copy(0, live.index, self._micro_batches(live.problem, z[live.index], first))
+
+    def _micro_batches(self, problem: Problem, z: Tensor, first: int) -> Tensor:
+        if self.max_batch is None or z.shape[0] <= self.max_batch:
+            return self._call(problem, z, first)
+        assert isinstance(problem, HasTake)  # checked on construction
+        rows = torch.arange(z.shape[0], device=z.device).split(self.max_batch)
+        return torch.cat([self._call(problem.take(part), z[part], first) for part in rows])
+
+    def _call(self, problem: Problem, z: Tensor, first: int) -> Tensor:
+        cost = _cost(problem, z.shape[0], first)
+        self.counts.calls += cost.calls
+        self.counts.computed += cost.evaluations * z.shape[0]
+        fz = problem.resume(z, first) if first and isinstance(problem, HasResume) else problem(z)
+        if fz.shape != z.shape or fz.dtype != z.dtype or fz.device != z.device:
+            raise ValueError(
+                f"f must return shape {tuple(z.shape)}, {z.dtype} on {z.device}, "
+                f"got {tuple(fz.shape)}, {fz.dtype} on {fz.device}"
+            )
+        return self._owned(z, fz)
+
+    def _owned(self, z: Tensor, fz: Tensor) -> Tensor:
+        """``fz`` in memory that stays as it is: a view of ``z`` is copied, memory filled anew is refused."""
+        if fz.untyped_storage().data_ptr() == z.untyped_storage().data_ptr():
+            return fz.clone()
+        if self._last is not None:
+            last, version = self._last
+            if fz.data_ptr() == last.data_ptr() and fz._version != version:
+                raise ValueError("f returned memory it had returned before, filled anew; it must return a new tensor")
+        self._last = (fz, fz._version)  # held, so that its memory is not handed out again
+        return fz
+
+
+def _cost(problem: Problem, rows: int, first: int) -> Cost:
+    return problem.cost(rows, first) if isinstance(problem, HasCost) else Cost(calls=1, evaluations=1)
+
+
+def select(mask: Bool[Tensor, " B"], chosen: Float[Tensor, "B D"], other: Float[Tensor, "B D"]) -> Tensor:
+    """``chosen`` in the rows of ``mask``, ``other`` elsewhere; written into ``other`` unless gradients flow."""
+    out = None if torch.is_grad_enabled() else other
+    return torch.where(mask.unsqueeze(1), chosen, other, out=out)

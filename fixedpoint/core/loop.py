@@ -1,0 +1,134 @@
+"""The one loop: evaluate, judge, step; rows that finished keep their answer bit for bit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fixedpoint.core.evaluator import Evaluated, Evaluator, select
+from fixedpoint.core.solution import Solution, Trace
+from fixedpoint.core.status import Status
+from fixedpoint.core.termination import Judge, Termination
+
+if TYPE_CHECKING:
+    from fixedpoint.core.solver import StepSolver
+
+__all__ = ["Progress", "iterate", "solution_at"]
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a solve stands after a round: for progress displays and hooks."""
+
+    round: int
+    running: int
+    relative_error: float
+
+
+def iterate(
+    solver: StepSolver[Any],
+    f: Evaluator,
+    z0: Float[Tensor, "B D"],
+    termination: Termination,
+    on_round: Callable[[Progress], None] | None = None,
+) -> Solution:
+    """Drive a step solver until no row is running.
+
+    The decisions of a round are tensors; they are read once a round, which is the only host synchronisation
+    (a progress callback costs another).
+    """
+    limit = termination.max_rounds or solver.rounds_bound(f)
+    judge = Judge(termination, z0.dtype, lasting=solver.lasting)
+    at = solver.start(f, z0)
+    state = solver.init(f, at)
+    answer: Evaluated | None = None
+    final = np.zeros(z0.shape[0], dtype=np.int8)
+    rounds = np.zeros(z0.shape[0], dtype=np.int64)
+    while True:
+        status, rescued = judge(at)
+        host = _to_host(status, rescued)
+        running = final == Status.RUNNING
+        rounds[running] = f.counts.rounds
+        final[running] = host[0][running]
+        if f.counts.rounds >= limit:
+            final[final == Status.RUNNING] = Status.MAX_ROUNDS
+        finished = running & (final != Status.RUNNING)
+        if finished.any():
+            answer = _settle(answer, _answer_of(finished, final, at, f, solver.lasting))
+        if on_round is not None:
+            on_round(Progress(f.counts.rounds, int((final == Status.RUNNING).sum()), _worst(f)))
+        if not (final == Status.RUNNING).any():
+            break
+        f.narrow(final == Status.RUNNING)
+        if (host[1].astype(np.bool_) & (final == Status.RUNNING)).any():
+            assert f.best is not None  # every evaluation has been remembered
+            at = f.best.where(rescued, at)
+            state = solver.reset(state, rescued)
+        proposal, state = solver.step(f, at, state)
+        at = proposal if isinstance(proposal, Evaluated) else f(proposal)
+    assert answer is not None  # every row has finished, so some round settled it
+    return solution_at(answer, tuple(Status(int(code)) for code in final), rounds, f, solver, solver.extras(state))
+
+
+def solution_at(
+    at: Evaluated,
+    status: tuple[Status, ...],
+    rounds: NDArray[np.int64],
+    f: Evaluator,
+    solver: Any,
+    extras: dict[str, Any] | None = None,
+) -> Solution:
+    """The solution that says what was judged at ``at``; for solvers that own their loop, too."""
+    return Solution(
+        state=at.z,
+        fstate=at.fz,
+        error=at.error,
+        scale=at.scale,
+        status=status,
+        rounds=rounds,
+        counts=f.counts,
+        trace=Trace(error=_stack(f.errors), relative=_stack(f.relative)),
+        solver=solver,
+        layout=f.layout,
+        extras=extras or {},
+    )
+
+
+def _answer_of(
+    finished: NDArray[np.bool_], final: NDArray[np.int8], at: Evaluated, f: Evaluator, lasting: bool
+) -> tuple[Tensor, Evaluated]:
+    """The rows that finished now, and the point that is their answer: this one, or their best."""
+    device = at.z.device
+    mask = torch.from_numpy(finished).to(device)
+    if lasting or f.best is None:
+        return mask, at
+    current = torch.from_numpy(finished & (final == Status.CONVERGED)).to(device)
+    return mask, at.where(current, f.best)
+
+
+def _settle(answer: Evaluated | None, update: tuple[Tensor, Evaluated]) -> Evaluated:
+    mask, at = update
+    if answer is None:
+        return replace(at, z=at.z.clone(), fz=at.fz.clone())
+    return replace(at.where(mask, answer), z=select(mask, at.z, answer.z), fz=select(mask, at.fz, answer.fz))
+
+
+def _to_host(status: Tensor, rescued: Tensor) -> NDArray[np.int8]:
+    stacked: NDArray[np.int8] = torch.stack([status, rescued.to(torch.int8)]).cpu().numpy()
+    return stacked
+
+
+def _worst(f: Evaluator) -> float:
+    return float(f.relative[-1].nan_to_num(nan=0.0, posinf=torch.inf).amax())
+
+
+def _stack(rounds: list[Tensor]) -> NDArray[np.float64]:
+    stacked: NDArray[np.float64] = torch.stack(rounds).cpu().numpy()
+    return stacked

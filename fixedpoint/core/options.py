@@ -1,0 +1,154 @@
+"""Options: the fields of a frozen dataclass that are also the YAML keys, the help and the docs.
+
+A component (solver, termination, task ...) declares each option once, with :func:`option`; the declaration
+carries the help and the range. Constructing the component checks every value against it, so a bad value is
+refused with a sentence before any work is done, whether it came from Python or from a file.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import types
+import typing
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, Literal
+
+__all__ = ["OptionError", "Options", "option", "option_types"]
+
+
+class OptionError(ValueError, TypeError):
+    """An option has a value of the wrong type or out of range.
+
+    ``option`` is the option's name and ``reason`` the sentence without the component's name, for callers that
+    report their own position (a line of a YAML file).
+    """
+
+    def __init__(self, component: str, option: str, reason: str) -> None:
+        super().__init__(f"{component}: {option} {reason}")
+        self.option = option
+        self.reason = reason
+
+
+def option(
+    default: Any = dataclasses.MISSING,
+    *,
+    help: str,
+    factory: Callable[[], Any] | None = None,
+    ge: float | None = None,
+    gt: float | None = None,
+    le: float | None = None,
+    lt: float | None = None,
+) -> Any:
+    """Declare one option of a component.
+
+    Parameters
+    ----------
+    default, factory
+        Default value, or a function that makes it; with neither the option is required.
+    help
+        What it does, in one sentence; shown by ``fixedpoint show`` and in the docs.
+    ge, gt, le, lt
+        Inclusive and exclusive bounds for a number.
+    """
+    bounds = {"ge": ge, "gt": gt, "le": le, "lt": lt}
+    metadata = {"help": help, **{key: value for key, value in bounds.items() if value is not None}}
+    if factory is not None:
+        return dataclasses.field(default_factory=factory, metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+@functools.cache
+def option_types(cls: Any) -> Mapping[str, Any]:
+    """The resolved type of every option of ``cls``."""
+    hints = typing.get_type_hints(cls)
+    return {field.name: hints[field.name] for field in dataclasses.fields(cls) if field.init}
+
+
+_LIMITS: tuple[tuple[str, str, Callable[[Any, Any], bool]], ...] = (
+    ("ge", "at least", lambda value, bound: value >= bound),
+    ("gt", "greater than", lambda value, bound: value > bound),
+    ("le", "at most", lambda value, bound: value <= bound),
+    ("lt", "less than", lambda value, bound: value < bound),
+)
+
+
+class Options:
+    """Base of every frozen dataclass whose fields are options; checks them on construction.
+
+    Raises
+    ------
+    OptionError
+        Naming the component, the option, what came and what was wanted.
+    """
+
+    variant: ClassVar[str] = ""
+    """The ``name`` by which a file picks this class where an option admits several."""
+
+    def __post_init__(self) -> None:
+        name = type(self).__name__
+        expected: Mapping[str, Any] = option_types(type(self))  # type: ignore[arg-type]  # a class is hashable
+        for field in dataclasses.fields(self):  # type: ignore[arg-type]  # every subclass is a dataclass
+            if not field.init:
+                continue
+            value = getattr(self, field.name)
+            checked = _convert(value, expected[field.name])
+            if checked is _REFUSED:
+                raise OptionError(name, field.name, f"must be {_describe(expected[field.name])}, got {value!r}")
+            if checked is not value:
+                object.__setattr__(self, field.name, checked)
+            for key, words, holds in _LIMITS:
+                bound = field.metadata.get(key)
+                if bound is not None and checked is not None and not holds(checked, bound):
+                    raise OptionError(name, field.name, f"must be {words} {bound}, got {value!r}")
+        self.check()
+
+    def check(self) -> None:
+        """Check what concerns several options at once; raise :class:`OptionError`."""
+
+
+_REFUSED = object()
+
+
+def _convert(value: Any, expected: Any) -> Any:
+    """``value`` if it is of the ``expected`` type (an int becomes a float, a list a tuple), else ``_REFUSED``."""
+    origin = typing.get_origin(expected)
+    if expected is Any:
+        return value
+    if origin is Literal:
+        return value if value in typing.get_args(expected) else _REFUSED
+    if origin in (typing.Union, types.UnionType):
+        results = [_convert(value, member) for member in typing.get_args(expected)]
+        exact = [result for result in results if result is value]
+        accepted = exact or [result for result in results if result is not _REFUSED]
+        return accepted[0] if accepted else _REFUSED
+    if origin is tuple:
+        if not isinstance(value, (tuple, list)):
+            return _REFUSED
+        (member,) = set(typing.get_args(expected)) - {Ellipsis}
+        items = tuple(_convert(item, member) for item in value)
+        return _REFUSED if _REFUSED in items else (value if items == value else items)
+    if expected is float:
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            return _REFUSED
+        return value if isinstance(value, float) else float(value)
+    if expected is int:
+        return value if isinstance(value, int) and not isinstance(value, bool) else _REFUSED
+    if isinstance(origin or expected, type):
+        return value if isinstance(value, origin or expected) else _REFUSED
+    return value
+
+
+def _describe(expected: Any) -> str:
+    origin = typing.get_origin(expected)
+    if expected is type(None):
+        return "nothing"
+    if origin is Literal:
+        return "one of " + ", ".join(repr(choice) for choice in typing.get_args(expected))
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(_describe(member) for member in typing.get_args(expected))
+    if origin is tuple:
+        (member,) = set(typing.get_args(expected)) - {Ellipsis}
+        return f"a list of {_describe(member)}"
+    plain = {int: "an integer", float: "a number", bool: "true or false", str: "a string"}
+    return plain.get(expected, getattr(expected, "__name__", str(expected)))

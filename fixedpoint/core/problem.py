@@ -1,0 +1,164 @@
+"""Problems ``z = f(z)``, and the narrow protocols a problem may add.
+
+A problem is a map of the state ``(B, D)``. Rows are independent: ``f(z)[i]`` depends on ``z[i]`` alone, which is
+what makes convergence per row, batching and fair counting possible (``check_row_independence`` tests it). What
+a problem can do beyond being evaluated it says with one of the protocols below.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from fixedpoint.core.layout import Layout, Rows
+
+if TYPE_CHECKING:
+    from fixedpoint.core.solver import Solver
+
+__all__ = [
+    "AdaptsSolver",
+    "Cost",
+    "FunctionProblem",
+    "HasAdvance",
+    "HasCost",
+    "HasMeasure",
+    "HasResume",
+    "HasTake",
+    "Measure",
+    "Problem",
+    "check_row_independence",
+]
+
+
+class Problem(ABC):
+    """A fixed-point problem ``z = f(z)`` on states ``(B, D)`` of one floating-point dtype."""
+
+    layout: Layout
+
+    @abstractmethod
+    def __call__(self, z: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
+        """``f(z)``, in new memory."""
+
+    @abstractmethod
+    def initial(self) -> Float[Tensor, "B D"]:
+        """The start."""
+
+
+class Cost(NamedTuple):
+    """What evaluating some rows costs: ``calls`` of the user's function, and ``evaluations`` per row."""
+
+    calls: int
+    evaluations: int
+
+
+class Measure(NamedTuple):
+    """How far a point is from solving the problem, and the size it is to be compared with, both ``(B, blocks)``."""
+
+    error: Float[Tensor, "B blocks"]
+    scale: Float[Tensor, "B blocks"]
+
+
+@runtime_checkable
+class HasTake(Protocol):
+    """A problem whose rows can be taken out: the sub-problem of ``rows``, conditioning included."""
+
+    def take(self, rows: Int[Tensor, " k"]) -> Problem: ...
+
+
+@runtime_checkable
+class HasMeasure(Protocol):
+    """A problem with its own measure of how far a point is, in place of the norm of ``f(z) - z``."""
+
+    def measure(self, z: Float[Tensor, "B D"], fz: Float[Tensor, "B D"], residual: Float[Tensor, "B D"]) -> Measure: ...
+
+
+@runtime_checkable
+class HasCost(Protocol):
+    """A problem one of whose evaluations is many calls or evaluations of the user's function."""
+
+    def cost(self, rows: int, first: int = 0) -> Cost: ...
+
+
+@runtime_checkable
+class HasResume(Protocol):
+    """A problem that can be evaluated from block ``first`` on; earlier blocks of ``f(z)`` are given as ``z``'s own.
+
+    For chains, whose solved steps need no further evaluation.
+    """
+
+    def resume(self, z: Float[Tensor, "B D"], first: int) -> Float[Tensor, "B D"]: ...
+
+
+@runtime_checkable
+class HasAdvance(Protocol):
+    """A chain: a problem of steps that can also be taken one at a time."""
+
+    def advance(self, x: Float[Tensor, B * event], step: int) -> Float[Tensor, B * event]: ...
+
+
+@runtime_checkable
+class AdaptsSolver(Protocol):
+    """A problem that wants any solver it is given wrapped in one that knows its structure."""
+
+    def adapt(self, solver: Solver) -> Solver: ...
+
+
+class FunctionProblem(Problem):
+    """A plain function of the user's value as a problem.
+
+    Parameters
+    ----------
+    function
+        ``f``: takes a value like ``z0`` and returns one of the same structure, shapes, dtype and device.
+    z0
+        The start: a tensor, a numpy array, a float, or tuples, lists or dicts of tensors or of arrays.
+    rows
+        ``"independent"`` or ``"joint"``; see :meth:`Layout.of`.
+    """
+
+    def __init__(self, function: Callable[[Any], Any], z0: Any, rows: Rows | None = None) -> None:
+        if not callable(function):
+            raise TypeError(f"f must be a function, got {type(function).__name__}")
+        self.function = function
+        self.layout = Layout.of(z0, rows)
+        self._start = self.layout.pack(z0, "z0")
+        if not bool(self._start.isfinite().all()):
+            count = int((~self._start.isfinite()).sum())
+            raise ValueError(f"z0 must be finite, got {count} entries that are NaN or Inf")
+
+    def __call__(self, z: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
+        version = z._version
+        value = self.layout.pack(self.function(self.layout.unpack(z)))
+        if z._version != version:
+            raise ValueError("f changed its argument in place; it must return a new value")
+        return value
+
+    def initial(self) -> Float[Tensor, "B D"]:
+        return self._start.clone()
+
+
+def check_row_independence(problem: Problem, seed: int = 0) -> Bool[Tensor, " B"]:
+    """Whether each row's value of ``f`` at the start stays the same when the *other* rows change.
+
+    Costs ``B + 1`` evaluations. A row may move by a few roundings (kernels round differently), not more.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    z = problem.initial()
+    size = z.abs().amax().clamp(min=1.0)
+    noise = torch.randn(z.shape, generator=generator, dtype=torch.float64).to(z) * size * 0.1
+    with torch.no_grad():
+        value = problem(z.clone())
+        kept = []
+        for row in range(z.shape[0]):
+            moved = z + noise
+            moved[row] = z[row]
+            change = (problem(moved)[row] - value[row]).abs().amax()
+            kept.append(
+                change <= 64 * torch.finfo(z.dtype).eps * value[row].abs().amax().clamp(min=torch.finfo(z.dtype).tiny)
+            )
+    return torch.stack(kept)

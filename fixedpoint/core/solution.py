@@ -1,0 +1,124 @@
+"""Solution: what a solve returns."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fixedpoint.core.evaluator import Counts
+from fixedpoint.core.layout import Layout
+from fixedpoint.core.status import ConvergenceError, Status
+
+__all__ = ["Solution", "Trace"]
+
+
+@dataclass(frozen=True)
+class Trace:
+    """The error of every row after every round, NaN where a row had finished.
+
+    Attributes
+    ----------
+    error, relative
+        Shape ``(rounds, B)``, float64: the largest over the blocks, absolute and relative to the scale.
+    """
+
+    error: NDArray[np.float64]
+    relative: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Solution:
+    """The answer of a solve: the point that was judged, and what judging it said.
+
+    Attributes
+    ----------
+    state, fstate
+        Shape ``(B, D)``: the point, and ``f`` evaluated at that very point.
+    error, scale
+        Shape ``(B, blocks)``, float64: the measure of that point.
+    status
+        Shape ``(B,)``: why each row stopped.
+    rounds
+        Shape ``(B,)``, int64: rounds each row was running.
+    counts
+        Rounds, calls and evaluations of the whole solve.
+    trace
+        Errors per round.
+    solver
+        The solver that found it.
+    layout
+        How the state corresponds to the user's value.
+    extras
+        What a solver or gradient estimator wants to hand on (an inverse estimate, an adjoint report).
+    """
+
+    state: Float[Tensor, "B D"]
+    fstate: Float[Tensor, "B D"]
+    error: Float[Tensor, "B blocks"]
+    scale: Float[Tensor, "B blocks"]
+    status: tuple[Status, ...]
+    rounds: NDArray[np.int64]
+    counts: Counts
+    trace: Trace
+    solver: Any
+    layout: Layout
+    extras: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def z(self) -> Any:
+        """The point, in the structure of the start value (numpy in, numpy out)."""
+        return self.layout.unpack(self.state)
+
+    @property
+    def fz(self) -> Any:
+        """``f`` at that point, in the structure of the start value."""
+        return self.layout.unpack(self.fstate)
+
+    @property
+    def evaluations(self) -> NDArray[np.int64]:
+        """Shape ``(B,)``: evaluations each row asked for."""
+        return self.counts.evaluations
+
+    @property
+    def relative_error(self) -> NDArray[np.float64]:
+        """Shape ``(B,)``: error over scale, the largest over the blocks."""
+        ratio = np.asarray((self.error / self.scale).detach().cpu(), dtype=np.float64)
+        worst: NDArray[np.float64] = np.nan_to_num(ratio, nan=0.0, posinf=np.inf).max(axis=1)
+        return worst
+
+    @property
+    def converged(self) -> NDArray[np.bool_]:
+        """Shape ``(B,)``."""
+        return np.array([status is Status.CONVERGED for status in self.status])
+
+    @property
+    def message(self) -> str:
+        """One line per status that occurred: how many rows, and what it means."""
+        counted = Counter(self.status)
+        lines = [f"{counted[s]} of {len(self.status)} rows {s.label}: {s.sentence}" for s in sorted(counted)]
+        return "\n".join(lines)
+
+    def raise_for_status(self) -> Solution:
+        """This solution if every row converged.
+
+        Raises
+        ------
+        ConvergenceError
+            Otherwise, with the message.
+        """
+        if not self.converged.all():
+            raise ConvergenceError(self.message)
+        return self
+
+    def __repr__(self) -> str:
+        labels = ", ".join(f"{count} {status.label}" for status, count in sorted(Counter(self.status).items()))
+        return (
+            f"Solution({labels}; {self.counts.rounds} rounds, {int(self.evaluations.sum())} evaluations, "
+            f"relative error {self.relative_error.max():.2g})"
+        )

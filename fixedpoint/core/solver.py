@@ -1,0 +1,88 @@
+"""Solver: what finds a fixed point. Most are StepSolvers, driven by the one loop."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any, ClassVar, Generic, TypeVar
+
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from fixedpoint.core.evaluator import Evaluated, Evaluator
+from fixedpoint.core.loop import Progress, iterate
+from fixedpoint.core.options import Options
+from fixedpoint.core.solution import Solution
+from fixedpoint.core.termination import Termination
+
+__all__ = ["Solver", "StepSolver"]
+
+S = TypeVar("S")
+
+
+class Solver(Options, ABC):
+    """A method for ``z = f(z)``: a frozen dataclass of options, comparable and printable.
+
+    ``needs`` and ``provides`` are names (``"jvp"``, ``"inverse"`` ...) by which a run finds out, before it
+    starts, which solver cannot go with which problem or gradient estimator.
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset()
+    provides: ClassVar[frozenset[str]] = frozenset()
+
+    @abstractmethod
+    def solve(
+        self,
+        f: Evaluator,
+        z0: Float[Tensor, "B D"],
+        termination: Termination,
+        on_round: Callable[[Progress], None] | None = None,
+    ) -> Solution:
+        """Find a fixed point from ``z0``, evaluating the problem through ``f`` alone."""
+
+
+class StepSolver(Solver, Generic[S]):
+    """A solver that proposes one point after another; the loop does all the rest.
+
+    ``S`` is its state: whatever it keeps between steps, held per row along the first dimension.
+    """
+
+    lasting: ClassVar[bool] = False
+    """Ends by itself after a known number of rounds, whatever the error does meanwhile; the answer is the latest
+    point, not the best."""
+
+    def solve(
+        self,
+        f: Evaluator,
+        z0: Float[Tensor, "B D"],
+        termination: Termination,
+        on_round: Callable[[Progress], None] | None = None,
+    ) -> Solution:
+        return iterate(self, f, z0, termination, on_round)
+
+    def start(self, f: Evaluator, z0: Float[Tensor, "B D"]) -> Evaluated:
+        """The first evaluated point."""
+        return f(z0)
+
+    def rounds_bound(self, f: Evaluator) -> int:
+        """Limit on rounds where the termination sets none."""
+        return 1000
+
+    @abstractmethod
+    def init(self, f: Evaluator, at: Evaluated) -> S:
+        """The state before the first step."""
+
+    @abstractmethod
+    def step(self, f: Evaluator, at: Evaluated, state: S) -> tuple[Float[Tensor, "B D"] | Evaluated, S]:
+        """The next proposal, or the next point already evaluated, and the new state.
+
+        Rows must not mix, and nothing may wait for the device (no ``.item()``, no boolean indexing).
+        """
+
+    def reset(self, state: S, rows: Bool[Tensor, " B"]) -> S:
+        """Forget the history of ``rows``: the loop has put them back to their best point."""
+        return state
+
+    def extras(self, state: S) -> dict[str, Any]:
+        """What the solution is to carry from the final state."""
+        return {}

@@ -1,0 +1,51 @@
+"""Why a row stopped: a status per row, each with a sentence that says what happened and what to try."""
+
+from __future__ import annotations
+
+import enum
+
+__all__ = ["ConvergenceError", "Status"]
+
+
+class Status(enum.IntEnum):
+    """Status of one row of a solve; stored as int8. ``status.sentence`` says what it means."""
+
+    RUNNING = 0
+    CONVERGED = 1
+    MAX_ROUNDS = 2
+    STALLED = 3
+    DIVERGED = 4
+    NONFINITE = 5
+
+    @property
+    def label(self) -> str:
+        """The name used in tables and records, e.g. ``"max_rounds"``."""
+        return self.name.lower()
+
+    @property
+    def sentence(self) -> str:
+        """What happened, and what to try."""
+        return _SENTENCES[self]
+
+
+_SENTENCES = {
+    Status.RUNNING: "still running",
+    Status.CONVERGED: "the error of the returned point is within the tolerance",
+    Status.MAX_ROUNDS: (
+        "the limit on rounds was reached before the tolerance; raise max_rounds, loosen rtol or atol, or take "
+        "another solver (rows that depend on one another need rows='joint'; a solution at zero needs atol > 0)"
+    ),
+    Status.STALLED: (
+        "the error stopped improving above the tolerance: either the tolerance asks for more than the dtype can "
+        "give (take a wider dtype or a looser tolerance) or the solver is caught (take a smaller relaxation or "
+        "another solver)"
+    ),
+    Status.DIVERGED: "the error grew far beyond its first value; take a smaller relaxation or another solver",
+    Status.NONFINITE: (
+        "f returned NaN or Inf; the best finite point is returned. Start nearer to the solution, or check f there"
+    ),
+}
+
+
+class ConvergenceError(RuntimeError):
+    """Raised by ``Solution.raise_for_status`` when a row did not converge."""

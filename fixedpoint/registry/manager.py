@@ -1,0 +1,249 @@
+"""The plugin manager: finds plugins, lists components, refuses collisions, builds by name."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pluggy
+
+from fixedpoint.registry import builtin, hookspecs
+from fixedpoint.registry.component import KINDS, Component, Kind, nearest
+
+__all__ = ["Broken", "Registry", "RegistryError", "UnknownComponentError", "registry"]
+
+_DISTRIBUTION = "fixedpoint-solvers"
+
+
+class RegistryError(ValueError):
+    """A plugin or component that cannot be registered."""
+
+
+class UnknownComponentError(RegistryError):
+    """No component of that name; the sentence names the nearest one."""
+
+    def __init__(self, kind: Kind, name: str, known: Iterable[str]) -> None:
+        super().__init__(f"unknown {kind} {name!r}; {nearest(name, known)}")
+        self.kind = kind
+        self.name = name
+
+
+@dataclass(frozen=True)
+class Broken:
+    """A plugin, or a component of one, that cannot be used: a row of ``fixedpoint list`` that says why."""
+
+    name: str
+    kind: str
+    source: str
+    reason: str
+
+
+class Registry:
+    """Solvers, gradient estimators, tasks and executors by name.
+
+    Plugins are found through the entry points of the group ``fixedpoint`` the first time anything is asked for,
+    the library's own first and the others by name; what they bring is loaded when it is built.
+    """
+
+    def __init__(self, discover: bool = True) -> None:
+        self._manager = pluggy.PluginManager(hookspecs.PROJECT)
+        self._manager.add_hookspecs(hookspecs)
+        self._components: dict[Kind, dict[str, Component]] = {kind: {} for kind in KINDS}
+        self._broken: list[Broken] = []
+        self._pending = discover
+        if not discover:
+            self._add(builtin, "builtin", _own_source())
+
+    @property
+    def hook(self) -> Any:
+        """The hooks, to be called with keyword arguments."""
+        self._discover()
+        return self._manager.hook
+
+    def components(self, kind: Kind) -> dict[str, Component]:
+        """All usable components of a kind, by name, sorted."""
+        self._discover()
+        return dict(sorted(self._components[kind].items()))
+
+    def broken(self) -> list[Broken]:
+        """Everything that was found but cannot be used, each with the reason."""
+        self._discover()
+        return list(self._broken)
+
+    def get(self, kind: Kind, name: str) -> Component:
+        """The component of that kind and name.
+
+        Raises
+        ------
+        UnknownComponentError
+            Naming the nearest name; or the reason, when a plugin of that name is broken.
+        """
+        found = self.components(kind)
+        if name not in found:
+            raise UnknownComponentError(kind, name, found)
+        return found[name]
+
+    def create(self, kind: Kind, spec: Any, **options: Any) -> Any:
+        """Build a component.
+
+        Parameters
+        ----------
+        spec
+            A name, a mapping with ``name`` and options (nested components likewise), or an instance, which is
+            returned as it is.
+        options
+            Options, when ``spec`` is a name.
+
+        Raises
+        ------
+        UnknownComponentError, TypeError, OptionError
+            Unknown name, unknown option (with the nearest one), or a value of wrong type or range.
+        """
+        if isinstance(spec, str):
+            spec = {"name": spec, **options}
+        if not isinstance(spec, Mapping):
+            return spec
+        if not isinstance(spec.get("name"), str):
+            raise TypeError(f"a {kind} wants a name, got {dict(spec)!r}")
+        factory = self.get(kind, spec["name"]).load()
+        return build(factory, {key: value for key, value in spec.items() if key != "name"}, self)
+
+    def register(self, plugin: Any, name: str | None = None) -> None:
+        """Register a plugin (a module or object with hooks) of this process.
+
+        Raises
+        ------
+        RegistryError
+            When one of its components takes a name that is taken, naming both.
+        """
+        self._discover()
+        label = str(name or getattr(plugin, "__name__", type(plugin).__name__))
+        collisions = self._add(plugin, label, (label, ""))
+        if collisions:
+            self._manager.unregister(plugin)
+            self._broken = [row for row in self._broken if row not in collisions]
+            for kind in KINDS:
+                kept = {key: entry for key, entry in self._components[kind].items() if entry.source != label}
+                self._components[kind] = kept
+            raise RegistryError("; ".join(row.reason for row in collisions))
+
+    def unregister(self, plugin: Any) -> None:
+        """Take back what :meth:`register` added."""
+        label = self._manager.get_name(plugin)
+        self._manager.unregister(plugin)
+        for kind in KINDS:
+            kept = {key: entry for key, entry in self._components[kind].items() if entry.source != label}
+            self._components[kind] = kept
+
+    def add(self, kind: Kind, component: Component) -> None:
+        """Register one component of this process, e.g. from a notebook.
+
+        Raises
+        ------
+        RegistryError
+            When the name is taken, naming both.
+        """
+        self._discover()
+        refused = self._accept(kind, replace(component, source=component.source or "this process"))
+        if refused:
+            self._broken.remove(refused)
+            raise RegistryError(refused.reason)
+
+    def _discover(self) -> None:
+        if not self._pending:
+            return
+        self._pending = False
+        self._add(builtin, "builtin", _own_source())
+        found = importlib.metadata.entry_points(group=hookspecs.PROJECT)
+        for entry in sorted(found, key=lambda entry: (not _is_own(entry), entry.name)):
+            source = _source_of(entry)
+            try:
+                plugin = entry.load()
+            except Exception as error:  # a stranger's module may raise anything; it becomes a row with the reason
+                self._broken.append(Broken(entry.name, "plugin", " ".join(source), _one_line(error)))
+                continue
+            if plugin is not builtin:
+                self._add(plugin, entry.name, source)
+
+    def _add(self, plugin: Any, label: str, source: tuple[str, str]) -> list[Broken]:
+        before = len(self._broken)
+        try:
+            self._manager.register(plugin, name=label)
+        except (ValueError, pluggy.PluginValidationError) as error:
+            self._broken.append(Broken(label, "plugin", " ".join(source), _one_line(error)))
+            return self._broken[before:]
+        for kind in KINDS:
+            hook = getattr(plugin, f"fixedpoint_{kind}s", None)
+            if hook is None:
+                continue
+            try:
+                brought = list(hook())
+            except Exception as error:  # as above
+                self._broken.append(Broken(label, f"{kind}s", " ".join(source), _one_line(error)))
+                continue
+            for component in brought:
+                self._accept(kind, replace(component, source=source[0], version=source[1]))
+        return self._broken[before:]
+
+    def _accept(self, kind: Kind, component: Component) -> Broken | None:
+        holder = self._components[kind].get(component.name)
+        if holder is None:
+            self._components[kind][component.name] = component
+            return None
+        reason = (
+            f"the {kind} name {component.name!r} of {component.source or 'this process'} is already taken by "
+            f"{holder.source or 'this process'} ({_where(holder)}); refused {_where(component)}"
+        )
+        refused = Broken(component.name, kind, f"{component.source} {component.version}".strip(), reason)
+        self._broken.append(refused)
+        return refused
+
+
+def build(factory: Any, options: Mapping[str, Any], registry: Registry) -> Any:
+    """An instance of an options class from plain values; nested components and choices are built, recursively."""
+    from fixedpoint.registry.nesting import Choices, nested  # loads torch, so not before something is built
+
+    known = [field.name for field in dataclasses.fields(factory) if field.init]
+    built = {}
+    for key, value in options.items():
+        if key not in known:
+            raise TypeError(f"{factory.__name__}: unknown option {key!r}; {nearest(key, known)}")
+        inner = nested(factory, key)
+        if inner is None or not isinstance(value, (str, Mapping)):
+            built[key] = value
+        elif isinstance(inner, Choices):
+            spec = {"name": value} if isinstance(value, str) else dict(value)
+            built[key] = build(inner.pick(f"{factory.__name__}: {key}", spec.pop("name", None)), spec, registry)
+        else:
+            built[key] = registry.create(inner, value)
+    return factory(**built)
+
+
+def _own_source() -> tuple[str, str]:
+    try:
+        return _DISTRIBUTION, importlib.metadata.version(_DISTRIBUTION)
+    except importlib.metadata.PackageNotFoundError:
+        return _DISTRIBUTION, ""
+
+
+def _source_of(entry: importlib.metadata.EntryPoint) -> tuple[str, str]:
+    return (entry.dist.name, entry.dist.version) if entry.dist else (entry.value, "")
+
+
+def _is_own(entry: importlib.metadata.EntryPoint) -> bool:
+    return entry.dist is not None and entry.dist.name == _DISTRIBUTION
+
+
+def _where(component: Component) -> str:
+    factory = component.factory
+    return factory if isinstance(factory, str) else f"{factory.__module__}:{getattr(factory, '__qualname__', factory)}"
+
+
+def _one_line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+
+
+registry = Registry()

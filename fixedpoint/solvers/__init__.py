@@ -1,0 +1,1 @@
+"""Solvers, one a file; each file opens with its recurrence and reference."""

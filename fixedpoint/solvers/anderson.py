@@ -1,0 +1,105 @@
+r"""Anderson acceleration, type II.
+
+With ``r_k = f(z_k) - z_k``, ``dF = [f_{j+1} - f_j]``, ``dR = [r_{j+1} - r_j]`` over the last ``m`` steps:
+
+    gamma   = argmin || r_k - dR gamma ||
+    z_{k+1} = f_k - dF gamma - (1 - beta) (r_k - dR gamma)
+
+(Anderson 1965; Walker & Ni 2011, "Anderson acceleration for fixed-point iterations", eqs. 2.1 to 2.4.)
+
+Where we differ, and why:
+
+- The small problem is solved from an incrementally updated Gram matrix in float64, its columns normalised and
+  filtered (see ``least_squares``), instead of with an absolute ridge, which makes the method depend on the scale
+  of the state and slower than Picard near convergence.
+- A row whose residual has grown by more than ``restart_growth`` over its best forgets its history and takes a
+  plain step.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from fixedpoint.core.evaluator import Evaluated, Evaluator
+from fixedpoint.core.history import History
+from fixedpoint.core.options import option
+from fixedpoint.core.reduce import add_combination, row_dots, row_norms
+from fixedpoint.core.solver import StepSolver
+from fixedpoint.solvers.least_squares import solve_gram
+from fixedpoint.solvers.safeguard import Growth
+
+__all__ = ["Anderson", "AndersonState"]
+
+
+@dataclass(frozen=True)
+class AndersonState:
+    """Columns ``(dF, dR)``, the Gram matrix of ``dR`` ``(B, m, m)``, and the previous point."""
+
+    history: History
+    gram: Float[Tensor, "B m m"]
+    previous: Evaluated | None
+    linked: Bool[Tensor, " B"]
+    growth: Growth
+
+
+@dataclass(frozen=True)
+class Anderson(StepSolver[AndersonState]):
+    """Anderson acceleration (type II): combines the last steps so that their residuals nearly cancel."""
+
+    memory: int = option(5, ge=1, help="m: number of earlier steps combined")
+    relaxation: float = option(1.0, gt=0.0, le=2.0, help="beta: how much of the remaining residual is added")
+    restart_growth: float = option(
+        1e2, gt=1.0, help="growth of the residual over its best that makes a row forget its history"
+    )
+
+    def init(self, f: Evaluator, at: Evaluated) -> AndersonState:
+        rows, size = at.z.shape
+        memory = min(self.memory, size)
+        return AndersonState(
+            history=History.empty(at.z, memory, groups=2),
+            gram=torch.zeros(rows, memory, memory, dtype=torch.float64, device=at.z.device),
+            previous=None,
+            linked=torch.zeros(rows, dtype=torch.bool, device=at.z.device),
+            growth=Growth.begin(row_norms(at.residual.detach())),
+        )
+
+    def reset(self, state: AndersonState, rows: Bool[Tensor, " B"]) -> AndersonState:
+        return replace(state, history=state.history.forget(rows), linked=state.linked & ~rows)
+
+    def step(
+        self, f: Evaluator, at: Evaluated, state: AndersonState
+    ) -> tuple[Float[Tensor, "B D"] | Evaluated, AndersonState]:
+        grown, growth = state.growth.watch(row_norms(at.residual.detach()), self.restart_growth)
+        state = self._extended(at, replace(self.reset(state, grown), growth=growth))
+        changes_f, changes_r = state.history.columns
+        noise = torch.finfo(at.z.dtype).eps * row_norms(at.fz.detach())
+        gamma = solve_gram(
+            state.gram, row_dots(changes_r, at.residual), state.history.valid, state.history.order, noise
+        )
+        proposal = add_combination(at.fz, changes_f, -gamma, out=f.empty())
+        if self.relaxation != 1.0:
+            rest = add_combination(at.residual, changes_r, -gamma)
+            proposal = torch.sub(proposal, rest, alpha=1.0 - self.relaxation, out=proposal if _in_place() else None)
+        everything = torch.ones_like(state.linked)
+        return proposal, replace(state, previous=at, linked=everything)
+
+    def _extended(self, at: Evaluated, state: AndersonState) -> AndersonState:
+        """With the newest column in place of the oldest, in history and Gram matrix."""
+        if state.previous is None:
+            return state
+        history = state.history.push_differences(
+            (at.fz, state.previous.fz), (at.residual, state.previous.residual), valid=state.linked
+        )
+        changes_r = history.columns[1]
+        products = row_dots(changes_r, changes_r[:, history.newest])
+        slot = torch.tensor([history.newest], device=products.device)
+        gram = state.gram.index_copy(1, slot, products.unsqueeze(1)).index_copy(2, slot, products.unsqueeze(2))
+        return replace(state, history=history, gram=gram)
+
+
+def _in_place() -> bool:
+    return not torch.is_grad_enabled()

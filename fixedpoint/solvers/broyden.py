@@ -1,0 +1,97 @@
+r"""Broyden's "good" method, limited memory.
+
+On ``g(z) = f(z) - z`` with an estimate ``H`` of the inverse Jacobian of ``g``, from ``H_0 = -I`` (a Picard step):
+
+    z_{k+1} = z_k - H_k g_k
+    v       = H_k^T dz,      dz = z_{k+1} - z_k,   dg = g_{k+1} - g_k
+    H_{k+1} = H_k + (dz - H_k dg) v^T / (v^T dg)
+
+(Broyden 1965, "A class of methods for solving nonlinear simultaneous equations", eq. 4.12.) ``H`` is kept as
+``-I + sum_i c_i d_i^T`` with at most ``m`` pairs.
+
+Where we differ: the oldest pair is given up *before* the update, so that the newest secant ``H dg = dz`` always
+holds exactly; an update whose denominator is rounding is left out; a row whose residual has grown by more than
+``restart_growth`` over its best forgets its pairs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from fixedpoint.core.evaluator import Evaluated, Evaluator
+from fixedpoint.core.history import History
+from fixedpoint.core.options import option
+from fixedpoint.core.reduce import add_combination, row_dots, row_norms
+from fixedpoint.core.solver import StepSolver
+from fixedpoint.solvers.safeguard import Growth
+
+__all__ = ["Broyden", "BroydenState"]
+
+
+@dataclass(frozen=True)
+class BroydenState:
+    """The pairs ``(c, d)``, and the previous point."""
+
+    history: History
+    previous: Evaluated | None
+    linked: Bool[Tensor, " B"]
+    growth: Growth
+
+
+@dataclass(frozen=True)
+class Broyden(StepSolver[BroydenState]):
+    """Broyden's good method with limited memory: a quasi-Newton estimate of the inverse Jacobian."""
+
+    memory: int = option(20, ge=1, help="m: number of rank-one updates kept")
+    restart_growth: float = option(
+        1e2, gt=1.0, help="growth of the residual over its best that makes a row forget its updates"
+    )
+
+    def init(self, f: Evaluator, at: Evaluated) -> BroydenState:
+        return BroydenState(
+            history=History.empty(at.z, min(self.memory, at.z.shape[1]), groups=2),
+            previous=None,
+            linked=torch.zeros(at.z.shape[0], dtype=torch.bool, device=at.z.device),
+            growth=Growth.begin(row_norms(at.residual.detach())),
+        )
+
+    def reset(self, state: BroydenState, rows: Bool[Tensor, " B"]) -> BroydenState:
+        return replace(state, history=state.history.forget(rows), linked=state.linked & ~rows)
+
+    def step(
+        self, f: Evaluator, at: Evaluated, state: BroydenState
+    ) -> tuple[Float[Tensor, "B D"] | Evaluated, BroydenState]:
+        grown, growth = state.growth.watch(row_norms(at.residual.detach()), self.restart_growth)
+        state = _updated(at, replace(self.reset(state, grown), growth=growth))
+        left, right = state.history.columns
+        weights = _masked(row_dots(right, at.residual), state.history.valid)
+        plain = torch.add(at.z, at.residual, out=f.empty())
+        proposal = add_combination(plain, left, -weights, out=None if torch.is_grad_enabled() else plain)
+        return proposal, replace(state, previous=at, linked=torch.ones_like(state.linked))
+
+
+def _updated(at: Evaluated, state: BroydenState) -> BroydenState:
+    """With the newest secant in place of the oldest pair."""
+    if state.previous is None:
+        return state
+    history = state.history
+    left, right = history.columns
+    valid = history.valid.clone()
+    valid[:, history.next] = False
+    dz = at.z - state.previous.z
+    dg = at.residual - state.previous.residual
+    missed = add_combination(dz + dg, left, -_masked(row_dots(right, dg), valid))  # dz - H dg
+    v = add_combination(-dz, right, _masked(row_dots(left, dz), valid))  # H^T dz
+    denominator = row_dots(v.unsqueeze(1), dg).squeeze(1)
+    rounding = torch.finfo(at.z.dtype).eps * row_norms(v) * row_norms(dg)
+    sound = state.linked & (denominator.abs() > rounding)
+    scale = torch.where(sound, denominator, torch.ones_like(denominator)).to(at.z.dtype)
+    return replace(state, history=history.push(missed / scale.unsqueeze(1), v, valid=sound))
+
+
+def _masked(weights: Float[Tensor, "B m"], valid: Bool[Tensor, "B m"]) -> Float[Tensor, "B m"]:
+    return torch.where(valid, weights, torch.zeros_like(weights))

@@ -1,0 +1,67 @@
+"""The small least-squares problem of multisecant methods, from its Gram matrix, in float64.
+
+Minimise ``||r - C w||`` over ``w`` given ``G = C^T C`` and ``b = C^T r``. Columns are scaled to unit length first,
+so that neither the solution's scale nor columns of very different size matter (a ridge added to unscaled squared
+residuals wins near convergence and undoes the method). Elimination goes from the newest column to the oldest; a
+column most of which the newer ones already span is dropped (Pollock & Rebholz 2023, "Filtering for Anderson
+acceleration", eq. 3.1: ``|R_ii| < sigma ||c_i||``), and the newest never is.
+
+Where we differ: the filter's threshold follows the rounding of the data. A column is a difference of residuals and
+carries noise of the size ``eps ||f||``; what is left of it below that says nothing. And elimination is written
+out over the few columns, batched over rows: no library call, so no hidden synchronisation, and the same bits for
+a row whatever its batch.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+__all__ = ["solve_gram"]
+
+# Pivots of a float64 Gram matrix with unit diagonal are known to about 1e-16: this keeps five digits of them.
+_PIVOT = 1e-11
+
+
+def solve_gram(
+    gram: Float[Tensor, "B m m"],
+    rhs: Float[Tensor, "B m"],
+    valid: Bool[Tensor, "B m"],
+    order: tuple[int, ...],
+    noise: Float[Tensor, " B"],
+) -> Float[Tensor, "B m"]:
+    """Weights ``w``, zero for columns that are not valid or were dropped.
+
+    Parameters
+    ----------
+    gram, rhs
+        Float64.
+    valid
+        Columns that may be used.
+    order
+        Columns from the newest to the oldest.
+    noise
+        Length of a column below which it is rounding.
+    """
+    squares = gram.diagonal(dim1=1, dim2=2)
+    usable = valid & (squares > 0) & squares.isfinite()
+    length = torch.where(usable, squares, torch.ones_like(squares)).sqrt()
+    matrix = gram / length.unsqueeze(1) / length.unsqueeze(2)
+    target = rhs / length
+    floor = ((noise.unsqueeze(1) / length) ** 2).clamp(min=_PIVOT)
+    kept = torch.zeros_like(valid)
+    pivots = torch.ones_like(rhs)
+    for position, j in enumerate(order):
+        pivot = matrix[:, j, j]
+        keep = usable[:, j] if position == 0 else usable[:, j] & (pivot > floor[:, j])
+        pivot = torch.where(keep, pivot, torch.ones_like(pivot))
+        share = torch.where(keep.unsqueeze(1), matrix[:, :, j] / pivot.unsqueeze(1), torch.zeros_like(target))
+        share = share.index_fill(1, torch.tensor(j, device=share.device), 0.0)
+        matrix = matrix - share.unsqueeze(2) * matrix[:, j].unsqueeze(1)
+        target = target - share * target[:, j : j + 1]
+        kept = kept.index_copy(1, torch.tensor([j], device=kept.device), keep.unsqueeze(1))
+        pivots = pivots.index_copy(1, torch.tensor([j], device=kept.device), pivot.unsqueeze(1))
+    weights = torch.where(kept, target / pivots / length, torch.zeros_like(target))
+    sound = weights.isfinite().all(dim=1, keepdim=True)
+    return torch.where(sound, weights, torch.zeros_like(weights))

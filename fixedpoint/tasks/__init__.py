@@ -1,0 +1,1 @@
+"""Tasks: what a run compares solvers and gradients on."""

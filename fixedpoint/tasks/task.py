@@ -1,0 +1,158 @@
+"""Task: a frozen dataclass of options that runs a solver and says how it did."""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fixedpoint.core.evaluator import Evaluator
+from fixedpoint.core.loop import Progress
+from fixedpoint.core.options import Options
+from fixedpoint.core.problem import AdaptsSolver, Problem
+from fixedpoint.core.solution import Solution
+from fixedpoint.core.solver import Solver
+from fixedpoint.core.termination import Termination
+from fixedpoint.gradients.estimator import GradientEstimator
+
+__all__ = ["Context", "Images", "Judgement", "Result", "SolveTask", "Task"]
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Images:
+    """Pictures for the report.
+
+    Attributes
+    ----------
+    pixels
+        Shape ``(count, height, width)`` or ``(count, height, width, 3)``, float, nominally within ``[low, high]``.
+    low, high
+        Values shown black and white.
+    """
+
+    pixels: NDArray[np.floating[Any]]
+    low: float = -1.0
+    high: float = 1.0
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one cell of a run yields; host numbers only.
+
+    Attributes
+    ----------
+    metrics
+        Name to number; the columns of the table, in order.
+    status
+        How many rows ended with each status label.
+    rounds
+        Sequential evaluations.
+    evaluations
+        Evaluations of all rows together (work).
+    seconds
+        Wall-clock time of the solve.
+    trace
+        Name to array, e.g. ``relative_error`` of shape ``(rounds, B)``.
+    images, reference
+        Pictures of the answer, and of what it should be.
+    message
+        What the statuses mean.
+    """
+
+    metrics: dict[str, float]
+    status: dict[str, int]
+    rounds: int
+    evaluations: int
+    seconds: float
+    trace: dict[str, NDArray[np.floating[Any]]] = field(default_factory=dict)
+    images: Images | None = None
+    reference: Images | None = None
+    message: str = ""
+
+
+@dataclass
+class Context:
+    """What a task is run with.
+
+    ``shared`` is kept between the cells of one run in one process; use :meth:`once` for what several cells need.
+    """
+
+    solver: Solver
+    termination: Termination
+    seed: int
+    gradient: GradientEstimator | None = None
+    on_round: Callable[[Progress], None] | None = None
+    shared: dict[Hashable, Any] = field(default_factory=dict)
+
+    def once(self, key: Hashable, make: Callable[[], T]) -> T:
+        """``make()``, made once per run."""
+        if key not in self.shared:
+            self.shared[key] = make()
+        value: T = self.shared[key]
+        return value
+
+
+class Task(Options, ABC):
+    """Something to compare solvers or gradients on: a frozen dataclass of options."""
+
+    @abstractmethod
+    def run(self, context: Context) -> Result:
+        """Run it once and say how it went."""
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What a task says of a solution, beyond what the solution says itself."""
+
+    metrics: dict[str, float]
+    images: Images | None = None
+    reference: Images | None = None
+
+
+class SolveTask(Task):
+    """A task that builds a problem, has it solved, and judges the solution."""
+
+    @abstractmethod
+    def problem(self, seed: int) -> Problem:
+        """The problem of that seed."""
+
+    @abstractmethod
+    def judge(self, problem: Problem, solution: Solution, context: Context) -> Judgement:
+        """How good the solution is, by an answer the solver has not seen where there is one."""
+
+    def run(self, context: Context) -> Result:
+        problem = self.problem(context.seed)
+        solver = problem.adapt(context.solver) if isinstance(problem, AdaptsSolver) else context.solver
+        with torch.no_grad():
+            evaluator = Evaluator(problem, norm=context.termination.norm)
+            _wait(problem)
+            began = time.perf_counter()
+            solution = solver.solve(evaluator, problem.initial(), context.termination, context.on_round)
+            _wait(problem)
+            seconds = time.perf_counter() - began
+            judgement = self.judge(problem, solution, context)
+        return Result(
+            metrics=judgement.metrics,
+            status={status.label: count for status, count in sorted(Counter(solution.status).items())},
+            rounds=solution.counts.rounds,
+            evaluations=int(solution.evaluations.sum()),
+            seconds=seconds,
+            trace={"relative_error": solution.trace.relative},
+            images=judgement.images,
+            reference=judgement.reference,
+            message=solution.message,
+        )
+
+
+def _wait(problem: Problem) -> None:
+    if problem.layout.device.type == "cuda":
+        torch.cuda.synchronize(problem.layout.device)

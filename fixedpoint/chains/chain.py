@@ -42,8 +42,8 @@ class Chain(ABC):
 
     @abstractmethod
     def step(
-        self, x: Float[Tensor, P * event], index: Int[Tensor, " P"], row: Int[Tensor, " P"]
-    ) -> Float[Tensor, P * event]:
+        self, x: Float[Tensor, "P *event"], index: Int[Tensor, " P"], row: Int[Tensor, " P"]
+    ) -> Float[Tensor, "P *event"]:
         """``Phi_i(x)`` for a batch of pairs of a state and the index of its step.
 
         Parameters
@@ -87,7 +87,7 @@ class ChainProblem(Problem):
     def __init__(
         self,
         chain: Chain,
-        x0: Float[Tensor, B * event],
+        x0: Float[Tensor, "B *event"],
         *,
         max_batch: int | None = None,
         rows: Int[Tensor, " B"] | None = None,
@@ -130,7 +130,7 @@ class ChainProblem(Problem):
         values = self._steps(inputs, index)
         return torch.cat([states[:, :first], values], dim=1).flatten(1) if first else values.flatten(1)
 
-    def advance(self, x: Float[Tensor, B * event], step: int) -> Float[Tensor, B * event]:
+    def advance(self, x: Float[Tensor, "B *event"], step: int) -> Float[Tensor, "B *event"]:
         """``Phi_step(x)`` at every row."""
         return self._step(x, torch.full_like(self.rows, step), self.rows)
 

@@ -142,7 +142,7 @@ class Evaluator:
         with self._noted():
             return self._micro_batches(self.problem, z, 0)
 
-    def advance(self, x: Float[Tensor, B * event], step: int) -> Float[Tensor, B * event]:
+    def advance(self, x: Float[Tensor, "B *event"], step: int) -> Float[Tensor, "B *event"]:
         """Take one step of a chain at every row: one round of one evaluation per row."""
         if not isinstance(self.problem, HasAdvance):
             raise TypeError(f"{type(self.problem).__name__} cannot be advanced step by step; it is not a chain")

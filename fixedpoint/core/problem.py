@@ -98,7 +98,7 @@ class HasResume(Protocol):
 class HasAdvance(Protocol):
     """A chain: a problem of steps that can also be taken one at a time."""
 
-    def advance(self, x: Float[Tensor, B * event], step: int) -> Float[Tensor, B * event]: ...
+    def advance(self, x: Float[Tensor, "B *event"], step: int) -> Float[Tensor, "B *event"]: ...
 
 
 @runtime_checkable

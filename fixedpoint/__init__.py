@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from fixedpoint.gradients.estimator import GradientEstimator as GradientEstimator
     from fixedpoint.gradients.one_step import OneStep as OneStep
     from fixedpoint.gradients.unrolled import Unrolled as Unrolled
-    from fixedpoint.registry import registry as registry
     from fixedpoint.solvers.anderson import Anderson as Anderson
     from fixedpoint.solvers.broyden import Broyden as Broyden
     from fixedpoint.solvers.picard import Picard as Picard
@@ -51,7 +50,6 @@ _EXPORTS = {
     "Termination": "fixedpoint.core.termination",
     "Unrolled": "fixedpoint.gradients.unrolled",
     "find_root": "fixedpoint.api",
-    "registry": "fixedpoint.registry",
     "solve": "fixedpoint.api",
 }
 

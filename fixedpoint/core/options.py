@@ -58,9 +58,14 @@ def option(
     return dataclasses.field(default=default, metadata=metadata)
 
 
-@functools.cache
-def option_types(cls: Any) -> Mapping[str, Any]:
+def option_types(cls: type) -> Mapping[str, Any]:
     """The resolved type of every option of ``cls``."""
+    types_of: Mapping[str, Any] = _option_types(cls)
+    return types_of
+
+
+@functools.cache
+def _option_types(cls: Any) -> Mapping[str, Any]:
     hints = typing.get_type_hints(cls)
     return {field.name: hints[field.name] for field in dataclasses.fields(cls) if field.init}
 
@@ -87,7 +92,7 @@ class Options:
 
     def __post_init__(self) -> None:
         name = type(self).__name__
-        expected: Mapping[str, Any] = option_types(type(self))  # type: ignore[arg-type]  # a class is hashable
+        expected = option_types(type(self))
         for field in dataclasses.fields(self):  # type: ignore[arg-type]  # every subclass is a dataclass
             if not field.init:
                 continue

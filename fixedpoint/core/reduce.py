@@ -7,26 +7,44 @@ chunk by chunk, in float64, so that solving a row alone and in a batch gives the
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-__all__ = ["add_combination", "block_norms", "row_dots", "row_norms"]
+__all__ = ["add_combination", "block_dots", "block_norms", "row_dots", "row_norms"]
 
 # One chunk of every row stays in cache. It must not depend on the number of rows (see above), and must stay
 # under the 32768 elements from which torch splits a single sum over threads.
 _CHUNK = 4096
 
 
+def block_dots(
+    columns: Float[Tensor, "B m D"], vector: Float[Tensor, "B D"], blocks: int
+) -> Float[Tensor, "B blocks m"]:
+    """Inner products of every column with the vector, block by block of a row, in float64."""
+    grouped = columns.unflatten(-1, (blocks, -1))
+    target = vector.unflatten(-1, (blocks, -1)).unsqueeze(1)
+    size = grouped.shape[-1]
+    sums = [
+        _combine([_dots(c, v) for c, v in _pairs(part, piece, -1, _CHUNK)], torch.sum)
+        for part, piece in _pairs(grouped, target, 2, max(1, _CHUNK // size))
+    ]
+    return (torch.cat(sums, dim=2) if len(sums) > 1 else sums[0]).transpose(1, 2)
+
+
+def _pairs(left: Tensor, right: Tensor, dim: int, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    return zip(left.split(size, dim=dim), right.split(size, dim=dim), strict=True)
+
+
+def _dots(left: Tensor, right: Tensor) -> Tensor:
+    return (left.double() * right.double()).sum(-1)
+
+
 def row_dots(columns: Float[Tensor, "B m D"], vector: Float[Tensor, "B D"]) -> Float[Tensor, "B m"]:
     """Inner products ``columns[b, j] . vector[b]`` in float64."""
-    pieces = [
-        (part.double() * piece.double().unsqueeze(1)).sum(-1)
-        for part, piece in zip(columns.split(_CHUNK, dim=-1), vector.split(_CHUNK, dim=-1), strict=True)
-    ]
-    return _combine(pieces, torch.sum)
+    return block_dots(columns, vector, 1).squeeze(1)
 
 
 def row_norms(vector: Float[Tensor, "B D"]) -> Float[Tensor, " B"]:
@@ -58,12 +76,15 @@ def _combine(pieces: list[Tensor], reduce: Callable[..., Tensor]) -> Tensor:
 def add_combination(
     base: Float[Tensor, "B D"],
     columns: Float[Tensor, "B m D"],
-    weights: Float[Tensor, "B m"],
+    weights: Float[Tensor, "B blocks m"],
     out: Float[Tensor, "B D"] | None = None,
 ) -> Float[Tensor, "B D"]:
-    """``base + sum_j weights[:, j] columns[:, j]``; written to ``out`` (which may be ``base``) when given."""
+    """``base + sum_j weights[:, i, j] columns[:, j]`` in block ``i``; into ``out``, which may be ``base``, if given."""
+    blocks = weights.shape[1]
     weights = weights.to(base.dtype)
-    total = base
+    total = base.unflatten(1, (blocks, -1))
+    target = None if out is None else out.unflatten(1, (blocks, -1))
     for j in range(columns.shape[1]):
-        total = torch.addcmul(total, columns[:, j], weights[:, j : j + 1], out=out)
-    return total if total is not base or out is base else (base.clone() if out is None else out.copy_(base))
+        column = columns[:, j].unflatten(1, (blocks, -1))
+        total = torch.addcmul(total, column, weights[:, :, j : j + 1], out=target)
+    return total.flatten(1)

@@ -7,11 +7,16 @@ With ``r_k = f(z_k) - z_k``, ``dF = [f_{j+1} - f_j]``, ``dR = [r_{j+1} - r_j]`` 
 
 (Anderson 1965; Walker & Ni 2011, "Anderson acceleration for fixed-point iterations", eqs. 2.1 to 2.4.)
 
+The states of a chain depend on earlier ones only. There the norm for state ``i`` runs over the states up to ``i``:
+one ``gamma`` per state, from a running sum of the blocks' inner products (Tang et al. 2024, "Accelerating parallel
+sampling of diffusion models", section 3.2, triangular Anderson acceleration).
+
 Where we differ, and why:
 
 - The small problem is solved from an incrementally updated Gram matrix in float64, its columns normalised and
   filtered (see ``least_squares``), instead of with an absolute ridge, which makes the method depend on the scale
   of the state and slower than Picard near convergence.
+- A block whose residual is exactly zero is solved; its history is noise and takes no part.
 - A row whose residual has grown by more than ``restart_growth`` over its best forgets its history and takes a
   plain step.
 """
@@ -19,6 +24,7 @@ Where we differ, and why:
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float
@@ -27,7 +33,8 @@ from torch import Tensor
 from fixedpoint.core.evaluator import Evaluated, Evaluator
 from fixedpoint.core.history import History
 from fixedpoint.core.options import option
-from fixedpoint.core.reduce import add_combination, row_dots, row_norms
+from fixedpoint.core.problem import HasResume
+from fixedpoint.core.reduce import add_combination, block_dots, row_norms
 from fixedpoint.core.solver import StepSolver
 from fixedpoint.solvers.least_squares import solve_gram
 from fixedpoint.solvers.safeguard import Growth
@@ -37,10 +44,10 @@ __all__ = ["Anderson", "AndersonState"]
 
 @dataclass(frozen=True)
 class AndersonState:
-    """Columns ``(dF, dR)``, the Gram matrix of ``dR`` ``(B, m, m)``, and the previous point."""
+    """Columns ``(dF, dR)``, the Gram matrix of ``dR`` block by block, and the previous point."""
 
     history: History
-    gram: Float[Tensor, "B m m"]
+    gram: Float[Tensor, "B blocks m m"]
     previous: Evaluated | None
     linked: Bool[Tensor, " B"]
     growth: Growth
@@ -52,6 +59,11 @@ class Anderson(StepSolver[AndersonState]):
 
     memory: int = option(5, ge=1, help="m: number of earlier steps combined")
     relaxation: float = option(1.0, gt=0.0, le=2.0, help="beta: how much of the remaining residual is added")
+    mixing: Literal["auto", "joint", "triangular"] = option(
+        "auto",
+        help="one set of weights per row (joint), or one per step of a chain from the steps up to it (triangular); "
+        "auto: triangular for chains, joint otherwise",
+    )
     restart_growth: float = option(
         1e2, gt=1.0, help="growth of the residual over its best that makes a row forget its history"
     )
@@ -59,9 +71,10 @@ class Anderson(StepSolver[AndersonState]):
     def init(self, f: Evaluator, at: Evaluated) -> AndersonState:
         rows, size = at.z.shape
         memory = min(self.memory, size)
+        blocks = f.layout.blocks if self._triangular(f) else 1
         return AndersonState(
             history=History.empty(at.z, memory, groups=2),
-            gram=torch.zeros(rows, memory, memory, dtype=torch.float64, device=at.z.device),
+            gram=torch.zeros(rows, blocks, memory, memory, dtype=torch.float64, device=at.z.device),
             previous=None,
             linked=torch.zeros(rows, dtype=torch.bool, device=at.z.device),
             growth=Growth.begin(row_norms(at.residual.detach())),
@@ -74,32 +87,46 @@ class Anderson(StepSolver[AndersonState]):
         self, f: Evaluator, at: Evaluated, state: AndersonState
     ) -> tuple[Float[Tensor, "B D"] | Evaluated, AndersonState]:
         grown, growth = state.growth.watch(row_norms(at.residual.detach()), self.restart_growth)
-        state = self._extended(at, replace(self.reset(state, grown), growth=growth))
+        state = _extended(at, replace(self.reset(state, grown), growth=growth))
         changes_f, changes_r = state.history.columns
-        noise = torch.finfo(at.z.dtype).eps * row_norms(at.fz.detach())
-        gamma = solve_gram(
-            state.gram, row_dots(changes_r, at.residual), state.history.valid, state.history.order, noise
-        )
+        gamma = _weights(at, state)
         proposal = add_combination(at.fz, changes_f, -gamma, out=f.empty())
         if self.relaxation != 1.0:
             rest = add_combination(at.residual, changes_r, -gamma)
-            proposal = torch.sub(proposal, rest, alpha=1.0 - self.relaxation, out=proposal if _in_place() else None)
-        everything = torch.ones_like(state.linked)
-        return proposal, replace(state, previous=at, linked=everything)
+            proposal = torch.sub(proposal, rest, alpha=1.0 - self.relaxation)
+        return proposal, replace(state, previous=at, linked=torch.ones_like(state.linked))
 
-    def _extended(self, at: Evaluated, state: AndersonState) -> AndersonState:
-        """With the newest column in place of the oldest, in history and Gram matrix."""
-        if state.previous is None:
-            return state
-        history = state.history.push_differences(
-            (at.fz, state.previous.fz), (at.residual, state.previous.residual), valid=state.linked
-        )
-        changes_r = history.columns[1]
-        products = row_dots(changes_r, changes_r[:, history.newest])
-        slot = torch.tensor([history.newest], device=products.device)
-        gram = state.gram.index_copy(1, slot, products.unsqueeze(1)).index_copy(2, slot, products.unsqueeze(2))
-        return replace(state, history=history, gram=gram)
+    def _triangular(self, f: Evaluator) -> bool:
+        return self.mixing == "triangular" or (self.mixing == "auto" and isinstance(f.problem, HasResume))
 
 
-def _in_place() -> bool:
-    return not torch.is_grad_enabled()
+def _extended(at: Evaluated, state: AndersonState) -> AndersonState:
+    """With the newest column in place of the oldest, in history and Gram matrix."""
+    if state.previous is None:
+        return state
+    history = state.history.push_differences(
+        (at.fz, state.previous.fz), (at.residual, state.previous.residual), valid=state.linked
+    )
+    changes_r = history.columns[1]
+    products = block_dots(changes_r, changes_r[:, history.newest], state.gram.shape[1])
+    slot = torch.tensor([history.newest], device=products.device)
+    gram = state.gram.index_copy(2, slot, products.unsqueeze(2)).index_copy(3, slot, products.unsqueeze(3))
+    return replace(state, history=history, gram=gram)
+
+
+def _weights(at: Evaluated, state: AndersonState) -> Float[Tensor, "B blocks m"]:
+    """``gamma`` of every block, from the inner products of the unsolved blocks up to it."""
+    blocks = state.gram.shape[1]
+    rhs = block_dots(state.history.columns[1], at.residual, blocks)
+    residual, value = at.residual.detach(), at.fz.detach()
+    unsolved = block_dots(residual.unsqueeze(1), residual, blocks) > 0
+    sizes = block_dots(value.unsqueeze(1), value, blocks)
+    noise = torch.finfo(at.z.dtype).eps * sizes.cumsum(1).squeeze(2).sqrt()
+    zero = torch.zeros((), dtype=torch.float64, device=rhs.device)
+    return solve_gram(
+        gram=torch.where(unsolved.unsqueeze(3), state.gram, zero).cumsum(1),
+        rhs=torch.where(unsolved, rhs, zero).cumsum(1),
+        valid=state.history.valid.unsqueeze(1).expand(-1, blocks, -1),
+        order=state.history.order,
+        noise=noise,
+    )

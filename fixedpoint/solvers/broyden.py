@@ -93,5 +93,5 @@ def _updated(at: Evaluated, state: BroydenState) -> BroydenState:
     return replace(state, history=history.push(missed / scale.unsqueeze(1), v, valid=sound))
 
 
-def _masked(weights: Float[Tensor, "B m"], valid: Bool[Tensor, "B m"]) -> Float[Tensor, "B m"]:
-    return torch.where(valid, weights, torch.zeros_like(weights))
+def _masked(weights: Float[Tensor, "B m"], valid: Bool[Tensor, "B m"]) -> Float[Tensor, "B 1 m"]:
+    return torch.where(valid, weights, torch.zeros_like(weights)).unsqueeze(1)

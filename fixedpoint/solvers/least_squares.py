@@ -25,12 +25,12 @@ _PIVOT = 1e-11
 
 
 def solve_gram(
-    gram: Float[Tensor, "B m m"],
-    rhs: Float[Tensor, "B m"],
-    valid: Bool[Tensor, "B m"],
+    gram: Float[Tensor, "*batch m m"],
+    rhs: Float[Tensor, "*batch m"],
+    valid: Bool[Tensor, "*batch m"],
     order: tuple[int, ...],
-    noise: Float[Tensor, " B"],
-) -> Float[Tensor, "B m"]:
+    noise: Float[Tensor, "*batch"],
+) -> Float[Tensor, "*batch m"]:
     """Weights ``w``, zero for columns that are not valid or were dropped.
 
     Parameters
@@ -44,24 +44,25 @@ def solve_gram(
     noise
         Length of a column below which it is rounding.
     """
-    squares = gram.diagonal(dim1=1, dim2=2)
+    squares = gram.diagonal(dim1=-2, dim2=-1)
     usable = valid & (squares > 0) & squares.isfinite()
-    length = torch.where(usable, squares, torch.ones_like(squares)).sqrt()
-    matrix = gram / length.unsqueeze(1) / length.unsqueeze(2)
+    length = torch.where(usable, squares, 1.0).sqrt()
+    matrix = gram / length.unsqueeze(-1) / length.unsqueeze(-2)
     target = rhs / length
-    floor = ((noise.unsqueeze(1) / length) ** 2).clamp(min=_PIVOT)
-    kept = torch.zeros_like(valid)
-    pivots = torch.ones_like(rhs)
+    floor = ((noise.unsqueeze(-1) / length) ** 2).clamp(min=_PIVOT)
+    solved = []
+    others = 1.0 - torch.eye(len(order), dtype=gram.dtype, device=gram.device)
     for position, j in enumerate(order):
-        pivot = matrix[:, j, j]
-        keep = usable[:, j] if position == 0 else usable[:, j] & (pivot > floor[:, j])
-        pivot = torch.where(keep, pivot, torch.ones_like(pivot))
-        share = torch.where(keep.unsqueeze(1), matrix[:, :, j] / pivot.unsqueeze(1), torch.zeros_like(target))
-        share = share.index_fill(1, torch.tensor(j, device=share.device), 0.0)
-        matrix = matrix - share.unsqueeze(2) * matrix[:, j].unsqueeze(1)
-        target = target - share * target[:, j : j + 1]
-        kept = kept.index_copy(1, torch.tensor([j], device=kept.device), keep.unsqueeze(1))
-        pivots = pivots.index_copy(1, torch.tensor([j], device=kept.device), pivot.unsqueeze(1))
-    weights = torch.where(kept, target / pivots / length, torch.zeros_like(target))
-    sound = weights.isfinite().all(dim=1, keepdim=True)
-    return torch.where(sound, weights, torch.zeros_like(weights))
+        pivot = matrix[..., j, j]
+        keep = usable[..., j] if position == 0 else usable[..., j] & (pivot > floor[..., j])
+        pivot = torch.where(keep, pivot, 1.0)
+        # Eliminate column j from every other equation; a dropped column is left where it is, with weight zero.
+        share = torch.where(keep.unsqueeze(-1), matrix[..., :, j] / pivot.unsqueeze(-1), 0.0) * others[j]
+        matrix = matrix - share.unsqueeze(-1) * matrix[..., j, :].unsqueeze(-2)
+        target = target - share * target[..., j : j + 1]
+        solved.append((j, keep, pivot))
+    ordered = sorted(solved, key=lambda column: column[0])
+    kept = torch.stack([keep for _, keep, _ in ordered], dim=-1)
+    pivots = torch.stack([pivot for _, _, pivot in ordered], dim=-1)
+    weights = torch.where(kept, target / pivots / length, 0.0)
+    return torch.where(weights.isfinite().all(dim=-1, keepdim=True), weights, 0.0)

@@ -1,0 +1,205 @@
+r"""The DDIM chain (Song, Meng & Ermon 2021, eqs. 12 and 16), any eta, any prediction type.
+
+With ``ab`` and ``ab'`` the shares of signal before and after a step,
+
+    sigma = eta sqrt((1 - ab') / (1 - ab) (1 - ab / ab'))
+    x'    = sqrt(ab') x0 + sqrt(1 - ab' - sigma^2) eps + sigma n
+
+where the clean image ``x0`` and the noise ``eps`` follow from what the model predicts. Every step is computed from
+the model's *own* prediction: a detour through eps would divide by zero at zero terminal SNR. Noise ``n`` is drawn
+once and belongs to the problem, which makes a stochastic chain a fixed point like any other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from fixedpoint.chains.chain import Chain, ChainProblem
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from fixedpoint_diffusion.denoiser import Denoiser, as_denoiser
+from fixedpoint_diffusion.schedule import DDIMSchedule
+
+__all__ = ["DDIMChain", "ddim_problem"]
+
+
+class DDIMChain(Chain):
+    """``N`` DDIM steps of a model, from noise to image.
+
+    Parameters
+    ----------
+    denoiser
+        A function ``g(x, timestep)`` of states ``(P, *event)`` and timesteps ``(P,)``, or a :class:`Denoiser`.
+    schedule
+        The noise schedule.
+    num_inference_steps
+        ``N``.
+    eta
+        0: deterministic DDIM; 1: ancestral sampling; from 0 to 1.
+    noise
+        Shape ``(B, N, *event)``: standard normal noise of every row and step; wanted when ``eta > 0``.
+    use_clipped_model_output
+        Derive eps anew from the clipped clean image.
+
+    Raises
+    ------
+    ValueError
+        For an eta out of range, missing or misshapen noise, more steps than timesteps, or a prediction type that
+        cannot be stepped: eps says nothing about the image where there is no signal (zero terminal SNR).
+    """
+
+    def __init__(
+        self,
+        denoiser: Denoiser | Callable[[Tensor, Tensor], Any],
+        schedule: DDIMSchedule,
+        num_inference_steps: int,
+        *,
+        eta: float = 0.0,
+        noise: Float[Tensor, "B N *event"] | None = None,
+        use_clipped_model_output: bool = False,
+    ) -> None:
+        if not 0.0 <= eta <= 1.0:
+            raise ValueError(f"eta must be from 0 to 1, got {eta}")
+        self.denoiser = as_denoiser(denoiser)
+        self.schedule = schedule
+        self.length = num_inference_steps
+        self.eta = eta
+        self.timesteps = torch.from_numpy(schedule.timesteps(num_inference_steps).copy())
+        self.use_clipped_model_output = use_clipped_model_output
+        if eta > 0 and noise is None:
+            raise ValueError("eta > 0 wants noise of shape (B, N, *event); see draw_noise")
+        if noise is not None and (noise.ndim < 3 or noise.shape[1] != self.length):
+            raise ValueError(f"noise must have shape (B, {self.length}, *event), got {tuple(noise.shape)}")
+        self.noise = noise
+        signal, later = schedule.signal(num_inference_steps)
+        if schedule.prediction_type == "epsilon" and bool((signal == 0).any()):
+            raise ValueError(
+                "prediction_type='epsilon' cannot be stepped from a state without signal (zero terminal SNR); "
+                "take 'v_prediction' or 'sample'"
+            )
+        self._signal, self._later = signal, later
+        self._sigma = eta * ((1 - later) / (1 - signal) * (1 - signal / later)).sqrt()
+        self._tables: dict[tuple[torch.device, torch.dtype], dict[str, Tensor]] = {}
+
+    def coefficients(self) -> Float[Tensor, " N"]:
+        """``sqrt(ab' / ab)``: the coefficient of ``x`` in the epsilon form of each step, float64."""
+        return (self._later / self._signal).sqrt()
+
+    def step(
+        self, x: Float[Tensor, "P *event"], index: Int[Tensor, " P"], row: Int[Tensor, " P"]
+    ) -> Float[Tensor, "P *event"]:
+        """One DDIM step of every pair."""
+        table = self._table(x)
+        prediction = self.denoiser.predict(x, table["timestep"][index], row)
+        if prediction.shape != x.shape:
+            raise ValueError(f"the denoiser must return shape {tuple(x.shape)}, got {tuple(prediction.shape)}")
+        prediction = prediction.to(x.dtype)
+        at = {name: _column(values[index], x) for name, values in table.items() if name != "timestep"}
+        if self.schedule.clips:
+            value = self._clipped_step(x, prediction, at)
+        else:
+            value = at["keep"] * x + at["gain"] * prediction
+        if self.eta > 0:
+            assert self.noise is not None  # checked on construction
+            value = value + at["sigma"] * self.noise[row, index].to(x)
+        return value
+
+    def _clipped_step(self, x: Tensor, prediction: Tensor, at: dict[str, Tensor]) -> Tensor:
+        image = at["image_x"] * x + at["image_out"] * prediction
+        noise = at["noise_x"] * x + at["noise_out"] * prediction
+        if self.schedule.thresholding:
+            image = self._thresholded(image)
+        else:
+            image = image.clamp(-self.schedule.clip_sample_range, self.schedule.clip_sample_range)
+        if self.use_clipped_model_output:
+            noise = (x - at["root_signal"] * image) / at["root_noise"]
+        return at["root_later"] * image + at["direction"] * noise
+
+    def _thresholded(self, image: Tensor) -> Tensor:
+        """Dynamic thresholding (Saharia et al. 2022, section 2.3): clip to a quantile of the image, and divide by it."""
+        wide = image.flatten(1).to(torch.promote_types(image.dtype, torch.float32))
+        bound = torch.quantile(wide.abs(), self.schedule.dynamic_thresholding_ratio, dim=1, keepdim=True)
+        bound = bound.clamp(min=1.0, max=self.schedule.sample_max_value)
+        return (torch.minimum(torch.maximum(wide, -bound), bound) / bound).reshape(image.shape).to(image.dtype)
+
+    def _table(self, x: Tensor) -> dict[str, Tensor]:
+        """Coefficients of every step, computed in float64 and rounded once to the state's dtype."""
+        key = (x.device, x.dtype)
+        if key not in self._tables:
+            table = {name: values.to(x.device, x.dtype) for name, values in self._coefficients().items()}
+            self._tables[key] = {**table, "timestep": self.timesteps.to(x.device)}
+        return self._tables[key]
+
+    def _coefficients(self) -> dict[str, Tensor]:
+        a, s = self._signal.sqrt(), (1 - self._signal).sqrt()
+        later = self._later.sqrt()
+        direction = (1 - self._later - self._sigma**2).clamp(min=0.0).sqrt()
+        one, zero = torch.ones_like(a), torch.zeros_like(a)
+        kind = self.schedule.prediction_type
+        if kind == "epsilon":
+            image_x, image_out, noise_x, noise_out = 1 / a, -s / a, zero, one
+        elif kind == "sample":
+            image_x, image_out, noise_x, noise_out = zero, one, 1 / s, -a / s
+        else:
+            image_x, image_out, noise_x, noise_out = a, -s, s, a
+        return {
+            "keep": later * image_x + direction * noise_x,
+            "gain": later * image_out + direction * noise_out,
+            "sigma": self._sigma,
+            "image_x": image_x,
+            "image_out": image_out,
+            "noise_x": noise_x,
+            "noise_out": noise_out,
+            "root_signal": a,
+            "root_noise": s,
+            "root_later": later,
+            "direction": direction,
+        }
+
+
+def ddim_problem(
+    denoiser: Denoiser | Callable[[Tensor, Tensor], Any],
+    schedule: DDIMSchedule | Any,
+    x_T: Float[Tensor, "B *event"],
+    *,
+    num_inference_steps: int = 50,
+    eta: float = 0.0,
+    noise: Float[Tensor, "B N *event"] | None = None,
+    max_batch: int | None = None,
+) -> ChainProblem:
+    """The joint fixed point of a DDIM chain.
+
+    Parameters
+    ----------
+    denoiser
+        A function ``g(x, timestep)``, or a :class:`Denoiser`.
+    schedule
+        A :class:`DDIMSchedule`, or your ``diffusers`` DDIMScheduler.
+    x_T
+        Starting noise, shape ``(B, *event)``.
+    num_inference_steps, eta, noise
+        As for :class:`DDIMChain`.
+    max_batch
+        Evaluate the denoiser at most at this many states at once.
+
+    Returns
+    -------
+    ChainProblem
+        For ``fixedpoint.solve``; ``solution.z[:, -1]`` are the images.
+    """
+    if not isinstance(schedule, DDIMSchedule):
+        schedule = DDIMSchedule.from_scheduler(schedule)
+    if noise is not None and (noise.shape[0] != x_T.shape[0] or noise.shape[2:] != x_T.shape[1:]):
+        raise ValueError(
+            f"noise must have shape ({x_T.shape[0]}, {num_inference_steps}, *{tuple(x_T.shape[1:])}) to go with x_T, "
+            f"got {tuple(noise.shape)}"
+        )
+    chain = DDIMChain(denoiser, schedule, num_inference_steps, eta=eta, noise=noise)
+    return ChainProblem(chain, x_T, max_batch=max_batch)
+
+
+def _column(values: Tensor, x: Tensor) -> Tensor:
+    return values.view(-1, *[1] * (x.ndim - 1))

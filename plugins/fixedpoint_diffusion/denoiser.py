@@ -1,0 +1,53 @@
+"""Denoisers: what predicts noise, image or velocity from a noisy image and its timestep."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from jaxtyping import Float, Int
+from torch import Tensor
+
+__all__ = ["Denoiser", "as_denoiser"]
+
+
+class Denoiser(ABC):
+    """A model's prediction at a batch of noisy images, each with its own timestep and its own conditioning."""
+
+    @abstractmethod
+    def predict(
+        self, x: Float[Tensor, "P *event"], timestep: Int[Tensor, " P"], row: Int[Tensor, " P"]
+    ) -> Float[Tensor, "P *event"]:
+        """The model's prediction.
+
+        Parameters
+        ----------
+        x
+            Noisy images, of any timesteps in any order.
+        timestep
+            Training timestep of each, ``0 .. T-1``.
+        row
+            Row of the batch each belongs to: selects its conditioning.
+        """
+
+
+@dataclass(frozen=True)
+class _Function(Denoiser):
+    function: Callable[[Tensor, Tensor], Any]
+
+    def predict(self, x: Tensor, timestep: Tensor, row: Tensor) -> Tensor:
+        value = self.function(x, timestep)
+        if not isinstance(value, Tensor):
+            raise TypeError(f"a denoiser must return a tensor, got {type(value).__name__}")
+        return value
+
+
+def as_denoiser(model: Denoiser | Callable[[Tensor, Tensor], Any]) -> Denoiser:
+    """A denoiser of a function ``g(x, timestep)``; denoisers are returned as they are."""
+    if isinstance(model, Denoiser):
+        return model
+    if not callable(model):
+        raise TypeError(f"a denoiser must be a function g(x, timestep) or a Denoiser, got {type(model).__name__}")
+    return _Function(model)

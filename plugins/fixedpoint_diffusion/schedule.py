@@ -1,0 +1,156 @@
+r"""Noise schedules and timestep spacings, with the names, defaults and values of ``diffusers.DDIMScheduler``.
+
+``alphas_cumprod[t]`` is the share of signal left after ``t + 1`` training steps, written ``ab_t``. Schedulers keep it
+as a float32 table, and a model was trained with those very values: the table is made the same way here and only
+then widened to float64, in which all coefficients are computed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from fixedpoint.core.options import OptionError, Options, option
+from jaxtyping import Float
+from numpy.typing import NDArray
+from torch import Tensor
+
+__all__ = ["DDIMSchedule", "PredictionType", "Spacing"]
+
+PredictionType = Literal["epsilon", "sample", "v_prediction"]
+Spacing = Literal["leading", "trailing", "linspace"]
+
+
+@dataclass(frozen=True)
+class DDIMSchedule(Options):
+    """The configuration of a ``diffusers.DDIMScheduler``, field for field.
+
+    :meth:`from_scheduler` copies a scheduler's own.
+    """
+
+    num_train_timesteps: int = option(1000, ge=1, help="steps of the training process")
+    beta_start: float = option(1e-4, ge=0.0, lt=1.0, help="variance added in the first training step")
+    beta_end: float = option(0.02, ge=0.0, le=1.0, help="variance added in the last training step")
+    beta_schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2"] = option(
+        "linear", help="how the variance grows in between"
+    )
+    trained_betas: tuple[float, ...] | None = option(None, help="the variances themselves, instead of the above")
+    rescale_betas_zero_snr: bool = option(False, help="rescale so that the last step is pure noise (v-prediction)")
+    set_alpha_to_one: bool = option(True, help="end at a noise-free state rather than at the first timestep's")
+    steps_offset: int = option(0, ge=0, help="added to every timestep of leading spacing")
+    timestep_spacing: Spacing = option("leading", help="how the timesteps of a chain are laid out")
+    prediction_type: PredictionType = option("epsilon", help="what the model predicts")
+    clip_sample: bool = option(True, help="clip the predicted clean image")
+    clip_sample_range: float = option(1.0, gt=0.0, help="to plus and minus this")
+    thresholding: bool = option(False, help="dynamic thresholding of the predicted clean image, instead of clipping")
+    dynamic_thresholding_ratio: float = option(0.995, gt=0.0, le=1.0, help="the quantile that it keeps")
+    sample_max_value: float = option(1.0, ge=1.0, help="its largest threshold")
+
+    def check(self) -> None:
+        if self.trained_betas is not None and len(self.trained_betas) != self.num_train_timesteps:
+            raise OptionError(
+                type(self).__name__,
+                "trained_betas",
+                f"must hold num_train_timesteps = {self.num_train_timesteps} values, got {len(self.trained_betas)}",
+            )
+
+    @classmethod
+    def from_scheduler(cls, scheduler: Any) -> DDIMSchedule:
+        """The schedule of a ``diffusers.DDIMScheduler``.
+
+        Raises
+        ------
+        TypeError
+            For any other object.
+        """
+        config = getattr(scheduler, "config", None)
+        if type(scheduler).__name__ != "DDIMScheduler" or not isinstance(config, Mapping):
+            raise TypeError(f"from_scheduler wants a diffusers DDIMScheduler, got {type(scheduler).__name__}")
+        return cls(**{field.name: config[field.name] for field in fields(cls)})
+
+    @property
+    def clips(self) -> bool:
+        """Whether the predicted clean image is changed before it is used."""
+        return self.clip_sample or self.thresholding
+
+    @cached_property
+    def alphas_cumprod(self) -> Float[Tensor, " T"]:
+        """``ab_0 .. ab_{T-1}``, float64 holding float32 values."""
+        betas = self._betas()
+        if self.rescale_betas_zero_snr:
+            betas = _zero_terminal_snr(betas)
+        return (1.0 - betas).cumprod(0).double()
+
+    @property
+    def final_alpha_cumprod(self) -> Float[Tensor, ""]:
+        """The share of signal at the end of a chain, float64."""
+        return torch.ones((), dtype=torch.float64) if self.set_alpha_to_one else self.alphas_cumprod[0]
+
+    def timesteps(self, num_inference_steps: int) -> NDArray[np.int64]:
+        """The timesteps of a chain of ``N`` steps, from noise to image.
+
+        Trailing spacing counts down from ``T`` by ``T / N``; where rounding adds a step below timestep 0 (as it
+        does in diffusers at N = 61, for one) it is left out, so that a chain has the length that was asked for.
+
+        Raises
+        ------
+        ValueError
+            When there are more steps than training timesteps, or an offset leads beyond them.
+        """
+        total, count = self.num_train_timesteps, num_inference_steps
+        if not 1 <= count <= total:
+            raise ValueError(f"num_inference_steps must be from 1 to num_train_timesteps = {total}, got {count}")
+        if self.timestep_spacing == "linspace":
+            steps = np.linspace(0, total - 1, count).round()[::-1]
+        elif self.timestep_spacing == "leading":
+            steps = (np.arange(count) * (total // count))[::-1] + self.steps_offset
+        else:
+            steps = np.round(np.arange(total, 0, -total / count)) - 1
+            steps = steps[steps >= 0]
+        if steps.max() >= total:
+            raise ValueError(
+                f"steps_offset = {self.steps_offset} leads to timestep {int(steps.max())} with {count} steps, beyond "
+                f"num_train_timesteps = {total}"
+            )
+        return steps.astype(np.int64)
+
+    def signal(self, num_inference_steps: int) -> tuple[Float[Tensor, " N"], Float[Tensor, " N"]]:
+        """``ab`` at every step of a chain, and where the step leads, float64.
+
+        A step leads ``T // N`` timesteps down, whatever the spacing, as in diffusers.
+        """
+        steps = torch.from_numpy(self.timesteps(num_inference_steps))
+        before = steps - self.num_train_timesteps // num_inference_steps
+        table = self.alphas_cumprod
+        return table[steps], torch.where(before >= 0, table[before.clamp(min=0)], self.final_alpha_cumprod)
+
+    def _betas(self) -> Float[Tensor, " T"]:
+        count = self.num_train_timesteps
+        if self.trained_betas is not None:
+            return torch.tensor(self.trained_betas, dtype=torch.float32)
+        if self.beta_schedule == "linear":
+            return torch.linspace(self.beta_start, self.beta_end, count, dtype=torch.float32)
+        if self.beta_schedule == "scaled_linear":
+            return torch.linspace(self.beta_start**0.5, self.beta_end**0.5, count, dtype=torch.float32) ** 2
+        return torch.tensor(
+            [min(1.0 - _cosine((i + 1) / count) / _cosine(i / count), 0.999) for i in range(count)],
+            dtype=torch.float32,
+        )
+
+
+def _cosine(share: float) -> float:
+    """``ab`` of the cosine schedule (Nichol & Dhariwal 2021, eq. 17)."""
+    return math.cos((share + 0.008) / 1.008 * math.pi / 2) ** 2
+
+
+def _zero_terminal_snr(betas: Float[Tensor, " T"]) -> Float[Tensor, " T"]:
+    """Shift and scale ``sqrt(ab)`` so that it ends at zero and keeps its first value (Lin et al. 2024, algorithm 1)."""
+    root = (1.0 - betas).cumprod(0).sqrt()
+    first, last = root[0].clone(), root[-1].clone()
+    kept = ((root - last) * (first / (first - last))) ** 2
+    return 1.0 - torch.cat([kept[:1], kept[1:] / kept[:-1]])

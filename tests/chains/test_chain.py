@@ -1,0 +1,298 @@
+"""The joint fixed point of a chain: exact prefixes, bounds on rounds, counts, independence of rows."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import fixedpoint
+from fixedpoint.chains.chain import Chain, ChainProblem
+from fixedpoint.chains.preconditioner import linear_part
+from fixedpoint.core.evaluator import Evaluator
+from fixedpoint.core.status import Status
+
+PRECONDITIONERS = ("zero", "identity", "coefficient")
+
+
+class TanhChain(Chain):
+    """``x' = c_i x + tanh(W_i x + b_row)``: a nonlinear chain with known slopes and conditioning per row."""
+
+    def __init__(self, length: int, size: int, seed: int, rows: int = 8, gain: float = 0.3) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        self.length = length
+        self.slopes = 0.7 + 0.4 * torch.rand(length, generator=generator, dtype=torch.float64)
+        self.weight = gain * torch.randn(length, size, size, generator=generator, dtype=torch.float64) / size**0.5
+        self.bias = torch.randn(rows, size, generator=generator, dtype=torch.float64)
+        self.broken: dict[int, tuple[int, float]] = {}  # row -> (step, value it returns there)
+        self.pairs = 0
+        self.calls = 0
+
+    def coefficients(self) -> torch.Tensor:
+        return self.slopes
+
+    def step(self, x: torch.Tensor, index: torch.Tensor, row: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        self.pairs += len(x)
+        # Products one by one and summed along the row: the same bits whatever the batch.
+        mixed = (self.weight[index].to(x) * x.unsqueeze(1)).sum(-1)
+        value = self.slopes[index].unsqueeze(1).to(x) * x + torch.tanh(mixed + self.bias[row].to(x))
+        for which, (step, fault) in self.broken.items():
+            value = torch.where(((row == which) & (index == step)).unsqueeze(1), fault, value)
+        return value
+
+
+def start(rows: int, size: int, seed: int = 1) -> torch.Tensor:
+    return torch.randn(rows, size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def serial(problem: ChainProblem) -> torch.Tensor:
+    """The states by a loop of its own, independent of the solvers."""
+    x, states = problem.x0, []
+    for i in range(problem.length):
+        x = problem.chain.step(x, torch.full((len(x),), i), problem.rows)
+        states.append(x)
+    return torch.stack(states, dim=1)
+
+
+@pytest.mark.parametrize("preconditioner", PRECONDITIONERS)
+def test_after_k_rounds_the_first_k_states_are_exact(preconditioner: str) -> None:
+    problem = ChainProblem(TanhChain(12, 5, seed=0), start(3, 5))
+    exact = serial(problem)
+    solver = fixedpoint.ChainSolver(preconditioner=preconditioner)
+    with torch.no_grad():
+        f = Evaluator(problem)
+        at = solver.start(f, problem.initial())
+        state = solver.init(f, at)
+        for k in range(1, 13):
+            at, state = solver.step(f, at, state)
+            assert torch.equal(at.z.unflatten(1, (12, 5))[:, :k], exact[:, :k])
+
+
+@pytest.mark.parametrize("preconditioner", PRECONDITIONERS)
+@pytest.mark.parametrize("accelerator", ["picard", "anderson", "broyden"])
+def test_equals_the_sequential_chain(preconditioner: str, accelerator: str) -> None:
+    problem = ChainProblem(TanhChain(40, 6, seed=3), start(4, 6))
+    solution = fixedpoint.solve(
+        problem,
+        solver={"name": "chain", "preconditioner": preconditioner, "accelerator": accelerator},
+        rtol=1e-12,
+    )
+    assert solution.status == (Status.CONVERGED,) * 4
+    assert torch.allclose(solution.z, serial(problem), rtol=1e-9, atol=1e-9)
+    assert solution.counts.rounds <= 41
+
+
+@given(length=st.integers(1, 30), gain=st.floats(0.1, 8.0), seed=st.integers(0, 10**6))
+def test_never_more_than_n_rounds_however_wild_the_chain(length: int, gain: float, seed: int) -> None:
+    problem = ChainProblem(TanhChain(length, 3, seed=seed, gain=gain), start(2, 3, seed))
+    for accelerator in ("picard", "anderson", "broyden"):
+        solution = fixedpoint.solve(problem, solver=accelerator, rtol=0.0)
+        assert solution.counts.rounds <= length
+        assert solution.status == (Status.CONVERGED,) * 2
+        assert torch.equal(solution.z, serial(problem))  # a tolerance of zero is met by the exact prefix alone
+
+
+def test_a_plain_solver_becomes_the_accelerator() -> None:
+    problem = ChainProblem(TanhChain(20, 4, seed=1), start(2, 4))
+    plain = fixedpoint.solve(problem, solver="anderson", rtol=1e-10)
+    assert plain.solver == fixedpoint.ChainSolver(accelerator=fixedpoint.Anderson())
+
+
+def test_the_serial_solver_takes_n_rounds_of_one_evaluation() -> None:
+    chain = TanhChain(15, 4, seed=2)
+    problem = ChainProblem(chain, start(3, 4))
+    solution = fixedpoint.solve(problem, solver="serial")
+    assert torch.equal(solution.z, serial(ChainProblem(TanhChain(15, 4, seed=2), start(3, 4))))
+    assert (solution.counts.rounds, solution.counts.calls) == (15, 15) == (chain.calls, chain.calls)
+    assert solution.evaluations.tolist() == [15, 15, 15]
+    assert solution.converged.all()
+    assert solution.relative_error.max() == 0.0
+
+
+@pytest.mark.parametrize("max_batch", [None, 1, 7, 64])
+def test_what_is_counted_is_what_was_evaluated(max_batch: int | None) -> None:
+    chain = TanhChain(20, 4, seed=5)
+    problem = ChainProblem(chain, start(3, 4), max_batch=max_batch)
+    solution = fixedpoint.solve(problem, solver="picard", rtol=1e-6)
+    assert solution.counts.calls == chain.calls
+    assert solution.counts.computed == chain.pairs == solution.evaluations.sum()
+    # A solved step is not evaluated again: round k evaluates N - k + 1 steps of every running row.
+    for row in range(3):
+        assert solution.evaluations[row] == sum(20 - k for k in range(solution.rounds[row]))
+
+
+@pytest.mark.parametrize(
+    "solver", ["picard", "anderson", "broyden", {"name": "chain", "preconditioner": "coefficient"}]
+)
+@pytest.mark.parametrize("max_batch", [None, 5])
+def test_a_row_alone_equals_the_row_in_a_batch_bit_for_bit(solver: object, max_batch: int | None) -> None:
+    x0 = start(5, 6)
+    together = fixedpoint.solve(ChainProblem(TanhChain(25, 6, seed=4), x0, max_batch=max_batch), solver=solver)
+    for row in range(5):
+        alone = fixedpoint.solve(
+            ChainProblem(TanhChain(25, 6, seed=4), x0[row : row + 1], rows=torch.tensor([row])), solver=solver
+        )
+        assert torch.equal(alone.z[0], together.z[row])
+        assert alone.rounds[0] == together.rounds[row]
+        assert alone.evaluations[0] == together.evaluations[row]
+
+
+@pytest.mark.parametrize("fault", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("solver", ["picard", "anderson", "broyden", "serial"])
+def test_a_broken_row_leaves_the_others_alone(fault: float, solver: str) -> None:
+    x0 = start(4, 6)
+    sound = fixedpoint.solve(ChainProblem(TanhChain(20, 6, seed=6), x0), solver=solver)
+    chain = TanhChain(20, 6, seed=6)
+    chain.broken = {2: (9, fault)}
+    beside = fixedpoint.solve(ChainProblem(chain, x0), solver=solver)
+    assert [status.label for status in beside.status] == ["converged", "converged", "nonfinite", "converged"]
+    for row in (0, 1, 3):
+        assert torch.equal(sound.z[row], beside.z[row])
+        assert sound.rounds[row] == beside.rounds[row]
+    assert beside.z.isfinite().all()
+    assert np.isinf(beside.relative_error[2])
+    # It is exact up to the step that fails.
+    assert torch.allclose(beside.z[2, :9], serial(ChainProblem(TanhChain(20, 6, seed=6), x0))[2, :9], rtol=1e-12)
+
+
+def test_overflow_at_states_that_are_still_wrong_is_no_failure() -> None:
+    class Narrow(Chain):
+        """Not finite outside a ball that the trajectory never leaves, but its start does."""
+
+        length = 10
+
+        def step(self, x: torch.Tensor, index: torch.Tensor, row: torch.Tensor) -> torch.Tensor:
+            halved = x / 2
+            late = (index >= 5) & (x.abs().amax(1) > 0.5)
+            return halved.masked_fill(late.unsqueeze(1), float("nan"))
+
+    problem = ChainProblem(Narrow(), torch.full((1, 2), 4.0, dtype=torch.float64))
+    for accelerator in ("picard", "anderson", "broyden"):
+        solution = fixedpoint.solve(problem, solver=accelerator, rtol=1e-10)
+        assert solution.status == (Status.CONVERGED,)
+        assert torch.allclose(solution.z, serial(problem), rtol=1e-9)
+
+
+@pytest.mark.parametrize("preconditioner", PRECONDITIONERS)
+def test_the_sweep_is_its_lower_triangular_matrix(preconditioner: str) -> None:
+    chain = TanhChain(9, 4, seed=7)
+    part = linear_part(chain, preconditioner, torch.device("cpu"))
+    defects = torch.randn(2, 9, 4, generator=torch.Generator().manual_seed(8), dtype=torch.float64)
+    assert torch.equal(part.matrix, part.matrix.tril())
+    assert torch.allclose(part.sweep(defects), part.matrix @ defects, rtol=1e-13, atol=1e-13)
+
+
+@pytest.mark.parametrize("preconditioner", PRECONDITIONERS)
+def test_the_matrix_solves_the_chain_of_its_slopes(preconditioner: str) -> None:
+    """``M`` is the inverse of the bidiagonal Jacobian ``I - shift(A)``."""
+    part = linear_part(TanhChain(9, 4, seed=7), preconditioner, torch.device("cpu"))
+    bidiagonal = torch.eye(9, dtype=torch.float64) - torch.diag(part.slopes[1:], -1)
+    assert torch.allclose(part.matrix @ bidiagonal, torch.eye(9, dtype=torch.float64), atol=1e-13)
+
+
+def test_affine_chain_with_its_own_coefficients_needs_one_sweep() -> None:
+    class Affine(Chain):
+        length = 30
+
+        def coefficients(self) -> torch.Tensor:
+            return torch.linspace(0.5, 1.4, 30, dtype=torch.float64)
+
+        def step(self, x: torch.Tensor, index: torch.Tensor, row: torch.Tensor) -> torch.Tensor:
+            return self.coefficients()[index].unsqueeze(1) * x + (index.unsqueeze(1) + 1.0) / 10
+
+    problem = ChainProblem(Affine(), start(2, 3))
+    solution = fixedpoint.solve(problem, solver={"name": "chain", "preconditioner": "coefficient"}, rtol=1e-10)
+    assert solution.counts.rounds == 2
+    assert torch.allclose(solution.z, serial(problem), rtol=1e-10)
+
+
+def test_the_error_is_what_is_still_to_come_at_the_last_state() -> None:
+    problem = ChainProblem(TanhChain(60, 6, seed=9, gain=0.05), start(3, 6))
+    exact = serial(problem)[:, -1]
+    f = Evaluator(problem)
+    solver = fixedpoint.ChainSolver()
+    with torch.no_grad():
+        at = solver.start(f, problem.initial())
+        state = solver.init(f, at)
+        for _ in range(6):
+            true = (at.z.unflatten(1, (60, 6))[:, -1] - exact).norm(dim=1)
+            ratio = at.error[:, 0] / true
+            assert ((ratio > 0.1) & (ratio < 10)).all()
+            at, state = solver.step(f, at, state)
+
+
+def test_rows_taken_keep_their_conditioning() -> None:
+    chain = TanhChain(10, 4, seed=11)
+    problem = ChainProblem(chain, start(5, 4))
+    z = problem.initial()
+    picked = torch.tensor([3, 1])
+    assert torch.equal(problem.take(picked)(z[picked]), problem(z)[picked])
+    assert torch.equal(problem.take(picked).take(torch.tensor([1]))(z[1:2]), problem(z)[1:2])
+
+
+def test_fewer_rounds_than_needed_end_with_the_latest_states() -> None:
+    problem = ChainProblem(TanhChain(40, 6, seed=3), start(2, 6))
+    solution = fixedpoint.solve(problem, solver="picard", rtol=1e-14, max_rounds=3)
+    assert solution.status == (Status.MAX_ROUNDS,) * 2
+    assert torch.equal(solution.fz, problem(solution.state).unflatten(1, (40, 6)))
+
+
+class NoCoefficients(Chain):
+    length = 3
+
+    def step(self, x: torch.Tensor, index: torch.Tensor, row: torch.Tensor) -> torch.Tensor:
+        return x / 2
+
+
+class OtherShape(NoCoefficients):
+    def step(self, x: torch.Tensor, index: torch.Tensor, row: torch.Tensor) -> torch.Tensor:
+        return x[:, :1]
+
+
+@pytest.mark.parametrize(
+    ("act", "sentence"),
+    [
+        (lambda: ChainProblem(NoCoefficients(), torch.zeros(3)), "x0 must have a batch dimension"),
+        (lambda: ChainProblem(NoCoefficients(), torch.zeros(2, 3, dtype=torch.int64)), "floating-point dtype"),
+        (lambda: ChainProblem(NoCoefficients(), torch.zeros(2, 3), max_batch=0), "max_batch must be at least 1"),
+        (
+            lambda: fixedpoint.solve(
+                ChainProblem(NoCoefficients(), torch.ones(2, 3)),
+                solver={"name": "chain", "preconditioner": "coefficient"},
+            ),
+            "take 'identity' or 'zero'",
+        ),
+        (lambda: fixedpoint.solve(ChainProblem(OtherShape(), torch.ones(2, 3))), "a step must return shape"),
+        (lambda: fixedpoint.solve(lambda z: z / 2, torch.ones(2, 3), solver="chain"), "wants a ChainProblem"),
+        (lambda: fixedpoint.solve(lambda z: z / 2, torch.ones(2, 3), solver="serial"), "wants a chain"),
+        (lambda: fixedpoint.ChainSolver(preconditioner="diagonal"), "preconditioner must be one of"),
+    ],
+)
+def test_bad_input_is_a_sentence(act: object, sentence: str) -> None:
+    with pytest.raises((TypeError, ValueError), match=sentence):
+        act()
+
+
+def test_a_step_that_raises_says_in_which_round() -> None:
+    class Failing(NoCoefficients):
+        def step(self, x: torch.Tensor, index: torch.Tensor, row: torch.Tensor) -> torch.Tensor:
+            raise RuntimeError("out of order")
+
+    with pytest.raises(RuntimeError, match="out of order") as caught:
+        fixedpoint.solve(ChainProblem(Failing(), torch.ones(2, 3)))
+    assert caught.value.__notes__ == ["raised by f in round 1 of the solve"]
+
+
+def test_termination_is_judged_on_the_chain_whatever_the_preconditioner() -> None:
+    """The same point has the same error under every preconditioner."""
+    problem = ChainProblem(TanhChain(12, 5, seed=0), start(3, 5))
+    with torch.no_grad():
+        f = Evaluator(problem)
+        errors = [
+            fixedpoint.ChainSolver(preconditioner=kind).start(f, problem.initial()).error for kind in PRECONDITIONERS
+        ]
+    assert torch.equal(errors[0], errors[1])
+    assert torch.equal(errors[0], errors[2])

@@ -28,7 +28,7 @@ from torch import Tensor
 from fixedpoint.chains.chain import ChainProblem
 from fixedpoint.chains.preconditioner import LinearPart, Preconditioner, linear_part
 from fixedpoint.core.evaluator import Evaluated, Evaluator
-from fixedpoint.core.options import option
+from fixedpoint.core.options import OptionError, option
 from fixedpoint.core.solver import Solver, StepSolver
 from fixedpoint.solvers.picard import Picard
 
@@ -54,6 +54,10 @@ class ChainSolver(StepSolver[ChainState]):
     accelerator: StepSolver[Any] = option(factory=Picard, help="step solver applied to the preconditioned map")
 
     lasting = True
+
+    def check(self) -> None:
+        if isinstance(self.accelerator, ChainSolver):
+            raise OptionError(type(self).__name__, "accelerator", "must not be a chain solver itself")
 
     def rounds_bound(self, f: Evaluator) -> int:
         return _chain_of(f).length + 1

@@ -96,6 +96,8 @@ class Evaluator:
         ``"l2"``, ``"rms"`` or ``"max"``: the norm of ``f(z) - z`` for problems without a measure of their own.
     max_batch
         Evaluate at most this many rows in one call (the problem must be able to ``take`` rows).
+
+    ``tracks_best`` may be set to False by a loop whose answer is the latest point, not the best.
     """
 
     def __init__(self, problem: Problem, norm: str = "l2", max_batch: int | None = None) -> None:
@@ -113,7 +115,8 @@ class Evaluator:
         self.counts = Counts(rounds=0, calls=0, evaluations=np.zeros(rows, dtype=np.int64), computed=0)
         self.errors: list[Tensor] = []
         self.relative: list[Tensor] = []
-        self.best: Evaluated | None = None
+        self.tracks_best = True
+        self._best: Evaluated | None = None
         everything = np.ones(rows, dtype=np.bool_)
         self._live = _Live(everything, torch.from_numpy(everything).to(self.layout.device))
         self._buffers: dict[str, list[Tensor]] = {}
@@ -179,21 +182,30 @@ class Evaluator:
         live = self._live.mask
         error = at.error.amax(dim=1)
         relative = (at.error / at.scale).nan_to_num(nan=0.0, posinf=torch.inf).amax(dim=1)
-        nothing = torch.full_like(error, torch.nan)
-        self.errors.append(torch.where(live, error, nothing))
-        self.relative.append(torch.where(live & at.finite, relative, nothing))
-        if self.best is None:
-            self.best = replace(at, z=at.z.clone(), fz=at.fz.clone(), residual=at.residual.clone())
-            return
-        best = self.best.error.amax(dim=1)
-        better = live & at.finite & ((error < best) | ~self.best.finite)
-        self.best = Evaluated(
-            z=select(better, at.z, self.best.z),
-            fz=select(better, at.fz, self.best.fz),
-            residual=select(better, at.residual, self.best.residual),
-            error=torch.where(better.unsqueeze(1), at.error, self.best.error),
-            scale=torch.where(better.unsqueeze(1), at.scale, self.best.scale),
-            finite=better | self.best.finite,
+        self.errors.append(torch.where(live, error, torch.nan))
+        self.relative.append(torch.where(live & at.finite, relative, torch.nan))
+        if self.tracks_best:
+            self._best = self._better(at, live, error)
+
+    @property
+    def best(self) -> Evaluated:
+        """The judged point of smallest error of every row; the first one where none was finite."""
+        assert self._best is not None  # every evaluation is remembered
+        return replace(self._best, residual=self._best.fz - self._best.z)
+
+    def _better(self, at: Evaluated, live: Tensor, error: Tensor) -> Evaluated:
+        """The best point so far, its residual left out."""
+        best = self._best
+        if best is None:
+            return replace(at, z=at.z.clone(), fz=at.fz.clone())
+        better = live & at.finite & ((error < best.error.amax(dim=1)) | ~best.finite)
+        return replace(
+            best,
+            z=select(better, at.z, best.z),
+            fz=select(better, at.fz, best.fz),
+            error=torch.where(better.unsqueeze(1), at.error, best.error),
+            scale=torch.where(better.unsqueeze(1), at.scale, best.scale),
+            finite=better | best.finite,
         )
 
     def _evaluate(self, z: Tensor, first: int) -> Evaluated:

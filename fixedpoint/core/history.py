@@ -1,8 +1,8 @@
-"""History: the last ``m`` columns of a quasi-Newton method, per row, newest first."""
+"""History: the last ``m`` columns of a quasi-Newton method, per row."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float
@@ -15,53 +15,85 @@ __all__ = ["History"]
 class History:
     """At most ``m`` groups of columns, each ``(B, m, D)``, kept in a ring.
 
-    Pushing overwrites the oldest slot in place, or makes new tensors while gradients flow. ``valid`` says which
-    slots of which row hold a column; ``order`` lists the slots from the newest to the oldest.
+    Pushing overwrites the oldest column in place, or makes new tensors while gradients flow. The ring is filled from
+    its end, so that the columns in use are always one slice of the storage.
     """
 
-    columns: tuple[Float[Tensor, "B m D"], ...]
-    valid: Bool[Tensor, "B m"]
-    order: tuple[int, ...]
+    storage: tuple[Float[Tensor, "B m D"], ...]
+    mask: Bool[Tensor, "B m"]
+    pushed: int = 0
 
     @classmethod
     def empty(cls, like: Float[Tensor, "B D"], memory: int, groups: int) -> History:
         rows, size = like.shape
-        columns = tuple(like.new_zeros(rows, memory, size) for _ in range(groups))
-        valid = torch.zeros(rows, memory, dtype=torch.bool, device=like.device)
-        return cls(columns, valid, tuple(range(memory)))
+        storage = tuple(like.new_zeros(rows, memory, size) for _ in range(groups))
+        return cls(storage, torch.zeros(rows, memory, dtype=torch.bool, device=like.device))
+
+    @property
+    def memory(self) -> int:
+        """``m``."""
+        return self.mask.shape[1]
+
+    @property
+    def start(self) -> int:
+        """First slot in use."""
+        return max(self.memory - self.pushed, 0)
+
+    @property
+    def columns(self) -> tuple[Float[Tensor, "B used D"], ...]:
+        """The columns in use."""
+        return tuple(group[:, self.start :] for group in self.storage)
+
+    @property
+    def valid(self) -> Bool[Tensor, "B used"]:
+        """Which of the columns in use hold one of the row's."""
+        return self.mask[:, self.start :]
+
+    @property
+    def surviving(self) -> Bool[Tensor, "B used"]:
+        """Which of them will be left when the next push has overwritten the oldest."""
+        kept = self.mask.clone()
+        kept[:, self._next] = False
+        return kept[:, self.start :]
 
     @property
     def newest(self) -> int:
-        """Slot of the newest column."""
-        return self.order[0]
+        """Position of the newest column among those in use."""
+        return (self._next + 1) % self.memory - self.start
 
     @property
-    def next(self) -> int:
-        """Slot that the next push overwrites: that of the oldest column."""
-        return self.order[-1]
+    def order(self) -> tuple[int, ...]:
+        """Positions from the newest to the oldest."""
+        used = self.memory - self.start
+        return tuple((self.newest + age) % used for age in range(used))
 
     def push(self, *vectors: Float[Tensor, "B D"], valid: Bool[Tensor, " B"]) -> History:
-        """Store one vector per group in the oldest slot; rows not in ``valid`` store nothing."""
-        return self._stored([_put(g, self.next, v, valid) for g, v in zip(self.columns, vectors, strict=True)], valid)
+        """Store one vector per group in place of the oldest; rows not in ``valid`` store nothing."""
+        return self._stored([_put(g, self._next, v, valid) for g, v in zip(self.storage, vectors, strict=True)], valid)
 
     def push_differences(
         self, *pairs: tuple[Float[Tensor, "B D"], Float[Tensor, "B D"]], valid: Bool[Tensor, " B"]
     ) -> History:
-        """Store ``pair[0] - pair[1]`` per group in the oldest slot, subtracting straight into its memory."""
+        """Store ``pair[0] - pair[1]`` per group in place of the oldest, subtracting straight into its memory."""
         stored = []
-        for group, (new, old) in zip(self.columns, pairs, strict=True):
-            target = None if torch.is_grad_enabled() else group[:, self.next]
-            stored.append(_put(group, self.next, torch.sub(new, old, out=target), valid))
+        for group, (new, old) in zip(self.storage, pairs, strict=True):
+            target = None if torch.is_grad_enabled() else group[:, self._next]
+            stored.append(_put(group, self._next, torch.sub(new, old, out=target), valid))
         return self._stored(stored, valid)
 
     def forget(self, rows: Bool[Tensor, " B"]) -> History:
         """Without the columns of ``rows``."""
-        return History(self.columns, self.valid & ~rows.unsqueeze(1), self.order)
+        return replace(self, mask=self.mask & ~rows.unsqueeze(1))
 
-    def _stored(self, columns: list[Tensor], valid: Tensor) -> History:
-        mask = self.valid.clone()
-        mask[:, self.next] = valid
-        return History(tuple(columns), mask, (self.next, *self.order[:-1]))
+    @property
+    def _next(self) -> int:
+        """Slot of the next push."""
+        return self.memory - 1 - self.pushed % self.memory
+
+    def _stored(self, storage: list[Tensor], valid: Tensor) -> History:
+        mask = self.mask.clone()
+        mask[:, self._next] = valid
+        return History(tuple(storage), mask, self.pushed + 1)
 
 
 def _put(group: Tensor, slot: int, vector: Tensor, valid: Tensor) -> Tensor:

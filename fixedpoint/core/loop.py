@@ -43,8 +43,16 @@ def iterate(
 
     The decisions of a round are tensors; they are read once a round, which is the only host synchronisation
     (a progress callback costs another).
+
+    Raises
+    ------
+    ValueError
+        When the evaluator measures in another norm than the termination wants.
     """
     limit = termination.max_rounds or solver.rounds_bound(f)
+    if f.norm != termination.norm:
+        raise ValueError(f"the evaluator measures in the {f.norm} norm, the termination wants {termination.norm}")
+    f.tracks_best = not solver.lasting
     judge = Judge(termination, z0.dtype, lasting=solver.lasting)
     at = solver.start(f, z0)
     state = solver.init(f, at)
@@ -68,7 +76,6 @@ def iterate(
             break
         f.narrow(final == Status.RUNNING)
         if (host[1].astype(np.bool_) & (final == Status.RUNNING)).any():
-            assert f.best is not None  # every evaluation has been remembered
             at = f.best.where(rescued, at)
             state = solver.reset(state, rescued)
         proposal, state = solver.step(f, at, state)
@@ -107,7 +114,7 @@ def _answer_of(
     """The rows that finished now, and the point that is their answer: this one, or their best."""
     device = at.z.device
     mask = torch.from_numpy(finished).to(device)
-    if lasting or f.best is None:
+    if lasting:
         return mask, at
     current = torch.from_numpy(finished & (final == Status.CONVERGED)).to(device)
     return mask, at.where(current, f.best)

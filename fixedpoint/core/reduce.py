@@ -87,4 +87,5 @@ def add_combination(
     for j in range(columns.shape[1]):
         column = columns[:, j].unflatten(1, (blocks, -1))
         total = torch.addcmul(total, column, weights[:, :, j : j + 1], out=target)
-    return total.flatten(1)
+    combined: Tensor = total.flatten(1)
+    return combined

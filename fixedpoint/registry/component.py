@@ -77,4 +77,4 @@ def nearest(name: str, known: Iterable[str]) -> str:
     """The second half of a sentence about an unknown name: the nearest known one, or all of them."""
     known = sorted(known)
     near = difflib.get_close_matches(name, known, n=1)
-    return f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known) or 'none'}"
+    return f'did you mean "{near[0]}"?' if near else f"known: {', '.join(known) or 'none'}"

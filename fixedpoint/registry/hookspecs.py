@@ -43,7 +43,7 @@ def fixedpoint_executors() -> Iterable[Component]:  # type: ignore[empty-body]
 
 @hookspec
 def fixedpoint_run_started(folder: Path, cells: int) -> None:
-    """A run begins: its folder and how many cells it has."""
+    """A run begins: its folder, and how many cells are to be carried out (finished ones are reused)."""
 
 
 @hookspec

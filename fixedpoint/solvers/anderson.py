@@ -89,10 +89,10 @@ class Anderson(StepSolver[AndersonState]):
         grown, growth = state.growth.watch(row_norms(at.residual.detach()), self.restart_growth)
         state = _extended(at, replace(self.reset(state, grown), growth=growth))
         changes_f, changes_r = state.history.columns
-        gamma = _weights(at, state)
-        proposal = add_combination(at.fz, changes_f, -gamma, out=f.empty())
+        gamma = -_weights(at, state)
+        proposal = add_combination(at.fz, changes_f, gamma, out=f.empty())
         if self.relaxation != 1.0:
-            rest = add_combination(at.residual, changes_r, -gamma)
+            rest = add_combination(at.residual, changes_r, gamma)
             proposal = torch.sub(proposal, rest, alpha=1.0 - self.relaxation)
         return proposal, replace(state, previous=at, linked=torch.ones_like(state.linked))
 
@@ -109,24 +109,26 @@ def _extended(at: Evaluated, state: AndersonState) -> AndersonState:
     )
     changes_r = history.columns[1]
     products = block_dots(changes_r, changes_r[:, history.newest], state.gram.shape[1])
-    slot = torch.tensor([history.newest], device=products.device)
-    gram = state.gram.index_copy(2, slot, products.unsqueeze(2)).index_copy(3, slot, products.unsqueeze(3))
+    gram = state.gram.clone()
+    used = gram[:, :, history.start :, history.start :]
+    used[:, :, history.newest] = products
+    used[:, :, :, history.newest] = products
     return replace(state, history=history, gram=gram)
 
 
 def _weights(at: Evaluated, state: AndersonState) -> Float[Tensor, "B blocks m"]:
     """``gamma`` of every block, from the inner products of the unsolved blocks up to it."""
-    blocks = state.gram.shape[1]
-    rhs = block_dots(state.history.columns[1], at.residual, blocks)
+    history, blocks = state.history, state.gram.shape[1]
+    rhs = block_dots(history.columns[1], at.residual, blocks)
     residual, value = at.residual.detach(), at.fz.detach()
     unsolved = block_dots(residual.unsqueeze(1), residual, blocks) > 0
     sizes = block_dots(value.unsqueeze(1), value, blocks)
     noise = torch.finfo(at.z.dtype).eps * sizes.cumsum(1).squeeze(2).sqrt()
-    zero = torch.zeros((), dtype=torch.float64, device=rhs.device)
+    gram = state.gram[:, :, history.start :, history.start :]
     return solve_gram(
-        gram=torch.where(unsolved.unsqueeze(3), state.gram, zero).cumsum(1),
-        rhs=torch.where(unsolved, rhs, zero).cumsum(1),
-        valid=state.history.valid.unsqueeze(1).expand(-1, blocks, -1),
-        order=state.history.order,
+        gram=torch.where(unsolved.unsqueeze(3), gram, 0.0).cumsum(1),
+        rhs=torch.where(unsolved, rhs, 0.0).cumsum(1),
+        valid=history.valid.unsqueeze(1).expand(-1, blocks, -1),
+        order=history.order,
         noise=noise,
     )

@@ -80,8 +80,7 @@ def _updated(at: Evaluated, state: BroydenState) -> BroydenState:
         return state
     history = state.history
     left, right = history.columns
-    valid = history.valid.clone()
-    valid[:, history.next] = False
+    valid = history.surviving
     dz = at.z - state.previous.z
     dg = at.residual - state.previous.residual
     missed = add_combination(dz + dg, left, -_masked(row_dots(right, dg), valid))  # dz - H dg

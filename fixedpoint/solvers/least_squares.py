@@ -44,6 +44,8 @@ def solve_gram(
     noise
         Length of a column below which it is rounding.
     """
+    if not order:
+        return rhs
     squares = gram.diagonal(dim1=-2, dim2=-1)
     usable = valid & (squares > 0) & squares.isfinite()
     length = torch.where(usable, squares, 1.0).sqrt()

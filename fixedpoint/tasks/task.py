@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import torch
@@ -102,7 +102,13 @@ class Context:
 
 
 class Task(Options, ABC):
-    """Something to compare solvers or gradients on: a frozen dataclass of options."""
+    """Something to compare solvers or gradients on: a frozen dataclass of options.
+
+    ``provides`` are names (``"jvp"`` ...) of what its problems can do beyond being evaluated, for solvers and
+    gradient estimators that need it.
+    """
+
+    provides: ClassVar[frozenset[str]] = frozenset()
 
     @abstractmethod
     def run(self, context: Context) -> Result:

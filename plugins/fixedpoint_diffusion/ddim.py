@@ -16,10 +16,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from fixedpoint.chains.chain import Chain, ChainProblem
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from fixedpoint.chains.chain import Chain, ChainProblem
 from fixedpoint_diffusion.denoiser import Denoiser, as_denoiser
 from fixedpoint_diffusion.schedule import DDIMSchedule
 
@@ -119,7 +119,7 @@ class DDIMChain(Chain):
         return at["root_later"] * image + at["direction"] * noise
 
     def _thresholded(self, image: Tensor) -> Tensor:
-        """Dynamic thresholding (Saharia et al. 2022, section 2.3): clip to a quantile of the image, and divide by it."""
+        """Dynamic thresholding (Saharia et al. 2022, section 2.3): clip to a quantile and divide by it."""
         wide = image.flatten(1).to(torch.promote_types(image.dtype, torch.float32))
         bound = torch.quantile(wide.abs(), self.schedule.dynamic_thresholding_ratio, dim=1, keepdim=True)
         bound = bound.clamp(min=1.0, max=self.schedule.sample_max_value)

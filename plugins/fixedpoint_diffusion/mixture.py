@@ -14,10 +14,10 @@ batch it is evaluated in.
 from __future__ import annotations
 
 import torch
-from fixedpoint.core.reduce import row_dots
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from fixedpoint.core.reduce import row_dots
 from fixedpoint_diffusion.denoiser import Denoiser
 from fixedpoint_diffusion.schedule import DDIMSchedule, PredictionType
 

@@ -6,10 +6,10 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import torch
-from fixedpoint.core.options import OptionError, Options, option
 from jaxtyping import Float
 from torch import Tensor
 
+from fixedpoint.core.options import OptionError, Options, option
 from fixedpoint_diffusion.denoiser import Denoiser
 from fixedpoint_diffusion.mixture import GaussianMixture
 from fixedpoint_diffusion.schedule import DDIMSchedule

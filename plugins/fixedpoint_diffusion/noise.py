@@ -1,5 +1,7 @@
-"""Noise drawn once: each row from a generator of its own, on the CPU, so that an image's noise depends neither on
-its batch-mates nor on the device."""
+"""Noise drawn once, each row from a generator of its own on the CPU.
+
+An image's noise depends neither on its batch-mates nor on the device.
+"""
 
 from __future__ import annotations
 

@@ -15,10 +15,11 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from fixedpoint.core.options import OptionError, Options, option
 from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
+
+from fixedpoint.core.options import OptionError, Options, option
 
 __all__ = ["DDIMSchedule", "PredictionType", "Spacing"]
 
@@ -108,7 +109,7 @@ class DDIMSchedule(Options):
         if self.timestep_spacing == "linspace":
             steps = np.linspace(0, total - 1, count).round()[::-1]
         elif self.timestep_spacing == "leading":
-            steps = (np.arange(count) * (total // count))[::-1] + self.steps_offset
+            steps = (np.arange(count, dtype=np.float64) * (total // count))[::-1] + self.steps_offset
         else:
             steps = np.round(np.arange(total, 0, -total / count)) - 1
             steps = steps[steps >= 0]

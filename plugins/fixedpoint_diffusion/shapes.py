@@ -19,7 +19,7 @@ SHAPES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "diamond": lambda x, y: x.abs() + y.abs() - 0.8,
     "plus": lambda x, y: torch.minimum(x.abs(), y.abs()) - 0.2 + (torch.maximum(x.abs(), y.abs()) > 0.8) * 1.0,
     "cross": lambda x, y: torch.minimum((x - y).abs(), (x + y).abs()) - 0.28,
-    "bars": lambda x, y: (((x + 1) * 2.0) % 1.0 - 0.5).abs() - 0.25,
+    "bars": lambda x, y: (((x + 1) * 2.0) % 1.0 - 0.5).abs() - 0.25 + 0.0 * y,
     "triangle": lambda x, y: torch.maximum(x.abs() * 1.6 - (y + 0.75) * 0.8, y - 0.6),
     "moon": lambda x, y: torch.maximum((x**2 + y**2).sqrt() - 0.75, 0.6 - ((x - 0.35) ** 2 + y**2).sqrt()),
 }

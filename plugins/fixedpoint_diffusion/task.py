@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from torch import Tensor
+
 from fixedpoint.chains.chain import ChainProblem
 from fixedpoint.chains.serial import Serial
 from fixedpoint.core.evaluator import Evaluator
@@ -14,8 +16,6 @@ from fixedpoint.core.problem import Problem
 from fixedpoint.core.solution import Solution
 from fixedpoint.core.termination import Termination
 from fixedpoint.tasks.task import Context, Images, Judgement, SolveTask
-from torch import Tensor
-
 from fixedpoint_diffusion.ddim import ddim_problem
 from fixedpoint_diffusion.models import MixtureModel, Model, ShapesModel
 from fixedpoint_diffusion.noise import draw_noise, row_seeds

@@ -19,6 +19,14 @@ def half(x: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
     return x / 2
 
 
+def narrow(x: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+    return x[:, :1]
+
+
+def paired(x: torch.Tensor, timestep: torch.Tensor) -> tuple[torch.Tensor]:
+    return (x,)
+
+
 @pytest.mark.parametrize(
     ("act", "sentence"),
     [
@@ -48,9 +56,9 @@ def half(x: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
             "cannot be stepped from a state without signal",
         ),
         (lambda: as_denoiser("unet"), "a denoiser must be a function"),
-        (lambda: fixedpoint.solve(ddim_problem(lambda x, t: x[:, :1], PLAIN, X)), "the denoiser must return shape"),
+        (lambda: fixedpoint.solve(ddim_problem(narrow, PLAIN, X)), "the denoiser must return shape"),
         (
-            lambda: fixedpoint.solve(ddim_problem(lambda x, t: (x,), PLAIN, X)),
+            lambda: fixedpoint.solve(ddim_problem(paired, PLAIN, X)),
             "a denoiser must return a tensor, got tuple",
         ),
         (lambda: MixtureModel(variance_low=0.5, variance_high=0.1), "variance_high must be at least variance_low"),

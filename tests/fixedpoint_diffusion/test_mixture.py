@@ -65,9 +65,8 @@ def test_a_single_gaussian_has_a_linear_chain(eta: float) -> None:
     for i, (ab, after) in enumerate(zip(signal, later, strict=True)):
         sigma = eta * ((1 - after) / (1 - ab) * (1 - ab / after)).sqrt()
         spread = ab * variance + 1 - ab
-        slope = (after * ab).sqrt() * variance / spread + ((1 - after - sigma**2) * (1 - ab)).clamp(
-            min=0
-        ).sqrt() / spread
+        direction = (1 - after - sigma**2).clamp(min=0).sqrt()
+        slope = ((after * ab).sqrt() * variance + direction * (1 - ab).sqrt()) / spread
         y = slope * y + (sigma * noise[:, i] if noise is not None else 0.0)
     assert torch.allclose(fixedpoint.solve(problem, solver="anderson", rtol=1e-12).z[:, -1], y + mean, atol=1e-10)
 

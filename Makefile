@@ -1,0 +1,45 @@
+# Everything happens in .venv at the root; nothing else need be set up.
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
+OUTPUT ?= runs/demo
+
+.PHONY: demo test test-all lint docs wheel clean
+
+demo: .venv/.report ## sample the demo serially and jointly; table, pictures, report.html
+	$(BIN)/fixedpoint run configs/demo.yaml --output $(OUTPUT)
+
+test: .venv/.dev ## everything but the slow suites
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow"
+
+test-all: .venv/.dev ## the slow suites, too
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+lint: .venv/.dev ## formatting, style, types, arrows
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+docs: .venv/.dev ## the documentation, into site/
+	$(BIN)/mkdocs build --strict
+
+wheel: .venv/.dev ## a wheel, into dist/
+	$(BIN)/python -m build --wheel --no-isolation
+
+clean:
+	rm -rf .venv dist site runs
+
+# torch first, so that nothing installed later can bring another build of it.
+.venv/.torch: constraints.txt
+	$(PYTHON) -m venv .venv
+	$(INSTALL) torch
+	touch $@
+
+.venv/.report: .venv/.torch pyproject.toml
+	$(INSTALL) --editable ".[report]"
+	touch $@
+
+.venv/.dev: .venv/.report
+	$(INSTALL) --editable ".[dev]"
+	touch $@

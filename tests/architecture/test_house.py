@@ -1,0 +1,152 @@
+"""The house as design.md draws it: arrows, types, style, documentation, packaging."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+BIN = Path(sys.executable).parent
+HEAVY = ("torch", "pydantic", "pluggy", "ruamel", "matplotlib", "diffusers", "numpy", "jaxtyping")
+
+
+def run(*command: str, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess[str]:
+    variables = {**os.environ, "NO_COLOR": "1", "NO_MKDOCS_2_WARNING": "1", **environment}
+    return subprocess.run(command, cwd=cwd, env=variables, capture_output=True, text=True, timeout=500, check=False)
+
+
+def assert_clean(result: subprocess.CompletedProcess[str]) -> None:
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_arrows_point_one_way() -> None:
+    assert_clean(run(str(BIN / "lint-imports"), "--no-cache"))
+
+
+def test_types() -> None:
+    assert_clean(run(sys.executable, "-m", "mypy"))
+
+
+def test_style() -> None:
+    assert_clean(run(sys.executable, "-m", "ruff", "check", "."))
+    assert_clean(run(sys.executable, "-m", "ruff", "format", "--check", "."))
+
+
+def test_documentation_builds(tmp_path: Path) -> None:
+    assert_clean(run(sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)))
+    assert "ddim_problem" in (tmp_path / "api" / "index.html").read_text()
+
+
+@pytest.mark.parametrize("statement", ["import fixedpoint", "import fixedpoint.cli.main"])
+def test_importing_loads_nothing_heavy(statement: str) -> None:
+    program = f"{statement}\nimport sys\nprint([name for name in {HEAVY!r} if name in sys.modules])"
+    result = run(sys.executable, "-c", program)
+    assert_clean(result)
+    assert result.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("name", ["pydantic", "ruamel", "pluggy", "matplotlib", "jinja2", "pandas", "diffusers"])
+def test_each_library_is_known_in_one_room(name: str) -> None:
+    rooms = {
+        "pydantic": "fixedpoint/config",
+        "ruamel": "fixedpoint/config",
+        "pluggy": "fixedpoint/registry",
+        "matplotlib": "fixedpoint/report",
+        "jinja2": "fixedpoint/report",
+        "pandas": "fixedpoint/report",
+        "diffusers": "plugins/fixedpoint_diffusion",
+    }
+    pattern = re.compile(rf"^\s*(from|import) {name}\b", re.MULTILINE)
+    files = [*ROOT.glob("fixedpoint/**/*.py"), *ROOT.glob("plugins/**/*.py")]
+    elsewhere = [
+        str(path.relative_to(ROOT))
+        for path in files
+        if pattern.search(path.read_text()) and not path.is_relative_to(ROOT / rooms[name])
+    ]
+    assert elsewhere == []
+
+
+def python_blocks(page: Path) -> str:
+    return "\n".join(re.findall(r"^```python\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL))
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/index.md", "docs/getting-started.md"])
+def test_the_code_in_the_documentation_runs(page: str) -> None:
+    blocks = python_blocks(ROOT / page)
+    assert blocks
+    assert_clean(run(sys.executable, "-W", "error", "-c", blocks))
+
+
+def test_the_run_file_in_the_documentation_runs(tmp_path: Path) -> None:
+    (text,) = re.findall(
+        r"^```yaml\n(.*?)^```", (ROOT / "docs/getting-started.md").read_text(), re.MULTILINE | re.DOTALL
+    )
+    (tmp_path / "study.yaml").write_text(text)
+    result = run(sys.executable, "-m", "fixedpoint", "run", "study.yaml", "--output", "out", cwd=tmp_path)
+    assert_clean(result)
+    assert (tmp_path / "out" / "report.html").exists()
+
+
+@pytest.fixture(scope="session")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("wheel")
+    assert_clean(run(sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder)))
+    (built,) = folder.glob("*.whl")
+    return built
+
+
+def test_the_wheel_holds_library_and_plugins(wheel: Path) -> None:
+    names = zipfile.ZipFile(wheel).namelist()
+    tops = {name.split("/")[0] for name in names if ".dist-info" not in name}
+    assert tops == {"fixedpoint", "fixedpoint_diffusion"}
+    for path in [*ROOT.glob("fixedpoint/**/*"), *ROOT.glob("plugins/**/*")]:
+        if path.is_file() and "__pycache__" not in path.parts:
+            expected = path.relative_to(ROOT / "plugins" if path.is_relative_to(ROOT / "plugins") else ROOT)
+            assert expected.as_posix() in names
+
+
+def test_the_wheel_installed_elsewhere_runs_the_demo(wheel: Path, tmp_path: Path) -> None:
+    target = tmp_path / "site"
+    assert_clean(
+        run(
+            sys.executable,
+            "-m",
+            "pip",
+            "install",
+            "--quiet",
+            "--no-deps",
+            "--no-index",
+            "--target",
+            str(target),
+            str(wheel),
+        )
+    )
+    # The target comes first on the path, so that nothing of this checkout's installation is imported.
+    located = run(
+        sys.executable,
+        "-c",
+        "import fixedpoint, fixedpoint_diffusion as d; print(fixedpoint.__file__, d.__file__)",
+        cwd=tmp_path,
+        PYTHONPATH=str(target),
+    )
+    assert all(path.startswith(str(target)) for path in located.stdout.split())
+    result = run(
+        sys.executable,
+        "-m",
+        "fixedpoint",
+        "run",
+        str(ROOT / "configs/demo.yaml"),
+        "--output",
+        "out",
+        cwd=tmp_path,
+        PYTHONPATH=str(target),
+    )
+    assert_clean(result)
+    assert "serial DDIM" in result.stdout
+    assert (tmp_path / "out" / "report.html").exists()

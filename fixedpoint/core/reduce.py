@@ -81,11 +81,13 @@ def add_combination(
 ) -> Float[Tensor, "B D"]:
     """``base + sum_j weights[:, i, j] columns[:, j]`` in block ``i``; into ``out``, which may be ``base``, if given."""
     blocks = weights.shape[1]
-    weights = weights.to(base.dtype)
-    total = base.unflatten(1, (blocks, -1))
-    target = None if out is None else out.unflatten(1, (blocks, -1))
+    wide = torch.promote_types(base.dtype, torch.float32)  # sums of half-precision columns want more digits
+    weights = weights.to(wide)
+    in_place = out is not None and wide == base.dtype
+    total = base.to(wide).unflatten(1, (blocks, -1))
+    target = out.unflatten(1, (blocks, -1)) if out is not None and in_place else None
     for j in range(columns.shape[1]):
-        column = columns[:, j].unflatten(1, (blocks, -1))
+        column = columns[:, j].to(wide).unflatten(1, (blocks, -1))
         total = torch.addcmul(total, column, weights[:, :, j : j + 1], out=target)
-    combined: Tensor = total.flatten(1)
+    combined: Tensor = total.flatten(1).to(base.dtype)
     return combined

@@ -85,11 +85,19 @@ def _updated(at: Evaluated, state: BroydenState) -> BroydenState:
     dg = at.residual - state.previous.residual
     missed = add_combination(dz + dg, left, -_masked(row_dots(right, dg), valid))  # dz - H dg
     v = add_combination(-dz, right, _masked(row_dots(left, dz), valid))  # H^T dz
+    length = row_norms(v.detach())
     denominator = row_dots(v.unsqueeze(1), dg).squeeze(1)
-    rounding = torch.finfo(at.z.dtype).eps * row_norms(v) * row_norms(dg)
-    sound = state.linked & (denominator.abs() > rounding)
-    scale = torch.where(sound, denominator, torch.ones_like(denominator)).to(at.z.dtype)
-    return replace(state, history=history.push(missed / scale.unsqueeze(1), v, valid=sound))
+    sound = state.linked & (denominator.abs() > torch.finfo(at.z.dtype).eps * length * row_norms(dg.detach()))
+    # The pair is kept as (dz - H dg) |v| / (v^T dg) and v / |v|, both of moderate size in any dtype.
+    length = torch.where(sound, length, 1.0)
+    scale = length / torch.where(sound, denominator, 1.0)
+    return replace(state, history=history.push(_scaled(missed, scale), _scaled(v, 1.0 / length), valid=sound))
+
+
+def _scaled(vector: Float[Tensor, "B D"], factor: Float[Tensor, " B"]) -> Float[Tensor, "B D"]:
+    """``factor * vector``, multiplied in single precision at least: the factor may exceed what half precision holds."""
+    wide = torch.promote_types(vector.dtype, torch.float32)
+    return (vector.to(wide) * factor.to(wide).unsqueeze(1)).to(vector.dtype)
 
 
 def _masked(weights: Float[Tensor, "B m"], valid: Bool[Tensor, "B m"]) -> Float[Tensor, "B 1 m"]:

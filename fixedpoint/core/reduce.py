@@ -2,7 +2,8 @@
 
 A batched matrix-vector kernel, or one sum split over threads, may round a row differently when it stands alone
 than when it stands in a batch. Here a row is always cut into the same chunks, multiplied elementwise and summed
-chunk by chunk, in float64, so that solving a row alone and in a batch gives the same answer bit for bit.
+chunk by chunk, so that solving a row alone and in a batch gives the same answer bit for bit. The sums of chunks are
+added in float64. Chunks are small enough to stay in cache: each column is read from memory once.
 """
 
 from __future__ import annotations
@@ -15,62 +16,53 @@ from torch import Tensor
 
 __all__ = ["add_combination", "block_dots", "block_norms", "row_dots", "row_norms"]
 
-# One chunk of every row stays in cache. It must not depend on the number of rows (see above), and must stay
-# under the 32768 elements from which torch splits a single sum over threads.
+# Entries of one row, over all its columns, that are worked on at a time. Must not depend on the number of rows (see
+# above), and must stay under the 32768 from which torch splits a single sum over threads.
 _CHUNK = 4096
 
 
 def block_dots(
     columns: Float[Tensor, "B m D"], vector: Float[Tensor, "B D"], blocks: int
 ) -> Float[Tensor, "B blocks m"]:
-    """Inner products of every column with the vector, block by block of a row, in float64."""
-    grouped = columns.unflatten(-1, (blocks, -1))
-    target = vector.unflatten(-1, (blocks, -1)).unsqueeze(1)
-    size = grouped.shape[-1]
+    """Inner products of every column with the vector, block by block of a row, as float64."""
+    count, size = columns.shape[1], columns.shape[2] // blocks
+    grouped = columns.unflatten(-1, (blocks, size))
+    target = vector.unflatten(-1, (blocks, size)).unsqueeze(1)
+    width = max(_CHUNK // max(count, 1), 1)
     sums = [
-        _combine([_dots(c, v) for c, v in _pairs(part, piece, -1, _CHUNK)], torch.sum)
-        for part, piece in _pairs(grouped, target, 2, max(1, _CHUNK // size))
+        _combine([_products(c, v) for c, v in _pairs(part, piece, 3, width)], torch.sum)
+        for part, piece in _pairs(grouped, target, 2, max(width // size, 1))
     ]
     return (torch.cat(sums, dim=2) if len(sums) > 1 else sums[0]).transpose(1, 2)
 
 
-def _pairs(left: Tensor, right: Tensor, dim: int, size: int) -> Iterator[tuple[Tensor, Tensor]]:
-    return zip(left.split(size, dim=dim), right.split(size, dim=dim), strict=True)
-
-
-def _dots(left: Tensor, right: Tensor) -> Tensor:
-    return (left.double() * right.double()).sum(-1)
-
-
 def row_dots(columns: Float[Tensor, "B m D"], vector: Float[Tensor, "B D"]) -> Float[Tensor, "B m"]:
-    """Inner products ``columns[b, j] . vector[b]`` in float64."""
+    """Inner products ``columns[b, j] . vector[b]``, as float64."""
     return block_dots(columns, vector, 1).squeeze(1)
 
 
 def row_norms(vector: Float[Tensor, "B D"]) -> Float[Tensor, " B"]:
-    """Euclidean norm of every row, in float64, safe against overflow and underflow of the squares."""
+    """Euclidean norm of every row, as float64."""
     return block_norms(vector, 1, "l2").squeeze(1)
 
 
 def block_norms(vector: Float[Tensor, "B D"], blocks: int, norm: str) -> Float[Tensor, "B blocks"]:
-    """Norm of every block of every row: ``l2``, ``rms`` or ``max``, in float64.
+    """Norm of every block of every row: ``l2``, ``rms`` or ``max``, as float64.
 
-    NaN stays NaN and Inf stays Inf. Entries are scaled by the block's largest before they are squared, so
-    float64 states of size 1e-200 or 1e200 have a norm.
+    NaN stays NaN and Inf stays Inf. Squares are taken in float64, of float64 entries after scaling by the block's
+    largest, so that states of size 1e-200 or 1e200 have a norm.
     """
     chunks = vector.unflatten(1, (blocks, -1)).split(_CHUNK, dim=-1)
-    largest = _combine([chunk.abs().amax(-1).double() for chunk in chunks], torch.amax)
     if norm == "max":
-        return largest
-    scale = torch.where((largest > 0) & largest.isfinite(), largest, torch.ones_like(largest)).unsqueeze(-1)
-    squares = _combine([(chunk.double() / scale).square().sum(-1) for chunk in chunks], torch.sum)
+        return _largest(chunks)
+    scale = None
+    if vector.dtype == torch.float64:
+        largest = _largest(chunks)
+        scale = torch.where((largest > 0) & largest.isfinite(), largest, 1.0).unsqueeze(-1)
+    squares = _combine([_squares(chunk, scale) for chunk in chunks], torch.sum)
     if norm == "rms":
         squares = squares / (vector.shape[1] // blocks)
-    return squares.sqrt() * scale.squeeze(-1)
-
-
-def _combine(pieces: list[Tensor], reduce: Callable[..., Tensor]) -> Tensor:
-    return reduce(torch.stack(pieces), dim=0) if len(pieces) > 1 else pieces[0]
+    return squares.sqrt() if scale is None else squares.sqrt() * scale.squeeze(-1)
 
 
 def add_combination(
@@ -79,15 +71,58 @@ def add_combination(
     weights: Float[Tensor, "B blocks m"],
     out: Float[Tensor, "B D"] | None = None,
 ) -> Float[Tensor, "B D"]:
-    """``base + sum_j weights[:, i, j] columns[:, j]`` in block ``i``; into ``out``, which may be ``base``, if given."""
+    """``base + sum_j weights[:, i, j] columns[:, j]`` in block ``i``; into ``out``, which may be ``base``, if given.
+
+    Sums of half-precision columns are made in single precision.
+    """
     blocks = weights.shape[1]
-    wide = torch.promote_types(base.dtype, torch.float32)  # sums of half-precision columns want more digits
+    if torch.is_grad_enabled():
+        return _combined(base, columns, weights)
+    target = torch.empty_like(base) if out is None else out
+    for group, entries in _tiles(blocks, base.shape[1] // blocks):
+        target[:, entries] = _combined(base[:, entries], columns[:, :, entries], weights[:, group])
+    return target
+
+
+def _tiles(blocks: int, size: int) -> Iterator[tuple[slice, slice]]:
+    """The blocks and the entries of every chunk of a row: some whole blocks, or a part of one."""
+    together = max(_CHUNK // size, 1)
+    width = min(together * size, _CHUNK)
+    for first in range(0, blocks, together):
+        last = min(first + together, blocks)
+        for start in range(first * size, last * size, width):
+            yield slice(first, last), slice(start, min(start + width, last * size))
+
+
+def _combined(base: Tensor, columns: Tensor, weights: Tensor) -> Tensor:
+    """One chunk of a combination: whole blocks, or a part of one."""
+    blocks, count = weights.shape[1:]
+    wide = torch.promote_types(base.dtype, torch.float32)
     weights = weights.to(wide)
-    in_place = out is not None and wide == base.dtype
     total = base.to(wide).unflatten(1, (blocks, -1))
-    target = out.unflatten(1, (blocks, -1)) if out is not None and in_place else None
-    for j in range(columns.shape[1]):
-        column = columns[:, j].to(wide).unflatten(1, (blocks, -1))
-        total = torch.addcmul(total, column, weights[:, :, j : j + 1], out=target)
+    for j in range(count):
+        total = torch.addcmul(total, columns[:, j].to(wide).unflatten(1, (blocks, -1)), weights[:, :, j : j + 1])
     combined: Tensor = total.flatten(1).to(base.dtype)
     return combined
+
+
+def _pairs(left: Tensor, right: Tensor, dim: int, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    return zip(left.split(size, dim=dim), right.split(size, dim=dim), strict=True)
+
+
+def _products(left: Tensor, right: Tensor) -> Tensor:
+    wide = torch.promote_types(left.dtype, torch.float32)
+    return (left.to(wide) * right.to(wide)).sum(-1).double()
+
+
+def _squares(chunk: Tensor, scale: Tensor | None) -> Tensor:
+    wide = chunk.double() if scale is None else chunk / scale
+    return (wide * wide).sum(-1)
+
+
+def _largest(chunks: tuple[Tensor, ...]) -> Tensor:
+    return _combine([chunk.abs().amax(-1).double() for chunk in chunks], torch.amax)
+
+
+def _combine(pieces: list[Tensor], reduce: Callable[..., Tensor]) -> Tensor:
+    return reduce(torch.stack(pieces), dim=0) if len(pieces) > 1 else pieces[0]

@@ -1,0 +1,46 @@
+"""Rounds of a DDIM chain under different accelerators, on mixtures with exact scores.
+
+    python benchmarks/chain_accelerators.py
+
+Prints, for every setting, the mean and the worst rounds over 32 samples to a relative error of 1e-4, float32, identity
+preconditioner. Rounds are counts: the same on every machine.
+"""
+
+from __future__ import annotations
+
+import torch
+from fixedpoint_diffusion.models import MixtureModel, ShapesModel
+from fixedpoint_diffusion.schedule import DDIMSchedule
+from fixedpoint_diffusion.task import DDIMSampling
+
+import fixedpoint
+
+MODELS = {"16 dimensions": MixtureModel(), "64 dimensions": MixtureModel(dimension=64), "shapes": ShapesModel()}
+SOLVERS = {
+    "Picard": fixedpoint.Picard(),
+    **{
+        f"Anderson({memory}), {mixing}": fixedpoint.Anderson(memory=memory, mixing=mixing)
+        for mixing in ("joint", "triangular")
+        for memory in (1, 2, 3, 5)
+    },
+    "Broyden(10)": fixedpoint.Broyden(memory=10),
+}
+
+
+def main() -> None:
+    torch.set_num_threads(2)
+    settings = [(name, eta) for name in MODELS for eta in (0.0, 1.0)]
+    print("| accelerator | " + " | ".join(f"{name}, eta {eta:g}" for name, eta in settings) + " |")
+    print("|---" * (len(settings) + 1) + "|")
+    for label, solver in SOLVERS.items():
+        cells = []
+        for name, eta in settings:
+            task = DDIMSampling(model=MODELS[name], schedule=DDIMSchedule(clip_sample=False), eta=eta, batch=32)
+            solution = fixedpoint.solve(task.problem(0), solver=solver, rtol=1e-4)
+            solution.raise_for_status()
+            cells.append(f"{solution.rounds.mean():.1f} / {solution.rounds.max()}")
+        print(f"| {label} | " + " | ".join(cells) + " |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

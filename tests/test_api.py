@@ -1,0 +1,212 @@
+"""``fixedpoint.solve`` and ``fixedpoint.find_root``: what goes in, what comes out, what is refused."""
+
+from __future__ import annotations
+
+from collections import namedtuple
+
+import numpy as np
+import pytest
+import torch
+
+import fixedpoint
+from fixedpoint.core.loop import Progress
+from fixedpoint.core.problem import FunctionProblem, Problem, check_row_independence
+
+DOTTIE = 0.7390851332151607
+
+
+def test_numpy_in_numpy_out() -> None:
+    solution = fixedpoint.solve(np.cos, np.ones((2, 3), dtype=np.float32), rtol=1e-6)
+    assert isinstance(solution.z, np.ndarray)
+    assert solution.z.dtype == np.float32
+    assert np.allclose(solution.z, DOTTIE, atol=1e-5)
+    assert len(solution.status) == 2
+
+
+def test_a_float_in_a_float_out() -> None:
+    z = fixedpoint.solve(np.cos, 1.0, rtol=1e-14).z
+    assert isinstance(z, float)
+    assert z == pytest.approx(DOTTIE, abs=1e-13)
+
+
+def test_structures_come_back_as_they_went_in() -> None:
+    Pair = namedtuple("Pair", ["left", "right"])
+
+    def step(z: dict[str, object]) -> dict[str, object]:
+        pair, rest = z["pair"], z["rest"]
+        return {"rest": [part / 2 for part in rest], "pair": Pair(pair.right.cos(), pair.left.cos())}
+
+    ones = torch.ones(2, 3, dtype=torch.float64)
+    start = {"pair": Pair(ones, ones), "rest": [ones[:, :1]]}
+    z = fixedpoint.solve(step, start, rtol=1e-12, atol=1e-12).z
+    assert list(z) == ["pair", "rest"]
+    assert isinstance(z["pair"], Pair)
+    assert torch.allclose(z["pair"].left, torch.tensor(DOTTIE, dtype=torch.float64))
+    assert torch.allclose(z["rest"][0], torch.zeros(2, 1, dtype=torch.float64), atol=1e-11)
+
+
+def test_a_vector_is_one_problem_and_a_matrix_a_batch() -> None:
+    assert len(fixedpoint.solve(np.cos, np.ones(5)).status) == 1
+    assert len(fixedpoint.solve(np.cos, np.ones((5, 2))).status) == 5
+    assert len(fixedpoint.solve(np.cos, np.ones((5, 2)), rows="joint").status) == 1
+    assert len(fixedpoint.solve(np.cos, np.ones(5), rows="independent").status) == 5
+
+
+def test_coupled_rows_want_joint() -> None:
+    def mixes(z: torch.Tensor) -> torch.Tensor:
+        return 0.5 * z.mean(0, keepdim=True) + 0.3 * z + 1
+
+    start = torch.randn(4, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    assert not check_row_independence(FunctionProblem(mixes, start)).any()
+    assert check_row_independence(FunctionProblem(torch.cos, start)).all()
+    joint = fixedpoint.solve(mixes, start, rows="joint", rtol=1e-12)
+    assert torch.allclose(joint.z, torch.full_like(start, 5.0))
+
+
+@pytest.mark.parametrize(
+    "solver",
+    ["picard", {"name": "picard", "relaxation": 0.8}, fixedpoint.Picard(relaxation=0.5), "anderson", "broyden"],
+)
+def test_solvers_by_name_mapping_and_value(solver: object) -> None:
+    assert fixedpoint.solve(torch.cos, torch.ones(1, 2), solver=solver).converged.all()
+
+
+def test_overrides_of_a_termination() -> None:
+    rule = fixedpoint.Termination(rtol=1e-3, max_rounds=7)
+    solution = fixedpoint.solve(torch.cos, torch.ones(1, 2), solver="picard", termination=rule, rtol=1e-12)
+    assert solution.status == (fixedpoint.Status.MAX_ROUNDS,)
+    assert solution.counts.rounds == 7
+
+
+def test_a_root_of_either_sign() -> None:
+    for sign in (1.0, -1.0):
+        root = fixedpoint.find_root(lambda x: x**3 - 5.0, np.array([1.5]), sign=sign, rtol=1e-12)
+        assert root.z == pytest.approx(5.0 ** (1 / 3), rel=1e-10)
+    descended = fixedpoint.find_root(lambda x: 0.3 * (x - 2.0), np.array([0.0]), sign=-1.0, solver="picard")
+    assert descended.z == pytest.approx(2.0, rel=1e-4)
+
+
+def test_a_root_of_a_structure() -> None:
+    root = fixedpoint.find_root(
+        lambda z: {"x": z["y"] - 2.0, "y": z["x"] - z["y"]}, {"x": np.zeros(2), "y": np.zeros(2)}, rtol=1e-12
+    )
+    assert np.allclose(root.z["x"], 2.0)
+    assert np.allclose(root.z["y"], 2.0)
+
+
+def test_progress_after_every_round() -> None:
+    seen: list[Progress] = []
+    solution = fixedpoint.solve(torch.cos, torch.ones(3, 2), solver="picard", on_round=seen.append)
+    assert [progress.round for progress in seen] == list(range(1, solution.counts.rounds + 1))
+    assert seen[-1].running == 0
+    assert seen[-1].relative_error == pytest.approx(solution.relative_error.max())
+
+
+def test_micro_batches_of_a_problem_that_can_be_taken() -> None:
+    class Shifted(Problem):
+        def __init__(self, shift: torch.Tensor) -> None:
+            self.shift = shift
+            self.layout = FunctionProblem(torch.cos, shift).layout
+
+        def initial(self) -> torch.Tensor:
+            return torch.zeros_like(self.shift)
+
+        def __call__(self, z: torch.Tensor) -> torch.Tensor:
+            assert len(z) == len(self.shift) <= 2
+            return 0.5 * torch.cos(z) + self.shift
+
+        def take(self, rows: torch.Tensor) -> Problem:
+            return Shifted(self.shift[rows])
+
+    shift = torch.arange(5.0, dtype=torch.float64).unsqueeze(1).expand(5, 3).contiguous()
+    solution = fixedpoint.solve(Shifted(shift), max_batch=2, rtol=1e-12)
+    assert torch.allclose(solution.z, 0.5 * torch.cos(solution.z) + shift)
+    assert solution.counts.computed == solution.evaluations.sum()
+
+
+def test_raise_for_status() -> None:
+    solution = fixedpoint.solve(lambda z: z + 1, torch.ones(1, 2), max_rounds=5)
+    with pytest.raises(fixedpoint.ConvergenceError, match="1 of 1 rows max_rounds: the limit on rounds"):
+        solution.raise_for_status()
+    assert fixedpoint.solve(torch.cos, torch.ones(1, 2)).raise_for_status().converged.all()
+
+
+ONES = torch.ones(2, 3)
+
+
+@pytest.mark.parametrize(
+    ("act", "sentence"),
+    [
+        (lambda: fixedpoint.solve(torch.cos), "solve wants a start z0"),
+        (lambda: fixedpoint.solve("cos", ONES), "f must be a function, got str"),
+        (lambda: fixedpoint.solve(FunctionProblem(torch.cos, ONES), ONES), "leave out z0"),
+        (lambda: fixedpoint.solve(FunctionProblem(torch.cos, ONES), rows="joint"), "leave out rows"),
+        (lambda: fixedpoint.solve(torch.cos, ONES, rows="both"), "rows must be 'independent' or 'joint', got 'both'"),
+        (
+            lambda: fixedpoint.solve(torch.cos, ONES, solver="andersen"),
+            "unknown solver 'andersen'; did you mean \"anderson\"",
+        ),
+        (lambda: fixedpoint.solve(torch.cos, ONES, solver={"name": "anderson", "memroy": 3}), 'did you mean "memory"'),
+        (lambda: fixedpoint.solve(torch.cos, ONES, solver={"memory": 3}), "a solver wants a name"),
+        (
+            lambda: fixedpoint.solve(torch.cos, ONES, solver=fixedpoint.OneStep()),
+            "solver must be a name, a mapping or a Solver",
+        ),
+        (lambda: fixedpoint.solve(torch.cos, ONES, gradient="implict"), "unknown gradient 'implict'"),
+        (lambda: fixedpoint.solve(torch.cos, ONES, rtol=-1.0), "rtol must be at least 0.0, got -1.0"),
+        (lambda: fixedpoint.solve(torch.cos, ONES, max_rounds=0), "max_rounds must be at least 1, got 0"),
+        (lambda: fixedpoint.solve(torch.cos, ONES, max_batch=1), "max_batch wants a problem whose rows can be taken"),
+        (lambda: fixedpoint.solve(torch.cos, ONES * torch.nan), "z0 must be finite, got 6 entries"),
+        (lambda: fixedpoint.solve(lambda z: z[:, :2], ONES), r"must have the shape of z0, \(2, 3\), got \(2, 2\)"),
+        (
+            lambda: fixedpoint.solve(lambda z: z.double(), ONES),
+            "must have the dtype of z0, torch.float32, got torch.float64",
+        ),
+        (lambda: fixedpoint.solve(lambda z: (z, z), ONES), "must have the structure of z0"),
+        (lambda: fixedpoint.solve(lambda z: z.mul_(0.5), ONES), "f changed its argument in place"),
+        (lambda: fixedpoint.find_root(torch.cos, ONES, sign=0.0), "sign must not be zero"),
+        (lambda: fixedpoint.Anderson(memory=0), "memory must be at least 1, got 0"),
+        (lambda: fixedpoint.Anderson(memory=2.5), "memory must be an integer, got 2.5"),
+        (lambda: fixedpoint.Picard(relaxation=True), "relaxation must be a number, got True"),
+    ],
+)
+def test_bad_input_is_a_sentence(act: object, sentence: str) -> None:
+    with pytest.raises((TypeError, ValueError), match=sentence):
+        act()
+
+
+def test_memory_filled_anew_is_refused() -> None:
+    buffer = torch.empty(2, 3)
+
+    def fills(z: torch.Tensor) -> torch.Tensor:
+        return torch.cos(z, out=buffer)
+
+    with pytest.raises(ValueError, match="filled anew"):
+        fixedpoint.solve(fills, ONES)
+
+
+def test_a_function_that_returns_one_constant_tensor_is_fine() -> None:
+    constant = torch.full((2, 3), 4.0)
+
+    def same(z: torch.Tensor) -> torch.Tensor:
+        return constant
+
+    solution = fixedpoint.solve(same, ONES)
+    assert solution.converged.all()
+    assert torch.equal(solution.z, constant)
+
+
+def test_numpy_arrays_filled_anew_are_copied() -> None:
+    buffer = np.empty((2, 3))
+
+    def fills(z: np.ndarray) -> np.ndarray:
+        np.cos(z, out=buffer)
+        return buffer
+
+    assert np.allclose(fixedpoint.solve(fills, np.ones((2, 3)), rtol=1e-12).z, DOTTIE)
+
+
+def test_the_start_is_left_as_it_was() -> None:
+    start = torch.ones(2, 3)
+    fixedpoint.solve(torch.cos, start)
+    assert torch.equal(start, torch.ones(2, 3))

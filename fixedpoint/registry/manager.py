@@ -185,7 +185,11 @@ class Registry:
                 self._broken.append(Broken(label, f"{kind}s", " ".join(source), _one_line(error)))
                 continue
             for component in brought:
-                self._accept(kind, replace(component, source=source[0], version=source[1]))
+                if isinstance(component, Component):
+                    self._accept(kind, replace(component, source=source[0], version=source[1]))
+                else:
+                    reason = f"fixedpoint_{kind}s must return components, got {component!r}"
+                    self._broken.append(Broken(label, f"{kind}s", " ".join(source), reason))
         return self._broken[before:]
 
     def _accept(self, kind: Kind, component: Component) -> Broken | None:

@@ -1,12 +1,54 @@
 """Diffusion chains as joint fixed points: schedules, the DDIM chain, models with known scores, and the sampling task.
 
-``ddim_problem`` makes the problem that ``fixedpoint.solve`` solves; ``solution.z[:, -1]`` are the samples.
+``ddim_problem`` makes the problem that ``fixedpoint.solve`` solves; ``solution.z[:, -1]`` are the samples. Nothing
+heavy is imported until it is used, so that listing plugins stays quick.
 """
 
-from fixedpoint_diffusion.ddim import DDIMChain, ddim_problem
-from fixedpoint_diffusion.denoiser import Denoiser, as_denoiser
-from fixedpoint_diffusion.mixture import GaussianMixture
-from fixedpoint_diffusion.noise import draw_noise
-from fixedpoint_diffusion.schedule import DDIMSchedule
+from __future__ import annotations
 
-__all__ = ["DDIMChain", "DDIMSchedule", "Denoiser", "GaussianMixture", "as_denoiser", "ddim_problem", "draw_noise"]
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fixedpoint_diffusion.ddim import DDIMChain as DDIMChain
+    from fixedpoint_diffusion.ddim import ddim_problem as ddim_problem
+    from fixedpoint_diffusion.denoiser import Denoiser as Denoiser
+    from fixedpoint_diffusion.denoiser import as_denoiser as as_denoiser
+    from fixedpoint_diffusion.mixture import GaussianMixture as GaussianMixture
+    from fixedpoint_diffusion.noise import draw_noise as draw_noise
+    from fixedpoint_diffusion.noise import row_seeds as row_seeds
+    from fixedpoint_diffusion.schedule import DDIMSchedule as DDIMSchedule
+
+_EXPORTS = {
+    "DDIMChain": "fixedpoint_diffusion.ddim",
+    "DDIMSchedule": "fixedpoint_diffusion.schedule",
+    "Denoiser": "fixedpoint_diffusion.denoiser",
+    "GaussianMixture": "fixedpoint_diffusion.mixture",
+    "as_denoiser": "fixedpoint_diffusion.denoiser",
+    "ddim_problem": "fixedpoint_diffusion.ddim",
+    "draw_noise": "fixedpoint_diffusion.noise",
+    "row_seeds": "fixedpoint_diffusion.noise",
+}
+
+__all__ = [
+    "DDIMChain",
+    "DDIMSchedule",
+    "Denoiser",
+    "GaussianMixture",
+    "as_denoiser",
+    "ddim_problem",
+    "draw_noise",
+    "row_seeds",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _EXPORTS:
+        raise AttributeError(f"module 'fixedpoint_diffusion' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_EXPORTS[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

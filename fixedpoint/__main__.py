@@ -1,0 +1,6 @@
+"""``python -m fixedpoint``."""
+
+from fixedpoint.cli.main import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,56 @@
+"""``fixedpoint check``: the conformance suite for one solver."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import typer
+
+from fixedpoint.cli.sentences import FAILED, in_sentences
+
+__all__ = ["check"]
+
+
+def check(
+    solver: Annotated[str, typer.Argument(metavar="SOLVER", help="Name of a solver.", show_default=False)],
+    options: Annotated[
+        list[str] | None, typer.Argument(metavar="OPTION=VALUE", help="Its options, e.g. memory=3.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Check that a solver does what the library promises of solvers.
+
+    Exit status 1 when a check fails.
+
+    \b
+    Examples:
+      fixedpoint check anderson
+      fixedpoint check chain accelerator=anderson accelerator.memory=3
+    """
+    from rich.text import Text
+
+    from fixedpoint.cli.tables import console, plain_table
+
+    with in_sentences():
+        from fixedpoint.config.single import component_config
+        from fixedpoint.testing import check_solver
+
+        report = check_solver(component_config("solver", solver, options or []))
+    if as_json:
+        rows = [
+            {"name": row.name, "outcome": row.outcome, "passed": row.passed, "detail": row.detail}
+            for row in report.rows
+        ]
+        typer.echo(json.dumps({"solver": solver, "passed": report.passed, "checks": rows}, indent=2))
+    else:
+        table = plain_table("check", "outcome", "detail")
+        table.columns[0].no_wrap = True
+        for row in report.rows:
+            style = "bold red" if not row.passed else "green" if row.outcome == "passed" else "dim"
+            table.add_row(Text(row.name), Text(row.outcome, style=style), Text(row.detail))
+        console().print(table)
+        failed = sum(not row.passed for row in report.rows)
+        typer.echo(f"\n{failed} of {len(report.rows)} checks failed" if failed else "\nall checks passed")
+    if not report.passed:
+        raise typer.Exit(FAILED)

@@ -1,0 +1,88 @@
+"""``fixedpoint list``: every component there is, and what cannot be used."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from fixedpoint.cli.kinds import as_kind
+
+if TYPE_CHECKING:
+    from fixedpoint.registry import Component, Kind
+    from fixedpoint.registry.manager import Broken
+
+__all__ = ["list_components"]
+
+
+def list_components(
+    kind: Annotated[
+        str | None, typer.Argument(metavar="KIND", help="solver, gradient, task or executor; default: all.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """List solvers, gradient estimators, tasks and executors.
+
+    Plugins that cannot be used are listed with the reason.
+
+    \b
+    Examples:
+      fixedpoint list
+      fixedpoint list solver
+      fixedpoint list --json
+    """
+    from fixedpoint.registry import KINDS, registry
+
+    kinds = KINDS if kind is None else (as_kind(kind),)
+    found = {each: list(registry.components(each).values()) for each in kinds}
+    broken = registry.broken()
+    if as_json:
+        listed = [_plain(each, component) for each, components in found.items() for component in components]
+        typer.echo(json.dumps({"components": listed, "broken": [vars(row) for row in broken]}, indent=2))
+    else:
+        _print(found, broken)
+
+
+def _plain(kind: Kind, component: Component) -> dict[str, Any]:
+    missing = component.missing()
+    return {
+        "kind": kind,
+        "name": component.name,
+        "summary": component.summary,
+        "references": list(component.references),
+        "source": component.source,
+        "version": component.version,
+        "missing": list(missing),
+        "install": component.install_command() if missing else None,
+    }
+
+
+def _print(found: dict[Kind, list[Component]], broken: list[Broken]) -> None:
+    from rich.text import Text
+
+    from fixedpoint.cli.tables import console, plain_table
+
+    out = console()
+    for kind, components in found.items():
+        table = plain_table(f"{kind}s", "", "from")
+        table.columns[0].no_wrap = True
+        table.columns[0].min_width = 13
+        table.columns[1].ratio = 1
+        for component in components:
+            summary = Text(component.summary)
+            if component.missing():
+                needs = f"needs {', '.join(component.missing())}: {component.install_command()}"
+                summary.append(f"\n{needs}", style="yellow")
+            table.add_row(Text(component.name, style="bold"), summary, Text(component.source or "this process"))
+        table.expand = True
+        if components:
+            out.print(table)
+            out.print()
+    if broken:
+        table = plain_table("cannot be used", "reason")
+        for row in broken:
+            table.add_row(Text(f"{row.kind} {row.name}\n{row.source}".strip()), Text(row.reason, style="red"))
+        out.print(table)
+        out.print()
+    out.print("`fixedpoint show NAME` shows the options of one.")

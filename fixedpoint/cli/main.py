@@ -1,0 +1,58 @@
+"""The program ``fixedpoint``: its commands, and nothing else."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+import fixedpoint
+from fixedpoint.cli.check import check
+from fixedpoint.cli.list import list_components
+from fixedpoint.cli.report import report
+from fixedpoint.cli.run import run
+from fixedpoint.cli.show import show
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="fixedpoint",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 80},
+    epilog="`fixedpoint COMMAND --help` shows examples.",
+)
+app.command("run", no_args_is_help=True)(run)
+app.command("list")(list_components)
+app.command("show", no_args_is_help=True)(show)
+app.command("report", no_args_is_help=True)(report)
+app.command("check", no_args_is_help=True)(check)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"fixedpoint {fixedpoint.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _program(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Fixed points z = f(z): compare solvers on tasks, from a YAML file.
+
+    \b
+    fixedpoint list                         what there is to compare
+    fixedpoint show anderson                a component and its options
+    fixedpoint run study.yaml               run a comparison, write a report
+    fixedpoint report runs/study            write the report of a run again
+    fixedpoint check anderson               does a solver keep its promises
+    """
+
+
+def main() -> None:
+    """Run the program."""
+    app()

@@ -1,0 +1,36 @@
+"""``fixedpoint report``: the report of a run folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fixedpoint.cli.sentences import FAILED, complain, in_sentences
+
+__all__ = ["report"]
+
+
+def report(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="The folder of a run.", show_default=False)],
+) -> None:
+    """Write the table, plots, pictures and page of a run again.
+
+    Only the records are read: nothing is computed, damaged records are named
+    and left out.
+
+    \b
+    Example:
+      fixedpoint report runs/study
+    """
+    from fixedpoint.cli.summary import print_report
+    from fixedpoint.report.reading import read_run
+
+    with in_sentences():
+        run = read_run(folder)
+    try:
+        print_report(run)
+    except OSError as error:
+        complain(f"cannot write {error.filename or folder}: {error.strerror or error}")
+        raise typer.Exit(FAILED) from None

@@ -1,0 +1,78 @@
+"""``fixedpoint run``: carry out a run file and report."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fixedpoint.cli.sentences import FAILED, INTERRUPTED, complain, in_sentences
+
+__all__ = ["run"]
+
+
+def run(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="The run file (YAML).", show_default=False)],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="KEY=VALUE", help="Set options of the file, e.g. tasks[0].batch=4."),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="DIR", help="Folder of the run.  [default: runs/NAME]"),
+    ] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Compute every cell anew, even those with a record.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say only what went wrong.")] = False,
+) -> None:
+    """Run every task with every solver of a YAML file and report.
+
+    Cells that already have a record in the folder are not computed again, so
+    an interrupted run goes on where it stopped.
+
+    \b
+    Examples:
+      fixedpoint run study.yaml
+      fixedpoint run study.yaml --output runs/quick tasks[0].batch=4
+      fixedpoint run study.yaml termination.rtol=1e-6 seeds=[0,1,2]
+
+    \b
+    Exit status:
+      0    every cell has a record and the expectations hold
+      1    a cell failed, an expectation does not hold, or nothing can be written
+      2    a mistake in the file or on the command line
+      130  interrupted
+    """
+    try:
+        _run(file, overrides or [], output, fresh, quiet)
+    except KeyboardInterrupt as interrupt:
+        said = str(interrupt) or "interrupted before the first cell"
+        complain(f"{said}; the same command again goes on from there")
+        raise typer.Exit(INTERRUPTED) from None
+
+
+def _run(file: Path, overrides: list[str], output: Path | None, fresh: bool, quiet: bool) -> None:
+    from fixedpoint.cli.progress import shown_progress
+    from fixedpoint.cli.summary import print_report
+    from fixedpoint.cli.tables import console
+    from fixedpoint.config.runfile import load
+    from fixedpoint.report.reading import read_run
+    from fixedpoint.runs.run import execute
+
+    with in_sentences():
+        config = load(file, overrides)
+    folder = output or Path("runs") / config.name
+    try:
+        with contextlib.nullcontext() if quiet else shown_progress(console(stderr=True)):
+            outcome = execute(config, folder, fresh)
+        for notice in outcome.notices:
+            complain(notice)
+        if outcome.reused and not quiet:
+            console().print(f"{outcome.reused} of {len(outcome.records)} cells had their record already")
+        print_report(read_run(folder), quiet=quiet)
+    except OSError as error:
+        complain(f"cannot write {error.filename or folder}: {error.strerror or error}")
+        raise typer.Exit(FAILED) from None
+    if not outcome.ok:
+        raise typer.Exit(FAILED)

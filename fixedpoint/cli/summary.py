@@ -1,0 +1,32 @@
+"""What ``run`` and ``report`` have to say of a run: the table, what went wrong, the files written."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from fixedpoint.cli.sentences import complain
+from fixedpoint.cli.tables import console, print_sections
+
+if TYPE_CHECKING:
+    from fixedpoint.report.reading import RunData
+
+__all__ = ["print_report"]
+
+
+def print_report(run: RunData, quiet: bool = False) -> None:
+    """Write the files of the report and print it."""
+    from fixedpoint.report.build import build
+    from fixedpoint.report.table import sections
+
+    written = build(run)
+    out = console()
+    if not quiet:
+        print_sections(out, sections(run))
+        out.print()
+    for sentence in (*run.notices, *run.skips, *run.failures, *run.broken_expectations):
+        complain(sentence)
+    if written.missing:
+        complain(written.missing)
+    if not quiet:
+        for path in written.files:
+            out.print(f"wrote {path}", soft_wrap=True, markup=False)

@@ -1,0 +1,57 @@
+"""Mistakes in a run file: where each stands, and one line for each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+__all__ = ["ConfigError", "Mistake", "Path", "Place", "where"]
+
+Path = tuple[str | int, ...]
+"""The keys and indices that lead to a value, e.g. ``("solvers", 1, "memory")``."""
+
+
+@dataclass(frozen=True, order=True)
+class Place:
+    """A position in a file; line and column count from 1, and line 0 stands for the file as a whole."""
+
+    file: str
+    line: int = 0
+    column: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}:{self.column}" if self.line else self.file
+
+
+@dataclass(frozen=True, order=True)
+class Mistake:
+    """One thing that is wrong: where, and a sentence."""
+
+    place: Place
+    where: str
+    sentence: str
+
+    def __str__(self) -> str:
+        line = ": ".join(part for part in (str(self.place), self.where, self.sentence) if part)
+        return "".join(c if c.isprintable() else repr(c)[1:-1] for c in line)  # a key of the file may hold anything
+
+
+class ConfigError(ValueError):
+    """A run file cannot be used; its text has one line for every mistake, in the order of the file."""
+
+    def __init__(self, mistakes: Iterable[Mistake]) -> None:
+        self.mistakes = tuple(sorted(mistakes))
+        super().__init__("\n".join(str(mistake) for mistake in self.mistakes))
+
+    @classmethod
+    def at(cls, place: Place, sentence: str, path: Path = ()) -> ConfigError:
+        """The error of a single mistake."""
+        return cls([Mistake(place, where(path), sentence)])
+
+
+def where(path: Path) -> str:
+    """A path as it is typed in an override: ``solvers[1].memory``."""
+    text = ""
+    for part in path:
+        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else part
+    return text

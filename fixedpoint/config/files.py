@@ -1,0 +1,81 @@
+"""Files that are written whole or not at all, and JSON that every reader can read."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+from pydantic import BaseModel, BeforeValidator, ValidationError
+
+__all__ = ["DamagedError", "Number", "json_text", "parse_model", "write_atomically"]
+
+M = TypeVar("M", bound=BaseModel)
+
+
+def _number(value: Any) -> Any:
+    return float(value) if value in ("nan", "inf", "-inf") else value
+
+
+Number = Annotated[float, BeforeValidator(_number)]
+"""A number as ``json_text`` writes it."""
+
+
+class DamagedError(ValueError):
+    """A file of a run folder cannot be used; the sentence says why."""
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file so that whoever looks sees the old one or the new one, never a part of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with temporary.open("wb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, path)
+    except BaseException:  # an interrupt, too, must not leave half a file behind
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def json_text(data: Any, canonical: bool = True) -> str:
+    """JSON; NaN and infinities, which JSON lacks, become ``"nan"``, ``"inf"`` and ``"-inf"``.
+
+    Parameters
+    ----------
+    canonical
+        One line with sorted keys, to be hashed; else for people, in the order given.
+    """
+    indent = None if canonical else 2
+    return json.dumps(_finite(data), sort_keys=canonical, indent=indent, ensure_ascii=False, allow_nan=False)
+
+
+def parse_model(model: type[M], data: Any) -> M:
+    """``data`` as a model.
+
+    Raises
+    ------
+    DamagedError
+        Naming the first thing that is wrong.
+    """
+    try:
+        return model.model_validate(data)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise DamagedError(f"does not have the right form ({place or 'all of it'}: {first['msg']})") from None
+
+
+def _finite(data: Any) -> Any:
+    if isinstance(data, float) and not math.isfinite(data):
+        return str(data)
+    if isinstance(data, Mapping):
+        return {str(key): _finite(value) for key, value in data.items()}
+    if isinstance(data, (list, tuple)):
+        return [_finite(value) for value in data]
+    return data

@@ -1,0 +1,99 @@
+"""A run folder: which files it has, and what ``run.json`` says of the run as a whole.
+
+config.yaml            the run file, every default filled in
+run.json               which cells there are; versions, machine, times
+records/<hash>.json    one record a cell
+arrays/<hash>.npz      its traces and images
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
+
+from fixedpoint.config.files import DamagedError, Number, json_text, parse_model, write_atomically
+
+__all__ = ["CellRow", "Folder", "RunInfo"]
+
+
+class CellRow(BaseModel):
+    """One cell of a run: its hash (the name of its record) and what the run calls its parts."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    hash: str
+    task: str
+    solver: str
+    gradient: str | None
+    seed: int
+
+    @property
+    def label(self) -> str:
+        """All its parts in one line."""
+        parts = [self.task, self.solver, *([self.gradient] if self.gradient else []), f"seed {self.seed}"]
+        return " / ".join(parts)
+
+
+class RunInfo(BaseModel):
+    """What ``run.json`` says. ``finished`` is None while the run goes on, and where it was interrupted."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    schema_version: int
+    name: str
+    cells: list[CellRow]
+    expect: dict[str, Number]
+    threads: int
+    versions: dict[str, str]
+    machine: dict[str, str | int]
+    started: str
+    finished: str | None
+
+
+@dataclass(frozen=True)
+class Folder:
+    """The paths within a run folder."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        """The resolved run file."""
+        return self.path / "config.yaml"
+
+    @property
+    def info(self) -> Path:
+        """What is said of the run as a whole."""
+        return self.path / "run.json"
+
+    def record(self, hash: str) -> Path:
+        """The record of a cell."""
+        return self.path / "records" / f"{hash}.json"
+
+    def arrays(self, hash: str) -> Path:
+        """The arrays of a cell."""
+        return self.path / "arrays" / f"{hash}.npz"
+
+    def write_info(self, info: RunInfo) -> None:
+        """Write ``run.json``."""
+        write_atomically(self.info, (json_text(info.model_dump(), canonical=False) + "\n").encode())
+
+    def read_info(self) -> RunInfo:
+        """Read ``run.json``.
+
+        Raises
+        ------
+        DamagedError
+            When it is missing or cannot be used, with its path.
+        """
+        try:
+            return parse_model(RunInfo, json.loads(self.info.read_bytes()))
+        except FileNotFoundError:
+            raise DamagedError(f"{self.path} holds no run (it has no run.json)") from None
+        except DamagedError as error:
+            raise DamagedError(f"{self.info} {error}") from None
+        except ValueError:
+            raise DamagedError(f"{self.info} is cut off or no JSON") from None

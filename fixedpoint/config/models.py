@@ -1,0 +1,107 @@
+"""pydantic models derived from the options classes: a component declares its options once, as dataclass fields.
+
+Leaves are strict ("5" is no integer, true is no number; an integer is a number, a list is a tuple). An option that
+holds components or further options is checked by name elsewhere and is anything here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import types
+import typing
+from collections.abc import Mapping
+from typing import Annotated, Any, Union
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+
+from fixedpoint.config.errors import Path
+from fixedpoint.config.words import bound_broken, type_words, value_words
+from fixedpoint.core.options import option_types
+from fixedpoint.registry.component import nearest
+from fixedpoint.registry.nesting import nested
+
+__all__ = ["model_of", "wrong_options"]
+
+
+@functools.cache
+def model_of(cls: Any) -> type[BaseModel]:
+    """The strict model of an options class: names, types, defaults, bounds and help of its fields."""
+    fields: dict[str, Any] = {}
+    for field in _options(cls):
+        annotation = option_types(cls)[field.name]
+        annotation = _strict(annotation, _bounds(field)) if nested(cls, field.name) is None else Any
+        # The alias is what is typed; the attribute's own name must not clash with those of BaseModel.
+        settings: dict[str, Any] = {"alias": field.name, "description": field.metadata.get("help")}
+        if field.default is not dataclasses.MISSING:
+            settings["default"] = field.default
+        elif field.default_factory is not dataclasses.MISSING:
+            settings["default_factory"] = field.default_factory
+        fields[f"option_{field.name}"] = (annotation, Field(**settings))
+    config = ConfigDict(extra="forbid", strict=True, arbitrary_types_allowed=True)
+    model: type[BaseModel] = create_model(cls.__name__, __config__=config, **fields)
+    return model
+
+
+def wrong_options(cls: Any, given: Mapping[str, Any]) -> dict[Path, str]:
+    """What is wrong with the values given for an options class: a sentence by the path within them."""
+    try:
+        model_of(cls).model_validate(dict(given))
+    except ValidationError as error:
+        sentences: dict[Path, str] = {}
+        for problem in error.errors(include_url=False, include_context=False):
+            path, sentence = _sentence(cls, given, problem["type"], problem["loc"])
+            sentences.setdefault(path, sentence)
+        return sentences
+    return {}
+
+
+def _sentence(cls: Any, given: Mapping[str, Any], kind: str, location: tuple[int | str, ...]) -> tuple[Path, str]:
+    name = str(location[0])
+    if kind == "extra_forbidden":
+        return (name,), f"unknown option; {nearest(name, [field.name for field in _options(cls)])}"
+    if kind == "missing":
+        return (name,), "is required"
+    annotation = option_types(cls)[name]
+    value = given[name]
+    path: Path = (name,)
+    index = next((part for part in location[1:] if isinstance(part, int)), None)
+    if index is not None and isinstance(value, (list, tuple)):
+        annotation, value, path = _member(annotation), value[index], (name, index)
+    metadata = next(field.metadata for field in _options(cls) if field.name == name)
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        broken = bound_broken(metadata, value)
+        if broken:
+            return path, f"must be {broken}, got {value_words(value)}"
+    return path, f"must be {type_words(annotation)}, got {value_words(value)}"
+
+
+def _strict(annotation: Any, bounds: dict[str, Any]) -> Any:
+    origin = typing.get_origin(annotation)
+    if annotation is int or annotation is float:
+        return Annotated[annotation, Field(strict=True, **bounds)]
+    if origin in (typing.Union, types.UnionType):
+        return Union[tuple(_strict(member, bounds) for member in typing.get_args(annotation))]  # noqa: UP007
+    if origin is tuple:
+        members = tuple(
+            member if member is Ellipsis else _strict(member, bounds) for member in typing.get_args(annotation)
+        )
+        return Annotated[tuple[members], Field(strict=False)]  # type: ignore[valid-type]  # a list is a tuple
+    return annotation
+
+
+def _member(annotation: Any) -> Any:
+    """The type of the items of the list type that ``annotation`` is or admits."""
+    origin = typing.get_origin(annotation)
+    if origin in (typing.Union, types.UnionType):
+        lists = [member for member in typing.get_args(annotation) if typing.get_origin(member) is tuple]
+        annotation = lists[0]
+    return next(member for member in typing.get_args(annotation) if member is not Ellipsis)
+
+
+def _bounds(field: dataclasses.Field[Any]) -> dict[str, Any]:
+    return {key: field.metadata[key] for key in ("ge", "gt", "le", "lt") if key in field.metadata}
+
+
+def _options(cls: Any) -> list[dataclasses.Field[Any]]:
+    return [field for field in dataclasses.fields(cls) if field.init]

@@ -1,0 +1,143 @@
+"""Components as a run file names them: checked by name, nested ones within, every mistake at its place."""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+from fixedpoint.config.choice import Choice, resolved_options
+from fixedpoint.config.document import Document
+from fixedpoint.config.errors import Mistake, Path, where
+from fixedpoint.config.models import wrong_options
+from fixedpoint.config.words import value_words
+from fixedpoint.core.options import OptionError, Options, option_types
+from fixedpoint.registry import Kind, registry
+from fixedpoint.registry.component import nearest
+from fixedpoint.registry.manager import build
+from fixedpoint.registry.nesting import Choices, nested
+
+__all__ = ["Resolver"]
+
+
+class Resolver:
+    """Resolves the components of one document; what is wrong is gathered in ``mistakes``."""
+
+    def __init__(self, document: Document) -> None:
+        self.document = document
+        self.mistakes: list[Mistake] = []
+
+    def refuse(self, path: Path, sentence: str, key: bool = False) -> None:
+        """Note a mistake at a path (``key``: at the key rather than the value)."""
+        self.mistakes.append(Mistake(self.document.place(path, key), where(path), sentence))
+
+    def component(self, kind: Kind, given: Any, path: Path) -> Choice | None:
+        """A component by name, or by a mapping of name and options; None when there are mistakes."""
+        versions: dict[str, str] = {}
+        config = self._component(kind, given, path, versions)
+        return None if config is None else Choice(config, versions=versions)
+
+    def options(self, cls: type[Options], given: Any, path: Path) -> dict[str, Any] | None:
+        """A mapping of options of a class that is no component (the termination, the run file itself)."""
+        if not isinstance(given, Mapping):
+            self.refuse(path, f"must be a mapping of options, got {value_words(given)}")
+            return None
+        return self._options(cls, given, path, {})
+
+    def _component(self, kind: Kind, given: Any, path: Path, versions: dict[str, str]) -> dict[str, Any] | None:
+        spec = {"name": given} if isinstance(given, str) else given
+        name_path = path if isinstance(given, str) else (*path, "name")
+        if not isinstance(spec, Mapping):
+            self.refuse(path, f"must be the name of a {kind} or a mapping with a name, got {value_words(given)}")
+            return None
+        name = spec.get("name")
+        if not isinstance(name, str):
+            got = f"got {value_words(name)}" if "name" in spec else "it has none"
+            self.refuse(name_path, f"a {kind} wants a name, {got}; known: {', '.join(registry.components(kind))}")
+            return None
+        known = registry.components(kind)
+        if name not in known:
+            self.refuse(name_path, self._unknown(kind, name, known))
+            return None
+        component = known[name]
+        try:
+            factory: Any = component.load()
+        except Exception as error:  # a stranger's module may raise anything as it is imported
+            reason = str(error) if component.missing() else f"cannot be loaded: {type(error).__name__}: {error}"
+            self.refuse(name_path, " ".join(reason.split()))
+            return None
+        if not _is_options_class(factory):
+            self.refuse(name_path, f"cannot be used: {kind} {name!r} of {component.source} is no dataclass of options")
+            return None
+        options = self._options(factory, {key: value for key, value in spec.items() if key != "name"}, path, versions)
+        if options is None:
+            return None
+        versions[component.source or "this process"] = component.version
+        return {"name": name, **options}
+
+    def _unknown(self, kind: Kind, name: str, known: Mapping[str, Any]) -> str:
+        broken = [row.reason for row in registry.broken() if row.name == name]
+        if broken:
+            return f'the {kind} "{name}" cannot be used: {broken[0]}'
+        return f'unknown {kind} "{name}"; {nearest(name, known)}'
+
+    def _options(
+        self, cls: type[Options], given: Mapping[str, Any], path: Path, versions: dict[str, str]
+    ) -> dict[str, Any] | None:
+        """Every option of ``cls`` as plain values, or None when there are mistakes."""
+        before = len(self.mistakes)
+        for inner_path, sentence in wrong_options(cls, given).items():
+            unknown = len(inner_path) == 1 and inner_path[0] not in option_types(cls)
+            self.refuse((*path, *inner_path), sentence, key=unknown)
+        resolved = {
+            key: self._nested(cls, key, value, (*path, key), versions)
+            for key, value in given.items()
+            if key in option_types(cls) and nested(cls, key) is not None
+        }
+        if len(self.mistakes) > before:
+            return None
+        try:
+            instance: Options = build(cls, {**given, **resolved}, registry)
+        except OptionError as error:
+            own = error.option in option_types(cls)
+            self.refuse((*path, error.option) if own else path, error.reason if own else str(error))
+            return None
+        except Exception as error:  # what a stranger's component raises when it is built is a mistake in the file
+            self.refuse(path, " ".join(str(error).split()) or type(error).__name__)
+            return None
+        return resolved_options(instance, resolved)
+
+    def _nested(self, cls: type[Options], key: str, value: Any, path: Path, versions: dict[str, str]) -> Any:
+        inner = nested(cls, key)
+        assert inner is not None
+        if value is None and type(None) in typing.get_args(option_types(cls)[key]):
+            return None
+        if not isinstance(inner, Choices):
+            return self._component(inner, value, path, versions)
+        if not isinstance(value, (str, Mapping)):
+            names = ", ".join(sorted(inner.classes))
+            self.refuse(path, f"must be one of {names}, or a mapping with such a name, got {value_words(value)}")
+            return None
+        return self._choice(inner, value, path, versions)
+
+    def _choice(
+        self, choices: Choices, value: str | Mapping[str, Any], path: Path, versions: dict[str, str]
+    ) -> dict[str, Any] | None:
+        spec: Mapping[str, Any] = {"name": value} if isinstance(value, str) else value
+        names = sorted(choices.classes)
+        name = spec.get("name", names[0] if len(names) == 1 else None)
+        name_path = (*path, "name") if isinstance(value, Mapping) and "name" in value else path
+        if not isinstance(name, str):
+            self.refuse(name_path, f"wants a name, one of {', '.join(names)}")
+            return None
+        if name not in choices.classes:
+            self.refuse(name_path, f'unknown name "{name}"; {nearest(name, names)}')
+            return None
+        given = {key: inner for key, inner in spec.items() if key != "name"}
+        options = self._options(choices.classes[name], given, path, versions)
+        return None if options is None else {"name": name, **options}
+
+
+def _is_options_class(factory: Any) -> bool:
+    return isinstance(factory, type) and issubclass(factory, Options) and dataclasses.is_dataclass(factory)

@@ -1,0 +1,217 @@
+"""The run file: what is compared with what, read from YAML, validated and filled in."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path as FilePath
+from typing import Any
+
+from ruamel.yaml import YAML
+
+from fixedpoint.config.choice import Choice
+from fixedpoint.config.document import Document
+from fixedpoint.config.errors import ConfigError, Path
+from fixedpoint.config.labels import automatic_labels
+from fixedpoint.config.merging import apply_overrides, load_document
+from fixedpoint.config.resolve import Resolver
+from fixedpoint.config.words import value_words
+from fixedpoint.core.options import Options, option
+from fixedpoint.core.termination import Termination
+from fixedpoint.registry import Kind
+
+__all__ = ["RunConfig", "RunFile", "load", "to_yaml"]
+
+_SEEDS = 2**32
+"""What every random generator takes as a seed."""
+
+
+@dataclass(frozen=True)
+class RunFile(Options):
+    """The keys of a run file."""
+
+    tasks: tuple[Any, ...] = option(help="what is solved: names, or mappings of a name, options and a label")
+    solvers: tuple[Any, ...] = option(help="what solves it: names, or mappings of a name, options and a label")
+    gradients: tuple[Any, ...] = option((), help="gradient estimators, for tasks that train or differentiate")
+    name: str | None = option(None, help="name of the run; by default that of the file")
+    seeds: tuple[int, ...] = option((0,), help="every pair is run once for each seed")
+    termination: Any = option(factory=dict, help="when a row is done: rtol, atol, max_rounds, ...")
+    executor: Any = option("in-process", help="how the cells are carried out")
+    expect: Any = option(factory=dict, help="upper bounds on metrics; a cell above one fails the run")
+    threads: int | None = option(None, ge=1, help="threads for torch; by default as many as it takes itself")
+    extends: str | None = option(None, help="another run file that this one is laid upon")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """A validated run file, every default filled in; plain values throughout.
+
+    Attributes
+    ----------
+    name
+        Name of the run.
+    tasks, solvers, gradients
+        What is compared; without gradients every cell has none.
+    termination
+        Fields of :class:`fixedpoint.core.termination.Termination`.
+    expect
+        Upper bound by metric.
+    """
+
+    name: str
+    seeds: tuple[int, ...]
+    tasks: tuple[Choice, ...]
+    solvers: tuple[Choice, ...]
+    gradients: tuple[Choice, ...]
+    termination: dict[str, Any]
+    executor: Choice
+    expect: dict[str, float]
+    threads: int | None
+
+    def plain(self) -> dict[str, Any]:
+        """The run file that says all this: nothing left to defaults."""
+        plain: dict[str, Any] = {"name": self.name, "seeds": list(self.seeds)}
+        for key, choices in (("tasks", self.tasks), ("solvers", self.solvers), ("gradients", self.gradients)):
+            plain[key] = [{"name": c.config["name"], "label": c.label, **c.config} for c in choices]
+        plain |= {"termination": self.termination, "executor": self.executor.config, "expect": self.expect}
+        return plain if self.threads is None else {**plain, "threads": self.threads}
+
+
+def load(file: str | FilePath, overrides: Iterable[str] = ()) -> RunConfig:
+    """The run that a YAML file describes.
+
+    Parameters
+    ----------
+    overrides
+        ``key.path=value`` pairs, e.g. ``tasks[0].batch=4``.
+
+    Raises
+    ------
+    ConfigError
+        With one line for every mistake: ``file:line:col: where: what``.
+    """
+    document = load_document(file)
+    apply_overrides(document, overrides)
+    return _Reading(document).config(FilePath(file).stem)
+
+
+def to_yaml(plain: Mapping[str, Any]) -> str:
+    """Plain data as YAML text."""
+    yaml = YAML(typ="safe", pure=True)
+    yaml.default_flow_style = False
+    yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]  # keep the order in which we write
+    yaml.width = 100
+    stream = io.StringIO()
+    yaml.dump(dict(plain), stream)
+    return stream.getvalue()
+
+
+class _Reading:
+    """Reads one document key by key; the mistakes of all keys are reported together."""
+
+    def __init__(self, document: Document) -> None:
+        self.document = document
+        self.resolver = Resolver(document)
+
+    def config(self, stem: str) -> RunConfig:
+        data = self.document.data
+        if data is None:
+            raise ConfigError.at(self.document.place(()), "the file is empty; a run wants tasks and solvers")
+        if not isinstance(data, dict):
+            raise ConfigError.at(
+                self.document.place(()), f"must be a mapping with tasks and solvers, got {_kind(data)}"
+            )
+        top = self.resolver.options(RunFile, data, ())
+        tasks = self._choices("task", data.get("tasks", ()), required="tasks" in data)
+        solvers = self._choices("solver", data.get("solvers", ()), required="solvers" in data)
+        gradients = self._choices("gradient", data.get("gradients", ()), required=False)
+        termination = self.resolver.options(Termination, data.get("termination", {}), ("termination",))
+        executor = self.resolver.component("executor", data.get("executor", "in-process"), ("executor",))
+        expect = self._expect(data.get("expect", {}))
+        self._check_seeds(data.get("seeds", ()))
+        if self.resolver.mistakes or top is None or termination is None or executor is None:
+            raise ConfigError(self.resolver.mistakes)
+        return RunConfig(
+            name=top["name"] or stem,
+            seeds=tuple(top["seeds"]),
+            tasks=tasks,
+            solvers=solvers,
+            gradients=gradients,
+            termination=termination,
+            executor=executor,
+            expect=expect,
+            threads=top["threads"],
+        )
+
+    def _choices(self, kind: Kind, given: Any, required: bool) -> tuple[Choice, ...]:
+        """The components of one list, each with its label."""
+        path: Path = (f"{kind}s",)
+        if not isinstance(given, list):
+            return ()  # of the wrong type, or not there: refused with the other keys
+        if required and not given:
+            self.resolver.refuse(path, f"wants at least one {kind}")
+        specs = [{"name": item} if isinstance(item, str) else item for item in given]
+        bare = [_without_label(spec) for spec in specs]
+        shown = [item if isinstance(item, str) else spec for item, spec in zip(given, bare, strict=True)]
+        found = [self.resolver.component(kind, item, (*path, index)) for index, item in enumerate(shown)]
+        choices = [choice for choice in found if choice is not None]
+        if len(choices) < len(specs):
+            return ()
+        written = [{} if kind == "task" else spec for spec in bare]
+        labels = automatic_labels([choice.config for choice in choices], written)
+        labelled = [
+            replace(choice, label=self._label(spec, label, (*path, index)))
+            for index, (choice, spec, label) in enumerate(zip(choices, specs, labels, strict=True))
+        ]
+        self._distinct(labelled, path)
+        return tuple(labelled)
+
+    def _label(self, spec: Mapping[str, Any], automatic: str, path: Path) -> str:
+        label = spec.get("label", automatic)
+        if isinstance(label, str) and label.strip():
+            return label.strip()
+        self.resolver.refuse((*path, "label"), f"must be a string, got {value_words(label)}")
+        return automatic
+
+    def _distinct(self, choices: list[Choice], path: Path) -> None:
+        configs: dict[str, int] = {}
+        labels: dict[str, int] = {}
+        for index, choice in enumerate(choices):
+            same = configs.setdefault(json.dumps(choice.config, sort_keys=True), index)
+            namesake = labels.setdefault(choice.label, index)
+            if same != index:
+                self.resolver.refuse((*path, index), f"is the same as {path[0]}[{same}]")
+            elif namesake != index:
+                self.resolver.refuse(
+                    (*path, index), f'the label "{choice.label}" is already that of {path[0]}[{namesake}]'
+                )
+
+    def _check_seeds(self, given: Any) -> None:
+        if given == []:
+            self.resolver.refuse(("seeds",), "wants at least one seed")
+        if not isinstance(given, list) or not all(type(seed) is int for seed in given):
+            return  # not there, or refused with the other keys
+        for index, seed in enumerate(given):
+            if not 0 <= seed < _SEEDS:
+                self.resolver.refuse(("seeds", index), f"must be at least 0 and less than 2^32, got {seed}")
+            if seed in given[:index]:
+                self.resolver.refuse(("seeds", index), f"the seed {seed} stands here twice")
+
+    def _expect(self, given: Any) -> dict[str, float]:
+        if not isinstance(given, dict):
+            self.resolver.refuse(("expect",), f"must be a mapping of metrics and bounds, got {value_words(given)}")
+            return {}
+        for metric, bound in given.items():
+            if isinstance(bound, bool) or not isinstance(bound, (int, float)):
+                self.resolver.refuse(("expect", metric), f"must be a number, got {value_words(bound)}")
+        return {} if self.resolver.mistakes else {metric: float(bound) for metric, bound in given.items()}
+
+
+def _without_label(spec: Any) -> Any:
+    return {key: value for key, value in spec.items() if key != "label"} if isinstance(spec, dict) else spec
+
+
+def _kind(data: Any) -> str:
+    return value_words(data) if isinstance(data, (list, dict)) else "a single value"

@@ -1,0 +1,72 @@
+"""Types, ranges and values in words, for messages and for ``fixedpoint show``."""
+
+from __future__ import annotations
+
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any, Literal
+
+__all__ = ["range_words", "type_words", "value_words"]
+
+_PLAIN: dict[Any, str] = {
+    int: "an integer",
+    float: "a number",
+    bool: "true or false",
+    str: "a string",
+    type(None): "null",
+}
+_BOUNDS = (("gt", ">"), ("ge", ">="), ("lt", "<"), ("le", "<="))
+_BOUND_WORDS = {"ge": "at least", "gt": "greater than", "le": "at most", "lt": "less than"}
+_LONGEST = 60
+
+
+def type_words(annotation: Any) -> str:
+    """``int`` is ``an integer``, ``tuple[int, ...]`` is ``a list (each an integer)``."""
+    origin = typing.get_origin(annotation)
+    if annotation in _PLAIN:
+        return _PLAIN[annotation]
+    if origin is Literal:
+        return "one of " + ", ".join(value_words(choice) for choice in typing.get_args(annotation))
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(type_words(member) for member in typing.get_args(annotation))
+    if origin in (tuple, list):
+        (member,) = set(typing.get_args(annotation)) - {Ellipsis}
+        return f"a list (each {type_words(member)})"
+    if origin is not None and issubclass(origin, Mapping):
+        return "a mapping"
+    return getattr(annotation, "__name__", str(annotation))
+
+
+def range_words(metadata: Mapping[str, Any]) -> str:
+    """The bounds of an option, e.g. ``> 0, <= 2``; empty when there are none."""
+    return ", ".join(f"{sign} {metadata[key]:g}" for key, sign in _BOUNDS if key in metadata)
+
+
+def bound_broken(metadata: Mapping[str, Any], value: float) -> str:
+    """What of the bounds ``value`` breaks, e.g. ``at least 1``; empty when it keeps them."""
+    kept = {
+        "ge": lambda bound: value >= bound,
+        "gt": lambda bound: value > bound,
+        "le": lambda bound: value <= bound,
+        "lt": lambda bound: value < bound,
+    }
+    broken = [
+        f"{_BOUND_WORDS[key]} {metadata[key]:g}" for key in kept if key in metadata and not kept[key](metadata[key])
+    ]
+    return " and ".join(broken)
+
+
+def value_words(value: Any) -> str:
+    """A value as it is written in YAML; a long one by what it is."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, Mapping):
+        return "a mapping"
+    if isinstance(value, (list, tuple)):
+        return "a list"
+    if isinstance(value, str):
+        return f'"{value}"' if len(value) <= _LONGEST else "a long string"
+    return repr(value)

@@ -1,0 +1,68 @@
+"""Build: writes all files of a report into the run folder."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+from fixedpoint.config.files import write_atomically
+from fixedpoint.report.curves import solvers_with_curve
+from fixedpoint.report.palette import strokes
+from fixedpoint.report.reading import RunData
+from fixedpoint.report.table import sections, to_csv, to_markdown
+
+__all__ = ["Written", "build"]
+
+_NEEDED = ("matplotlib", "jinja2")
+
+
+@dataclass(frozen=True)
+class Written:
+    """The files written, and why others were not (empty when all were)."""
+
+    files: tuple[Path, ...]
+    missing: str = ""
+
+
+def build(run: RunData) -> Written:
+    """Write the table, and with the extra ``report`` the plots, the pictures and the page."""
+    folder = run.folder.path
+    written = [
+        _write(folder / "table.md", to_markdown(sections(run)).encode()),
+        _write(folder / "table.csv", to_csv(run).encode()),
+    ]
+    lacking = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
+    if lacking:
+        names = " and ".join(lacking)
+        sentence = f"no plots and no page: they need {names}; pip install 'fixedpoint-solvers[report]'"
+        return Written(tuple(written), sentence)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing")  # a label in a script the plot's font lacks
+        return Written((*written, *_drawn(run, folder)))
+
+
+def _drawn(run: RunData, folder: Path) -> list[Path]:
+    from fixedpoint.report.gallery import gallery_figure, strips_of
+    from fixedpoint.report.page import page
+    from fixedpoint.report.plot import convergence_figure, png, svg
+
+    written: list[Path] = []
+    colours = strokes(run.solvers, solvers_with_curve(run.groups))
+    figure = convergence_figure(run.groups, colours)
+    if figure is not None:
+        written.append(_write(folder / "convergence.png", png(figure)))
+        written.append(_write(folder / "convergence.svg", svg(figure, "convergence").encode()))
+    galleries = {group.title: strips for group in run.groups if (strips := strips_of(group))}
+    for title, strips in galleries.items():
+        name = re.sub(r"[^\w.-]+", "-", title).strip("-")
+        written.append(_write(folder / f"samples-{name}.png", png(gallery_figure(title, strips))))
+    written.append(_write(folder / "report.html", page(run, colours, galleries).encode()))
+    return written
+
+
+def _write(path: Path, content: bytes) -> Path:
+    write_atomically(path, content)
+    return path

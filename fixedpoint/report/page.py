@@ -1,0 +1,96 @@
+"""The page: one HTML file with everything in it, which asks the network for nothing."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+
+from fixedpoint.report.gallery import Strip, strip_png
+from fixedpoint.report.palette import Stroke
+from fixedpoint.report.plot import NARROW, WIDE, convergence_figure, svg
+from fixedpoint.report.reading import RunData
+from fixedpoint.report.table import sections
+
+__all__ = ["page"]
+
+_TEMPLATE = Path(__file__).with_name("page.html.j2")
+
+
+@dataclass(frozen=True)
+class _Picture:
+    label: str
+    uri: str
+
+
+def page(run: RunData, strokes: Mapping[str, Stroke], galleries: Mapping[str, list[Strip]]) -> str:
+    """The report as HTML.
+
+    Parameters
+    ----------
+    strokes
+        Colour of every solver.
+    galleries
+        Strips of pictures by the title of their group.
+    """
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    pictures = {
+        title: [_Picture(strip.label, _data_uri(strip_png(strip))) for strip in strips]
+        for title, strips in galleries.items()
+    }
+    errors = [(e.cell.label, e.record.error) for e in run.entries if e.record is not None and e.record.error]
+    return environment.from_string(_TEMPLATE.read_text(encoding="utf-8")).render(
+        run=run,
+        info=run.info,
+        sections=sections(run),
+        strokes=strokes,
+        plots=_plots(run, strokes),
+        pictures=pictures,
+        messages=_messages(run),
+        errors=errors,
+        done=sum(entry.record is not None for entry in run.entries),
+        rtol=_rtol(run),
+        compared=_compared(run),
+    )
+
+
+def _plots(run: RunData, strokes: Mapping[str, Stroke]) -> list[Markup]:
+    """The convergence plot for wide and for narrow screens; the page shows one of them."""
+    figures = [convergence_figure(run.groups, strokes, size) for size in (WIDE, NARROW)]
+    # Safe: drawn by matplotlib, which escapes the labels itself.
+    return [Markup(svg(f, f"figure {i}", bare=True)) for i, f in enumerate(figures) if f is not None]
+
+
+def _messages(run: RunData) -> list[tuple[str, list[str]]]:
+    """What the statuses of the rows mean: each sentence once, with the cells it was said of."""
+    said: dict[str, list[str]] = {}
+    for entry in run.entries:
+        for line in entry.record.message.splitlines() if entry.record is not None else ():
+            count, _, sentence = line.partition(": ")
+            if "converged" not in count:
+                said.setdefault(sentence or line, []).append(f"{entry.cell.label}: {count}")
+    return list(said.items())
+
+
+def _compared(run: RunData) -> str:
+    """What was run, as the beginning of a sentence."""
+
+    def counted(count: int, noun: str) -> str:
+        return f"{count} {noun}{'' if count == 1 else 's'}"
+
+    tasks = list(dict.fromkeys(group.task for group in run.groups))
+    shown = ", ".join(tasks) if len(tasks) <= 3 else counted(len(tasks), "task")
+    return f"{counted(len(run.solvers), 'solver')} on {shown}, {counted(len(run.seeds), 'seed')}"
+
+
+def _rtol(run: RunData) -> float | None:
+    found = (entry.record for entry in run.entries if entry.record is not None)
+    return next((record.config.get("termination", {}).get("rtol") for record in found), None)
+
+
+def _data_uri(content: bytes) -> str:
+    return "data:image/png;base64," + base64.b64encode(content).decode()

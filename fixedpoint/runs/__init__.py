@@ -1,0 +1,1 @@
+"""Runs: a run file's grid becomes cells, an executor carries them out, a folder keeps their records."""

@@ -1,0 +1,77 @@
+"""Cell: one task with one solver, gradient estimator and seed; plain values, so that it can go anywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from numpy.typing import NDArray
+
+from fixedpoint.config.files import json_text
+from fixedpoint.config.folder import CellRow
+from fixedpoint.config.record import Record, digest
+
+__all__ = ["Cell", "Finished"]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What is to be computed, and what it is called.
+
+    Attributes
+    ----------
+    task, solver, gradient, termination
+        Names and options, all filled in.
+    labels
+        What the run calls ``task``, ``solver`` and ``gradient``.
+    versions
+        Distributions that take part, with their versions.
+    skip
+        Why it cannot be carried out; empty when it can.
+    """
+
+    task: dict[str, Any]
+    solver: dict[str, Any]
+    gradient: dict[str, Any] | None
+    termination: dict[str, Any]
+    seed: int
+    labels: dict[str, str]
+    versions: dict[str, str] = field(default_factory=dict)
+    skip: str = ""
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """All that the result depends on."""
+        return {
+            "task": self.task,
+            "solver": self.solver,
+            "gradient": self.gradient,
+            "termination": self.termination,
+            "seed": self.seed,
+        }
+
+    @cached_property
+    def hash(self) -> str:
+        """sha256 of the config as canonical JSON: cells of one hash compute the same, whatever they are called."""
+        return digest(json_text(self.config).encode())
+
+    @property
+    def row(self) -> CellRow:
+        """Its line in ``run.json``."""
+        return CellRow(
+            hash=self.hash,
+            task=self.labels["task"],
+            solver=self.labels["solver"],
+            gradient=self.labels.get("gradient"),
+            seed=self.seed,
+        )
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What carrying out a cell gives: its record, and the arrays that go beside it."""
+
+    record: Record
+    arrays: Mapping[str, NDArray[Any]] = field(default_factory=dict)

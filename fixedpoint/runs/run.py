@@ -1,0 +1,135 @@
+"""A run: plan, reuse what is done, carry out the rest, keep every record as it comes."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fixedpoint.config.expectations import broken_expectations
+from fixedpoint.config.folder import Folder, RunInfo
+from fixedpoint.config.record import SCHEMA, Record
+from fixedpoint.config.runfile import RunConfig, to_yaml
+from fixedpoint.registry import registry
+from fixedpoint.runs import host
+from fixedpoint.runs.cell import Cell, Finished
+from fixedpoint.runs.executors import Executor
+from fixedpoint.runs.plan import plan
+from fixedpoint.runs.store import Store
+from fixedpoint.runs.work import Work, skipped
+
+__all__ = ["InterruptedRunError", "Outcome", "execute"]
+
+
+class InterruptedRunError(KeyboardInterrupt):
+    """A run was interrupted; the cells that have their record are kept."""
+
+    def __init__(self, done: int, total: int) -> None:
+        super().__init__(f"interrupted; {done} of {total} cells have their record")
+        self.done = done
+        self.total = total
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended.
+
+    Attributes
+    ----------
+    records
+        The record of every cell, in the order of the plan.
+    reused
+        How many of them were there before.
+    failures
+        A sentence for every cell that failed.
+    broken
+        A sentence for every expectation that does not hold.
+    notices
+        What else is worth saying: damaged records, plugins whose hooks raised.
+    """
+
+    folder: Folder
+    records: tuple[Record, ...]
+    reused: int
+    failures: tuple[str, ...]
+    broken: tuple[str, ...]
+    notices: tuple[str, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether no cell failed and all expectations hold."""
+        return not self.failures and not self.broken
+
+
+def execute(config: RunConfig, path: Path, fresh: bool = False) -> Outcome:
+    """Carry out a run in a folder.
+
+    Cells whose record is there are reused, unless ``fresh``; failed and damaged ones are computed again.
+
+    Raises
+    ------
+    InterruptedRunError
+        On a keyboard interrupt; running again goes on from there.
+    OSError
+        When the folder cannot be written.
+    """
+    cells = plan(config)
+    store = Store(path, fresh)
+    records, notices = store.done(cells)
+    reused = len(records)
+    info = _info(config, cells)
+    store.begin(to_yaml(config.plain()), info)
+    for cell in cells:
+        if cell.skip and cell.hash not in records:
+            records[cell.hash] = store.keep(Finished(skipped(cell)))
+    pending = [cell for cell in cells if cell.hash not in records]
+    executor: Executor = registry.create("executor", config.executor.config)
+    notices += _tell("run_started", folder=path, cells=len(pending))
+    try:
+        with contextlib.closing(executor.run(pending, Work(config.threads))) as results:
+            for finished in results:
+                record = store.keep(finished)
+                records[record.hash] = record
+                notices += _tell("cell_finished", record=record.model_dump())
+    except KeyboardInterrupt:
+        raise InterruptedRunError(len(records), len(cells)) from None
+    store.folder.write_info(info.model_copy(update={"finished": host.now()}))
+    notices += _tell("run_finished", folder=path)
+    rows = [(cell.row, records[cell.hash]) for cell in cells if cell.hash in records]
+    failures = [f"{row.label}: {r.error.type}: {r.error.message}" for row, r in rows if r.error is not None]
+    failures += [f"{cell.row.label}: the executor gave no record" for cell in cells if cell.hash not in records]
+    return Outcome(
+        folder=store.folder,
+        records=tuple(record for _, record in rows),
+        reused=reused,
+        failures=tuple(failures),
+        broken=tuple(broken_expectations(config.expect, rows)),
+        notices=tuple(dict.fromkeys(notices)),
+    )
+
+
+def _info(config: RunConfig, cells: list[Cell]) -> RunInfo:
+    distributions = {name: version for cell in cells for name, version in cell.versions.items()}
+    return RunInfo(
+        schema_version=SCHEMA,
+        name=config.name,
+        cells=[cell.row for cell in cells],
+        expect=config.expect,
+        threads=config.threads or torch.get_num_threads(),
+        versions=host.versions(distributions | config.executor.versions),
+        machine=host.machine(),
+        started=host.now(),
+        finished=None,
+    )
+
+
+def _tell(hook: str, **values: Any) -> list[str]:
+    """Call a life-cycle hook of all plugins; one that raises is noted and does not end the run."""
+    try:
+        getattr(registry.hook, f"fixedpoint_{hook}")(**values)
+    except Exception as error:  # a stranger's plugin may raise anything
+        return [f"a plugin's hook fixedpoint_{hook} raised {type(error).__name__}: {error}"]
+    return []

@@ -1,0 +1,154 @@
+"""Work: carries out one cell and makes its record; whatever goes wrong in the cell is in the record."""
+
+from __future__ import annotations
+
+import random
+import traceback
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fixedpoint.config.files import json_text
+from fixedpoint.config.record import SCHEMA, Failure, Record
+from fixedpoint.core.loop import Progress
+from fixedpoint.core.termination import Termination
+from fixedpoint.registry import registry
+from fixedpoint.runs import host
+from fixedpoint.runs.cell import Cell, Finished
+from fixedpoint.tasks.task import Context, Images, Result, Task
+
+__all__ = ["Work", "skipped"]
+
+
+class Work:
+    """Carries out cells one by one.
+
+    Parameters
+    ----------
+    threads
+        Threads for torch; None leaves them as they are.
+
+    Cells of one task that follow one another share what the task keeps. A pickled copy starts with nothing shared.
+    """
+
+    def __init__(self, threads: int | None = None) -> None:
+        self.threads = threads
+        self._task = ""
+        self._shared: dict[Hashable, Any] = {}
+
+    def __reduce__(self) -> tuple[type[Work], tuple[int | None]]:
+        return Work, (self.threads,)
+
+    def __call__(self, cell: Cell) -> Finished:
+        """The record and arrays of a cell, failed or not."""
+        started = host.now()
+        with _threads(self.threads):
+            try:
+                return self._finished(cell, started)
+            except Exception as error:  # a task may raise anything; the record says what, and the run goes on
+                return Finished(_record(cell, started, "failed", error=_failure(error)))
+
+    def _finished(self, cell: Cell, started: str) -> Finished:
+        result = self._result(cell)
+        record = _record(
+            cell,
+            started,
+            "ok",
+            metrics={name: float(value) for name, value in result.metrics.items()},
+            rows=dict(result.status),
+            rounds=int(result.rounds),
+            evaluations=int(result.evaluations),
+            seconds=float(result.seconds),
+            message=result.message,
+        )
+        return Finished(record, _arrays(result))
+
+    def _result(self, cell: Cell) -> Result:
+        task: Task = registry.create("task", cell.task)
+        context = Context(
+            solver=registry.create("solver", cell.solver),
+            termination=Termination(**cell.termination),
+            seed=cell.seed,
+            gradient=registry.create("gradient", cell.gradient) if cell.gradient else None,
+            on_round=_teller(cell),
+            shared=self._shared_of(cell),
+        )
+        random.seed(cell.seed)
+        np.random.seed(cell.seed)
+        torch.manual_seed(cell.seed)
+        return task.run(context)
+
+    def _shared_of(self, cell: Cell) -> dict[Hashable, Any]:
+        """What the cells of this cell's task share; that of the task before is let go."""
+        task = json_text(cell.task)
+        if task != self._task:
+            self._task, self._shared = task, {}
+        return self._shared
+
+
+def skipped(cell: Cell) -> Record:
+    """The record of a cell that cannot be carried out."""
+    return _record(cell, host.now(), "skipped", reason=cell.skip)
+
+
+def _record(cell: Cell, started: str, status: str, **more: Any) -> Record:
+    return Record.model_validate(
+        {
+            "schema_version": SCHEMA,
+            "hash": cell.hash,
+            "labels": cell.labels,
+            "config": cell.config,
+            "seed": cell.seed,
+            "status": status,
+            "threads": torch.get_num_threads(),
+            "versions": host.versions(cell.versions),
+            "machine": host.machine(),
+            "started": started,
+            "finished": host.now(),
+            **more,
+        }
+    )
+
+
+def _failure(error: Exception) -> Failure:
+    notes = getattr(error, "__notes__", [])
+    message = "; ".join([str(error), *notes]) or "no message"
+    return Failure(type=type(error).__name__, message=message, traceback="".join(traceback.format_exception(error)))
+
+
+def _teller(cell: Cell) -> Callable[[Progress], None] | None:
+    """What tells the plugins of every round; None when none listens, for it costs a wait on the device each time."""
+    hook = registry.hook.fixedpoint_round
+    if not hook.get_hookimpls():
+        return None
+    label = cell.row.label
+
+    def tell(progress: Progress) -> None:
+        hook(cell=label, round=progress.round, running=progress.running, relative_error=progress.relative_error)
+
+    return tell
+
+
+def _arrays(result: Result) -> dict[str, NDArray[Any]]:
+    """Traces and images by the names they have in the arrays file."""
+    arrays: dict[str, NDArray[Any]] = {f"trace.{name}": np.asarray(trace) for name, trace in result.trace.items()}
+    images: tuple[tuple[str, Images | None], ...] = (("images", result.images), ("reference", result.reference))
+    for name, pictures in images:
+        if pictures is not None:
+            arrays[f"{name}.pixels"] = np.asarray(pictures.pixels)
+            arrays[f"{name}.range"] = np.array([pictures.low, pictures.high])
+    return arrays
+
+
+@contextmanager
+def _threads(count: int | None) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

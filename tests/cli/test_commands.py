@@ -1,0 +1,252 @@
+"""The commands: what they print, where, and their exit status."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from click.testing import Result
+from typer.testing import CliRunner
+
+from fixedpoint.cli.main import app
+from fixedpoint.registry import registry
+from fixedpoint.registry.manager import Broken
+from fixedpoint.report.reading import read_run
+from fixedpoint.report.table import sections
+
+STUDY = "tasks: [toy]\nsolvers: [picard, anderson, broyden]\ntermination: {rtol: 1e-8}\n"
+
+
+class Program:
+    """The program in a folder of its own, in this process."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __call__(self, *arguments: str, status: int = 0, columns: int = 80) -> Result:
+        done = CliRunner().invoke(app, arguments, env={"COLUMNS": str(columns)}, catch_exceptions=False)
+        assert done.exit_code == status, done.output
+        return done
+
+    def study(self, text: str = STUDY) -> None:
+        (self.folder / "study.yaml").write_text(text)
+
+
+@pytest.fixture
+def program(toys: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Program:
+    monkeypatch.chdir(tmp_path)
+    return Program(tmp_path)
+
+
+def in_subprocess(*arguments: str, folder: Path, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-W", "error", *arguments],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+
+
+def assert_fits(text: str, width: int = 80) -> None:
+    assert max(map(len, text.splitlines())) <= width
+
+
+def test_run_prints_the_table_and_writes_the_report(program: Program) -> None:
+    program.study(STUDY + "expect: {relative_error: 1e-6}\n")
+    done = program("run", "study.yaml")
+    assert_fits(done.stdout)
+    row = re.search(r"^anderson +3 converged +(\d+) +(\d+) +[\d.e-]+ +[\d.]+e-\d\d", done.stdout, flags=re.MULTILINE)
+    assert row is not None
+    assert "\x1b" not in done.stdout + done.stderr
+    for name in ("table.md", "table.csv", "convergence.png", "convergence.svg", "report.html"):
+        assert f"wrote runs/study/{name}" in done.stdout
+        assert (program.folder / "runs" / "study" / name).is_file()
+    assert done.stderr.splitlines()[0].startswith("[1/3] toy / picard / seed 0: 3 converged, ")
+
+
+def test_the_program_runs_as_a_module_with_a_plugin_that_is_installed(
+    tmp_path: Path, toy_environment: dict[str, str]
+) -> None:
+    (tmp_path / "study.yaml").write_text(STUDY)
+    done = in_subprocess("-m", "fixedpoint", "run", "study.yaml", folder=tmp_path, environment=toy_environment)
+    assert (tmp_path / "runs" / "study" / "report.html").is_file()
+    assert len(done.stderr.splitlines()) == 3  # one line a cell, and no warning
+    record = next((tmp_path / "runs" / "study" / "records").glob("*.json"))
+    assert json.loads(record.read_text())["versions"]["toy-plugin"] == "0.1"
+
+
+def test_a_second_run_reuses_and_quiet_says_nothing(program: Program) -> None:
+    program.study()
+    program("run", "study.yaml", "--output", "out")
+    assert "3 of 3 cells had their record already" in program("run", "study.yaml", "-o", "out").stdout
+    silent = program("run", "study.yaml", "-o", "out", "--quiet")
+    assert silent.stdout == silent.stderr == ""
+    assert "[1/3]" in program("run", "study.yaml", "-o", "out", "--fresh").stderr
+
+
+def test_a_failed_cell_ends_with_status_1_and_its_message(program: Program) -> None:
+    program.study()
+    done = program("run", "study.yaml", "--quiet", "tasks[0].error=out of cheese", status=1)
+    assert "toy / picard / seed 0: failed: RuntimeError: out of cheese" in done.stderr.splitlines()
+    assert (program.folder / "runs" / "study" / "report.html").is_file()
+
+
+def test_a_broken_expectation_ends_with_status_1_and_a_sentence(program: Program) -> None:
+    program.study(STUDY + "expect: {relative_error: 1e-30}\n")
+    done = program("run", "study.yaml", status=1)
+    assert "relative_error is" in done.stderr
+    assert "expected at most 1e-30" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (("run", "study.yaml"), 'study.yaml:2:11: solvers[0]: unknown solver "pikard"; did you mean "picard"?'),
+        (("run", "other.yaml"), "other.yaml: no such file"),
+        (("run", "study.yaml", "tasks[7]=x"), "override: tasks[7]: tasks has 1 item, counted from 0"),
+        (("report", "nowhere"), "nowhere holds no run (it has no run.json)"),
+        (("show", "andersen"), 'unknown component "andersen"; did you mean "anderson"?'),
+        (("show", "far"), "'far' needs surely_not_installed: pip install 'fixedpoint-solvers[far]'"),
+        (("check", "andersen"), 'name: unknown solver "andersen"; did you mean "anderson"?'),
+        (("check", "anderson", "memory=0"), "override: memory: must be at least 1, got 0"),
+        (("list", "solve"), 'unknown kind "solve"; did you mean "solver"?'),
+    ],
+)
+def test_bad_input_is_one_line_on_stderr_and_status_2(program: Program, arguments: tuple[str, ...], line: str) -> None:
+    program.study("tasks: [toy]\nsolvers: [pikard]\n")
+    done = program(*arguments, status=2)
+    assert done.stdout == ""
+    assert done.stderr == f"{line}\n"
+
+
+def test_a_folder_that_cannot_be_written_is_a_sentence(program: Program) -> None:
+    program.study()
+    (program.folder / "out").write_text("a file")
+    done = program("run", "study.yaml", "--output", "out", "--quiet", status=1)
+    assert done.stderr.startswith("cannot write out: ")
+
+
+def test_report_writes_everything_again(program: Program) -> None:
+    program.study()
+    program("run", "study.yaml", "-o", "out")
+    page = program.folder / "out" / "report.html"
+    page.unlink()
+    done = program("report", "out")
+    assert page.is_file()
+    assert "anderson" in done.stdout
+
+
+def test_list_shows_every_kind_and_why_something_cannot_be_used(program: Program) -> None:
+    done = program("list")
+    assert_fits(done.stdout)
+    for name in ("anderson", "one-step", "toy", "in-process", "far"):
+        assert re.search(rf"^{name}\b", done.stdout, flags=re.MULTILINE), name
+    assert "pip install" in done.stdout
+    only = program("list", "tasks").stdout
+    assert "toy" in only
+    assert "anderson" not in only
+
+
+def test_list_shows_a_broken_plugin_with_its_reason(program: Program, monkeypatch: pytest.MonkeyPatch) -> None:
+    row = Broken("sad", "plugin", "sad 1", "RuntimeError: rained out")
+    monkeypatch.setattr(registry, "broken", lambda: [row])
+    done = program("list")
+    assert_fits(done.stdout)
+    assert re.search("^plugin sad +RuntimeError: rained out", done.stdout, flags=re.MULTILINE)
+    listed = json.loads(program("list", "--json").stdout)
+    assert listed["broken"] == [
+        {"name": "sad", "kind": "plugin", "source": "sad 1", "reason": "RuntimeError: rained out"}
+    ]
+    assert {component["name"] for component in listed["components"]} >= {"anderson", "toy", "in-process"}
+
+
+def test_show_teaches(program: Program) -> None:
+    done = program("show", "toy")
+    assert_fits(done.stdout)
+    for words in (
+        "independent problems",
+        "an integer, >= 1; default 3",
+        "a number, > -1, < 1; default 0.5",
+        "Toys 1900",
+    ):
+        assert words in done.stdout
+    (shown,) = json.loads(program("show", "anderson", "--kind", "solver", "--json").stdout)
+    assert {row["name"] for row in shown["options"]} >= {"memory", "relaxation"}
+    assert shown["example"].startswith("solvers: ")
+
+
+def test_check_says_which_promises_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = Program(tmp_path)("check", "picard", "relaxation=0.9")
+    assert_fits(done.stdout)
+    assert re.search("^relaxation +passed", done.stdout, flags=re.MULTILINE)
+    assert "all checks passed" in done.stdout
+
+
+def test_check_names_the_promise_that_is_broken(toys: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    import fixedpoint.testing
+    from fixedpoint.testing.conformance import CheckReport, CheckRow
+
+    rows = (CheckRow("honest", "passed", "all well"), CheckRow("counts", "failed", "3 rounds counted, 4 made"))
+    monkeypatch.setattr(fixedpoint.testing, "check_solver", lambda solver: CheckReport(solver, rows))
+    done = CliRunner().invoke(app, ["check", "picard"])
+    assert done.exit_code == 1
+    assert re.search("^counts +failed +3 rounds counted, 4 made", done.stdout, flags=re.MULTILINE)
+    assert "1 of 2 checks failed" in done.stdout
+    told = json.loads(CliRunner().invoke(app, ["check", "picard", "--json"]).stdout)
+    assert [row["passed"] for row in told["checks"]] == [True, False]
+    assert told["passed"] is False
+
+
+def test_help_fits_and_has_examples(program: Program) -> None:
+    for command in ((), ("run",), ("list",), ("show",), ("report",), ("check",)):
+        done = program(*command, "--help")
+        assert_fits(done.stdout)
+        assert "fixedpoint" in done.stdout.split("Options:")[0]
+    assert program("--version").stdout.startswith("fixedpoint ")
+
+
+def test_many_columns_move_to_a_table_below_and_no_number_is_cut(program: Program) -> None:
+    program.study()
+    program("run", "study.yaml", "-o", "out")
+    for width in (60, 45):
+        done = program("report", "out", columns=width)
+        table = [line for line in done.stdout.splitlines() if not line.startswith("wrote")]
+        assert_fits("\n".join(table), width)
+        assert "…" not in done.stdout
+        numbers = [item.text for row in sections(read_run(program.folder / "out"))[0].rows for item in row.items]
+        printed = re.findall(r"(?<=\s)\S+(?=\s)", done.stdout)
+        assert set(numbers) <= set(printed)
+
+
+IMPORTS = "import sys; {code}; print(sorted(set({names}) & set(sys.modules)))"
+HEAVY = ["torch", "pydantic", "ruamel.yaml", "matplotlib", "jinja2", "diffusers"]
+
+
+@pytest.mark.parametrize(
+    ("code", "names"),
+    [
+        ("import fixedpoint", [*HEAVY, "pluggy", "numpy", "typer", "rich"]),
+        ("from fixedpoint.cli.main import app; app(['--help'], standalone_mode=False)", [*HEAVY, "pluggy"]),
+    ],
+)
+def test_nothing_heavy_is_imported_before_it_is_wanted(code: str, names: list[str], tmp_path: Path) -> None:
+    code = IMPORTS.format(code=code, names=names)
+    done = in_subprocess("-c", code, folder=tmp_path, environment=dict(os.environ))
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_validating_a_file_does_not_import_what_draws(tmp_path: Path, toy_environment: dict[str, str]) -> None:
+    (tmp_path / "study.yaml").write_text(STUDY)
+    code = "from fixedpoint.config.runfile import load; load('study.yaml')"
+    code = IMPORTS.format(code=code, names=["matplotlib", "jinja2", "typer", "rich"])
+    assert in_subprocess("-c", code, folder=tmp_path, environment=toy_environment).stdout == "[]\n"

@@ -9,11 +9,11 @@ preconditioner. Rounds are counts: the same on every machine.
 from __future__ import annotations
 
 import torch
+
+import fixedpoint
 from fixedpoint_diffusion.models import MixtureModel, ShapesModel
 from fixedpoint_diffusion.schedule import DDIMSchedule
 from fixedpoint_diffusion.task import DDIMSampling
-
-import fixedpoint
 
 MODELS = {"16 dimensions": MixtureModel(), "64 dimensions": MixtureModel(dimension=64), "shapes": ShapesModel()}
 SOLVERS = {

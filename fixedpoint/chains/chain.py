@@ -16,7 +16,7 @@ from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from fixedpoint.core.layout import Layout
@@ -87,7 +87,7 @@ class ChainProblem(Problem):
     def __init__(
         self,
         chain: Chain,
-        x0: Float[Tensor, "B *event"],
+        x0: Shaped[Tensor, "B *event"],
         *,
         max_batch: int | None = None,
         rows: Int[Tensor, " B"] | None = None,

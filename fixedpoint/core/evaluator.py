@@ -209,6 +209,11 @@ class Evaluator:
         )
 
     def _evaluate(self, z: Tensor, first: int) -> Evaluated:
+        wanted = (self.layout.rows, self.layout.size)
+        if z.shape != wanted or z.dtype != self.layout.dtype:
+            raise ValueError(
+                f"a solver must propose points of shape {wanted}, {self.layout.dtype}, got {tuple(z.shape)}, {z.dtype}"
+            )
         evaluations = _cost(self.problem, self.layout.rows, first).evaluations
         self.counts.rounds += evaluations > 0  # a chain solved to its end has nothing left to evaluate
         self.counts.evaluations[self._live.host] += evaluations

@@ -8,7 +8,6 @@ from typing import Any, ClassVar
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from fixedpoint.core.evaluator import Evaluator
 from fixedpoint.core.options import Options
@@ -42,9 +41,25 @@ def with_gradient_of(value: Float[Tensor, "B D"], path: Float[Tensor, "B D"]) ->
 class _Substitute(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, value: Tensor, path: Tensor) -> Tensor:
+        ctx.save_for_backward(path)
         return value.clone()
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, cotangent: Tensor) -> tuple[None, Tensor]:
+        if torch.is_grad_enabled():  # autograd is recording a graph for second derivatives
+            cotangent = _Refuse.apply(cotangent, *ctx.saved_tensors)  # type: ignore[no-untyped-call]
         return None, cotangent
+
+
+class _Refuse(torch.autograd.Function):
+    """The cotangent, tied to all that ``path`` depends on, so that no second backward pass can go around it."""
+
+    @staticmethod
+    def forward(ctx: Any, cotangent: Tensor, path: Tensor) -> Tensor:
+        return cotangent.clone()
+
+    @staticmethod
+    def backward(ctx: Any, cotangent: Tensor) -> tuple[None, None]:
+        raise RuntimeError(
+            "this gradient estimator gives first derivatives only; gradient='unrolled' gives higher ones"
+        )

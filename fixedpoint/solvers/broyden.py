@@ -53,7 +53,7 @@ class Broyden(StepSolver[BroydenState]):
 
     def init(self, f: Evaluator, at: Evaluated) -> BroydenState:
         return BroydenState(
-            history=History.empty(at.z, min(self.memory, at.z.shape[1]), groups=2),
+            history=History.empty(at.z, self.memory, groups=2),
             previous=None,
             linked=torch.zeros(at.z.shape[0], dtype=torch.bool, device=at.z.device),
             growth=Growth.begin(row_norms(at.residual.detach())),

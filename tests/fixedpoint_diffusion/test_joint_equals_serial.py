@@ -98,7 +98,7 @@ def worst(solution: fixedpoint.Solution, serial: fixedpoint.Solution) -> float:
 
 
 @pytest.mark.parametrize("name", JOINT)
-@settings(max_examples=40)
+@settings(max_examples=30)
 @given(case=cases())
 def test_every_joint_solver_converges_to_the_serial_chain(name: str, case: Case) -> None:
     problem = case.problem()
@@ -133,7 +133,7 @@ def test_alone_equals_in_a_batch_bit_for_bit(name: str, case: Case) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", JOINT)
-@settings(max_examples=400)
+@settings(max_examples=200)
 @given(case=cases())
 def test_every_joint_solver_converges_to_the_serial_chain_at_length(name: str, case: Case) -> None:
     test_every_joint_solver_converges_to_the_serial_chain.hypothesis.inner_test(name, case)

@@ -1,0 +1,41 @@
+"""What this package brings: one hook per kind. Factories are import strings, so that listing loads nothing."""
+
+from __future__ import annotations
+
+from fixedpoint.registry import Component, hookimpl
+
+
+@hookimpl
+def fixedpoint_solvers() -> list[Component]:
+    return [
+        Component(
+            "irons-tuck",
+            "fixedpoint_example.irons_tuck:IronsTuck",
+            "dynamic relaxation: a step length per row, from the last two residuals",
+            ("Irons & Tuck 1969", "Kuettler & Wall 2008"),
+        )
+    ]
+
+
+@hookimpl
+def fixedpoint_gradients() -> list[Component]:
+    return [
+        Component(
+            "neumann",
+            "fixedpoint_example.neumann:Neumann",
+            "a truncated Neumann series of vector-Jacobian products",
+            ("Lorraine et al. 2020",),
+        )
+    ]
+
+
+@hookimpl
+def fixedpoint_tasks() -> list[Component]:
+    return [
+        Component(
+            "random-mdp",
+            "fixedpoint_example.random_mdp:RandomMDP",
+            "value iteration on random Markov decision processes, against policy iteration",
+            ("Puterman 1994",),
+        )
+    ]

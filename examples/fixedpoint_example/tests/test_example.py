@@ -1,0 +1,76 @@
+"""How a package like this one is tested: the conformance suite, and closed forms."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from fixedpoint_example.irons_tuck import IronsTuck
+from fixedpoint_example.neumann import Neumann
+from fixedpoint_example.random_mdp import RandomMDP
+
+import fixedpoint
+from fixedpoint import OneStep, Unrolled
+from fixedpoint.core.options import OptionError
+from fixedpoint.tasks.task import Context
+from fixedpoint.testing import check_solver
+from fixedpoint.testing.problems import affine_contraction
+
+
+def test_the_solver_does_what_solvers_promise():
+    check_solver(IronsTuck()).raise_for_failures()
+
+
+def test_one_eigenvalue_is_solved_at_once():
+    problem = affine_contraction((0.9, 0.9, 0.9), seed=1)
+    assert fixedpoint.solve(problem, solver=IronsTuck(longest=100.0), rtol=1e-10).counts.rounds <= 4
+
+
+def test_options_are_checked():
+    with pytest.raises(OptionError, match=r"shortest must not exceed longest, 1.0, got 2.0"):
+        IronsTuck(shortest=2.0, longest=1.0)
+
+
+@pytest.mark.parametrize("terms", [1, 2, 5, 60])
+def test_the_series_is_the_sum_of_its_terms(terms):
+    problem = affine_contraction((0.6, -0.4, 0.2), rows=2, normal=False, bound=0.8, seed=2)
+    offset = problem.offset.clone().requires_grad_()
+    g = torch.randn(2, 3, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    solution = fixedpoint.solve(
+        lambda z: (problem.matrix * z.unsqueeze(1)).sum(-1) + offset,
+        problem.initial(),
+        gradient=Neumann(terms=terms),
+        rtol=1e-12,
+    )
+    (found,) = torch.autograd.grad((solution.z * g).sum(), offset)
+    expected = term = g
+    for _ in range(terms - 1):
+        term = (problem.matrix.mT @ term.unsqueeze(2)).squeeze(2)
+        expected = expected + term
+    assert torch.allclose(found, expected, rtol=1e-12)
+    exact = torch.linalg.solve(torch.eye(3, dtype=torch.float64) - problem.matrix.mT, g)
+    left_out = torch.linalg.matrix_norm(torch.linalg.matrix_power(problem.matrix.mT, terms), 2)
+    error = torch.linalg.vector_norm(found - exact, dim=1) / torch.linalg.vector_norm(exact, dim=1)
+    assert bool((error <= left_out * (1 + 1e-9) + 1e-12).all())
+
+
+def test_policy_iteration_solves_bellmans_equation():
+    problem = RandomMDP(states=6, actions=3, discount=0.8, batch=2).problem(seed=4)
+    values, visits = problem.policy_iteration()
+    assert torch.allclose(problem(values), values, rtol=1e-12)
+    assert torch.allclose((visits * problem.rewards).sum((1, 2)), values.sum(1), rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("gradient", "bound"), [(OneStep(), 1.0), (Neumann(terms=200), 1e-8), (Unrolled(), 1e-3)], ids=str
+)
+def test_the_task_knows_values_and_gradients(gradient, bound):
+    context = Context(
+        solver=IronsTuck(),
+        termination=fixedpoint.Termination(rtol=1e-10),
+        seed=5,
+        gradient=gradient,
+    )
+    result = RandomMDP(states=8, discount=0.8).run(context)
+    assert result.status == {"converged": 4}
+    assert result.metrics["relative_error"] <= 1e-9
+    assert result.metrics["gradient_error"] <= bound

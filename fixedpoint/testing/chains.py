@@ -1,0 +1,179 @@
+"""Chains with known answers, and wrappers of chains: what chain solvers are tested on."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from fixedpoint.chains.chain import Chain
+from fixedpoint.testing.wrappers import Tally
+
+__all__ = [
+    "CoefficientChain",
+    "CountedChain",
+    "LinearChain",
+    "PoisonedChain",
+    "RaisingChain",
+    "ScaledChain",
+    "WaveChain",
+    "linear_chain",
+    "trajectory",
+    "wave_chain",
+]
+
+
+class CoefficientChain(Chain):
+    """A chain with known slopes, so that every preconditioner can be tried on it."""
+
+    @abstractmethod
+    def coefficients(self) -> Float[Tensor, " N"]:
+        """Slopes ``A_0 .. A_{N-1}``, float64."""
+
+
+@dataclass(eq=False)
+class LinearChain(CoefficientChain):
+    """``Phi_i(x) = a_i x + b_i``, the shifts ``b`` differing from row to row.
+
+    Attributes
+    ----------
+    slope
+        Shape ``(N,)``, float64.
+    shift
+        Shape ``(B, N, d)``.
+    """
+
+    slope: Float[Tensor, " N"]
+    shift: Float[Tensor, "B N d"]
+
+    def __post_init__(self) -> None:
+        self.length = len(self.slope)
+
+    def coefficients(self) -> Float[Tensor, " N"]:
+        return self.slope
+
+    def step(
+        self, x: Float[Tensor, "P *event"], index: Int[Tensor, " P"], row: Int[Tensor, " P"]
+    ) -> Float[Tensor, "P *event"]:
+        return self.slope[index].unsqueeze(1).to(x.dtype) * x + self.shift[row, index].to(x.dtype)
+
+
+@dataclass(eq=False)
+class WaveChain(CoefficientChain):
+    """``Phi_i(x) = x + h sin(S x + b)``, where ``S`` shifts the unknowns by one and ``b`` belongs to the row.
+
+    Attributes
+    ----------
+    length
+        ``N``.
+    size
+        ``h``, the length of a step.
+    phase
+        Shape ``(B, d)``.
+    """
+
+    length: int
+    size: float
+    phase: Float[Tensor, "B d"]
+
+    def coefficients(self) -> Float[Tensor, " N"]:
+        return torch.ones(self.length, dtype=torch.float64)
+
+    def step(
+        self, x: Float[Tensor, "P *event"], index: Int[Tensor, " P"], row: Int[Tensor, " P"]
+    ) -> Float[Tensor, "P *event"]:
+        return x + self.size * torch.sin(x.roll(1, dims=1) + self.phase[row].to(x.dtype))
+
+
+@dataclass(eq=False)
+class _Wrapper(CoefficientChain):
+    inner: CoefficientChain
+
+    def __post_init__(self) -> None:
+        self.length = self.inner.length
+
+    def coefficients(self) -> Float[Tensor, " N"]:
+        return self.inner.coefficients()
+
+
+@dataclass(eq=False)
+class ScaledChain(_Wrapper):
+    """``s Phi_i(x / s)``: the same chain in other units."""
+
+    factor: float
+
+    def step(
+        self, x: Float[Tensor, "P *event"], index: Int[Tensor, " P"], row: Int[Tensor, " P"]
+    ) -> Float[Tensor, "P *event"]:
+        return self.factor * self.inner.step(x / self.factor, index, row)
+
+
+@dataclass(eq=False)
+class PoisonedChain(_Wrapper):
+    """Step ``at`` of the rows in ``rows`` returns ``value`` (NaN or Inf), wherever it is taken."""
+
+    rows: Int[Tensor, " k"]
+    at: int
+    value: float = float("nan")
+
+    def step(
+        self, x: Float[Tensor, "P *event"], index: Int[Tensor, " P"], row: Int[Tensor, " P"]
+    ) -> Float[Tensor, "P *event"]:
+        bad = torch.isin(row, self.rows) & (index == self.at)
+        return self.inner.step(x, index, row).masked_fill(bad.view(-1, *[1] * (x.ndim - 1)), self.value)
+
+
+@dataclass(eq=False)
+class CountedChain(_Wrapper):
+    """Counts in ``tally`` what it is called with."""
+
+    tally: Tally = field(default_factory=Tally)
+
+    def step(
+        self, x: Float[Tensor, "P *event"], index: Int[Tensor, " P"], row: Int[Tensor, " P"]
+    ) -> Float[Tensor, "P *event"]:
+        self.tally.note(row, x.dtype)
+        return self.inner.step(x, index, row)
+
+
+@dataclass(eq=False)
+class RaisingChain(_Wrapper):
+    """Raises ``error`` after ``grace`` calls."""
+
+    error: Exception
+    grace: int = 0
+    tally: Tally = field(default_factory=Tally)
+
+    def step(
+        self, x: Float[Tensor, "P *event"], index: Int[Tensor, " P"], row: Int[Tensor, " P"]
+    ) -> Float[Tensor, "P *event"]:
+        self.tally.calls += 1
+        if self.tally.calls > self.grace:
+            raise self.error
+        return self.inner.step(x, index, row)
+
+
+def linear_chain(length: int = 12, rows: int = 4, size: int = 3, *, seed: int = 0) -> LinearChain:
+    """A linear chain with slopes in ``[.7, 1.1]``, float64."""
+    generator = torch.Generator().manual_seed(seed)
+    slope = torch.empty(length, dtype=torch.float64).uniform_(0.7, 1.1, generator=generator)
+    shift = 0.3 * torch.randn(rows, length, size, generator=generator, dtype=torch.float64)
+    return LinearChain(slope, shift)
+
+
+def wave_chain(length: int = 12, rows: int = 4, size: int = 3, *, seed: int = 0) -> WaveChain:
+    """A nonlinear chain that covers a time of 3 in ``length`` steps, float64."""
+    generator = torch.Generator().manual_seed(seed)
+    return WaveChain(length, 3.0 / length, torch.randn(rows, size, generator=generator, dtype=torch.float64))
+
+
+def trajectory(chain: Chain, x0: Float[Tensor, "B *event"]) -> Float[Tensor, "B N *event"]:
+    """The states of a chain, one step after another."""
+    rows = torch.arange(len(x0))
+    states = [x0]
+    for i in range(chain.length):
+        states.append(chain.step(states[-1], torch.full_like(rows, i), rows))
+    return torch.stack(states[1:], dim=1)

@@ -1,0 +1,58 @@
+"""Checks of the solver as a value: its options."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+import pickle
+from typing import Any
+
+from fixedpoint.core.solver import Solver
+from fixedpoint.registry import Component, registry
+from fixedpoint.testing.bench import Bench, require
+from fixedpoint.testing.checks.table import check
+
+
+@check("options")
+def options(bench: Bench) -> str:
+    """The solver is a frozen, hashable value that its options rebuild: by its class, by name through JSON, by pickle.
+
+    Records, cell hashes and files rely on it.
+    """
+    solver = bench.solver
+    kind = type(solver)
+    require(dataclasses.is_dataclass(solver), f"{kind.__name__} is no dataclass")
+    require(kind.__dataclass_params__.frozen, f"{kind.__name__} is not frozen")  # type: ignore[attr-defined]
+    fields = {field.name: getattr(solver, field.name) for field in dataclasses.fields(solver) if field.init}  # type: ignore[arg-type]
+    copies: list[Any] = [kind(**fields), copy.deepcopy(solver)]
+    if "<locals>" not in kind.__qualname__:
+        copies.append(pickle.loads(pickle.dumps(solver)))
+    spec = _spec(solver)
+    if spec is not None:
+        copies.append(registry.create("solver", json.loads(json.dumps(spec))))
+    for rebuilt in copies:
+        require(rebuilt == solver, f"rebuilt as {rebuilt!r} from {solver!r}")
+        require(hash(rebuilt) == hash(solver), "equal solvers have different hashes")
+    by_name = f"by name: {spec}" if spec is not None else "not registered, so not by name"
+    return f"rebuilt from its options; {by_name}"
+
+
+def _spec(solver: Solver) -> dict[str, Any] | None:
+    """The mapping that builds this solver by name; None when it, or one inside it, has no name."""
+    name = next((name for name, entry in registry.components("solver").items() if _makes(entry, solver)), None)
+    if name is None:
+        return None
+    spec: dict[str, Any] = {"name": name}
+    for field in dataclasses.fields(solver):  # type: ignore[arg-type]  # checked above
+        value = getattr(solver, field.name)
+        if isinstance(value, Solver):
+            value = _spec(value)
+            if value is None:
+                return None
+        spec[field.name] = value
+    return spec
+
+
+def _makes(entry: Component, solver: Solver) -> bool:
+    return not entry.missing() and entry.load() is type(solver)

@@ -1,0 +1,135 @@
+"""The conformance suite: does a solver keep what the library promises of solvers?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from fixedpoint.chains.serial import Serial
+from fixedpoint.chains.solver import ChainSolver
+from fixedpoint.core.solver import Solver
+from fixedpoint.registry import registry
+from fixedpoint.registry.component import nearest
+from fixedpoint.testing.bench import Bench, CheckFailedError, NotApplicableError
+from fixedpoint.testing.chain_bench import ChainBench, SerialBench
+from fixedpoint.testing.checks import CHECKS, Check
+from fixedpoint.testing.plain_bench import PlainBench
+
+__all__ = ["CheckReport", "CheckRow", "check_solver"]
+
+
+@dataclass(frozen=True)
+class CheckRow:
+    """The outcome of one check.
+
+    Attributes
+    ----------
+    name
+        The check.
+    outcome
+        ``"passed"``, ``"failed"`` or ``"does not apply"``.
+    detail
+        What was seen; where the solver failed; or why the check does not apply.
+    explanation
+        What the check demands, and why.
+    """
+
+    name: str
+    outcome: Literal["passed", "failed", "does not apply"]
+    detail: str
+    explanation: str = ""
+
+    @property
+    def passed(self) -> bool:
+        """Not failed: a check that does not apply counts as passed."""
+        return self.outcome != "failed"
+
+
+@dataclass(frozen=True)
+class CheckReport:
+    """The outcome of all checks of one solver."""
+
+    solver: Solver
+    rows: tuple[CheckRow, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Whether no check failed."""
+        return all(row.passed for row in self.rows)
+
+    def raise_for_failures(self) -> CheckReport:
+        """This report, if no check failed.
+
+        Raises
+        ------
+        AssertionError
+            Otherwise, with every failure in a line.
+        """
+        failures = [f"  {row.name}: {row.detail}" for row in self.rows if not row.passed]
+        if failures:
+            listed = "\n".join(failures)
+            raise CheckFailedError(f"{self.solver!r} fails {len(failures)} of {len(self.rows)} checks:\n{listed}")
+        return self
+
+    def __str__(self) -> str:
+        width = max((len(row.name) for row in self.rows), default=0)
+        return "\n".join(f"{row.name:<{width}}  {row.outcome}: {row.detail}" for row in self.rows)
+
+
+def check_solver(
+    solver: str | Mapping[str, Any] | Solver,
+    *,
+    only: Iterable[str] | None = None,
+) -> CheckReport:
+    """Check a solver against everything the library promises of solvers.
+
+    Solvers of chains (``ChainSolver``, ``Serial``, and any whose ``needs`` name ``"chain"``) are checked on chains;
+    all others on affine maps, tanh cells, the H-equation and problems that have no solution.
+
+    Parameters
+    ----------
+    solver
+        The name of a registered solver, a mapping of ``name`` and options, or a solver.
+    only
+        Names of checks; by default all (``fixedpoint.testing.CHECKS``).
+
+    Returns
+    -------
+    CheckReport
+        ``report.raise_for_failures()`` makes a test of it.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For what is no solver, and for a check of an unknown name.
+    """
+    built = registry.create("solver", solver)
+    if not isinstance(built, Solver):
+        raise TypeError(f"solver must be a name, a mapping or a Solver, got {built!r}")
+    wanted = list(CHECKS if only is None else only)
+    for name in wanted:
+        if name not in CHECKS:
+            raise ValueError(f"unknown check {name!r}; {nearest(name, CHECKS)}")
+    bench = _bench(built)
+    return CheckReport(built, tuple(_outcome(CHECKS[name], bench) for name in wanted))
+
+
+def _bench(solver: Solver) -> Bench:
+    if isinstance(solver, Serial):
+        return SerialBench(solver)
+    if isinstance(solver, ChainSolver) or "chain" in solver.needs:
+        return ChainBench(solver)
+    return PlainBench(solver)
+
+
+def _outcome(check: Check, bench: Bench) -> CheckRow:
+    try:
+        detail = check.body(bench)
+    except NotApplicableError as reason:
+        return CheckRow(check.name, "does not apply", f"does not apply: {reason}", check.explanation)
+    except CheckFailedError as failure:
+        return CheckRow(check.name, "failed", str(failure), check.explanation)
+    except Exception as error:  # a stranger's solver may raise anything; the check says what
+        return CheckRow(check.name, "failed", f"raised {type(error).__name__}: {error}", check.explanation)
+    return CheckRow(check.name, "passed", detail, check.explanation)

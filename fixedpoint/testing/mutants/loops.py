@@ -1,0 +1,154 @@
+"""Mutants that own their loop, or spoil what a sound one returns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from fixedpoint.core.evaluator import Evaluated, Evaluator
+from fixedpoint.core.loop import Progress, solution_at
+from fixedpoint.core.options import option
+from fixedpoint.core.solution import Solution
+from fixedpoint.core.solver import Solver
+from fixedpoint.core.status import Status
+from fixedpoint.core.termination import Termination
+from fixedpoint.solvers.picard import Picard
+
+OnRound = Callable[[Progress], None] | None
+
+
+@dataclass(frozen=True)
+class _Spoiled(Solver):
+    """Picard iteration, for the mutants to spoil."""
+
+    def solve(
+        self, f: Evaluator, z0: Float[Tensor, "B D"], termination: Termination, on_round: OnRound = None
+    ) -> Solution:
+        return self.spoil(Picard().solve(f, z0, self.altered(termination), on_round))
+
+    def altered(self, termination: Termination) -> Termination:
+        """The stopping rule it makes of the caller's."""
+        return termination
+
+    def spoil(self, solution: Solution) -> Solution:
+        """What it makes of a sound solution."""
+        return solution
+
+
+@dataclass(frozen=True)
+class ReturnsTheImage(_Spoiled):
+    """Returns f(z) with the error of z."""
+
+    def spoil(self, solution: Solution) -> Solution:
+        return replace(solution, state=solution.fstate)
+
+
+@dataclass(frozen=True)
+class LoosensTheTolerance(_Spoiled):
+    """Stops at three times the tolerance."""
+
+    def altered(self, termination: Termination) -> Termination:
+        return replace(termination, rtol=3 * termination.rtol)
+
+
+@dataclass(frozen=True)
+class GoesOn(_Spoiled):
+    """Takes no notice of the limit on rounds."""
+
+    def altered(self, termination: Termination) -> Termination:
+        return replace(termination, max_rounds=None)
+
+
+@dataclass(frozen=True)
+class CallsItDiverged(_Spoiled):
+    """Takes NaN for divergence."""
+
+    def spoil(self, solution: Solution) -> Solution:
+        status = tuple(Status.DIVERGED if s is Status.NONFINITE else s for s in solution.status)
+        return replace(solution, status=status)
+
+
+@dataclass(frozen=True)
+class WrapsExceptions(_Spoiled):
+    """Turns whatever the function raises into an error of its own."""
+
+    def solve(
+        self, f: Evaluator, z0: Float[Tensor, "B D"], termination: Termination, on_round: OnRound = None
+    ) -> Solution:
+        try:
+            return super().solve(f, z0, termination, on_round)
+        except Exception as error:
+            raise RuntimeError("the solve failed") from error
+
+
+@dataclass(frozen=True)
+class SwallowsExceptions(_Spoiled):
+    """Returns the best point so far when the function raises."""
+
+    def solve(
+        self, f: Evaluator, z0: Float[Tensor, "B D"], termination: Termination, on_round: OnRound = None
+    ) -> Solution:
+        try:
+            return super().solve(f, z0, termination, on_round)
+        except Exception:
+            assert f.best is not None  # the first evaluation succeeded
+            return _ended(self, f, f.best, Status.STALLED)
+
+
+@dataclass(frozen=True)
+class ReturnsTheLast(Solver):
+    """Returns the last point with the error of the best, NaN or not."""
+
+    def solve(
+        self, f: Evaluator, z0: Float[Tensor, "B D"], termination: Termination, on_round: OnRound = None
+    ) -> Solution:
+        at = f(z0)
+        for _ in range(_limit(termination) - 1):
+            at = f(at.fz)
+        assert f.best is not None  # every evaluation has been remembered
+        return _ended(self, f, replace(at, error=f.best.error), Status.MAX_ROUNDS)
+
+
+@dataclass(frozen=True)
+class CountsItselfConverged(Solver):
+    """Believes that thirty rounds are always enough."""
+
+    def solve(
+        self, f: Evaluator, z0: Float[Tensor, "B D"], termination: Termination, on_round: OnRound = None
+    ) -> Solution:
+        at = f(z0)
+        for _ in range(min(_limit(termination), 30) - 1):
+            at = f(torch.where(at.fz.isfinite(), at.fz, at.z).clamp(-1e3, 1e3))
+        assert f.best is not None  # every evaluation has been remembered
+        return _ended(self, f, f.best, Status.CONVERGED)
+
+
+@dataclass(frozen=True)
+class TestsTheRelaxedStep(Solver):
+    """Applies the tolerance to the relaxed step, which is as short as the relaxation is small."""
+
+    relaxation: float = option(1.0, gt=0.0, le=2.0, help="how far to go towards f(z)")
+
+    def solve(
+        self, f: Evaluator, z0: Float[Tensor, "B D"], termination: Termination, on_round: OnRound = None
+    ) -> Solution:
+        at = f(z0)
+        for _ in range(_limit(termination) - 1):
+            if bool((self.relaxation * at.error <= termination.rtol * at.scale).all()):
+                break
+            at = f(at.z + self.relaxation * at.residual)
+        return _ended(self, f, at, Status.CONVERGED)
+
+
+def _limit(termination: Termination) -> int:
+    return min(termination.max_rounds or 200, 400)
+
+
+def _ended(solver: Solver, f: Evaluator, at: Evaluated, status: Status) -> Solution:
+    rounds = np.full(len(at.z), f.counts.rounds, dtype=np.int64)
+    return solution_at(at, (status,) * len(at.z), rounds, f, solver)

@@ -1,0 +1,214 @@
+"""Problems with known answers: what solvers are tested on, here and in a stranger's package.
+
+Every problem is batched and made of operations that treat a row the same way whatever its batch (elementwise
+products and sums along the row, no matrix kernel), so that a difference between a row alone and a row in a batch
+is the solver's doing. Rows can be taken, and the whole problem cast to another dtype.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Self
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from fixedpoint.core.layout import Layout
+from fixedpoint.core.problem import Problem
+
+__all__ = [
+    "DOTTIE",
+    "Affine",
+    "Constant",
+    "Cosine",
+    "HEquation",
+    "Hopeless",
+    "KnownProblem",
+    "PeriodTwo",
+    "RowProblem",
+    "TanhCell",
+    "affine_contraction",
+    "tanh_cell",
+]
+
+DOTTIE = 0.7390851332151606
+"""The number that equals its own cosine."""
+
+
+class TakeableProblem(Problem):
+    """A problem whose rows can be taken out."""
+
+    @abstractmethod
+    def take(self, rows: Int[Tensor, " k"]) -> TakeableProblem:
+        """The problem of some of the rows."""
+
+
+@dataclass(eq=False)
+class RowProblem(TakeableProblem):
+    """A problem given by tensors whose first dimension is the batch; ``start`` is one of them.
+
+    Attributes
+    ----------
+    start
+        Shape ``(B, D)``.
+    """
+
+    layout: Layout = field(init=False, repr=False)
+    start: Float[Tensor, "B D"]
+
+    def __post_init__(self) -> None:
+        self.layout = Layout.of(self.start, "independent")
+
+    def initial(self) -> Float[Tensor, "B D"]:
+        return self.start.clone()
+
+    def take(self, rows: Int[Tensor, " k"]) -> Self:
+        return replace(self, **{name: value[rows] for name, value in self._tensors().items()})
+
+    def astype(self, dtype: torch.dtype) -> Self:
+        """The same problem in another dtype: its coefficients are rounded, and so is its solution."""
+        return replace(self, **{name: value.to(dtype) for name, value in self._tensors().items()})
+
+    def starting_at(self, start: Float[Tensor, "B D"]) -> Self:
+        """The same problem from another start."""
+        return replace(self, start=start)
+
+    def _tensors(self) -> dict[str, Any]:
+        return {entry.name: getattr(self, entry.name) for entry in fields(self) if entry.init}
+
+
+@dataclass(eq=False)
+class KnownProblem(RowProblem):
+    """A problem with its ``solution``, shape ``(B, D)``."""
+
+    solution: Float[Tensor, "B D"]
+
+
+@dataclass(eq=False)
+class Affine(KnownProblem):
+    """``f(z) = A z + b``, a matrix for every row."""
+
+    matrix: Float[Tensor, "B D D"]
+    offset: Float[Tensor, "B D"]
+
+    def __call__(self, z: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
+        return (self.matrix * z.unsqueeze(1)).sum(-1) + self.offset
+
+
+@dataclass(eq=False)
+class TanhCell(KnownProblem):
+    """``f(z) = tanh(W z + b)``, the cell of the simplest equilibrium model."""
+
+    weight: Float[Tensor, "B D D"]
+    offset: Float[Tensor, "B D"]
+
+    def __call__(self, z: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
+        return torch.tanh((self.weight * z.unsqueeze(1)).sum(-1) + self.offset)
+
+
+@dataclass(eq=False)
+class Cosine(RowProblem):
+    """``f(z) = cos(z)``, unknown by unknown; solved by the Dottie number."""
+
+    @property
+    def solution(self) -> Float[Tensor, "B D"]:
+        return torch.full_like(self.start, DOTTIE)
+
+    def __call__(self, z: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
+        return z.cos()
+
+
+@dataclass(eq=False)
+class Constant(KnownProblem):
+    """``f(z) = c``: every history of differences is zero."""
+
+    def __call__(self, z: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
+        return self.solution.clone()
+
+
+@dataclass(eq=False)
+class PeriodTwo(KnownProblem):
+    """``f(z) = 2 c - z``: plain iteration goes back and forth, ``c`` is the solution."""
+
+    def __call__(self, z: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
+        return 2 * self.solution - z
+
+
+@dataclass(eq=False)
+class Hopeless(RowProblem):
+    """``f(z) = z + 1 + z^2``: no real fixed point, and plain iteration overflows within a few rounds."""
+
+    def __call__(self, z: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
+        return z + 1 + z * z
+
+
+@dataclass(eq=False)
+class HEquation(RowProblem):
+    r"""Chandrasekhar's H-equation on the midpoint grid ``mu_i = (i - 1/2) / n``.
+
+        H(mu) = (1 - (c / 2n) sum_j mu H(mu_j) / (mu + mu_j))^{-1}
+
+    (Chandrasekhar 1960, "Radiative transfer"; Kelley 1995, "Iterative methods for linear and nonlinear equations",
+    section 5.6.) ``c``, shape ``(B, 1)``, lies in ``[0, 1]``; towards 1 the Jacobian at the solution becomes
+    singular.
+    """
+
+    c: Float[Tensor, "B 1"]
+
+    @property
+    def mean(self) -> Float[Tensor, " B"]:
+        """The mean of the solution, exact on this grid: ``2 (1 - sqrt(1 - c)) / c``."""
+        c = self.c.squeeze(1).double()
+        return 2 * (1 - (1 - c).sqrt()) / c
+
+    def __call__(self, z: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
+        size = z.shape[1]
+        mu = (torch.arange(size, dtype=z.dtype, device=z.device) + 0.5) / size
+        kernel = mu.unsqueeze(1) / (mu.unsqueeze(1) + mu)
+        return 1 / (1 - self.c / (2 * size) * (kernel * z.unsqueeze(1)).sum(-1))
+
+
+def affine_contraction(
+    spectrum: Sequence[float], rows: int = 4, *, normal: bool = True, bound: float = 0.95, seed: int = 0
+) -> Affine:
+    """Affine maps whose matrices have the given eigenvalues, float64.
+
+    Parameters
+    ----------
+    spectrum
+        Real eigenvalues, the same for every row, in other coordinates for each.
+    normal
+        Symmetric matrices; otherwise with a part above the diagonal, as large as the 2-norm ``bound`` permits.
+    bound
+        2-norm of the matrices that are not normal; at least the largest of the spectrum.
+    seed
+        Of eigenvectors and offsets.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    values = torch.tensor(spectrum, dtype=torch.float64)
+    size = len(values)
+    basis = torch.linalg.qr(torch.randn(rows, size, size, generator=generator, dtype=torch.float64)).Q
+    middle = torch.diag(values).expand(rows, -1, -1)
+    if not normal:
+        upper = torch.randn(rows, size, size, generator=generator, dtype=torch.float64).triu(1)
+        room = bound - float(values.abs().max())
+        norms = torch.linalg.matrix_norm(upper, 2).clamp(min=1e-300)
+        middle = middle + room / norms.view(-1, 1, 1) * upper
+    matrix = basis @ middle @ basis.mT
+    offset = torch.randn(rows, size, generator=generator, dtype=torch.float64)
+    solution = torch.linalg.solve(torch.eye(size, dtype=torch.float64) - matrix, offset)
+    start = torch.randn(rows, size, generator=generator, dtype=torch.float64)
+    return Affine(start, solution, matrix, offset)
+
+
+def tanh_cell(size: int = 6, rows: int = 4, *, gain: float = 0.9, seed: int = 0) -> TanhCell:
+    """Tanh cells with weights of 2-norm ``gain``, built around a chosen solution, float64."""
+    generator = torch.Generator().manual_seed(seed)
+    raw = torch.randn(rows, size, size, generator=generator, dtype=torch.float64)
+    weight = gain * raw / torch.linalg.matrix_norm(raw, 2).view(-1, 1, 1)
+    solution = torch.empty(rows, size, dtype=torch.float64).uniform_(-0.8, 0.8, generator=generator)
+    offset = torch.atanh(solution) - (weight * solution.unsqueeze(1)).sum(-1)
+    return TanhCell(torch.zeros(rows, size, dtype=torch.float64), solution, weight, offset)

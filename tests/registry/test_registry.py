@@ -1,0 +1,269 @@
+"""The registry: components by name, in-process plugins, collisions, strangers that are broken."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import types
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+import fixedpoint as fp
+from fixedpoint.core.options import OptionError, option
+from fixedpoint.registry import Component, Registry, RegistryError, UnknownComponentError, hookimpl
+from fixedpoint.registry import registry as process_registry
+
+
+@dataclass(frozen=True)
+class Halver(fp.Picard):
+    """A solver of this test."""
+
+    factor: float = option(0.5, gt=0.0, help="a factor")
+
+
+@pytest.fixture
+def registry() -> Registry:
+    """The library's own components and nobody else's."""
+    return Registry(discover=False)
+
+
+class HalverPlugin:
+    @hookimpl
+    def fixedpoint_solvers(self):
+        return [Component("halver", Halver, "halves", ("Nobody 2020",))]
+
+
+class Thief:
+    @hookimpl
+    def fixedpoint_solvers(self):
+        return [Component("halver-too", Halver), Component("anderson", Halver)]
+
+
+def test_the_librarys_own_components_are_there_and_load(registry):
+    assert set(registry.components("solver")) == {"picard", "anderson", "broyden", "chain", "serial"}
+    assert set(registry.components("gradient")) == {"one-step", "unrolled"}
+    assert registry.broken() == []
+    for kind in ("solver", "gradient"):
+        for name, component in registry.components(kind).items():
+            assert component.name == name
+            assert component.summary
+            assert component.source == "fixedpoint-solvers"
+            assert registry.create(kind, name) == component.load()()
+
+
+def test_listing_is_sorted_by_name(registry):
+    assert list(registry.components("solver")) == sorted(registry.components("solver"))
+
+
+BUILT = [
+    ("anderson", {}, fp.Anderson()),
+    ("anderson", {"memory": 3}, fp.Anderson(memory=3)),
+    ({"name": "picard", "relaxation": 1}, {}, fp.Picard(relaxation=1.0)),
+    (fp.Broyden(memory=2), {}, fp.Broyden(memory=2)),
+    (
+        {"name": "chain", "accelerator": {"name": "anderson", "memory": 2}, "preconditioner": "zero"},
+        {},
+        fp.ChainSolver(preconditioner="zero", accelerator=fp.Anderson(memory=2)),
+    ),
+    ({"name": "chain", "accelerator": "broyden"}, {}, fp.ChainSolver(accelerator=fp.Broyden())),
+]
+
+
+@pytest.mark.parametrize(("spec", "options", "expected"), BUILT, ids=str)
+def test_components_are_built_from_names_mappings_and_instances(registry, spec, options, expected):
+    kept = dict(spec) if isinstance(spec, dict) else spec
+    assert registry.create("solver", spec, **options) == expected
+    assert spec == kept
+
+
+REFUSED = [
+    ("andersen", {}, UnknownComponentError, r"unknown solver 'andersen'; did you mean .anderson.\?"),
+    ("xyzzy", {}, UnknownComponentError, "unknown solver 'xyzzy'; known: anderson, broyden, chain, picard, serial"),
+    ("anderson", {"memroy": 3}, TypeError, r"Anderson: unknown option 'memroy'; did you mean .memory.\?"),
+    ("anderson", {"memory": 0}, OptionError, "Anderson: memory must be at least 1, got 0"),
+    ({"memory": 3}, {}, TypeError, r"a solver wants a name, got \{'memory': 3\}"),
+    ({"name": "chain", "accelerator": "andersen"}, {}, UnknownComponentError, "unknown solver 'andersen'"),
+    ({"name": "chain", "accelerator": {"name": "picard", "x": 1}}, {}, TypeError, "Picard: unknown option 'x'"),
+]
+
+
+@pytest.mark.parametrize(("spec", "options", "kind", "sentence"), REFUSED, ids=str)
+def test_mistakes_are_named_with_the_nearest_right_thing(registry, spec, options, kind, sentence):
+    with pytest.raises(kind, match=sentence):
+        registry.create("solver", spec, **options)
+
+
+def test_a_plugin_of_this_process_comes_and_goes(registry):
+    plugin = HalverPlugin()
+    registry.register(plugin, "mine")
+    assert registry.get("solver", "halver").source == "mine"
+    assert registry.create("solver", "halver", factor=0.25) == Halver(factor=0.25)
+    registry.unregister(plugin)
+    with pytest.raises(UnknownComponentError, match="unknown solver 'halver'"):
+        registry.get("solver", "halver")
+    registry.register(plugin, "mine")
+    assert "halver" in registry.components("solver")
+
+
+def test_one_component_can_be_added_from_a_notebook(registry):
+    registry.add("solver", Component("halver", Halver))
+    assert registry.create("solver", "halver") == Halver()
+    with pytest.raises(
+        RegistryError, match="the solver name 'halver' of this process is already taken by this process"
+    ):
+        registry.add("solver", Component("halver", Halver))
+    assert registry.broken() == []
+
+
+def test_a_name_taken_twice_is_an_error_naming_both(registry):
+    with pytest.raises(RegistryError) as caught:
+        registry.register(Thief(), "thief")
+    text = str(caught.value)
+    assert "the solver name 'anderson' of thief is already taken by fixedpoint-solvers" in text
+    assert "fixedpoint.solvers.anderson:Anderson" in text
+    assert "test_registry:Halver" in text
+    assert registry.create("solver", "anderson") == fp.Anderson()
+    assert "halver-too" not in registry.components("solver")
+    assert registry.broken() == []
+
+
+def test_missing_extras_are_named_with_the_command_that_brings_them(registry):
+    needy = Component("needy", "nowhere.at_all:Thing", requires=("no_such_module_here",), extra="diffusion")
+    registry.add("solver", needy)
+    assert needy.missing() == ("no_such_module_here",)
+    with pytest.raises(ImportError, match=r"'needy' needs no_such_module_here: pip install .*\[diffusion\]"):
+        registry.create("solver", "needy")
+    stranger = Component("needy", "nowhere:Thing", requires=("no_such_module_here",))
+    assert stranger.install_command() == "pip install no_such_module_here"
+    assert Component("plain", Halver, requires=("torch",)).missing() == ()
+
+
+def test_solve_takes_registered_names():
+    plugin = HalverPlugin()
+    process_registry.register(plugin, "mine")
+    try:
+        solution = fp.solve(torch.cos, torch.ones(1, 2, dtype=torch.float64), solver={"name": "halver", "factor": 0.1})
+        assert solution.solver == Halver(factor=0.1)
+    finally:
+        process_registry.unregister(plugin)
+
+
+@dataclass
+class FakeEntry:
+    """What ``importlib.metadata`` would yield for a stranger's package."""
+
+    name: str
+    plugin: object
+    distribution: str | None = "strange-package"
+    value: str = "strange.plugin"
+
+    @property
+    def dist(self):
+        return None if self.distribution is None else types.SimpleNamespace(name=self.distribution, version="1.2")
+
+    def load(self):
+        if isinstance(self.plugin, Exception):
+            raise self.plugin
+        return self.plugin
+
+
+@pytest.fixture
+def discovered(monkeypatch):
+    """A registry that finds the given entry points."""
+
+    def discover(*entries: FakeEntry) -> Registry:
+        def entry_points(group):
+            assert group == "fixedpoint"
+            return list(entries)
+
+        monkeypatch.setattr(importlib.metadata, "entry_points", entry_points)
+        return Registry()
+
+    return discover
+
+
+def test_a_strangers_components_carry_their_origin(discovered):
+    found = discovered(FakeEntry("strange", HalverPlugin()))
+    component = found.get("solver", "halver")
+    assert (component.source, component.version) == ("strange-package", "1.2")
+    assert found.broken() == []
+
+
+def test_a_plugin_whose_import_fails_is_a_row_with_the_reason(discovered):
+    found = discovered(
+        FakeEntry("broken", ModuleNotFoundError("No module named 'cupy'")), FakeEntry("strange", HalverPlugin())
+    )
+    (row,) = found.broken()
+    assert (row.name, row.kind, row.source) == ("broken", "plugin", "strange-package 1.2")
+    assert row.reason == "ModuleNotFoundError: No module named 'cupy'"
+    assert "halver" in found.components("solver")
+    assert "anderson" in found.components("solver")
+
+
+class RaisingPlugin:
+    @hookimpl
+    def fixedpoint_solvers(self):
+        raise RuntimeError("not\n  today")
+
+    @hookimpl
+    def fixedpoint_gradients(self):
+        return [Component("still-here", "nowhere:Thing")]
+
+
+def test_a_hook_that_raises_is_a_row_and_the_others_count(discovered):
+    found = discovered(FakeEntry("raising", RaisingPlugin()))
+    (row,) = found.broken()
+    assert row.reason == "RuntimeError: not today"
+    assert "still-here" in found.components("gradient")
+
+
+class MistypedPlugin:
+    @hookimpl
+    def fixedpoint_solvers(self, wrong_argument):
+        return []
+
+
+class WrongThings:
+    @hookimpl
+    def fixedpoint_solvers(self):
+        return [Halver]
+
+
+@pytest.mark.parametrize("plugin", [MistypedPlugin(), WrongThings()], ids=["signature", "return value"])
+def test_a_plugin_that_misunderstands_the_hooks_is_a_row(discovered, plugin):
+    found = discovered(FakeEntry("mistaken", plugin))
+    (row,) = found.broken()
+    assert row.name == "mistaken"
+    assert row.reason
+    assert "anderson" in found.components("solver")
+
+
+def test_a_stranger_that_takes_a_name_is_refused_naming_both(discovered):
+    found = discovered(FakeEntry("thief", Thief(), distribution="thieves"))
+    (row,) = found.broken()
+    assert (row.name, row.kind, row.source) == ("anderson", "solver", "thieves 1.2")
+    assert "'anderson' of thieves is already taken by fixedpoint-solvers" in row.reason
+    assert found.create("solver", "anderson") == fp.Anderson()
+    assert found.get("solver", "halver-too").source == "thieves"
+
+
+def test_an_entry_point_without_a_distribution_is_named_by_its_module(discovered):
+    found = discovered(FakeEntry("loose", HalverPlugin(), distribution=None))
+    assert found.get("solver", "halver").source == "strange.plugin"
+
+
+def test_the_order_of_strangers_is_that_of_their_names(discovered):
+    first, second = FakeEntry("aaa", HalverPlugin(), "first"), FakeEntry("bbb", HalverPlugin(), "second")
+    for entries in ((first, second), (second, first)):
+        found = discovered(*entries)
+        assert found.get("solver", "halver").source == "first"
+        assert len(found.broken()) == 1
+
+
+def test_nothing_is_discovered_before_something_is_asked_for(monkeypatch):
+    def entry_points(group):
+        raise AssertionError("too early")
+
+    monkeypatch.setattr(importlib.metadata, "entry_points", entry_points)
+    Registry()

@@ -1,0 +1,138 @@
+"""Anderson acceleration against published counts, a least-squares reference, and theory."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import scipy.optimize
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fixedpoint import Anderson, Termination, solve
+from fixedpoint.core.options import OptionError
+from fixedpoint.testing.problems import HEquation, affine_contraction, tanh_cell
+from fixedpoint.testing.wrappers import Scaled
+
+# Toth & Kelley 2015, "Convergence analysis for Anderson acceleration", table for c = 0.99.
+PUBLISHED = {1: 11, 2: 10, 3: 10, 4: 11, 5: 12, 6: 12}
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-6, 1e6])
+@pytest.mark.parametrize("memory", PUBLISHED)
+def test_h_equation_takes_the_published_evaluations_at_every_scale(memory, scale):
+    c = torch.full((1, 1), 0.99, dtype=torch.float64)
+    problem = HEquation(torch.ones(1, 512, dtype=torch.float64), c)
+    solution = solve(
+        Scaled(problem, scale),
+        solver=Anderson(memory=memory),
+        termination=Termination(rtol=1e-8, atol=1e-8 * scale, relative_to="start"),
+    )
+    assert solution.converged.all()
+    assert solution.evaluations.tolist() == [PUBLISHED[memory]]
+    exact = 2 * (1 - np.sqrt(1 - 0.99)) / 0.99
+    assert float(solution.z.mean()) / scale == pytest.approx(exact, abs=1e-8)
+
+
+def _reference(points: np.ndarray, values: np.ndarray, memory: int, relaxation: float) -> np.ndarray:
+    """The next point by Walker & Ni's formula, the small problem solved by an orthogonal factorisation."""
+    residuals = values - points
+    used = slice(max(len(points) - 1 - memory, 0), None)
+    changes_f, changes_r = np.diff(values, axis=0)[used].T, np.diff(residuals, axis=0)[used].T
+    if changes_r.shape[1] == 0:
+        return points[-1] + relaxation * residuals[-1]
+    gamma = np.linalg.lstsq(changes_r, residuals[-1], rcond=None)[0]
+    rest = residuals[-1] - changes_r @ gamma
+    return values[-1] - changes_f @ gamma - (1 - relaxation) * rest
+
+
+@pytest.mark.parametrize("relaxation", [1.0, 0.5])
+@pytest.mark.parametrize("memory", [1, 2, 4, 7])
+def test_every_step_equals_the_least_squares_reference(memory, relaxation):
+    problem = tanh_cell(size=12, rows=1, gain=1.3, seed=4)
+    points, values = [], []
+
+    def f(z):
+        value = problem(z)
+        points.append(z[0].numpy().copy())
+        values.append(value[0].numpy().copy())
+        return value
+
+    solver = Anderson(memory=memory, relaxation=relaxation)
+    solve(f, problem.initial(), solver=solver, rtol=1e-5, rows="independent")
+    assert len(points) > memory + 3
+    for k in range(1, len(points)):
+        expected = _reference(np.array(points[:k]), np.array(values[:k]), min(memory, 12), relaxation)
+        error = np.linalg.norm(points[k] - expected)
+        step = np.linalg.norm(points[k] - points[k - 1])
+        assert error <= 1e-6 * step, f"step {k}"
+
+
+@pytest.mark.parametrize("normal", [True, False])
+@pytest.mark.parametrize("size", [1, 2, 4, 6])
+def test_affine_maps_end_finitely_when_the_memory_covers_the_unknowns(size, normal):
+    spectrum = np.linspace(-0.7, 0.8, size)
+    problem = affine_contraction(spectrum, rows=3, normal=normal, bound=0.9, seed=size)
+    solution = solve(problem, solver=Anderson(memory=size + 3), rtol=1e-9)
+    # size differences want size + 1 evaluations; the next is at the solution, one more for the rounding before it
+    assert solution.converged.all()
+    assert solution.counts.rounds <= size + 3
+    assert torch.allclose(solution.z, problem.solution, rtol=1e-7, atol=1e-8)
+
+
+@settings(max_examples=25)
+@given(st.integers(0, 2**16), st.integers(1, 6))
+def test_one_difference_solves_maps_with_one_eigenvalue(seed, size):
+    problem = affine_contraction((0.9,) * size, rows=2, seed=seed)
+    assert solve(problem, solver=Anderson(memory=1), rtol=1e-9).counts.rounds <= 4
+
+
+def test_it_is_faster_than_plain_iteration_where_that_is_slow():
+    spectrum = np.linspace(0.0, 0.99, 40)
+    problem = affine_contraction(spectrum, rows=1, seed=1)
+    accelerated, plain = (
+        solve(problem, solver=solver, rtol=1e-8, max_rounds=5000) for solver in ("anderson", "picard")
+    )
+    assert accelerated.converged.all()
+    assert plain.converged.all()
+    assert accelerated.counts.rounds * 4 < plain.counts.rounds
+
+
+def test_the_answer_is_scipys():
+    problem = tanh_cell(size=10, rows=1, gain=1.2, seed=2)
+
+    def g(z):
+        return (problem(torch.from_numpy(z).unsqueeze(0)) - torch.from_numpy(z)).squeeze(0).numpy()
+
+    theirs = scipy.optimize.anderson(g, problem.initial()[0].numpy(), f_tol=1e-12, alpha=1.0)
+    ours = solve(problem, solver=Anderson(), rtol=1e-12)
+    assert np.allclose(ours.z[0].numpy(), theirs, atol=1e-9)
+    assert np.allclose(ours.z[0].numpy(), problem.solution[0].numpy(), atol=1e-9)
+
+
+def test_a_row_whose_residual_explodes_starts_its_history_anew():
+    calls = []
+
+    def f(z):  # a cliff: beyond 30 the map throws a point far away, once
+        calls.append(float(z))
+        return torch.where((z > 30) & (z < 31), z + 1e5, 0.9 * z + 3 + 0.01 * torch.sin(z))
+
+    solution = solve(f, torch.tensor([[0.0]], dtype=torch.float64), solver=Anderson(memory=1), rtol=1e-9)
+    assert solution.converged.all()
+    assert float(solution.error) <= 1e-9 * float(solution.z)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"memory": 0}, "Anderson: memory must be at least 1, got 0"),
+        ({"relaxation": 0.0}, "Anderson: relaxation must be greater than 0.0, got 0.0"),
+        ({"relaxation": 2.5}, "Anderson: relaxation must be at most 2.0, got 2.5"),
+        ({"memory": 2.0}, "Anderson: memory must be an integer, got 2.0"),
+    ],
+    ids=str,
+)
+def test_bad_options_are_refused(options, sentence):
+    with pytest.raises(OptionError) as caught:
+        Anderson(**options)
+    assert str(caught.value) == sentence

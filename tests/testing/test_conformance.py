@@ -1,0 +1,113 @@
+"""The conformance suite passes what is right and fails what is wrong."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+import fixedpoint as fp
+from fixedpoint.core.solver import Solver
+from fixedpoint.testing import CHECKS, CheckReport, CheckRow, check_solver
+from fixedpoint.testing.mutants import MUTANTS
+
+SOLVERS: list[Any] = [
+    "picard",
+    "anderson",
+    {"name": "broyden", "memory": 2},
+    "serial",
+    "chain",
+    {"name": "chain", "preconditioner": "coefficient", "accelerator": {"name": "broyden", "memory": 3}},
+]
+MORE_SOLVERS: list[Any] = [
+    fp.Picard(relaxation=0.5),
+    fp.Anderson(memory=1),
+    fp.Anderson(memory=10, relaxation=0.5),
+    "broyden",
+    fp.ChainSolver(preconditioner="zero", accelerator=fp.Anderson()),
+    fp.ChainSolver(accelerator=fp.Anderson(memory=2, relaxation=0.7)),
+]
+
+
+@pytest.mark.parametrize(
+    "solver", [*SOLVERS, *(pytest.param(solver, marks=pytest.mark.slow) for solver in MORE_SOLVERS)], ids=str
+)
+def test_the_librarys_own_solvers_pass(solver):
+    report = check_solver(solver).raise_for_failures()
+    assert report.passed
+    assert [row.name for row in report.rows] == list(CHECKS)
+
+
+def test_every_check_has_a_mutant():
+    assert set(MUTANTS) == set(CHECKS)
+
+
+@pytest.mark.parametrize(
+    ("name", "mutant"), [(name, mutant) for name, mutants in MUTANTS.items() for mutant in mutants], ids=str
+)
+def test_every_mutant_fails_its_check(name: str, mutant: Solver):
+    (row,) = check_solver(mutant, only=[name]).rows
+    assert row.outcome == "failed", f"{type(mutant).__name__} passed {name}: {row.detail}"
+    assert not row.passed
+    assert row.detail
+
+
+def test_checks_that_do_not_apply_say_why():
+    (row,) = check_solver("broyden", only=["relaxation"]).rows
+    assert row.passed
+    assert row.outcome == "does not apply"
+    assert row.detail == "does not apply: the solver has no option named relaxation"
+    serial = {row.name for row in check_solver("serial").rows if row.outcome == "does not apply"}
+    assert serial == {"solved-start", "max-rounds", "diverging", "relaxation", "structure"}
+
+
+def test_every_check_explains_itself():
+    for check in CHECKS.values():
+        assert len(check.explanation.split()) > 8, check.name
+        assert "\n" not in check.explanation
+
+
+def test_a_failing_report_raises_with_every_failure():
+    good = CheckRow("counts", "passed", "fine")
+    bad = CheckRow("scale", "failed", "7 rounds in place of 5")
+    report = CheckReport(fp.Picard(), (good, bad))
+    assert not report.passed
+    with pytest.raises(AssertionError, match="fails 1 of 2 checks:\n  scale: 7 rounds in place of 5"):
+        report.raise_for_failures()
+    assert str(report).splitlines() == ["counts  passed: fine", "scale   failed: 7 rounds in place of 5"]
+
+
+def test_what_is_no_solver_is_refused():
+    with pytest.raises(TypeError, match="solver must be a name, a mapping or a Solver"):
+        check_solver(fp.OneStep())  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"did you mean .anderson."):
+        check_solver("andersen")
+
+
+def test_an_unknown_check_is_refused_with_the_nearest_name():
+    with pytest.raises(ValueError, match=r"unknown check 'row-alonee'; did you mean .row-alone."):
+        check_solver("picard", only=["row-alonee"])
+
+
+@dataclass(frozen=True)
+class Crashing(fp.Solver):
+    def solve(self, f, z0, termination, on_round=None):
+        raise ZeroDivisionError("no luck")
+
+
+def test_a_solver_that_raises_fails_with_what_it_raised():
+    (row,) = check_solver(Crashing(), only=["contractions"]).rows
+    assert row.outcome == "failed"
+    assert row.detail == "raised ZeroDivisionError: no luck"
+
+
+@dataclass(frozen=True)
+class ChainsOnly(fp.Serial):
+    """A stranger's solver that says by ``needs`` what it wants."""
+
+    needs = frozenset({"chain"})
+
+
+def test_needs_pick_the_bench():
+    assert check_solver(ChainsOnly(), only=["contractions", "counts"]).raise_for_failures()

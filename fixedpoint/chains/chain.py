@@ -69,6 +69,9 @@ class HasCoefficients(Protocol):
 class ChainProblem(Problem):
     """The joint fixed point of a chain's states.
 
+    States are ``(B, N d)``; ``solution.z`` has shape ``(B, N, *event)`` and ``solution.z[:, -1]`` is the chain's
+    result.
+
     Parameters
     ----------
     chain
@@ -79,9 +82,6 @@ class ChainProblem(Problem):
         Evaluate at most this many (state, step) pairs in one call of ``chain.step``; default: all at once.
     rows
         Which rows of the chain's conditioning these are; default ``0 .. B-1``.
-
-    States are ``(B, N d)``; ``solution.z`` has shape ``(B, N, *event)`` and ``solution.z[:, -1]`` is the chain's
-    result.
     """
 
     def __init__(

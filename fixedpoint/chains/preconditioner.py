@@ -63,25 +63,33 @@ class LinearPart:
         return (defects / scales).cumsum(dim=1) * scales
 
 
-def linear_part(chain: Chain, kind: Preconditioner, device: torch.device) -> LinearPart:
-    """The linear part of a chain by name.
+def linear_part(chain: Chain, kind: Preconditioner, like: Tensor) -> LinearPart:
+    """The linear part of a chain by name, for states of the dtype and device of ``like``.
 
     Raises
     ------
     TypeError
         For ``"coefficient"`` when the chain has no known coefficients.
     ValueError
-        When the coefficients after the first are not positive and finite.
+        When the coefficients after the first are not positive and finite, or their product along the chain leaves
+        the range of the dtype.
     """
     if kind != "coefficient":
         slope = 1.0 if kind == "identity" else 0.0
-        return LinearPart(kind, torch.full((chain.length,), slope, dtype=torch.float64, device=device))
+        return LinearPart(kind, torch.full((chain.length,), slope, dtype=torch.float64, device=like.device))
     if not isinstance(chain, HasCoefficients):
         raise TypeError(
             f"preconditioner='coefficient' wants a chain with coefficients, and {type(chain).__name__} has none; "
             "take 'identity' or 'zero'"
         )
-    slopes = chain.coefficients().double().to(device)
+    slopes = chain.coefficients().double().to(like.device)
     if not bool(((slopes[1:] > 0) & slopes[1:].isfinite()).all()):
         raise ValueError(f"the chain's coefficients must be positive and finite, got {slopes.tolist()}")
-    return LinearPart(kind, slopes)
+    part = LinearPart(kind, slopes)
+    range_ = torch.finfo(like.dtype)
+    if bool(((part.scales < range_.tiny**0.5) | (part.scales > range_.max**0.5)).any()):
+        raise ValueError(
+            f"the product of the chain's coefficients runs from {float(part.scales.min()):.1e} to "
+            f"{float(part.scales.max()):.1e}, which {like.dtype} cannot hold; take preconditioner='identity'"
+        )
+    return part

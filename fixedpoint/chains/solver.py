@@ -67,7 +67,7 @@ class ChainSolver(StepSolver[ChainState]):
 
     def init(self, f: Evaluator, at: Evaluated) -> ChainState:
         problem = _chain_of(f)
-        linear = linear_part(problem.chain, self.preconditioner, at.z.device)
+        linear = linear_part(problem.chain, self.preconditioner, at.z)
         return ChainState(exact=0, linear=linear, inner=self.accelerator.init(f, _swept(at, linear)))
 
     def step(

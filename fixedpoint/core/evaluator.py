@@ -88,6 +88,8 @@ class _Live:
 class Evaluator:
     """Evaluates a problem, counting, judging and remembering the best point of every row.
 
+    ``tracks_best`` may be set to False by a loop whose answer is the latest point, not the best.
+
     Parameters
     ----------
     problem
@@ -96,8 +98,6 @@ class Evaluator:
         ``"l2"``, ``"rms"`` or ``"max"``: the norm of ``f(z) - z`` for problems without a measure of their own.
     max_batch
         Evaluate at most this many rows in one call (the problem must be able to ``take`` rows).
-
-    ``tracks_best`` may be set to False by a loop whose answer is the latest point, not the best.
     """
 
     def __init__(self, problem: Problem, norm: str = "l2", max_batch: int | None = None) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -161,6 +161,11 @@ class Layout:
         return ", ".join(f"{leaf.path} {leaf.shape}" for leaf in self.leaves)
 
 
+@runtime_checkable
+class _NamedTuple(Protocol):
+    _fields: tuple[str, ...]
+
+
 def _leaves(value: Any, path: str) -> Iterator[tuple[str, Any]]:
     if isinstance(value, Mapping):
         for key in value:
@@ -179,7 +184,7 @@ def _number(value: Any, counter: list[int] | None = None) -> Any:
         return {key: _number(value[key], counter) for key in value}
     if isinstance(value, (tuple, list)):
         items = [_number(item, counter) for item in value]
-        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
+        return type(value)(*items) if isinstance(value, _NamedTuple) else type(value)(items)
     counter[0] += 1
     return counter[0] - 1
 
@@ -189,7 +194,7 @@ def _fill(template: Any, tensors: Sequence[Any]) -> Any:
         return {key: _fill(item, tensors) for key, item in template.items()}
     if isinstance(template, (tuple, list)):
         items = [_fill(item, tensors) for item in template]
-        return type(template)(*items) if hasattr(template, "_fields") else type(template)(items)
+        return type(template)(*items) if isinstance(template, _NamedTuple) else type(template)(items)
     return tensors[template]
 
 

@@ -15,6 +15,8 @@ from fixedpoint.core.evaluator import Evaluator
 from fixedpoint.core.status import Status
 
 PRECONDITIONERS = ("zero", "identity", "coefficient")
+COEFFICIENT = {"name": "chain", "preconditioner": "coefficient"}
+DOUBLE = torch.zeros((), dtype=torch.float64)
 
 
 class TanhChain(Chain):
@@ -124,9 +126,7 @@ def test_what_is_counted_is_what_was_evaluated(max_batch: int | None) -> None:
         assert solution.evaluations[row] == sum(20 - k for k in range(solution.rounds[row]))
 
 
-@pytest.mark.parametrize(
-    "solver", ["picard", "anderson", "broyden", {"name": "chain", "preconditioner": "coefficient"}]
-)
+@pytest.mark.parametrize("solver", ["picard", "anderson", "broyden", COEFFICIENT])
 @pytest.mark.parametrize("max_batch", [None, 5])
 def test_a_row_alone_equals_the_row_in_a_batch_bit_for_bit(solver: object, max_batch: int | None) -> None:
     x0 = start(5, 6)
@@ -179,7 +179,7 @@ def test_overflow_at_states_that_are_still_wrong_is_no_failure() -> None:
 @pytest.mark.parametrize("preconditioner", PRECONDITIONERS)
 def test_the_sweep_is_its_lower_triangular_matrix(preconditioner: str) -> None:
     chain = TanhChain(9, 4, seed=7)
-    part = linear_part(chain, preconditioner, torch.device("cpu"))
+    part = linear_part(chain, preconditioner, DOUBLE)
     defects = torch.randn(2, 9, 4, generator=torch.Generator().manual_seed(8), dtype=torch.float64)
     assert torch.equal(part.matrix, part.matrix.tril())
     assert torch.allclose(part.sweep(defects), part.matrix @ defects, rtol=1e-13, atol=1e-13)
@@ -188,7 +188,7 @@ def test_the_sweep_is_its_lower_triangular_matrix(preconditioner: str) -> None:
 @pytest.mark.parametrize("preconditioner", PRECONDITIONERS)
 def test_the_matrix_solves_the_chain_of_its_slopes(preconditioner: str) -> None:
     """``M`` is the inverse of the bidiagonal Jacobian ``I - shift(A)``."""
-    part = linear_part(TanhChain(9, 4, seed=7), preconditioner, torch.device("cpu"))
+    part = linear_part(TanhChain(9, 4, seed=7), preconditioner, DOUBLE)
     bidiagonal = torch.eye(9, dtype=torch.float64) - torch.diag(part.slopes[1:], -1)
     assert torch.allclose(part.matrix @ bidiagonal, torch.eye(9, dtype=torch.float64), atol=1e-13)
 
@@ -204,7 +204,7 @@ def test_affine_chain_with_its_own_coefficients_needs_one_sweep() -> None:
             return self.coefficients()[index].unsqueeze(1) * x + (index.unsqueeze(1) + 1.0) / 10
 
     problem = ChainProblem(Affine(), start(2, 3))
-    solution = fixedpoint.solve(problem, solver={"name": "chain", "preconditioner": "coefficient"}, rtol=1e-10)
+    solution = fixedpoint.solve(problem, solver=COEFFICIENT, rtol=1e-10)
     assert solution.counts.rounds == 2
     assert torch.allclose(solution.z, serial(problem), rtol=1e-10)
 
@@ -247,6 +247,13 @@ class NoCoefficients(Chain):
         return x / 2
 
 
+class Steep(NoCoefficients):
+    length = 40
+
+    def coefficients(self) -> torch.Tensor:
+        return torch.full((40,), 1e-2, dtype=torch.float64)
+
+
 class OtherShape(NoCoefficients):
     def step(self, x: torch.Tensor, index: torch.Tensor, row: torch.Tensor) -> torch.Tensor:
         return x[:, :1]
@@ -261,9 +268,13 @@ class OtherShape(NoCoefficients):
         (
             lambda: fixedpoint.solve(
                 ChainProblem(NoCoefficients(), torch.ones(2, 3)),
-                solver={"name": "chain", "preconditioner": "coefficient"},
+                solver=COEFFICIENT,
             ),
             "take 'identity' or 'zero'",
+        ),
+        (
+            lambda: fixedpoint.solve(ChainProblem(Steep(), torch.ones(2, 3)), solver=COEFFICIENT),
+            "which torch.float32 cannot hold; take preconditioner='identity'",
         ),
         (lambda: fixedpoint.solve(ChainProblem(OtherShape(), torch.ones(2, 3))), "a step must return shape"),
         (lambda: fixedpoint.solve(lambda z: z / 2, torch.ones(2, 3), solver="chain"), "wants a ChainProblem"),

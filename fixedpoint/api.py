@@ -41,6 +41,7 @@ def solve(
     ----------
     f
         A function from a value like ``z0`` to one of the same structure, shapes, dtype and device; or a problem.
+        What it is given is valid during the call; it must clone what it keeps, and return a new value.
     z0
         The start: a tensor or array, a float, or tuples, lists or dicts of tensors or of arrays. By default the
         first dimension of states of two dimensions and more is a batch of independent problems; a vector is one

@@ -114,7 +114,8 @@ class FunctionProblem(Problem):
     Parameters
     ----------
     function
-        ``f``: takes a value like ``z0`` and returns one of the same structure, shapes, dtype and device.
+        ``f``: takes a value like ``z0`` and returns one of the same structure, shapes, dtype and device. What it is
+        given is valid during the call: its memory is used again.
     z0
         The start: a tensor, a numpy array, a float, or tuples, lists or dicts of tensors or of arrays.
     rows

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from fixedpoint.registry import registry
 from fixedpoint.runs import host
 from fixedpoint.runs.cell import Cell, Finished
 from fixedpoint.runs.executors import Executor
+from fixedpoint.runs.interrupts import remembered
 from fixedpoint.runs.plan import plan
 from fixedpoint.runs.store import Store
 from fixedpoint.runs.work import Work, skipped
@@ -81,21 +83,12 @@ def execute(config: RunConfig, path: Path, fresh: bool = False) -> Outcome:
     records, notices = store.done(cells)
     reused = len(records)
     info = _info(config, cells)
-    store.begin(to_yaml(config.plain()), info)
-    for cell in cells:
-        if cell.skip and cell.hash not in records:
-            records[cell.hash] = store.keep(Finished(skipped(cell)))
-    pending = [cell for cell in cells if cell.hash not in records]
-    executor: Executor = registry.create("executor", config.executor.config)
-    notices += _tell("run_started", folder=path, cells=len(pending))
-    try:
-        with contextlib.closing(executor.run(pending, Work(config.threads))) as results:
-            for finished in results:
-                record = store.keep(finished)
-                records[record.hash] = record
-                notices += _tell("cell_finished", record=record.model_dump())
-    except KeyboardInterrupt:
-        raise InterruptedRunError(len(records), len(cells)) from None
+    with remembered() as check:
+        try:
+            store.begin(to_yaml(config.plain()), info)
+            notices += _carry_out(config, cells, records, store, check)
+        except KeyboardInterrupt:
+            raise InterruptedRunError(len(records), len(cells)) from None
     store.folder.write_info(info.model_copy(update={"finished": host.now()}))
     notices += _tell("run_finished", folder=path)
     rows = [(cell.row, records[cell.hash]) for cell in cells if cell.hash in records]
@@ -109,6 +102,25 @@ def execute(config: RunConfig, path: Path, fresh: bool = False) -> Outcome:
         broken=tuple(broken_expectations(config.expect, rows)),
         notices=tuple(dict.fromkeys(notices)),
     )
+
+
+def _carry_out(
+    config: RunConfig, cells: list[Cell], records: dict[str, Record], store: Store, check: Callable[[], None]
+) -> list[str]:
+    """Carry out the cells without a record, adding each record as it comes; what is worth saying is returned."""
+    for cell in cells:
+        if cell.skip and cell.hash not in records:
+            records[cell.hash] = store.keep(Finished(skipped(cell)))
+    pending = [cell for cell in cells if cell.hash not in records]
+    executor: Executor = registry.create("executor", config.executor.config)
+    notices = _tell("run_started", folder=store.folder.path, cells=len(pending))
+    with contextlib.closing(executor.run(pending, Work(config.threads))) as results:
+        for finished in results:
+            record = store.keep(finished)
+            records[record.hash] = record
+            notices += _tell("cell_finished", record=record.model_dump())
+            check()
+    return notices
 
 
 def _info(config: RunConfig, cells: list[Cell]) -> RunInfo:

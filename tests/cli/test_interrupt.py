@@ -22,7 +22,14 @@ def test_an_interrupted_run_goes_on_where_it_stopped(
     (tmp_path / "study.yaml").write_text(STUDY)
     command = [sys.executable, "-m", "fixedpoint", "run", "study.yaml", "--output", "out"]
     process = subprocess.Popen(
-        command, cwd=tmp_path, env=toy_environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command,
+        cwd=tmp_path,
+        env=toy_environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # Started in the background, the tests themselves may have been told to ignore interrupts.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     records = tmp_path / "out" / "records"
     deadline = time.monotonic() + 60

@@ -1,0 +1,44 @@
+"""Interrupts that are not lost: Ctrl-C raises at once, and again between cells if something swallowed it.
+
+Python raises ``KeyboardInterrupt`` wherever it happens to be, and code that catches everything (some imports do) makes
+it disappear. A run remembers that it was asked to stop.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+__all__ = ["remembered"]
+
+
+@contextmanager
+def remembered() -> Iterator[Callable[[], None]]:
+    """While this is open, an interrupt is remembered; the function it gives raises it if there was one.
+
+    Outside the main thread, where signals cannot be handled, and where interrupts are ignored or handled by somebody
+    else, nothing is changed.
+    """
+    asked = False
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        nonlocal asked
+        asked = True
+        signal.default_int_handler(number, frame)
+
+    def check() -> None:
+        if asked:
+            raise KeyboardInterrupt
+
+    own = threading.current_thread() is threading.main_thread()
+    if not own or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield check
+        return
+    signal.signal(signal.SIGINT, handle)
+    try:
+        yield check
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)

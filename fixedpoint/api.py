@@ -11,9 +11,9 @@ import torch
 from fixedpoint.core.evaluator import Evaluator
 from fixedpoint.core.layout import Rows
 from fixedpoint.core.loop import Progress
-from fixedpoint.core.problem import AdaptsSolver, FunctionProblem, Problem
+from fixedpoint.core.problem import FunctionProblem, Problem
 from fixedpoint.core.solution import Solution
-from fixedpoint.core.solver import Solver
+from fixedpoint.core.solver import AdaptsSolver, Solver
 from fixedpoint.core.termination import Termination
 from fixedpoint.gradients.estimator import GradientEstimator
 from fixedpoint.registry import registry

@@ -13,18 +13,17 @@ trajectory; a plain round makes at least one more state exact, so that ``N`` rou
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
+from fixedpoint.chains.solver import as_chain_solver
 from fixedpoint.core.layout import Layout
 from fixedpoint.core.problem import Cost, Measure, Problem
 from fixedpoint.core.reduce import row_norms
-
-if TYPE_CHECKING:
-    from fixedpoint.core.solver import Solver
+from fixedpoint.core.solver import Solver
 
 __all__ = ["Chain", "ChainProblem", "HasCoefficients"]
 
@@ -134,6 +133,10 @@ class ChainProblem(Problem):
         """``Phi_step(x)`` at every row."""
         return self._step(x, torch.full_like(self.rows, step), self.rows)
 
+    def coefficients(self) -> Float[Tensor, " N"] | None:
+        """The chain's coefficients, where it knows them."""
+        return self.chain.coefficients() if isinstance(self.chain, HasCoefficients) else None
+
     def _steps(self, inputs: Float[Tensor, "B n d"], index: Int[Tensor, " n"]) -> Float[Tensor, "B n d"]:
         count, steps = inputs.shape[:2]
         x = inputs.reshape(count * steps, *self.x0.shape[1:])
@@ -178,6 +181,4 @@ class ChainProblem(Problem):
 
     def adapt(self, solver: Solver) -> Solver:
         """A chain is always solved by a chain solver: any other step solver becomes its accelerator."""
-        from fixedpoint.chains.solver import as_chain_solver
-
         return as_chain_solver(solver)

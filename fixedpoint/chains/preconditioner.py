@@ -22,8 +22,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fixedpoint.chains.chain import Chain, HasCoefficients
-
 __all__ = ["LinearPart", "Preconditioner", "linear_part"]
 
 Preconditioner = Literal["zero", "identity", "coefficient"]
@@ -63,8 +61,21 @@ class LinearPart:
         return (defects / scales).cumsum(dim=1) * scales
 
 
-def linear_part(chain: Chain, kind: Preconditioner, like: Tensor) -> LinearPart:
-    """The linear part of a chain by name, for states of the dtype and device of ``like``.
+def linear_part(
+    kind: Preconditioner, length: int, coefficients: Float[Tensor, " N"] | None, like: Tensor
+) -> LinearPart:
+    """The linear part of a chain by name.
+
+    Parameters
+    ----------
+    kind
+        Its name.
+    length
+        ``N``.
+    coefficients
+        The slope of every step in its own state, where known; wanted for ``"coefficient"``.
+    like
+        A tensor of the dtype and device of the states.
 
     Raises
     ------
@@ -76,13 +87,13 @@ def linear_part(chain: Chain, kind: Preconditioner, like: Tensor) -> LinearPart:
     """
     if kind != "coefficient":
         slope = 1.0 if kind == "identity" else 0.0
-        return LinearPart(kind, torch.full((chain.length,), slope, dtype=torch.float64, device=like.device))
-    if not isinstance(chain, HasCoefficients):
+        return LinearPart(kind, torch.full((length,), slope, dtype=torch.float64, device=like.device))
+    if coefficients is None:
         raise TypeError(
-            f"preconditioner='coefficient' wants a chain with coefficients, and {type(chain).__name__} has none; "
-            "take 'identity' or 'zero'"
+            "preconditioner='coefficient' wants a chain that knows its coefficients, and this one has none; take "
+            "'identity' or 'zero'"
         )
-    slopes = chain.coefficients().double().to(like.device)
+    slopes = coefficients.double().to(like.device)
     if not bool(((slopes[1:] > 0) & slopes[1:].isfinite()).all()):
         raise ValueError(f"the chain's coefficients must be positive and finite, got {slopes.tolist()}")
     part = LinearPart(kind, slopes)

@@ -10,9 +10,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fixedpoint.chains.chain import ChainProblem
 from fixedpoint.core.evaluator import Evaluated, Evaluator
 from fixedpoint.core.loop import Progress, solution_at
+from fixedpoint.core.problem import HasSteps
 from fixedpoint.core.solution import Solution
 from fixedpoint.core.solver import Solver
 from fixedpoint.core.status import Status
@@ -36,12 +36,12 @@ class Serial(Solver):
         on_round: Callable[[Progress], None] | None = None,
     ) -> Solution:
         problem = f.problem
-        if not isinstance(problem, ChainProblem):
+        if not isinstance(problem, HasSteps):
             raise TypeError(f"the serial solver wants a chain, got {type(problem).__name__}")
         x = problem.x0
         sound = torch.ones(len(x), dtype=torch.bool, device=x.device)
         states = []
-        for i in range(problem.length):
+        for i in range(f.layout.blocks):
             advanced = f.advance(x, i)
             sound = sound & advanced.flatten(1).isfinite().all(dim=1)
             x = torch.where(sound.view(-1, *[1] * (x.ndim - 1)), advanced, x)

@@ -25,10 +25,11 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from fixedpoint.chains.chain import ChainProblem
 from fixedpoint.chains.preconditioner import LinearPart, Preconditioner, linear_part
+from fixedpoint.chains.serial import Serial
 from fixedpoint.core.evaluator import Evaluated, Evaluator
 from fixedpoint.core.options import OptionError, option
+from fixedpoint.core.problem import HasSteps
 from fixedpoint.core.solver import Solver, StepSolver
 from fixedpoint.solvers.picard import Picard
 
@@ -60,14 +61,16 @@ class ChainSolver(StepSolver[ChainState]):
             raise OptionError(type(self).__name__, "accelerator", "must not be a chain solver itself")
 
     def rounds_bound(self, f: Evaluator) -> int:
-        return _chain_of(f).length + 1
+        return f.layout.blocks + 1
 
     def start(self, f: Evaluator, z0: Float[Tensor, "B D"]) -> Evaluated:
-        return _cleaned(f(z0), 0, _chain_of(f).length)
+        if not isinstance(f.problem, HasSteps):
+            raise TypeError(f"a chain solver wants a chain (ChainProblem), got {type(f.problem).__name__}")
+        return _cleaned(f(z0), 0, f.layout.blocks)
 
     def init(self, f: Evaluator, at: Evaluated) -> ChainState:
-        problem = _chain_of(f)
-        linear = linear_part(problem.chain, self.preconditioner, at.z)
+        assert isinstance(f.problem, HasSteps)  # checked at the start
+        linear = linear_part(self.preconditioner, f.layout.blocks, f.problem.coefficients(), at.z)
         return ChainState(exact=0, linear=linear, inner=self.accelerator.init(f, _swept(at, linear)))
 
     def step(
@@ -97,19 +100,11 @@ def as_chain_solver(solver: Solver) -> Solver:
     TypeError
         When it owns its loop, so that the guard cannot be kept.
     """
-    from fixedpoint.chains.serial import Serial
-
     if isinstance(solver, (ChainSolver, Serial)):
         return solver
     if not isinstance(solver, StepSolver):
         raise TypeError(f"a chain wants a step solver, and {type(solver).__name__} owns its loop")
     return ChainSolver(accelerator=solver)
-
-
-def _chain_of(f: Evaluator) -> ChainProblem:
-    if not isinstance(f.problem, ChainProblem):
-        raise TypeError(f"a chain solver wants a ChainProblem, got {type(f.problem).__name__}")
-    return f.problem
 
 
 def _blocks(state: Float[Tensor, "B D"], length: int) -> Float[Tensor, "B N d"]:

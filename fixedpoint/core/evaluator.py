@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fixedpoint.core.problem import Cost, HasAdvance, HasCost, HasMeasure, HasResume, HasTake, Measure, Problem
+from fixedpoint.core.problem import Cost, HasCost, HasMeasure, HasSteps, HasTake, Measure, Problem
 from fixedpoint.core.reduce import block_norms
 
 __all__ = ["Counts", "Evaluated", "Evaluator", "select"]
@@ -134,7 +134,7 @@ class Evaluator:
         TypeError
             When the problem is not made of steps.
         """
-        if not isinstance(self.problem, HasResume):
+        if not isinstance(self.problem, HasSteps):
             raise TypeError(f"{type(self.problem).__name__} cannot be evaluated from a block on; it is not a chain")
         return self._evaluate(z, first)
 
@@ -147,7 +147,7 @@ class Evaluator:
 
     def advance(self, x: Float[Tensor, "B *event"], step: int) -> Float[Tensor, "B *event"]:
         """Take one step of a chain at every row: one round of one evaluation per row."""
-        if not isinstance(self.problem, HasAdvance):
+        if not isinstance(self.problem, HasSteps):
             raise TypeError(f"{type(self.problem).__name__} cannot be advanced step by step; it is not a chain")
         self.counts.rounds += 1
         self.counts.calls += 1
@@ -268,7 +268,7 @@ class Evaluator:
         cost = _cost(problem, z.shape[0], first)
         self.counts.calls += cost.calls
         self.counts.computed += cost.evaluations * z.shape[0]
-        fz = problem.resume(z, first) if first and isinstance(problem, HasResume) else problem(z)
+        fz = problem.resume(z, first) if first and isinstance(problem, HasSteps) else problem(z)
         if fz.shape != z.shape or fz.dtype != z.dtype or fz.device != z.device:
             raise ValueError(
                 f"f must return shape {tuple(z.shape)}, {z.dtype} on {z.device}, "

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -17,17 +17,12 @@ from torch import Tensor
 
 from fixedpoint.core.layout import Layout, Rows
 
-if TYPE_CHECKING:
-    from fixedpoint.core.solver import Solver
-
 __all__ = [
-    "AdaptsSolver",
     "Cost",
     "FunctionProblem",
-    "HasAdvance",
     "HasCost",
     "HasMeasure",
-    "HasResume",
+    "HasSteps",
     "HasTake",
     "Measure",
     "Problem",
@@ -85,27 +80,25 @@ class HasCost(Protocol):
 
 
 @runtime_checkable
-class HasResume(Protocol):
-    """A problem that can be evaluated from block ``first`` on; earlier blocks of ``f(z)`` are given as ``z``'s own.
+class HasSteps(Protocol):
+    """A chain: a problem of ``N`` blocks, each of which follows from the block before it.
 
-    For chains, whose solved steps need no further evaluation.
+    ``x0`` is the given start ``(B, *event)`` of the first step.
     """
 
-    def resume(self, z: Float[Tensor, "B D"], first: int) -> Float[Tensor, "B D"]: ...
+    x0: Tensor
 
+    def resume(self, z: Float[Tensor, "B D"], first: int) -> Float[Tensor, "B D"]:
+        """``f(z)`` from block ``first`` on; earlier blocks are solved, and given as they are in ``z``."""
+        ...
 
-@runtime_checkable
-class HasAdvance(Protocol):
-    """A chain: a problem of steps that can also be taken one at a time."""
+    def advance(self, x: Float[Tensor, "B *event"], step: int) -> Float[Tensor, "B *event"]:
+        """One step at every row."""
+        ...
 
-    def advance(self, x: Float[Tensor, "B *event"], step: int) -> Float[Tensor, "B *event"]: ...
-
-
-@runtime_checkable
-class AdaptsSolver(Protocol):
-    """A problem that wants any solver it is given wrapped in one that knows its structure."""
-
-    def adapt(self, solver: Solver) -> Solver: ...
+    def coefficients(self) -> Float[Tensor, " N"] | None:
+        """The slope of every step in its own state, float64; None where they are not known."""
+        ...
 
 
 class FunctionProblem(Problem):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, Protocol, TypeVar, runtime_checkable
 
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -15,7 +15,7 @@ from fixedpoint.core.options import Options
 from fixedpoint.core.solution import Solution
 from fixedpoint.core.termination import Termination
 
-__all__ = ["Solver", "StepSolver"]
+__all__ = ["AdaptsSolver", "Solver", "StepSolver"]
 
 S = TypeVar("S")
 
@@ -39,6 +39,13 @@ class Solver(Options, ABC):
         on_round: Callable[[Progress], None] | None = None,
     ) -> Solution:
         """Find a fixed point from ``z0``, evaluating the problem through ``f`` alone."""
+
+
+@runtime_checkable
+class AdaptsSolver(Protocol):
+    """A problem that wants any solver it is given wrapped in one that knows its structure."""
+
+    def adapt(self, solver: Solver) -> Solver: ...
 
 
 class StepSolver(Solver, Generic[S]):

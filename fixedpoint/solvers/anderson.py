@@ -33,7 +33,7 @@ from torch import Tensor
 from fixedpoint.core.evaluator import Evaluated, Evaluator
 from fixedpoint.core.history import History
 from fixedpoint.core.options import option
-from fixedpoint.core.problem import HasResume
+from fixedpoint.core.problem import HasSteps
 from fixedpoint.core.reduce import add_combination, block_dots, row_norms
 from fixedpoint.core.solver import StepSolver
 from fixedpoint.solvers.least_squares import solve_gram
@@ -97,7 +97,7 @@ class Anderson(StepSolver[AndersonState]):
         return proposal, replace(state, previous=at, linked=torch.ones_like(state.linked))
 
     def _triangular(self, f: Evaluator) -> bool:
-        return self.mixing == "triangular" or (self.mixing == "auto" and isinstance(f.problem, HasResume))
+        return self.mixing == "triangular" or (self.mixing == "auto" and isinstance(f.problem, HasSteps))
 
 
 def _extended(at: Evaluated, state: AndersonState) -> AndersonState:

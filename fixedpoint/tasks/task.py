@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from fixedpoint.core.evaluator import Evaluator
 from fixedpoint.core.loop import Progress
 from fixedpoint.core.options import Options
-from fixedpoint.core.problem import AdaptsSolver, Problem
+from fixedpoint.core.problem import Problem
 from fixedpoint.core.solution import Solution
-from fixedpoint.core.solver import Solver
+from fixedpoint.core.solver import AdaptsSolver, Solver
 from fixedpoint.core.termination import Termination
 from fixedpoint.gradients.estimator import GradientEstimator
 

@@ -179,7 +179,7 @@ def test_overflow_at_states_that_are_still_wrong_is_no_failure() -> None:
 @pytest.mark.parametrize("preconditioner", PRECONDITIONERS)
 def test_the_sweep_is_its_lower_triangular_matrix(preconditioner: str) -> None:
     chain = TanhChain(9, 4, seed=7)
-    part = linear_part(chain, preconditioner, DOUBLE)
+    part = linear_part(preconditioner, 9, chain.coefficients(), DOUBLE)
     defects = torch.randn(2, 9, 4, generator=torch.Generator().manual_seed(8), dtype=torch.float64)
     assert torch.equal(part.matrix, part.matrix.tril())
     assert torch.allclose(part.sweep(defects), part.matrix @ defects, rtol=1e-13, atol=1e-13)
@@ -188,7 +188,7 @@ def test_the_sweep_is_its_lower_triangular_matrix(preconditioner: str) -> None:
 @pytest.mark.parametrize("preconditioner", PRECONDITIONERS)
 def test_the_matrix_solves_the_chain_of_its_slopes(preconditioner: str) -> None:
     """``M`` is the inverse of the bidiagonal Jacobian ``I - shift(A)``."""
-    part = linear_part(TanhChain(9, 4, seed=7), preconditioner, DOUBLE)
+    part = linear_part(preconditioner, 9, TanhChain(9, 4, seed=7).coefficients(), DOUBLE)
     bidiagonal = torch.eye(9, dtype=torch.float64) - torch.diag(part.slopes[1:], -1)
     assert torch.allclose(part.matrix @ bidiagonal, torch.eye(9, dtype=torch.float64), atol=1e-13)
 
@@ -277,7 +277,7 @@ class OtherShape(NoCoefficients):
             "which torch.float32 cannot hold; take preconditioner='identity'",
         ),
         (lambda: fixedpoint.solve(ChainProblem(OtherShape(), torch.ones(2, 3))), "a step must return shape"),
-        (lambda: fixedpoint.solve(lambda z: z / 2, torch.ones(2, 3), solver="chain"), "wants a ChainProblem"),
+        (lambda: fixedpoint.solve(lambda z: z / 2, torch.ones(2, 3), solver="chain"), "wants a chain"),
         (lambda: fixedpoint.solve(lambda z: z / 2, torch.ones(2, 3), solver="serial"), "wants a chain"),
         (lambda: fixedpoint.ChainSolver(preconditioner="diagonal"), "preconditioner must be one of"),
     ],

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from fixedpoint.core.evaluator import Evaluator
-from fixedpoint.core.problem import AdaptsSolver
+from fixedpoint.core.solver import AdaptsSolver
 from fixedpoint.core.termination import Termination
 from fixedpoint.testing.bench import Bench, require
 from fixedpoint.testing.checks.table import check

@@ -28,6 +28,8 @@ class Serial(Solver):
     Takes no notice of the termination; a row one of whose steps is not finite keeps its last finite state.
     """
 
+    needs = frozenset({"chain"})
+
     def solve(
         self,
         f: Evaluator,

@@ -54,6 +54,7 @@ class ChainSolver(StepSolver[ChainState]):
     )
     accelerator: StepSolver[Any] = option(factory=Picard, help="step solver applied to the preconditioned map")
 
+    needs = frozenset({"chain"})
     lasting = True
 
     def check(self) -> None:

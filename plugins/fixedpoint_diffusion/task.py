@@ -28,6 +28,8 @@ __all__ = ["DDIMSampling"]
 class DDIMSampling(SolveTask):
     """Samples of a diffusion model by DDIM, all steps of the chain solved as one fixed point."""
 
+    provides = frozenset({"chain"})
+
     model: ShapesModel | MixtureModel = option(factory=ShapesModel, help="what denoises")
     schedule: DDIMSchedule = option(factory=DDIMSchedule, help="noise schedule, as diffusers' DDIMScheduler has it")
     num_inference_steps: int = option(50, ge=1, help="N, the number of steps of the chain")

@@ -220,6 +220,12 @@ def test_a_pair_that_cannot_go_together_is_skipped_with_the_reason(tmp_path: Pat
     assert outcome.ok
 
 
+def test_solvers_of_chains_are_left_out_where_there_is_no_chain(tmp_path: Path) -> None:
+    outcome = run(tmp_path, STUDY, "solvers=[serial, chain, picard]")
+    assert [record.status for record in outcome.records] == ["skipped", "skipped", "ok"]
+    assert outcome.records[0].reason == "serial needs chain, which toy does not provide"
+
+
 def test_an_expectation_that_does_not_hold_is_a_sentence(tmp_path: Path) -> None:
     outcome = run(tmp_path, STUDY + "expect: {relative_error: 1e-20}\n")
     assert not outcome.ok

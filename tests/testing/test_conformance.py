@@ -9,6 +9,7 @@ import pytest
 
 import fixedpoint as fp
 from fixedpoint.core.solver import Solver
+from fixedpoint.registry import Component, hookimpl, registry
 from fixedpoint.testing import CHECKS, CheckReport, CheckRow, check_solver
 from fixedpoint.testing.mutants import MUTANTS
 
@@ -111,3 +112,20 @@ class ChainsOnly(fp.Serial):
 
 def test_needs_pick_the_bench():
     assert check_solver(ChainsOnly(), only=["contractions", "counts"]).raise_for_failures()
+
+
+def test_a_strangers_broken_solver_does_not_fail_another() -> None:
+    class Plugin:
+        """Brings a solver that cannot be imported, and one that cannot even be found."""
+
+        @hookimpl
+        def fixedpoint_solvers(self) -> list[Component]:
+            return [Component("a-broken", "no_such_module:Solver"), Component("b-broken", "json:NoSuchSolver")]
+
+    plugin = Plugin()
+    registry.register(plugin, name="broken solvers")
+    try:
+        assert check_solver("picard", only=["options"]).passed
+        assert check_solver(fp.Anderson(memory=3), only=["options"]).passed
+    finally:
+        registry.unregister(plugin)

@@ -55,4 +55,10 @@ def _spec(solver: Solver) -> dict[str, Any] | None:
 
 
 def _makes(entry: Component, solver: Solver) -> bool:
-    return not entry.missing() and entry.load() is type(solver)
+    kind = type(solver)
+    if entry.factory in (kind, f"{kind.__module__}:{kind.__qualname__}"):
+        return True
+    try:
+        return not entry.missing() and entry.load() is kind
+    except Exception:  # a stranger's component that cannot be loaded is not the solver at hand
+        return False

@@ -3,7 +3,7 @@
     python benchmarks/chain_accelerators.py
 
 Prints, for every setting, the mean and the worst rounds over 32 samples to a relative error of 1e-4, float32, identity
-preconditioner. Rounds are counts: the same on every machine.
+preconditioner. Rounds are counts and hardly depend on the machine.
 """
 
 from __future__ import annotations

@@ -3,12 +3,13 @@
 A batched matrix-vector kernel, or one sum split over threads, may round a row differently when it stands alone
 than when it stands in a batch. Here a row is always cut into the same chunks, multiplied elementwise and summed
 chunk by chunk, so that solving a row alone and in a batch gives the same answer bit for bit. The sums of chunks are
-added in float64. Chunks are small enough to stay in cache: each column is read from memory once.
+added one after another, in float64. Chunks are small enough to stay in cache: each column is read from memory once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from functools import reduce
 
 import torch
 from jaxtyping import Float
@@ -30,7 +31,7 @@ def block_dots(
     target = vector.unflatten(-1, (blocks, size)).unsqueeze(1)
     width = max(_CHUNK // max(count, 1), 1)
     sums = [
-        _combine([_products(c, v) for c, v in _pairs(part, piece, 3, width)], torch.sum)
+        reduce(torch.add, [_products(c, v) for c, v in _pairs(part, piece, 3, width)])
         for part, piece in _pairs(grouped, target, 2, max(width // size, 1))
     ]
     return (torch.cat(sums, dim=2) if len(sums) > 1 else sums[0]).transpose(1, 2)
@@ -59,7 +60,7 @@ def block_norms(vector: Float[Tensor, "B D"], blocks: int, norm: str) -> Float[T
     if vector.dtype == torch.float64:
         largest = _largest(chunks)
         scale = torch.where((largest > 0) & largest.isfinite(), largest, 1.0).unsqueeze(-1)
-    squares = _combine([_squares(chunk, scale) for chunk in chunks], torch.sum)
+    squares = reduce(torch.add, [_squares(chunk, scale) for chunk in chunks])
     if norm == "rms":
         squares = squares / (vector.shape[1] // blocks)
     return squares.sqrt() if scale is None else squares.sqrt() * scale.squeeze(-1)
@@ -78,6 +79,8 @@ def add_combination(
     blocks = weights.shape[1]
     if torch.is_grad_enabled():
         return _combined(base, columns, weights)
+    if not columns.shape[1]:
+        return base.clone() if out is None else (base if out is base else out.copy_(base))
     target = torch.empty_like(base) if out is None else out
     for group, entries in _tiles(blocks, base.shape[1] // blocks):
         target[:, entries] = _combined(base[:, entries], columns[:, :, entries], weights[:, group])
@@ -121,8 +124,4 @@ def _squares(chunk: Tensor, scale: Tensor | None) -> Tensor:
 
 
 def _largest(chunks: tuple[Tensor, ...]) -> Tensor:
-    return _combine([chunk.abs().amax(-1).double() for chunk in chunks], torch.amax)
-
-
-def _combine(pieces: list[Tensor], reduce: Callable[..., Tensor]) -> Tensor:
-    return reduce(torch.stack(pieces), dim=0) if len(pieces) > 1 else pieces[0]
+    return reduce(torch.maximum, [chunk.abs().amax(-1).double() for chunk in chunks])

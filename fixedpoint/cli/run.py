@@ -47,6 +47,9 @@ def run(
     try:
         _run(file, overrides or [], output, fresh, quiet)
     except KeyboardInterrupt as interrupt:
+        from fixedpoint.runs.interrupts import forget_caught
+
+        forget_caught()
         said = str(interrupt) or "interrupted before the first cell"
         complain(f"{said}; the same command again goes on from there")
         raise typer.Exit(INTERRUPTED) from None

@@ -12,7 +12,17 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-__all__ = ["remembered"]
+__all__ = ["forget_caught", "remembered"]
+
+
+def forget_caught() -> None:
+    """Make the exit status the program's own again, after an interrupt was caught.
+
+    An interrupt that passes through ``exec`` of a string (a dataclass in the making, somewhere in an import) is noted
+    by CPython, which then ends the process by the signal, status aside, even though it was caught. The next ``exec``
+    of a string clears the note.
+    """
+    exec("")
 
 
 @contextmanager

@@ -12,6 +12,15 @@ from pathlib import Path
 import pytest
 
 CELLS = 12
+
+CAUGHT_IN_AN_EXEC = """
+from fixedpoint.runs.interrupts import forget_caught
+try:
+    exec("raise KeyboardInterrupt")
+except KeyboardInterrupt:
+    {handling}
+raise SystemExit(130)
+"""
 STUDY = f"tasks: [{{name: toy, seconds: 0.15}}]\nsolvers: [picard]\nseeds: {list(range(CELLS))}\n"
 
 
@@ -56,3 +65,12 @@ def test_an_interrupted_run_goes_on_where_it_stopped(
     after = {path.name: path.stat().st_mtime_ns for path in records.glob("*.json")}
     assert len(after) == CELLS
     assert {name: after[name] for name in kept} == kept
+
+
+@pytest.mark.parametrize(("handling", "status"), [("pass", -signal.SIGINT), ("forget_caught()", 130)])
+def test_an_interrupt_caught_within_an_exec_does_not_cost_the_exit_status(
+    tmp_path: Path, handling: str, status: int
+) -> None:
+    (tmp_path / "caught.py").write_text(CAUGHT_IN_AN_EXEC.format(handling=handling))
+    command = [sys.executable, "-m", "caught"]
+    assert subprocess.run(command, cwd=tmp_path, timeout=60, check=False).returncode == status

@@ -131,7 +131,7 @@ class ChainProblem(Problem):
 
     def advance(self, x: Float[Tensor, "B *event"], step: int) -> Float[Tensor, "B *event"]:
         """``Phi_step(x)`` at every row."""
-        return self._step(x, torch.full_like(self.rows, step), self.rows)
+        return self._in_batches(x, torch.full_like(self.rows, step), self.rows)
 
     def coefficients(self) -> Float[Tensor, " N"] | None:
         """The chain's coefficients, where it knows them."""
@@ -142,12 +142,12 @@ class ChainProblem(Problem):
         x = inputs.reshape(count * steps, *self.x0.shape[1:])
         indices = index.repeat(count)
         rows = self.rows.repeat_interleave(steps)
+        return self._in_batches(x, indices, rows).reshape(count, steps, -1)
+
+    def _in_batches(self, x: Tensor, index: Tensor, row: Tensor) -> Tensor:
         size = self.max_batch or len(x)
-        pieces = [
-            self._step(*pairs) for pairs in zip(x.split(size), indices.split(size), rows.split(size), strict=True)
-        ]
-        values = torch.cat(pieces) if len(pieces) > 1 else pieces[0]
-        return values.reshape(count, steps, -1)
+        pieces = [self._step(*pairs) for pairs in zip(x.split(size), index.split(size), row.split(size), strict=True)]
+        return torch.cat(pieces) if len(pieces) > 1 else pieces[0]
 
     def _step(self, x: Tensor, index: Tensor, row: Tensor) -> Tensor:
         value = self.chain.step(x, index, row)

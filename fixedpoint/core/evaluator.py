@@ -150,7 +150,7 @@ class Evaluator:
         if not isinstance(self.problem, HasSteps):
             raise TypeError(f"{type(self.problem).__name__} cannot be advanced step by step; it is not a chain")
         self.counts.rounds += 1
-        self.counts.calls += 1
+        self.counts.calls += _cost(self.problem, x.shape[0], self.layout.blocks - 1).calls
         self.counts.computed += x.shape[0]
         self.counts.evaluations += 1
         with self._noted():

@@ -1,4 +1,4 @@
-"""Diffusion chains as joint fixed points: schedules, the DDIM chain, models with known scores, and the sampling task.
+"""Diffusion chains as joint fixed points: schedules, the DDIM chain, your network or a known score, the sampling task.
 
 ``ddim_problem`` makes the problem that ``fixedpoint.solve`` solves; ``solution.z[:, -1]`` are the samples. Nothing
 heavy is imported until it is used, so that listing plugins stays quick.
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from fixedpoint_diffusion.denoiser import Denoiser as Denoiser
     from fixedpoint_diffusion.denoiser import as_denoiser as as_denoiser
     from fixedpoint_diffusion.mixture import GaussianMixture as GaussianMixture
+    from fixedpoint_diffusion.network import NetworkDenoiser as NetworkDenoiser
     from fixedpoint_diffusion.noise import draw_noise as draw_noise
     from fixedpoint_diffusion.noise import row_seeds as row_seeds
     from fixedpoint_diffusion.schedule import DDIMSchedule as DDIMSchedule
@@ -24,6 +25,7 @@ _EXPORTS = {
     "DDIMSchedule": "fixedpoint_diffusion.schedule",
     "Denoiser": "fixedpoint_diffusion.denoiser",
     "GaussianMixture": "fixedpoint_diffusion.mixture",
+    "NetworkDenoiser": "fixedpoint_diffusion.network",
     "as_denoiser": "fixedpoint_diffusion.denoiser",
     "ddim_problem": "fixedpoint_diffusion.ddim",
     "draw_noise": "fixedpoint_diffusion.noise",
@@ -35,6 +37,7 @@ __all__ = [
     "DDIMSchedule",
     "Denoiser",
     "GaussianMixture",
+    "NetworkDenoiser",
     "as_denoiser",
     "ddim_problem",
     "draw_noise",

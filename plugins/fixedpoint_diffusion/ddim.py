@@ -53,7 +53,7 @@ class DDIMChain(Chain):
 
     def __init__(
         self,
-        denoiser: Denoiser | Callable[[Tensor, Tensor], Any],
+        denoiser: Denoiser | torch.nn.Module | Callable[[Tensor, Tensor], Any],
         schedule: DDIMSchedule,
         num_inference_steps: int,
         *,
@@ -161,7 +161,7 @@ class DDIMChain(Chain):
 
 
 def ddim_problem(
-    denoiser: Denoiser | Callable[[Tensor, Tensor], Any],
+    denoiser: Denoiser | torch.nn.Module | Callable[[Tensor, Tensor], Any],
     schedule: DDIMSchedule | Any,
     x_T: Float[Tensor, "B *event"],
     *,
@@ -175,7 +175,8 @@ def ddim_problem(
     Parameters
     ----------
     denoiser
-        A function ``g(x, timestep)``, or a :class:`Denoiser`.
+        A function ``g(x, timestep)``, your ``diffusers`` network, or a :class:`Denoiser` (for conditioning and
+        guidance :class:`~fixedpoint_diffusion.network.NetworkDenoiser`).
     schedule
         A :class:`DDIMSchedule`, or your ``diffusers`` DDIMScheduler.
     x_T
@@ -183,7 +184,8 @@ def ddim_problem(
     num_inference_steps, eta, noise
         As for :class:`DDIMChain`.
     max_batch
-        Evaluate the denoiser at most at this many states at once.
+        Evaluate the denoiser at most at this many states at once; default: what is quickest on the device of ``x_T``
+        (networks on a CPU: 16).
 
     Returns
     -------
@@ -198,7 +200,10 @@ def ddim_problem(
             f"got {tuple(noise.shape)}"
         )
     chain = DDIMChain(denoiser, schedule, num_inference_steps, eta=eta, noise=noise)
-    return ChainProblem(chain, x_T, max_batch=max_batch)
+    rows = chain.denoiser.rows
+    if rows is not None and rows < x_T.shape[0]:
+        raise ValueError(f"the denoiser is conditioned for {rows} rows, x_T has {x_T.shape[0]}")
+    return ChainProblem(chain, x_T, max_batch=max_batch or chain.denoiser.quick_batch(x_T.device))
 
 
 def _column(values: Tensor, x: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -14,7 +15,15 @@ __all__ = ["Denoiser", "as_denoiser"]
 
 
 class Denoiser(ABC):
-    """A model's prediction at a batch of noisy images, each with its own timestep and its own conditioning."""
+    """A model's prediction at a batch of noisy images, each with its own timestep and its own conditioning.
+
+    Attributes
+    ----------
+    rows
+        How many rows it has conditioning for; None: any number.
+    """
+
+    rows: int | None = None
 
     @abstractmethod
     def predict(
@@ -32,6 +41,10 @@ class Denoiser(ABC):
             Row of the batch each belongs to: selects its conditioning.
         """
 
+    def quick_batch(self, device: torch.device) -> int | None:
+        """How many images at once are quickest per image on a device; None: as many as there are."""
+        return None
+
 
 @dataclass(frozen=True)
 class _Function(Denoiser):
@@ -44,10 +57,26 @@ class _Function(Denoiser):
         return value
 
 
-def as_denoiser(model: Denoiser | Callable[[Tensor, Tensor], Any]) -> Denoiser:
-    """A denoiser of a function ``g(x, timestep)``; denoisers are returned as they are."""
+def as_denoiser(model: Denoiser | torch.nn.Module | Callable[[Tensor, Tensor], Any]) -> Denoiser:
+    """A denoiser of whatever denoises.
+
+    Parameters
+    ----------
+    model
+        A :class:`Denoiser`, returned as it is; a network, as ``diffusers`` calls them (an unconditional
+        :class:`~fixedpoint_diffusion.network.NetworkDenoiser`); or any function ``g(x, timestep)``.
+
+    Raises
+    ------
+    TypeError
+        For anything else.
+    """
     if isinstance(model, Denoiser):
         return model
+    if isinstance(model, torch.nn.Module):
+        from fixedpoint_diffusion.network import NetworkDenoiser
+
+        return NetworkDenoiser(model)
     if not callable(model):
         raise TypeError(f"a denoiser must be a function g(x, timestep) or a Denoiser, got {type(model).__name__}")
     return _Function(model)

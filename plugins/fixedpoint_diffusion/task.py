@@ -11,13 +11,13 @@ from torch import Tensor
 from fixedpoint.chains.chain import ChainProblem
 from fixedpoint.chains.serial import Serial
 from fixedpoint.core.evaluator import Evaluator
-from fixedpoint.core.options import option
+from fixedpoint.core.options import OptionError, option
 from fixedpoint.core.problem import Problem
 from fixedpoint.core.solution import Solution
 from fixedpoint.core.termination import Termination
 from fixedpoint.tasks.task import Context, Images, Judgement, SolveTask
 from fixedpoint_diffusion.ddim import ddim_problem
-from fixedpoint_diffusion.models import MixtureModel, Model, ShapesModel
+from fixedpoint_diffusion.models import DiffusersModel, FashionMNISTModel, MixtureModel, Model, ShapesModel
 from fixedpoint_diffusion.noise import draw_noise, row_seeds
 from fixedpoint_diffusion.schedule import DDIMSchedule
 
@@ -30,25 +30,55 @@ class DDIMSampling(SolveTask):
 
     provides = frozenset({"chain"})
 
-    model: ShapesModel | MixtureModel = option(factory=ShapesModel, help="what denoises")
-    schedule: DDIMSchedule = option(factory=DDIMSchedule, help="noise schedule, as diffusers' DDIMScheduler has it")
+    model: FashionMNISTModel | DiffusersModel | ShapesModel | MixtureModel = option(
+        factory=ShapesModel, help="what denoises"
+    )
+    schedule: DDIMSchedule | None = option(
+        None, help="noise schedule, as diffusers' DDIMScheduler has it; default: the one the model was trained with"
+    )
     num_inference_steps: int = option(50, ge=1, help="N, the number of steps of the chain")
     eta: float = option(0.0, ge=0.0, le=1.0, help="0: deterministic DDIM; 1: ancestral sampling")
     batch: int = option(16, ge=1, help="number of samples")
     dtype: Literal["float32", "float64"] = option("float32", help="of the states")
     device: str = option("cpu", help="of the states")
-    max_batch: int | None = option(1024, ge=1, help="evaluate the model at most at this many states at once")
+    max_batch: int | None = option(
+        None, ge=1, help="evaluate the model at most at this many states at once; default: what is quickest"
+    )
+
+    @property
+    def chain_schedule(self) -> DDIMSchedule:
+        """The schedule asked for, else the model's own, else diffusers' default."""
+        return self.schedule or self.model.own_schedule or DDIMSchedule()
+
+    def check(self) -> None:
+        own = self.model.own_schedule
+        if self.schedule is None or own is None:
+            return
+        if self.schedule.prediction_type != own.prediction_type:
+            raise OptionError(
+                type(self).__name__,
+                "schedule",
+                f"must have the model's own prediction_type {own.prediction_type!r}, "
+                f"got {self.schedule.prediction_type!r}",
+            )
+        if not torch.equal(self.schedule.alphas_cumprod, own.alphas_cumprod):
+            raise OptionError(
+                type(self).__name__,
+                "schedule",
+                "must have the noise levels the model was trained with (num_train_timesteps, betas)",
+            )
 
     def problem(self, seed: int) -> Problem:
         model: Model = self.model
+        schedule = self.chain_schedule
         dtype = getattr(torch, self.dtype)
         steps = self.num_inference_steps if self.eta > 0 else 0
         x_T, noise = draw_noise(
             row_seeds(seed, self.batch), model.event_shape, steps, dtype=dtype, device=torch.device(self.device)
         )
         return ddim_problem(
-            model.denoiser(self.schedule),
-            self.schedule,
+            model.denoiser(schedule, self.batch, self.device),
+            schedule,
             x_T,
             num_inference_steps=self.num_inference_steps,
             eta=self.eta,
@@ -71,7 +101,8 @@ class DDIMSampling(SolveTask):
     def _images(self, samples: Tensor) -> Images | None:
         if not self.model.is_image:
             return None
-        return Images(samples[:, 0].cpu().float().numpy())
+        pixels = samples.cpu().float().numpy()
+        return Images(pixels[:, 0] if pixels.shape[1] == 1 else pixels.transpose(0, 2, 3, 1))
 
 
 def _serially(problem: ChainProblem) -> Solution:

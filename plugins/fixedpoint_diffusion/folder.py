@@ -1,0 +1,195 @@
+"""Model folders as ``diffusers`` saves them: configuration, safetensors, and the scheduler beside or below.
+
+Two layouts are read. A model's own folder has ``config.json`` and ``diffusion_pytorch_model.safetensors``, perhaps
+with ``scheduler_config.json`` beside them; a pipeline's folder has ``model_index.json`` and the parts in folders of
+their own (``unet`` or ``transformer``, ``scheduler``). Nothing is downloaded and nothing is unpickled.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fixedpoint_diffusion.schedule import DDIMSchedule
+
+__all__ = ["FolderError", "ModelFolder"]
+
+_PARTS = ("unet", "transformer")
+_WEIGHTS = "diffusion_pytorch_model"
+
+
+class FolderError(ValueError):
+    """A folder is not what was wanted; the sentence says what came and what was wanted."""
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """A denoising network on disk, seen without loading it.
+
+    Attributes
+    ----------
+    path
+        Folder of the network itself.
+    config
+        Its configuration, as in ``config.json``.
+    scheduler
+        Configuration of the scheduler it was trained with, if it is there.
+    files
+        All files that say what it computes: configurations and weights.
+    """
+
+    path: Path
+    config: Mapping[str, Any]
+    scheduler: Mapping[str, Any] | None
+    files: tuple[Path, ...]
+
+    @classmethod
+    def open(cls, path: str | Path) -> ModelFolder:
+        """Look into a folder.
+
+        Raises
+        ------
+        FolderError
+            When it is missing, or holds no model of ``diffusers`` with safetensors.
+        """
+        root = Path(path)
+        if not root.is_dir():
+            raise FolderError(f"there is no folder {root}; a model is a folder as diffusers' save_pretrained writes it")
+        network = next((root / part for part in _PARTS if (root / part / "config.json").is_file()), root)
+        if not (network / "config.json").is_file():
+            raise FolderError(f"{root} has neither a config.json nor a folder unet or transformer with one")
+        config = _read_json(network / "config.json")
+        if not isinstance(config.get("_class_name"), str):
+            raise FolderError(f"{network / 'config.json'} does not name the model's class (_class_name)")
+        weights = sorted(network.glob(f"{_WEIGHTS}*.safetensors"))
+        if not weights:
+            pickled = " (pickled weights are not read; save them again as safetensors)" * any(network.glob("*.bin"))
+            raise FolderError(f"{network} has no {_WEIGHTS}.safetensors{pickled}")
+        places = (root / "scheduler" / "scheduler_config.json", root / "scheduler_config.json")
+        found = [place for place in places if place.is_file()][:1]
+        scheduler = _read_json(found[0]) if found else None
+        return cls(network, config, scheduler, (network / "config.json", *weights, *found))
+
+    @property
+    def event_shape(self) -> tuple[int, int, int]:
+        """``(channels, height, width)`` of one image.
+
+        Raises
+        ------
+        FolderError
+            When the configuration does not say.
+        """
+        channels, size = self.config.get("in_channels"), self.config.get("sample_size")
+        if isinstance(size, int):
+            size = (size, size)
+        if not isinstance(channels, int) or not isinstance(size, (tuple, list)) or len(size) != 2:
+            raise FolderError(
+                f"{self.path / 'config.json'} must say in_channels and sample_size (one number or two), "
+                f"got {channels!r} and {size!r}"
+            )
+        return channels, int(size[0]), int(size[1])
+
+    @property
+    def classes(self) -> int | None:
+        """Number of classes it is conditioned on; None for an unconditional model."""
+        if self.config["_class_name"] == "DiTTransformer2DModel":
+            return int(self.config.get("num_embeds_ada_norm", 1000))
+        count = self.config.get("num_class_embeds")
+        return int(count) if isinstance(count, int) else None
+
+    @property
+    def unconditional_class(self) -> int | None:
+        """The label that stands for no class, where the architecture has one."""
+        return self.classes if self.config["_class_name"] == "DiTTransformer2DModel" else None
+
+    def schedule(self) -> DDIMSchedule | None:
+        """The noise schedule it was trained with, stepped by DDIM; None where the folder has no scheduler.
+
+        A value missing from the file is diffusers' default, as in ``DDIMScheduler.from_config``.
+
+        Raises
+        ------
+        FolderError
+            For a scheduler without a DDIM chain: flow matching, sigmas.
+        """
+        if self.scheduler is None:
+            return None
+        if "beta_schedule" not in self.scheduler:
+            raise FolderError(
+                f"the scheduler of {self.path} ({self.scheduler.get('_class_name', 'unnamed')}) has no beta_schedule, "
+                "so it has no DDIM chain"
+            )
+        known = {field.name for field in fields(DDIMSchedule)}
+        given = {key: value for key, value in self.scheduler.items() if key in known}
+        try:
+            return DDIMSchedule(**given)
+        except ValueError as error:
+            raise FolderError(f"the scheduler of {self.path} cannot be used: {error}") from None
+
+    def sha256(self) -> str:
+        """Hexadecimal digest of all its files."""
+        return _digest(tuple((file, file.stat().st_mtime_ns, file.stat().st_size) for file in self.files))
+
+    def load(self, dtype: torch.dtype, device: torch.device) -> torch.nn.Module:
+        """The network, ready to be evaluated; loaded once in a process, and again when the files have changed.
+
+        Raises
+        ------
+        FolderError
+            For a class that diffusers has not.
+        ModuleNotFoundError
+            Without diffusers.
+        """
+        key = (self.path.resolve(), self.sha256(), dtype, device)
+        if key not in _loaded:
+            while len(_loaded) >= _KEPT:
+                _loaded.pop(next(iter(_loaded)))
+            _loaded[key] = _load(self.path, str(self.config["_class_name"]), dtype, device)
+        return _loaded[key]
+
+
+# Networks in memory, by where they came from and what they were; the oldest goes first.
+_loaded: dict[tuple[Path, str, torch.dtype, torch.device], torch.nn.Module] = {}
+_KEPT = 2
+
+
+def _load(path: Path, class_name: str, dtype: torch.dtype, device: torch.device) -> torch.nn.Module:
+    try:
+        import diffusers
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"loading a model wants diffusers: pip install 'fixedpoint-solvers[diffusion]' ({error})"
+        ) from None
+    found = getattr(diffusers, class_name, None)
+    if not (isinstance(found, type) and issubclass(found, diffusers.ModelMixin)):
+        raise FolderError(f"{path / 'config.json'} names the class {class_name}, which diffusers has not")
+    network: torch.nn.Module = found.from_pretrained(
+        path, use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False, torch_dtype=dtype
+    )
+    return network.to(device).eval().requires_grad_(False)
+
+
+@functools.lru_cache(maxsize=8)
+def _digest(files: tuple[tuple[Path, int, int], ...]) -> str:
+    digest = hashlib.sha256()
+    for path, _, _ in files:
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise FolderError(f"{path} cannot be read: {error}") from None
+    if not isinstance(content, dict):
+        raise FolderError(f"{path} must be a JSON object")
+    return content

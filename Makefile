@@ -6,7 +6,7 @@ OUTPUT ?= runs/demo
 
 .PHONY: demo test test-all lint docs wheel clean
 
-demo: .venv/.report ## sample the demo serially and jointly; table, pictures, report.html
+demo: .venv/.demo ## sample the demo serially and jointly; table, pictures, report.html
 	$(BIN)/fixedpoint run configs/demo.yaml --output $(OUTPUT)
 
 test: .venv/.dev ## everything but the slow suites
@@ -36,10 +36,10 @@ clean:
 	$(INSTALL) torch
 	touch $@
 
-.venv/.report: .venv/.torch pyproject.toml
-	$(INSTALL) --editable ".[report]"
+.venv/.demo: .venv/.torch pyproject.toml
+	$(INSTALL) --editable ".[report,diffusion]"
 	touch $@
 
-.venv/.dev: .venv/.report
+.venv/.dev: .venv/.demo
 	$(INSTALL) --editable ".[dev]"
 	touch $@

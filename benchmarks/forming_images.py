@@ -45,7 +45,7 @@ def draw(columns: list[tuple[str, torch.Tensor]], out: Path) -> None:
     size = left + side * len(columns) + 0.25, top + side * rows + 0.1
     figure = Figure(figsize=size, facecolor="white")
     FigureCanvasAgg(figure)
-    figure.text(left / size[0], 1 - 0.13 / size[1], "after round", fontsize=9, va="center")
+    figure.text((left + side) / size[0], 1 - 0.13 / size[1], "after round", fontsize=9, va="center")
     for column, (heading, images) in enumerate(columns):
         # A little room between what the rounds gave and what they should give.
         x = left + side * column + (0.12 if column == len(columns) - 1 else 0.0)

@@ -47,6 +47,24 @@ class EnoughError(Exception):
     """Every row is as near as was asked for."""
 
 
+def jacobi_rounds(problem: ChainProblem, target: Tensor, tolerance: float) -> int:
+    """What :meth:`RecordedChain.rounds_to` finds for plain rounds with the preconditioner zero, without the rounds.
+
+    After ``k`` such rounds from ``x_0`` everywhere the last state is what the last ``k`` steps make of it. That
+    costs ``k`` evaluations rather than all of ``k`` rounds; found by bisection, as the error falls towards the end.
+    """
+    size = target.flatten(1).double().norm(dim=1)
+    missing, reached = 0, problem.length
+    while reached - missing > 1:
+        rounds = (missing + reached) // 2
+        x = problem.x0
+        for step in range(problem.length - rounds, problem.length):
+            x = problem.advance(x, step)
+        worst = float(((x - target).flatten(1).double().norm(dim=1) / size).amax())
+        missing, reached = (missing, rounds) if worst <= tolerance else (rounds, reached)
+    return reached
+
+
 def serial(problem: ChainProblem) -> Tensor:
     """The chain's result, step by step."""
     last: Tensor = fixedpoint.solve(problem, solver="serial").z[:, -1]

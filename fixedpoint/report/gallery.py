@@ -19,8 +19,8 @@ from fixedpoint.report.reading import Group
 
 __all__ = ["Strip", "gallery_figure", "strip_png", "strips_of"]
 
-_MOST = 8
-# Pixels of a picture's longer side once enlarged: large enough to be seen, small enough for eight in a row.
+_MOST = 10
+# Pixels of a picture's longer side once enlarged: large enough to be seen, small enough for ten in a row.
 _SIDE = 96
 _GAP = 4
 

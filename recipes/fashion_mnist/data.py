@@ -47,4 +47,4 @@ def _found(folder: Path, name: str) -> Path:
     for path in (folder / f"{name}.gz", folder / name):
         if path.exists():
             return path
-    raise FileNotFoundError(f"{folder} has no {name}.gz. {HOW_TO_GET}")
+    raise SystemExit(f"{folder} has no {name}.gz. {HOW_TO_GET}")

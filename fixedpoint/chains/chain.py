@@ -146,8 +146,29 @@ class ChainProblem(Problem):
 
     def _in_batches(self, x: Tensor, index: Tensor, row: Tensor) -> Tensor:
         size = self.max_batch or len(x)
-        pieces = [self._step(*pairs) for pairs in zip(x.split(size), index.split(size), row.split(size), strict=True)]
+        pieces = []
+        for pairs in zip(x.split(size), index.split(size), row.split(size), strict=True):
+            try:
+                pieces.append(self._step(*pairs))
+            except Exception as error:  # a denoiser may raise anything: it goes on its way, with its place
+                error.add_note(self._place_of(error, *pairs))
+                raise
         return torch.cat(pieces) if len(pieces) > 1 else pieces[0]
+
+    def _place_of(self, error: Exception, x: Tensor, index: Tensor, row: Tensor) -> str:
+        """Where a step failed: the first pair that fails alone in the same way, or else the whole batch."""
+        for i in range(len(x)) if len(x) > 1 else ():
+            try:
+                self._step(x[i : i + 1], index[i : i + 1], row[i : i + 1])
+            except type(error):
+                index, row = index[i : i + 1], row[i : i + 1]
+                break
+            except Exception:  # another failure says nothing of this one
+                continue
+        if len(index) == 1:
+            return f"in step {int(index)} of {self.length}, row {int(row)} (both counted from 0)"
+        steps, rows = (f"{int(part.min())} to {int(part.max())}" for part in (index, row))
+        return f"in a batch of {len(index)}: steps {steps} of {self.length}, rows {rows} (counted from 0)"
 
     def _step(self, x: Tensor, index: Tensor, row: Tensor) -> Tensor:
         value = self.chain.step(x, index, row)

@@ -8,9 +8,12 @@ import typer
 
 import fixedpoint
 from fixedpoint.cli.check import check
+from fixedpoint.cli.doctor import doctor
+from fixedpoint.cli.init import init
 from fixedpoint.cli.list import list_components
 from fixedpoint.cli.report import report
 from fixedpoint.cli.run import run
+from fixedpoint.cli.schema import schema
 from fixedpoint.cli.show import show
 
 __all__ = ["app", "main"]
@@ -28,6 +31,9 @@ app.command("list")(list_components)
 app.command("show", no_args_is_help=True)(show)
 app.command("report", no_args_is_help=True)(report)
 app.command("check", no_args_is_help=True)(check)
+app.command("init")(init)
+app.command("schema")(schema)
+app.command("doctor")(doctor)
 
 
 def _version(wanted: bool) -> None:
@@ -47,9 +53,11 @@ def _program(
     \b
     fixedpoint list                         what there is to compare
     fixedpoint show anderson                a component and its options
+    fixedpoint init study.yaml              a run file to start from
     fixedpoint run study.yaml               run a comparison, write a report
     fixedpoint report runs/study            write the report of a run again
     fixedpoint check anderson               does a solver keep its promises
+    fixedpoint doctor                       versions, devices, plugins
     """
 
 

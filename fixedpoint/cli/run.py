@@ -61,6 +61,7 @@ def _run(file: Path, overrides: list[str], output: Path | None, fresh: bool, qui
     from fixedpoint.cli.tables import console
     from fixedpoint.config.runfile import load
     from fixedpoint.report.reading import read_run
+    from fixedpoint.runs.lock import BusyFolderError
     from fixedpoint.runs.run import execute
 
     with in_sentences():
@@ -74,6 +75,9 @@ def _run(file: Path, overrides: list[str], output: Path | None, fresh: bool, qui
         if outcome.reused and not quiet:
             console().print(f"{outcome.reused} of {len(outcome.records)} cells had their record already")
         print_report(read_run(folder), quiet=quiet)
+    except BusyFolderError as error:
+        complain(str(error))
+        raise typer.Exit(FAILED) from None
     except OSError as error:
         complain(f"cannot write {error.filename or folder}: {error.strerror or error}")
         raise typer.Exit(FAILED) from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,7 +11,7 @@ from fixedpoint.core.options import Options, option_types
 from fixedpoint.registry import KINDS, registry
 from fixedpoint.registry.nesting import nested
 
-__all__ = ["Choice", "UnplainError", "plain", "resolved_options"]
+__all__ = ["Choice", "UnplainError", "is_options_class", "plain", "resolved_options"]
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,11 @@ class Choice:
 
 class UnplainError(TypeError):
     """A default that cannot be written to a file."""
+
+
+def is_options_class(factory: Any) -> bool:
+    """Whether a component is what a file can set the options of: a dataclass of options."""
+    return isinstance(factory, type) and issubclass(factory, Options) and dataclasses.is_dataclass(factory)
 
 
 def resolved_options(instance: Options, given: Mapping[str, Any]) -> dict[str, Any]:

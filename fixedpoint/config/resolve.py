@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import typing
 from collections.abc import Mapping
 from typing import Any
 
-from fixedpoint.config.choice import Choice, resolved_options
+from fixedpoint.config.choice import Choice, is_options_class, resolved_options
 from fixedpoint.config.document import Document
 from fixedpoint.config.errors import Mistake, Path, where
 from fixedpoint.config.models import wrong_options
@@ -67,7 +66,7 @@ class Resolver:
             reason = str(error) if component.missing() else f"cannot be loaded: {type(error).__name__}: {error}"
             self.refuse(name_path, " ".join(reason.split()))
             return None
-        if not _is_options_class(factory):
+        if not is_options_class(factory):
             self.refuse(name_path, f"cannot be used: {kind} {name!r} of {component.source} is no dataclass of options")
             return None
         options = self._options(factory, {key: value for key, value in spec.items() if key != "name"}, path, versions)
@@ -137,7 +136,3 @@ class Resolver:
         given = {key: inner for key, inner in spec.items() if key != "name"}
         options = self._options(choices.classes[name], given, path, versions)
         return None if options is None else {"name": name, **options}
-
-
-def _is_options_class(factory: Any) -> bool:
-    return isinstance(factory, type) and issubclass(factory, Options) and dataclasses.is_dataclass(factory)

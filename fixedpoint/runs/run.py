@@ -19,6 +19,7 @@ from fixedpoint.runs import host
 from fixedpoint.runs.cell import Cell, Finished
 from fixedpoint.runs.executors import Executor
 from fixedpoint.runs.interrupts import remembered
+from fixedpoint.runs.lock import locked
 from fixedpoint.runs.plan import plan
 from fixedpoint.runs.store import Store
 from fixedpoint.runs.work import Work, skipped
@@ -75,10 +76,17 @@ def execute(config: RunConfig, path: Path, fresh: bool = False) -> Outcome:
     ------
     InterruptedRunError
         On a keyboard interrupt; running again goes on from there.
+    BusyFolderError
+        When another run is at work in the folder.
     OSError
         When the folder cannot be written.
     """
     cells = plan(config)
+    with locked(path):
+        return _execute(config, cells, path, fresh)
+
+
+def _execute(config: RunConfig, cells: list[Cell], path: Path, fresh: bool) -> Outcome:
     store = Store(path, fresh)
     records, notices = store.done(cells)
     reused = len(records)

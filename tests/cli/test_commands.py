@@ -250,3 +250,49 @@ def test_validating_a_file_does_not_import_what_draws(tmp_path: Path, toy_enviro
     code = "from fixedpoint.config.runfile import load; load('study.yaml')"
     code = IMPORTS.format(code=code, names=["matplotlib", "jinja2", "typer", "rich"])
     assert in_subprocess("-c", code, folder=tmp_path, environment=toy_environment).stdout == "[]\n"
+
+
+def test_init_writes_a_run_file_that_runs(program: Program) -> None:
+    done = program("init", "mine.yaml")
+    assert done.stdout == "wrote mine.yaml; carry it out with: fixedpoint run mine.yaml\n"
+    text = (program.folder / "mine.yaml").read_text()
+    assert_fits(text)
+    again = program("init", "mine.yaml", status=2)
+    assert again.stderr == "mine.yaml is there already; --force replaces it\n"
+    quick = ("tasks[0].num_inference_steps=5", "tasks[0].batch=1")
+    assert "Anderson" not in program("run", "mine.yaml", *quick, "--output", "out").stderr
+    assert not read_run(program.folder / "out").broken_expectations
+
+
+def test_init_takes_any_name(program: Program) -> None:
+    program("init", "2026.yaml")
+    assert 'name: "2026"' in (program.folder / "2026.yaml").read_text()
+    program("init", "2026.yaml", "--force")
+
+
+def test_schema_goes_to_the_terminal_or_a_file(program: Program) -> None:
+    printed = program("schema").stdout
+    assert program("schema", "-o", "run.schema.json").stdout == "wrote run.schema.json\n"
+    assert (program.folder / "run.schema.json").read_text() == printed
+    assert json.loads(printed)["title"] == "fixedpoint run file"
+
+
+@pytest.mark.parametrize("columns", [60, 80])
+def test_doctor_says_what_there_is(program: Program, columns: int) -> None:
+    found = program("doctor", columns=columns)
+    assert_fits(found.stdout, columns)
+    for word in ("Versions", "torch", "Machine", "threads", "Extras", "diffusers", "Plugins", "toy_plugin"):
+        assert word in found.stdout
+    plain = json.loads(program("doctor", "--json").stdout)
+    assert plain["devices"][0] == "cpu"
+    assert plain["versions"]["fixedpoint-solvers"]
+    assert set(plain["extras"]) == {"report", "diffusion", "testing", "docs"}
+    assert all(version for version in plain["extras"]["diffusion"].values())
+
+
+def test_doctor_fails_where_a_plugin_cannot_be_used(program: Program, monkeypatch: pytest.MonkeyPatch) -> None:
+    row = Broken("far", "plugin", "far-away 1.0", "ImportError: no module named there")
+    monkeypatch.setattr(registry, "broken", lambda: [row])
+    done = program("doctor", status=1)
+    assert "Cannot be used" in done.stdout
+    assert "no module named there" in done.stdout

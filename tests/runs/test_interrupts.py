@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 
@@ -55,3 +57,21 @@ def test_other_threads_handle_no_signals() -> None:
     thread.start()
     thread.join()
     assert ended == [True]
+
+
+TWICE = """
+import signal
+from fixedpoint.runs.interrupts import remembered
+with remembered():
+    try:
+        signal.raise_signal(signal.SIGINT)
+    except KeyboardInterrupt:
+        pass  # clean-up that takes its time
+    signal.raise_signal(signal.SIGINT)
+print("still here")
+"""
+
+
+def test_a_second_interrupt_ends_the_process_there_and_then() -> None:
+    done = subprocess.run([sys.executable, "-c", TWICE], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "\nstopped at once\n")

@@ -1,0 +1,78 @@
+"""``fixedpoint init``: a commented run file to start from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fixedpoint.cli.sentences import BAD_INPUT, FAILED, complain
+
+__all__ = ["init"]
+
+_STARTER = """\
+# A run: every task with every solver, once for each seed.
+# Carry it out; the same command again goes on where it stopped:
+#   fixedpoint run {file}
+# Set an option for once:
+#   fixedpoint run {file} tasks[0].num_inference_steps=100
+# What there is, and the options of one component:
+#   fixedpoint list
+#   fixedpoint show anderson
+# Completion in editors, together with the line below:
+#   fixedpoint schema --output run.schema.json
+# yaml-language-server: $schema=run.schema.json
+
+name: {name}
+seeds: [0]                      # a cell of the grid is run once for each
+
+tasks:
+  - name: ddim-sampling
+    model: {model}          # your own: {{name: diffusers, path: my/folder}}
+    num_inference_steps: 50
+    eta: 0.0                    # 0: deterministic; 1: ancestral
+    batch: 4
+
+solvers:
+  - serial                      # step by step, to compare with
+  - picard                      # a bare name takes every default ...
+  - {{name: anderson, memory: 2}} # ... and a mapping sets options
+  # - {{name: chain, preconditioner: coefficient, label: "DEQ map"}}
+
+termination:
+  rtol: 1e-4                    # a row is done at error <= atol + rtol * scale
+  # max_rounds: 100
+
+expect:                         # a metric above its bound fails the run
+  relative_error: 1e-3
+"""
+
+
+def init(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="The run file to write.")] = Path("study.yaml"),
+    force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
+) -> None:
+    """Write a commented run file to start from.
+
+    \b
+    Example:
+      fixedpoint init study.yaml
+      fixedpoint run study.yaml
+    """
+    import importlib.util
+    import json
+
+    from fixedpoint.config.files import write_atomically
+
+    if file.exists() and not force:
+        complain(f"{file} is there already; --force replaces it")
+        raise typer.Exit(BAD_INPUT)
+    # Without diffusers the mixture of drawn shapes, whose score is exact, takes the place of the trained model.
+    model = "fashion-mnist" if importlib.util.find_spec("diffusers") else "shapes       "
+    try:
+        write_atomically(file, _STARTER.format(file=file, name=json.dumps(file.stem), model=model).encode())
+    except OSError as error:
+        complain(f"cannot write {error.filename or file}: {error.strerror or error}")
+        raise typer.Exit(FAILED) from None
+    typer.echo(f"wrote {file}; carry it out with: fixedpoint run {file}")

@@ -1,0 +1,44 @@
+"""``fixedpoint schema``: the JSON schema of run files, for editors."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fixedpoint.cli.sentences import FAILED, complain
+
+__all__ = ["schema"]
+
+
+def schema(
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write it there.  [default: stdout]")
+    ] = None,
+) -> None:
+    """Write the JSON schema of run files.
+
+    Editors complete and check a run file by it. It knows the components that
+    are installed, so write it again after installing a plugin.
+
+    \b
+    Example:
+      fixedpoint schema --output run.schema.json
+    and as the first line of a run file:
+      # yaml-language-server: $schema=run.schema.json
+    """
+    from fixedpoint.config.files import write_atomically
+    from fixedpoint.config.schema import run_file_schema
+
+    text = json.dumps(run_file_schema(), indent=1) + "\n"
+    if output is None:
+        typer.echo(text, nl=False)
+        return
+    try:
+        write_atomically(output, text.encode())
+    except OSError as error:
+        complain(f"cannot write {error.filename or output}: {error.strerror or error}")
+        raise typer.Exit(FAILED) from None
+    typer.echo(f"wrote {output}")

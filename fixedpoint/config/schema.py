@@ -1,0 +1,120 @@
+"""The JSON schema of run files, for editors: what every installed component admits, from its own declaration.
+
+Plain options come from the same pydantic models that check a file; options that hold components are references to the
+choice of all components of that kind. A file that passes here may still be refused for what a schema cannot say (two
+options that do not go together, a label given twice).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from fixedpoint.config.choice import is_options_class
+from fixedpoint.config.models import model_of
+from fixedpoint.config.runfile import RunFile
+from fixedpoint.core.options import Options, option_types
+from fixedpoint.core.termination import Termination
+from fixedpoint.registry import KINDS, Kind, registry
+from fixedpoint.registry.nesting import Choices, nested
+
+__all__ = ["run_file_schema"]
+
+Schema = dict[str, Any]
+
+
+def run_file_schema() -> Schema:
+    """The schema (JSON Schema 2020-12) of a run file, with every usable component that is installed."""
+    properties = _properties(RunFile)
+    for kind in ("task", "solver", "gradient"):
+        properties[f"{kind}s"] |= {"type": "array", "items": _reference(kind, labelled=True)}
+    properties["tasks"]["minItems"] = properties["solvers"]["minItems"] = 1
+    properties["executor"] |= _reference("executor")
+    properties["termination"] |= _options(Termination)
+    properties["expect"] |= {"type": "object", "additionalProperties": {"type": "number"}}
+    properties["seeds"] |= {"minItems": 1, "uniqueItems": True}
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "fixedpoint run file",
+        "type": "object",
+        "properties": properties,
+        # What a file extends may bring the tasks or the solvers.
+        "anyOf": [{"required": ["tasks", "solvers"]}, {"required": ["extends"]}],
+        "additionalProperties": False,
+        "$defs": {kind: _components(kind, labelled=False) for kind in KINDS}
+        | {f"labelled-{kind}": _components(kind, labelled=True) for kind in ("task", "solver", "gradient")},
+    }
+
+
+def _components(kind: Kind, labelled: bool) -> Schema:
+    """A component of a kind: its name, or a mapping of its name and options."""
+    names: list[str] = []
+    mappings: list[Schema] = []
+    for name, component in registry.components(kind).items():
+        if component.missing():
+            continue
+        try:
+            factory: Any = component.load()
+        except Exception:  # a stranger's module may raise anything as it is imported; `list` says why
+            continue
+        if not is_options_class(factory):
+            continue
+        mapping = _named(name, factory)
+        if component.summary:
+            mapping["description"] = component.summary
+        if labelled:
+            mapping["properties"]["label"] = {"type": "string", "description": "what reports call it"}
+        if not mapping["required"][1:]:
+            names.append(name)
+        mappings.append(mapping)
+    return {"anyOf": [{"enum": names}, *mappings]}
+
+
+def _named(name: str, cls: type[Options], needed: bool = True) -> Schema:
+    """A mapping of a name and the options of a class."""
+    schema = _options(cls)
+    schema["properties"] = {"name": {"const": name}, **schema["properties"]}
+    schema["required"] = [*(["name"] if needed else []), *schema.get("required", [])]
+    return schema
+
+
+def _options(cls: type[Options]) -> Schema:
+    schema: Schema = {"type": "object", "properties": _properties(cls), "additionalProperties": False}
+    required = [
+        field.name
+        for field in dataclasses.fields(cls)  # type: ignore[arg-type]  # every options class is a dataclass
+        if field.init and field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+    ]
+    return {**schema, "required": required} if required and cls is not RunFile else schema
+
+
+def _properties(cls: type[Options]) -> dict[str, Schema]:
+    """The schema of every option of a class."""
+    model: Any = model_of(cls)  # type: ignore[arg-type]  # classes are hashable, whatever their instances are
+    plain = model.model_json_schema()["properties"]
+    properties: dict[str, Schema] = {}
+    for name, annotation in option_types(cls).items():
+        schema = {key: value for key, value in plain[name].items() if key != "title"}
+        inner = nested(cls, name)
+        if isinstance(inner, Choices):
+            schema.pop("default", None)
+            schema["anyOf"] = [*_choices(inner), *_nothing(annotation)]
+        elif inner is not None:
+            schema.pop("default", None)
+            schema["anyOf"] = [_reference(inner), *_nothing(annotation)]
+        properties[name] = schema
+    return properties
+
+
+def _choices(choices: Choices) -> list[Schema]:
+    names = [name for name, cls in choices.classes.items() if not _options(cls).get("required")]
+    only = len(choices.classes) == 1
+    return [{"enum": names}, *(_named(name, cls, needed=not only) for name, cls in choices.classes.items())]
+
+
+def _reference(kind: Kind, labelled: bool = False) -> Schema:
+    return {"$ref": f"#/$defs/{'labelled-' * labelled}{kind}"}
+
+
+def _nothing(annotation: Any) -> list[Schema]:
+    return [{"type": "null"}] if type(None) in getattr(annotation, "__args__", ()) else []

@@ -1,0 +1,53 @@
+"""Two runs in one folder: the second says so and leaves everything as it is; a lock does not outlive its process."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from fixedpoint.runs.lock import BusyFolderError, locked
+
+HOLD = "import sys, time, pathlib\nfrom fixedpoint.runs.lock import locked\n"
+HOLD += "with locked(pathlib.Path(sys.argv[1])):\n    print('held', flush=True)\n    time.sleep(60)\n"
+
+
+def test_a_folder_that_is_held_is_refused_and_free_again_once_the_holder_is_killed(tmp_path: Path) -> None:
+    with subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        with (
+            pytest.raises(BusyFolderError, match=rf"another run \(process {holder.pid}\) is at work in"),
+            locked(tmp_path),
+        ):
+            pytest.fail("it was held")
+        holder.send_signal(signal.SIGKILL)
+    with locked(tmp_path):
+        pass
+    with locked(tmp_path):
+        pass
+
+
+def test_the_second_run_stops_with_a_sentence(tmp_path: Path, toy_environment: dict[str, str]) -> None:
+    (tmp_path / "study.yaml").write_text("tasks: [{name: toy, seconds: 60}]\nsolvers: [picard]\nseeds: [0, 1]\n")
+    command = [sys.executable, "-m", "fixedpoint", "run", "study.yaml", "--fresh"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, cwd=tmp_path, env=toy_environment, **pipes) as first:
+        deadline = time.monotonic() + 60
+        while not (tmp_path / "runs" / "study" / "run.json").exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        second = subprocess.run(
+            command, cwd=tmp_path, env=toy_environment, capture_output=True, text=True, timeout=60, check=False
+        )
+        assert second.returncode == 1
+        assert second.stderr.startswith(f"another run (process {first.pid}) is at work in runs/study")
+        assert len(second.stderr.splitlines()) == 1
+        assert first.poll() is None
+        first.kill()
+        first.communicate(timeout=60)
+    assert (tmp_path / "runs" / "study" / "run.json").exists()  # --fresh of the second took nothing away

@@ -142,6 +142,7 @@ def test_the_wheel_installed_elsewhere_runs_the_demo(wheel: Path, tmp_path: Path
         "fixedpoint",
         "run",
         str(ROOT / "configs/demo.yaml"),
+        "tasks[0].num_inference_steps=10",
         "--output",
         "out",
         cwd=tmp_path,

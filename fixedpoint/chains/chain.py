@@ -156,19 +156,24 @@ class ChainProblem(Problem):
         return torch.cat(pieces) if len(pieces) > 1 else pieces[0]
 
     def _place_of(self, error: Exception, x: Tensor, index: Tensor, row: Tensor) -> str:
-        """Where a step failed: the first pair that fails alone in the same way, or else the whole batch."""
-        for i in range(len(x)) if len(x) > 1 else ():
-            try:
-                self._step(x[i : i + 1], index[i : i + 1], row[i : i + 1])
-            except type(error):
-                index, row = index[i : i + 1], row[i : i + 1]
+        """Where a step failed: the smallest part of the batch found to fail in the same way, by halving it."""
+        while len(x) > 1:
+            halves = zip(*(part.chunk(2) for part in (x, index, row)), strict=True)
+            failing = next((half for half in halves if self._fails(type(error), *half)), None)
+            if failing is None:
                 break
-            except Exception:  # another failure says nothing of this one
-                continue
+            x, index, row = failing
         if len(index) == 1:
             return f"in step {int(index)} of {self.length}, row {int(row)} (both counted from 0)"
         steps, rows = (f"{int(part.min())} to {int(part.max())}" for part in (index, row))
         return f"in a batch of {len(index)}: steps {steps} of {self.length}, rows {rows} (counted from 0)"
+
+    def _fails(self, kind: type[Exception], x: Tensor, index: Tensor, row: Tensor) -> bool:
+        try:
+            self._step(x, index, row)
+        except Exception as error:  # any other failure says nothing of the one that is looked for
+            return isinstance(error, kind)
+        return False
 
     def _step(self, x: Tensor, index: Tensor, row: Tensor) -> Tensor:
         value = self.chain.step(x, index, row)

@@ -69,7 +69,7 @@ def _run(file: Path, overrides: list[str], output: Path | None, fresh: bool, qui
     folder = output or Path("runs") / config.name
     try:
         with contextlib.nullcontext() if quiet else shown_progress(console(stderr=True)):
-            outcome = execute(config, folder, fresh)
+            outcome = execute(config, folder, fresh, second_interrupt_exits=True)
         for notice in outcome.notices:
             complain(notice)
         if outcome.reused and not quiet:

@@ -1,8 +1,8 @@
 """Interrupts that are not lost: Ctrl-C raises at once, and again between cells if something swallowed it.
 
 Python raises ``KeyboardInterrupt`` wherever it happens to be, and code that catches everything (some imports do) makes
-it disappear. A run remembers that it was asked to stop. A second Ctrl-C ends the process there and then: records are
-written whole or not at all, so nothing that is done can be lost by it.
+it disappear. A run remembers that it was asked to stop. In the program a second Ctrl-C ends the process there and then:
+records are written whole or not at all, so nothing that is done can be lost by it.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ def forget_caught() -> None:
 
 
 @contextmanager
-def remembered() -> Iterator[Callable[[], None]]:
+def remembered(second_exits: bool = False) -> Iterator[Callable[[], None]]:
     """While this is open, an interrupt is remembered; the function it gives raises it if there was one.
 
-    A second interrupt ends the process with status 130.
+    With ``second_exits`` a second interrupt ends the process with status 130: for programs, never for a notebook.
 
     Outside the main thread, where signals cannot be handled, and where interrupts are ignored or handled by somebody
     else, nothing is changed.
@@ -40,7 +40,7 @@ def remembered() -> Iterator[Callable[[], None]]:
 
     def handle(number: int, frame: FrameType | None) -> None:
         nonlocal asked
-        if asked:
+        if asked and second_exits:
             os.write(2, b"\nstopped at once\n")  # print could wait for a lock that will not come
             os._exit(128 + number)
         asked = True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -39,6 +40,8 @@ def locked(folder: Path) -> Iterator[None]:
         raise BusyFolderError(
             f"another run{known} is at work in {folder}; wait for it, or choose another folder"
         ) from None
+    except NotImplementedError:
+        raise OSError(errno.ENOLCK, "its file system cannot lock files; choose another folder", str(folder)) from None
     try:
         holder.write_text(f"{os.getpid()}\n")
         yield

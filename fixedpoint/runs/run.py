@@ -67,10 +67,11 @@ class Outcome:
         return not self.failures and not self.broken
 
 
-def execute(config: RunConfig, path: Path, fresh: bool = False) -> Outcome:
+def execute(config: RunConfig, path: Path, fresh: bool = False, second_interrupt_exits: bool = False) -> Outcome:
     """Carry out a run in a folder.
 
-    Cells whose record is there are reused, unless ``fresh``; failed and damaged ones are computed again.
+    Cells whose record is there are reused, unless ``fresh``; failed and damaged ones are computed again. With
+    ``second_interrupt_exits`` a second interrupt ends the process there and then.
 
     Raises
     ------
@@ -83,15 +84,15 @@ def execute(config: RunConfig, path: Path, fresh: bool = False) -> Outcome:
     """
     cells = plan(config)
     with locked(path):
-        return _execute(config, cells, path, fresh)
+        return _execute(config, cells, path, fresh, second_interrupt_exits)
 
 
-def _execute(config: RunConfig, cells: list[Cell], path: Path, fresh: bool) -> Outcome:
+def _execute(config: RunConfig, cells: list[Cell], path: Path, fresh: bool, second_exits: bool) -> Outcome:
     store = Store(path, fresh)
     records, notices = store.done(cells)
     reused = len(records)
     info = _info(config, cells)
-    with remembered() as check:
+    with remembered(second_exits) as check:
         try:
             store.begin(to_yaml(config.plain()), info)
             notices += _carry_out(config, cells, records, store, check)

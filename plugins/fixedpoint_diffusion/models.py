@@ -137,7 +137,7 @@ class _NetworkModel(Model):
         count = self.folder.classes
         if count is None:
             return None
-        classes = self.classes or tuple(range(count))
+        classes = self.classes or tuple(label for label in range(count) if label != self.unconditional_class)
         return tuple(classes[row % len(classes)] for row in range(rows))
 
     def denoiser(self, schedule: DDIMSchedule, rows: int = 1, device: torch.device | str = "cpu") -> NetworkDenoiser:
@@ -227,3 +227,8 @@ class DiffusersModel(_NetworkModel):
         except (FolderError, OSError) as error:
             raise OptionError(type(self).__name__, "path", f"cannot be used: {error}") from None
         super().check()
+        count, own = self.folder.classes or 0, self.folder.unconditional_class
+        most = count - 1 if own is None else own
+        if self.no_class is not None and self.no_class > most:
+            wanted = f"must be at most {most}" if count else f"must be null: {self.path} is not conditioned on classes"
+            raise OptionError(type(self).__name__, "no_class", f"{wanted}, got {self.no_class}")

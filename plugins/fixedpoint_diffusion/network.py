@@ -31,7 +31,8 @@ class NetworkDenoiser(Denoiser):
     ----------
     network
         A module called as ``network(x, timestep, **conditioning)``, in evaluation mode. It computes in the dtype of
-        its parameters (bfloat16, say), whatever the dtype of the states.
+        its parameters (bfloat16, say), whatever the dtype of the states. Where it gives twice the channels of its
+        input, the second half is a learned variance and is left out.
     conditioning
         Keyword arguments of the network, each a tensor with one entry per row of the batch: ``class_labels`` of shape
         ``(B,)``, ``encoder_hidden_states`` of shape ``(B, length, channels)``.

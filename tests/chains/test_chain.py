@@ -352,4 +352,4 @@ def test_a_step_that_fails_only_in_a_batch_says_so() -> None:
     problem = ChainProblem(Crowded(9, 3, 0), torch.zeros(4, 3, dtype=torch.float64), max_batch=12)
     with pytest.raises(RuntimeError, match="no memory") as caught:
         fixedpoint.solve(problem)
-    assert "in a batch of 12: steps 0 to 8 of 9, rows 0 to 1 (counted from 0)" in caught.value.__notes__
+    assert "in a batch of 6: steps 0 to 5 of 9, rows 0 to 0 (counted from 0)" in caught.value.__notes__

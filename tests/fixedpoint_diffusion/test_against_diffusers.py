@@ -164,7 +164,7 @@ def test_a_diffusers_model_and_scheduler_as_they_are(eta: float, prediction: str
     x_T, noise = draw_noise(row_seeds(2, 3), (1, 8, 8), 20 if eta else 0)
 
     problem = ddim_problem(
-        lambda x, timestep: unet(x, timestep).sample,
+        unet,
         scheduler,
         x_T,
         num_inference_steps=20,

@@ -99,6 +99,8 @@ def test_classes_and_guidance(bare: Path) -> None:
     denoiser = model.denoiser(DDIMSchedule(), rows=5)
     assert denoiser.conditioning["class_labels"].tolist() == [2, 1, 2, 1, 2]
     assert denoiser.unconditional["class_labels"].tolist() == [3] * 5
+    rest = DiffusersModel(path=str(bare), no_class=1)
+    assert rest.labels(4) == (0, 2, 3, 0)
     plain = DiffusersModel(path=str(bare)).denoiser(DDIMSchedule(), rows=5)
     assert plain.conditioning["class_labels"].tolist() == [0, 1, 2, 3, 0]
 
@@ -180,6 +182,7 @@ def test_an_unusable_folder_is_a_sentence(bare: Path, spoil: Callable[[Path], No
     [
         ({"classes": (4,)}, "classes must be from 0 to 3, got 4"),
         ({"classes": ()}, "classes must name at least one class"),
+        ({"no_class": 4}, "no_class must be at most 3, got 4"),
         ({"guidance_scale": 2.0}, "guidance_scale other than 1 wants no_class"),
         ({"dtype": "int8"}, "dtype must be one of 'float32'"),
     ],

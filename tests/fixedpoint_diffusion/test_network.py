@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import UNet2DModel
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -110,34 +109,6 @@ def test_a_cpu_evaluates_sixteen_images_at_once(guidance: float, most: int) -> N
     solution = fixedpoint.solve(problem, rtol=1e-5)
     assert max(network.sizes) == most
     assert solution.counts.calls == len(network.sizes)
-
-
-def test_a_diffusers_network_is_a_denoiser_as_it_is() -> None:
-    """The caller's own model and a function around it give the same chain."""
-    torch.manual_seed(0)
-    unet = UNet2DModel(
-        sample_size=8,
-        in_channels=1,
-        out_channels=1,
-        layers_per_block=1,
-        block_out_channels=(8, 8),
-        norm_num_groups=4,
-        down_block_types=("DownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "UpBlock2D"),
-    ).eval()
-    x_T, _ = draw_noise([0, 1], (1, 8, 8))
-
-    def function(x: Tensor, timestep: Tensor) -> Tensor:
-        return unet(x, timestep).sample
-
-    with torch.no_grad():
-        own, wrapped = (
-            fixedpoint.solve(ddim_problem(model, SCHEDULE, x_T, num_inference_steps=10, max_batch=4), rtol=1e-5)
-            for model in (unet, function)
-        )
-        serial = fixedpoint.solve(ddim_problem(unet, SCHEDULE, x_T, num_inference_steps=10), solver="serial")
-    assert torch.equal(own.z, wrapped.z)
-    torch.testing.assert_close(own.z[:, -1], serial.z[:, -1], rtol=1e-3, atol=1e-4)
 
 
 LABELS = {"class_labels": torch.tensor([0, 1])}

@@ -62,7 +62,7 @@ def test_other_threads_handle_no_signals() -> None:
 TWICE = """
 import signal
 from fixedpoint.runs.interrupts import remembered
-with remembered():
+with remembered(second_exits=True):
     try:
         signal.raise_signal(signal.SIGINT)
     except KeyboardInterrupt:

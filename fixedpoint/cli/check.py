@@ -26,7 +26,8 @@ def check(
     \b
     Examples:
       fixedpoint check anderson
-      fixedpoint check chain accelerator=anderson accelerator.memory=3
+      fixedpoint check anderson memory=3
+      fixedpoint check chain accelerator=broyden
     """
     from rich.text import Text
 

@@ -51,13 +51,13 @@ def _program(
     """Fixed points z = f(z): compare solvers on tasks, from a YAML file.
 
     \b
-    fixedpoint list                         what there is to compare
-    fixedpoint show anderson                a component and its options
-    fixedpoint init study.yaml              a run file to start from
-    fixedpoint run study.yaml               run a comparison, write a report
-    fixedpoint report runs/study            write the report of a run again
-    fixedpoint check anderson               does a solver keep its promises
-    fixedpoint doctor                       versions, devices, plugins
+    fixedpoint list               what there is to compare
+    fixedpoint show anderson      one component, its options
+    fixedpoint init study.yaml    a run file to start from
+    fixedpoint run study.yaml     compare, write a report
+    fixedpoint report runs/study  write the report again
+    fixedpoint check anderson     is a solver right
+    fixedpoint doctor             versions, devices, plugins
     """
 
 

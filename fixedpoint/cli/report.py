@@ -14,6 +14,7 @@ __all__ = ["report"]
 
 def report(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="The folder of a run.", show_default=False)],
+    as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
 ) -> None:
     """Write the table, plots, pictures and page of a run again.
 
@@ -30,7 +31,7 @@ def report(
     with in_sentences():
         run = read_run(folder)
     try:
-        print_report(run)
+        print_report(run, as_json=as_json)
     except OSError as error:
         complain(f"cannot write {error.filename or folder}: {error.strerror or error}")
         raise typer.Exit(FAILED) from None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import typer
 
@@ -25,6 +25,9 @@ def run(
     ] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Compute every cell anew, even those with a record.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say only what went wrong.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the results as JSON; progress stays on stderr.")
+    ] = False,
 ) -> None:
     """Run every task with every solver of a YAML file and report.
 
@@ -34,18 +37,19 @@ def run(
     \b
     Examples:
       fixedpoint run study.yaml
-      fixedpoint run study.yaml --output runs/quick tasks[0].batch=4
-      fixedpoint run study.yaml termination.rtol=1e-6 seeds=[0,1,2]
+      fixedpoint run study.yaml -o runs/quick tasks[0].batch=4
+      fixedpoint run study.yaml seeds=[0,1,2] --json
 
     \b
     Exit status:
-      0    every cell has a record and the expectations hold
-      1    a cell failed, an expectation does not hold, or nothing can be written
+      0    every cell has a record, the expectations hold
+      1    a cell failed, an expectation does not hold, or
+           nothing can be written
       2    a mistake in the file or on the command line
       130  interrupted
     """
     try:
-        _run(file, overrides or [], output, fresh, quiet)
+        _run(file, overrides or [], output, fresh, _Said(quiet, as_json))
     except KeyboardInterrupt as interrupt:
         from fixedpoint.runs.interrupts import forget_caught
 
@@ -55,7 +59,14 @@ def run(
         raise typer.Exit(INTERRUPTED) from None
 
 
-def _run(file: Path, overrides: list[str], output: Path | None, fresh: bool, quiet: bool) -> None:
+class _Said(NamedTuple):
+    """How much is said, and in what form."""
+
+    quiet: bool
+    as_json: bool
+
+
+def _run(file: Path, overrides: list[str], output: Path | None, fresh: bool, said: _Said) -> None:
     from fixedpoint.cli.progress import shown_progress
     from fixedpoint.cli.summary import print_report
     from fixedpoint.cli.tables import console
@@ -68,13 +79,16 @@ def _run(file: Path, overrides: list[str], output: Path | None, fresh: bool, qui
         config = load(file, overrides)
     folder = output or Path("runs") / config.name
     try:
-        with contextlib.nullcontext() if quiet else shown_progress(console(stderr=True)):
+        with contextlib.nullcontext() if said.quiet else shown_progress(console(stderr=True)):
             outcome = execute(config, folder, fresh, second_interrupt_exits=True)
         for notice in outcome.notices:
             complain(notice)
-        if outcome.reused and not quiet:
+        if outcome.reused and not said.quiet and not said.as_json:
             console().print(f"{outcome.reused} of {len(outcome.records)} cells had their record already")
-        print_report(read_run(folder), quiet=quiet)
+        try:
+            print_report(read_run(folder), quiet=said.quiet, as_json=said.as_json)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt("interrupted; every cell has its record") from None
     except BusyFolderError as error:
         complain(str(error))
         raise typer.Exit(FAILED) from None

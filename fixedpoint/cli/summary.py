@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import typer
+
 from fixedpoint.cli.sentences import complain
 from fixedpoint.cli.tables import console, print_sections
 
@@ -13,20 +15,24 @@ if TYPE_CHECKING:
 __all__ = ["print_report"]
 
 
-def print_report(run: RunData, quiet: bool = False) -> None:
-    """Write the files of the report and print it."""
+def print_report(run: RunData, quiet: bool = False, as_json: bool = False) -> None:
+    """Write the files of the report and print it: as a table, as JSON, or (quiet) only what went wrong."""
+    from fixedpoint.config.files import json_text
     from fixedpoint.report.build import build
+    from fixedpoint.report.data import to_data
     from fixedpoint.report.table import sections
 
     written = build(run)
     out = console()
-    if not quiet:
+    if as_json:
+        typer.echo(json_text(to_data(run, written.files), canonical=False))
+    elif not quiet:
         print_sections(out, sections(run))
         out.print()
     for sentence in (*run.notices, *run.skips, *run.failures, *run.broken_expectations):
         complain(sentence)
     if written.missing:
         complain(written.missing)
-    if not quiet:
+    if not quiet and not as_json:
         for path in written.files:
             out.print(f"wrote {path}", soft_wrap=True, markup=False)

@@ -11,6 +11,10 @@ Path = tuple[str | int, ...]
 """The keys and indices that lead to a value, e.g. ``("solvers", 1, "memory")``."""
 
 
+# Keys and names of a damaged file may be as long as the file.
+_LONGEST = 400
+
+
 @dataclass(frozen=True, order=True)
 class Place:
     """A position in a file; line and column count from 1, and line 0 stands for the file as a whole."""
@@ -32,7 +36,8 @@ class Mistake:
     sentence: str
 
     def __str__(self) -> str:
-        line = ": ".join(part for part in (str(self.place), self.where, self.sentence) if part)
+        said = (part if len(part) <= _LONGEST else f"{part[: _LONGEST - 3]}..." for part in (self.where, self.sentence))
+        line = ": ".join(part for part in (str(self.place), *said) if part)
         return "".join(c if c.isprintable() else repr(c)[1:-1] for c in line)  # a key of the file may hold anything
 
 

@@ -6,14 +6,18 @@ import json
 import math
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ValidationError
 
-__all__ = ["DamagedError", "Number", "json_text", "parse_model", "write_atomically"]
+__all__ = ["TEMPORARY", "DamagedError", "Number", "json_text", "parse_model", "write_atomically"]
 
 M = TypeVar("M", bound=BaseModel)
+
+TEMPORARY = ".*.part"
+"""Names of files that are being written, or were when their process was killed."""
 
 
 def _number(value: Any) -> Any:
@@ -29,17 +33,26 @@ class DamagedError(ValueError):
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that whoever looks sees the old one or the new one, never a part of it."""
+    """Write a file so that whoever looks sees the old one or the new one, never a part of it.
+
+    Raises
+    ------
+    OSError
+        Naming that file, whatever part of writing it failed.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         with temporary.open("wb") as stream:
             stream.write(content)
             stream.flush()
             os.fsync(stream.fileno())
         os.replace(temporary, path)
-    except BaseException:  # an interrupt, too, must not leave half a file behind
-        temporary.unlink(missing_ok=True)
+    except BaseException as error:  # an interrupt, too, must not leave half a file behind
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno is not None:
+            raise OSError(error.errno, error.strerror, str(path)) from error
         raise
 
 

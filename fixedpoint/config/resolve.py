@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from fixedpoint.config.choice import Choice, is_options_class, resolved_options
@@ -105,6 +106,7 @@ class Resolver:
         except Exception as error:  # what a stranger's component raises when it is built is a mistake in the file
             self.refuse(path, " ".join(str(error).split()) or type(error).__name__)
             return None
+        versions.update({name: _version(name) for name in _used(instance)})
         return resolved_options(instance, resolved)
 
     def _nested(self, cls: type[Options], key: str, value: Any, path: Path, versions: dict[str, str]) -> Any:
@@ -136,3 +138,19 @@ class Resolver:
         given = {key: inner for key, inner in spec.items() if key != "name"}
         options = self._options(choices.classes[name], given, path, versions)
         return None if options is None else {"name": name, **options}
+
+
+def _used(instance: Options) -> Iterator[str]:
+    """The distributions that an object of options and those within it compute with."""
+    yield from type(instance).uses
+    for name in option_types(type(instance)):
+        value = getattr(instance, name)
+        if isinstance(value, Options):
+            yield from _used(value)
+
+
+def _version(distribution: str) -> str:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return ""

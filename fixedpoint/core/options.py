@@ -90,6 +90,9 @@ class Options:
     variant: ClassVar[str] = ""
     """The ``name`` by which a file picks this class where an option admits several."""
 
+    uses: ClassVar[tuple[str, ...]] = ()
+    """Distributions it computes with, e.g. ``("diffusers",)``: the records of a run name their versions."""
+
     def __post_init__(self) -> None:
         name = type(self).__name__
         expected = option_types(type(self))

@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
-from fixedpoint.config.files import DamagedError, write_atomically
+from fixedpoint.config.files import TEMPORARY, DamagedError, write_atomically
 from fixedpoint.config.folder import Folder, RunInfo
 from fixedpoint.config.record import Record, arrays_bytes, digest, read_arrays, read_record, write_record
 from fixedpoint.runs.cell import Cell, Finished
@@ -33,7 +33,9 @@ class Store:
         path.mkdir(parents=True, exist_ok=True)
 
     def begin(self, config: str, info: RunInfo) -> None:
-        """Write what is known of the run before its first cell."""
+        """Write what is known of the run before its first cell, and clear away what a killed one left half written."""
+        for leftover in self.folder.path.rglob(TEMPORARY):
+            leftover.unlink(missing_ok=True)
         write_atomically(self.folder.config, config.encode())
         self.folder.write_info(info)
 

@@ -109,6 +109,8 @@ class ShapesModel(Model):
 class _NetworkModel(Model):
     """A network in a folder."""
 
+    uses = ("diffusers", "safetensors")
+
     classes: tuple[int, ...] | None
     guidance_scale: float
     dtype: Precision

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import pty
 import re
 import subprocess
 import sys
+import termios
 from pathlib import Path
 from types import ModuleType
 
@@ -30,7 +33,9 @@ class Program:
         self.folder = folder
 
     def __call__(self, *arguments: str, status: int = 0, columns: int = 80) -> Result:
-        done = CliRunner().invoke(app, arguments, env={"COLUMNS": str(columns)}, catch_exceptions=False)
+        done = CliRunner().invoke(
+            app, arguments, env={"COLUMNS": str(columns)}, catch_exceptions=False, terminal_width=columns
+        )
         assert done.exit_code == status, done.output
         return done
 
@@ -207,12 +212,99 @@ def test_check_names_the_promise_that_is_broken(toys: ModuleType, monkeypatch: p
     assert told["passed"] is False
 
 
-def test_help_fits_and_has_examples(program: Program) -> None:
-    for command in ((), ("run",), ("list",), ("show",), ("report",), ("check",)):
-        done = program(*command, "--help")
-        assert_fits(done.stdout)
-        assert "fixedpoint" in done.stdout.split("Options:")[0]
+COMMANDS = [command.name for command in app.registered_commands]
+
+
+@pytest.mark.parametrize("columns", [60, 80])
+@pytest.mark.parametrize("command", [None, *COMMANDS])
+def test_help_fits_and_has_examples(program: Program, command: str | None, columns: int) -> None:
+    done = program(*([command] if command else []), "--help", columns=columns)
+    assert_fits(done.stdout, columns)
+    assert "fixedpoint" in done.stdout.split("Options:")[0].split("\n", 1)[1]
+
+
+@pytest.mark.parametrize("columns", [60, 80])
+def test_what_is_printed_fits(program: Program, columns: int) -> None:
+    program.study()
+    program("init", "mine.yaml")
+    for command in (
+        ("list",),
+        ("show", "anderson"),
+        ("show", "chain"),
+        ("show", "ddim-sampling"),
+        ("check", "picard"),
+        ("doctor",),
+    ):
+        assert_fits(program(*command, columns=columns).stdout, columns)
+    done = program("run", "study.yaml", "-o", "out", columns=columns)
+    assert_fits(done.stdout, columns)
+
+
+def test_the_version(program: Program) -> None:
     assert program("--version").stdout.startswith("fixedpoint ")
+
+
+def test_a_misspelt_command_or_flag_is_told_the_nearest(program: Program) -> None:
+    assert "Did you mean 'run'?" in program("rnu", status=2).stderr
+    assert "--output" in program("run", "study.yaml", "--ouput", "x", status=2).stderr
+
+
+def test_results_as_json(program: Program) -> None:
+    program.study("tasks: [toy]\nsolvers: [picard, needy]\nexpect: {relative_error: 1e-30}\n")
+    done = program("run", "study.yaml", "-o", "out", "--json", status=1)
+    told = json.loads(done.stdout)
+    assert (told["name"], told["folder"], told["ok"]) == ("study", "out", False)
+    assert [cell["status"] for cell in told["cells"]] == ["ok", "skipped"]
+    first = told["cells"][0]
+    assert (first["task"], first["solver"], first["seed"], first["rows"]) == ("toy", "picard", 0, {"converged": 3})
+    assert first["metrics"]["relative_error"] < 1e-3
+    assert first["evaluations"] >= first["rounds"] > 1
+    assert "needs telepathy" in told["cells"][1]["reason"]
+    assert "expected at most 1e-30" in told["broken_expectations"][0]
+    assert "out/report.html" in told["files"]
+    assert json.loads(program("report", "out", "--json").stdout) == told
+    (program.folder / "out" / "records" / f"{first['hash']}.json").write_text("")
+    told = json.loads(program("report", "out", "--json").stdout)
+    assert (told["cells"][0]["status"], told["cells"][0]["reason"]) == ("missing", "its record is damaged")
+    assert "is empty" in told["notices"][0]
+
+
+def on_a_terminal(*arguments: str, folder: Path, environment: dict[str, str]) -> str:
+    """What a command writes when its output is a terminal of 60 columns."""
+    ours, theirs = pty.openpty()
+    termios.tcsetwinsize(theirs, (40, 60))
+    environment = {key: value for key, value in environment.items() if key != "COLUMNS"} | {"TERM": "xterm-256color"}
+    command = [sys.executable, "-m", "fixedpoint", *arguments]
+    process = subprocess.Popen(command, cwd=folder, env=environment, stdin=theirs, stdout=theirs, stderr=theirs)
+    os.close(theirs)
+    seen = b""
+    with contextlib.suppress(OSError):  # the end of a terminal is an error to read
+        while piece := os.read(ours, 4096):
+            seen += piece
+    assert process.wait(timeout=60) == 0
+    os.close(ours)
+    return seen.decode()
+
+
+COLOUR = r"\x1b\[[\d;]*3\d[\d;]*m"
+
+
+@pytest.mark.parametrize("colour", [True, False])
+def test_a_terminal_shows_the_round_and_the_residual_of_the_cell_in_flight(
+    tmp_path: Path, toy_environment: dict[str, str], colour: bool
+) -> None:
+    (tmp_path / "study.yaml").write_text("tasks: [{name: toy, slope: {value: 0.9}}]\nsolvers: [picard]\nseeds: [0, 1]\n")
+    environment = toy_environment if colour else toy_environment | {"NO_COLOR": "1"}
+    seen = on_a_terminal("run", "study.yaml", "-o", "out", folder=tmp_path, environment=environment)
+    assert re.search(r"round \d+, residual \d\.\de-\d\d  toy", seen)
+    assert "0/2" in seen
+    assert bool(re.search(COLOUR, seen)) == colour
+    plain = re.sub(r"\x1b\[[\d;?]*[a-zA-Z]", "", seen)
+    assert "wrote out/report.html" in plain
+    # The bar keeps to one line: what would wrap cannot be drawn over.
+    assert max(len(line) for line in re.split(r"[\r\n]+", plain)) <= 60
+    quiet = on_a_terminal("run", "study.yaml", "-o", "out", "-q", folder=tmp_path, environment=environment)
+    assert quiet == ""
 
 
 def test_many_columns_move_to_a_table_below_and_no_number_is_cut(program: Program) -> None:

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import hypothesis
 import pytest
-from hypothesis import strategies as st
 
-from fixedpoint.config.errors import ConfigError, Mistake
+from fixedpoint.config.errors import ConfigError
 from fixedpoint.config.runfile import load
 
 pytestmark = pytest.mark.usefixtures("toys")
@@ -166,28 +164,3 @@ def test_bytes_that_are_no_text_are_refused(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.chdir(tmp_path)
     Path("study.yaml").write_bytes(b"tasks: \xff\n")
     assert lines(Path("study.yaml")) == ["study.yaml: is not UTF-8 text (byte 7)"]
-
-
-@hypothesis.settings(max_examples=150, suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture])
-@hypothesis.given(
-    position=st.integers(0, 150),
-    length=st.integers(0, 6),
-    new=st.text(alphabet="ab:{}[]-#&*!|>'\"%@\t\n ,.0?\x00\u2028", max_size=4),
-)
-def test_a_mutated_file_is_read_or_refused_in_lines(tmp_path: Path, position: int, length: int, new: str) -> None:
-    good = (
-        "name: demo\ntasks:\n  - {name: toy, rows: 2, slope: {value: 0.25}}\nsolvers:\n  - picard\n"
-        "  - name: anderson\n    memory: 3\ntermination: {rtol: 1e-4}\nexpect: {draw: 1}\n"
-    )
-    file = tmp_path / "study.yaml"
-    file.write_text(good[:position] + new + good[position + length :])
-    for mistake in mistakes_of(file):
-        assert len(str(mistake).splitlines()) == 1
-
-
-def mistakes_of(file: Path) -> tuple[Mistake, ...]:
-    try:
-        load(file)
-    except ConfigError as error:
-        return error.mistakes
-    return ()

@@ -1,0 +1,41 @@
+"""Data: a run as plain values, for programs that read what a command prints."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from fixedpoint.report.reading import Entry, RunData
+
+__all__ = ["to_data"]
+
+
+def to_data(run: RunData, files: Sequence[Path]) -> dict[str, Any]:
+    """The run: what became of every cell, what went wrong, and the files written."""
+    return {
+        "name": run.info.name,
+        "folder": str(run.folder.path),
+        "ok": not run.failures and not run.broken_expectations,
+        "cells": [_cell(entry) for entry in run.entries],
+        "notices": list(run.notices),
+        "failures": run.failures,
+        "broken_expectations": run.broken_expectations,
+        "files": [str(path) for path in files],
+    }
+
+
+def _cell(entry: Entry) -> dict[str, Any]:
+    cell, record = entry.cell, entry.record
+    found: dict[str, Any] = {**cell.model_dump(), "status": "missing", "reason": entry.reason}
+    if record is not None:
+        found |= {
+            "status": record.status,
+            "reason": record.error.message if record.error else record.reason,
+            "rows": record.rows,
+            "rounds": record.rounds,
+            "evaluations": record.evaluations,
+            "seconds": record.seconds,
+            "metrics": record.metrics,
+        }
+    return found

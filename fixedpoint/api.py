@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import torch
 
 from fixedpoint.core.evaluator import Evaluator
-from fixedpoint.core.layout import Rows
+from fixedpoint.core.layout import Layout, Rows
 from fixedpoint.core.loop import Progress
 from fixedpoint.core.problem import FunctionProblem, Problem
 from fixedpoint.core.solution import Solution
@@ -82,10 +83,15 @@ def solve(
         if z0 is None:
             raise TypeError("solve wants a start z0 for a plain function")
         problem = FunctionProblem(f, z0, rows)
+    if on_round is not None and not callable(on_round):
+        raise TypeError(f"on_round must be a function, got {type(on_round).__name__}")
     method: Solver = _component("solver", solver, Solver)
     estimator: GradientEstimator | None = (
         None if gradient is None else _component("gradient", gradient, GradientEstimator)
     )
+    if estimator is not None and problem.layout.namespace != "torch":
+        came = {"numpy": "numpy arrays", "python": "a float"}[problem.layout.namespace]
+        raise TypeError(f"gradient wants a start of torch tensors, got {came}")
     rule = _rule(termination, rtol=rtol, atol=atol, max_rounds=max_rounds)
     if isinstance(problem, AdaptsSolver):
         method = problem.adapt(method)
@@ -115,30 +121,30 @@ def find_root(g: Callable[[Any], Any], z0: Any, *, sign: float = 1.0, **options:
     options
         As for :func:`solve`. The relative tolerance is relative to the size of ``z``, as everywhere.
     """
+    if not callable(g):
+        raise TypeError(f"g must be a function, got {type(g).__name__}")
+    if not math.isfinite(sign):
+        raise ValueError(f"sign must be a finite number, got {sign}")
     if sign == 0:
         raise ValueError("sign must not be zero")
+    layout = Layout.of(z0, options.get("rows"))
 
     def step(z: Any) -> Any:
-        return _moved(z, g(z), sign)
+        return layout.unpack(layout.pack(z, "z") + sign * layout.pack(g(z), "g(z)"))
 
     return solve(step, z0, **{"solver": "broyden", **options})
-
-
-def _moved(z: Any, change: Any, sign: float) -> Any:
-    if isinstance(z, Mapping):
-        return {key: _moved(z[key], change[key], sign) for key in z}
-    if isinstance(z, (tuple, list)):
-        return [_moved(part, move, sign) for part, move in zip(z, change, strict=True)]
-    return z + sign * change
 
 
 def _component(kind: Any, spec: Any, base: type) -> Any:
     built = registry.create(kind, spec)
     if not isinstance(built, base):
-        raise TypeError(f"{kind} must be a name, a mapping or a {base.__name__}, got {built!r}")
+        came = f"the class {built.__name__}; call it: {built.__name__}()" if isinstance(built, type) else repr(built)
+        raise TypeError(f"{kind} must be a name, a mapping or a {base.__name__}, got {came}")
     return built
 
 
 def _rule(termination: Termination | None, **overrides: Any) -> Termination:
+    if termination is not None and not isinstance(termination, Termination):
+        raise TypeError(f"termination must be a Termination, got {termination!r}; for one tolerance say rtol=")
     given = {key: value for key, value in overrides.items() if value is not None}
     return replace(termination or Termination(), **given)

@@ -9,10 +9,15 @@ import pytest
 import torch
 
 import fixedpoint
+from fixedpoint import Anderson, Picard, Status, Termination, solve
 from fixedpoint.core.loop import Progress
 from fixedpoint.core.problem import FunctionProblem, Problem, check_row_independence
+from fixedpoint.core.solution import Solution
+from fixedpoint.testing.problems import DOTTIE, affine_contraction
 
-DOTTIE = 0.7390851332151607
+
+def start() -> torch.Tensor:
+    return torch.full((2, 3), 0.5, dtype=torch.float64)
 
 
 def test_numpy_in_numpy_out() -> None:
@@ -71,13 +76,6 @@ def test_solvers_by_name_mapping_and_value(solver: object) -> None:
     assert fixedpoint.solve(torch.cos, torch.ones(1, 2), solver=solver).converged.all()
 
 
-def test_overrides_of_a_termination() -> None:
-    rule = fixedpoint.Termination(rtol=1e-3, max_rounds=7)
-    solution = fixedpoint.solve(torch.cos, torch.ones(1, 2), solver="picard", termination=rule, rtol=1e-12)
-    assert solution.status == (fixedpoint.Status.MAX_ROUNDS,)
-    assert solution.counts.rounds == 7
-
-
 def test_a_root_of_either_sign() -> None:
     for sign in (1.0, -1.0):
         root = fixedpoint.find_root(lambda x: x**3 - 5.0, np.array([1.5]), sign=sign, rtol=1e-12)
@@ -134,47 +132,6 @@ def test_raise_for_status() -> None:
 ONES = torch.ones(2, 3)
 
 
-@pytest.mark.parametrize(
-    ("act", "sentence"),
-    [
-        (lambda: fixedpoint.solve(torch.cos), "solve wants a start z0"),
-        (lambda: fixedpoint.solve("cos", ONES), "f must be a function, got str"),
-        (lambda: fixedpoint.solve(FunctionProblem(torch.cos, ONES), ONES), "leave out z0"),
-        (lambda: fixedpoint.solve(FunctionProblem(torch.cos, ONES), rows="joint"), "leave out rows"),
-        (lambda: fixedpoint.solve(torch.cos, ONES, rows="both"), "rows must be 'independent' or 'joint', got 'both'"),
-        (
-            lambda: fixedpoint.solve(torch.cos, ONES, solver="andersen"),
-            "unknown solver 'andersen'; did you mean \"anderson\"",
-        ),
-        (lambda: fixedpoint.solve(torch.cos, ONES, solver={"name": "anderson", "memroy": 3}), 'did you mean "memory"'),
-        (lambda: fixedpoint.solve(torch.cos, ONES, solver={"memory": 3}), "a solver wants a name"),
-        (
-            lambda: fixedpoint.solve(torch.cos, ONES, solver=fixedpoint.OneStep()),
-            "solver must be a name, a mapping or a Solver",
-        ),
-        (lambda: fixedpoint.solve(torch.cos, ONES, gradient="implict"), "unknown gradient 'implict'"),
-        (lambda: fixedpoint.solve(torch.cos, ONES, rtol=-1.0), "rtol must be at least 0.0, got -1.0"),
-        (lambda: fixedpoint.solve(torch.cos, ONES, max_rounds=0), "max_rounds must be at least 1, got 0"),
-        (lambda: fixedpoint.solve(torch.cos, ONES, max_batch=1), "max_batch wants a problem whose rows can be taken"),
-        (lambda: fixedpoint.solve(torch.cos, ONES * torch.nan), "z0 must be finite, got 6 entries"),
-        (lambda: fixedpoint.solve(lambda z: z[:, :2], ONES), r"must have the shape of z0, \(2, 3\), got \(2, 2\)"),
-        (
-            lambda: fixedpoint.solve(lambda z: z.double(), ONES),
-            "must have the dtype of z0, torch.float32, got torch.float64",
-        ),
-        (lambda: fixedpoint.solve(lambda z: (z, z), ONES), "must have the structure of z0"),
-        (lambda: fixedpoint.solve(lambda z: z.mul_(0.5), ONES), "f changed its argument in place"),
-        (lambda: fixedpoint.find_root(torch.cos, ONES, sign=0.0), "sign must not be zero"),
-        (lambda: fixedpoint.Anderson(memory=0), "memory must be at least 1, got 0"),
-        (lambda: fixedpoint.Anderson(memory=2.5), "memory must be an integer, got 2.5"),
-        (lambda: fixedpoint.Picard(relaxation=True), "relaxation must be a number, got True"),
-    ],
-)
-def test_bad_input_is_a_sentence(act: object, sentence: str) -> None:
-    with pytest.raises((TypeError, ValueError), match=sentence):
-        act()
-
-
 def test_memory_filled_anew_is_refused() -> None:
     buffer = torch.empty(2, 3)
 
@@ -206,7 +163,47 @@ def test_numpy_arrays_filled_anew_are_copied() -> None:
     assert np.allclose(fixedpoint.solve(fills, np.ones((2, 3)), rtol=1e-12).z, DOTTIE)
 
 
-def test_the_start_is_left_as_it_was() -> None:
-    start = torch.ones(2, 3)
-    fixedpoint.solve(torch.cos, start)
-    assert torch.equal(start, torch.ones(2, 3))
+def test_keywords_override_fields_of_the_termination() -> None:
+    rule = Termination(rtol=1e-12, max_rounds=3)
+    solution = solve(torch.cos, start(), solver=Picard(), termination=rule, max_rounds=7)
+    assert solution.counts.rounds == 7
+    assert rule.max_rounds == 3
+    loose = solve(torch.cos, start(), solver=Picard(), termination=rule, rtol=0.3)
+    assert loose.converged.all()
+
+
+def test_zero_is_a_tolerance_like_any_other() -> None:
+    solution = solve(lambda z: 0 * z + 2, start(), solver=Picard(), rtol=0.0, atol=0.0)
+    assert solution.status == (Status.CONVERGED,) * 2
+    assert (solution.relative_error == 0).all()
+
+
+def test_the_start_is_left_alone_and_not_shared() -> None:
+    z0 = start()
+    kept = z0.clone()
+    solution = solve(torch.cos, z0)
+    assert torch.equal(z0, kept)
+    solution.z.zero_()
+    assert torch.equal(z0, kept)
+    still = solve(lambda z: z, z0)
+    still.z.zero_()
+    assert torch.equal(z0, kept)
+
+
+def test_a_problem_and_its_function_are_solved_alike() -> None:
+    problem = affine_contraction((0.7, -0.2), seed=1)
+    one = solve(problem)
+    other = solve(problem.__call__, problem.initial(), rows="independent")
+    assert torch.equal(one.z, other.z)
+    assert one.status == other.status
+
+
+def test_a_solution_says_what_was_judged() -> None:
+    solution = solve(torch.cos, start(), solver="anderson", rtol=1e-10)
+    assert isinstance(solution, Solution)
+    assert torch.equal(solution.fz, solution.z.cos())
+    assert solution.solver == Anderson()
+    assert np.allclose(solution.relative_error, 0, atol=1e-10)
+    assert torch.allclose(solution.z, torch.full_like(solution.z, DOTTIE), rtol=1e-9)
+    assert solution.trace.error.shape == (solution.counts.rounds, 2)
+    assert solution.trace.relative[-1].max() <= 1e-10

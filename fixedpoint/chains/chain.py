@@ -91,6 +91,8 @@ class ChainProblem(Problem):
         max_batch: int | None = None,
         rows: Int[Tensor, " B"] | None = None,
     ) -> None:
+        if not isinstance(chain, Chain):
+            raise TypeError(f"chain must be a Chain, got {type(chain).__name__}")
         if x0.ndim < 2:
             raise ValueError(f"x0 must have a batch dimension and at least one more, got shape {tuple(x0.shape)}")
         if not x0.is_floating_point():
@@ -99,6 +101,8 @@ class ChainProblem(Problem):
             raise ValueError(f"max_batch must be at least 1, got {max_batch}")
         if chain.length < 1:
             raise ValueError(f"a chain must have at least one step, got length {chain.length}")
+        if rows is None and not bool(x0.isfinite().all()):  # the rows of a problem have been looked at already
+            raise ValueError(f"x0 must be finite, got {int((~x0.isfinite()).sum())} entries that are NaN or Inf")
         self.chain = chain
         self.x0 = x0
         self.max_batch = max_batch
@@ -177,6 +181,8 @@ class ChainProblem(Problem):
 
     def _step(self, x: Tensor, index: Tensor, row: Tensor) -> Tensor:
         value = self.chain.step(x, index, row)
+        if not isinstance(value, Tensor):
+            raise TypeError(f"a step must return a tensor, got {type(value).__name__}")
         if value.shape != x.shape or value.dtype != x.dtype or value.device != x.device:
             raise ValueError(
                 f"a step must return shape {tuple(x.shape)}, {x.dtype} on {x.device}, "

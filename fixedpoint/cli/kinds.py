@@ -16,8 +16,8 @@ __all__ = ["as_kind"]
 
 def as_kind(text: str) -> Kind:
     """The kind of that name, singular or plural; a sentence and exit status 2 for any other."""
+    from fixedpoint.core.options import nearest
     from fixedpoint.registry import KINDS
-    from fixedpoint.registry.component import nearest
 
     for kind in KINDS:
         if text in (kind, f"{kind}s"):

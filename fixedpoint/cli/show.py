@@ -47,8 +47,8 @@ def show(
 
 
 def _kinds_of(name: str) -> list[Kind]:
+    from fixedpoint.core.options import nearest
     from fixedpoint.registry import KINDS, registry
-    from fixedpoint.registry.component import nearest
 
     kinds = [kind for kind in KINDS if name in registry.components(kind)]
     if kinds:

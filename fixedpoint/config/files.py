@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -12,7 +13,21 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ValidationError
 
-__all__ = ["TEMPORARY", "DamagedError", "Number", "json_text", "parse_model", "write_atomically"]
+__all__ = [
+    "SCHEMA",
+    "TEMPORARY",
+    "DamagedError",
+    "Number",
+    "digest",
+    "json_text",
+    "parse_model",
+    "sealed",
+    "unsealed",
+    "write_atomically",
+]
+
+SCHEMA = 1
+"""Version of the form of records and of ``run.json``."""
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -66,6 +81,44 @@ def json_text(data: Any, canonical: bool = True) -> str:
     """
     indent = None if canonical else 2
     return json.dumps(_finite(data), sort_keys=canonical, indent=indent, ensure_ascii=False, allow_nan=False)
+
+
+def sealed(data: Mapping[str, Any]) -> bytes:
+    """The content of a file of facts: JSON for people, with a checksum of what it says."""
+    return (json_text({**data, "checksum": _checksum(data)}, canonical=False) + "\n").encode()
+
+
+def unsealed(content: bytes, version: int) -> dict[str, Any]:
+    """What a sealed file says, its checksum left out.
+
+    Raises
+    ------
+    DamagedError
+        When it is cut off, changed, no JSON, or has the form of another ``schema_version``.
+    """
+    if not content.strip():
+        raise DamagedError("is empty")
+    try:
+        data = json.loads(content)
+    except ValueError:  # no JSON, or no UTF-8
+        raise DamagedError("is cut off or no JSON") from None
+    if not isinstance(data, dict):
+        raise DamagedError("does not have the right form (no mapping)")
+    found = data.get("schema_version")
+    if found != version:
+        raise DamagedError(f"has the form of another version ({found}, not {version})")
+    if data.pop("checksum", None) != _checksum(data):
+        raise DamagedError("was changed after it was written (its checksum does not fit)")
+    return data
+
+
+def _checksum(data: Mapping[str, Any]) -> str:
+    return digest(json_text(data).encode())
+
+
+def digest(content: bytes) -> str:
+    """sha256, in hexadecimal digits."""
+    return hashlib.sha256(content).hexdigest()
 
 
 def parse_model(model: type[M], data: Any) -> M:

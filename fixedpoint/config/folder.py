@@ -8,13 +8,12 @@ arrays/<hash>.npz      its traces and images
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
-from fixedpoint.config.files import DamagedError, Number, json_text, parse_model, write_atomically
+from fixedpoint.config.files import SCHEMA, DamagedError, Number, parse_model, sealed, unsealed, write_atomically
 
 __all__ = ["CellRow", "Folder", "RunInfo"]
 
@@ -79,7 +78,7 @@ class Folder:
 
     def write_info(self, info: RunInfo) -> None:
         """Write ``run.json``."""
-        write_atomically(self.info, (json_text(info.model_dump(), canonical=False) + "\n").encode())
+        write_atomically(self.info, sealed(info.model_dump()))
 
     def read_info(self) -> RunInfo:
         """Read ``run.json``.
@@ -90,10 +89,8 @@ class Folder:
             When it is missing or cannot be used, with its path.
         """
         try:
-            return parse_model(RunInfo, json.loads(self.info.read_bytes()))
+            return parse_model(RunInfo, unsealed(self.info.read_bytes(), SCHEMA))
         except FileNotFoundError:
             raise DamagedError(f"{self.path} holds no run (it has no run.json)") from None
         except DamagedError as error:
             raise DamagedError(f"{self.info} {error}") from None
-        except ValueError:
-            raise DamagedError(f"{self.info} is cut off or no JSON") from None

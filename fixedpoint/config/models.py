@@ -17,8 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from fixedpoint.config.errors import Path
 from fixedpoint.config.words import bound_broken, type_words, value_words
-from fixedpoint.core.options import option_types
-from fixedpoint.registry.component import nearest
+from fixedpoint.core.options import nearest, option_types
 from fixedpoint.registry.nesting import nested
 
 __all__ = ["model_of", "wrong_options"]

@@ -6,9 +6,7 @@ from a good one.
 
 from __future__ import annotations
 
-import hashlib
 import io
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -17,12 +15,18 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
-from fixedpoint.config.files import DamagedError, Number, json_text, parse_model, write_atomically
+from fixedpoint.config.files import (
+    SCHEMA,
+    DamagedError,
+    Number,
+    digest,
+    parse_model,
+    sealed,
+    unsealed,
+    write_atomically,
+)
 
 __all__ = ["SCHEMA", "Failure", "Record", "arrays_bytes", "read_arrays", "read_record", "write_record"]
-
-SCHEMA = 1
-"""Version of the form of records and of ``run.json``."""
 
 Arrays = Mapping[str, NDArray[np.generic]]
 
@@ -84,9 +88,7 @@ class Record(BaseModel):
 
 def write_record(path: Path, record: Record) -> None:
     """Write a record, atomically, with its checksum."""
-    data = record.model_dump()
-    content = json_text({**data, "checksum": _checksum(data)}, canonical=False) + "\n"
-    write_atomically(path, content.encode())
+    write_atomically(path, sealed(record.model_dump()))
 
 
 def read_record(path: Path, hash: str) -> Record:
@@ -99,21 +101,7 @@ def read_record(path: Path, hash: str) -> Record:
     DamagedError
         Saying what is wrong with it.
     """
-    content = path.read_bytes()
-    if not content.strip():
-        raise DamagedError("is empty")
-    try:
-        data = json.loads(content)
-    except ValueError:  # no JSON, or no UTF-8
-        raise DamagedError("is cut off or no JSON") from None
-    if not isinstance(data, dict):
-        raise DamagedError("does not have the right form (no mapping)")
-    version = data.get("schema_version")
-    if version != SCHEMA:
-        raise DamagedError(f"has the form of another version ({version}, not {SCHEMA})")
-    if data.pop("checksum", None) != _checksum(data):
-        raise DamagedError("was changed after it was written (its checksum does not fit)")
-    record = parse_model(Record, data)
+    record = parse_model(Record, unsealed(path.read_bytes(), SCHEMA))
     if record.hash != hash:
         raise DamagedError("is that of another cell")
     return record
@@ -144,12 +132,3 @@ def read_arrays(path: Path, record: Record) -> dict[str, NDArray[Any]]:
         raise DamagedError("was changed after it was written (its checksum does not fit)")
     with np.load(io.BytesIO(content), allow_pickle=False) as loaded:
         return {name: loaded[name] for name in loaded.files}
-
-
-def digest(content: bytes) -> str:
-    """sha256, in hexadecimal digits."""
-    return hashlib.sha256(content).hexdigest()
-
-
-def _checksum(data: Mapping[str, Any]) -> str:
-    return digest(json_text(data).encode())

@@ -12,9 +12,8 @@ from fixedpoint.config.document import Document
 from fixedpoint.config.errors import Mistake, Path, where
 from fixedpoint.config.models import wrong_options
 from fixedpoint.config.words import value_words
-from fixedpoint.core.options import OptionError, Options, option_types
+from fixedpoint.core.options import OptionError, Options, nearest, option_types
 from fixedpoint.registry import Kind, registry
-from fixedpoint.registry.component import nearest
 from fixedpoint.registry.manager import build
 from fixedpoint.registry.nesting import Choices, nested
 

@@ -15,6 +15,8 @@ __all__ = ["Layout", "Rows"]
 
 Rows = Literal["independent", "joint"]
 
+_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
 
 @dataclass(frozen=True)
 class Leaf:
@@ -126,6 +128,7 @@ class Layout:
         parts = []
         for leaf in self.leaves:
             where = name + leaf.path.removeprefix("z0")
+            self._refuse_kind(where, found[leaf.path])
             tensor = _as_tensor(where, found[leaf.path])
             shape = leaf.shape if self.joint else (self.rows, *leaf.shape)
             if tuple(tensor.shape) != shape:
@@ -147,6 +150,12 @@ class Layout:
     def take(self, count: int) -> Layout:
         """The layout of ``count`` of the rows."""
         return replace(self, rows=count)
+
+    def _refuse_kind(self, where: str, leaf: Any) -> None:
+        """A tensor for an array, or the other way round: converting it would cut the graph, unasked."""
+        wanted = {"torch": "a torch tensor", "numpy": "a numpy array", "python": "a float"}[self.namespace]
+        if _kind(where, leaf) != self.namespace and "torch" in (_kind(where, leaf), self.namespace):
+            raise TypeError(f"{where} must be {wanted} like z0, got {type(leaf).__name__}")
 
     def _present(self, tensor: Tensor) -> Any:
         if self.namespace == "torch":
@@ -228,6 +237,10 @@ def _as_tensor(path: str, leaf: Any) -> Tensor:
         raise TypeError(f"{path} must be real, got {tensor.dtype}; pass torch.view_as_real(z) instead")
     if not tensor.is_floating_point():
         raise TypeError(f"{path} must be of a floating-point dtype, got {tensor.dtype}")
+    if tensor.dtype not in _DTYPES:
+        raise TypeError(f"{path} must be float64, float32, bfloat16 or float16, got {tensor.dtype}")
+    if tensor.layout != torch.strided:
+        raise TypeError(f"{path} must be a dense tensor, got {tensor.layout}")
     return tensor
 
 

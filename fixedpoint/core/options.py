@@ -8,13 +8,14 @@ refused with a sentence before any work is done, whether it came from Python or 
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import functools
 import types
 import typing
-from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, Literal
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, ClassVar, Literal, Self
 
-__all__ = ["OptionError", "Options", "option", "option_types"]
+__all__ = ["OptionError", "Options", "nearest", "option", "option_types"]
 
 
 class OptionError(ValueError, TypeError):
@@ -70,6 +71,13 @@ def _option_types(cls: Any) -> Mapping[str, Any]:
     return {field.name: hints[field.name] for field in dataclasses.fields(cls) if field.init}
 
 
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The second half of a sentence about an unknown name: the nearest known one, or all of them."""
+    known = sorted(known)
+    near = difflib.get_close_matches(name, known, n=1)
+    return f'did you mean "{near[0]}"?' if near else f"known: {', '.join(known) or 'none'}"
+
+
 _LIMITS: tuple[tuple[str, str, Callable[[Any, Any], bool]], ...] = (
     ("ge", "at least", lambda value, bound: value >= bound),
     ("gt", "greater than", lambda value, bound: value > bound),
@@ -92,6 +100,12 @@ class Options:
 
     uses: ClassVar[tuple[str, ...]] = ()
     """Distributions it computes with, e.g. ``("diffusers",)``: the records of a run name their versions."""
+
+    def __new__(cls, *args: Any, **options: Any) -> Self:
+        for given in options:
+            if given not in option_types(cls):
+                raise OptionError(cls.__name__, given, f"is no option; {nearest(given, option_types(cls))}")
+        return super().__new__(cls)
 
     def __post_init__(self) -> None:
         name = type(self).__name__

@@ -121,6 +121,8 @@ class FunctionProblem(Problem):
         self.function = function
         self.layout = Layout.of(z0, rows)
         self._start = self.layout.pack(z0, "z0")
+        if self._start.is_meta:
+            raise ValueError("z0 must hold numbers, got a tensor on the meta device")
         if not bool(self._start.isfinite().all()):
             count = int((~self._start.isfinite()).sum())
             raise ValueError(f"z0 must be finite, got {count} entries that are NaN or Inf")

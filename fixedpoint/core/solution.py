@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import torch
 from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
 from fixedpoint.core.evaluator import Counts
 from fixedpoint.core.layout import Layout
-from fixedpoint.core.status import ConvergenceError, Status
+from fixedpoint.core.status import ConvergenceError, Status, floor_sentence
+from fixedpoint.core.termination import at_rounding_floor
 
 __all__ = ["Solution", "Trace"]
 
@@ -99,10 +102,21 @@ class Solution:
 
     @property
     def message(self) -> str:
-        """One line per status that occurred: how many rows, and what it means."""
-        counted = Counter(self.status)
-        lines = [f"{counted[s]} of {len(self.status)} rows {s.label}: {s.sentence}" for s in sorted(counted)]
+        """One line per status and reason that occurred: how many rows, and what it means."""
+        counted = Counter((status, self._sentence(row, status)) for row, status in enumerate(self.status))
+        rows = len(self.status)
+        lines = [f"{n} of {rows} rows {status.label}: {sentence}" for (status, sentence), n in sorted(counted.items())]
         return "\n".join(lines)
+
+    def _sentence(self, row: int, status: Status) -> str:
+        if status is not Status.STALLED or not self._at_floor[row]:
+            return status.sentence
+        return floor_sentence(str(self.layout.dtype).removeprefix("torch."))
+
+    @functools.cached_property
+    def _at_floor(self) -> list[bool]:
+        floor: list[bool] = at_rounding_floor(self.error, self.scale, torch.finfo(self.layout.dtype).eps).tolist()
+        return floor
 
     def raise_for_status(self) -> Solution:
         """This solution if every row converged.

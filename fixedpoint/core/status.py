@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 
-__all__ = ["ConvergenceError", "Status"]
+__all__ = ["ConvergenceError", "Status", "floor_sentence"]
 
 
 class Status(enum.IntEnum):
@@ -26,6 +26,14 @@ class Status(enum.IntEnum):
     def sentence(self) -> str:
         """What happened, and what to try."""
         return _SENTENCES[self]
+
+
+def floor_sentence(dtype: str) -> str:
+    """What a stalled row has to say whose error is all rounding."""
+    return (
+        f"the tolerance asks for more than {dtype} can give: all that is left of the error is the rounding of {dtype} "
+        "(take a wider dtype or a looser tolerance)"
+    )
 
 
 _SENTENCES = {

@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from jaxtyping import Bool, Int8
+from jaxtyping import Bool, Float, Int8
 from torch import Tensor
 
 from fixedpoint.core.evaluator import Evaluated
 from fixedpoint.core.options import Options, option
 from fixedpoint.core.status import Status
 
-__all__ = ["Judge", "Termination"]
+__all__ = ["Judge", "Termination", "at_rounding_floor"]
 
 # Rounding of f moves the residual by a few units in the last place; below this many the error is noise.
 _FLOOR = 16.0
@@ -42,6 +42,13 @@ class Termination(Options):
     )
     patience: int = option(50, ge=1, help="rounds without any improvement of the error after which a row is stalled")
     divergence: float = option(1e8, gt=1.0, help="growth of the error over its first value that means divergence")
+
+
+def at_rounding_floor(
+    error: Float[Tensor, "B blocks"], scale: Float[Tensor, "B blocks"], eps: float
+) -> Bool[Tensor, " B"]:
+    """Whether all that is left of a row's error is rounding of a dtype with that ``eps``."""
+    return (error <= _FLOOR * eps * scale).all(dim=1)
 
 
 class Judge:
@@ -87,6 +94,6 @@ class Judge:
 
     def _stalled(self, at: Evaluated) -> Bool[Tensor, " B"]:
         assert self._waited is not None
-        at_floor = (at.error <= _FLOOR * self._eps * at.scale).all(dim=1)
+        at_floor = at_rounding_floor(at.error, at.scale, self._eps)
         patience = self.termination.patience
         return at.finite & (self._waited >= torch.where(at_floor, min(_FLOOR_PATIENCE, patience), patience))

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import importlib.util
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
-__all__ = ["KINDS", "Component", "Kind", "nearest"]
+__all__ = ["KINDS", "Component", "Kind"]
 
 Kind = Literal["solver", "gradient", "task", "executor"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -71,10 +70,3 @@ class Component:
         if self.extra:
             return f"pip install 'fixedpoint-solvers[{self.extra}]'"
         return "pip install " + " ".join(self.missing())
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """The second half of a sentence about an unknown name: the nearest known one, or all of them."""
-    known = sorted(known)
-    near = difflib.get_close_matches(name, known, n=1)
-    return f'did you mean "{near[0]}"?' if near else f"known: {', '.join(known) or 'none'}"

@@ -10,8 +10,9 @@ from typing import Any
 
 import pluggy
 
+from fixedpoint.core.options import nearest
 from fixedpoint.registry import builtin, hookspecs
-from fixedpoint.registry.component import KINDS, Component, Kind, nearest
+from fixedpoint.registry.component import KINDS, Component, Kind
 
 __all__ = ["Broken", "Registry", "RegistryError", "UnknownComponentError", "registry"]
 

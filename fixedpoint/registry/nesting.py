@@ -7,10 +7,10 @@ import typing
 from dataclasses import dataclass
 from typing import Any
 
-from fixedpoint.core.options import Options, option_types
+from fixedpoint.core.options import Options, nearest, option_types
 from fixedpoint.core.solver import Solver
 from fixedpoint.gradients.estimator import GradientEstimator
-from fixedpoint.registry.component import Kind, nearest
+from fixedpoint.registry.component import Kind
 
 __all__ = ["Choices", "nested"]
 

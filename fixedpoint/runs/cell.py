@@ -9,9 +9,9 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from fixedpoint.config.files import json_text
+from fixedpoint.config.files import digest, json_text
 from fixedpoint.config.folder import CellRow
-from fixedpoint.config.record import Record, digest
+from fixedpoint.config.record import Record
 
 __all__ = ["Cell", "Finished"]
 

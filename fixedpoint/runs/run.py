@@ -11,8 +11,9 @@ from typing import Any
 import torch
 
 from fixedpoint.config.expectations import broken_expectations
+from fixedpoint.config.files import SCHEMA
 from fixedpoint.config.folder import Folder, RunInfo
-from fixedpoint.config.record import SCHEMA, Record
+from fixedpoint.config.record import Record
 from fixedpoint.config.runfile import RunConfig, to_yaml
 from fixedpoint.registry import registry
 from fixedpoint.runs import host

@@ -6,9 +6,9 @@ import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
-from fixedpoint.config.files import TEMPORARY, DamagedError, write_atomically
+from fixedpoint.config.files import TEMPORARY, DamagedError, digest, write_atomically
 from fixedpoint.config.folder import Folder, RunInfo
-from fixedpoint.config.record import Record, arrays_bytes, digest, read_arrays, read_record, write_record
+from fixedpoint.config.record import Record, arrays_bytes, read_arrays, read_record, write_record
 from fixedpoint.runs.cell import Cell, Finished
 
 __all__ = ["Store"]

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fixedpoint.config.files import json_text
-from fixedpoint.config.record import SCHEMA, Failure, Record
+from fixedpoint.config.files import SCHEMA, json_text
+from fixedpoint.config.record import Failure, Record
 from fixedpoint.core.loop import Progress
 from fixedpoint.core.termination import Termination
 from fixedpoint.registry import registry

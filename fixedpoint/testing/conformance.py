@@ -8,9 +8,9 @@ from typing import Any, Literal
 
 from fixedpoint.chains.serial import Serial
 from fixedpoint.chains.solver import ChainSolver
+from fixedpoint.core.options import nearest
 from fixedpoint.core.solver import Solver
 from fixedpoint.registry import registry
-from fixedpoint.registry.component import nearest
 from fixedpoint.testing.bench import Bench, CheckFailedError, NotApplicableError
 from fixedpoint.testing.chain_bench import ChainBench, SerialBench
 from fixedpoint.testing.checks import CHECKS, Check

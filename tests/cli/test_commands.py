@@ -293,7 +293,9 @@ COLOUR = r"\x1b\[[\d;]*3\d[\d;]*m"
 def test_a_terminal_shows_the_round_and_the_residual_of_the_cell_in_flight(
     tmp_path: Path, toy_environment: dict[str, str], colour: bool
 ) -> None:
-    (tmp_path / "study.yaml").write_text("tasks: [{name: toy, slope: {value: 0.9}}]\nsolvers: [picard]\nseeds: [0, 1]\n")
+    (tmp_path / "study.yaml").write_text(
+        "tasks: [{name: toy, slope: {value: 0.9}}]\nsolvers: [picard]\nseeds: [0, 1]\n"
+    )
     environment = toy_environment if colour else toy_environment | {"NO_COLOR": "1"}
     seen = on_a_terminal("run", "study.yaml", "-o", "out", folder=tmp_path, environment=environment)
     assert re.search(r"round \d+, residual \d\.\de-\d\d  toy", seen)

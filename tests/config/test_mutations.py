@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from ruamel.yaml import YAML
 
 from fixedpoint.config.document import parse
-from fixedpoint.config.errors import ConfigError
-from fixedpoint.config.runfile import load, to_yaml
+from fixedpoint.config.errors import ConfigError, Mistake
+from fixedpoint.config.runfile import RunConfig, load, to_yaml
 from fixedpoint.runs.plan import plan
 
 pytestmark = pytest.mark.usefixtures("toys")
@@ -86,7 +86,9 @@ VALUES = st.one_of(
     st.just([]),
     st.just({}),
     st.lists(st.integers(-1, 1), max_size=3),
-    st.dictionaries(st.sampled_from(["name", "memory", "label", "x"]), st.integers(0, 2) | st.text(max_size=3), max_size=2),
+    st.dictionaries(
+        st.sampled_from(["name", "memory", "label", "x"]), st.integers(0, 2) | st.text(max_size=3), max_size=2
+    ),
 )
 FEW = hypothesis.settings(max_examples=150, suppress_health_check=list(hypothesis.HealthCheck))
 MANY = hypothesis.settings(FEW, max_examples=5000)
@@ -133,15 +135,21 @@ def _places(tree: Any) -> Iterator[tuple[Any, Any]]:
         yield from _places(tree[key])
 
 
+def loaded(file: Path) -> tuple[RunConfig | None, tuple[Mistake, ...]]:
+    try:
+        return load(file), ()
+    except ConfigError as error:
+        return None, error.mistakes
+
+
 def read(text: str, folder: Path) -> bool:
     """Whether the text is a good run file; a bad one is refused in lines with their place."""
     file = folder / "study.yaml"
     file.write_bytes(text.encode("utf-8", "surrogatepass"))
-    try:
-        config = load(file)
-    except ConfigError as error:
-        assert error.mistakes
-        for mistake in error.mistakes:
+    config, mistakes = loaded(file)
+    if config is None:
+        assert mistakes
+        for mistake in mistakes:
             assert len(str(mistake).splitlines()) == 1
             assert str(mistake).startswith((f"{file}:", "nowhere.yaml", str(folder)))
             assert len(str(mistake)) < 1100 + len(str(file))

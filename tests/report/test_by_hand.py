@@ -8,8 +8,9 @@ import matplotlib.figure
 import numpy as np
 from numpy.typing import NDArray
 
+from fixedpoint.config.files import SCHEMA
 from fixedpoint.config.folder import CellRow
-from fixedpoint.config.record import SCHEMA, Record
+from fixedpoint.config.record import Record
 from fixedpoint.report.curves import curves_of
 from fixedpoint.report.plot import svg
 from fixedpoint.report.reading import Entry, Group

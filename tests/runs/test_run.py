@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 import torch
 
+from fixedpoint.config.files import SCHEMA
 from fixedpoint.config.folder import Folder
-from fixedpoint.config.record import SCHEMA, read_arrays, read_record
+from fixedpoint.config.record import read_arrays, read_record
 from fixedpoint.config.runfile import load
 from fixedpoint.registry import hookimpl, registry
 from fixedpoint.runs.plan import plan

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -45,3 +46,20 @@ def toy_environment() -> dict[str, str]:
     toys = Path(__file__).parent / "toys"
     paths = os.pathsep.join([str(toys), str(toys / "installed"), os.environ.get("PYTHONPATH", "")])
     return {**os.environ, "PYTHONPATH": paths.rstrip(os.pathsep), "COLUMNS": "80", "OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture(scope="session")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The documentation, built strictly, once."""
+    target = tmp_path_factory.mktemp("site")
+    done = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(target)],
+        cwd=Path(__file__).parents[1],
+        env={**os.environ, "NO_COLOR": "1", "NO_MKDOCS_2_WARNING": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return target

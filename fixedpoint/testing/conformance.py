@@ -127,7 +127,7 @@ def _outcome(check: Check, bench: Bench) -> CheckRow:
     try:
         detail = check.body(bench)
     except NotApplicableError as reason:
-        return CheckRow(check.name, "does not apply", f"does not apply: {reason}", check.explanation)
+        return CheckRow(check.name, "does not apply", str(reason), check.explanation)
     except CheckFailedError as failure:
         return CheckRow(check.name, "failed", str(failure), check.explanation)
     except Exception as error:  # a stranger's solver may raise anything; the check says what

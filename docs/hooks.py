@@ -1,0 +1,120 @@
+"""A page for every component there is, made as the site is built, from what ``fixedpoint show`` shows."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import sys
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+
+from fixedpoint.config.describe import OptionRow, describe
+from fixedpoint.registry import KINDS, Component, Kind, registry
+
+TITLES: dict[Kind, str] = {
+    "solver": "Solvers",
+    "gradient": "Gradient estimators",
+    "task": "Tasks",
+    "executor": "Executors",
+}
+INDEX = "components.md"
+
+
+def on_config(config: MkDocsConfig) -> MkDocsConfig:
+    """The pages take their place in the navigation, under the one that lists them."""
+    config.nav = _expanded(config.nav)
+    return config
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    files.append(File.generated(config, INDEX, content="\n".join(_index())))
+    for kind in KINDS:
+        for component in registry.components(kind).values():
+            files.append(File.generated(config, _address(kind, component), content="\n".join(_page(kind, component))))
+    return files
+
+
+def _expanded(nav: Any) -> Any:
+    if isinstance(nav, list):
+        return [_expanded(item) for item in nav]
+    if isinstance(nav, dict):
+        return {title: _section() if item == INDEX else _expanded(item) for title, item in nav.items()}
+    return nav
+
+
+def _section() -> list[Any]:
+    return [INDEX, *({TITLES[kind]: [{c.name: _address(kind, c)} for c in _components(kind)]} for kind in KINDS)]
+
+
+def _components(kind: Kind) -> Iterable[Component]:
+    return registry.components(kind).values()
+
+
+def _address(kind: Kind, component: Component) -> str:
+    return f"components/{kind}s/{component.name}.md"
+
+
+def _index() -> Iterator[str]:
+    yield "# Components\n"
+    yield "Everything that has a name: in run files, in `fixedpoint.solve(..., solver=...)`, on the command line."
+    yield "`fixedpoint list` shows those of your own environment, plugins included.\n"
+    for kind in KINDS:
+        yield f"## {TITLES[kind]}\n"
+        for component in _components(kind):
+            yield f"[`{component.name}`]({_address(kind, component)})"
+            yield f":   {_markdown(component.summary)}\n"
+
+
+def _page(kind: Kind, component: Component) -> Iterator[str]:
+    yield f"# {component.name}\n"
+    if component.summary:
+        yield f"{_sentence(_markdown(component.summary))}\n"
+    yield f"*A {kind} of {component.source} {component.version}.*\n"
+    if component.missing():
+        yield f"It needs {', '.join(component.missing())}:\n"
+        yield f"```\n{component.install_command()}\n```"
+        return
+    found = describe(kind, component.name)
+    yield f"{_markdown(found.text)}\n"
+    yield "## In a run file\n"
+    yield f"```yaml\n{found.example}\n```\n"
+    for title, rows in (("Options", found.options), *found.choices.items()):
+        if rows:
+            yield f"## {title}\n"
+            yield from _options(rows)
+    factory: Any = component.load()
+    text = inspect.getdoc(sys.modules[factory.__module__])
+    if text:
+        yield "## How it works\n"
+        yield f"{_markdown(text)}\n"
+    if component.references:
+        yield "## References\n"
+        yield from (f"- {_markdown(reference)}" for reference in component.references)
+
+
+def _options(rows: Iterable[OptionRow]) -> Iterator[str]:
+    for row in rows:
+        default = "required" if row.default is None else f"default `{row.default}`"
+        allowed = f"{row.type}, {row.range}" if row.range else row.type
+        yield f"`{row.name}`"
+        yield f":   {_sentence(_markdown(row.help))}"
+        yield f"    *{_markdown(allowed)}; {default}*\n"
+
+
+def _sentence(text: str) -> str:
+    return text[:1].upper() + text[1:] + ("" if text.endswith((".", "?", ")")) else ".")
+
+
+def _markdown(text: str) -> str:
+    """A docstring as Markdown: references to objects as code; what is not code cannot be taken for markup."""
+    text = re.sub(r":\w+:`~?([^`]+)`", r"`\1`", text)
+    lines = text.splitlines()
+    return "\n".join(line if line.startswith("    ") else _plain(line) for line in lines)
+
+
+def _plain(line: str) -> str:
+    parts = re.split(r"(``.*?``|`[^`]*`)", line)
+    return "".join(p if p.startswith("`") else p.replace("<", "&lt;").replace("_", r"\_") for p in parts)

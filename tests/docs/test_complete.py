@@ -1,0 +1,114 @@
+"""What there is stands in the documentation: commands, hooks, statuses, keys, components, names."""
+
+from __future__ import annotations
+
+import html
+import inspect
+import re
+from pathlib import Path
+
+import pytest
+import typer.main
+from doc_pages import ROOT, sections
+
+import fixedpoint
+from fixedpoint.cli.main import app
+from fixedpoint.config.describe import describe
+from fixedpoint.config.runfile import RunFile
+from fixedpoint.core.options import option_types
+from fixedpoint.core.status import Status
+from fixedpoint.core.termination import Termination
+from fixedpoint.registry import KINDS, hookspecs, registry
+
+PROGRAM = typer.main.get_command(app)
+HOOKS = [name for name in vars(hookspecs) if name.startswith("fixedpoint_")]
+
+
+def spelt(text: str, word: str) -> bool:
+    """Whether the word stands in the text as code, alone or with what follows it."""
+    return re.search(rf"`{re.escape(word)}(?![\w-])[^`]*`", text) is not None
+
+
+def table_rows(text: str) -> dict[str, str]:
+    """The rows of the tables of a text, by the code in their first column."""
+    rows = {}
+    for line in text.splitlines():
+        match = re.match(r"\| `([^`]+)` \|(.*)\|$", line)
+        if match:
+            rows[match[1]] = match[2]
+    return rows
+
+
+@pytest.mark.parametrize("name", PROGRAM.commands)
+def test_every_command_with_all_it_takes(name: str) -> None:
+    section = sections("docs/command-line.md").get(name)
+    assert section is not None, f"no section on {name}"
+    for parameter in PROGRAM.commands[name].params:
+        names = parameter.opts if parameter.param_type_name == "option" else [parameter.metavar]
+        for each in names:
+            assert spelt(section, each), f"{name}: {each} is not documented"
+
+
+def test_no_command_or_option_that_is_none() -> None:
+    known = {option for command in PROGRAM.commands.values() for p in command.params for option in p.opts}
+    known |= {option for p in PROGRAM.params for option in p.opts} | {"--help", "-h"}
+    for title, text in sections("docs/command-line.md").items():
+        shown = set(re.findall(r"`(--?[a-z][a-z-]*)", text))
+        assert shown <= known, title
+        if re.search(r"^`[^`]+`( \.\.\.)?(, `[^`]+`)*\n:   ", text, re.MULTILINE):
+            assert title in PROGRAM.commands, title
+
+
+@pytest.mark.parametrize("name", HOOKS)
+def test_every_hook(name: str) -> None:
+    rows = table_rows(sections("docs/write-a-plugin-package.md")["Every hook"])
+    assert name in rows
+    for argument in inspect.signature(getattr(hookspecs, name)).parameters:
+        assert spelt(rows[name], argument), f"{name}: {argument}"
+    implemented = "".join(path for path in sections("docs/write-a-plugin-package.md").values())
+    assert f"@hookimpl\ndef {name}(" in implemented, f"no example of {name}"
+
+
+@pytest.mark.parametrize("status", [status for status in Status if status is not Status.RUNNING])
+def test_every_status_with_what_it_means(status: Status) -> None:
+    rows = table_rows(sections("docs/getting-started.md")["When is it done?"])
+    assert status.label in rows
+    gist = re.split(r"[;:(]|, ", status.sentence)[0].strip()
+    assert gist in rows[status.label].replace("`", ""), gist
+
+
+def test_the_table_of_statuses_has_no_other() -> None:
+    rows = table_rows(sections("docs/getting-started.md")["When is it done?"])
+    assert set(rows) == {status.label for status in Status} - {"running"}
+
+
+@pytest.mark.parametrize(("heading", "options"), [("Keys", RunFile), ("Termination", Termination)])
+def test_every_key_of_a_run_file(heading: str, options: type) -> None:
+    assert set(table_rows(sections("docs/run-files.md")[heading])) == set(option_types(options))
+
+
+@pytest.mark.parametrize("name", fixedpoint.__all__)
+def test_every_public_name(name: str) -> None:
+    page = (ROOT / "docs/api.md").read_text()
+    assert re.search(rf"^::: fixedpoint[\w.]*\.{name}$|`fixedpoint\.{name}`", page, re.MULTILINE), name
+
+
+@pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind in KINDS for name in registry.components(kind)])
+def test_every_component_has_its_page(site: Path, kind: str, name: str) -> None:
+    component = registry.components(kind)[name]
+    if component.source != "fixedpoint-solvers":
+        pytest.skip("brought by somebody else")
+    index = (site / "components" / "index.html").read_text()
+    assert f'href="{kind}s/{name}/"' in index
+    page = (site / "components" / f"{kind}s" / name / "index.html").read_text()
+    text = " ".join(html.unescape(re.sub(r"<[^>]+>", "", page)).split())
+    found = describe(kind, name)
+    assert found.example in text
+    assert " ".join(found.text.split()).replace("``", "") in text
+    for reference in component.references:
+        assert reference in text
+    for row in (*found.options, *(row for rows in found.choices.values() for row in rows)):
+        assert f"<code>{row.name}</code>" in page, row.name
+        said = f"{row.type}, {row.range}" if row.range else row.type
+        assert f"{said}; {'required' if row.default is None else f'default {row.default}'}" in text, row.name
+        assert row.help[1:].replace("`", "") in text, row.name

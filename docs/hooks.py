@@ -1,4 +1,4 @@
-"""A page for every component there is, made as the site is built, from what ``fixedpoint show`` shows."""
+"""A page for every component, made as the site is built; as ``fixedpoint show`` has it."""
 
 from __future__ import annotations
 
@@ -33,7 +33,13 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     files.append(File.generated(config, INDEX, content="\n".join(_index())))
     for kind in KINDS:
         for component in registry.components(kind).values():
-            files.append(File.generated(config, _address(kind, component), content="\n".join(_page(kind, component))))
+            files.append(
+                File.generated(
+                    config,
+                    _address(kind, component),
+                    content="\n".join(_page(kind, component)),
+                )
+            )
     return files
 
 
@@ -41,12 +47,21 @@ def _expanded(nav: Any) -> Any:
     if isinstance(nav, list):
         return [_expanded(item) for item in nav]
     if isinstance(nav, dict):
-        return {title: _section() if item == INDEX else _expanded(item) for title, item in nav.items()}
+        return {
+            title: _section() if item == INDEX else _expanded(item)
+            for title, item in nav.items()
+        }
     return nav
 
 
 def _section() -> list[Any]:
-    return [INDEX, *({TITLES[kind]: [{c.name: _address(kind, c)} for c in _components(kind)]} for kind in KINDS)]
+    return [
+        INDEX,
+        *(
+            {TITLES[kind]: [{c.name: _address(kind, c)} for c in _components(kind)]}
+            for kind in KINDS
+        ),
+    ]
 
 
 def _components(kind: Kind) -> Iterable[Component]:
@@ -59,7 +74,7 @@ def _address(kind: Kind, component: Component) -> str:
 
 def _index() -> Iterator[str]:
     yield "# Components\n"
-    yield "Everything that has a name: in run files, in `fixedpoint.solve(..., solver=...)`, on the command line."
+    yield "All that has a name, in run files, on the command line and in `fixedpoint.solve`."
     yield "`fixedpoint list` shows those of your own environment, plugins included.\n"
     for kind in KINDS:
         yield f"## {TITLES[kind]}\n"
@@ -109,7 +124,7 @@ def _sentence(text: str) -> str:
 
 
 def _markdown(text: str) -> str:
-    """A docstring as Markdown: references to objects as code; what is not code cannot be taken for markup."""
+    """A docstring as Markdown; what is not code cannot be taken for markup."""
     text = re.sub(r":\w+:`~?([^`]+)`", r"`\1`", text)
     lines = text.splitlines()
     return "\n".join(line if line.startswith("    ") else _plain(line) for line in lines)
@@ -117,4 +132,7 @@ def _markdown(text: str) -> str:
 
 def _plain(line: str) -> str:
     parts = re.split(r"(``.*?``|`[^`]*`)", line)
-    return "".join(p if p.startswith("`") else p.replace("<", "&lt;").replace("_", r"\_") for p in parts)
+    return "".join(
+        p if p.startswith("`") else p.replace("<", "&lt;").replace("_", r"\_")
+        for p in parts
+    )

@@ -1,8 +1,9 @@
-"""A page for every component, made as the site is built; as ``fixedpoint show`` has it."""
+"""A page for every component, made with the site, as ``fixedpoint show`` has it."""
 
 from __future__ import annotations
 
 import inspect
+import json
 import re
 import sys
 from collections.abc import Iterable, Iterator
@@ -74,7 +75,7 @@ def _address(kind: Kind, component: Component) -> str:
 
 def _index() -> Iterator[str]:
     yield "# Components\n"
-    yield "All that has a name, in run files, on the command line and in `fixedpoint.solve`."
+    yield "All that has a name in run files, on the command line and in Python."
     yield "`fixedpoint list` shows those of your own environment, plugins included.\n"
     for kind in KINDS:
         yield f"## {TITLES[kind]}\n"
@@ -84,9 +85,8 @@ def _index() -> Iterator[str]:
 
 
 def _page(kind: Kind, component: Component) -> Iterator[str]:
+    yield f"---\ndescription: {json.dumps(component.summary)}\n---\n"
     yield f"# {component.name}\n"
-    if component.summary:
-        yield f"{_sentence(_markdown(component.summary))}\n"
     yield f"*A {kind} of {component.source} {component.version}.*\n"
     if component.missing():
         yield f"It needs {', '.join(component.missing())}:\n"
@@ -112,15 +112,11 @@ def _page(kind: Kind, component: Component) -> Iterator[str]:
 
 def _options(rows: Iterable[OptionRow]) -> Iterator[str]:
     for row in rows:
-        default = "required" if row.default is None else f"default `{row.default}`"
+        default = "required" if row.default is None else f"default {row.default}"
         allowed = f"{row.type}, {row.range}" if row.range else row.type
         yield f"`{row.name}`"
-        yield f":   {_sentence(_markdown(row.help))}"
-        yield f"    *{_markdown(allowed)}; {default}*\n"
-
-
-def _sentence(text: str) -> str:
-    return text[:1].upper() + text[1:] + ("" if text.endswith((".", "?", ")")) else ".")
+        yield f":   {_markdown(row.help)}<br>"
+        yield f"    *{_markdown(allowed)}; {_markdown(default)}*\n"
 
 
 def _markdown(text: str) -> str:

@@ -39,6 +39,11 @@ def table_rows(text: str) -> dict[str, str]:
     return rows
 
 
+def plain_text(page: str) -> str:
+    """What is read of a page, white space made one."""
+    return " ".join(html.unescape(re.sub(r"<br ?/?>", " ", re.sub(r"</?(?!br)[^>]+>", "", page))).split())
+
+
 @pytest.mark.parametrize("name", PROGRAM.commands)
 def test_every_command_with_all_it_takes(name: str) -> None:
     section = sections("docs/command-line.md").get(name)
@@ -100,8 +105,9 @@ def test_every_component_has_its_page(site: Path, kind: str, name: str) -> None:
         pytest.skip("brought by somebody else")
     index = (site / "components" / "index.html").read_text()
     assert f'href="{kind}s/{name}/"' in index
+    assert component.summary in plain_text(index)
     page = (site / "components" / f"{kind}s" / name / "index.html").read_text()
-    text = " ".join(html.unescape(re.sub(r"<[^>]+>", "", page)).split())
+    text = plain_text(page)
     found = describe(kind, name)
     assert found.example in text
     assert " ".join(found.text.split()).replace("``", "") in text
@@ -111,4 +117,4 @@ def test_every_component_has_its_page(site: Path, kind: str, name: str) -> None:
         assert f"<code>{row.name}</code>" in page, row.name
         said = f"{row.type}, {row.range}" if row.range else row.type
         assert f"{said}; {'required' if row.default is None else f'default {row.default}'}" in text, row.name
-        assert row.help[1:].replace("`", "") in text, row.name
+        assert row.help.replace("`", "") in text, row.name

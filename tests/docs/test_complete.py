@@ -44,6 +44,11 @@ def plain_text(page: str) -> str:
     return " ".join(html.unescape(re.sub(r"<br ?/?>", " ", re.sub(r"</?(?!br)[^>]+>", "", page))).split())
 
 
+def bare(text: str) -> str:
+    """Without markup: bullets, asterisks and backticks."""
+    return " ".join(re.sub(r"^- |[`*]", "", text, flags=re.MULTILINE).split())
+
+
 @pytest.mark.parametrize("name", PROGRAM.commands)
 def test_every_command_with_all_it_takes(name: str) -> None:
     section = sections("docs/command-line.md").get(name)
@@ -111,6 +116,8 @@ def test_every_component_has_its_page(site: Path, kind: str, name: str) -> None:
     found = describe(kind, name)
     assert found.example in text
     assert " ".join(found.text.split()).replace("``", "") in text
+    explained = inspect.getdoc(inspect.getmodule(component.load())) or ""
+    assert bare(explained) in bare(text)
     for reference in component.references:
         assert reference in text
     for row in (*found.options, *(row for rows in found.choices.values() for row in rows)):

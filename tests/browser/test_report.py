@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -16,15 +14,6 @@ from fixedpoint.runs.run import execute
 
 pytestmark = pytest.mark.browser
 
-CHROMIUM = Path("/usr/bin/chromium")
-FLAGS = [
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 STUDY = """
 name: a_name_that_is_long_and_has_no_space_in_it_at_all_so_that_it_must_be_broken_somewhere
 tasks:
@@ -43,21 +32,6 @@ def page_file(tmp_path: Path, toys: ModuleType) -> Path:
     execute(load(tmp_path / "study.yaml"), tmp_path / "run")
     build(read_run(tmp_path / "run"))
     return tmp_path / "run" / "report.html"
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[object]:
-    if not CHROMIUM.exists():
-        reason = f"needs a headless Chromium at {CHROMIUM}"
-        if os.environ.get("FIXEDPOINT_NO_SKIP"):
-            pytest.fail(reason)
-        pytest.skip(reason)
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=str(CHROMIUM), args=FLAGS)
-        yield chromium
-        chromium.close()
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -32,7 +32,7 @@ class Component:
     requires
         Import names the factory needs beyond what the base installation brings, e.g. ``("diffusers",)``.
     extra
-        The pip extra that brings them, e.g. ``"diffusion"``.
+        The extra of the distribution the component comes from that brings them, e.g. ``"diffusion"``.
     """
 
     name: str
@@ -68,5 +68,6 @@ class Component:
     def install_command(self) -> str:
         """The command that installs what is missing."""
         if self.extra:
-            return f"pip install 'fixedpoint-solvers[{self.extra}]'"
+            distribution = self.source if self.version else "fixedpoint-solvers"
+            return f"pip install '{distribution}[{self.extra}]'"
         return "pip install " + " ".join(self.missing())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import types
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -136,6 +136,8 @@ def test_missing_extras_are_named_with_the_command_that_brings_them(registry):
         registry.create("solver", "needy")
     stranger = Component("needy", "nowhere:Thing", requires=("no_such_module_here",))
     assert stranger.install_command() == "pip install no_such_module_here"
+    installed = replace(needy, source="fixedpoint-heatlab", version="0.1.0")
+    assert installed.install_command() == "pip install 'fixedpoint-heatlab[diffusion]'"
     assert Component("plain", Halver, requires=("torch",)).missing() == ()
 
 

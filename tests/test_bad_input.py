@@ -95,6 +95,10 @@ FUNCTIONS = {
     "another device": (lambda: solve(lambda z: z.to("meta"), X), r"f\(z\) must be on cpu like z0, got meta"),
     "another structure": (lambda: solve(lambda z: (z, z), X), "must have the structure of z0"),
     "one of two": (lambda: solve(lambda z: {"a": z["a"]}, {"a": X, "b": X}), "must have the structure of z0"),
+    "an array for a list": (
+        lambda: solve(np.cos, [1.0, 2.0]),
+        r"structure of z0, z0\[0\] a float, z0\[1\] a float, got f\(z\) \(2,\); for a function of arrays start from an",
+    ),
     "nothing": (lambda: solve(lambda _: None, X), r"f\(z\) must be a tensor, an array or a float, got NoneType"),
     "an array for a tensor": (
         lambda: solve(lambda z: z.numpy(), X),

@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 
 from fixedpoint.config.document import Document, parse, read_text
 from fixedpoint.config.errors import ConfigError, Path, Place, where
+from fixedpoint.core.options import nearest
 
 __all__ = ["apply_overrides", "load_document"]
 
@@ -128,6 +129,8 @@ def _set(document: Document, path: Path, value: Any) -> None:
             if isinstance(part, int):
                 _refuse(path[:depth], part, "is a mapping, not a list")
             if not at_end and holder.get(part) is None:
+                if isinstance(path[depth + 1], int):
+                    raise ConfigError.at(Place("override"), f"there is no {part}; {nearest(part, holder)}", path)
                 holder[part] = {}
                 document.values[path[: depth + 1]] = Place("override")
             elif not at_end and isinstance(holder[part], str):

@@ -121,10 +121,11 @@ class Layout:
         TypeError, ValueError
             Naming what differs from the layout: structure, shape, dtype or device.
         """
-        expected = "a float" if self.namespace == "python" else self._structure()
         found: dict[str, Any] = dict(_leaves(value, "z0"))
         if set(found) != {leaf.path for leaf in self.leaves}:
-            raise TypeError(f"{name} must have the structure of z0, {expected}, got {_outline(value)}")
+            arrays = self.namespace == "python" and isinstance(value, np.ndarray)
+            hint = "; for a function of arrays start from an array" if arrays else ""
+            raise TypeError(f"{name} must have the structure of z0, {self._structure()}, got {_outline(value)}{hint}")
         parts = []
         for leaf in self.leaves:
             where = name + leaf.path.removeprefix("z0")
@@ -167,6 +168,8 @@ class Layout:
         return array
 
     def _structure(self) -> str:
+        if self.namespace == "python":
+            return ", ".join(f"{leaf.path} a float" for leaf in self.leaves)
         return ", ".join(f"{leaf.path} {leaf.shape}" for leaf in self.leaves)
 
 

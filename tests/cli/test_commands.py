@@ -118,6 +118,10 @@ def test_a_broken_expectation_ends_with_status_1_and_a_sentence(program: Program
         (("run", "study.yaml"), 'study.yaml:2:11: solvers[0]: unknown solver "pikard"; did you mean "picard"?'),
         (("run", "other.yaml"), "other.yaml: no such file"),
         (("run", "study.yaml", "tasks[7]=x"), "override: tasks[7]: tasks has 1 item, counted from 0"),
+        (
+            ("run", "study.yaml", "solver[0]=picard"),
+            'override: solver[0]: there is no solver; did you mean "solvers"?',
+        ),
         (("report", "nowhere"), "nowhere holds no run (it has no run.json)"),
         (("show", "andersen"), 'unknown component "andersen"; did you mean "anderson"?'),
         (("show", "far"), "'far' needs surely_not_installed: pip install 'fixedpoint-solvers[far]'"),

@@ -88,6 +88,7 @@ def parse(text: str, file: str) -> Document:
         Where the text is no YAML, or holds something a run file has no use for.
     """
     yaml = YAML(typ="safe", pure=True)
+    yaml.composer.warn_double_anchors = False  # YAML allows to set an anchor anew; the last one counts
     try:
         root: Node | None = yaml.compose(text)
         document = Document(None, file, values={(): Place(file, 1, 1)})

@@ -55,6 +55,11 @@ def test_a_byte_order_mark_and_windows_lines_are_fine(tmp_path: Path) -> None:
     assert load(file).solvers[0].config["name"] == "picard"
 
 
+def test_an_anchor_may_be_set_anew(tmp_path: Path) -> None:
+    config = loaded(tmp_path, "tasks: [toy]\nsolvers: [&a picard, {name: anderson, label: &a other}]\nname: *a\n")
+    assert config.name == "other"
+
+
 def test_labels_say_what_sets_a_solver_apart(tmp_path: Path) -> None:
     solvers = (
         "[picard, {name: chain, preconditioner: zero}, {name: chain, accelerator: {name: anderson, memory: 3}},"

@@ -9,6 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from jsonschema import Draft202012Validator
+
+from fixedpoint.config.document import parse
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "examples" / "fixedpoint_example"
@@ -81,6 +84,16 @@ def test_show_explains_a_strangers_options(run):
     text = run("-m", "fixedpoint", "show", "irons-tuck").stdout
     assert "shortest" in text
     assert "smallest length of a step, in residuals" in text
+
+
+def test_the_run_file_fits_the_schema_that_knows_the_package(run):
+    schema = json.loads(run("-m", "fixedpoint", "schema").stdout)
+    text = (EXAMPLE / "compare.yaml").read_text(encoding="utf-8")
+    assert text.startswith("# yaml-language-server: $schema=run.schema.json\n")
+    validator = Draft202012Validator(schema)
+    assert [error.message for error in validator.iter_errors(parse(text, "compare.yaml").data)] == []
+    misspelt = parse(text.replace("discount", "discuont"), "compare.yaml").data
+    assert list(validator.iter_errors(misspelt))
 
 
 def test_check_passes_the_strangers_solver(run):

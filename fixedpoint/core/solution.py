@@ -18,7 +18,7 @@ from fixedpoint.core.layout import Layout
 from fixedpoint.core.status import ConvergenceError, Status, floor_sentence
 from fixedpoint.core.termination import at_rounding_floor
 
-__all__ = ["Solution", "Trace"]
+__all__ = ["Claim", "Solution", "Trace"]
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,31 @@ class Trace:
 
     error: NDArray[np.float64]
     relative: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What a solver that owns its loop says of its own answer: ``solution.extras["claimed"]``, where there is one.
+
+    It stands beside what was judged from outside, so that false claims can be counted:
+    ``(claim.converged & ~solution.converged).sum()``.
+
+    Attributes
+    ----------
+    converged
+        Shape ``(B,)``: whether it holds the row for converged, to its own tolerance.
+    residual
+        Shape ``(B,)``, float64: the norm of the residual it reports; divided by that of the value if ``relative``.
+    relative
+        Whether residual and tolerance are relative to the size of ``f(z)``.
+    tolerance
+        What it was asked for, in its own terms.
+    """
+
+    converged: NDArray[np.bool_]
+    residual: NDArray[np.float64]
+    relative: bool
+    tolerance: float
 
 
 @dataclass(frozen=True)
@@ -58,7 +83,8 @@ class Solution:
     layout
         How the state corresponds to the user's value.
     extras
-        What a solver or gradient estimator wants to hand on (an inverse estimate, an adjoint report).
+        What a solver or gradient estimator wants to hand on (an inverse estimate, an adjoint report, a
+        :class:`Claim` of a solver that is judged from outside).
     """
 
     state: Float[Tensor, "B D"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Generic, Protocol, TypeVar, runtime_checkable
 
 from jaxtyping import Bool, Float
@@ -29,6 +29,15 @@ class Solver(Options, ABC):
 
     needs: ClassVar[frozenset[str]] = frozenset()
     provides: ClassVar[frozenset[str]] = frozenset()
+
+    @property
+    def known_faults(self) -> Mapping[str, str]:
+        """Checks of ``fixedpoint.testing`` that this solver fails by its nature, each with the fault.
+
+        For solvers of other libraries, wrapped as they are. The table is that of the default options; with others a
+        fault may be gone, and the report says so.
+        """
+        return {}
 
     @abstractmethod
     def solve(

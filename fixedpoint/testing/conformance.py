@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from fixedpoint.chains.serial import Serial
@@ -28,7 +28,8 @@ class CheckRow:
     name
         The check.
     outcome
-        ``"passed"``, ``"failed"`` or ``"does not apply"``.
+        ``"passed"``, ``"failed"``, ``"does not apply"``; for a check that was expected to fail, ``"expected failure"``
+        or, where it did not, ``"unexpected pass"``.
     detail
         What was seen; where the solver failed; or why the check does not apply.
     explanation
@@ -36,14 +37,14 @@ class CheckRow:
     """
 
     name: str
-    outcome: Literal["passed", "failed", "does not apply"]
+    outcome: Literal["passed", "failed", "does not apply", "expected failure", "unexpected pass"]
     detail: str
     explanation: str = ""
 
     @property
     def passed(self) -> bool:
-        """Not failed: a check that does not apply counts as passed."""
-        return self.outcome != "failed"
+        """As it should be: a check that does not apply counts as passed, and so does an expected failure."""
+        return self.outcome not in ("failed", "unexpected pass")
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class CheckReport:
 
     @property
     def passed(self) -> bool:
-        """Whether no check failed."""
+        """Whether no check failed, but those expected to, and all of those."""
         return all(row.passed for row in self.rows)
 
     def raise_for_failures(self) -> CheckReport:
@@ -81,6 +82,7 @@ def check_solver(
     solver: str | Mapping[str, Any] | Solver,
     *,
     only: Iterable[str] | None = None,
+    expected: Mapping[str, str] | None = None,
 ) -> CheckReport:
     """Check a solver against everything the library promises of solvers.
 
@@ -93,6 +95,9 @@ def check_solver(
         The name of a registered solver, a mapping of ``name`` and options, or a solver.
     only
         Names of checks; by default all (``fixedpoint.testing.CHECKS``).
+    expected
+        Checks that are to fail, each with the fault that makes them; by default the solver's ``known_faults``. They
+        are strict: one that passes, or no longer applies, is an ``"unexpected pass"``, which counts as a failure.
 
     Returns
     -------
@@ -108,11 +113,12 @@ def check_solver(
     if not isinstance(built, Solver):
         raise TypeError(f"solver must be a name, a mapping or a Solver, got {built!r}")
     wanted = list(CHECKS if only is None else only)
-    for name in wanted:
+    faults = built.known_faults if expected is None else expected
+    for name in (*wanted, *faults):
         if name not in CHECKS:
             raise ValueError(f"unknown check {name!r}; {nearest(name, CHECKS)}")
     bench = _bench(built)
-    return CheckReport(built, tuple(_outcome(CHECKS[name], bench) for name in wanted))
+    return CheckReport(built, tuple(_against(faults.get(name), _outcome(CHECKS[name], bench)) for name in wanted))
 
 
 def _bench(solver: Solver) -> Bench:
@@ -121,6 +127,15 @@ def _bench(solver: Solver) -> Bench:
     if isinstance(solver, ChainSolver) or "chain" in solver.needs:
         return ChainBench(solver)
     return PlainBench(solver)
+
+
+def _against(fault: str | None, row: CheckRow) -> CheckRow:
+    """The outcome of a check in the light of the fault that it is expected to show."""
+    if fault is None:
+        return row
+    if row.outcome == "failed":
+        return replace(row, outcome="expected failure", detail=f"{fault} ({row.detail})")
+    return replace(row, outcome="unexpected pass", detail=f"was expected to fail: {fault} ({row.detail})")
 
 
 def _outcome(check: Check, bench: Bench) -> CheckRow:

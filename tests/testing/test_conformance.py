@@ -60,7 +60,10 @@ def test_checks_that_do_not_apply_say_why():
     assert row.outcome == "does not apply"
     assert row.detail == "the solver has no option named relaxation"
     serial = {row.name for row in check_solver("serial").rows if row.outcome == "does not apply"}
-    assert serial == {"solved-start", "max-rounds", "diverging", "relaxation", "structure"}
+    assert serial == {
+        *("solved-start", "max-rounds", "diverging", "relaxation", "structure"),
+        *("best-returned", "memory", "claimed-error", "claimed-convergence"),
+    }
 
 
 def test_every_check_explains_itself():
@@ -89,6 +92,45 @@ def test_what_is_no_solver_is_refused():
 def test_an_unknown_check_is_refused_with_the_nearest_name():
     with pytest.raises(ValueError, match=r"unknown check 'row-alonee'; did you mean .row-alone."):
         check_solver("picard", only=["row-alonee"])
+
+
+def test_expected_failures_are_strict() -> None:
+    mutant = MUTANTS["scale"][0]
+    known = {"scale": "the ridge is absolute", "counts": "cannot count"}
+    scale, counts, strides = check_solver(mutant, only=["scale", "counts", "strides"], expected=known).rows
+    assert (scale.outcome, scale.passed) == ("expected failure", True)
+    assert scale.detail.startswith("the ridge is absolute (")
+    assert (counts.outcome, counts.passed) == ("unexpected pass", False)
+    assert counts.detail.startswith("was expected to fail: cannot count (")
+    assert (strides.outcome, strides.passed) == ("passed", True)
+    assert check_solver(mutant, only=["scale"], expected=known).passed
+    with pytest.raises(AssertionError, match="fails 1 of 2 checks:\n  counts: was expected to fail"):
+        check_solver(mutant, only=["scale", "counts"], expected=known).raise_for_failures()
+
+
+def test_a_fault_that_does_not_apply_is_no_expected_failure() -> None:
+    (row,) = check_solver("broyden", only=["relaxation"], expected={"relaxation": "loosened"}).rows
+    assert row.outcome == "unexpected pass"
+
+
+def test_expected_failures_of_unknown_checks_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"unknown check 'scales'; did you mean .scale."):
+        check_solver("picard", only=["counts"], expected={"scales": "a slip"})
+
+
+@dataclass(frozen=True)
+class Known(fp.Picard):
+    """Names a fault it has, and one that it has not."""
+
+    @property
+    def known_faults(self) -> dict[str, str]:
+        return {"counts": "no fault of this one"}
+
+
+def test_the_solvers_own_table_is_the_default() -> None:
+    assert not check_solver(Known(), only=["counts"]).passed
+    assert check_solver(Known(), only=["counts"], expected={}).passed
+    assert check_solver(Known(), only=["scale"]).passed
 
 
 @dataclass(frozen=True)

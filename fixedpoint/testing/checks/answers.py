@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 
 from fixedpoint.core.status import Status
-from fixedpoint.testing.bench import Bench, independent_error, require, sound
+from fixedpoint.testing.bench import Bench, NotApplicableError, independent_error, require, sound
 from fixedpoint.testing.checks.table import check
+from fixedpoint.testing.plain_bench import PlainBench
 
 _EPS = torch.finfo(torch.float64).eps
 _ROUNDINGS = 64 * _EPS
@@ -87,6 +88,22 @@ def max_rounds(bench: Bench) -> str:
             f"ended {solution!r} at max_rounds={limit}",
         )
     return "1, 2 and 5 rounds"
+
+
+@check("best-returned")
+def best_returned(bench: Bench) -> str:
+    """A row that did not converge comes back with a point no worse than any at which it was evaluated."""
+    if not isinstance(bench, PlainBench):
+        raise NotApplicableError("the answer of a chain is its latest point, not the best")
+    for name, problem in bench.family().items():
+        for limit in (3, 60):
+            solution = bench.solve(problem, rtol=1e-12, max_rounds=limit)
+            best = torch.from_numpy(solution.trace.error).nan_to_num(nan=torch.inf).amin(dim=0)
+            error = solution.error.amax(dim=1)
+            worse = (error > best) & ~torch.from_numpy(solution.converged)
+            excess = float(torch.where(worse, error / best, 0.0).max())
+            require(excess == 0.0, f"{name}, {limit} rounds: {excess:.3g} times the error of a point it left behind")
+    return "after 3 rounds and after 60"
 
 
 def _growth(bench: Bench) -> float:

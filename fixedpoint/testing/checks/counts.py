@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from fixedpoint.core.evaluator import Evaluator
 from fixedpoint.core.solver import AdaptsSolver
 from fixedpoint.core.termination import Termination
-from fixedpoint.testing.bench import Bench, require
+from fixedpoint.testing.bench import Bench, NotApplicableError, require
 from fixedpoint.testing.checks.table import check
+from fixedpoint.testing.plain_bench import PlainBench
+from fixedpoint.testing.problems import HEquation
 
 
 @check("counts")
@@ -43,3 +50,42 @@ def start_kept(bench: Bench) -> str:
             solver.solve(Evaluator(problem), start, Termination())
         require(torch.equal(start, kept), f"{name}: the start was changed")
     return "unchanged"
+
+
+@check("memory")
+def memory(bench: Bench) -> str:
+    """Where a few rounds do, no tensor is larger for a limit of 1000 than for one of 50, but for scalars a round.
+
+    A limit is no forecast: memory set aside for it is memory that the model does not get.
+    """
+    if not isinstance(bench, PlainBench):
+        raise NotApplicableError("a chain holds all its states from the start")
+    rows, unknowns = 2, 64
+    problem = HEquation(
+        torch.ones(rows, unknowns, dtype=torch.float64), torch.full((rows, 1), 0.5, dtype=torch.float64)
+    )
+    largest = {}
+    for limit in (50, 1000):
+        with _Largest() as watch:
+            bench.solve(problem, rtol=1e-4, max_rounds=limit)
+        largest[limit] = watch.nbytes
+    grown = (largest[1000] - largest[50]) / (950 * rows * 8)
+    require(
+        grown <= 0.25 * unknowns,
+        f"the largest tensor grew from {largest[50]:,} to {largest[1000]:,} bytes with the limit on rounds",
+    )
+    return f"at most {largest[1000]:,} bytes in a tensor"
+
+
+class _Largest(TorchDispatchMode):
+    """Watches the size of the largest tensor that is made."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        self.nbytes = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        sizes = [leaf.untyped_storage().nbytes() for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
+        self.nbytes = max(self.nbytes, *sizes, 0)
+        return result

@@ -30,6 +30,10 @@ MUTANTS: dict[str, tuple[Solver, ...]] = {
     "deterministic": (steps.Dithers(),),
     "narrow-dtypes": (steps.StepsTooCoarsely(), steps.Drifts()),
     "dtype-drift": (steps.Drifts(),),
+    "best-returned": (loops.KeepsTheLast(),),
+    "memory": (loops.AllocatesAhead(),),
+    "claimed-error": (loops.ClaimsTooLittle(),),
+    "claimed-convergence": (loops.ClaimsTheLimit(),),
     "options": (steps.Mutable(), steps.ForgetsAnOption()),
 }
 """Name of a check to solvers that it must fail."""

@@ -13,7 +13,7 @@ from torch import Tensor
 from fixedpoint.core.evaluator import Evaluated, Evaluator
 from fixedpoint.core.loop import Progress, solution_at
 from fixedpoint.core.options import option
-from fixedpoint.core.solution import Solution
+from fixedpoint.core.solution import Claim, Solution
 from fixedpoint.core.solver import Solver
 from fixedpoint.core.status import Status
 from fixedpoint.core.termination import Termination
@@ -129,6 +129,45 @@ class CountsItselfConverged(Solver):
 
 
 @dataclass(frozen=True)
+class ClaimsTooLittle(_Spoiled):
+    """Reports half the residual of the point it returns."""
+
+    def spoil(self, solution: Solution) -> Solution:
+        return replace(solution, extras={"claimed": _claim(solution, share=0.5)})
+
+
+@dataclass(frozen=True)
+class ClaimsTheLimit(_Spoiled):
+    """Holds what the limit on rounds cut short for converged."""
+
+    def spoil(self, solution: Solution) -> Solution:
+        claim = replace(_claim(solution), converged=np.ones(len(solution.status), dtype=np.bool_))
+        return replace(solution, extras={"claimed": claim})
+
+
+@dataclass(frozen=True)
+class KeepsTheLast(Solver):
+    """Returns its last point, honestly judged, though earlier ones were better."""
+
+    def solve(
+        self, f: Evaluator, z0: Float[Tensor, "B D"], termination: Termination, on_round: OnRound = None
+    ) -> Solution:
+        at = f(z0)
+        for _ in range(_limit(termination) - 1):
+            at = f(at.fz)
+        return _ended(self, f, at, Status.MAX_ROUNDS)
+
+
+@dataclass(frozen=True)
+class AllocatesAhead(_Spoiled):
+    """Sets memory aside for all the rounds it might take."""
+
+    def altered(self, termination: Termination) -> Termination:
+        torch.empty(termination.max_rounds or 1000, 256, dtype=torch.float64)
+        return termination
+
+
+@dataclass(frozen=True)
 class TestsTheRelaxedStep(Solver):
     """Applies the tolerance to the relaxed step, which is as short as the relaxation is small."""
 
@@ -143,6 +182,11 @@ class TestsTheRelaxedStep(Solver):
                 break
             at = f(at.z + self.relaxation * at.residual)
         return _ended(self, f, at, Status.CONVERGED)
+
+
+def _claim(solution: Solution, share: float = 1.0) -> Claim:
+    residual = share * (solution.error / solution.scale).amax(dim=1).numpy()
+    return Claim(solution.converged, residual, relative=True, tolerance=1e-4)
 
 
 def _limit(termination: Termination) -> int:

@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
-HEAVY = ("torch", "pydantic", "pluggy", "ruamel", "matplotlib", "diffusers", "numpy", "jaxtyping")
+HEAVY = ("torch", "pydantic", "pluggy", "ruamel", "matplotlib", "diffusers", "torchdeq", "numpy", "jaxtyping")
 
 
 def run(*command: str, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -50,7 +50,20 @@ def test_importing_loads_nothing_heavy(statement: str) -> None:
     assert result.stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize("name", ["pydantic", "ruamel", "pluggy", "matplotlib", "jinja2", "pandas", "diffusers"])
+@pytest.mark.parametrize(
+    "statement", ["import fixedpoint_torchdeq.plugin", "fixedpoint.registry.registry.components('solver')"]
+)
+def test_torchdeq_is_imported_when_it_is_used(statement: str) -> None:
+    result = run(
+        sys.executable, "-c", f"import fixedpoint.registry, sys\n{statement}\nprint('torchdeq' in sys.modules)"
+    )
+    assert_clean(result)
+    assert result.stdout.strip() == "False"
+
+
+@pytest.mark.parametrize(
+    "name", ["pydantic", "ruamel", "pluggy", "matplotlib", "jinja2", "pandas", "diffusers", "torchdeq"]
+)
 def test_each_library_is_known_in_one_room(name: str) -> None:
     rooms = {
         "pydantic": "fixedpoint/config",
@@ -60,6 +73,7 @@ def test_each_library_is_known_in_one_room(name: str) -> None:
         "jinja2": "fixedpoint/report",
         "pandas": "fixedpoint/report",
         "diffusers": "plugins/fixedpoint_diffusion",
+        "torchdeq": "plugins/fixedpoint_torchdeq",
     }
     pattern = re.compile(rf"^\s*(from|import) {name}\b", re.MULTILINE)
     files = [*ROOT.glob("fixedpoint/**/*.py"), *ROOT.glob("plugins/**/*.py")]
@@ -82,7 +96,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_wheel_holds_library_and_plugins(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     tops = {name.split("/")[0] for name in names if ".dist-info" not in name}
-    assert tops == {"fixedpoint", "fixedpoint_diffusion"}
+    assert tops == {"fixedpoint", "fixedpoint_diffusion", "fixedpoint_torchdeq"}
     for path in [*ROOT.glob("fixedpoint/**/*"), *ROOT.glob("plugins/**/*")]:
         if path.is_file() and "__pycache__" not in path.parts:
             expected = path.relative_to(ROOT / "plugins" if path.is_relative_to(ROOT / "plugins") else ROOT)
@@ -109,7 +123,8 @@ def test_the_wheel_installed_elsewhere_runs_the_demo(wheel: Path, tmp_path: Path
     located = run(
         sys.executable,
         "-c",
-        "import fixedpoint, fixedpoint_diffusion as d; print(fixedpoint.__file__, d.__file__)",
+        "import fixedpoint, fixedpoint_diffusion as d, fixedpoint_torchdeq as t; "
+        "print(fixedpoint.__file__, d.__file__, t.__file__)",
         cwd=tmp_path,
         PYTHONPATH=str(target),
     )

@@ -1,0 +1,56 @@
+"""A step solver whose points are sampled on the way."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from fixedpoint.core.evaluator import Evaluated, Evaluator
+from fixedpoint.core.solver import StepSolver
+
+__all__ = ["Sampled", "SampledToTheEnd"]
+
+
+@dataclass(frozen=True)
+class Sampled(StepSolver[Any]):
+    """``inner``, putting the best points so far into ``points`` after as many evaluations as ``wanted`` says.
+
+    ``wanted`` ascends. Evaluations that are never made leave ``points`` shorter.
+    """
+
+    inner: StepSolver[Any]
+    wanted: tuple[int, ...]
+    points: list[Tensor]
+
+    def start(self, f: Evaluator, z0: Float[Tensor, "B D"]) -> Evaluated:
+        return self.inner.start(f, z0)
+
+    def init(self, f: Evaluator, at: Evaluated) -> Any:
+        return self.inner.init(f, at)
+
+    def step(self, f: Evaluator, at: Evaluated, state: Any) -> tuple[Float[Tensor, "B D"] | Evaluated, Any]:
+        while len(self.points) < len(self.wanted) and self.wanted[len(self.points)] <= f.counts.rounds:
+            self.points.append(self._point(f, at).clone())
+        return self.inner.step(f, at, state)
+
+    def reset(self, state: Any, rows: Bool[Tensor, " B"]) -> Any:
+        return self.inner.reset(state, rows)
+
+    def extras(self, state: Any) -> dict[str, Any]:
+        return self.inner.extras(state)
+
+    def _point(self, f: Evaluator, at: Evaluated) -> Float[Tensor, "B D"]:
+        return f.best.z
+
+
+@dataclass(frozen=True)
+class SampledToTheEnd(Sampled):
+    """The same for latest points in place of best ones, and without an early end."""
+
+    lasting = True
+
+    def _point(self, f: Evaluator, at: Evaluated) -> Float[Tensor, "B D"]:
+        return at.z

@@ -59,6 +59,8 @@ def check(
         verdict = "all other checks passed" if known else "all checks passed"
         if failed:
             verdict = f"{failed} of {len(report.rows)} checks failed"
-        typer.echo(f"\n{f'{known} known faults; ' if known else ''}{verdict}")
+        if known:
+            verdict = f"{known} known {'fault' if known == 1 else 'faults'}; {verdict}"
+        typer.echo(f"\n{verdict}")
     if not report.passed:
         raise typer.Exit(FAILED)

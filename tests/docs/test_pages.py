@@ -22,6 +22,7 @@ PAGES = (
     *GUIDES,
     "docs/command-line.md",
     "docs/run-files.md",
+    "docs/torchdeq.md",
 )
 LEFT_OUT = {
     "make demo": "installs from the network; the demo itself is run from the wheel in tests/architecture",

@@ -60,7 +60,7 @@ class Watch:
         # A loop returns the point at which it saw the smallest residual, or the value there, which may be the point
         # evaluated after it. These two are held, so that neither is evaluated again.
         self._best = self._after = self.first
-        self._improved = torch.ones_like(self.first.finite)
+        self._improved, self._any_improved = torch.ones_like(self.first.finite), True
         self._told()
 
     def __call__(self, z: Tensor) -> Tensor:
@@ -104,11 +104,14 @@ class Watch:
         except Exception as error:
             self.error = error
             raise
-        self._after = self.last.where(self._improved, self._after)
+        if self._any_improved:
+            self._after = self.last.where(self._improved, self._after)
         measure = self._measured(self.last)
         self._improved = measure < self._measure
-        self._best = self.last.where(self._improved, self._best)
-        self._measure = torch.where(self._improved, measure, self._measure)
+        self._any_improved = bool(self._improved.any())  # torchdeq waits for the device in every round as well
+        if self._any_improved:
+            self._best = self.last.where(self._improved, self._best)
+            self._measure = torch.where(self._improved, measure, self._measure)
         self._told()
 
     def _measured(self, at: Evaluated) -> Tensor:

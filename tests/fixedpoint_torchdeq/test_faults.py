@@ -166,6 +166,16 @@ def test_7_the_line_search_takes_one_step_for_the_whole_batch() -> None:
     assert float(batch[1, 0]) < 1e-4  # cut short for the row beside it
 
 
+def test_stopping_early_gives_fewer_states_and_not_the_implicit_gradient() -> None:
+    shift = torch.ones(2, 3, dtype=torch.float64, requires_grad=True)
+    deq = torchdeq().get_deq(core="indexing", n_states=3, f_max_iter=90, f_tol=1e-8, b_tol=1e-10, ift=True)
+    states, _ = deq(lambda z: 0.5 * z + shift, torch.zeros_like(shift))
+    assert len(states) == 1
+    states[-1].sum().backward()
+    assert shift.grad is not None
+    assert bool((shift.grad == 1.0).all())  # implicit: 1 / (1 - 0.5) = 2
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_10_anderson_has_no_half_precision_on_a_cpu(dtype: torch.dtype) -> None:
     cell = tanh_cell(gain=0.8, seed=3).astype(dtype)

@@ -1,0 +1,121 @@
+r"""The canonical polyadic decomposition of a tensor by alternating least squares.
+
+    X_ijk ~ sum_r a_ir b_jr c_kr
+    A = X_(1) (C o B) (C^T C * B^T B)^{-1},  then B from the new A,  then C from both
+
+(Carroll & Chang 1970, Harshman 1970; Kolda & Bader 2009, "Tensor decompositions and applications", section 3.4 and
+figure 3.3; ``o`` is the columnwise Kronecker product, ``*`` the entrywise one.) One iteration is all three updates;
+the columns of ``A`` and ``B`` are then scaled to unit length, as a solution could otherwise be scaled at will and
+fixed points would come in continua. The order of the terms and their signs remain, which are discrete. Collinear
+columns make the notorious "swamps", hundreds of iterations of hardly any progress (Mitchell & Burdick 1994, "Slowly
+converging PARAFAC sequences"). The tensor is of exactly this rank, so that at the answer it is reproduced.
+
+The small systems go through a batched Cholesky factorisation, whose bits are not promised to be those of a row alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from fixedpoint.core.options import option
+from fixedpoint.core.reduce import row_norms
+from fixedpoint_classic.problem import ClassicProblem, RandomTask, apply
+
+__all__ = ["CPALS", "CPProblem"]
+
+
+@dataclass(eq=False)
+class CPProblem(ClassicProblem):
+    """One iteration of ALS; the state holds ``A``, ``B`` and ``C`` one after another, ``D = (I + J + K) R``.
+
+    Attributes
+    ----------
+    tensor
+        Shape ``(B, I, J, K)``.
+    truth
+        The factors it was made of, shape ``(B, D)``.
+    rank
+        ``R``.
+    """
+
+    tensor: Float[Tensor, "B I J K"]
+    truth: Float[Tensor, "B D"]
+    rank: int
+
+    def __call__(self, z: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
+        _, b, c = self.factors(z)
+        a = _update(self.tensor, b, c)
+        b = _update(self.tensor.transpose(1, 2), a, c)
+        a, b = _unit(a), _unit(b)
+        c = _update(self.tensor.permute(0, 3, 1, 2), a, b)
+        return torch.cat([factor.transpose(1, 2).flatten(1) for factor in (a, b, c)], dim=1)
+
+    def factors(self, z: Float[Tensor, "B D"]) -> list[Float[Tensor, "B R n"]]:
+        """The three factors, transposed: a term is a row."""
+        sizes = self.tensor.shape[1:]
+        parts = z.split([size * self.rank for size in sizes], dim=1)
+        return [part.unflatten(1, (size, self.rank)).transpose(1, 2) for part, size in zip(parts, sizes, strict=True)]
+
+    def reference(self) -> Float[Tensor, "B D"]:
+        """The factors the tensor was made of. Other orders and signs of the terms are right, too."""
+        return self.truth
+
+    def error(self, z: Float[Tensor, "B D"], exact: Float[Tensor, "B D"]) -> Float[Tensor, " B"]:
+        """That of the tensor, which is the same for all orders and signs."""
+        whole = self.tensor.flatten(1).double()
+        return row_norms(self.reconstruct(z).flatten(1).double() - whole) / row_norms(whole)
+
+    def reconstruct(self, z: Float[Tensor, "B D"]) -> Float[Tensor, "B I J K"]:
+        """The tensor of the factors."""
+        whole: Tensor = torch.einsum("bri,brj,brk->bijk", *self.factors(z))
+        return whole
+
+
+@dataclass(frozen=True)
+class CPALS(RandomTask):
+    """ALS on random tensors of exactly low rank, from random factors."""
+
+    sizes: tuple[int, ...] = option((10, 9, 8), help="I, J and K")
+    rank: int = option(3, ge=1, help="R: number of terms")
+    collinearity: float = option(
+        0.5, ge=0.0, lt=1.0, help="cosine of the angle between columns of a factor; hard above .9"
+    )
+
+    def check(self) -> None:
+        if len(self.sizes) != 3 or min(self.sizes) < self.rank:
+            raise self.refuse("sizes", f"must be three numbers of at least the rank, {self.rank}, got {self.sizes}")
+
+    def draw(self, generator: torch.Generator) -> CPProblem:
+        cosines = (1 - self.collinearity) * torch.eye(self.rank, dtype=torch.float64) + self.collinearity
+        mixing = torch.linalg.cholesky(cosines).T
+        truth, start = [], []
+        for size in self.sizes:
+            gaussian = torch.randn(size, self.rank, generator=generator, dtype=torch.float64)
+            truth.append((torch.linalg.qr(gaussian).Q @ mixing).flatten())
+            start.append(torch.randn(size, self.rank, generator=generator, dtype=torch.float64).flatten())
+        problem = CPProblem(
+            torch.cat(start).unsqueeze(0),
+            torch.zeros(1, *self.sizes, dtype=torch.float64),
+            torch.cat(truth).unsqueeze(0),
+            self.rank,
+        )
+        return CPProblem(problem.start, problem.reconstruct(problem.truth), problem.truth, self.rank)
+
+
+def _update(tensor: Float[Tensor, "B I J K"], second: Float[Tensor, "B R J"], third: Float[Tensor, "B R K"]) -> Tensor:
+    """The least-squares factor ``(B, R, I)`` of the first mode, given the other two."""
+    pairs = (second.unsqueeze(3) * third.unsqueeze(2)).flatten(2)
+    projected = apply(tensor.flatten(2).unsqueeze(1), pairs)
+    gram = apply(second.unsqueeze(1), second) * apply(third.unsqueeze(1), third)
+    lower = torch.linalg.cholesky_ex(gram)[0]
+    solved: Tensor = torch.cholesky_solve(projected, lower)
+    return solved
+
+
+def _unit(factor: Float[Tensor, "B R n"]) -> Float[Tensor, "B R n"]:
+    norms = row_norms(factor.flatten(0, 1)).view(*factor.shape[:2], 1)
+    return factor / norms.to(factor)

@@ -1,0 +1,108 @@
+r"""A mixture of Gaussians with diagonal covariances, fitted by expectation-maximisation.
+
+    r_ik  = pi_k N(x_i; m_k, diag(v_k)) / sum_l pi_l N(x_i; m_l, diag(v_l))
+    pi_k' = mean_i r_ik,    m_k' = sum_i r_ik x_i / sum_i r_ik,    v_k' = sum_i r_ik (x_i - m_k')^2 / sum_i r_ik
+
+(Dempster, Laird & Rubin 1977, "Maximum likelihood from incomplete data via the EM algorithm", section 4.3; Bishop
+2006, "Pattern recognition and machine learning", eqs. 9.23 to 9.26.) The less the components are apart, the slower:
+the rate is the share of the information that is missing.
+
+The state is ``(log pi, m, log v)``: whatever a solver extrapolates to is a mixture, and as the map returns normalised
+weights its fixed points are no less isolated than in ``pi`` itself. The gradient of the log-likelihood is zero there.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from fixedpoint.core.options import option
+from fixedpoint.core.reduce import row_norms
+from fixedpoint_classic.newton import newton, picard
+from fixedpoint_classic.problem import ClassicProblem, RandomTask
+
+__all__ = ["GaussianMixtureEM", "GaussianMixtureProblem"]
+
+
+@dataclass(eq=False)
+class GaussianMixtureProblem(ClassicProblem):
+    """One EM iteration; the state holds ``K`` log-weights, ``K x d`` means and ``K x d`` log-variances.
+
+    Attributes
+    ----------
+    data
+        Shape ``(B, d, n)``: the observations, one a column.
+    components
+        ``K``.
+    """
+
+    data: Float[Tensor, "B d n"]
+    components: int
+
+    def __call__(self, z: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
+        joint = self._joint(z)
+        share = (joint - joint.logsumexp(1, keepdim=True)).exp()
+        mass = share.sum(2)
+        weighted, points = share.unsqueeze(2) / mass[:, :, None, None], self.data.unsqueeze(1)
+        means = (weighted * points).sum(3)
+        variances = (weighted * (points - means.unsqueeze(3)).square()).sum(3)
+        weights = (mass / self.data.shape[2]).log()
+        return torch.cat((weights, means.flatten(1), variances.log().flatten(1)), dim=1)
+
+    def log_likelihood(self, z: Float[Tensor, "B D"]) -> Float[Tensor, " B"]:
+        """The mean over the observations; of normalised weights, whatever the log-weights sum to."""
+        weights = z[:, : self.components]
+        return self._joint(z).logsumexp(1).mean(1) - weights.logsumexp(1)
+
+    def reference(self) -> Float[Tensor, "B D"]:
+        """By Newton's method from where EM is after 300 iterations."""
+        return newton(self, picard(self, 300))
+
+    def checks(self, z: Float[Tensor, "B D"]) -> dict[str, Float[Tensor, " B"]]:
+        """The norm of the gradient of the mean log-likelihood."""
+        with torch.enable_grad():
+            at = z.detach().requires_grad_()
+            (gradient,) = torch.autograd.grad(self.log_likelihood(at).sum(), at)
+        return {"gradient_norm": row_norms(gradient)}
+
+    def _joint(self, z: Float[Tensor, "B D"]) -> Float[Tensor, "B K n"]:
+        """``log pi_k + log N(x_i; m_k, v_k)``."""
+        size = self.data.shape[1]
+        weights, means, variances = z.split([self.components, self.components * size, self.components * size], dim=1)
+        means, variances = (part.reshape(-1, self.components, size, 1) for part in (means, variances))
+        distance = (self.data.unsqueeze(1) - means).square() / variances.exp() + variances + math.log(2 * math.pi)
+        # Dimensions are added one after another: few, and not the last of the tensor.
+        total = distance[:, :, 0]
+        for axis in range(1, size):
+            total = total + distance[:, :, axis]
+        logarithms: Tensor = weights.unsqueeze(2) - total / 2
+        return logarithms
+
+
+@dataclass(frozen=True)
+class GaussianMixtureEM(RandomTask):
+    """EM of a Gaussian mixture on drawn data, from the true centres, moved, with unit variances."""
+
+    components: int = option(3, ge=1, help="K")
+    dimension: int = option(2, ge=1, help="d: of an observation")
+    samples: int = option(500, ge=10, help="number of observations")
+    separation: float = option(
+        3.0, gt=0.0, help="distance of neighbouring centres, in standard deviations; hard below 2"
+    )
+
+    def draw(self, generator: torch.Generator) -> GaussianMixtureProblem:
+        count, size = self.components, self.dimension
+        # Centres on a line through space: neighbours are exactly so far apart, whatever the dimension.
+        line = torch.randn(size, generator=generator, dtype=torch.float64)
+        places = self.separation * (torch.arange(count, dtype=torch.float64) - (count - 1) / 2)
+        centres = places.unsqueeze(1) * line / line.norm()
+        label = torch.randint(count, (self.samples,), generator=generator)
+        points = centres[label] + torch.randn(self.samples, size, generator=generator, dtype=torch.float64)
+        means = centres + 0.3 * torch.randn(count, size, generator=generator, dtype=torch.float64)
+        weights = torch.full((count,), -math.log(count), dtype=torch.float64)
+        start = torch.cat((weights, means.flatten(), torch.zeros(count * size, dtype=torch.float64)))
+        return GaussianMixtureProblem(start.unsqueeze(0), points.T.unsqueeze(0).contiguous(), count)

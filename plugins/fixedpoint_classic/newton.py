@@ -1,0 +1,53 @@
+r"""Newton's method on ``f(z) - z = 0``, for references.
+
+    z_{k+1} = z_k + t (I - J(z_k))^{-1} (f(z_k) - z_k)
+
+with ``t`` halved while the residual does not fall (Dennis & Schnabel 1983, "Numerical methods for unconstrained
+optimization and nonlinear equations", section 6.3), row by row, until rounding stops it. The Jacobian is dense.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from fixedpoint.core.reduce import row_norms
+from fixedpoint_classic.problem import ClassicProblem
+
+__all__ = ["newton", "picard"]
+
+_HALVINGS = 30
+
+
+def newton(problem: ClassicProblem, z: Float[Tensor, "B D"], rounds: int = 100) -> Float[Tensor, "B D"]:
+    """The point of every row with the smallest residual that Newton's method finds from ``z``."""
+    residual = problem(z) - z
+    size = row_norms(residual)
+    identity = torch.eye(z.shape[1], dtype=z.dtype, device=z.device)
+    for _ in range(rounds):
+        step = torch.linalg.solve_ex(identity - problem.jacobian(z), residual)[0]
+        fraction = torch.ones_like(size)
+        better = torch.zeros_like(size, dtype=torch.bool)
+        for _ in range(_HALVINGS):
+            trial = z + torch.where(better, 0.0, fraction).unsqueeze(1).to(z) * step
+            moved = problem(trial) - trial
+            improved = ~better & (row_norms(moved) < size)  # NaN is no improvement
+            z = torch.where(improved.unsqueeze(1), trial, z)
+            residual = torch.where(improved.unsqueeze(1), moved, residual)
+            size = torch.where(improved, row_norms(moved), size)
+            better |= improved
+            fraction = fraction / 2
+            if bool(better.all()):
+                break
+        if not bool(better.any()):
+            break
+    return z
+
+
+def picard(problem: ClassicProblem, rounds: int) -> Float[Tensor, "B D"]:
+    """The start after so many plain iterations: where Newton's method begins when it might go elsewhere."""
+    z = problem.initial()
+    for _ in range(rounds):
+        z = problem(z)
+    return z

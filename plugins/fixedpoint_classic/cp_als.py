@@ -9,8 +9,6 @@ the columns of ``A`` and ``B`` are then scaled to unit length, as a solution cou
 fixed points would come in continua. The order of the terms and their signs remain, which are discrete. Collinear
 columns make the notorious "swamps", hundreds of iterations of hardly any progress (Mitchell & Burdick 1994, "Slowly
 converging PARAFAC sequences"). The tensor is of exactly this rank, so that at the answer it is reproduced.
-
-The small systems go through a batched Cholesky factorisation, whose bits are not promised to be those of a row alone.
 """
 
 from __future__ import annotations
@@ -111,9 +109,20 @@ def _update(tensor: Float[Tensor, "B I J K"], second: Float[Tensor, "B R J"], th
     pairs = (second.unsqueeze(3) * third.unsqueeze(2)).flatten(2)
     projected = apply(tensor.flatten(2).unsqueeze(1), pairs)
     gram = apply(second.unsqueeze(1), second) * apply(third.unsqueeze(1), third)
-    lower = torch.linalg.cholesky_ex(gram)[0]
-    solved: Tensor = torch.cholesky_solve(projected, lower)
-    return solved
+    return _eliminate(gram, projected)
+
+
+def _eliminate(gram: Float[Tensor, "B R R"], rhs: Float[Tensor, "B R n"]) -> Float[Tensor, "B R n"]:
+    """``gram^{-1} rhs`` by Gauss and Jordan's elimination, elementwise over the batch.
+
+    No pivoting: the matrices are positive definite. A batched factorisation would round a row differently alone.
+    """
+    system = torch.cat((gram, rhs), dim=2)
+    for r in range(gram.shape[1]):
+        row = system[:, r : r + 1] / system[:, r : r + 1, r : r + 1]
+        system = system - system[:, :, r : r + 1] * row
+        system = torch.cat((system[:, :r], row, system[:, r + 1 :]), dim=1)
+    return system[:, :, gram.shape[1] :]
 
 
 def _unit(factor: Float[Tensor, "B R n"]) -> Float[Tensor, "B R n"]:

@@ -30,6 +30,10 @@ def apply(matrix: Float[Tensor, "*A D E"], z: Float[Tensor, "*B E"]) -> Float[Te
     A matrix kernel may round a row differently alone than in a batch; elementwise products and sums along the last
     dimension do not.
     """
+    # Summed along memory: of any other layout the product would have another, which depends on the batch, and be summed
+    # in another order.
+    z = z.contiguous()
+    matrix = matrix if matrix.stride(-1) == 1 else matrix.contiguous()
     rows = max(z[..., 0].numel(), matrix[..., 0, 0].numel())
     width = max(_ENTRIES // max(rows * z.shape[-1], 1), 1)
     parts = [(part * z.unsqueeze(-2)).sum(-1) for part in matrix.split(width, dim=-2)]

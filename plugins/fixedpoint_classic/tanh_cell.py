@@ -24,7 +24,7 @@ __all__ = ["TanhCell", "TanhCellProblem"]
 
 @dataclass(eq=False)
 class TanhCellProblem(ClassicProblem):
-    """``f(z) = tanh(W z + b)``. A row's last bits may differ with its place in the batch: ``tanh`` is vectorised.
+    """``f(z) = tanh(W z + b)``.
 
     Attributes
     ----------

@@ -64,7 +64,7 @@ class ElasticNetProblem(ClassicProblem):
         """The minimiser over the unknowns with a sign, were the sign theirs; the others zero."""
         kept = signs.abs()
         matrix = self.gram * kept.unsqueeze(2) * kept.unsqueeze(1) + torch.diag_embed(self.l2 * kept + 1 - kept)
-        solved: Tensor = torch.linalg.solve(matrix, self.rhs * kept - self.l1 * signs)
+        solved: Tensor = torch.linalg.solve_ex(matrix, self.rhs * kept - self.l1 * signs)[0]
         return solved
 
 

@@ -54,7 +54,7 @@ class NNLSProblem(ClassicProblem):
     def _on_support(self, signs: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
         """Least squares in the unknowns with a sign, the others zero."""
         both = signs.unsqueeze(2) * signs.unsqueeze(1)
-        solved: Tensor = torch.linalg.solve(self.gram * both + torch.diag_embed(1 - signs), self.rhs * signs)
+        solved: Tensor = torch.linalg.solve_ex(self.gram * both + torch.diag_embed(1 - signs), self.rhs * signs)[0]
         return solved
 
 

@@ -55,8 +55,9 @@ class ClassicProblem(Problem):
         """The answer, found in some other way than by a fixed-point solver. Wants a problem in float64."""
 
     def error(self, z: Float[Tensor, "B D"], exact: Float[Tensor, "B D"]) -> Float[Tensor, " B"]:
-        """How far ``z`` is from the answer, relative to its size, as float64."""
-        return row_norms(z.double() - exact.double()) / row_norms(exact)
+        """How far ``z`` is from the answer, relative to its size unless that is zero, as float64."""
+        size = row_norms(exact)
+        return row_norms(z.double() - exact.double()) / torch.where(size > 0, size, 1.0)
 
     def checks(self, z: Float[Tensor, "B D"]) -> dict[str, Float[Tensor, " B"]]:
         """Defects of identities that hold exactly at the answer, by name."""

@@ -49,7 +49,7 @@ def solve_active_sets(
     signs
         Of the unknowns that are away from their kink at a point, 0 for the others.
     given_signs
-        The minimiser when those signs are right.
+        The minimiser when those signs are right; anything when they leave it undetermined.
 
     Raises
     ------

@@ -158,6 +158,20 @@ def test_the_elastic_net_is_what_coordinate_descent_finds(size, strength, seed):
     assert float(problem.checks(exact + 1)["kkt_defect"].amax()) > 1e-2
 
 
+def test_the_lasso_of_more_unknowns_than_samples():
+    problem = ElasticNet(size=120, samples=40, l2=0.0, correlation=0.0).build(1)
+    exact = problem.reference()
+    assert 0 < int((exact != 0).sum()) < 40
+    assert float(problem.checks(exact)["kkt_defect"].amax()) <= 1e-11
+
+
+def test_an_answer_of_zero_has_an_absolute_error():
+    problem = NNLS(size=2, samples=5).build(0)
+    zero = torch.zeros_like(problem.start)
+    assert problem.error(zero, zero).tolist() == [0.0]
+    assert problem.error(zero + 3, zero).tolist() == pytest.approx([18**0.5])
+
+
 @settings(max_examples=10)
 @given(states=st.integers(2, 30), actions=st.integers(1, 4), discount=st.floats(0.0, 0.95), seed=SEEDS)
 def test_no_policy_is_worth_more_than_the_optimal_one(states, actions, discount, seed):

@@ -25,13 +25,31 @@ if TYPE_CHECKING:
     from fixedpoint.gradients.estimator import GradientEstimator as GradientEstimator
     from fixedpoint.gradients.one_step import OneStep as OneStep
     from fixedpoint.gradients.unrolled import Unrolled as Unrolled
+    from fixedpoint.solvers.aitken import Aitken as Aitken
     from fixedpoint.solvers.anderson import Anderson as Anderson
+    from fixedpoint.solvers.anderson_type1 import AndersonTypeOne as AndersonTypeOne
+    from fixedpoint.solvers.auto import Auto as Auto
     from fixedpoint.solvers.broyden import Broyden as Broyden
+    from fixedpoint.solvers.damped import Damped as Damped
+    from fixedpoint.solvers.gmres import GMRES as GMRES
+    from fixedpoint.solvers.newton_krylov import NewtonKrylov as NewtonKrylov
     from fixedpoint.solvers.picard import Picard as Picard
+    from fixedpoint.solvers.polyalgorithm import Polyalgorithm as Polyalgorithm
+    from fixedpoint.solvers.restarted import Restarted as Restarted
+    from fixedpoint.solvers.squarem import Squarem as Squarem
 
 __version__ = "0.1.0"
 
 _EXPORTS = {
+    "Squarem": "fixedpoint.solvers.squarem",
+    "Restarted": "fixedpoint.solvers.restarted",
+    "Polyalgorithm": "fixedpoint.solvers.polyalgorithm",
+    "NewtonKrylov": "fixedpoint.solvers.newton_krylov",
+    "GMRES": "fixedpoint.solvers.gmres",
+    "Damped": "fixedpoint.solvers.damped",
+    "Auto": "fixedpoint.solvers.auto",
+    "AndersonTypeOne": "fixedpoint.solvers.anderson_type1",
+    "Aitken": "fixedpoint.solvers.aitken",
     "Anderson": "fixedpoint.solvers.anderson",
     "Broyden": "fixedpoint.solvers.broyden",
     "Chain": "fixedpoint.chains.chain",

@@ -31,6 +31,8 @@ from fixedpoint.core.evaluator import Evaluated, Evaluator
 from fixedpoint.core.options import OptionError, option
 from fixedpoint.core.problem import HasSteps
 from fixedpoint.core.solver import Solver, StepSolver
+from fixedpoint.solvers.anderson import Anderson
+from fixedpoint.solvers.auto import Auto
 from fixedpoint.solvers.picard import Picard
 
 __all__ = ["ChainSolver", "ChainState", "as_chain_solver"]
@@ -103,6 +105,8 @@ def as_chain_solver(solver: Solver) -> Solver:
     """
     if isinstance(solver, (ChainSolver, Serial)):
         return solver
+    if isinstance(solver, Auto):
+        return ChainSolver(accelerator=Anderson(memory=2))
     if not isinstance(solver, StepSolver):
         raise TypeError(f"a chain wants a step solver, and {type(solver).__name__} owns its loop")
     return ChainSolver(accelerator=solver)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -13,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fixedpoint.core.problem import Cost, HasCost, HasMeasure, HasSteps, HasTake, Measure, Problem
-from fixedpoint.core.reduce import block_norms
+from fixedpoint.core.reduce import block_norms, row_norms
 
 __all__ = ["Counts", "Evaluated", "Evaluator", "select"]
 
@@ -67,12 +69,15 @@ class Counts:
         Shape ``(B,)``, int64: evaluations each row asked for while it was running.
     computed
         Row evaluations carried out in all, those of finished rows that could not be left out included.
+    products
+        Shape ``(B,)``, int64: Jacobian-vector products of each row in forward mode (by differences: evaluations).
     """
 
     rounds: int
     calls: int
     evaluations: NDArray[np.int64]
     computed: int
+    products: NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -112,7 +117,10 @@ class Evaluator:
         self.norm = norm
         self.max_batch = max_batch
         rows = self.layout.rows
-        self.counts = Counts(rounds=0, calls=0, evaluations=np.zeros(rows, dtype=np.int64), computed=0)
+        none = np.zeros(rows, dtype=np.int64)
+        self.counts = Counts(rounds=0, calls=0, evaluations=none, computed=0, products=none.copy())
+        self.limit = sys.maxsize
+        self._differs = self.layout.namespace != "torch"
         self.errors: list[Tensor] = []
         self.relative: list[Tensor] = []
         self.tracks_best = True
@@ -145,6 +153,40 @@ class Evaluator:
         with self._noted():
             return self._micro_batches(self.problem, z, 0)
 
+    def product(self, at: Evaluated, v: Float[Tensor, "B D"], exact: bool | None = None) -> Float[Tensor, "B D"]:
+        """``J v``, the Jacobian of ``f`` at a point times a vector, of the running rows; costs one round.
+
+        In forward mode where the problem is made of operations that have one (counted in ``counts.products``); else
+        by the difference ``(f(z + h v) - f(z)) / h`` (counted as an evaluation), ``h = sqrt(eps) ||z|| / ||v||``,
+        which loses half of the digits. Finished rows get zero.
+
+        Parameters
+        ----------
+        exact
+            True: forward mode or its exception; False: the difference; None: what works.
+        """
+        self.counts.rounds += 1
+        if exact is not False and (exact or not self._differs):
+            try:
+                with self._noted():
+                    found = self._forward(at.z, v)
+            except (RuntimeError, NotImplementedError):
+                if exact:
+                    raise
+                self._differs = True
+            else:
+                self.counts.products[self._live.host] += 1
+                return found
+        self.counts.evaluations[self._live.host] += _cost(self.problem, self.layout.rows, 0).evaluations
+        reach = row_norms(at.z)
+        length = row_norms(v)
+        reach = torch.where(reach > 0, reach, torch.where(row_norms(at.fz) > 0, row_norms(at.fz), 1.0))
+        size = math.sqrt(torch.finfo(v.dtype).eps) * reach / torch.where(length > 0, length, 1.0)
+        wide = size.to(torch.promote_types(v.dtype, torch.float32)).unsqueeze(1)
+        with self._noted():
+            moved = self._values((at.z + wide * v).to(v.dtype), 0)
+        return torch.where(self._live.mask.unsqueeze(1), ((moved - at.fz) / wide).to(v.dtype), 0.0)
+
     def advance(self, x: Float[Tensor, "B *event"], step: int) -> Float[Tensor, "B *event"]:
         """Take one step of a chain at every row: one round of one evaluation per row."""
         if not isinstance(self.problem, HasSteps):
@@ -155,6 +197,16 @@ class Evaluator:
         self.counts.evaluations += 1
         with self._noted():
             return self.problem.advance(x, step)
+
+    @property
+    def remaining(self) -> int:
+        """Rounds left before the limit of the solve."""
+        return max(self.limit - self.counts.rounds, 0)
+
+    @property
+    def running(self) -> NDArray[np.bool_]:
+        """Shape ``(B,)``, on the host: the rows still running."""
+        return self._live.host.copy()
 
     def empty(self) -> Float[Tensor, "B D"] | None:
         """Memory for a proposal, used again two proposals later; None while gradients flow."""
@@ -248,6 +300,20 @@ class Evaluator:
         else:
             buffers.append(buffers.pop(0))
         return buffers[-1]
+
+    def _forward(self, z: Tensor, v: Tensor) -> Tensor:
+        """``J v`` of the running rows in forward mode, zero elsewhere."""
+        live = self._live
+        if live.index is None or live.problem is None:
+            return torch.where(live.mask.unsqueeze(1), self._tangent(self.problem, z, v), 0.0)
+        part = self._tangent(live.problem, z[live.index], v[live.index])
+        return torch.zeros_like(v).index_copy(0, live.index, part)
+
+    def _tangent(self, problem: Problem, z: Tensor, v: Tensor) -> Tensor:
+        self.counts.calls += 1
+        self.counts.computed += z.shape[0]
+        tangent: Tensor = torch.func.jvp(problem, (z.detach(),), (v.detach(),))[1]
+        return tangent
 
     def _values(self, z: Tensor, first: int) -> Tensor:
         live = self._live

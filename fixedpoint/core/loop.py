@@ -52,6 +52,7 @@ def iterate(
     limit = termination.max_rounds or solver.rounds_bound(f)
     if f.norm != termination.norm:
         raise ValueError(f"the evaluator measures in the {f.norm} norm, the termination wants {termination.norm}")
+    f.limit = limit
     f.tracks_best = not solver.lasting
     judge = Judge(termination, z0.dtype, lasting=solver.lasting)
     at = solver.start(f, z0)

@@ -12,6 +12,12 @@ __all__: list[str] = []
 def fixedpoint_solvers() -> list[Component]:
     return [
         Component(
+            "auto",
+            "fixedpoint.solvers.auto:Auto",
+            "the documented default: long-memory Anderson, then Newton-Krylov",
+            ("Walker & Ni 2011", "Knoll & Keyes 2004"),
+        ),
+        Component(
             "picard",
             "fixedpoint.solvers.picard:Picard",
             "plain iteration, optionally relaxed",
@@ -26,8 +32,49 @@ def fixedpoint_solvers() -> list[Component]:
         Component(
             "broyden",
             "fixedpoint.solvers.broyden:Broyden",
-            "Broyden's good method with limited memory",
+            "Broyden's method, good or bad, with limited memory",
             ("Broyden 1965",),
+        ),
+        Component(
+            "anderson-type1",
+            "fixedpoint.solvers.anderson_type1:AndersonTypeOne",
+            "Anderson acceleration, type I, safeguarded",
+            ("Fang & Saad 2009", "Zhang, O'Donoghue & Boyd 2020"),
+        ),
+        Component(
+            "newton-krylov",
+            "fixedpoint.solvers.newton_krylov:NewtonKrylov",
+            "Newton's method with GMRES",
+            ("Knoll & Keyes 2004", "Eisenstat & Walker 1996"),
+        ),
+        Component(
+            "aitken",
+            "fixedpoint.solvers.aitken:Aitken",
+            "dynamic relaxation: one length per row from the last two residuals",
+            ("Irons & Tuck 1969", "Macleod 1986"),
+        ),
+        Component(
+            "squarem",
+            "fixedpoint.solvers.squarem:Squarem",
+            "squared and cyclic extrapolation, for EM and other slow monotone maps",
+            ("Varadhan & Roland 2008", "Lepage-Saucier 2024"),
+        ),
+        Component(
+            "damped",
+            "fixedpoint.solvers.damped:Damped",
+            "a step solver whose steps are shortened",
+        ),
+        Component(
+            "restarted",
+            "fixedpoint.solvers.restarted:Restarted",
+            "a step solver that forgets its history regularly",
+            ("Fang & Saad 2009",),
+        ),
+        Component(
+            "polyalgorithm",
+            "fixedpoint.solvers.polyalgorithm:Polyalgorithm",
+            "one solver, then another for the rows it did not solve",
+            ("Rice 1969",),
         ),
         Component(
             "chain",

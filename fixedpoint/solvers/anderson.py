@@ -64,6 +64,10 @@ class Anderson(StepSolver[AndersonState]):
         help="one set of weights per row (joint), or one per step of a chain from the steps up to it (triangular); "
         "auto: triangular for chains, joint otherwise",
     )
+    filter: float = option(
+        0.0, ge=0.0, lt=1.0, help="sigma: an older column is dropped when less than this part of it is new"
+    )
+    ridge: float = option(0.0, ge=0.0, help="regularisation of the weights, relative to the squared columns")
     restart_growth: float = option(
         1e2, gt=1.0, help="growth of the residual over its best that makes a row forget its history"
     )
@@ -89,7 +93,7 @@ class Anderson(StepSolver[AndersonState]):
         grown, growth = state.growth.watch(row_norms(at.residual.detach()), self.restart_growth)
         state = _extended(at, replace(self.reset(state, grown), growth=growth))
         changes_f, changes_r = state.history.columns
-        gamma = -_weights(at, state)
+        gamma = -_weights(at, state, self.filter, self.ridge)
         proposal = add_combination(at.fz, changes_f, gamma, out=f.empty())
         if self.relaxation != 1.0:
             rest = add_combination(at.residual, changes_r, gamma)
@@ -116,7 +120,7 @@ def _extended(at: Evaluated, state: AndersonState) -> AndersonState:
     return replace(state, history=history, gram=gram)
 
 
-def _weights(at: Evaluated, state: AndersonState) -> Float[Tensor, "B blocks m"]:
+def _weights(at: Evaluated, state: AndersonState, threshold: float, ridge: float) -> Float[Tensor, "B blocks m"]:
     """``gamma`` of every block, from the inner products of the unsolved blocks up to it."""
     history, blocks = state.history, state.gram.shape[1]
     rhs = block_dots(history.columns[1], at.residual, blocks)
@@ -131,4 +135,6 @@ def _weights(at: Evaluated, state: AndersonState) -> Float[Tensor, "B blocks m"]
         valid=history.valid.unsqueeze(1).expand(-1, blocks, -1),
         order=history.order,
         noise=noise,
+        threshold=threshold,
+        ridge=ridge,
     )

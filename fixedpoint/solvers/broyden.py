@@ -1,12 +1,13 @@
-r"""Broyden's "good" method, limited memory.
+r"""Broyden's method, limited memory.
 
 On ``g(z) = f(z) - z`` with an estimate ``H`` of the inverse Jacobian of ``g``, from ``H_0 = -I`` (a Picard step):
 
     z_{k+1} = z_k - H_k g_k
-    v       = H_k^T dz,      dz = z_{k+1} - z_k,   dg = g_{k+1} - g_k
+    v       = H_k^T dz  ("good")  or  dg  ("bad"),     dz = z_{k+1} - z_k,   dg = g_{k+1} - g_k
     H_{k+1} = H_k + (dz - H_k dg) v^T / (v^T dg)
 
-(Broyden 1965, "A class of methods for solving nonlinear simultaneous equations", eq. 4.12.) ``H`` is kept as
+(Broyden 1965, "A class of methods for solving nonlinear simultaneous equations", eq. 4.12 and 4.15.) The good update
+changes the estimate of the Jacobian as little as it can, the bad one that of its inverse. ``H`` is kept as
 ``-I + sum_i c_i d_i^T`` with at most ``m`` pairs.
 
 Where we differ: the oldest pair is given up *before* the update, so that the newest secant ``H dg = dz`` always
@@ -17,6 +18,7 @@ holds exactly; an update whose denominator is rounding is left out; a row whose 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float
@@ -44,9 +46,12 @@ class BroydenState:
 
 @dataclass(frozen=True)
 class Broyden(StepSolver[BroydenState]):
-    """Broyden's good method with limited memory: a quasi-Newton estimate of the inverse Jacobian."""
+    """Broyden's method with limited memory: a quasi-Newton estimate of the inverse Jacobian."""
 
     memory: int = option(20, ge=1, help="m: number of rank-one updates kept")
+    update: Literal["good", "bad"] = option(
+        "good", help="what changes least: the estimate of the Jacobian (good) or of its inverse (bad)"
+    )
     restart_growth: float = option(
         1e2, gt=1.0, help="growth of the residual over its best that makes a row forget its updates"
     )
@@ -66,7 +71,7 @@ class Broyden(StepSolver[BroydenState]):
         self, f: Evaluator, at: Evaluated, state: BroydenState
     ) -> tuple[Float[Tensor, "B D"] | Evaluated, BroydenState]:
         grown, growth = state.growth.watch(row_norms(at.residual.detach()), self.restart_growth)
-        state = _updated(at, replace(self.reset(state, grown), growth=growth))
+        state = _updated(at, replace(self.reset(state, grown), growth=growth), self.update == "good")
         left, right = state.history.columns
         weights = _masked(row_dots(right, at.residual), state.history.valid)
         plain = torch.add(at.z, at.residual, out=f.empty())
@@ -74,7 +79,7 @@ class Broyden(StepSolver[BroydenState]):
         return proposal, replace(state, previous=at, linked=torch.ones_like(state.linked))
 
 
-def _updated(at: Evaluated, state: BroydenState) -> BroydenState:
+def _updated(at: Evaluated, state: BroydenState, good: bool) -> BroydenState:
     """With the newest secant in place of the oldest pair."""
     if state.previous is None:
         return state
@@ -84,7 +89,7 @@ def _updated(at: Evaluated, state: BroydenState) -> BroydenState:
     dz = at.z - state.previous.z
     dg = at.residual - state.previous.residual
     missed = add_combination(dz + dg, left, -_masked(row_dots(right, dg), valid))  # dz - H dg
-    v = add_combination(-dz, right, _masked(row_dots(left, dz), valid))  # H^T dz
+    v = add_combination(-dz, right, _masked(row_dots(left, dz), valid)) if good else dg  # H^T dz, or dg
     length = row_norms(v.detach())
     denominator = row_dots(v.unsqueeze(1), dg).squeeze(1)
     sound = state.linked & (denominator.abs() > torch.finfo(at.z.dtype).eps * length * row_norms(dg.detach()))

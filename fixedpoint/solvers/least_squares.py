@@ -6,6 +6,9 @@ residuals wins near convergence and undoes the method). Elimination goes from th
 column most of which the newer ones already span is dropped (Pollock & Rebholz 2023, "Filtering for Anderson
 acceleration", eq. 3.1: ``|R_ii| < sigma ||c_i||``), and the newest never is.
 
+A ridge, where one is asked for, is added to the scaled columns: nonlinear maps want one when the columns span many
+scales, for what an old long column says of the present is only as good as the map is linear in between.
+
 Where we differ: the filter's threshold follows the rounding of the data. A column is a difference of residuals and
 carries noise of the size ``eps ||f||``; what is left of it below that says nothing. And elimination is written
 out over the few columns, batched over rows: no library call, so no hidden synchronisation, and the same bits for
@@ -30,6 +33,8 @@ def solve_gram(
     valid: Bool[Tensor, "*batch m"],
     order: tuple[int, ...],
     noise: Float[Tensor, "*batch"],
+    threshold: float = 0.0,
+    ridge: float = 0.0,
 ) -> Float[Tensor, "*batch m"]:
     """Weights ``w``, zero for columns that are not valid or were dropped.
 
@@ -43,6 +48,10 @@ def solve_gram(
         Columns from the newest to the oldest.
     noise
         Length of a column below which it is rounding.
+    threshold
+        ``sigma``: a column is dropped when less than this part of it is new.
+    ridge
+        Added to the squared lengths of the columns, which are one: relative to each column, whatever its scale.
     """
     if not order:
         return rhs
@@ -51,7 +60,9 @@ def solve_gram(
     length = torch.where(usable, squares, 1.0).sqrt()
     matrix = gram / length.unsqueeze(-1) / length.unsqueeze(-2)
     target = rhs / length
-    floor = ((noise.unsqueeze(-1) / length) ** 2).clamp(min=_PIVOT)
+    floor = ((noise.unsqueeze(-1) / length) ** 2).clamp(min=max(_PIVOT, threshold**2)) + ridge
+    if ridge:
+        matrix = matrix + ridge * torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
     solved = []
     others = 1.0 - torch.eye(len(order), dtype=gram.dtype, device=gram.device)
     for position, j in enumerate(order):

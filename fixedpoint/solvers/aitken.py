@@ -1,0 +1,80 @@
+r"""Aitken's extrapolation for vectors: dynamic relaxation after Irons and Tuck.
+
+With ``r_k = f(z_k) - z_k``, ``dz = z_k - z_{k-1}``, ``dr = r_k - r_{k-1}``:
+
+    omega_k = - <dz, dr> / <dr, dr>,     omega_0 = 1
+    z_{k+1} = z_k + omega_k r_k
+
+(Irons & Tuck 1969, "A version of the Aitken accelerator for computer iteration"; Macleod 1986, "Acceleration of vector
+sequences by multi-dimensional Delta-2 methods". Kuettler & Wall 2008, "Fixed-point fluid-structure interaction solvers
+with dynamic relaxation", eq. 44, write it with ``dz = omega_{k-1} r_{k-1}``.) One state of memory beside the iterate.
+
+Where we differ: the length stays within ``[shortest, longest]``, sign kept, since a row whose length has become zero
+would stay where it is; and a row whose residual has grown tenfold takes a plain step.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from fixedpoint.core.evaluator import Evaluated, Evaluator
+from fixedpoint.core.options import OptionError, option
+from fixedpoint.core.reduce import row_dots, row_norms
+from fixedpoint.core.solver import StepSolver
+
+__all__ = ["Aitken", "AitkenState"]
+
+# Growth of the residual from one step to the next after which a row takes a plain step.
+_GROWTH = 10.0
+
+
+@dataclass(frozen=True)
+class AitkenState:
+    """The previous point, if the row has one that counts, and the size of its residual."""
+
+    previous: Evaluated | None
+    linked: Bool[Tensor, " B"]
+    size: Float[Tensor, " B"]
+
+
+@dataclass(frozen=True)
+class Aitken(StepSolver[AitkenState]):
+    """Dynamic relaxation: each row goes along its residual, as far as the last two residuals suggest."""
+
+    shortest: float = option(0.1, gt=0.0, help="smallest length of a step, in residuals")
+    longest: float = option(100.0, gt=0.0, help="largest length of a step, in residuals")
+
+    def check(self) -> None:
+        if self.shortest > self.longest:
+            raise OptionError("Aitken", "shortest", f"must not exceed longest, {self.longest}, got {self.shortest}")
+
+    def init(self, f: Evaluator, at: Evaluated) -> AitkenState:
+        return AitkenState(None, torch.zeros_like(at.finite), row_norms(at.residual.detach()))
+
+    def reset(self, state: AitkenState, rows: Bool[Tensor, " B"]) -> AitkenState:
+        return AitkenState(state.previous, state.linked & ~rows, state.size)
+
+    def step(
+        self, f: Evaluator, at: Evaluated, state: AitkenState
+    ) -> tuple[Float[Tensor, "B D"] | Evaluated, AitkenState]:
+        size = row_norms(at.residual.detach())
+        linked = state.linked & (size <= _GROWTH * state.size)
+        length = torch.ones_like(size) if state.previous is None else self._length(at, state.previous, linked)
+        proposal = torch.addcmul(at.z, at.residual, length.to(at.z.dtype).unsqueeze(1), out=f.empty())
+        return proposal, AitkenState(at, torch.ones_like(state.linked), size)
+
+    def _length(self, at: Evaluated, previous: Evaluated, linked: Bool[Tensor, " B"]) -> Float[Tensor, " B"]:
+        change = at.residual - previous.residual
+        size = row_norms(change.detach())
+        usable = linked & (size > 0)
+        unit = change / torch.where(usable, size, 1.0).to(change.dtype).unsqueeze(1)  # whose square does not underflow
+        along = row_dots((at.z - previous.z).unsqueeze(1), unit).squeeze(1)
+        squared = torch.where(usable, row_dots(unit.unsqueeze(1), unit).squeeze(1) * size, 1.0)
+        suggested = -along / squared
+        usable = usable & (suggested != 0) & suggested.isfinite()
+        bounded = suggested.sign() * suggested.abs().clamp(self.shortest, self.longest)
+        return torch.where(usable, bounded, 1.0)

@@ -1,0 +1,152 @@
+r"""Anderson acceleration, type I, safeguarded.
+
+With ``g(z) = z - f(z)``, ``s = z_k - z_{k-1}``, ``y = g_k - g_{k-1}`` and an estimate ``H`` of the inverse Jacobian of
+``g``, from ``H_0 = I`` (a plain step):
+
+    s^      = s - sum_j (s^_j^T s / s^_j^T s^_j) s^_j          Gram-Schmidt over the steps kept
+    theta   = 1 if |eta| >= theta_, else (1 - sign(eta) theta_) / (1 - eta),     eta = s^^T H y / ||s^||^2
+    y~      = theta y - (1 - theta) g_{k-1}                    Powell's regularisation, B s = -g_{k-1}
+    H      <- H + (s - H y~) s^^T H / (s^^T H y~)
+    z_{k+1} = z_k - H g_k
+
+(Fang & Saad 2009, "Two classes of multisecant methods for nonlinear acceleration", eq. 25; Zhang, O'Donoghue & Boyd
+2020, "Globally convergent type-I Anderson acceleration for nonsmooth fixed-point iterations", algorithm 3.1.) The
+memory starts anew when it is full, or when a step is nearly in the span of those kept. An accelerated step is taken
+only while ``||g_k|| <= safeguard ||g_0|| (n + 1)^{-(1 + epsilon)}``, ``n`` the accelerated steps so far; otherwise
+the averaged step ``z + alpha (f(z) - z)``: for a nonexpansive map that makes convergence certain.
+
+Where we differ: the authors evaluate ``f`` at every accelerated candidate, taken or not; we use the secants of the
+points that are evaluated anyway, so that a round is one evaluation always. The newest secant is the last to be
+regularised away: a first step after a restart keeps ``s^ = s``, as theirs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from fixedpoint.core.evaluator import Evaluated, Evaluator
+from fixedpoint.core.history import History
+from fixedpoint.core.options import option
+from fixedpoint.core.reduce import add_combination, row_dots, row_norms
+from fixedpoint.core.solver import StepSolver
+
+__all__ = ["AndersonTypeOne", "AndersonTypeOneState"]
+
+# Their epsilon and alpha (section 5.1).
+_EPSILON = 1e-6
+_AVERAGE = 0.1
+
+
+@dataclass(frozen=True)
+class AndersonTypeOneState:
+    """Columns ``(c, d, s^)`` with ``H = I + sum c d^T``, unit ``s^``; the previous point; the accelerated steps."""
+
+    history: History
+    previous: Evaluated | None
+    linked: Bool[Tensor, " B"]
+    first: Float[Tensor, " B"]
+    accelerated: Float[Tensor, " B"]
+
+
+@dataclass(frozen=True)
+class AndersonTypeOne(StepSolver[AndersonTypeOneState]):
+    """Anderson acceleration of type I with Powell regularisation, restarts and a safeguard."""
+
+    memory: int = option(10, ge=1, help="m: number of steps kept before the memory starts anew")
+    regularisation: float = option(0.01, gt=0.0, lt=1.0, help="theta_: how near to singular the estimate may come")
+    dependence: float = option(
+        0.001, gt=0.0, lt=1.0, help="tau: a step less than this part of which is new makes the memory start anew"
+    )
+    safeguard: float = option(1e6, gt=0.0, help="D: growth of the residual over the first beyond which steps are plain")
+
+    def init(self, f: Evaluator, at: Evaluated) -> AndersonTypeOneState:
+        memory = min(self.memory, at.z.shape[1])
+        size = row_norms(at.residual.detach())
+        return AndersonTypeOneState(
+            history=History.empty(at.z, memory, groups=3),
+            previous=None,
+            linked=torch.zeros_like(at.finite),
+            first=size,
+            accelerated=torch.zeros_like(size),
+        )
+
+    def reset(self, state: AndersonTypeOneState, rows: Bool[Tensor, " B"]) -> AndersonTypeOneState:
+        return replace(state, history=state.history.forget(rows), linked=state.linked & ~rows)
+
+    def step(
+        self, f: Evaluator, at: Evaluated, state: AndersonTypeOneState
+    ) -> tuple[Float[Tensor, "B D"] | Evaluated, AndersonTypeOneState]:
+        state = self._updated(at, state)
+        left, right, _ = state.history.columns
+        # -H g = H r, and H r = r + sum c (d^T r)
+        weights = _masked(row_dots(right, at.residual), state.history.valid)
+        plain = torch.add(at.z, at.residual, out=f.empty())
+        quick = add_combination(plain, left, weights)
+        size = row_norms(at.residual.detach())
+        trusted = size <= self.safeguard * state.first * (state.accelerated + 1.0) ** -(1.0 + _EPSILON)
+        averaged = torch.add(at.z, at.residual, alpha=_AVERAGE)
+        proposal = torch.where(trusted.unsqueeze(1), quick, averaged)
+        return proposal, replace(
+            state,
+            previous=at,
+            linked=torch.ones_like(state.linked),
+            accelerated=state.accelerated + trusted.to(size),
+        )
+
+    def _updated(self, at: Evaluated, state: AndersonTypeOneState) -> AndersonTypeOneState:
+        """With the newest secant, in a memory that starts anew where it is full or the step brings nothing new."""
+        if state.previous is None:
+            return state
+        history = state.history
+        s = at.z - state.previous.z
+        length = row_norms(s.detach())
+        sound = state.linked & (length > 0)
+        length = torch.where(sound, length, 1.0)
+        s = _scaled(s, 1.0 / length)
+        y = _scaled(state.previous.residual - at.residual, 1.0 / length)  # g = -r
+        base = _scaled(state.previous.residual, 1.0 / length)  # -g_{k-1} = B s, in the units of s
+        full = history.valid.sum(dim=1) >= history.memory
+        fresh = _orthogonal(s, history)
+        dependent = row_norms(fresh.detach()) < self.dependence
+        history = history.forget(full | dependent)
+        fresh = torch.where((full | dependent).unsqueeze(1), s, fresh)
+        left, right, _ = history.columns
+        valid = history.valid
+        inner = row_norms(fresh.detach())
+        transposed = add_combination(fresh, right, _masked(row_dots(left, fresh), valid))  # H^T s^
+        eta = row_dots(transposed.unsqueeze(1), y).squeeze(1) / inner**2
+        small = eta.abs() < self.regularisation
+        sign = torch.where(eta < 0, -1.0, 1.0)
+        theta = torch.where(small, (1.0 - sign * self.regularisation) / (1.0 - eta), 1.0)
+        y = _scaled(y, theta) + _scaled(base, 1.0 - theta)
+        denominator = row_dots(transposed.unsqueeze(1), y).squeeze(1)
+        sound = sound & (denominator != 0) & denominator.isfinite()
+        missed = s - add_combination(y, left, _masked(row_dots(right, y), valid))  # s - H y~
+        size = torch.where(sound, row_norms(transposed.detach()), 1.0)
+        scale = size / torch.where(sound, denominator, 1.0)
+        history = history.push(
+            _scaled(missed, scale), _scaled(transposed, 1.0 / size), _scaled(fresh, 1.0 / inner), valid=sound
+        )
+        return replace(state, history=history)
+
+
+def _orthogonal(s: Float[Tensor, "B D"], history: History) -> Float[Tensor, "B D"]:
+    """What of ``s`` is not in the span of the (orthonormal) steps kept; projected twice."""
+    units, valid = history.columns[2], history.valid
+    for _ in range(2):
+        s = add_combination(s, units, -_masked(row_dots(units, s), valid))
+    return s
+
+
+def _scaled(vector: Float[Tensor, "B D"], factor: Float[Tensor, " B"]) -> Float[Tensor, "B D"]:
+    """``factor * vector``, multiplied in single precision at least."""
+    wide = torch.promote_types(vector.dtype, torch.float32)
+    return (vector.to(wide) * factor.to(wide).unsqueeze(1)).to(vector.dtype)
+
+
+def _masked(weights: Float[Tensor, "B m"], valid: Bool[Tensor, "B m"]) -> Float[Tensor, "B 1 m"]:
+    return torch.where(valid, weights, torch.zeros_like(weights)).unsqueeze(1)

@@ -1,0 +1,58 @@
+"""The default choice: Anderson acceleration with a long regularised memory, then Newton-Krylov for what it leaves.
+
+A long memory makes Anderson acceleration of a linear map as good as GMRES (Walker & Ni 2011, theorem 2.2), and on
+nonlinear ones the filter and the ridge keep old columns, which a curved map has made wrong, from doing harm. Measured
+on the seven problems of the solver table (``docs/which-solver.md``) it takes the fewest evaluations of all methods in
+the geometric mean. Rows that do not converge that way are handed on to Newton's method, which needs no contraction.
+
+The history is the cost: ``2 m`` states. ``m`` is 100, or as many as fit into ``history_limit``, never fewer than 5.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from jaxtyping import Float
+from torch import Tensor
+
+from fixedpoint.core.evaluator import Evaluator
+from fixedpoint.core.loop import Progress
+from fixedpoint.core.options import option
+from fixedpoint.core.solution import Solution
+from fixedpoint.core.solver import Solver
+from fixedpoint.core.termination import Termination
+from fixedpoint.solvers.anderson import Anderson
+from fixedpoint.solvers.newton_krylov import NewtonKrylov
+from fixedpoint.solvers.polyalgorithm import Polyalgorithm
+
+__all__ = ["Auto"]
+
+_LONGEST, _SHORTEST = 100, 5
+
+
+@dataclass(frozen=True)
+class Auto(Solver):
+    """Anderson acceleration with a long memory; rows it does not solve go on to Newton-Krylov."""
+
+    history_limit: float = option(
+        1.0, gt=0.0, help="memory the history may take, in GiB; it decides how many steps are kept, 5 to 100"
+    )
+
+    def solve(
+        self,
+        f: Evaluator,
+        z0: Float[Tensor, "B D"],
+        termination: Termination,
+        on_round: Callable[[Progress], None] | None = None,
+    ) -> Solution:
+        choice = Polyalgorithm(first=self.anderson(f), then=NewtonKrylov())
+        return replace(choice.solve(f, z0, termination, on_round), solver=self)
+
+    def anderson(self, f: Evaluator) -> Anderson:
+        """The first solver for this problem."""
+        layout = f.layout
+        column = 2 * layout.rows * layout.size * layout.dtype.itemsize
+        fitting = int(self.history_limit * 2**30 / column)
+        memory = min(max(min(fitting, _LONGEST), _SHORTEST), layout.size)
+        return Anderson(memory=memory, filter=0.1, ridge=1e-3)

@@ -1,0 +1,114 @@
+r"""Newton's method with GMRES: no matrix, only products with the Jacobian.
+
+At ``z_k`` with ``r_k = f(z_k) - z_k`` and ``J = df/dz``:
+
+    (I - J) s = r_k            by GMRES, to ||r_k - (I - J) s|| <= eta_k ||r_k||
+    z_{k+1}   = z_k + lambda s,     lambda = 1, halved while  ||r(z + lambda s)|| > (1 - 1e-4 lambda (1 - eta)) ||r_k||
+
+(Knoll & Keyes 2004, "Jacobian-free Newton-Krylov methods", sections 2.1 to 2.3; Kelley 1995, "Iterative methods for
+linear and nonlinear equations", algorithm 8.2.1.) The forcing term (Eisenstat & Walker 1996, "Choosing the forcing
+terms in an inexact Newton method", choice 2, eq. 2.6):
+
+    eta_k = 0.9 (||r_k|| / ||r_{k-1}||)^2,   at least 0.9 eta_{k-1}^2 where that is more than 0.1
+
+The products are made in forward mode where the problem has one, and by differences elsewhere; each is counted and has
+to wait for the one before it, so it is a round. Where we differ: the decision and the step length are a row's own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fixedpoint.core.evaluator import Evaluated, Evaluator
+from fixedpoint.core.options import option
+from fixedpoint.core.reduce import row_norms
+from fixedpoint.core.solver import StepSolver
+from fixedpoint.solvers.gmres import GMRES
+
+__all__ = ["NewtonKrylov", "NewtonKrylovState"]
+
+# Eisenstat & Walker's gamma and alpha, and the largest forcing term.
+_GAMMA, _ALPHA, _LARGEST = 0.9, 2.0, 0.9
+# Kelley's sufficient decrease.
+_DECREASE = 1e-4
+
+
+@dataclass(frozen=True)
+class NewtonKrylovState:
+    """The forcing term of the next step of every row."""
+
+    forcing: Float[Tensor, " B"]
+
+
+@dataclass(frozen=True)
+class NewtonKrylov(StepSolver[NewtonKrylovState]):
+    """Newton's method whose linear systems GMRES solves, as exactly as the progress deserves."""
+
+    forcing: float = option(0.1, gt=0.0, lt=1.0, help="eta_0: relative residual of the first linear system")
+    memory: int = option(50, ge=1, help="products of one linear system before GMRES starts anew")
+    max_products: int = option(200, ge=1, help="products of one linear system at most")
+    halvings: int = option(8, ge=0, help="how often a step that does not decrease the residual is halved")
+    jacobian: Literal["auto", "forward", "difference"] = option(
+        "auto", help="products in forward mode, by differences, or (auto) by differences where forward mode fails"
+    )
+
+    def init(self, f: Evaluator, at: Evaluated) -> NewtonKrylovState:
+        return NewtonKrylovState(torch.full_like(row_norms(at.z), self.forcing))
+
+    def step(
+        self, f: Evaluator, at: Evaluated, state: NewtonKrylovState
+    ) -> tuple[Float[Tensor, "B D"] | Evaluated, NewtonKrylovState]:
+        if torch.is_grad_enabled():
+            raise TypeError("NewtonKrylov cannot be unrolled: autograd would not see its linear systems")
+        exact = {"auto": None, "forward": True, "difference": False}[self.jacobian]
+        running = f.running
+        residual = torch.where(torch.from_numpy(running).to(at.z.device).unsqueeze(1), at.residual, 0.0)
+        # One round is kept for the evaluation at the new point.
+        budget = min(self.max_products, f.remaining - 1)
+        if budget < 1:
+            return f(at.fz), state
+
+        def product(v: Tensor, rows: NDArray[np.bool_]) -> Tensor:
+            f.narrow(rows)
+            return v - f.product(at, v, exact)
+
+        solved = GMRES(self.memory).solve(product, residual, state.forcing, budget)
+        f.narrow(running)
+        size = row_norms(at.residual)
+        new = self._searched(f, at, solved.x, size, state.forcing)
+        ratio = row_norms(new.residual) / torch.where(size > 0, size, 1.0)
+        forcing = _GAMMA * ratio**_ALPHA
+        floor = _GAMMA * state.forcing**_ALPHA
+        forcing = torch.where(floor > 0.1, torch.maximum(forcing, floor), forcing).nan_to_num(nan=_LARGEST)
+        return new, NewtonKrylovState(forcing.clamp(min=1e-6, max=_LARGEST))
+
+    def _searched(
+        self,
+        f: Evaluator,
+        at: Evaluated,
+        step: Float[Tensor, "B D"],
+        size: Float[Tensor, " B"],
+        forcing: Float[Tensor, " B"],
+    ) -> Evaluated:
+        """The first point of halved steps that decreases the residual enough, row by row; the last one tried else."""
+        new = f(at.z + step)
+        before = f.running
+        length = torch.ones_like(size)
+        for _ in range(self.halvings):
+            enough = row_norms(new.residual) <= (1.0 - _DECREASE * length * (1.0 - forcing)) * size
+            done = (new.finite & enough).cpu().numpy() | ~before
+            if done.all() or not f.remaining:
+                break
+            length = torch.where(torch.from_numpy(done).to(length.device), length, 0.5 * length)
+            f.narrow(before & ~done)
+            trial = f(at.z + length.to(step.dtype).unsqueeze(1) * step)
+            new = trial.where(torch.from_numpy(~done).to(length.device), new)
+        f.narrow(before)
+        return new

@@ -1,0 +1,143 @@
+"""Polyalgorithm: try one solver, and hand the rows it could not solve on to another.
+
+The second solver gets only the rows that did not converge, from the best point the first one found, and the rounds that
+are left. Where a problem can ``take`` rows the others are not evaluated again. (Rice 1969, "On the construction of
+polyalgorithms for automatic numerical analysis".)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fixedpoint.core.evaluator import Counts, Evaluator
+from fixedpoint.core.loop import Progress
+from fixedpoint.core.options import option
+from fixedpoint.core.problem import HasTake, Problem
+from fixedpoint.core.solution import Solution, Trace
+from fixedpoint.core.solver import Solver, StepSolver
+from fixedpoint.core.status import Status
+from fixedpoint.core.termination import Termination
+from fixedpoint.solvers.anderson import Anderson
+from fixedpoint.solvers.newton_krylov import NewtonKrylov
+
+__all__ = ["Polyalgorithm"]
+
+
+@dataclass(frozen=True)
+class Polyalgorithm(Solver):
+    """Two solvers, one after the other: the second takes over the rows the first did not solve."""
+
+    first: Solver = option(factory=Anderson, help="what is tried on every row")
+    then: Solver = option(factory=NewtonKrylov, help="what the rows get that did not converge")
+    share: float = option(0.5, gt=0.0, lt=1.0, help="part of the rounds the first solver may use")
+
+    def solve(
+        self,
+        f: Evaluator,
+        z0: Float[Tensor, "B D"],
+        termination: Termination,
+        on_round: Callable[[Progress], None] | None = None,
+    ) -> Solution:
+        limit = termination.max_rounds or _limit_of(self.first, f)
+        early = max(int(self.share * limit), 1)
+        found = self.first.solve(f, z0, replace(termination, max_rounds=early), on_round)
+        left = limit - found.counts.rounds
+        failed = np.flatnonzero(~found.converged)
+        if not len(failed) or left < 1:
+            return replace(found, solver=self)
+        rule = _continued(replace(termination, max_rounds=left), found, failed)
+        rows = torch.from_numpy(failed).to(found.state.device)
+        part = Evaluator(_rows_of(f.problem, rows, found.state), f.norm, f.max_batch)
+        start = torch.where(found.state[rows].isfinite().all(1, keepdim=True), found.state[rows], z0[rows])
+        more = self.then.solve(part, start, rule, _shifted(on_round, found.counts.rounds))
+        return _joined(found, more, failed, rows, self)
+
+
+class _Rows(Problem):
+    """Some rows of a problem whose rows cannot be taken: the others are evaluated with them, where they ended."""
+
+    def __init__(self, whole: Problem, rows: Int[Tensor, " k"], rest: Float[Tensor, "B D"]) -> None:
+        self.whole, self.rows, self.rest = whole, rows, rest
+        self.layout = whole.layout.take(len(rows))
+
+    def __call__(self, z: Float[Tensor, "k D"]) -> Float[Tensor, "k D"]:
+        return self.whole(self.rest.index_copy(0, self.rows, z))[self.rows]
+
+    def initial(self) -> Float[Tensor, "k D"]:
+        return self.rest[self.rows]
+
+
+def _rows_of(problem: Problem, rows: Int[Tensor, " k"], rest: Float[Tensor, "B D"]) -> Problem:
+    if isinstance(problem, HasTake):
+        return problem.take(rows)
+    return problem if len(rows) == problem.layout.rows else _Rows(problem, rows, rest)
+
+
+def _limit_of(solver: Solver, f: Evaluator) -> int:
+    return solver.rounds_bound(f) if isinstance(solver, StepSolver) else 1000
+
+
+def _continued(rule: Termination, found: Solution, failed: NDArray[np.int64]) -> Termination:
+    """The rule for going on; what was relative to the first error stays so (for the strictest of the rows)."""
+    if rule.relative_to == "state":
+        return rule
+    strictest = float(np.nanmin(found.trace.error[0, failed]))
+    return replace(rule, relative_to="state", rtol=0.0, atol=rule.atol + rule.rtol * strictest)
+
+
+def _shifted(on_round: Callable[[Progress], None] | None, rounds: int) -> Callable[[Progress], None] | None:
+    if on_round is None:
+        return None
+    return lambda progress: on_round(replace(progress, round=progress.round + rounds))
+
+
+def _joined(
+    found: Solution, more: Solution, failed: NDArray[np.int64], rows: Int[Tensor, " k"], solver: Polyalgorithm
+) -> Solution:
+    """Both halves as one solution; a row that neither solved keeps the better point."""
+    better = torch.from_numpy(more.converged).to(rows.device)
+    better |= more.error.amax(1) <= found.error[rows].amax(1)
+    chosen = rows[better]
+
+    def merged(first: Tensor, second: Tensor) -> Tensor:
+        return first.index_copy(0, chosen, second[better])
+
+    status, rounds = list(found.status), found.rounds.copy()
+    for position, row in enumerate(failed):
+        status[row] = more.status[position]
+        rounds[row] = found.counts.rounds + more.rounds[position]
+    one, two = found.counts, more.counts
+    evaluations, products = one.evaluations.copy(), one.products.copy()
+    evaluations[failed] += two.evaluations
+    products[failed] += two.products
+    return replace(
+        found,
+        state=merged(found.state, more.state),
+        fstate=merged(found.fstate, more.fstate),
+        error=merged(found.error, more.error),
+        scale=merged(found.scale, more.scale),
+        status=tuple(Status(code) for code in status),
+        rounds=rounds,
+        counts=Counts(
+            one.rounds + two.rounds, one.calls + two.calls, evaluations, one.computed + two.computed, products
+        ),
+        trace=Trace(
+            error=_stacked(found.trace.error, more.trace.error, failed),
+            relative=_stacked(found.trace.relative, more.trace.relative, failed),
+        ),
+        solver=solver,
+        extras={**found.extras, **more.extras},
+    )
+
+
+def _stacked(first: NDArray[np.float64], second: NDArray[np.float64], failed: NDArray[np.int64]) -> NDArray[np.float64]:
+    wide = np.full((len(second), first.shape[1]), np.nan)
+    wide[:, failed] = second
+    return np.concatenate([first, wide])

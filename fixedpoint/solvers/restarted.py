@@ -1,0 +1,58 @@
+"""Restarts: any step solver, made to forget its history every so many rounds.
+
+A history that spans a long way of a nonlinear map misleads; starting anew at the present point costs a few rounds and
+is the oldest safeguard there is. (Fang & Saad 2009, section 4.1.2; for GMRES, Saad & Schultz 1986.)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from fixedpoint.core.evaluator import Evaluated, Evaluator
+from fixedpoint.core.options import OptionError, option
+from fixedpoint.core.solver import StepSolver
+from fixedpoint.solvers.anderson import Anderson
+
+__all__ = ["Restarted", "RestartedState"]
+
+
+@dataclass(frozen=True)
+class RestartedState:
+    """The state of the solver within, and the steps of every row since it last forgot."""
+
+    inner: Any
+    age: Int[Tensor, " B"]
+
+
+@dataclass(frozen=True)
+class Restarted(StepSolver[RestartedState]):
+    """A step solver that forgets its history regularly."""
+
+    solver: StepSolver[Any] = option(factory=Anderson, help="the step solver within")
+    every: int = option(20, ge=1, help="steps after which a row's history is forgotten")
+
+    def check(self) -> None:
+        if self.solver.lasting:
+            raise OptionError("Restarted", "solver", f"must not be a solver of chains, got {self.solver!r}")
+
+    def init(self, f: Evaluator, at: Evaluated) -> RestartedState:
+        age = torch.zeros(at.z.shape[0], dtype=torch.int64, device=at.z.device)
+        return RestartedState(self.solver.init(f, at), age)
+
+    def reset(self, state: RestartedState, rows: Bool[Tensor, " B"]) -> RestartedState:
+        return RestartedState(self.solver.reset(state.inner, rows), torch.where(rows, 0, state.age))
+
+    def extras(self, state: RestartedState) -> dict[str, Any]:
+        return self.solver.extras(state.inner)
+
+    def step(
+        self, f: Evaluator, at: Evaluated, state: RestartedState
+    ) -> tuple[Float[Tensor, "B D"] | Evaluated, RestartedState]:
+        state = self.reset(state, state.age >= self.every)
+        proposal, inner = self.solver.step(f, at, state.inner)
+        return proposal, replace(state, inner=inner, age=state.age + 1)

@@ -128,10 +128,16 @@ THEIRS: dict[str, Callable[[Map, Tensor], None]] = {
     "SciPy newton_krylov": scipy_newton_krylov,
 }
 OURS: dict[str, Callable[[Map, Tensor], None]] = {
+    "auto": ours(fixedpoint.Auto()),
     "Anderson, m = 5": ours(fixedpoint.Anderson(memory=5)),
     "Anderson, m = 10": ours(fixedpoint.Anderson(memory=10)),
-    "Broyden, m = 10": ours(fixedpoint.Broyden(memory=10)),
-    "Broyden, m = 200": ours(fixedpoint.Broyden(memory=200)),
+    "Anderson type I, m = 10": ours(fixedpoint.AndersonTypeOne()),
+    "Anderson type I, m = 30": ours(fixedpoint.AndersonTypeOne(memory=30)),
+    "Broyden, good, m = 200": ours(fixedpoint.Broyden(memory=200)),
+    "Broyden, bad, m = 200": ours(fixedpoint.Broyden(memory=200, update="bad")),
+    "Newton-Krylov": ours(fixedpoint.NewtonKrylov()),
+    "Aitken": ours(fixedpoint.Aitken()),
+    "SQUAREM, cyclic": ours(fixedpoint.Squarem()),
 }
 
 

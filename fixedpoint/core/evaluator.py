@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -312,6 +314,7 @@ class Evaluator:
     def _tangent(self, problem: Problem, z: Tensor, v: Tensor) -> Tensor:
         self.counts.calls += 1
         self.counts.computed += z.shape[0]
+        _prepare_forward_mode()
         tangent: Tensor = torch.func.jvp(problem, (z.detach(),), (v.detach(),))[1]
         return tangent
 
@@ -352,6 +355,14 @@ class Evaluator:
                 raise ValueError("f returned memory it had returned before, filled anew; it must return a new tensor")
         self._last = (fz, fz._version)  # held, so that its memory is not handed out again
         return fz
+
+
+@functools.cache
+def _prepare_forward_mode() -> None:
+    """Have torch load what forward mode needs: at its first use it warns of a deprecation within itself."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        torch.func.jvp(torch.sin, (torch.zeros(1),), (torch.zeros(1),))
 
 
 def _cost(problem: Problem, rows: int, first: int) -> Cost:

@@ -113,6 +113,7 @@ class _Cycle:
         device = rest.device
         self.active = active
         self.residual = row_norms(rest)
+        self.exhausted = torch.zeros_like(active)
         self.basis = rest.new_zeros(rows, memory + 1, rest.shape[1])
         self.basis[:, 0] = _unit(rest, self.residual, active)
         self.triangle = torch.zeros(rows, memory, memory, dtype=torch.float64, device=device)
@@ -127,7 +128,7 @@ class _Cycle:
         for j in range(memory):
             self._extend(product(self.basis[:, j].contiguous(), host), j)
             self.residual = torch.where(self.active, self.rhs[:, j + 1].abs(), self.residual)
-            self.active = self.active & (self.residual > wanted)
+            self.active = self.active & (self.residual > wanted) & ~self.exhausted
             self.basis[:, j + 1].masked_fill_(~self.active.unsqueeze(1), 0.0)
             host = _host(self.active)
             if not host.any():
@@ -155,15 +156,17 @@ class _Cycle:
             vector = add_combination(vector, basis, -along.unsqueeze(1))
             column = column + along
         last = row_norms(vector)
-        # What is left is rounding: the Krylov space is complete, and the row's answer exact.
-        last = torch.where(last > 10 * torch.finfo(vector.dtype).eps * before, last, 0.0)
+        # What is left is rounding: the Krylov space is complete, and the row's answer as good as it gets.
+        rounding = 10 * torch.finfo(vector.dtype).eps * before
+        last = torch.where(last > rounding, last, 0.0)
         self.basis[:, j + 1] = _unit(vector, last, self.active)
         entries = [torch.where(self.active, entry, 0.0) for entry in (*column.unbind(1), last)]
         for i, (c, s) in enumerate(self.rotations):
             entries[i], entries[i + 1] = c * entries[i] + s * entries[i + 1], c * entries[i + 1] - s * entries[i]
         length = torch.hypot(entries[j], entries[j + 1])
+        length = torch.where(length > rounding, length, 0.0)  # a singular system: this direction changes nothing
         safe = torch.where(length > 0, length, 1.0)
-        c, s = torch.where(length > 0, entries[j] / safe, 1.0), entries[j + 1] / safe
+        c, s = torch.where(length > 0, entries[j] / safe, 0.0), torch.where(length > 0, entries[j + 1] / safe, 1.0)
         self.rotations.append((c, s))
         self.triangle[:, : j + 1, j] = torch.stack([*entries[:j], length], dim=1)
         head = self.rhs[:, j].clone()
@@ -171,6 +174,7 @@ class _Cycle:
         self.rhs[:, j + 1] = torch.where(self.active, -s * head, 0.0)
         # A row that was done before keeps zero here, so that its part of y is zero.
         self.rhs[:, j] = torch.where(self.active | (length > 0), self.rhs[:, j], 0.0)
+        self.exhausted = self.exhausted | (self.active & (last == 0))
 
 
 def _host(mask: Bool[Tensor, " B"]) -> NDArray[np.bool_]:

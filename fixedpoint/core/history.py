@@ -85,6 +85,18 @@ class History:
         """Without the columns of ``rows``."""
         return replace(self, mask=self.mask & ~rows.unsqueeze(1))
 
+    def forget_oldest(self, rows: Bool[Tensor, " B"], part: float) -> History:
+        """Without that part of the columns of ``rows``, the oldest; the newest stays."""
+        if self.start == self.memory:
+            return self
+        aged = list(self.order)
+        valid = self.valid[:, aged]
+        rank = valid.cumsum(dim=1)
+        kept = ((1.0 - part) * rank[:, -1:]).floor().clamp(min=1.0)
+        mask = self.mask.clone()
+        mask[:, [self.start + position for position in aged]] = valid & ((rank <= kept) | ~rows.unsqueeze(1))
+        return replace(self, mask=mask)
+
     @property
     def _next(self) -> int:
         """Slot of the next push."""

@@ -17,6 +17,9 @@ Where we differ, and why:
   filtered (see ``least_squares``), instead of with an absolute ridge, which makes the method depend on the scale
   of the state and slower than Picard near convergence.
 - A block whose residual is exactly zero is solved; its history is noise and takes no part.
+- With ``surprise``, a row whose residual is that many times what its columns promised, ``|| r - dR gamma ||``, forgets
+  the oldest quarter of them: a contraction keeps the promise where it is linear, and where it is curved old columns are
+  what misleads.
 - A row whose residual has grown by more than ``restart_growth`` over its best forgets its history and takes a
   plain step.
 """
@@ -41,16 +44,21 @@ from fixedpoint.solvers.safeguard import Growth
 
 __all__ = ["Anderson", "AndersonState"]
 
+# Part of a history that a surprise costs, and the fall of the residual that is no surprise, whatever was promised.
+_PART = 0.25
+_GOOD = 1e-3
+
 
 @dataclass(frozen=True)
 class AndersonState:
-    """Columns ``(dF, dR)``, the Gram matrix of ``dR`` block by block, and the previous point."""
+    """Columns ``(dF, dR)``, the Gram matrix of ``dR`` by blocks, the previous point, the residual expected next."""
 
     history: History
     gram: Float[Tensor, "B blocks m m"]
     previous: Evaluated | None
     linked: Bool[Tensor, " B"]
     growth: Growth
+    expected: Float[Tensor, " B"]
 
 
 @dataclass(frozen=True)
@@ -68,6 +76,11 @@ class Anderson(StepSolver[AndersonState]):
         0.0, ge=0.0, lt=1.0, help="sigma: an older column is dropped when less than this part of it is new"
     )
     ridge: float = option(0.0, ge=0.0, help="regularisation of the weights, relative to the squared columns")
+    surprise: float | None = option(
+        None,
+        gt=1.0,
+        help="residual over the one the columns promised, beyond which a row forgets the oldest quarter of them",
+    )
     restart_growth: float = option(
         1e2, gt=1.0, help="growth of the residual over its best that makes a row forget its history"
     )
@@ -82,23 +95,34 @@ class Anderson(StepSolver[AndersonState]):
             previous=None,
             linked=torch.zeros(rows, dtype=torch.bool, device=at.z.device),
             growth=Growth.begin(row_norms(at.residual.detach())),
+            expected=torch.full_like(row_norms(at.residual.detach()), torch.inf),
         )
 
     def reset(self, state: AndersonState, rows: Bool[Tensor, " B"]) -> AndersonState:
-        return replace(state, history=state.history.forget(rows), linked=state.linked & ~rows)
+        return replace(
+            state,
+            history=state.history.forget(rows),
+            linked=state.linked & ~rows,
+            expected=torch.where(rows, torch.inf, state.expected),
+        )
 
     def step(
         self, f: Evaluator, at: Evaluated, state: AndersonState
     ) -> tuple[Float[Tensor, "B D"] | Evaluated, AndersonState]:
-        grown, growth = state.growth.watch(row_norms(at.residual.detach()), self.restart_growth)
+        size = row_norms(at.residual.detach())
+        grown, growth = state.growth.watch(size, self.restart_growth)
         state = _extended(at, replace(self.reset(state, grown), growth=growth))
+        if self.surprise is not None:
+            surprised = size > self.surprise * state.expected
+            state = replace(state, history=state.history.forget_oldest(surprised, _PART))
         changes_f, changes_r = state.history.columns
-        gamma = -_weights(at, state, self.filter, self.ridge)
+        weights, expected = _weights(at, state, self.filter, self.ridge)
+        gamma = -weights
         proposal = add_combination(at.fz, changes_f, gamma, out=f.empty())
         if self.relaxation != 1.0:
             rest = add_combination(at.residual, changes_r, gamma)
             proposal = torch.sub(proposal, rest, alpha=1.0 - self.relaxation)
-        return proposal, replace(state, previous=at, linked=torch.ones_like(state.linked))
+        return proposal, replace(state, previous=at, linked=torch.ones_like(state.linked), expected=expected)
 
     def _triangular(self, f: Evaluator) -> bool:
         return self.mixing == "triangular" or (self.mixing == "auto" and isinstance(f.problem, HasSteps))
@@ -120,21 +144,29 @@ def _extended(at: Evaluated, state: AndersonState) -> AndersonState:
     return replace(state, history=history, gram=gram)
 
 
-def _weights(at: Evaluated, state: AndersonState, threshold: float, ridge: float) -> Float[Tensor, "B blocks m"]:
-    """``gamma`` of every block, from the inner products of the unsolved blocks up to it."""
+def _weights(
+    at: Evaluated, state: AndersonState, threshold: float, ridge: float
+) -> tuple[Float[Tensor, "B blocks m"], Float[Tensor, " B"]]:
+    """``gamma`` of every block, from the inner products of the unsolved blocks up to it; and ``||r - dR gamma||``."""
     history, blocks = state.history, state.gram.shape[1]
     rhs = block_dots(history.columns[1], at.residual, blocks)
     residual, value = at.residual.detach(), at.fz.detach()
-    unsolved = block_dots(residual.unsqueeze(1), residual, blocks) > 0
+    squares = block_dots(residual.unsqueeze(1), residual, blocks)
+    unsolved = squares > 0
     sizes = block_dots(value.unsqueeze(1), value, blocks)
     noise = torch.finfo(at.z.dtype).eps * sizes.cumsum(1).squeeze(2).sqrt()
     gram = state.gram[:, :, history.start :, history.start :]
-    return solve_gram(
-        gram=torch.where(unsolved.unsqueeze(3), gram, 0.0).cumsum(1),
-        rhs=torch.where(unsolved, rhs, 0.0).cumsum(1),
+    gram = torch.where(unsolved.unsqueeze(3), gram, 0.0).cumsum(1)
+    rhs = torch.where(unsolved, rhs, 0.0).cumsum(1)
+    gamma = solve_gram(
+        gram=gram,
+        rhs=rhs,
         valid=history.valid.unsqueeze(1).expand(-1, blocks, -1),
         order=history.order,
         noise=noise,
         threshold=threshold,
         ridge=ridge,
     )
+    last, total = gamma[:, -1].detach(), squares.sum(1).squeeze(1)
+    fitted = (last * (2 * rhs[:, -1] - (gram[:, -1] * last.unsqueeze(1)).sum(2))).sum(1)
+    return gamma, torch.maximum(total - fitted, _GOOD**2 * total).sqrt()

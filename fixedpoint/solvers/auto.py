@@ -55,4 +55,4 @@ class Auto(Solver):
         column = 2 * layout.rows * layout.size * layout.dtype.itemsize
         fitting = int(self.history_limit * 2**30 / column)
         memory = min(max(min(fitting, _LONGEST), _SHORTEST), layout.size)
-        return Anderson(memory=memory, filter=0.05, ridge=1e-3)
+        return Anderson(memory=memory, filter=0.05, ridge=1e-3, surprise=1.5)

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fixedpoint import Anderson, Termination, solve
+from fixedpoint.core.history import History
 from fixedpoint.core.options import OptionError
 from fixedpoint.testing.problems import HEquation, affine_contraction, tanh_cell
 from fixedpoint.testing.wrappers import Scaled
@@ -136,3 +137,72 @@ def test_bad_options_are_refused(options, sentence):
     with pytest.raises(OptionError) as caught:
         Anderson(**options)
     assert str(caught.value) == sentence
+
+
+def test_a_ridge_is_relative_to_the_columns():
+    """The same weights at every scale, and those of the regularised normal equations with unit columns."""
+    problem = tanh_cell(size=9, rows=1, gain=1.3, seed=8)
+    points, values = [], []
+
+    def f(z):
+        value = problem(z)
+        points.append(z[0].numpy().copy())
+        values.append(value[0].numpy().copy())
+        return value
+
+    solve(f, problem.initial(), solver=Anderson(memory=3, ridge=0.05), rtol=0.0, max_rounds=8, rows="independent")
+    for k in range(2, 8):
+        z, fz = np.array(points[:k]), np.array(values[:k])
+        r = fz - z
+        used = slice(max(k - 1 - 3, 0), None)
+        changes_f, changes_r = np.diff(fz, axis=0)[used].T, np.diff(r, axis=0)[used].T
+        length = np.linalg.norm(changes_r, axis=0)
+        unit = changes_r / length
+        gamma = np.linalg.solve(unit.T @ unit + 0.05 * np.eye(unit.shape[1]), unit.T @ r[-1]) / length
+        expected = fz[-1] - changes_f @ gamma
+        assert np.linalg.norm(points[k] - expected) <= 1e-8 * np.linalg.norm(points[k] - points[k - 1])
+    counts = {solve(Scaled(problem, s), solver=Anderson(ridge=1e-3), rtol=1e-9).counts.rounds for s in (1e-6, 1.0, 1e6)}
+    assert len(counts) == 1
+
+
+def test_a_filter_drops_what_brings_nothing_new():
+    """With the strictest filter only the newest column is left: Anderson with a memory of one."""
+    problem = tanh_cell(size=9, rows=2, gain=1.3, seed=8)
+    strict = solve(problem, solver=Anderson(memory=6, filter=0.999999), rtol=1e-9)
+    single = solve(problem, solver=Anderson(memory=1), rtol=1e-9)
+    assert (strict.rounds == single.rounds).all()
+    assert torch.allclose(strict.z, single.z, rtol=1e-9)
+
+
+def test_there_is_no_surprise_on_an_affine_contraction():
+    problem = affine_contraction(np.linspace(-0.8, 0.9, 20), rows=3, seed=9)
+    wary, plain = (solve(problem, solver=Anderson(memory=8, surprise=s), rtol=1e-6) for s in (1.5, None))
+    assert torch.equal(wary.z, plain.z)
+
+
+def test_a_surprise_makes_old_columns_go():
+    """A map with a kink: what was learnt on one side misleads on the other."""
+
+    def kinked(z):
+        slopes = torch.tensor([0.95, -0.7, 0.6, 0.2, -0.9, 0.8], dtype=torch.float64)
+        return torch.where(z < 1.0, slopes * z + 2.0, slopes.flip(0) * (z - 1.0) + 1.9)
+
+    start = torch.full((3, 6), -40.0, dtype=torch.float64)
+    wary, plain = (solve(kinked, start, solver=Anderson(memory=6, surprise=s), rtol=1e-8) for s in (1.5, None))
+    assert wary.converged.all()
+    assert wary.counts.rounds <= plain.counts.rounds
+
+
+def test_forgetting_the_oldest_keeps_the_newest():
+    history = History.empty(torch.zeros(2, 3), memory=4, groups=1)
+    for value in range(6):
+        history = history.push(torch.full((2, 3), float(value)), valid=torch.tensor([True, True]))
+    forgetful = history.forget_oldest(torch.tensor([True, False]), 0.5)
+    newest_first = list(forgetful.order)
+    values = forgetful.columns[0][:, newest_first, 0]
+    assert values[0].tolist() == [5.0, 4.0, 3.0, 2.0]
+    assert forgetful.valid[0, newest_first].tolist() == [True, True, False, False]
+    assert forgetful.valid[1].all()
+    all_but_one = history.forget_oldest(torch.tensor([True, True]), 0.99)
+    assert all_but_one.valid.sum(1).tolist() == [1, 1]
+    assert all_but_one.valid[:, all_but_one.newest].all()

@@ -3,9 +3,10 @@ r"""Anderson acceleration, type I, safeguarded.
 With ``g(z) = z - f(z)``, ``s = z_k - z_{k-1}``, ``y = g_k - g_{k-1}`` and an estimate ``H`` of the inverse Jacobian of
 ``g``, from ``H_0 = I`` (a plain step):
 
-    s^      = s - sum_j (s^_j^T s / s^_j^T s^_j) s^_j          Gram-Schmidt over the steps kept
-    theta   = 1 if |eta| >= theta_, else (1 - sign(eta) theta_) / (1 - eta),     eta = s^^T H y / ||s^||^2
-    y~      = theta y - (1 - theta) g_{k-1}                    Powell's regularisation, B s = -g_{k-1}
+    s^      = s - sum_j (s^_j^T s / s^_j^T s^_j) s^_j     Gram-Schmidt over the steps kept
+    eta     = s^^T H y / ||s^||^2
+    theta   = 1 if |eta| >= theta_, else (1 - sign(eta) theta_) / (1 - eta)
+    y~      = theta y - (1 - theta) g_{k-1}               Powell's regularisation
     H      <- H + (s - H y~) s^^T H / (s^^T H y~)
     z_{k+1} = z_k - H g_k
 

@@ -2,8 +2,10 @@ r"""Newton's method with GMRES: no matrix, only products with the Jacobian.
 
 At ``z_k`` with ``r_k = f(z_k) - z_k`` and ``J = df/dz``:
 
-    (I - J) s = r_k            by GMRES, to ||r_k - (I - J) s|| <= eta_k ||r_k||
-    z_{k+1}   = z_k + lambda s,     lambda = 1, halved while  ||r(z + lambda s)|| > (1 - 1e-4 lambda (1 - eta)) ||r_k||
+    (I - J) s = r_k,   by GMRES, to ||r_k - (I - J) s|| <= eta_k ||r_k||
+    z_{k+1} = z_k + lambda s
+
+with ``lambda = 1``, halved while ``||r(z_k + lambda s)|| > (1 - 1e-4 lambda (1 - eta_k)) ||r_k||``.
 
 (Knoll & Keyes 2004, "Jacobian-free Newton-Krylov methods", sections 2.1 to 2.3; Kelley 1995, "Iterative methods for
 linear and nonlinear equations", algorithm 8.2.1.) The forcing term (Eisenstat & Walker 1996, "Choosing the forcing

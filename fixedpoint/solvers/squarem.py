@@ -1,12 +1,14 @@
 r"""SQUAREM and its alternating cyclic form: extrapolation in cycles, with the memory of a few states.
 
-From the start ``x_0`` of a cycle, ``x_{j+1} = f(x_j)`` and the differences ``D1 = x_1 - x_0``, ``D2 = x_2 - 2 x_1 +
-x_0``, ``D3 = x_3 - 3 x_2 + 3 x_1 - x_0``:
+From the start ``x_0`` of a cycle, ``x_{j+1} = f(x_j)`` and the differences ``D1 = x_1 - x_0``,
+``D2 = x_2 - 2 x_1 + x_0``, ``D3 = x_3 - 3 x_2 + 3 x_1 - x_0``:
 
-    squarem   sigma = ||D1|| / ||D2||                      x' = x_0 + 2 sigma D1 + sigma^2 D2,   then one plain step
-    cyclic    orders 3, 2, 3, 2 ...
-              sigma = |<D2, D3>| / ||D3||^2   (order 3)    x' = x_0 + 3 sigma D1 + 3 sigma^2 D2 + sigma^3 D3
-              sigma = |<D1, D2>| / ||D2||^2   (order 2)    x' = x_0 + 2 sigma D1 + sigma^2 D2
+    order 2    x' = x_0 + 2 sigma D1 + sigma^2 D2
+    order 3    x' = x_0 + 3 sigma D1 + 3 sigma^2 D2 + sigma^3 D3
+
+    squarem    order 2, sigma = ||D1|| / ||D2||, and a plain step after it
+    cyclic     orders 3, 2, 3, 2, with sigma = |<D2, D3>| / ||D3||^2 in order 3
+               and sigma = |<D1, D2>| / ||D2||^2 in order 2
 
 (Varadhan & Roland 2008, "Simple and globally convergent methods for accelerating the convergence of any EM algorithm",
 scheme S3, eq. 7 to 10, ``sigma = -alpha``; Lepage-Saucier 2024, "Alternating cyclic vector extrapolation technique for

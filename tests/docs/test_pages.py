@@ -23,6 +23,7 @@ PAGES = (
     "docs/command-line.md",
     "docs/run-files.md",
     "docs/torchdeq.md",
+    "docs/which-solver.md",
 )
 LEFT_OUT = {
     "make demo": "installs from the network; the demo itself is run from the wheel in tests/architecture",

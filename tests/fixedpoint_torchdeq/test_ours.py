@@ -258,7 +258,7 @@ def test_options_by_our_names_or_torchdeqs() -> None:
 def test_unknown_options_are_refused_with_the_nearest() -> None:
     register()
     deq = get_deq(f_solver="fixedpoint-anderson").eval()
-    for wrong, hint in (("memroy", 'did you mean "memory"'), ("lam", "known: LBFGS_thres, m, ")):
+    for wrong, hint in (("memroy", 'did you mean "memory"'), ("lam", "known: LBFGS_thres, ")):
         with pytest.raises(TypeError, match=f"Anderson: unknown option '{wrong}'; {hint}"):
             deq(torch.cos, torch.zeros(2, 3), solver_kwargs={wrong: 2})
     with pytest.raises(TypeError, match="Picard: unknown option 'm'"):

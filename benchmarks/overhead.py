@@ -1,0 +1,129 @@
+"""What a solver costs beside ``f``: its own time a round, against a copy of as many bytes, and its memory.
+
+    python benchmarks/overhead.py                 the whole table
+    python benchmarks/overhead.py --only 64x100000
+
+The time between one return of ``f`` and its next call, median over the rounds with a full memory, float32. The copy is
+of ``2 m + 8`` states, read and written: what a round has to touch. Memory is the growth of the resident size of a fresh
+process at its peak, in states. Wants torchdeq 0.1.0. Nothing else should run.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+
+import torch
+import typer
+from torch import Tensor
+
+SIZES = [(1, 1_000), (1, 100_000), (1, 1_000_000), (64, 1_000), (64, 10_000), (64, 100_000), (64, 1_000_000)]
+ROUNDS = 12  # beyond the memory
+METHODS = {
+    "Anderson(5)": ("anderson", 5),
+    "torchdeq Anderson(5)": ("torchdeq-anderson", 5),
+    "Broyden(20)": ("broyden", 20),
+    "torchdeq Broyden(20)": ("torchdeq-broyden", 20),
+}
+
+
+class Clocked:
+    """A map that is cheap, never converges soon, and notes when it was called and when it returned."""
+
+    def __init__(self, rows: int, size: int) -> None:
+        generator = torch.Generator().manual_seed(0)
+        self.slope = torch.rand(1, size, generator=generator) * 1.8 - 0.9
+        self.offset = torch.randn(1, size, generator=generator)
+        self.called: list[float] = []
+        self.returned: list[float] = []
+
+    def __call__(self, z: Tensor) -> Tensor:
+        self.called.append(time.perf_counter())
+        value = torch.addcmul(self.offset, self.slope, torch.sin(z))
+        self.returned.append(time.perf_counter())
+        return value
+
+    def between(self, skip: int) -> float:
+        """Median time from a return to the next call."""
+        pairs = zip(self.returned[skip:-1], self.called[skip + 1 :], strict=True)
+        return statistics.median(later - earlier for earlier, later in pairs)
+
+
+def runner(name: str, memory: int, rounds: int) -> Callable[[Clocked, Tensor], None]:
+    def ours(f: Clocked, z: Tensor) -> None:
+        import fixedpoint
+
+        rule = fixedpoint.Termination(rtol=0.0, max_rounds=rounds, patience=rounds)
+        fixedpoint.solve(f, z, solver={"name": name, "memory": memory}, termination=rule)
+
+    def anderson(f: Clocked, z: Tensor) -> None:
+        from torchdeq.solver import anderson_solver
+
+        anderson_solver(f, z, max_iter=rounds, tol=1e-30, m=memory)
+
+    def broyden(f: Clocked, z: Tensor) -> None:
+        from torchdeq.solver import broyden_solver
+
+        broyden_solver(f, z, max_iter=rounds, tol=1e-30, LBFGS_thres=memory)
+
+    return {"torchdeq-anderson": anderson, "torchdeq-broyden": broyden}.get(name, ours)
+
+
+def measured(name: str, memory: int, rows: int, size: int) -> dict[str, float]:
+    """Own milliseconds a round, and peak memory in states; in this process."""
+    f, z = Clocked(rows, size), torch.zeros(rows, size)
+    runner(name, memory, 3)(Clocked(1, 8), torch.zeros(1, 8))  # what is loaded at the first use is not the solve's
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with torch.no_grad():
+        runner(name, memory, memory + ROUNDS)(f, z)
+    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
+    return {"ms": 1e3 * f.between(memory + 2), "states": grown / (4 * rows * size)}
+
+
+def copied(states: int, rows: int, size: int) -> float:
+    """Milliseconds to copy so many states."""
+    source, target = torch.ones(states, rows, size), torch.empty(states, rows, size)
+    times = []
+    for _ in range(9):
+        began = time.perf_counter()
+        target.copy_(source)
+        times.append(time.perf_counter() - began)
+    return 1e3 * statistics.median(times)
+
+
+def in_fresh_process(*arguments: str) -> dict[str, float]:
+    done = subprocess.run([sys.executable, __file__, *arguments], capture_output=True, text=True, check=False)
+    found: dict[str, float] = json.loads(done.stdout) if done.returncode == 0 else {"ms": float("nan"), "states": 0.0}
+    return found
+
+
+def main(
+    only: str = typer.Option("", help="One size, e.g. 64x100000."),
+    method: str = typer.Option("", hidden=True),
+    repeats: int = typer.Option(3, min=1, help="Processes for each number; the quickest counts."),
+) -> None:
+    """Print the table."""
+    sizes = [tuple(map(int, only.split("x")))] if only else SIZES
+    if method:
+        print(json.dumps(measured(*METHODS[method], *sizes[0])))
+        return
+    print("| B x D | " + " | ".join(f"{name}: ms, copies, states" for name in METHODS) + " |")
+    print("|:--|" + "--:|" * len(METHODS))
+    for rows, size in sizes:
+        cells = []
+        for name, (_, memory) in METHODS.items():
+            runs = [in_fresh_process("--method", name, "--only", f"{rows}x{size}") for _ in range(repeats)]
+            best = min(runs, key=lambda run: run["ms"])
+            ratio = best["ms"] / copied(2 * memory + 8, rows, size)
+            states = min(run["states"] for run in runs)
+            cells.append(f"{best['ms']:.3g}, {ratio:.2f}, " + (f"{states:.1f}" if rows * size >= 1e5 else "-"))
+        print(f"| {rows} x {size} | " + " | ".join(cells) + " |", flush=True)
+
+
+if __name__ == "__main__":
+    typer.run(main)

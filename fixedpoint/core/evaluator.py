@@ -35,6 +35,9 @@ class Evaluated:
         Shape ``(B, blocks)``, float64: the problem's measure of this very point.
     finite
         Shape ``(B,)``: whether the row's value and error are finite.
+    plain
+        Whether error and scale are the Euclidean norms of the whole residual and value, so that nobody need take them
+        again.
     """
 
     z: Float[Tensor, "B D"]
@@ -43,6 +46,17 @@ class Evaluated:
     error: Float[Tensor, "B blocks"]
     scale: Float[Tensor, "B blocks"]
     finite: Bool[Tensor, " B"]
+    plain: bool = False
+
+    @functools.cached_property
+    def residual_norm(self) -> Float[Tensor, " B"]:
+        """Euclidean norm of the residual of every row, float64."""
+        return self.error[:, 0] if self.plain else row_norms(self.residual.detach())
+
+    @functools.cached_property
+    def value_norm(self) -> Float[Tensor, " B"]:
+        """Euclidean norm of the value of every row, float64."""
+        return self.scale[:, 0] if self.plain else row_norms(self.fz.detach())
 
     def where(self, mask: Bool[Tensor, " B"], other: Evaluated) -> Evaluated:
         """This point in the rows of ``mask``, ``other`` elsewhere."""
@@ -54,6 +68,7 @@ class Evaluated:
             error=torch.where(column, self.error, other.error),
             scale=torch.where(column, self.scale, other.scale),
             finite=torch.where(mask, self.finite, other.finite),
+            plain=self.plain and other.plain,
         )
 
 
@@ -127,6 +142,8 @@ class Evaluator:
         self.relative: list[Tensor] = []
         self.tracks_best = True
         self._best: Evaluated | None = None
+        self._pending: tuple[Evaluated, Tensor] | None = None
+        self._lent = False
         everything = np.ones(rows, dtype=np.bool_)
         self._live = _Live(everything, torch.from_numpy(everything).to(self.layout.device))
         self._buffers: dict[str, list[Tensor]] = {}
@@ -212,7 +229,15 @@ class Evaluator:
 
     def empty(self) -> Float[Tensor, "B D"] | None:
         """Memory for a proposal, used again two proposals later; None while gradients flow."""
-        return self._recycled("proposal")
+        memory = self._recycled("proposal")
+        if (
+            self._lent
+            and self._best is not None
+            and memory is not None
+            and memory.data_ptr() == self._best.z.data_ptr()
+        ):
+            self._best, self._lent = replace(self._best, z=self._best.z.clone(), fz=self._best.fz.clone()), False
+        return memory
 
     def narrow(self, running: NDArray[np.bool_]) -> None:
         """Say which rows are still running; the others are left out of evaluations where the problem can."""
@@ -229,7 +254,8 @@ class Evaluator:
         with torch.no_grad():
             measure = self._measure(z.detach(), fz.detach(), residual.detach())
         finite = (measure.error.isfinite() & measure.scale.isfinite()).all(dim=1)
-        return Evaluated(z, fz, residual, measure.error, measure.scale, finite)
+        plain = self.norm == "l2" and self.layout.blocks == 1 and not isinstance(self.problem, HasMeasure)
+        return Evaluated(z, fz, residual, measure.error, measure.scale, finite, plain)
 
     def remember(self, at: Evaluated) -> None:
         """Let the best point of every row take part of ``at`` in, and append it to the trace."""
@@ -239,21 +265,47 @@ class Evaluator:
         self.errors.append(torch.where(live, error, torch.nan))
         self.relative.append(torch.where(live & at.finite, relative, torch.nan))
         if self.tracks_best:
-            self._best = self._better(at, live, error)
+            self._take_in()
+            self._pending = at, self._better(at, live, error)
+
+    @property
+    def improved(self) -> Bool[Tensor, " B"]:
+        """The rows whose best point is the one evaluated last."""
+        assert self._pending is not None  # every evaluation is remembered
+        return self._pending[1]
+
+    def settle(self, everywhere: bool) -> None:
+        """Say, as soon as the host knows, whether the last point is the best of every row: then nothing is copied."""
+        if everywhere and self._pending is not None:
+            self._best, self._lent, self._pending = self._pending[0], True, None
+        else:
+            self._take_in()
 
     @property
     def best(self) -> Evaluated:
         """The judged point of smallest error of every row; the first one where none was finite."""
+        self._take_in()
         assert self._best is not None  # every evaluation is remembered
         return replace(self._best, residual=self._best.fz - self._best.z)
 
-    def _better(self, at: Evaluated, live: Tensor, error: Tensor) -> Evaluated:
-        """The best point so far, its residual left out."""
+    def _better(self, at: Evaluated, live: Tensor, error: Tensor) -> Bool[Tensor, " B"]:
         best = self._best
         if best is None:
-            return replace(at, z=at.z.clone(), fz=at.fz.clone())
-        better = live & at.finite & ((error < best.error.amax(dim=1)) | ~best.finite)
-        return replace(
+            return torch.ones_like(live)
+        return live & at.finite & ((error < best.error.amax(dim=1)) | ~best.finite)
+
+    def _take_in(self) -> None:
+        """Merge the last point into the best one, in memory of its own."""
+        if self._pending is None:
+            return
+        (at, better), self._pending = self._pending, None
+        best = self._best
+        if best is None:
+            self._best = replace(at, z=at.z.clone(), fz=at.fz.clone())
+            return
+        if self._lent:
+            best, self._lent = replace(best, z=best.z.clone(), fz=best.fz.clone()), False
+        self._best = replace(
             best,
             z=select(better, at.z, best.z),
             fz=select(better, at.fz, best.fz),

@@ -77,8 +77,29 @@ class History:
         """Store ``pair[0] - pair[1]`` per group in place of the oldest, subtracting straight into its memory."""
         stored = []
         for group, (new, old) in zip(self.storage, pairs, strict=True):
-            target = None if torch.is_grad_enabled() else group[:, self._next]
-            stored.append(_put(group, self._next, torch.sub(new, old, out=target), valid))
+            if torch.is_grad_enabled():
+                stored.append(_put(group, self._next, new - old, valid))
+            else:
+                torch.sub(new, old, out=group[:, self._next]).masked_fill_(~valid.unsqueeze(1), 0.0)
+                stored.append(group)
+        return self._stored(stored, valid)
+
+    def push_scaled(
+        self, *pairs: tuple[Float[Tensor, "B D"], Float[Tensor, " B"]], valid: Bool[Tensor, " B"]
+    ) -> History:
+        """Store ``pair[1] pair[0]`` per group in place of the oldest, multiplied straight into its memory.
+
+        In single precision at least: the factors may exceed what half precision holds.
+        """
+        stored = []
+        for group, (vector, factor) in zip(self.storage, pairs, strict=True):
+            wide = torch.promote_types(vector.dtype, torch.float32)
+            column = factor.to(wide).unsqueeze(1)
+            if torch.is_grad_enabled() or wide != vector.dtype:
+                stored.append(_put(group, self._next, (vector.to(wide) * column).to(vector.dtype), valid))
+            else:
+                torch.mul(vector, column, out=group[:, self._next]).masked_fill_(~valid.unsqueeze(1), 0.0)
+                stored.append(group)
         return self._stored(stored, valid)
 
     def forget(self, rows: Bool[Tensor, " B"]) -> History:

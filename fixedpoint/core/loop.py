@@ -62,7 +62,9 @@ def iterate(
     rounds = np.zeros(z0.shape[0], dtype=np.int64)
     while True:
         status, rescued = judge(at)
-        host = _to_host(status, rescued)
+        host = _to_host(status, rescued, f.improved if f.tracks_best else rescued)
+        if f.tracks_best:
+            f.settle(everywhere=bool(host[2].all()) and not torch.is_grad_enabled())
         running = final == Status.RUNNING
         rounds[running] = f.counts.rounds
         final[running] = host[0][running]
@@ -128,8 +130,8 @@ def _settle(answer: Evaluated | None, update: tuple[Tensor, Evaluated]) -> Evalu
     return replace(at.where(mask, answer), z=select(mask, at.z, answer.z), fz=select(mask, at.fz, answer.fz))
 
 
-def _to_host(status: Tensor, rescued: Tensor) -> NDArray[np.int8]:
-    stacked: NDArray[np.int8] = torch.stack([status, rescued.to(torch.int8)]).cpu().numpy()
+def _to_host(status: Tensor, *masks: Tensor) -> NDArray[np.int8]:
+    stacked: NDArray[np.int8] = torch.stack([status, *(mask.to(torch.int8) for mask in masks)]).cpu().numpy()
     return stacked
 
 

@@ -15,11 +15,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-__all__ = ["add_combination", "block_dots", "block_norms", "row_dots", "row_norms"]
+__all__ = ["add_combination", "add_combinations", "block_dots", "block_norms", "row_dots", "row_norms"]
 
 # Entries of one row, over all its columns, that are worked on at a time. Must not depend on the number of rows (see
 # above), and must stay under the 32768 from which torch splits a single sum over threads.
 _CHUNK = 4096
+# Entries worked on at a time, over rows and columns: on a CPU what its cache holds, elsewhere what fills the device.
+# Does not change any sum.
+_TILE, _LARGE_TILE = 1 << 20, 1 << 26
+# Chunks whose products are added up in the working precision.
+_LONGEST_SUM = 16
 
 
 def block_dots(
@@ -27,6 +32,8 @@ def block_dots(
 ) -> Float[Tensor, "B blocks m"]:
     """Inner products of every column with the vector, block by block of a row, as float64."""
     count, size = columns.shape[1], columns.shape[2] // blocks
+    if blocks == 1 and count and size > _CHUNK and not torch.is_grad_enabled():
+        return _long_dots(columns, vector).unsqueeze(1)
     grouped = columns.unflatten(-1, (blocks, size))
     target = vector.unflatten(-1, (blocks, size)).unsqueeze(1)
     width = max(_CHUNK // max(count, 1), 1)
@@ -35,6 +42,34 @@ def block_dots(
         for part, piece in _pairs(grouped, target, 2, max(width // size, 1))
     ]
     return (torch.cat(sums, dim=2) if len(sums) > 1 else sums[0]).transpose(1, 2)
+
+
+def _long_dots(columns: Float[Tensor, "B m D"], vector: Float[Tensor, "B D"]) -> Float[Tensor, "B m"]:
+    """Inner products of long rows: products are added up entry by entry over the chunks of a row, and summed last.
+
+    One operation a chunk instead of two. A float64 total is kept of every few chunks, so that no sum in single
+    precision is longer than those are.
+    """
+    rows, count, size = columns.shape
+    wide = torch.promote_types(columns.dtype, torch.float32)
+    found = torch.zeros(rows, count, dtype=torch.float64, device=columns.device)
+    together = max(_tile_of(columns) // (count * _CHUNK), 1)
+    partial = torch.empty(min(together, rows), count, _CHUNK, dtype=wide, device=columns.device)
+    for first in range(0, rows, together):
+        part = slice(first, min(first + together, rows))
+        held = partial[: part.stop - first]
+        for number, start in enumerate(range(0, size, _CHUNK)):
+            entries = slice(start, min(start + _CHUNK, size))
+            left, right = columns[part, :, entries].to(wide), vector[part, None, entries].to(wide)
+            if number % _LONGEST_SUM == 0:
+                if number:
+                    found[part] += held.sum(-1)
+                held.zero_() if entries.stop - start < _CHUNK else None
+                torch.mul(left, right, out=held[:, :, : entries.stop - start])
+            else:
+                held[:, :, : entries.stop - start].addcmul_(left, right)
+        found[part] += held.sum(-1)
+    return found
 
 
 def row_dots(columns: Float[Tensor, "B m D"], vector: Float[Tensor, "B D"]) -> Float[Tensor, "B m"]:
@@ -82,9 +117,45 @@ def add_combination(
     if not columns.shape[1]:
         return base.clone() if out is None else (base if out is base else out.copy_(base))
     target = torch.empty_like(base) if out is None else out
+    if blocks == 1 and base.dtype in (torch.float32, torch.float64):
+        _add_up((base,), columns, (weights.squeeze(1).to(base.dtype),), (target,))
+        return target
     for group, entries in _tiles(blocks, base.shape[1] // blocks):
         target[:, entries] = _combined(base[:, entries], columns[:, :, entries], weights[:, group])
     return target
+
+
+def _tile_of(tensor: Tensor) -> int:
+    return _TILE if tensor.device.type == "cpu" else _LARGE_TILE
+
+
+def add_combinations(
+    bases: tuple[Float[Tensor, "B D"], ...],
+    columns: Float[Tensor, "B m D"],
+    weights: tuple[Float[Tensor, "B 1 m"], ...],
+) -> tuple[Float[Tensor, "B D"], ...]:
+    """Several combinations of the same columns, which are read once; into the bases unless gradients flow."""
+    first = bases[0]
+    if torch.is_grad_enabled() or not columns.shape[1] or first.dtype not in (torch.float32, torch.float64):
+        return tuple(add_combination(base, columns, each) for base, each in zip(bases, weights, strict=True))
+    _add_up(bases, columns, tuple(each.squeeze(1).to(first.dtype) for each in weights), bases)
+    return bases
+
+
+def _add_up(
+    bases: tuple[Tensor, ...], columns: Float[Tensor, "B m D"], weights: tuple[Tensor, ...], targets: tuple[Tensor, ...]
+) -> None:
+    """Combinations in the dtype of their columns, made in the targets, piece by piece as the cache holds them."""
+    rows, size = bases[0].shape
+    width = max(_tile_of(columns) // (rows * len(bases)), 1)
+    for start in range(0, size, width):
+        entries = slice(start, min(start + width, size))
+        pieces = [target[:, entries] for target in targets]
+        for base, factors, piece in zip(bases, weights, pieces, strict=True):
+            torch.addcmul(base[:, entries], columns[:, 0, entries], factors[:, :1], out=piece)
+        for j in range(1, columns.shape[1]):
+            for factors, piece in zip(weights, pieces, strict=True):
+                piece.addcmul_(columns[:, j, entries], factors[:, j : j + 1])
 
 
 def _tiles(blocks: int, size: int) -> Iterator[tuple[slice, slice]]:

@@ -53,7 +53,7 @@ class Aitken(StepSolver[AitkenState]):
             raise OptionError("Aitken", "shortest", f"must not exceed longest, {self.longest}, got {self.shortest}")
 
     def init(self, f: Evaluator, at: Evaluated) -> AitkenState:
-        return AitkenState(None, torch.zeros_like(at.finite), row_norms(at.residual.detach()))
+        return AitkenState(None, torch.zeros_like(at.finite), at.residual_norm)
 
     def reset(self, state: AitkenState, rows: Bool[Tensor, " B"]) -> AitkenState:
         return AitkenState(state.previous, state.linked & ~rows, state.size)
@@ -61,7 +61,7 @@ class Aitken(StepSolver[AitkenState]):
     def step(
         self, f: Evaluator, at: Evaluated, state: AitkenState
     ) -> tuple[Float[Tensor, "B D"] | Evaluated, AitkenState]:
-        size = row_norms(at.residual.detach())
+        size = at.residual_norm
         linked = state.linked & (size <= _GROWTH * state.size)
         length = torch.ones_like(size) if state.previous is None else self._length(at, state.previous, linked)
         proposal = torch.addcmul(at.z, at.residual, length.to(at.z.dtype).unsqueeze(1), out=f.empty())

@@ -37,7 +37,7 @@ from fixedpoint.core.evaluator import Evaluated, Evaluator
 from fixedpoint.core.history import History
 from fixedpoint.core.options import option
 from fixedpoint.core.problem import HasSteps
-from fixedpoint.core.reduce import add_combination, block_dots, row_norms
+from fixedpoint.core.reduce import add_combination, block_dots
 from fixedpoint.core.solver import StepSolver
 from fixedpoint.solvers.least_squares import solve_gram
 from fixedpoint.solvers.safeguard import Growth
@@ -94,8 +94,8 @@ class Anderson(StepSolver[AndersonState]):
             gram=torch.zeros(rows, blocks, memory, memory, dtype=torch.float64, device=at.z.device),
             previous=None,
             linked=torch.zeros(rows, dtype=torch.bool, device=at.z.device),
-            growth=Growth.begin(row_norms(at.residual.detach())),
-            expected=torch.full_like(row_norms(at.residual.detach()), torch.inf),
+            growth=Growth.begin(at.residual_norm),
+            expected=torch.full_like(at.residual_norm, torch.inf),
         )
 
     def reset(self, state: AndersonState, rows: Bool[Tensor, " B"]) -> AndersonState:
@@ -109,7 +109,7 @@ class Anderson(StepSolver[AndersonState]):
     def step(
         self, f: Evaluator, at: Evaluated, state: AndersonState
     ) -> tuple[Float[Tensor, "B D"] | Evaluated, AndersonState]:
-        size = row_norms(at.residual.detach())
+        size = at.residual_norm
         grown, growth = state.growth.watch(size, self.restart_growth)
         state = _extended(at, replace(self.reset(state, grown), growth=growth))
         if self.surprise is not None:
@@ -144,16 +144,22 @@ def _extended(at: Evaluated, state: AndersonState) -> AndersonState:
     return replace(state, history=history, gram=gram)
 
 
+def _squares(at: Evaluated, blocks: int) -> tuple[Float[Tensor, "B blocks 1"], Float[Tensor, "B blocks 1"]]:
+    """Squared lengths of residual and value, block by block."""
+    if blocks == 1:
+        return at.residual_norm.square()[:, None, None], at.value_norm.square()[:, None, None]
+    residual, value = at.residual.detach(), at.fz.detach()
+    return block_dots(residual.unsqueeze(1), residual, blocks), block_dots(value.unsqueeze(1), value, blocks)
+
+
 def _weights(
     at: Evaluated, state: AndersonState, threshold: float, ridge: float
 ) -> tuple[Float[Tensor, "B blocks m"], Float[Tensor, " B"]]:
     """``gamma`` of every block, from the inner products of the unsolved blocks up to it; and ``||r - dR gamma||``."""
     history, blocks = state.history, state.gram.shape[1]
     rhs = block_dots(history.columns[1], at.residual, blocks)
-    residual, value = at.residual.detach(), at.fz.detach()
-    squares = block_dots(residual.unsqueeze(1), residual, blocks)
+    squares, sizes = _squares(at, blocks)
     unsolved = squares > 0
-    sizes = block_dots(value.unsqueeze(1), value, blocks)
     noise = torch.finfo(at.z.dtype).eps * sizes.cumsum(1).squeeze(2).sqrt()
     gram = state.gram[:, :, history.start :, history.start :]
     gram = torch.where(unsolved.unsqueeze(3), gram, 0.0).cumsum(1)

@@ -66,7 +66,7 @@ class AndersonTypeOne(StepSolver[AndersonTypeOneState]):
 
     def init(self, f: Evaluator, at: Evaluated) -> AndersonTypeOneState:
         memory = min(self.memory, at.z.shape[1])
-        size = row_norms(at.residual.detach())
+        size = at.residual_norm
         return AndersonTypeOneState(
             history=History.empty(at.z, memory, groups=3),
             previous=None,
@@ -87,7 +87,7 @@ class AndersonTypeOne(StepSolver[AndersonTypeOneState]):
         weights = _masked(row_dots(right, at.residual), state.history.valid)
         plain = torch.add(at.z, at.residual, out=f.empty())
         quick = add_combination(plain, left, weights)
-        size = row_norms(at.residual.detach())
+        size = at.residual_norm
         trusted = size <= self.safeguard * state.first * (state.accelerated + 1.0) ** -(1.0 + _EPSILON)
         averaged = torch.add(at.z, at.residual, alpha=_AVERAGE)
         proposal = torch.where(trusted.unsqueeze(1), quick, averaged)

@@ -27,7 +27,7 @@ from torch import Tensor
 from fixedpoint.core.evaluator import Evaluated, Evaluator
 from fixedpoint.core.history import History
 from fixedpoint.core.options import option
-from fixedpoint.core.reduce import add_combination, row_dots, row_norms
+from fixedpoint.core.reduce import add_combination, add_combinations, row_dots, row_norms
 from fixedpoint.core.solver import StepSolver
 from fixedpoint.solvers.safeguard import Growth
 
@@ -36,12 +36,13 @@ __all__ = ["Broyden", "BroydenState"]
 
 @dataclass(frozen=True)
 class BroydenState:
-    """The pairs ``(c, d)``, and the previous point."""
+    """The pairs ``(c, d)``, the previous point, and ``d_i . g`` there for every slot."""
 
     history: History
     previous: Evaluated | None
     linked: Bool[Tensor, " B"]
     growth: Growth
+    products: Float[Tensor, "B m"]
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,8 @@ class Broyden(StepSolver[BroydenState]):
             history=History.empty(at.z, self.memory, groups=2),
             previous=None,
             linked=torch.zeros(at.z.shape[0], dtype=torch.bool, device=at.z.device),
-            growth=Growth.begin(row_norms(at.residual.detach())),
+            growth=Growth.begin(at.residual_norm),
+            products=torch.zeros(at.z.shape[0], self.memory, dtype=torch.float64, device=at.z.device),
         )
 
     def reset(self, state: BroydenState, rows: Bool[Tensor, " B"]) -> BroydenState:
@@ -70,39 +72,52 @@ class Broyden(StepSolver[BroydenState]):
     def step(
         self, f: Evaluator, at: Evaluated, state: BroydenState
     ) -> tuple[Float[Tensor, "B D"] | Evaluated, BroydenState]:
-        grown, growth = state.growth.watch(row_norms(at.residual.detach()), self.restart_growth)
-        state = _updated(at, replace(self.reset(state, grown), growth=growth), self.update == "good")
-        left, right = state.history.columns
-        weights = _masked(row_dots(right, at.residual), state.history.valid)
-        plain = torch.add(at.z, at.residual, out=f.empty())
-        proposal = add_combination(plain, left, -weights, out=None if torch.is_grad_enabled() else plain)
+        grown, growth = state.growth.watch(at.residual_norm, self.restart_growth)
+        state = replace(self.reset(state, grown), growth=growth)
+        if state.previous is None:
+            proposal = torch.add(at.z, at.residual, out=f.empty())
+        else:
+            proposal, state = self._updated(f, at, state, state.previous)
         return proposal, replace(state, previous=at, linked=torch.ones_like(state.linked))
 
+    def _updated(
+        self, f: Evaluator, at: Evaluated, state: BroydenState, previous: Evaluated
+    ) -> tuple[Float[Tensor, "B D"], BroydenState]:
+        """The proposal, and the state with the newest secant in place of the oldest pair.
 
-def _updated(at: Evaluated, state: BroydenState, good: bool) -> BroydenState:
-    """With the newest secant in place of the oldest pair."""
-    if state.previous is None:
-        return state
-    history = state.history
-    left, right = history.columns
-    valid = history.surviving
-    dz = at.z - state.previous.z
-    dg = at.residual - state.previous.residual
-    missed = add_combination(dz + dg, left, -_masked(row_dots(right, dg), valid))  # dz - H dg
-    v = add_combination(-dz, right, _masked(row_dots(left, dz), valid)) if good else dg  # H^T dz, or dg
-    length = row_norms(v.detach())
-    denominator = row_dots(v.unsqueeze(1), dg).squeeze(1)
-    sound = state.linked & (denominator.abs() > torch.finfo(at.z.dtype).eps * length * row_norms(dg.detach()))
-    # The pair is kept as (dz - H dg) |v| / (v^T dg) and v / |v|, both of moderate size in any dtype.
-    length = torch.where(sound, length, 1.0)
-    scale = length / torch.where(sound, denominator, 1.0)
-    return replace(state, history=history.push(_scaled(missed, scale), _scaled(v, 1.0 / length), valid=sound))
+        The pairs are read four times: once for ``d_i . g``, which with those of the point before give ``d_i . dg``,
+        once for both sums of ``c_i``, and twice for ``H^T dz``.
+        """
+        history = state.history
+        left, right = history.columns
+        valid = history.surviving
+        products = row_dots(right, at.residual)
+        dz = at.z - previous.z
+        dg = at.residual - previous.residual
+        plain = torch.add(at.z, at.residual, out=f.empty())  # the memory of the previous point, now used up
+        change = _masked(products - state.products[:, history.start :], valid)
+        missed, proposal = add_combinations((dz + dg, plain), left, (-change, -_masked(products, valid)))
+        # missed = dz - H dg
+        v = add_combination(-dz, right, _masked(row_dots(left, dz), valid)) if self.update == "good" else dg
+        length = row_norms(v.detach())
+        denominator = row_dots(v.unsqueeze(1), dg).squeeze(1)
+        sound = state.linked & (denominator.abs() > torch.finfo(at.z.dtype).eps * length * row_norms(dg.detach()))
+        # The pair is kept as (dz - H dg) |v| / (v^T dg) and v / |v|, both of moderate size in any dtype.
+        length = torch.where(sound, length, 1.0)
+        scale = length / torch.where(sound, denominator, 1.0)
+        pushed = history.push_scaled((missed, scale), (v, 1.0 / length), valid=sound)
+        left, right = (group[:, pushed.newest : pushed.newest + 1] for group in pushed.columns)
+        newest = torch.where(sound.unsqueeze(1), row_dots(right, at.residual), 0.0)
+        proposal = add_combination(proposal, left, -newest.unsqueeze(1), out=_own(proposal))
+        kept = state.products.clone()
+        kept[:, history.start :] = products
+        kept[:, pushed.start + pushed.newest] = newest.squeeze(1)
+        return proposal, replace(state, history=pushed, products=kept)
 
 
-def _scaled(vector: Float[Tensor, "B D"], factor: Float[Tensor, " B"]) -> Float[Tensor, "B D"]:
-    """``factor * vector``, multiplied in single precision at least: the factor may exceed what half precision holds."""
-    wide = torch.promote_types(vector.dtype, torch.float32)
-    return (vector.to(wide) * factor.to(wide).unsqueeze(1)).to(vector.dtype)
+def _own(tensor: Tensor) -> Tensor | None:
+    """The tensor itself to write into, or None while gradients flow."""
+    return None if torch.is_grad_enabled() else tensor
 
 
 def _masked(weights: Float[Tensor, "B m"], valid: Bool[Tensor, "B m"]) -> Float[Tensor, "B 1 m"]:

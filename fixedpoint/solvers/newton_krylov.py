@@ -83,9 +83,9 @@ class NewtonKrylov(StepSolver[NewtonKrylovState]):
 
         solved = GMRES(self.memory).solve(product, residual, state.forcing, budget)
         f.narrow(running)
-        size = row_norms(at.residual)
+        size = at.residual_norm
         new = self._searched(f, at, solved.x, size, state.forcing)
-        ratio = row_norms(new.residual) / torch.where(size > 0, size, 1.0)
+        ratio = new.residual_norm / torch.where(size > 0, size, 1.0)
         forcing = _GAMMA * ratio**_ALPHA
         floor = _GAMMA * state.forcing**_ALPHA
         forcing = torch.where(floor > 0.1, torch.maximum(forcing, floor), forcing).nan_to_num(nan=_LARGEST)
@@ -104,7 +104,7 @@ class NewtonKrylov(StepSolver[NewtonKrylovState]):
         before = f.running
         length = torch.ones_like(size)
         for _ in range(self.halvings):
-            enough = row_norms(new.residual) <= (1.0 - _DECREASE * length * (1.0 - forcing)) * size
+            enough = new.residual_norm <= (1.0 - _DECREASE * length * (1.0 - forcing)) * size
             done = (new.finite & enough).cpu().numpy() | ~before
             if done.all() or not f.remaining:
                 break

@@ -109,7 +109,7 @@ class Squarem(StepSolver[SquaremState]):
     def step(
         self, f: Evaluator, at: Evaluated, state: SquaremState
     ) -> tuple[Float[Tensor, "B D"] | Evaluated, SquaremState]:
-        size = row_norms(at.residual.detach())
+        size = at.residual_norm
         worse = state.judged & (size > self.growth * state.base)
         helped = state.judged & state.reached & ~worse
         bound = torch.where(worse, _smaller(state.bound), torch.where(helped, _FACTOR * state.bound, state.bound))

@@ -5,7 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fixedpoint.core.reduce import add_combination, block_dots, block_norms, row_dots, row_norms
+from fixedpoint.core.reduce import (
+    add_combination,
+    add_combinations,
+    block_dots,
+    block_norms,
+    row_dots,
+    row_norms,
+)
 
 # (blocks, size of one): below, at and above a chunk of 4096 entries, whole and in parts.
 SHAPES = [(1, 1), (1, 17), (1, 4096), (1, 4097), (1, 40001), (257, 16), (3, 5000), (100, 100), (5000, 1)]
@@ -77,3 +84,38 @@ def test_a_row_alone_has_the_same_bits_as_in_a_batch(blocks: int, size: int, dty
         assert torch.equal(block_norms(alone, blocks, "l2")[0], block_norms(vector, blocks, "l2")[row])
         with torch.no_grad():
             assert torch.equal(add_combination(alone, own, weight)[0], add_combination(vector, columns, weights)[row])
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("rows", "count", "size"), [(1, 1, 4097), (3, 5, 70_000), (40, 2, 9_000), (2, 0, 5_000)])
+def test_dots_of_long_rows_are_exact_and_a_rows_own(dtype: torch.dtype, rows: int, count: int, size: int) -> None:
+    generator = torch.Generator().manual_seed(rows * size + count)
+    columns = torch.randn(rows, count, size, generator=generator, dtype=torch.float64).to(dtype)
+    vector = torch.randn(rows, size, generator=generator, dtype=torch.float64).to(dtype)
+    with torch.no_grad():
+        found = row_dots(columns, vector)
+        alone = torch.cat([row_dots(columns[i : i + 1], vector[i : i + 1]) for i in range(rows)])
+    exact = (columns.double() * vector.double().unsqueeze(1)).sum(-1)
+    scale = columns.double().norm(dim=2) * vector.double().norm(dim=1, keepdim=True)
+    precision = torch.finfo(torch.promote_types(dtype, torch.float32)).eps
+    assert bool(((found - exact).abs() <= 4 * precision * scale).all())
+    assert torch.equal(found, alone)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("size", [7, 40_000])
+@pytest.mark.parametrize("count", [0, 1, 6])
+def test_combinations_made_together_are_those_made_apart(dtype: torch.dtype, size: int, count: int) -> None:
+    generator = torch.Generator().manual_seed(size + count)
+    bases = [torch.randn(33, size, generator=generator, dtype=torch.float64).to(dtype) for _ in range(2)]
+    columns = torch.randn(33, count, size, generator=generator, dtype=torch.float64).to(dtype)
+    weights = [torch.randn(33, 1, count, generator=generator, dtype=torch.float64) for _ in range(2)]
+    apart = [add_combination(base, columns, each) for base, each in zip(bases, weights, strict=True)]
+    recorded = [base.clone() for base in bases]
+    with torch.no_grad():
+        into = [add_combination(base, columns, each) for base, each in zip(bases, weights, strict=True)]
+        together = add_combinations(tuple(base.clone() for base in bases), columns, tuple(weights))
+    for one, two, three, base, kept in zip(apart, into, together, bases, recorded, strict=True):
+        assert torch.equal(one, two)
+        assert torch.equal(one, three)
+        assert torch.equal(base, kept)  # nothing was written into what was given

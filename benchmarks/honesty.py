@@ -1,0 +1,171 @@
+"""How often a solver says that it converged and has not: random problems, solvers, options, tolerances and dtypes.
+
+    python benchmarks/honesty.py [--solves 10000]
+
+Every row that a solver calls converged is evaluated anew, by plain norms in float64, and its residual compared with
+the tolerance. SciPy's solvers claim by returning without an exception, torchdeq's by the residual they report; they are
+judged at the point they return, by the tolerance they were given in their own terms. A residual within 64 roundings of
+the value counts as kept. Wants torchdeq 0.1.0 and SciPy.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import warnings
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import scipy.optimize
+import torch
+import typer
+from rich.progress import track
+
+import fixedpoint
+from fixedpoint.core.problem import Problem
+from fixedpoint.registry import registry
+from fixedpoint_classic.problem import ClassicProblem
+
+TASKS: dict[str, Callable[[random.Random], dict[str, Any]]] = {
+    "linear-contraction": lambda r: {"size": r.randint(1, 60), "radius": r.uniform(0.1, 0.999), "batch": 3},
+    "tanh-cell": lambda r: {"size": r.randint(1, 60), "gain": r.uniform(0.2, 2.5), "batch": 3},
+    "h-equation": lambda r: {"size": r.randint(4, 60), "c": [r.uniform(0.1, 1.0), 1 - 10 ** -r.uniform(1, 10)]},
+    "bratu": lambda r: {"size": r.randint(2, 10), "lam": [r.uniform(0.5, 6.5)], "form": r.choice(["picard", "jacobi"])},
+    "poisson-mixture-em": lambda _: {},
+    "gaussian-mixture-em": lambda _: {"samples": 60, "batch": 2},
+    "value-iteration": lambda r: {"states": r.randint(5, 30), "discount": r.uniform(0.3, 0.999), "batch": 2},
+    "pagerank": lambda r: {"pages": r.randint(12, 60), "damping": r.uniform(0.3, 0.99), "batch": 2},
+    "power-iteration": lambda r: {"size": r.randint(2, 40), "gap": r.uniform(0.01, 0.5), "batch": 2},
+    "nnls": lambda r: {"size": r.randint(2, 25), "samples": 50, "batch": 2},
+    "elastic-net": lambda r: {"size": r.randint(2, 25), "samples": 30, "batch": 2},
+    "cp-als": lambda _: {"batch": 2},
+}
+OURS: dict[str, Callable[[random.Random], dict[str, Any]]] = {
+    "auto": lambda _: {},
+    "picard": lambda r: {"relaxation": r.choice([1.0, 0.5, 0.01])},
+    "anderson": lambda r: {
+        "memory": r.randint(1, 30),
+        "relaxation": r.choice([1.0, 0.5, 0.01]),
+        "filter": r.choice([0.0, 0.1]),
+        "ridge": r.choice([0.0, 1e-3]),
+        "surprise": r.choice([None, 1.5]),
+    },
+    "anderson-type1": lambda r: {"memory": r.randint(1, 30)},
+    "broyden": lambda r: {"memory": r.randint(1, 30), "update": r.choice(["good", "bad"])},
+    "newton-krylov": lambda r: {"jacobian": r.choice(["auto", "difference"]), "memory": r.randint(2, 30)},
+    "aitken": lambda _: {},
+    "squarem": lambda r: {"scheme": r.choice(["cyclic", "squarem"])},
+    "damped": lambda r: {"damping": r.choice([0.5, 0.01])},
+    "restarted": lambda r: {"every": r.randint(1, 10)},
+    "polyalgorithm": lambda _: {},
+}
+THEIRS = ("torchdeq-picard", "torchdeq-anderson", "torchdeq-broyden")
+SCIPY: dict[str, Callable[..., Any]] = {
+    "SciPy anderson": scipy.optimize.anderson,
+    "SciPy broyden1": scipy.optimize.broyden1,
+    "SciPy newton_krylov": scipy.optimize.newton_krylov,
+}
+
+
+def drawn(r: random.Random) -> ClassicProblem:
+    name = r.choice(list(TASKS))
+    options = {**TASKS[name](r), "dtype": r.choice(["float32", "float64"])}
+    problem: ClassicProblem = registry.create("task", {"name": name, **options}).problem(r.randrange(10**6))
+    if r.random() < 0.3:  # another start, far off perhaps
+        generator = torch.Generator().manual_seed(r.randrange(10**6))
+        noise = torch.rand(problem.start.shape, generator=generator, dtype=torch.float64).to(problem.start)
+        problem = problem.starting_at(problem.start + 10 ** r.uniform(-2, 0.5) * noise)
+    return problem
+
+
+def excess(problem: Problem, z: torch.Tensor, rtol: float, atol: float = 0.0) -> torch.Tensor:
+    """Residual over what was asked for, row by row."""
+    fz = problem(z.clone())
+    residual = torch.linalg.vector_norm((fz - z).double(), dim=1)
+    size = torch.linalg.vector_norm(fz.double(), dim=1)
+    found: torch.Tensor = residual / (atol + (rtol + 64 * torch.finfo(z.dtype).eps) * size)
+    return found
+
+
+def by_ours(name: str, options: dict[str, Any], problem: Problem, r: random.Random) -> tuple[int, int]:
+    """Rows called converged, and how many of those are not."""
+    rtol = 10 ** -r.uniform(1, 6 if problem.layout.dtype == torch.float32 else 12)
+    solution = fixedpoint.solve(
+        problem, solver={"name": name, **options}, rtol=rtol, max_rounds=r.choice([5, 20, 100, 400])
+    )
+    claimed = solution.converged
+    if name in THEIRS:
+        # In their own terms: a residual that is relative to the value or not, and a tolerance of theirs.
+        claim = solution.extras["claimed"]
+        claimed = claim.converged
+        if not claim.relative:
+            over = torch.linalg.vector_norm((solution.fstate - solution.state).double(), dim=1) / claim.tolerance
+            return int(claimed.sum()), int((over.numpy()[claimed] > 1).sum())
+        rtol = claim.tolerance
+    over = excess(problem, solution.state, rtol)
+    return int(claimed.sum()), int((over.numpy()[claimed] > 1).sum())
+
+
+def by_scipy(name: str, problem: ClassicProblem, r: random.Random) -> tuple[int, int]:
+    row = problem.to(torch.float64).take(torch.tensor([0]))
+    rtol = 10 ** -r.uniform(1, 9)
+    size = float(torch.linalg.vector_norm(row(row.initial())))
+    with contextlib.suppress(scipy.optimize.NoConvergence, ValueError, FloatingPointError, ZeroDivisionError):
+        found = SCIPY[name](
+            lambda x: row(torch.from_numpy(np.array(x)).unsqueeze(0))[0].numpy() - x,
+            row.initial()[0].numpy(),
+            f_tol=rtol * size,
+            maxiter=r.choice([20, 100, 400]),
+            tol_norm=np.linalg.norm,
+        )
+        z = torch.from_numpy(np.asarray(found)).unsqueeze(0)
+        residual = float(torch.linalg.vector_norm(row(z) - z))
+        return 1, int(not residual <= rtol * size * (1 + 1e-9))
+    return 0, 0
+
+
+def main(
+    solves: int = typer.Option(10_000, min=1, help="Solves by this library's solvers; half as many by the others."),
+    seed: int = typer.Option(0, help="Seed of everything that is drawn."),
+) -> None:
+    """Print how many rows each called converged, and how many of those were not."""
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore", RuntimeWarning)
+    r = random.Random(seed)
+    claimed: Counter[str] = Counter()
+    false: Counter[str] = Counter()
+    raised: Counter[str] = Counter()
+    names = [*OURS] * 2 + [*THEIRS, *SCIPY]
+    done = 0
+    with torch.no_grad():
+        for number in track(range(2 * solves), description="solving", total=2 * solves):
+            if done >= solves and number % len(names) == 0:
+                break
+            name = names[number % len(names)]
+            problem = drawn(r)
+            try:
+                if name in SCIPY:
+                    said, wrong = by_scipy(name, problem, r)
+                else:
+                    said, wrong = by_ours(name, OURS[name](r) if name in OURS else {}, problem, r)
+                    done += name in OURS
+            except Exception as error:  # theirs may raise; ours must not
+                if name in OURS:
+                    raise RuntimeError(f"{name} on {replace(problem)!r:.200}") from error
+                raised[name] += 1
+                continue
+            claimed[name] += said
+            false[name] += wrong
+    print(f"{done} solves of ours, seed {seed}\n\n| solver | rows called converged | of those not | raised |")
+    print("|:--|--:|--:|--:|")
+    for name in dict.fromkeys(names):
+        print(f"| {name} | {claimed[name]} | {false[name]} | {raised[name]} |")
+    if any(false[name] for name in OURS):
+        raise typer.Exit(1)
+
+
+if __name__ == "__main__":
+    typer.run(main)

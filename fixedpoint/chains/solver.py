@@ -2,10 +2,10 @@ r"""The chain solver: a preconditioner, an accelerator, and the guard that keeps
 
 A round at the states ``X``:
 
-    r      = F(X) - X                          all defects, in one batch
-    G(X)   = X + M r                           the preconditioned map; same fixed point, any M
-    X^     = accelerator(X, G(X))              Picard: X^ = G(X)
-    X_new  = X^, but the first unfinished state takes its plain step and finished ones stay
+    r      = F(X) - X                      all defects, in one batch
+    G(X)   = X + M r                       the preconditioned map; same fixed point, any M
+    X^     = accelerator(X, G(X))          Picard: X^ = G(X)
+    X_new  = X^, but the first unfinished state takes its plain step, finished ones stay
 
 After round ``k`` the first ``k`` states are exact, whatever the preconditioner and the accelerator do: their
 inputs were exact when their step was taken. They are not evaluated again. (Tang et al. 2024, "Accelerating parallel

@@ -3,7 +3,8 @@ r"""Broyden's method, limited memory.
 On ``g(z) = f(z) - z`` with an estimate ``H`` of the inverse Jacobian of ``g``, from ``H_0 = -I`` (a Picard step):
 
     z_{k+1} = z_k - H_k g_k
-    v       = H_k^T dz  ("good")  or  dg  ("bad"),     dz = z_{k+1} - z_k,   dg = g_{k+1} - g_k
+    dz      = z_{k+1} - z_k,   dg = g_{k+1} - g_k
+    v       = H_k^T dz  ("good")  or  dg  ("bad")
     H_{k+1} = H_k + (dz - H_k dg) v^T / (v^T dg)
 
 (Broyden 1965, "A class of methods for solving nonlinear simultaneous equations", eq. 4.12 and 4.15.) The good update

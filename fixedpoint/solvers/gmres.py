@@ -67,7 +67,7 @@ class GMRES(Options):
         rtol: float | Float[Tensor, " B"],
         max_products: int | None = None,
     ) -> LinearSolution:
-        """Solve ``A x = b`` from ``x = 0``.
+        """Solve ``A x = b`` from ``x = 0``. The host waits for the device once a product.
 
         Parameters
         ----------
@@ -80,8 +80,6 @@ class GMRES(Options):
             Wanted ``||b - A x|| / ||b||``, one for all or one per row.
         max_products
             Stop after so many products; default ``10 D``.
-
-        One host synchronisation a product.
         """
         size = row_norms(b)
         wanted = torch.as_tensor(rtol, dtype=torch.float64, device=b.device) * size

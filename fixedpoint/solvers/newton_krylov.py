@@ -11,7 +11,7 @@ with ``lambda = 1``, halved while ``||r(z_k + lambda s)|| > (1 - 1e-4 lambda (1 
 linear and nonlinear equations", algorithm 8.2.1.) The forcing term (Eisenstat & Walker 1996, "Choosing the forcing
 terms in an inexact Newton method", choice 2, eq. 2.6):
 
-    eta_k = 0.9 (||r_k|| / ||r_{k-1}||)^2,   at least 0.9 eta_{k-1}^2 where that is more than 0.1
+    eta_k = 0.9 (||r_k|| / ||r_{k-1}||)^2,   at least 0.9 eta_{k-1}^2 if that is over 0.1
 
 The products are made in forward mode where the problem has one, and by differences elsewhere; each is counted and has
 to wait for the one before it, so it is a round. Where we differ: the decision and the step length are a row's own.

@@ -7,8 +7,10 @@ by the five-point Laplacian ``L`` on ``n x n`` interior points, ``h = 1 / (n + 1
 test problem of PETSc's SNES ex5). There are two solutions for ``lambda`` below 6.808 and none above; the
 lower one is meant. Two fixed-point forms:
 
-    picard    u = L^{-1} (lambda e^u)                                    a few iterations, each a Poisson solve
-    jacobi    u_ij = (u_i-1,j + u_i+1,j + u_i,j-1 + u_i,j+1 + h^2 lambda e^{u_ij}) / 4      O(n^2) iterations
+    picard    u = L^{-1} (lambda e^u)
+    jacobi    u_ij = (u_i-1,j + u_i+1,j + u_i,j-1 + u_i,j+1 + h^2 lambda e^{u_ij}) / 4
+
+The first takes a few iterations, each a Poisson solve, the second ``O(n^2)`` of them.
 
 ``L`` is inverted by the discrete sine transform, which diagonalises it: eigenvalues ``(4 - 2 cos(i pi h) - 2 cos(j pi
 h)) / h^2`` (Buzbee, Golub & Nielson 1970, section 2). The transform is a product with a dense matrix, made so that a

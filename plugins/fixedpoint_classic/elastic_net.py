@@ -1,12 +1,12 @@
 r"""The elastic net by proximal gradients (ISTA).
 
     minimise ||A x - b||^2 / 2m + l1 ||x||_1 + l2 ||x||^2 / 2:
-    x = S(x - t (Q x - c), t l1) / (1 + t l2),     S(u, k) = sign(u) max(|u| - k, 0),     t = 1 / L
+    x = S(x - t (Q x - c), t l1) / (1 + t l2),     S(u, k) = sign(u) max(|u| - k, 0)
 
-with ``Q = A^T A / m``, ``c = A^T b / m``, ``L`` the largest eigenvalue of ``Q`` (Zou & Hastie 2005, "Regularization
-and variable selection via the elastic net", eq. 3, scaled as in Friedman, Hastie & Tibshirani 2010; Parikh & Boyd
-2014, "Proximal algorithms", section 6.5.3, for the operator). ``l2 = 0`` is the lasso. At the answer, and nowhere
-else, the subgradient vanishes: ``g = Q x - c + l2 x`` is ``-l1 sign(x_i)`` where ``x_i`` is not zero, and
+with ``t = 1 / L``, ``Q = A^T A / m``, ``c = A^T b / m``, ``L`` the largest eigenvalue of ``Q`` (Zou & Hastie 2005,
+"Regularization and variable selection via the elastic net", eq. 3, scaled as in Friedman, Hastie & Tibshirani 2010;
+Parikh & Boyd 2014, "Proximal algorithms", section 6.5.3, for the operator). ``l2 = 0`` is the lasso. At the answer, and
+nowhere else, the subgradient vanishes: ``g = Q x - c + l2 x`` is ``-l1 sign(x_i)`` where ``x_i`` is not zero, and
 ``|g_i| <= l1`` where it is.
 """
 

@@ -1,7 +1,8 @@
 r"""A mixture of Gaussians with diagonal covariances, fitted by expectation-maximisation.
 
     r_ik  = pi_k N(x_i; m_k, diag(v_k)) / sum_l pi_l N(x_i; m_l, diag(v_l))
-    pi_k' = mean_i r_ik,    m_k' = sum_i r_ik x_i / sum_i r_ik,    v_k' = sum_i r_ik (x_i - m_k')^2 / sum_i r_ik
+    pi_k' = mean_i r_ik,    m_k' = sum_i r_ik x_i / sum_i r_ik
+    v_k'  = sum_i r_ik (x_i - m_k')^2 / sum_i r_ik
 
 (Dempster, Laird & Rubin 1977, "Maximum likelihood from incomplete data via the EM algorithm", section 4.3; Bishop
 2006, "Pattern recognition and machine learning", eqs. 9.23 to 9.26.) The less the components are apart, the slower:

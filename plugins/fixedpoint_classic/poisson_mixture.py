@@ -4,7 +4,8 @@ Counts ``n_j`` of the value ``j``; the state is ``(p, mu_1, mu_2)``, the weight 
 
     w_j   = p mu_1^j e^{-mu_1} / (p mu_1^j e^{-mu_1} + (1 - p) mu_2^j e^{-mu_2})
     p'    = sum n_j w_j / sum n_j
-    mu_1' = sum n_j j w_j / sum n_j w_j,      mu_2' = sum n_j j (1 - w_j) / sum n_j (1 - w_j)
+    mu_1' = sum n_j j w_j / sum n_j w_j
+    mu_2' = sum n_j j (1 - w_j) / sum n_j (1 - w_j)
 
 (Hasselblad 1969, "Estimation of finite mixtures of distributions from the exponential family".) The classic data are
 the deaths of women of eighty and over reported in *The Times* of London, day by day over three years (there, and in

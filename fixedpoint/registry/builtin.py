@@ -14,7 +14,7 @@ def fixedpoint_solvers() -> list[Component]:
         Component(
             "auto",
             "fixedpoint.solvers.auto:Auto",
-            "the documented default: long-memory Anderson, then Newton-Krylov",
+            "the documented choice: long-memory Anderson, then Newton-Krylov",
             ("Walker & Ni 2011", "Knoll & Keyes 2004"),
         ),
         Component(

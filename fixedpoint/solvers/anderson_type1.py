@@ -10,15 +10,14 @@ With ``g(z) = z - f(z)``, ``s = z_k - z_{k-1}``, ``y = g_k - g_{k-1}`` and an es
     H      <- H + (s - H y~) s^^T H / (s^^T H y~)
     z_{k+1} = z_k - H g_k
 
-(Fang & Saad 2009, "Two classes of multisecant methods for nonlinear acceleration", eq. 25; Zhang, O'Donoghue & Boyd
-2020, "Globally convergent type-I Anderson acceleration for nonsmooth fixed-point iterations", algorithm 3.1.) The
-memory starts anew when it is full, or when a step is nearly in the span of those kept. An accelerated step is taken
-only while ``||g_k|| <= safeguard ||g_0|| (n + 1)^{-(1 + epsilon)}``, ``n`` the accelerated steps so far; otherwise
-the averaged step ``z + alpha (f(z) - z)``: for a nonexpansive map that makes convergence certain.
+(Fang & Saad 2009, "Two classes of multisecant methods for nonlinear acceleration"; Zhang, O'Donoghue & Boyd 2020,
+"Globally convergent type-I Anderson acceleration for nonsmooth fixed-point iterations", algorithm AA-I-S.) The memory
+starts anew when it is full, or when a step is nearly in the span of those kept. An accelerated step is taken only while
+``||g_k|| <= safeguard ||g_0|| (n + 1)^{-(1 + epsilon)}``, ``n`` the accelerated steps so far; otherwise the averaged
+step ``z + alpha (f(z) - z)``: for a nonexpansive map that makes convergence certain.
 
 Where we differ: the authors evaluate ``f`` at every accelerated candidate, taken or not; we use the secants of the
-points that are evaluated anyway, so that a round is one evaluation always. The newest secant is the last to be
-regularised away: a first step after a restart keeps ``s^ = s``, as theirs.
+points that are evaluated anyway, so that a round is one evaluation always.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ from fixedpoint.core.solver import StepSolver
 
 __all__ = ["AndersonTypeOne", "AndersonTypeOneState"]
 
-# Their epsilon and alpha (section 5.1).
+# Their epsilon and alpha.
 _EPSILON = 1e-6
 _AVERAGE = 0.1
 

@@ -1,4 +1,4 @@
-"""The default choice: Anderson acceleration with a long regularised memory, then Newton-Krylov for what it leaves.
+"""The documented choice: Anderson acceleration with a long regularised memory, then Newton-Krylov for what it leaves.
 
 A long memory makes Anderson acceleration of a linear map as good as GMRES (Walker & Ni 2011, theorem 2.2), and on
 nonlinear ones the filter and the ridge keep old columns, which a curved map has made wrong, from doing harm. Measured

@@ -7,9 +7,9 @@ On ``g(z) = f(z) - z`` with an estimate ``H`` of the inverse Jacobian of ``g``, 
     v       = H_k^T dz  ("good")  or  dg  ("bad")
     H_{k+1} = H_k + (dz - H_k dg) v^T / (v^T dg)
 
-(Broyden 1965, "A class of methods for solving nonlinear simultaneous equations", eq. 4.12 and 4.15.) The good update
-changes the estimate of the Jacobian as little as it can, the bad one that of its inverse. ``H`` is kept as
-``-I + sum_i c_i d_i^T`` with at most ``m`` pairs.
+(Broyden 1965, "A class of methods for solving nonlinear simultaneous equations", eq. 4.12, and the second method
+there.) The good update changes the estimate of the Jacobian as little as it can, the bad one that of its inverse. ``H``
+is kept as ``-I + sum_i c_i d_i^T`` with at most ``m`` pairs.
 
 Where we differ: the oldest pair is given up *before* the update, so that the newest secant ``H dg = dz`` always
 holds exactly; an update whose denominator is rounding is left out; a row whose residual has grown by more than

@@ -11,9 +11,9 @@ From the start ``x_0`` of a cycle, ``x_{j+1} = f(x_j)`` and the differences ``D1
                and sigma = |<D1, D2>| / ||D2||^2 in order 2
 
 (Varadhan & Roland 2008, "Simple and globally convergent methods for accelerating the convergence of any EM algorithm",
-scheme S3, eq. 7 to 10, ``sigma = -alpha``; Lepage-Saucier 2024, "Alternating cyclic vector extrapolation technique for
-accelerating nonlinear optimization algorithms and fixed-point mapping applications", eq. 8 to 11.) ``sigma = 1`` is the
-plain iterate.
+scheme S3, where ``sigma = -alpha``; Lepage-Saucier 2024, "Alternating cyclic vector extrapolation technique for
+accelerating nonlinear optimization algorithms and fixed-point mapping applications".) ``sigma = 1`` is the plain
+iterate.
 
 Where we differ: ``sigma`` is at least 1 and at most a bound that grows fourfold when it was reached and did no harm,
 as in the authors' package for S3; here in both schemes. An extrapolation that makes the residual more than ``growth``
@@ -75,7 +75,7 @@ class SquaremState:
 
 @dataclass(frozen=True)
 class Squarem(StepSolver[SquaremState]):
-    """Squared or cyclic extrapolation: light on memory, the robust choice for EM and other slow monotone maps."""
+    """Squared or cyclic extrapolation: light on memory, made for EM and other slow monotone maps."""
 
     scheme: Literal["cyclic", "squarem"] = option(
         "cyclic", help="cyclic: orders 3 and 2 in turn; squarem: order 2 with a plain step after it"

@@ -12,7 +12,7 @@ from fixedpoint.testing.problems import affine_contraction, tanh_cell
 
 @pytest.mark.parametrize("memory", [1, 3, 6])
 def test_every_step_until_the_first_restart_is_the_multisecant_one(memory: int) -> None:
-    """``z+ = f - dF (dZ^T dR)^{-1} dZ^T r`` (Fang & Saad 2009, eq. 25), with all differences so far."""
+    """``z+ = f - dF (dZ^T dR)^{-1} dZ^T r`` (Fang & Saad 2009), with all differences so far."""
     problem = tanh_cell(size=10, rows=1, gain=1.1, seed=4)
     points: list[np.ndarray] = []
     values: list[np.ndarray] = []

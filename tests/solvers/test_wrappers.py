@@ -1,4 +1,4 @@
-"""Damped, Restarted, Polyalgorithm and the default choice."""
+"""Damped, Restarted, Polyalgorithm and Auto."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ def test_what_neither_solves_keeps_the_better_point() -> None:
     assert (solution.error.amax(1).numpy() <= np.nanmin(solution.trace.error, axis=0) * (1 + 1e-12)).all()
 
 
-def test_the_default_keeps_as_many_steps_as_fit() -> None:
+def test_auto_keeps_as_many_steps_as_fit() -> None:
     def memory(rows: int, size: int, limit: float = 1.0) -> int:
         z = torch.zeros(rows, size)
         return Auto(history_limit=limit).anderson(Evaluator(FunctionProblem(torch.cos, z, "independent"))).memory
@@ -150,7 +150,7 @@ def test_the_default_keeps_as_many_steps_as_fit() -> None:
     assert memory(64, 1000, limit=1e-6) == 5
 
 
-def test_the_default_solves_what_contracts_and_what_does_not() -> None:
+def test_auto_solves_what_contracts_and_what_does_not() -> None:
     solution = solve(half_hard, mixed(), solver="auto", rtol=1e-10)
     assert solution.converged.all()
     assert solution.solver == Auto()

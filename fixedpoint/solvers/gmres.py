@@ -86,19 +86,21 @@ class GMRES(Options):
         left = 10 * b.shape[1] if max_products is None else max_products
         made = 0
         x, rest, residual = torch.zeros_like(b), b, size
-        while made < left and _host(residual > wanted).any():
-            cycle = _Cycle(rest, residual > wanted, min(self.memory, left - made, b.shape[1]))
+        going = residual > wanted
+        while made < left and _host(going).any():
+            cycle = _Cycle(rest, going, min(self.memory, left - made, b.shape[1]))
             used = cycle.run(product, wanted)
             made += used
             x = x + cycle.correction(used)
-            before, residual = residual, cycle.residual
-            unfinished = _host(residual > wanted)
+            before, residual = residual, torch.where(going, cycle.residual, residual)
+            # A row that has stagnated would do no better in another cycle.
+            going = going & (residual > wanted) & (residual < before * (1 - 1e-3))
+            unfinished = _host(going)
             if made < left and unfinished.any():
                 rest = b - product(x, unfinished)
                 made += 1
-                residual = torch.where(residual > wanted, row_norms(rest), residual)
-            if not bool((residual < before * (1 - 1e-3)).any()):  # stagnated: another cycle would do no better
-                break
+                residual = torch.where(going, row_norms(rest), residual)
+                going = going & (residual > wanted)
         relative = torch.where(size > 0, residual / torch.where(size > 0, size, 1.0), 0.0)
         return LinearSolution(x, relative, residual <= wanted, made)
 

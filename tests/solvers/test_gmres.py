@@ -119,3 +119,18 @@ def test_narrow_dtypes_get_to_their_floor(dtype: torch.dtype) -> None:
     exact = torch.linalg.solve(narrow.double(), b.to(dtype).double())
     error = (solved.x.double() - exact).norm(dim=1) / exact.norm(dim=1)
     assert bool((error <= 30 * torch.finfo(dtype).eps).all())
+
+
+def test_a_row_that_stagnates_does_not_keep_the_others_from_going_on() -> None:
+    matrix, b = systems(2, 12, seed=8)
+    # A shift of the first unit vector: no progress until as many products as unknowns.
+    matrix[0] = torch.roll(torch.eye(12, dtype=torch.float64), 1, dims=0)
+    b[0] = torch.eye(12, dtype=torch.float64)[0]
+    product = Product(matrix)
+    whole = GMRES(memory=5).solve(product, b, rtol=1e-10, max_products=300)
+    alone = Product(matrix[1:])
+    part = GMRES(memory=5).solve(alone, b[1:], rtol=1e-10, max_products=300)
+    assert whole.converged.tolist() == [False, True]
+    assert torch.equal(whole.x[1], part.x[0])
+    assert product.rows[1] == alone.rows[0]
+    assert product.rows[0] <= 10  # it gives up after a cycle without progress

@@ -11,12 +11,12 @@ process at its peak, in states. Wants torchdeq 0.1.0. Nothing else should run.
 from __future__ import annotations
 
 import json
-import resource
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 import typer
@@ -78,11 +78,16 @@ def measured(name: str, memory: int, rows: int, size: int) -> dict[str, float]:
     """Own milliseconds a round, and peak memory in states; in this process."""
     f, z = Clocked(rows, size), torch.zeros(rows, size)
     runner(name, memory, 3)(Clocked(1, 8), torch.zeros(1, 8))  # what is loaded at the first use is not the solve's
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak()
     with torch.no_grad():
         runner(name, memory, memory + ROUNDS)(f, z)
-    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
-    return {"ms": 1e3 * f.between(memory + 2), "states": grown / (4 * rows * size)}
+    return {"ms": 1e3 * f.between(memory + 2), "states": (peak() - before) / (4 * rows * size)}
+
+
+def peak() -> int:
+    """Peak resident size of this process in bytes (not ``ru_maxrss``, which a process inherits from its parent)."""
+    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1]) * 1024
 
 
 def copied(states: int, rows: int, size: int) -> float:

@@ -31,7 +31,7 @@ SCHEMA = 1
 
 M = TypeVar("M", bound=BaseModel)
 
-TEMPORARY = ".*.part"
+TEMPORARY = ".*.fixedpoint-part"
 """Names of files that are being written, or were when their process was killed."""
 
 
@@ -56,7 +56,7 @@ def write_atomically(path: Path, content: bytes) -> None:
         Naming that file, whatever part of writing it failed.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.fixedpoint-part")
     try:
         with temporary.open("wb") as stream:
             stream.write(content)

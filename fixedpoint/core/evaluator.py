@@ -189,10 +189,12 @@ class Evaluator:
             try:
                 with self._noted():
                     found = self._forward(at.z, v)
-            except (RuntimeError, NotImplementedError):
+            except torch.OutOfMemoryError:
+                raise
+            except (RuntimeError, NotImplementedError):  # torch has no exception of its own for what lacks forward mode
                 if exact:
                     raise
-                self._differs = True
+                self._differs = True  # a function that fails for another reason fails in the difference, too
             else:
                 self.counts.products[self._live.host] += 1
                 return found
@@ -273,6 +275,11 @@ class Evaluator:
         """The rows whose best point is the one evaluated last."""
         assert self._pending is not None  # every evaluation is remembered
         return self._pending[1]
+
+    @property
+    def differs(self) -> bool:
+        """Whether products are made by differences, since the problem has no forward mode."""
+        return self._differs
 
     def settle(self, everywhere: bool) -> None:
         """Say, as soon as the host knows, whether the last point is the best of every row: then nothing is copied."""

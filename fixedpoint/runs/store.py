@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -12,6 +12,8 @@ from fixedpoint.config.record import Record, arrays_bytes, read_arrays, read_rec
 from fixedpoint.runs.cell import Cell, Finished
 
 __all__ = ["Store"]
+
+_HASH = re.compile("[0-9a-f]{64}")
 
 
 class Store:
@@ -28,14 +30,17 @@ class Store:
     def __init__(self, path: Path, fresh: bool = False) -> None:
         self.folder = Folder(path)
         if fresh:
-            for part in ("records", "arrays"):
-                shutil.rmtree(path / part, ignore_errors=True)
+            for file in (*path.glob("records/*.json"), *path.glob("arrays/*.npz")):
+                if _HASH.fullmatch(file.stem):  # nothing of the user's, whatever folder was given
+                    file.unlink(missing_ok=True)
         path.mkdir(parents=True, exist_ok=True)
 
     def begin(self, config: str, info: RunInfo) -> None:
         """Write what is known of the run before its first cell, and clear away what a killed one left half written."""
-        for leftover in self.folder.path.rglob(TEMPORARY):
-            leftover.unlink(missing_ok=True)
+        path = self.folder.path
+        for place in (path, path / "records", path / "arrays"):
+            for leftover in place.glob(TEMPORARY):
+                leftover.unlink(missing_ok=True)
         write_atomically(self.folder.config, config.encode())
         self.folder.write_info(info)
 

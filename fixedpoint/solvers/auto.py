@@ -13,12 +13,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from fixedpoint.core.evaluator import Evaluator
 from fixedpoint.core.loop import Progress
 from fixedpoint.core.options import option
+from fixedpoint.core.problem import HasCost, HasMeasure, HasTake
 from fixedpoint.core.solution import Solution
 from fixedpoint.core.solver import Solver
 from fixedpoint.core.termination import Termination
@@ -33,7 +35,11 @@ _LONGEST, _SHORTEST = 100, 5
 
 @dataclass(frozen=True)
 class Auto(Solver):
-    """Anderson acceleration with a long memory; rows it does not solve go on to Newton-Krylov."""
+    """Anderson acceleration with a long memory; rows it does not solve go on to Newton-Krylov.
+
+    Not while autograd records the iterations, nor where a problem with a measure of its own cannot take rows. On a
+    chain it is the chain solver with Anderson acceleration of memory 2.
+    """
 
     history_limit: float = option(
         1.0, gt=0.0, help="memory the history may take, in GiB; it decides how many steps are kept, 5 to 100"
@@ -46,8 +52,17 @@ class Auto(Solver):
         termination: Termination,
         on_round: Callable[[Progress], None] | None = None,
     ) -> Solution:
+        if not self.hands_on(f):
+            return replace(self.anderson(f).solve(f, z0, termination, on_round), solver=self)
         choice = Polyalgorithm(first=self.anderson(f), then=NewtonKrylov())
         return replace(choice.solve(f, z0, termination, on_round), solver=self)
+
+    def hands_on(self, f: Evaluator) -> bool:
+        """Whether rows can go on to Newton's method: not while autograd records, nor where they cannot be taken out."""
+        if torch.is_grad_enabled():
+            return False
+        own = isinstance(f.problem, (HasMeasure, HasCost))
+        return f.layout.rows == 1 or isinstance(f.problem, HasTake) or not own
 
     def anderson(self, f: Evaluator) -> Anderson:
         """The first solver for this problem."""

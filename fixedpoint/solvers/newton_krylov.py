@@ -20,7 +20,7 @@ to wait for the one before it, so it is a round. Where we differ: the decision a
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -44,9 +44,10 @@ _DECREASE = 1e-4
 
 @dataclass(frozen=True)
 class NewtonKrylovState:
-    """The forcing term of the next step of every row."""
+    """The forcing term of the next step of every row, and how the products were made."""
 
     forcing: Float[Tensor, " B"]
+    jacobian: Literal["forward", "difference"] = "forward"
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,12 @@ class NewtonKrylov(StepSolver[NewtonKrylovState]):
         forcing = _GAMMA * ratio**_ALPHA
         floor = _GAMMA * state.forcing**_ALPHA
         forcing = torch.where(floor > 0.1, torch.maximum(forcing, floor), forcing).nan_to_num(nan=_LARGEST)
-        return new, NewtonKrylovState(forcing.clamp(min=1e-6, max=_LARGEST))
+        made: Literal["forward", "difference"] = "difference" if exact is False or f.differs else "forward"
+        return new, NewtonKrylovState(forcing.clamp(min=1e-6, max=_LARGEST), made)
+
+    def extras(self, state: NewtonKrylovState) -> dict[str, Any]:
+        """``jacobian``: how the products were made, ``"forward"`` or ``"difference"``."""
+        return {"jacobian": state.jacobian}
 
     def _searched(
         self,

@@ -19,7 +19,7 @@ from torch import Tensor
 from fixedpoint.core.evaluator import Counts, Evaluator
 from fixedpoint.core.loop import Progress
 from fixedpoint.core.options import option
-from fixedpoint.core.problem import HasTake, Problem
+from fixedpoint.core.problem import HasCost, HasMeasure, HasTake, Problem
 from fixedpoint.core.solution import Solution, Trace
 from fixedpoint.core.solver import Solver, StepSolver
 from fixedpoint.core.status import Status
@@ -45,6 +45,12 @@ class Polyalgorithm(Solver):
         termination: Termination,
         on_round: Callable[[Progress], None] | None = None,
     ) -> Solution:
+        problem = f.problem
+        if problem.layout.rows > 1 and not isinstance(problem, HasTake) and isinstance(problem, (HasMeasure, HasCost)):
+            raise TypeError(
+                f"{type(problem).__name__} has a measure or cost of its own; to hand some of its rows on, "
+                "it must be able to take them (a take method)"
+            )
         limit = termination.max_rounds or _limit_of(self.first, f)
         early = max(int(self.share * limit), 1)
         found = self.first.solve(f, z0, replace(termination, max_rounds=early), on_round)

@@ -52,7 +52,7 @@ def test_whatever_cannot_be_written_is_a_sentence(
     last = done.stderr.splitlines()[-1]
     assert last.startswith("cannot write out/")
     assert last.endswith(f": {os.strerror(reason)}")
-    assert ".part" not in last  # the file that was wanted, not the one on the way to it
+    assert "fixedpoint-part" not in last  # the file that was wanted, not the one on the way to it
     kept = {path.name: path.stat().st_mtime_ns for path in (study / "out").glob("records/*.json")}
     again = invoke("run", "study.yaml", "-o", "out")
     assert again.exit_code == 0

@@ -308,3 +308,17 @@ def test_no_half_written_file_is_left(tmp_path: Path) -> None:
     run(tmp_path)
     files = [path.name for path in (tmp_path / "out").rglob("*") if path.is_file()]
     assert not [name for name in files if name.startswith(".")]
+
+
+def test_nothing_of_the_users_is_deleted_in_a_folder_that_is_not_ours_alone(tmp_path: Path) -> None:
+    run(tmp_path)
+    folder = tmp_path / "out"
+    mine = [folder / "records" / "vinyl.json", folder / ".draft.part", folder / "deep" / ".x.1.fixedpoint-part"]
+    for path in mine:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("mine")
+    left = folder / "records" / f".{'a' * 64}.json.1.fixedpoint-part"
+    left.write_text("half")
+    assert run(tmp_path, fresh=True).reused == 0
+    assert all(path.read_text() == "mine" for path in mine)
+    assert not left.exists()

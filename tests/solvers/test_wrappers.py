@@ -22,7 +22,7 @@ from fixedpoint import (
 from fixedpoint.core.evaluator import Evaluator
 from fixedpoint.core.loop import Progress
 from fixedpoint.core.options import OptionError
-from fixedpoint.core.problem import FunctionProblem
+from fixedpoint.core.problem import FunctionProblem, Measure
 from fixedpoint.testing.problems import affine_contraction, tanh_cell
 
 
@@ -154,3 +154,35 @@ def test_auto_solves_what_contracts_and_what_does_not() -> None:
     solution = solve(half_hard, mixed(), solver="auto", rtol=1e-10)
     assert solution.converged.all()
     assert solution.solver == Auto()
+
+
+class Measured(FunctionProblem):
+    """A problem with a measure of its own whose rows cannot be taken."""
+
+    def measure(self, z: torch.Tensor, fz: torch.Tensor, residual: torch.Tensor) -> Measure:
+        return Measure(residual.abs().amax(1, keepdim=True).double(), fz.abs().amax(1, keepdim=True).double())
+
+
+def test_rows_that_cannot_be_judged_alone_are_not_handed_on() -> None:
+    problem = Measured(half_hard, mixed())
+    with pytest.raises(TypeError, match=r"Measured has a measure or cost of its own; .* \(a take method\)"):
+        solve(problem, solver="polyalgorithm")
+    alone = solve(problem, solver="auto", rtol=1e-10)
+    assert alone.converged[:2].all()
+    assert solve(Measured(half_hard, mixed()[2:3]), solver="auto", rtol=1e-10).converged.all()
+
+
+def test_auto_can_be_unrolled() -> None:
+    theta = torch.tensor(0.5, dtype=torch.float64, requires_grad=True)
+    z0 = torch.ones(2, 2, dtype=torch.float64)
+    solution = solve(lambda z: torch.cos(theta * z), z0, solver="auto", gradient="unrolled", rtol=1e-12)
+    solution.z.sum().backward()
+    z = solution.z.detach()
+    exact = (-z * torch.sin(theta * z) / (1 + theta * torch.sin(theta * z))).sum()
+    assert torch.allclose(theta.grad, exact.detach(), rtol=1e-6)
+
+
+def test_how_the_products_were_made_is_told() -> None:
+    start = torch.full((2, 2), 2.0, dtype=torch.float64)
+    assert solve(torch.cos, start, solver="newton-krylov").extras == {"jacobian": "forward"}
+    assert solve(np.cos, start.numpy(), solver="newton-krylov").extras == {"jacobian": "difference"}

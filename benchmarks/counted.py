@@ -8,6 +8,7 @@ within a tolerance, or None where none of the first 1000 is. float64. Wants torc
 from __future__ import annotations
 
 import math
+import time
 import warnings
 from collections.abc import Callable
 
@@ -33,15 +34,24 @@ class EnoughError(Exception):
 
 
 class Counted:
-    """Counts the calls of ``f`` until its argument is a fixed point to each tolerance."""
+    """Counts the calls of ``f`` until its argument is a fixed point to each tolerance; ``own``: seconds between them."""
 
     def __init__(self, f: Map) -> None:
         self.f = f
         self.calls = 0
         self.first = 0.0
         self.reached: list[int | None] = [None] * len(TOLERANCES)
+        self.own = 0.0
+        self._returned: float | None = None
 
     def __call__(self, z: Tensor) -> Tensor:
+        if self._returned is not None:
+            self.own += time.perf_counter() - self._returned
+        value = self._counted(z)
+        self._returned = time.perf_counter()
+        return value
+
+    def _counted(self, z: Tensor) -> Tensor:
         if self.calls == MOST:
             raise EnoughError
         value = self.f(z)
@@ -104,22 +114,24 @@ THEIRS: dict[str, Callable[[Map, Tensor], None]] = {
     "SciPy anderson alpha=1 M=6": scipy_anderson,
     "SciPy newton_krylov": scipy_newton_krylov,
 }
-OURS: dict[str, Callable[[Map, Tensor], None]] = {
-    "auto": ours(fixedpoint.Auto()),
-    "Anderson, m = 5": ours(fixedpoint.Anderson(memory=5)),
-    "Anderson, m = 10": ours(fixedpoint.Anderson(memory=10)),
-    "Anderson type I, m = 10": ours(fixedpoint.AndersonTypeOne()),
-    "Anderson type I, m = 30": ours(fixedpoint.AndersonTypeOne(memory=30)),
-    "Broyden, good, m = 200": ours(fixedpoint.Broyden(memory=200)),
-    "Broyden, bad, m = 200": ours(fixedpoint.Broyden(memory=200, update="bad")),
-    "Newton-Krylov": ours(fixedpoint.NewtonKrylov()),
-    "Aitken": ours(fixedpoint.Aitken()),
-    "SQUAREM, cyclic": ours(fixedpoint.Squarem()),
+SOLVERS: dict[str, fixedpoint.Solver] = {
+    "auto": fixedpoint.Auto(),
+    "Anderson, m = 5": fixedpoint.Anderson(memory=5),
+    "Anderson, m = 10": fixedpoint.Anderson(memory=10),
+    "Anderson, m = 10, adaptive": fixedpoint.Anderson(memory=10, adaptive="distance"),
+    "Anderson type I, m = 10": fixedpoint.AndersonTypeOne(),
+    "Anderson type I, m = 30": fixedpoint.AndersonTypeOne(memory=30),
+    "Broyden, good, m = 200": fixedpoint.Broyden(memory=200),
+    "Broyden, bad, m = 200": fixedpoint.Broyden(memory=200, update="bad"),
+    "Newton-Krylov": fixedpoint.NewtonKrylov(),
+    "Aitken": fixedpoint.Aitken(),
+    "SQUAREM, cyclic": fixedpoint.Squarem(),
 }
+OURS: dict[str, Callable[[Map, Tensor], None]] = {name: ours(solver) for name, solver in SOLVERS.items()}
 
 
-def count(solve: Callable[[Map, Tensor], None], f: Map, start: Tensor) -> Counts:
-    """Evaluations to each tolerance."""
+def count(solve: Callable[[Map, Tensor], None], f: Map, start: Tensor) -> tuple[Counts, float]:
+    """Evaluations to each tolerance, and the solver's own seconds between two of them."""
     counted = Counted(f)
     try:
         with warnings.catch_warnings(), torch.no_grad():
@@ -127,4 +139,4 @@ def count(solve: Callable[[Map, Tensor], None], f: Map, start: Tensor) -> Counts
             solve(counted, start)
     except (EnoughError, ValueError):  # SciPy raises ValueError when its Jacobian is no longer finite
         pass
-    return tuple(counted.reached)
+    return tuple(counted.reached), counted.own / max(counted.calls - 1, 1)

@@ -26,7 +26,7 @@ def solve(
     f: Callable[[Any], Any] | Problem,
     z0: Any = None,
     *,
-    solver: str | Mapping[str, Any] | Solver = "anderson",
+    solver: str | Mapping[str, Any] | Solver = "auto",
     gradient: str | Mapping[str, Any] | GradientEstimator | None = None,
     rows: Rows | None = None,
     termination: Termination | None = None,
@@ -48,7 +48,8 @@ def solve(
         first dimension of states of two dimensions and more is a batch of independent problems; a vector is one
         problem (see ``rows``).
     solver
-        The name of a registered solver, a mapping of ``name`` and options, or a solver.
+        The name of a registered solver, a mapping of ``name`` and options, or a solver. ``"auto"``: Anderson
+        acceleration with a long memory, and Newton-Krylov for the rows it does not solve.
     gradient
         How autograd passes through the solution: the name of a registered estimator (``"one-step"``,
         ``"unrolled"``), a mapping or an estimator. None: the solution is a constant.

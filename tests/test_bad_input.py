@@ -132,7 +132,10 @@ OPTIONS = {
     "relaxation that is none": (lambda: Picard(relaxation=float("nan")), "relaxation must be .*, got nan"),
     "a misspelt option": (lambda: Anderson(memroy=3), 'Anderson: memroy is no option; did you mean "memory"?'),
     "a misspelt option by name": (lambda: solve(torch.cos, X, solver={"name": "anderson", "memroy": 3}), '"memory"'),
-    "a choice": (lambda: Anderson(mixing="rows"), "mixing must be one of 'auto', 'joint', 'triangular', got 'rows'"),
+    "a choice": (
+        lambda: Anderson(mixing="rows"),
+        "mixing must be one of 'auto', 'joint', 'triangular', 'block', got 'rows'",
+    ),
     "an unknown solver": (
         lambda: solve(torch.cos, X, solver="andersen"),
         "unknown solver 'andersen'; did you mean \"anderson\"?",

@@ -8,68 +8,20 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
 
+from fixedpoint.core.point import Best, Evaluated, Point
 from fixedpoint.core.problem import Cost, HasCost, HasMeasure, HasSteps, HasTake, Measure, Problem
 from fixedpoint.core.reduce import block_norms, row_norms
 
-__all__ = ["Counts", "Evaluated", "Evaluator", "select"]
-
-
-@dataclass(frozen=True)
-class Evaluated:
-    """A point and the problem's value there.
-
-    Attributes
-    ----------
-    z, fz, residual
-        Shape ``(B, D)``; the residual is ``fz - z``. Their memory may be used again two evaluations later; clone
-        what is kept longer.
-    error, scale
-        Shape ``(B, blocks)``, float64: the problem's measure of this very point.
-    finite
-        Shape ``(B,)``: whether the row's value and error are finite.
-    plain
-        Whether error and scale are the Euclidean norms of the whole residual and value, so that nobody need take them
-        again.
-    """
-
-    z: Float[Tensor, "B D"]
-    fz: Float[Tensor, "B D"]
-    residual: Float[Tensor, "B D"]
-    error: Float[Tensor, "B blocks"]
-    scale: Float[Tensor, "B blocks"]
-    finite: Bool[Tensor, " B"]
-    plain: bool = False
-
-    @functools.cached_property
-    def residual_norm(self) -> Float[Tensor, " B"]:
-        """Euclidean norm of the residual of every row, float64."""
-        return self.error[:, 0] if self.plain else row_norms(self.residual.detach())
-
-    @functools.cached_property
-    def value_norm(self) -> Float[Tensor, " B"]:
-        """Euclidean norm of the value of every row, float64."""
-        return self.scale[:, 0] if self.plain else row_norms(self.fz.detach())
-
-    def where(self, mask: Bool[Tensor, " B"], other: Evaluated) -> Evaluated:
-        """This point in the rows of ``mask``, ``other`` elsewhere."""
-        column = mask.unsqueeze(1)
-        return Evaluated(
-            z=torch.where(column, self.z, other.z),
-            fz=torch.where(column, self.fz, other.fz),
-            residual=torch.where(column, self.residual, other.residual),
-            error=torch.where(column, self.error, other.error),
-            scale=torch.where(column, self.scale, other.scale),
-            finite=torch.where(mask, self.finite, other.finite),
-            plain=self.plain and other.plain,
-        )
+__all__ = ["Counts", "Evaluated", "Evaluator"]
 
 
 @dataclass
@@ -141,13 +93,12 @@ class Evaluator:
         self.errors: list[Tensor] = []
         self.relative: list[Tensor] = []
         self.tracks_best = True
-        self._best: Evaluated | None = None
-        self._pending: tuple[Evaluated, Tensor] | None = None
-        self._lent = False
+        self._plain = norm == "l2" and self.layout.blocks == 1 and not isinstance(problem, HasMeasure)
+        self._best = Best()
         everything = np.ones(rows, dtype=np.bool_)
         self._live = _Live(everything, torch.from_numpy(everything).to(self.layout.device))
         self._buffers: dict[str, list[Tensor]] = {}
-        self._last: tuple[Tensor, int] | None = None
+        self._last: tuple[StorageWeakRef, int] | None = None
 
     def __call__(self, z: Float[Tensor, "B D"]) -> Evaluated:
         """Evaluate the running rows at ``z``; finished rows get ``fz = z``. Costs one round."""
@@ -230,16 +181,22 @@ class Evaluator:
         return self._live.host.copy()
 
     def empty(self) -> Float[Tensor, "B D"] | None:
-        """Memory for a proposal, used again two proposals later; None while gradients flow."""
+        """Memory for a proposal, used again two proposals later; None while gradients flow.
+
+        It is that of the point before the last, which may be read while the proposal is written entry by entry.
+        """
         memory = self._recycled("proposal")
-        if (
-            self._lent
-            and self._best is not None
-            and memory is not None
-            and memory.data_ptr() == self._best.z.data_ptr()
-        ):
-            self._best, self._lent = replace(self._best, z=self._best.z.clone(), fz=self._best.fz.clone()), False
+        if memory is not None:
+            self._best.release(memory)
         return memory
+
+    def spare(self) -> Float[Tensor, "B D"] | None:
+        """Memory for what a solver needs until the next evaluation; None while gradients flow.
+
+        It is that of the residual before the last, with which the difference of the two may be overwritten.
+        """
+        buffers = self._buffers.get("residual", [])
+        return None if torch.is_grad_enabled() or len(buffers) < 2 else buffers[0]
 
     def narrow(self, running: NDArray[np.bool_]) -> None:
         """Say which rows are still running; the others are left out of evaluations where the problem can."""
@@ -256,8 +213,7 @@ class Evaluator:
         with torch.no_grad():
             measure = self._measure(z.detach(), fz.detach(), residual.detach())
         finite = (measure.error.isfinite() & measure.scale.isfinite()).all(dim=1)
-        plain = self.norm == "l2" and self.layout.blocks == 1 and not isinstance(self.problem, HasMeasure)
-        return Evaluated(z, fz, residual, measure.error, measure.scale, finite, plain)
+        return Evaluated(z, fz, measure.error, measure.scale, finite, residual=residual, plain=self._plain)
 
     def remember(self, at: Evaluated) -> None:
         """Let the best point of every row take part of ``at`` in, and append it to the trace."""
@@ -267,59 +223,39 @@ class Evaluator:
         self.errors.append(torch.where(live, error, torch.nan))
         self.relative.append(torch.where(live & at.finite, relative, torch.nan))
         if self.tracks_best:
-            self._take_in()
-            self._pending = at, self._better(at, live, error)
-
-    @property
-    def improved(self) -> Bool[Tensor, " B"]:
-        """The rows whose best point is the one evaluated last."""
-        assert self._pending is not None  # every evaluation is remembered
-        return self._pending[1]
+            self._best.see(at, live)
 
     @property
     def differs(self) -> bool:
         """Whether products are made by differences, since the problem has no forward mode."""
         return self._differs
 
+    @property
+    def improved(self) -> Bool[Tensor, " B"]:
+        """The rows whose best point is the one evaluated last."""
+        return self._best.improved
+
     def settle(self, everywhere: bool) -> None:
         """Say, as soon as the host knows, whether the last point is the best of every row: then nothing is copied."""
-        if everywhere and self._pending is not None:
-            self._best, self._lent, self._pending = self._pending[0], True, None
-        else:
-            self._take_in()
+        self._best.settle(everywhere)
+
+    def keep(self, rows: NDArray[np.bool_], at: Evaluated) -> None:
+        """Say that these rows end at this point."""
+        if rows.any():
+            self._best.keep(torch.from_numpy(rows).to(at.z.device), bool(rows.all()), at)
 
     @property
     def best(self) -> Evaluated:
         """The judged point of smallest error of every row; the first one where none was finite."""
-        self._take_in()
-        assert self._best is not None  # every evaluation is remembered
-        return replace(self._best, residual=self._best.fz - self._best.z)
-
-    def _better(self, at: Evaluated, live: Tensor, error: Tensor) -> Bool[Tensor, " B"]:
-        best = self._best
-        if best is None:
-            return torch.ones_like(live)
-        return live & at.finite & ((error < best.error.amax(dim=1)) | ~best.finite)
-
-    def _take_in(self) -> None:
-        """Merge the last point into the best one, in memory of its own."""
-        if self._pending is None:
-            return
-        (at, better), self._pending = self._pending, None
-        best = self._best
-        if best is None:
-            self._best = replace(at, z=at.z.clone(), fz=at.fz.clone())
-            return
-        if self._lent:
-            best, self._lent = replace(best, z=best.z.clone(), fz=best.fz.clone()), False
-        self._best = replace(
-            best,
-            z=select(better, at.z, best.z),
-            fz=select(better, at.fz, best.fz),
-            error=torch.where(better.unsqueeze(1), at.error, best.error),
-            scale=torch.where(better.unsqueeze(1), at.scale, best.scale),
-            finite=better | best.finite,
+        point = self._best.point
+        return Evaluated(
+            point.z, point.fz, point.error, point.scale, point.finite, residual=point.fz - point.z, plain=self._plain
         )
+
+    @property
+    def answer(self) -> Point:
+        """The point where every row ended, or its best, in memory of its own."""
+        return self._best.own
 
     def _evaluate(self, z: Tensor, first: int) -> Evaluated:
         wanted = (self.layout.rows, self.layout.size)
@@ -408,11 +344,12 @@ class Evaluator:
         """``fz`` in memory that stays as it is: a view of ``z`` is copied, memory filled anew is refused."""
         if fz.untyped_storage().data_ptr() == z.untyped_storage().data_ptr():
             return fz.clone()
+        storage = StorageWeakRef(fz.untyped_storage())
         if self._last is not None:
             last, version = self._last
-            if fz.data_ptr() == last.data_ptr() and fz._version != version:
+            if storage == last and not last.expired() and fz._version != version:
                 raise ValueError("f returned memory it had returned before, filled anew; it must return a new tensor")
-        self._last = (fz, fz._version)  # held, so that its memory is not handed out again
+        self._last = (storage, fz._version)
         return fz
 
 
@@ -426,9 +363,3 @@ def _prepare_forward_mode() -> None:
 
 def _cost(problem: Problem, rows: int, first: int) -> Cost:
     return problem.cost(rows, first) if isinstance(problem, HasCost) else Cost(calls=1, evaluations=1)
-
-
-def select(mask: Bool[Tensor, " B"], chosen: Float[Tensor, "B D"], other: Float[Tensor, "B D"]) -> Tensor:
-    """``chosen`` in the rows of ``mask``, ``other`` elsewhere; written into ``other`` unless gradients flow."""
-    out = None if torch.is_grad_enabled() else other
-    return torch.where(mask.unsqueeze(1), chosen, other, out=out)

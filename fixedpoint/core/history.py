@@ -62,10 +62,19 @@ class History:
         return (self._next + 1) % self.memory - self.start
 
     @property
+    def oldest(self) -> int | None:
+        """Position of the column that the next push overwrites; None while there is room."""
+        return self._next if self.start == 0 else None
+
+    @property
     def order(self) -> tuple[int, ...]:
         """Positions from the newest to the oldest."""
         used = self.memory - self.start
         return tuple((self.newest + age) % used for age in range(used))
+
+    def room(self, group: int) -> Float[Tensor, "B D"] | None:
+        """Memory of the column that the next push overwrites, for making the new one there; None with gradients."""
+        return None if torch.is_grad_enabled() else self.storage[group][:, self._next]
 
     def push(self, *vectors: Float[Tensor, "B D"], valid: Bool[Tensor, " B"]) -> History:
         """Store one vector per group in place of the oldest; rows not in ``valid`` store nothing."""

@@ -66,6 +66,12 @@ class Layout:
         """``D``, the number of unknowns of one row."""
         return sum(leaf.size for leaf in self.leaves)
 
+    @property
+    def slices(self) -> tuple[slice, ...]:
+        """Where each tensor of the value stands in a row."""
+        ends = [int(end) for end in np.cumsum([leaf.size for leaf in self.leaves])]
+        return tuple(slice(start, end) for start, end in zip([0, *ends], ends, strict=False))
+
     @classmethod
     def of(cls, value: Any, rows: Rows | None = None, blocks: int = 1) -> Layout:
         """The layout of a start value.

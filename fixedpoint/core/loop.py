@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,7 +12,8 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fixedpoint.core.evaluator import Evaluated, Evaluator, select
+from fixedpoint.core.evaluator import Evaluated, Evaluator
+from fixedpoint.core.point import Point
 from fixedpoint.core.solution import Solution, Trace
 from fixedpoint.core.status import Status
 from fixedpoint.core.termination import Judge, Termination
@@ -57,7 +58,6 @@ def iterate(
     judge = Judge(termination, z0.dtype, lasting=solver.lasting)
     at = solver.start(f, z0)
     state = solver.init(f, at)
-    answer: Evaluated | None = None
     final = np.zeros(z0.shape[0], dtype=np.int8)
     rounds = np.zeros(z0.shape[0], dtype=np.int64)
     while True:
@@ -71,8 +71,7 @@ def iterate(
         if f.counts.rounds >= limit:
             final[final == Status.RUNNING] = Status.MAX_ROUNDS
         finished = running & (final != Status.RUNNING)
-        if finished.any():
-            answer = _settle(answer, _answer_of(finished, final, at, f, solver.lasting))
+        f.keep(finished & (solver.lasting | (final == Status.CONVERGED)), at)
         if on_round is not None:
             on_round(Progress(f.counts.rounds, int((final == Status.RUNNING).sum()), _worst(f)))
         if not (final == Status.RUNNING).any():
@@ -82,13 +81,15 @@ def iterate(
             at = f.best.where(rescued, at)
             state = solver.reset(state, rescued)
         proposal, state = solver.step(f, at, state)
+        del at  # its memory is the problem's again
         at = proposal if isinstance(proposal, Evaluated) else f(proposal)
-    assert answer is not None  # every row has finished, so some round settled it
-    return solution_at(answer, tuple(Status(int(code)) for code in final), rounds, f, solver, solver.extras(state))
+    extras = solver.extras(state)
+    del state, at  # the history makes room for a copy of the answer
+    return solution_at(f.answer, tuple(Status(int(code)) for code in final), rounds, f, solver, extras)
 
 
 def solution_at(
-    at: Evaluated,
+    at: Point,
     status: tuple[Status, ...],
     rounds: NDArray[np.int64],
     f: Evaluator,
@@ -109,25 +110,6 @@ def solution_at(
         layout=f.layout,
         extras=extras or {},
     )
-
-
-def _answer_of(
-    finished: NDArray[np.bool_], final: NDArray[np.int8], at: Evaluated, f: Evaluator, lasting: bool
-) -> tuple[Tensor, Evaluated]:
-    """The rows that finished now, and the point that is their answer: this one, or their best."""
-    device = at.z.device
-    mask = torch.from_numpy(finished).to(device)
-    if lasting:
-        return mask, at
-    current = torch.from_numpy(finished & (final == Status.CONVERGED)).to(device)
-    return mask, at.where(current, f.best)
-
-
-def _settle(answer: Evaluated | None, update: tuple[Tensor, Evaluated]) -> Evaluated:
-    mask, at = update
-    if answer is None:
-        return replace(at, z=at.z.clone(), fz=at.fz.clone())
-    return replace(at.where(mask, answer), z=select(mask, at.z, answer.z), fz=select(mask, at.fz, answer.fz))
 
 
 def _to_host(status: Tensor, *masks: Tensor) -> NDArray[np.int8]:

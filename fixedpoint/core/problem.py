@@ -41,7 +41,7 @@ class Problem(ABC):
 
     @abstractmethod
     def initial(self) -> Float[Tensor, "B D"]:
-        """The start."""
+        """The start; nobody writes into it."""
 
 
 class Cost(NamedTuple):
@@ -135,7 +135,7 @@ class FunctionProblem(Problem):
         return value
 
     def initial(self) -> Float[Tensor, "B D"]:
-        return self._start.clone()
+        return self._start
 
 
 def check_row_independence(problem: Problem, seed: int = 0) -> Bool[Tensor, " B"]:

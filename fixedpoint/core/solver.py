@@ -34,8 +34,8 @@ class Solver(Options, ABC):
     def known_faults(self) -> Mapping[str, str]:
         """Checks of ``fixedpoint.testing`` that this solver fails by its nature, each with the fault.
 
-        For solvers of other libraries, wrapped as they are. The table is that of the default options; with others a
-        fault may be gone, and the report says so.
+        For solvers of other libraries, wrapped as they are, and options that cannot but fail one. A fault that is gone
+        (with other options than the default ones) is told by the report.
         """
         return {}
 

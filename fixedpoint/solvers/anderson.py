@@ -26,6 +26,7 @@ Where we differ, and why:
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -37,9 +38,10 @@ from fixedpoint.core.evaluator import Evaluated, Evaluator
 from fixedpoint.core.history import History
 from fixedpoint.core.options import option
 from fixedpoint.core.problem import HasSteps
-from fixedpoint.core.reduce import add_combination, block_dots
+from fixedpoint.core.reduce import add_combination, block_dots, row_dots
 from fixedpoint.core.solver import StepSolver
 from fixedpoint.solvers.least_squares import solve_gram
+from fixedpoint.solvers.relaxation import Distance, by_gain
 from fixedpoint.solvers.safeguard import Growth
 
 __all__ = ["Anderson", "AndersonState"]
@@ -59,6 +61,7 @@ class AndersonState:
     linked: Bool[Tensor, " B"]
     growth: Growth
     expected: Float[Tensor, " B"]
+    distance: Distance
 
 
 @dataclass(frozen=True)
@@ -67,10 +70,15 @@ class Anderson(StepSolver[AndersonState]):
 
     memory: int = option(5, ge=1, help="m: number of earlier steps combined")
     relaxation: float = option(1.0, gt=0.0, le=2.0, help="beta: how much of the remaining residual is added")
-    mixing: Literal["auto", "joint", "triangular"] = option(
+    adaptive: Literal["gain", "distance"] | None = option(
+        None,
+        help="let the relaxation adapt to what the history explains (gain), or to how far the last steps should have "
+        "gone (distance)",
+    )
+    mixing: Literal["auto", "joint", "triangular", "block"] = option(
         "auto",
-        help="one set of weights per row (joint), or one per step of a chain from the steps up to it (triangular); "
-        "auto: triangular for chains, joint otherwise",
+        help="one set of weights per row (joint), one per step of a chain from the steps up to it (triangular), or one "
+        "per step of a chain or tensor of the state from itself alone (block); auto: triangular for chains, else joint",
     )
     filter: float = option(
         0.0, ge=0.0, lt=1.0, help="sigma: an older column is dropped when less than this part of it is new"
@@ -85,17 +93,23 @@ class Anderson(StepSolver[AndersonState]):
         1e2, gt=1.0, help="growth of the residual over its best that makes a row forget its history"
     )
 
+    @property
+    def known_faults(self) -> Mapping[str, str]:
+        if self.mixing != "block":
+            return {}
+        return {"structure": "tensors of the state have weights of their own, so that it matters how it is split"}
+
     def init(self, f: Evaluator, at: Evaluated) -> AndersonState:
         rows, size = at.z.shape
         memory = min(self.memory, size)
-        blocks = f.layout.blocks if self._triangular(f) else 1
         return AndersonState(
             history=History.empty(at.z, memory, groups=2),
-            gram=torch.zeros(rows, blocks, memory, memory, dtype=torch.float64, device=at.z.device),
+            gram=torch.zeros(rows, self._parts(f).count, memory, memory, dtype=torch.float64, device=at.z.device),
             previous=None,
             linked=torch.zeros(rows, dtype=torch.bool, device=at.z.device),
             growth=Growth.begin(at.residual_norm),
             expected=torch.full_like(at.residual_norm, torch.inf),
+            distance=Distance.begin(at.residual_norm),
         )
 
     def reset(self, state: AndersonState, rows: Bool[Tensor, " B"]) -> AndersonState:
@@ -109,26 +123,83 @@ class Anderson(StepSolver[AndersonState]):
     def step(
         self, f: Evaluator, at: Evaluated, state: AndersonState
     ) -> tuple[Float[Tensor, "B D"] | Evaluated, AndersonState]:
-        size = at.residual_norm
+        size, parts = at.residual_norm, self._parts(f)
         grown, growth = state.growth.watch(size, self.restart_growth)
-        state = _extended(at, replace(self.reset(state, grown), growth=growth))
+        state = _extended(at, replace(self.reset(state, grown), growth=growth), parts)
         if self.surprise is not None:
             surprised = size > self.surprise * state.expected
             state = replace(state, history=state.history.forget_oldest(surprised, _PART))
         changes_f, changes_r = state.history.columns
-        weights, expected = _weights(at, state, self.filter, self.ridge)
+        weights, expected = _weights(at, state, parts, self.filter, self.ridge)
         gamma = -weights
-        proposal = add_combination(at.fz, changes_f, gamma, out=f.empty())
-        if self.relaxation != 1.0:
-            rest = add_combination(at.residual, changes_r, gamma)
-            proposal = torch.sub(proposal, rest, alpha=1.0 - self.relaxation)
+        proposal = parts.combination(at.fz, changes_f, gamma, out=f.empty())
+        if self.relaxation != 1.0 or self.adaptive is not None:
+            rest = parts.combination(at.residual, changes_r, gamma)
+            beta, state = self._beta(at, rest, expected / torch.where(size > 0, size, 1.0), state)
+            proposal = torch.addcmul(proposal, rest, (beta - 1.0).to(rest.dtype).unsqueeze(1))
         return proposal, replace(state, previous=at, linked=torch.ones_like(state.linked), expected=expected)
 
-    def _triangular(self, f: Evaluator) -> bool:
-        return self.mixing == "triangular" or (self.mixing == "auto" and isinstance(f.problem, HasSteps))
+    def _beta(
+        self, at: Evaluated, rest: Float[Tensor, "B D"], gain: Float[Tensor, " B"], state: AndersonState
+    ) -> tuple[Float[Tensor, " B"], AndersonState]:
+        """The relaxation of every row in this step."""
+        if self.adaptive == "gain":
+            return self.relaxation * by_gain(gain), state
+        if self.adaptive is None:
+            return torch.full_like(gain, self.relaxation), state
+        distance = state.distance.seen(at)
+        beta = self.relaxation * distance.beta
+        return beta, replace(state, distance=replace(distance, beta=beta, rest=rest))
+
+    def _parts(self, f: Evaluator) -> Parts:
+        chain = isinstance(f.problem, HasSteps)
+        if self.mixing == "triangular" or (self.mixing == "auto" and chain):
+            return Parts(blocks=f.layout.blocks, running=True)
+        if self.mixing == "block":
+            return Parts(blocks=f.layout.blocks, slices=() if chain else f.layout.slices)
+        return Parts()
 
 
-def _extended(at: Evaluated, state: AndersonState) -> AndersonState:
+@dataclass(frozen=True)
+class Parts:
+    """The parts of a row that have weights of their own: equal blocks, or the tensors of the state (``slices``).
+
+    ``running``: from the inner products of all parts up to theirs.
+    """
+
+    blocks: int = 1
+    slices: tuple[slice, ...] = ()
+    running: bool = False
+
+    @property
+    def count(self) -> int:
+        """How many there are."""
+        return len(self.slices) or self.blocks
+
+    def dots(self, columns: Float[Tensor, "B m D"], vector: Float[Tensor, "B D"]) -> Float[Tensor, "B parts m"]:
+        """Inner products of every column with the vector, part by part."""
+        if not self.slices:
+            return block_dots(columns, vector, self.blocks)
+        return torch.stack([row_dots(columns[..., part], vector[..., part]) for part in self.slices], dim=1)
+
+    def combination(
+        self,
+        base: Float[Tensor, "B D"],
+        columns: Float[Tensor, "B m D"],
+        weights: Float[Tensor, "B parts m"],
+        out: Float[Tensor, "B D"] | None = None,
+    ) -> Float[Tensor, "B D"]:
+        """``base + sum_j weights[:, i, j] columns[:, j]`` in part ``i``."""
+        if not self.slices:
+            return add_combination(base, columns, weights, out=out)
+        made = [
+            add_combination(base[:, part], columns[..., part], weights[:, i : i + 1])
+            for i, part in enumerate(self.slices)
+        ]
+        return torch.cat(made, dim=1)
+
+
+def _extended(at: Evaluated, state: AndersonState, parts: Parts) -> AndersonState:
     """With the newest column in place of the oldest, in history and Gram matrix."""
     if state.previous is None:
         return state
@@ -136,7 +207,7 @@ def _extended(at: Evaluated, state: AndersonState) -> AndersonState:
         (at.fz, state.previous.fz), (at.residual, state.previous.residual), valid=state.linked
     )
     changes_r = history.columns[1]
-    products = block_dots(changes_r, changes_r[:, history.newest], state.gram.shape[1])
+    products = parts.dots(changes_r, changes_r[:, history.newest])
     gram = state.gram.clone()
     used = gram[:, :, history.start :, history.start :]
     used[:, :, history.newest] = products
@@ -144,35 +215,37 @@ def _extended(at: Evaluated, state: AndersonState) -> AndersonState:
     return replace(state, history=history, gram=gram)
 
 
-def _squares(at: Evaluated, blocks: int) -> tuple[Float[Tensor, "B blocks 1"], Float[Tensor, "B blocks 1"]]:
-    """Squared lengths of residual and value, block by block."""
-    if blocks == 1:
+def _squares(at: Evaluated, parts: Parts) -> tuple[Float[Tensor, "B parts 1"], Float[Tensor, "B parts 1"]]:
+    """Squared lengths of residual and value, part by part."""
+    if parts.count == 1:
         return at.residual_norm.square()[:, None, None], at.value_norm.square()[:, None, None]
     residual, value = at.residual.detach(), at.fz.detach()
-    return block_dots(residual.unsqueeze(1), residual, blocks), block_dots(value.unsqueeze(1), value, blocks)
+    return parts.dots(residual.unsqueeze(1), residual), parts.dots(value.unsqueeze(1), value)
 
 
 def _weights(
-    at: Evaluated, state: AndersonState, threshold: float, ridge: float
-) -> tuple[Float[Tensor, "B blocks m"], Float[Tensor, " B"]]:
-    """``gamma`` of every block, from the inner products of the unsolved blocks up to it; and ``||r - dR gamma||``."""
-    history, blocks = state.history, state.gram.shape[1]
-    rhs = block_dots(history.columns[1], at.residual, blocks)
-    squares, sizes = _squares(at, blocks)
+    at: Evaluated, state: AndersonState, parts: Parts, threshold: float, ridge: float
+) -> tuple[Float[Tensor, "B parts m"], Float[Tensor, " B"]]:
+    """``gamma`` of every part, from the inner products of the unsolved parts it goes by; and ``||r - dR gamma||``."""
+    history = state.history
+    rhs = parts.dots(history.columns[1], at.residual)
+    squares, sizes = _squares(at, parts)
     unsolved = squares > 0
-    noise = torch.finfo(at.z.dtype).eps * sizes.cumsum(1).squeeze(2).sqrt()
     gram = state.gram[:, :, history.start :, history.start :]
-    gram = torch.where(unsolved.unsqueeze(3), gram, 0.0).cumsum(1)
-    rhs = torch.where(unsolved, rhs, 0.0).cumsum(1)
+    gram = torch.where(unsolved.unsqueeze(3), gram, 0.0)
+    rhs = torch.where(unsolved, rhs, 0.0)
+    if parts.running:
+        gram, rhs, sizes = gram.cumsum(1), rhs.cumsum(1), sizes.cumsum(1)
     gamma = solve_gram(
         gram=gram,
         rhs=rhs,
-        valid=history.valid.unsqueeze(1).expand(-1, blocks, -1),
+        valid=history.valid.unsqueeze(1).expand(-1, parts.count, -1),
         order=history.order,
-        noise=noise,
+        noise=torch.finfo(at.z.dtype).eps * sizes.squeeze(2).sqrt(),
         threshold=threshold,
         ridge=ridge,
     )
-    last, total = gamma[:, -1].detach(), squares.sum(1).squeeze(1)
-    fitted = (last * (2 * rhs[:, -1] - (gram[:, -1] * last.unsqueeze(1)).sum(2))).sum(1)
+    told = gamma.detach() * (2 * rhs - (gram * gamma.detach().unsqueeze(2)).sum(3))
+    fitted = (told[:, -1:] if parts.running else told).sum(dim=(1, 2))
+    total = squares.sum(1).squeeze(1)
     return gamma, torch.maximum(total - fitted, _GOOD**2 * total).sqrt()

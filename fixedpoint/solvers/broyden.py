@@ -12,7 +12,7 @@ there.) The good update changes the estimate of the Jacobian as little as it can
 is kept as ``-I + sum_i c_i d_i^T`` with at most ``m`` pairs.
 
 Where we differ: the oldest pair is given up *before* the update, so that the newest secant ``H dg = dz`` always
-holds exactly; an update whose denominator is rounding is left out; a row whose residual has grown by more than
+holds; an update whose denominator is rounding is left out; a row whose residual has grown by more than
 ``restart_growth`` over its best forgets its pairs.
 """
 
@@ -28,7 +28,7 @@ from torch import Tensor
 from fixedpoint.core.evaluator import Evaluated, Evaluator
 from fixedpoint.core.history import History
 from fixedpoint.core.options import option
-from fixedpoint.core.reduce import add_combination, add_combinations, row_dots, row_norms
+from fixedpoint.core.reduce import add_combination, row_dots, row_norms
 from fixedpoint.core.solver import StepSolver
 from fixedpoint.solvers.safeguard import Growth
 
@@ -37,13 +37,15 @@ __all__ = ["Broyden", "BroydenState"]
 
 @dataclass(frozen=True)
 class BroydenState:
-    """The pairs ``(c, d)``, the previous point, and ``d_i . g`` there for every slot."""
+    """The pairs ``(c, d)``, the last point, its residual and ``d_i . g`` there for every slot; the point proposed."""
 
     history: History
-    previous: Evaluated | None
+    point: Float[Tensor, "B D"] | None
+    residual: Float[Tensor, "B D"] | None
+    products: Float[Tensor, "B m"]
+    proposal: Float[Tensor, "B D"] | None
     linked: Bool[Tensor, " B"]
     growth: Growth
-    products: Float[Tensor, "B m"]
 
 
 @dataclass(frozen=True)
@@ -55,16 +57,18 @@ class Broyden(StepSolver[BroydenState]):
         "good", help="what changes least: the estimate of the Jacobian (good) or of its inverse (bad)"
     )
     restart_growth: float = option(
-        1e2, gt=1.0, help="growth of the residual over its best that makes a row forget its updates"
+        1e3, gt=1.0, help="growth of the residual over its best that makes a row forget its updates"
     )
 
     def init(self, f: Evaluator, at: Evaluated) -> BroydenState:
         return BroydenState(
             history=History.empty(at.z, self.memory, groups=2),
-            previous=None,
+            point=None,
+            residual=None,
+            products=torch.zeros(at.z.shape[0], self.memory, dtype=torch.float64, device=at.z.device),
+            proposal=None,
             linked=torch.zeros(at.z.shape[0], dtype=torch.bool, device=at.z.device),
             growth=Growth.begin(at.residual_norm),
-            products=torch.zeros(at.z.shape[0], self.memory, dtype=torch.float64, device=at.z.device),
         )
 
     def reset(self, state: BroydenState, rows: Bool[Tensor, " B"]) -> BroydenState:
@@ -75,45 +79,69 @@ class Broyden(StepSolver[BroydenState]):
     ) -> tuple[Float[Tensor, "B D"] | Evaluated, BroydenState]:
         grown, growth = state.growth.watch(at.residual_norm, self.restart_growth)
         state = replace(self.reset(state, grown), growth=growth)
-        if state.previous is None:
-            proposal = torch.add(at.z, at.residual, out=f.empty())
+        memory = f.empty()  # that of the point before, which is read for the last time while its change is written
+        if state.point is None or state.residual is None:
+            proposal = torch.add(at.z, at.residual, out=memory)
         else:
-            proposal, state = self._updated(f, at, state, state.previous)
-        return proposal, replace(state, previous=at, linked=torch.ones_like(state.linked))
+            dz = torch.sub(at.z, state.point, out=memory)
+            dg = torch.sub(at.residual, state.residual, out=f.spare())
+            step, state = self._updated(at, dz, dg, state)
+            proposal = torch.add(at.z, step, out=memory)
+        linked = torch.ones_like(state.linked)
+        state = replace(state, point=at.z, residual=at.residual, proposal=proposal, linked=linked)
+        return proposal, state
 
     def _updated(
-        self, f: Evaluator, at: Evaluated, state: BroydenState, previous: Evaluated
+        self, at: Evaluated, dz: Float[Tensor, "B D"], dg: Float[Tensor, "B D"], state: BroydenState
     ) -> tuple[Float[Tensor, "B D"], BroydenState]:
-        """The proposal, and the state with the newest secant in place of the oldest pair.
+        """The step ``-H g``, and the state with the newest secant in place of the oldest pair; ``dz`` is written over.
 
-        The pairs are read four times: once for ``d_i . g``, which with those of the point before give ``d_i . dg``,
-        once for both sums of ``c_i``, and twice for ``H^T dz``.
+        Every pair is read twice. ``d_i . dg`` are differences of ``d_i . g``. At the point that was proposed,
+        ``dz`` is ``-H g`` of the point before, and ``dz - H dg`` the new step, but for the oldest pair; at any other
+        (a damped one, say), it is a sum of its own.
         """
         history = state.history
         left, right = history.columns
         valid = history.surviving
         products = row_dots(right, at.residual)
-        dz = at.z - previous.z
-        dg = at.residual - previous.residual
-        plain = torch.add(at.z, at.residual, out=f.empty())  # the memory of the previous point, now used up
-        change = _masked(products - state.products[:, history.start :], valid)
-        missed, proposal = add_combinations((dz + dg, plain), left, (-change, -_masked(products, valid)))
-        # missed = dz - H dg
-        v = add_combination(-dz, right, _masked(row_dots(left, dz), valid)) if self.update == "good" else dg
+        v = dg
+        if self.update == "good":
+            along = _masked(row_dots(left, dz), valid)
+            v = torch.neg(dz, out=history.room(1))
+            v = add_combination(v, right, along, out=_own(v))
+        secant = None
+        if at.z is not state.proposal:
+            change = _masked(products - state.products[:, history.start :], valid)
+            secant = add_combination(dz + dg, left, -change)
+        step = add_combination(at.residual, left, -_masked(products, valid), out=_own(dz))
+        missed = _without_oldest(step, state)  # dz - H dg
+        if secant is not None:
+            assert state.proposal is not None  # there is a point before
+            missed = torch.where((at.z == state.proposal).all(dim=1, keepdim=True), missed, secant)
         length = row_norms(v.detach())
         denominator = row_dots(v.unsqueeze(1), dg).squeeze(1)
-        sound = state.linked & (denominator.abs() > torch.finfo(at.z.dtype).eps * length * row_norms(dg.detach()))
+        sound = state.linked & (denominator.abs() > torch.finfo(dg.dtype).eps * length * row_norms(dg.detach()))
         # The pair is kept as (dz - H dg) |v| / (v^T dg) and v / |v|, both of moderate size in any dtype.
         length = torch.where(sound, length, 1.0)
         scale = length / torch.where(sound, denominator, 1.0)
         pushed = history.push_scaled((missed, scale), (v, 1.0 / length), valid=sound)
         left, right = (group[:, pushed.newest : pushed.newest + 1] for group in pushed.columns)
         newest = torch.where(sound.unsqueeze(1), row_dots(right, at.residual), 0.0)
-        proposal = add_combination(proposal, left, -newest.unsqueeze(1), out=_own(proposal))
+        step = add_combination(step, left, -newest.unsqueeze(1), out=_own(step))
         kept = state.products.clone()
         kept[:, history.start :] = products
         kept[:, pushed.start + pushed.newest] = newest.squeeze(1)
-        return proposal, replace(state, history=pushed, products=kept)
+        return step, replace(state, history=pushed, products=kept)
+
+
+def _without_oldest(step: Float[Tensor, "B D"], state: BroydenState) -> Float[Tensor, "B D"]:
+    """``step - c (d . g)`` with the pair that is given up, in the memory of its ``c``; ``step`` itself if none is."""
+    history = state.history
+    if history.oldest is None:
+        return step
+    oldest = slice(history.oldest, history.oldest + 1)
+    along = _masked(state.products[:, oldest], history.valid[:, oldest])
+    return add_combination(step, history.columns[0][:, oldest], -along, out=history.room(0))
 
 
 def _own(tensor: Tensor) -> Tensor | None:

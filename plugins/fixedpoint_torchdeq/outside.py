@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
@@ -123,7 +124,7 @@ class Watch:
 
     def _kept(self, at: Evaluated) -> Evaluated:
         """In memory of its own: the loop writes into the points it proposes, the evaluator into its residuals."""
-        return Evaluated(at.z.clone(), at.fz, at.residual.clone(), at.error, at.scale, at.finite)
+        return replace(at, z=at.z.clone(), residual=at.residual.clone())
 
     def _told(self) -> None:
         if self._on_round is not None:

@@ -35,22 +35,18 @@ def test_h_equation_takes_the_published_evaluations_at_every_scale(memory, scale
     assert float(solution.z.mean()) / scale == pytest.approx(exact, abs=1e-8)
 
 
-def _reference(points: np.ndarray, values: np.ndarray, memory: int, relaxation: float) -> np.ndarray:
-    """The next point by Walker & Ni's formula, the small problem solved by an orthogonal factorisation."""
+def _combined(points: np.ndarray, values: np.ndarray, memory: int) -> tuple[np.ndarray, np.ndarray]:
+    """Walker & Ni's combined value and its residual, the small problem solved by an orthogonal factorisation."""
     residuals = values - points
     used = slice(max(len(points) - 1 - memory, 0), None)
     changes_f, changes_r = np.diff(values, axis=0)[used].T, np.diff(residuals, axis=0)[used].T
     if changes_r.shape[1] == 0:
-        return points[-1] + relaxation * residuals[-1]
+        return values[-1], residuals[-1]
     gamma = np.linalg.lstsq(changes_r, residuals[-1], rcond=None)[0]
-    rest = residuals[-1] - changes_r @ gamma
-    return values[-1] - changes_f @ gamma - (1 - relaxation) * rest
+    return values[-1] - changes_f @ gamma, residuals[-1] - changes_r @ gamma
 
 
-@pytest.mark.parametrize("relaxation", [1.0, 0.5])
-@pytest.mark.parametrize("memory", [1, 2, 4, 7])
-def test_every_step_equals_the_least_squares_reference(memory, relaxation):
-    problem = tanh_cell(size=12, rows=1, gain=1.3, seed=4)
+def _watched(problem):
     points, values = [], []
 
     def f(z):
@@ -59,14 +55,75 @@ def test_every_step_equals_the_least_squares_reference(memory, relaxation):
         values.append(value[0].numpy().copy())
         return value
 
-    solver = Anderson(memory=memory, relaxation=relaxation)
-    solve(f, problem.initial(), solver=solver, rtol=1e-5, rows="independent")
+    return f, points, values
+
+
+@pytest.mark.parametrize("relaxation", [1.0, 0.5])
+@pytest.mark.parametrize("memory", [1, 2, 4, 7])
+def test_every_step_equals_the_least_squares_reference(memory, relaxation):
+    problem = tanh_cell(size=12, rows=1, gain=1.3, seed=4)
+    f, points, values = _watched(problem)
+    solve(f, problem.initial(), solver=Anderson(memory=memory, relaxation=relaxation), rtol=1e-5, rows="independent")
     assert len(points) > memory + 3
     for k in range(1, len(points)):
-        expected = _reference(np.array(points[:k]), np.array(values[:k]), min(memory, 12), relaxation)
-        error = np.linalg.norm(points[k] - expected)
+        value, rest = _combined(np.array(points[:k]), np.array(values[:k]), memory)
+        error = np.linalg.norm(points[k] - (value - (1 - relaxation) * rest))
         step = np.linalg.norm(points[k] - points[k - 1])
         assert error <= 1e-6 * step, f"step {k}"
+
+
+@pytest.mark.parametrize("adaptive", ["gain", "distance"])
+@pytest.mark.parametrize("relaxation", [1.0, 0.8])
+def test_the_relaxation_adapts_by_the_published_rules(adaptive, relaxation):
+    problem = tanh_cell(size=12, rows=1, gain=1.3, seed=4)
+    f, points, values = _watched(problem)
+    solver = Anderson(memory=3, relaxation=relaxation, adaptive=adaptive)
+    solve(f, problem.initial(), solver=solver, rtol=1e-5, rows="independent")
+    mean = change = last = 1.0
+    used, seen = [], []
+    for k in range(1, len(points)):
+        value, rest = _combined(np.array(points[:k]), np.array(values[:k]), 3)
+        residual = values[k - 1] - points[k - 1]
+        if adaptive == "gain":
+            gain = np.linalg.norm(rest) / np.linalg.norm(residual)
+            beta = relaxation * (1.0 if k == 1 else 0.9 - gain / 2)
+        else:
+            if k > 1:
+                combined = points[k - 1] - used[-1] * seen[-1]
+                wanted = seen[-1] @ (values[k - 1] - combined) / (seen[-1] @ seen[-1])
+                change = 0.8 * change + 0.2 * (wanted - last) ** 2
+                mean = 0.9 * mean + 0.1 * wanted
+                last = wanted
+            doubt = min(change**0.5, 1.0)
+            beta = relaxation * (doubt + (1 - doubt) * mean)
+        error = np.linalg.norm(points[k] - (value - (1 - beta) * rest))
+        assert error <= 1e-6 * np.linalg.norm(points[k] - points[k - 1]), f"step {k}"
+        used.append(beta)
+        seen.append(rest)
+    assert len({round(beta, 3) for beta in used}) > 5
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_blocks_mix_each_for_itself(seed):
+    left, right = tanh_cell(size=9, rows=2, gain=1.3, seed=seed), tanh_cell(size=4, rows=2, gain=0.8, seed=seed + 50)
+    together = solve(
+        lambda z: {"left": left(z["left"]), "right": right(z["right"])},
+        {"left": left.initial(), "right": right.initial()},
+        solver=Anderson(memory=3, mixing="block"),
+        rtol=0.0,
+        max_rounds=9,
+    )
+    apart = [solve(problem, solver=Anderson(memory=3), rtol=0.0, max_rounds=9) for problem in (left, right)]
+    mixed = solve(
+        lambda z: {"left": left(z["left"]), "right": right(z["right"])},
+        {"left": left.initial(), "right": right.initial()},
+        solver=Anderson(memory=3),
+        rtol=0.0,
+        max_rounds=9,
+    )
+    for name, alone in zip(("left", "right"), apart, strict=True):
+        assert torch.allclose(together.z[name], alone.z, rtol=1e-9, atol=1e-12)
+        assert not torch.allclose(mixed.z[name], alone.z, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("normal", [True, False])

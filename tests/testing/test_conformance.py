@@ -33,6 +33,8 @@ MORE_SOLVERS: list[Any] = [
     "anderson-type1",
     fp.AndersonTypeOne(memory=2),
     fp.Anderson(memory=20, filter=0.1, ridge=1e-3),
+    fp.Anderson(adaptive="distance"),
+    fp.Anderson(adaptive="gain", mixing="block"),
     fp.NewtonKrylov(jacobian="difference", memory=5),
     "aitken",
     fp.Squarem(scheme="squarem"),

@@ -34,7 +34,7 @@ class EnoughError(Exception):
 
 
 class Counted:
-    """Counts the calls of ``f`` until its argument is a fixed point to each tolerance; ``own``: seconds between them."""
+    """Counts the calls of ``f`` until its argument is a fixed point to each tolerance; ``own``: seconds in between."""
 
     def __init__(self, f: Map) -> None:
         self.f = f

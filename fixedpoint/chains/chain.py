@@ -19,6 +19,7 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
+from fixedpoint.chains.capabilities import HasJacobians, HasSlopes
 from fixedpoint.chains.solver import as_chain_solver
 from fixedpoint.core.layout import Layout
 from fixedpoint.core.problem import Cost, Measure, Problem
@@ -127,11 +128,46 @@ class ChainProblem(Problem):
         if first >= self.length:
             return z
         states = z.unflatten(1, (self.length, -1))
-        start = self.x0.flatten(1).unsqueeze(1)
-        inputs = torch.cat([start, states[:, :-1]], dim=1) if first == 0 else states[:, first - 1 : -1]
-        index = torch.arange(first, self.length, device=z.device)
-        values = self._steps(inputs, index)
+        values = self._in_batches(*self._pairs(states, first)).reshape(len(z), self.length - first, -1)
         return torch.cat([states[:, :first], values], dim=1).flatten(1) if first else values.flatten(1)
+
+    def derivatives(
+        self, z: Float[Tensor, "B D"], first: int, whole: bool
+    ) -> Float[Tensor, "B n d"] | Float[Tensor, "B n d d"]:
+        """Diagonals, or with ``whole`` all, of the Jacobians of the steps from ``first`` on, at the states of ``z``.
+
+        Raises
+        ------
+        TypeError
+            When the chain does not know them.
+        ValueError
+            When it returns them in another shape or dtype.
+        """
+        chain = self.chain
+        if whole and isinstance(chain, HasJacobians):
+            derive = chain.jacobians
+        elif not whole and isinstance(chain, HasSlopes):
+            derive = chain.slopes
+        else:
+            wanted = "'jacobian' wants a chain with a method jacobians" if whole else "'diagonal' wants one with slopes"
+            raise TypeError(
+                f"preconditioner={wanted}(x, index, row), and {type(chain).__name__} has none; take 'identity' or "
+                "'zero', or write it with fixedpoint.chains.capabilities.step_jacobians"
+            )
+        x, index, row = self._pairs(z.unflatten(1, (self.length, -1)), first)
+        shape = (x[0].numel(), x[0].numel()) if whole else x.shape[1:]
+        size = self.max_batch or len(x)
+        found = []
+        for pairs in zip(x.split(size), index.split(size), row.split(size), strict=True):
+            part = derive(*pairs)
+            if part.shape != (len(pairs[0]), *shape) or part.dtype != x.dtype:
+                raise ValueError(
+                    f"{'jacobians' if whole else 'slopes'} must return shape {(len(pairs[0]), *shape)}, {x.dtype}, "
+                    f"got {tuple(part.shape)}, {part.dtype}"
+                )
+            found.append(part if whole else part.flatten(1))
+        derivatives: Tensor = torch.cat(found).unflatten(0, (len(z), -1))
+        return derivatives
 
     def advance(self, x: Float[Tensor, "B *event"], step: int) -> Float[Tensor, "B *event"]:
         """``Phi_step(x)`` at every row."""
@@ -141,12 +177,13 @@ class ChainProblem(Problem):
         """The chain's coefficients, where it knows them."""
         return self.chain.coefficients() if isinstance(self.chain, HasCoefficients) else None
 
-    def _steps(self, inputs: Float[Tensor, "B n d"], index: Int[Tensor, " n"]) -> Float[Tensor, "B n d"]:
+    def _pairs(self, states: Float[Tensor, "B N d"], first: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Input, index and row of every step from ``first`` on."""
+        start = self.x0.flatten(1).unsqueeze(1)
+        inputs = torch.cat([start, states[:, :-1]], dim=1) if first == 0 else states[:, first - 1 : -1]
         count, steps = inputs.shape[:2]
-        x = inputs.reshape(count * steps, *self.x0.shape[1:])
-        indices = index.repeat(count)
-        rows = self.rows.repeat_interleave(steps)
-        return self._in_batches(x, indices, rows).reshape(count, steps, -1)
+        index = torch.arange(first, self.length, device=states.device).repeat(count)
+        return inputs.reshape(-1, *self.x0.shape[1:]), index, self.rows.repeat_interleave(steps)
 
     def _in_batches(self, x: Tensor, index: Tensor, row: Tensor) -> Tensor:
         size = self.max_batch or len(x)

@@ -7,9 +7,13 @@ lower-triangular ``N x N`` matrix ``M[i, k] = A_i A_{i-1} ... A_{k+1}`` for ``k 
     zero         A = 0                    Jacobi: every step from its own input
     identity     A = 1                    ParaDiGMS (Shih et al. 2023)
     coefficient  A = the step's own       DEQ-DDIM (Pokle, Geng & Kolter 2022, eq. 9)
+    diagonal     A = diag dPhi_i/dx       quasi-DEER (Gonzalez et al. 2024)
+    jacobian     A = dPhi_i/dx            DEER, Newton's method (Lim et al. 2024)
 
-``M`` is a running product, so ``M r`` is a running sum between two scalings: ``N d`` operations in place of
-``N^2 d``, and the same bits for a row whatever its batch.
+With one known number a step ``M`` is a running product, so ``M r`` is a running sum between two scalings: ``N d``
+operations in place of ``N^2 d``, and the same bits for a row whatever its batch. Derivatives are taken anew at the
+states of every round, and swept by a parallel scan: ``N d`` operations for diagonals, ``N d^3`` and ``N d^2`` numbers
+for Jacobians.
 """
 
 from __future__ import annotations
@@ -22,9 +26,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-__all__ = ["LinearPart", "Preconditioner", "linear_part"]
+from fixedpoint.chains.scan import linear_recurrence
 
-Preconditioner = Literal["zero", "identity", "coefficient"]
+__all__ = ["Derivatives", "LinearPart", "Preconditioner", "linear_part"]
+
+Preconditioner = Literal["zero", "identity", "coefficient", "diagonal", "jacobian"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,15 +67,33 @@ class LinearPart:
         return (defects / scales).cumsum(dim=1) * scales
 
 
+@dataclass(frozen=True, eq=False)
+class Derivatives:
+    """Derivatives of the last ``n`` steps of a chain at the states of a round; earlier steps are solved.
+
+    A step whose derivative is not finite hands no defect on, and a state at which the sweep is not finite gets the
+    defect of its own step alone.
+    """
+
+    steps: Float[Tensor, "B n d"] | Float[Tensor, "B n d d"]
+
+    def sweep(self, defects: Float[Tensor, "B N d"]) -> Float[Tensor, "B N d"]:
+        """``M r``: the change of every state that the defects imply."""
+        solved, own = defects.tensor_split([defects.shape[1] - self.steps.shape[1]], dim=1)
+        swept = linear_recurrence(torch.where(self.steps.isfinite(), self.steps, 0.0), own)
+        sound = swept.isfinite().all(dim=2, keepdim=True)
+        return torch.cat([solved, torch.where(sound, swept, own)], dim=1)
+
+
 def linear_part(
     kind: Preconditioner, length: int, coefficients: Float[Tensor, " N"] | None, like: Tensor
 ) -> LinearPart:
-    """The linear part of a chain by name.
+    """The linear part of a chain with one number a step, by name.
 
     Parameters
     ----------
     kind
-        Its name.
+        Its name: zero, identity or coefficient.
     length
         ``N``.
     coefficients

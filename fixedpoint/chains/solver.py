@@ -11,6 +11,10 @@ After round ``k`` the first ``k`` states are exact, whatever the preconditioner 
 inputs were exact when their step was taken. They are not evaluated again. (Tang et al. 2024, "Accelerating parallel
 sampling of diffusion models", section 4, for the guard under Anderson.)
 
+With the preconditioners ``diagonal`` and ``jacobian``, ``M`` is made anew from the derivatives of the unfinished steps
+at the states of every round: Newton's method on the chain, exact or approximate. Beside the evaluations such a round
+costs one diagonal or Jacobian a step (``counts.products``; by autograd each takes ``d`` backward passes of a step).
+
 A step that returns NaN or Inf at states that are still wrong is no failure: its defect is left out of the sweep,
 and the guard reaches it in time. A row fails only when a step is not finite at its exact input; the sequential
 chain fails there, too.
@@ -25,7 +29,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from fixedpoint.chains.preconditioner import LinearPart, Preconditioner, linear_part
+from fixedpoint.chains.preconditioner import Derivatives, LinearPart, Preconditioner, linear_part
 from fixedpoint.chains.serial import Serial
 from fixedpoint.core.evaluator import Evaluated, Evaluator
 from fixedpoint.core.options import OptionError, option
@@ -40,10 +44,13 @@ __all__ = ["ChainSolver", "ChainState", "as_chain_solver"]
 
 @dataclass(frozen=True)
 class ChainState:
-    """``exact`` states from the start of the chain are final; ``inner`` is the accelerator's state."""
+    """``exact`` states from the start of the chain are final; ``inner`` is the accelerator's state.
+
+    ``linear`` is None where it is to be made at the states of the round.
+    """
 
     exact: int
-    linear: LinearPart
+    linear: LinearPart | Derivatives | None
     inner: Any
 
 
@@ -52,7 +59,9 @@ class ChainSolver(StepSolver[ChainState]):
     """Solves a chain as one joint fixed point, in at most N + 1 rounds (the last one verifies)."""
 
     preconditioner: Preconditioner = option(
-        "identity", help="linear part of the chain: zero (Jacobi), identity (ParaDiGMS), coefficient (DEQ-DDIM)"
+        "identity",
+        help="linear part of the chain: zero (Jacobi), identity (ParaDiGMS), coefficient (DEQ-DDIM), or from the "
+        "derivatives of the steps: diagonal (quasi-DEER), jacobian (DEER)",
     )
     accelerator: StepSolver[Any] = option(factory=Picard, help="step solver applied to the preconditioned map")
 
@@ -72,15 +81,15 @@ class ChainSolver(StepSolver[ChainState]):
         return _cleaned(f(z0), 0, f.layout.blocks)
 
     def init(self, f: Evaluator, at: Evaluated) -> ChainState:
-        assert isinstance(f.problem, HasSteps)  # checked at the start
-        linear = linear_part(self.preconditioner, f.layout.blocks, f.problem.coefficients(), at.z)
-        return ChainState(exact=0, linear=linear, inner=self.accelerator.init(f, _swept(at, linear)))
+        linear = self._linear(f, at, 0)
+        return ChainState(exact=0, linear=linear, inner=self.accelerator.init(f, _swept(at, linear, f.layout.blocks)))
 
     def step(
         self, f: Evaluator, at: Evaluated, state: ChainState
     ) -> tuple[Float[Tensor, "B D"] | Evaluated, ChainState]:
-        length = len(state.linear)
-        proposal, inner = self.accelerator.step(f, _swept(at, state.linear), state.inner)
+        length = f.layout.blocks
+        linear = self._linear(f, at, state.exact) if state.linear is None else state.linear
+        proposal, inner = self.accelerator.step(f, _swept(at, linear, length), state.inner)
         if isinstance(proposal, Evaluated):
             raise TypeError(
                 f"{type(self.accelerator).__name__} evaluates within its step and cannot accelerate a chain"
@@ -88,11 +97,18 @@ class ChainSolver(StepSolver[ChainState]):
         sound = _blocks(proposal, length).isfinite().all(dim=2).all(dim=1)
         guarded = _guarded(torch.where(sound.unsqueeze(1), proposal, at.fz), at, state.exact, length)
         inner = self.accelerator.reset(inner, ~sound)
-        exact = state.exact + 1
-        return _cleaned(f.resume(guarded, exact), exact, length), replace(state, exact=exact, inner=inner)
+        following = ChainState(state.exact + 1, linear if isinstance(linear, LinearPart) else None, inner)
+        return _cleaned(f.resume(guarded, following.exact), following.exact, length), following
 
     def reset(self, state: ChainState, rows: Bool[Tensor, " B"]) -> ChainState:
         return replace(state, inner=self.accelerator.reset(state.inner, rows))
+
+    def _linear(self, f: Evaluator, at: Evaluated, exact: int) -> LinearPart | Derivatives:
+        assert isinstance(f.problem, HasSteps)  # checked at the start
+        if self.preconditioner in ("diagonal", "jacobian"):
+            with torch.no_grad():
+                return Derivatives(f.derivatives(at.z.detach(), exact, whole=self.preconditioner == "jacobian"))
+        return linear_part(self.preconditioner, f.layout.blocks, f.problem.coefficients(), at.z)
 
 
 def as_chain_solver(solver: Solver) -> Solver:
@@ -117,9 +133,9 @@ def _blocks(state: Float[Tensor, "B D"], length: int) -> Float[Tensor, "B N d"]:
     return blocks
 
 
-def _swept(at: Evaluated, linear: LinearPart) -> Evaluated:
+def _swept(at: Evaluated, linear: LinearPart | Derivatives, length: int) -> Evaluated:
     """The point with the preconditioned map's value in place of the chain's."""
-    change = linear.sweep(_blocks(at.residual, len(linear))).flatten(1)
+    change = linear.sweep(_blocks(at.residual, length)).flatten(1)
     return replace(at, fz=at.z + change, residual=change)
 
 

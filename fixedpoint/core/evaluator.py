@@ -39,7 +39,8 @@ class Counts:
     computed
         Row evaluations carried out in all, those of finished rows that could not be left out included.
     products
-        Shape ``(B,)``, int64: Jacobian-vector products of each row in forward mode (by differences: evaluations).
+        Shape ``(B,)``, int64: Jacobian-vector products of each row in forward mode (by differences: evaluations). Of a
+        chain: steps whose derivatives were taken, a diagonal or a whole Jacobian counting as one.
     """
 
     rounds: int
@@ -169,6 +170,33 @@ class Evaluator:
         self.counts.evaluations += 1
         with self._noted():
             return self.problem.advance(x, step)
+
+    def derivatives(
+        self, z: Float[Tensor, "B D"], first: int, whole: bool
+    ) -> Float[Tensor, "B n d"] | Float[Tensor, "B n d d"]:
+        """Derivatives of the steps of a chain from block ``first`` on at the running rows, zero elsewhere.
+
+        Costs no round, since it need not wait for the evaluation at ``z``; counted in ``counts.products``, step by
+        step.
+        """
+        problem, live = self.problem, self._live
+        if not isinstance(problem, HasSteps):
+            raise TypeError(f"{type(problem).__name__} has no steps to derive; it is not a chain")
+        self.counts.products[live.host] += _cost(problem, self.layout.rows, first).evaluations
+        index = torch.arange(self.layout.rows, device=z.device) if live.index is None else live.index
+        found: Tensor | None = None
+        for rows in index.split(self.max_batch or len(index)):
+            part = problem.take(rows) if isinstance(problem, HasTake) else problem
+            assert isinstance(part, HasSteps)  # rows of a chain are chains
+            cost = _cost(part, len(rows), first)
+            self.counts.calls += cost.calls
+            self.counts.computed += cost.evaluations * len(rows)
+            with self._noted():
+                values = part.derivatives(z[rows], first, whole)
+            found = values.new_zeros(len(z), *values.shape[1:]) if found is None else found
+            found.index_copy_(0, rows, values)
+        assert found is not None  # some row is running
+        return found
 
     @property
     def remaining(self) -> int:

@@ -100,6 +100,12 @@ class HasSteps(Protocol):
         """The slope of every step in its own state, float64; None where they are not known."""
         ...
 
+    def derivatives(
+        self, z: Float[Tensor, "B D"], first: int, whole: bool
+    ) -> Float[Tensor, "B n d"] | Float[Tensor, "B n d d"]:
+        """Jacobians of the steps from block ``first`` on at the blocks before them: diagonals, or the whole."""
+        ...
+
 
 class FunctionProblem(Problem):
     """A plain function of the user's value as a problem.

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from fixedpoint.chains.capabilities import step_jacobians
 from fixedpoint.chains.chain import Chain
 from fixedpoint.testing.wrappers import Tally
 
@@ -27,11 +28,23 @@ __all__ = [
 
 
 class CoefficientChain(Chain):
-    """A chain with known slopes, so that every preconditioner can be tried on it."""
+    """A chain with known slopes and derivatives, so that every preconditioner can be tried on it."""
 
     @abstractmethod
     def coefficients(self) -> Float[Tensor, " N"]:
         """Slopes ``A_0 .. A_{N-1}``, float64."""
+
+    def jacobians(
+        self, x: Float[Tensor, "P *event"], index: Int[Tensor, " P"], row: Int[Tensor, " P"]
+    ) -> Float[Tensor, "P d d"]:
+        """Jacobians of the steps, by autograd."""
+        return step_jacobians(self.step, x, index, row)
+
+    def slopes(
+        self, x: Float[Tensor, "P *event"], index: Int[Tensor, " P"], row: Int[Tensor, " P"]
+    ) -> Float[Tensor, "P *event"]:
+        """Their diagonals."""
+        return self.jacobians(x, index, row).diagonal(dim1=1, dim2=2).reshape(x.shape)
 
 
 @dataclass(eq=False)
@@ -98,6 +111,11 @@ class _Wrapper(CoefficientChain):
     def coefficients(self) -> Float[Tensor, " N"]:
         return self.inner.coefficients()
 
+    def jacobians(
+        self, x: Float[Tensor, "P *event"], index: Int[Tensor, " P"], row: Int[Tensor, " P"]
+    ) -> Float[Tensor, "P d d"]:
+        return self.inner.jacobians(x, index, row)
+
 
 @dataclass(eq=False)
 class ScaledChain(_Wrapper):
@@ -109,6 +127,11 @@ class ScaledChain(_Wrapper):
         self, x: Float[Tensor, "P *event"], index: Int[Tensor, " P"], row: Int[Tensor, " P"]
     ) -> Float[Tensor, "P *event"]:
         return self.factor * self.inner.step(x / self.factor, index, row)
+
+    def jacobians(
+        self, x: Float[Tensor, "P *event"], index: Int[Tensor, " P"], row: Int[Tensor, " P"]
+    ) -> Float[Tensor, "P d d"]:
+        return self.inner.jacobians(x / self.factor, index, row)
 
 
 @dataclass(eq=False)
@@ -137,6 +160,12 @@ class CountedChain(_Wrapper):
     ) -> Float[Tensor, "P *event"]:
         self.tally.note(row, x.dtype)
         return self.inner.step(x, index, row)
+
+    def jacobians(
+        self, x: Float[Tensor, "P *event"], index: Int[Tensor, " P"], row: Int[Tensor, " P"]
+    ) -> Float[Tensor, "P d d"]:
+        self.tally.note(row, x.dtype)
+        return self.inner.jacobians(x, index, row)
 
 
 @dataclass(eq=False)

@@ -279,7 +279,7 @@ class OtherShape(NoCoefficients):
         (lambda: fixedpoint.solve(ChainProblem(OtherShape(), torch.ones(2, 3))), "a step must return shape"),
         (lambda: fixedpoint.solve(lambda z: z / 2, torch.ones(2, 3), solver="chain"), "wants a chain"),
         (lambda: fixedpoint.solve(lambda z: z / 2, torch.ones(2, 3), solver="serial"), "wants a chain"),
-        (lambda: fixedpoint.ChainSolver(preconditioner="diagonal"), "preconditioner must be one of"),
+        (lambda: fixedpoint.ChainSolver(preconditioner="diag"), "preconditioner must be one of"),
     ],
 )
 def test_bad_input_is_a_sentence(act: object, sentence: str) -> None:

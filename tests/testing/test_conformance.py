@@ -22,6 +22,7 @@ SOLVERS: list[Any] = [
     "serial",
     "chain",
     {"name": "chain", "preconditioner": "coefficient", "accelerator": {"name": "broyden", "memory": 3}},
+    {"name": "chain", "preconditioner": "diagonal"},
 ]
 MORE_SOLVERS: list[Any] = [
     fp.Picard(relaxation=0.5),
@@ -45,6 +46,8 @@ MORE_SOLVERS: list[Any] = [
     fp.ChainSolver(accelerator=fp.AndersonTypeOne()),
     fp.ChainSolver(accelerator=fp.Aitken()),
     fp.ChainSolver(preconditioner="zero", accelerator=fp.Anderson()),
+    fp.ChainSolver(preconditioner="diagonal", accelerator=fp.Anderson(memory=2)),
+    fp.ChainSolver(preconditioner="jacobian"),
     fp.ChainSolver(accelerator=fp.Anderson(memory=2, relaxation=0.7)),
 ]
 

@@ -1,0 +1,71 @@
+"""What a chain may know of the derivatives of its steps, and how to have them of any step that autograd can pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+__all__ = ["HasJacobians", "HasSlopes", "step_jacobians", "step_slopes"]
+
+
+@runtime_checkable
+class HasSlopes(Protocol):
+    """A chain that knows how each unknown of a state moves its own successor, at any state."""
+
+    def slopes(
+        self, x: Float[Tensor, "P *event"], index: Int[Tensor, " P"], row: Int[Tensor, " P"]
+    ) -> Float[Tensor, "P *event"]:
+        """The diagonal of ``dPhi_i / dx`` of every pair (arguments as of ``Chain.step``)."""
+        ...
+
+
+@runtime_checkable
+class HasJacobians(Protocol):
+    """A chain that knows the Jacobians of its steps, at any state."""
+
+    def jacobians(
+        self, x: Float[Tensor, "P *event"], index: Int[Tensor, " P"], row: Int[Tensor, " P"]
+    ) -> Float[Tensor, "P d d"]:
+        """``dPhi_i / dx`` of every pair (arguments as of ``Chain.step``); ``d`` unknowns a state, flattened."""
+        ...
+
+
+def step_jacobians(
+    step: Callable[[Tensor, Tensor, Tensor], Tensor],
+    x: Float[Tensor, "P *event"],
+    index: Int[Tensor, " P"],
+    row: Int[Tensor, " P"],
+) -> Float[Tensor, "P d d"]:
+    """The Jacobians of a step by autograd: the body of ``jacobians`` for a chain without a formula.
+
+    Costs a step and ``d`` backward passes of it, batched over pairs and unknowns, and ``P d^2`` numbers: for states of
+    few unknowns. Pairs must be independent of one another, as ``Chain.step`` has it.
+
+    Parameters
+    ----------
+    step
+        ``step(x, index, row)``, like ``Chain.step``; made of operations that torch.func can transform.
+    x, index, row
+        Where: as of ``Chain.step``.
+    """
+    value: Tensor
+    value, pullback = torch.func.vjp(lambda state: step(state, index, row), x)  # type: ignore[misc]
+    size = x[0].numel()
+    units = torch.eye(size, dtype=x.dtype, device=x.device).reshape(size, 1, *x.shape[1:])
+    (rows,) = torch.func.vmap(pullback)(units.expand(size, *value.shape))
+    jacobians: Tensor = rows.flatten(2).transpose(0, 1)
+    return jacobians
+
+
+def step_slopes(
+    step: Callable[[Tensor, Tensor, Tensor], Tensor],
+    x: Float[Tensor, "P *event"],
+    index: Int[Tensor, " P"],
+    row: Int[Tensor, " P"],
+) -> Float[Tensor, "P *event"]:
+    """The diagonals of :func:`step_jacobians`, at its cost; a formula of the chain's own is ``d`` times cheaper."""
+    return step_jacobians(step, x, index, row).diagonal(dim1=1, dim2=2).reshape(x.shape)

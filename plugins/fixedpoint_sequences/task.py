@@ -1,0 +1,57 @@
+"""What the tasks of this package have in common: a chain, judged by the same chain run step by step."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from fixedpoint.chains.chain import ChainProblem
+from fixedpoint.chains.serial import Serial
+from fixedpoint.core.evaluator import Evaluator
+from fixedpoint.core.options import option
+from fixedpoint.core.problem import Problem
+from fixedpoint.core.reduce import row_norms
+from fixedpoint.core.solution import Solution
+from fixedpoint.core.termination import Termination
+from fixedpoint.tasks.task import Context, Judgement, SolveTask
+
+__all__ = ["SequenceTask"]
+
+
+@dataclass(frozen=True)
+class SequenceTask(SolveTask):
+    """Has its states compared with those of the serial chain: the last one, and all of them.
+
+    ``relative_error`` is that of the last state, ``trajectory_error`` the largest error of any state over the largest
+    state; both of the worst row.
+    """
+
+    provides = frozenset({"chain"})
+
+    length: int = option(200, ge=1, help="N, the number of steps")
+    batch: int = option(4, ge=1, help="sequences solved at once")
+    dtype: Literal["float32", "float64"] = option("float64", help="of the states")
+    device: str = option("cpu", help="of the states")
+    max_batch: int | None = option(None, ge=1, help="evaluate at most so many steps at once; default: all")
+
+    @abstractmethod
+    def problem(self, seed: int) -> ChainProblem:
+        """The chain of that seed."""
+
+    def judge(self, problem: Problem, solution: Solution, context: Context) -> Judgement:
+        assert isinstance(problem, ChainProblem)  # made above
+        exact = context.once((self, context.seed, "serial"), lambda: _serial_states(problem))
+        difference = (solution.z - exact).double()
+        norms, sizes = row_norms(difference[:, -1]), row_norms(exact[:, -1])
+        relative = norms / torch.where(sizes > 0, sizes, 1.0)
+        states = difference.norm(dim=2).amax(1) / exact.double().norm(dim=2).amax(1)
+        return Judgement({"relative_error": float(relative.amax()), "trajectory_error": float(states.amax())})
+
+
+def _serial_states(problem: ChainProblem) -> Tensor:
+    states: Tensor = Serial().solve(Evaluator(problem), problem.initial(), Termination()).z
+    return states

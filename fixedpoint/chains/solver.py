@@ -146,7 +146,10 @@ def _guarded(proposal: Tensor, at: Evaluated, exact: int, length: int) -> Tensor
 
 
 def _cleaned(at: Evaluated, exact: int, length: int) -> Evaluated:
-    """Without the defects of steps that are not finite; the row's error is infinite while there are any."""
+    """Without the defects of steps that are not finite; the row's error is infinite while there are any.
+
+    A state so large that it has no finite norm is nothing to compare an error with.
+    """
     if exact >= length:
         return at
     bad = ~_blocks(at.fz, length).isfinite().all(dim=2)
@@ -154,4 +157,5 @@ def _cleaned(at: Evaluated, exact: int, length: int) -> Evaluated:
     fz = torch.where(mask, _blocks(at.z, length), _blocks(at.fz, length)).flatten(1)
     residual = torch.where(mask, 0.0, _blocks(at.residual, length)).flatten(1)
     error = at.error.masked_fill(bad.any(dim=1, keepdim=True), torch.inf)
-    return replace(at, fz=fz, residual=residual, error=error, finite=~bad[:, exact])
+    scale = torch.where(at.scale.isfinite(), at.scale, 0.0)
+    return replace(at, fz=fz, residual=residual, error=error, scale=scale, finite=~bad[:, exact])

@@ -176,6 +176,22 @@ def test_overflow_at_states_that_are_still_wrong_is_no_failure() -> None:
         assert torch.allclose(solution.z, serial(problem), rtol=1e-9)
 
 
+@pytest.mark.parametrize("size", [1e300, 1.7e308])
+def test_states_about_to_overflow_are_not_within_a_tolerance_of_their_own_size(size: float) -> None:
+    """Their norm may be infinite, and any error is within a part of that."""
+
+    class Bounded(Chain):
+        length = 10
+
+        def step(self, x: torch.Tensor, index: torch.Tensor, row: torch.Tensor) -> torch.Tensor:
+            return torch.where((index == 0).unsqueeze(1), size, torch.tanh(x))
+
+    problem = ChainProblem(Bounded(), torch.ones(1, 3, dtype=torch.float64))
+    solution = fixedpoint.solve(problem, solver=fixedpoint.ChainSolver(), rtol=1e-6)
+    assert solution.converged.all()
+    assert torch.equal(solution.z, serial(problem))
+
+
 @pytest.mark.parametrize("preconditioner", PRECONDITIONERS)
 def test_the_sweep_is_its_lower_triangular_matrix(preconditioner: str) -> None:
     chain = TanhChain(9, 4, seed=7)

@@ -27,7 +27,7 @@ class SequenceTask(SolveTask):
     """Has its states compared with those of the serial chain: the last one, and all of them.
 
     ``relative_error`` is that of the last state, ``trajectory_error`` the largest error of any state over the largest
-    state; both of the worst row.
+    state; both of the worst row. ``derivatives`` are the steps of all rows whose Jacobian or its diagonal was taken.
     """
 
     provides = frozenset({"chain"})
@@ -49,7 +49,13 @@ class SequenceTask(SolveTask):
         norms, sizes = row_norms(difference[:, -1]), row_norms(exact[:, -1])
         relative = norms / torch.where(sizes > 0, sizes, 1.0)
         states = difference.norm(dim=2).amax(1) / exact.double().norm(dim=2).amax(1)
-        return Judgement({"relative_error": float(relative.amax()), "trajectory_error": float(states.amax())})
+        return Judgement(
+            {
+                "relative_error": float(relative.amax()),
+                "trajectory_error": float(states.amax()),
+                "derivatives": int(solution.counts.products.sum()),
+            }
+        )
 
 
 def _serial_states(problem: ChainProblem) -> Tensor:

@@ -24,6 +24,7 @@ PAGES = (
     "docs/run-files.md",
     "docs/torchdeq.md",
     "docs/which-solver.md",
+    "docs/sequences.md",
 )
 LEFT_OUT = {
     "make demo": "installs from the network; the demo itself is run from the wheel in tests/architecture",

@@ -143,16 +143,16 @@ class ChainProblem(Problem):
         ValueError
             When it returns them in another shape or dtype.
         """
-        chain = self.chain
+        chain, name = self.chain, "jacobians" if whole else "slopes"
         if whole and isinstance(chain, HasJacobians):
             derive = chain.jacobians
         elif not whole and isinstance(chain, HasSlopes):
             derive = chain.slopes
         else:
-            wanted = "'jacobian' wants a chain with a method jacobians" if whole else "'diagonal' wants one with slopes"
             raise TypeError(
-                f"preconditioner={wanted}(x, index, row), and {type(chain).__name__} has none; take 'identity' or "
-                "'zero', or write it with fixedpoint.chains.capabilities.step_jacobians"
+                f"preconditioner={'jacobian' if whole else 'diagonal'!r} wants a chain with a method "
+                f"{name}(x, index, row), and {type(chain).__name__} has none; write it with "
+                f"fixedpoint.chains.capabilities.step_{name}, or take 'identity' or 'zero'"
             )
         x, index, row = self._pairs(z.unflatten(1, (self.length, -1)), first)
         shape = (x[0].numel(), x[0].numel()) if whole else x.shape[1:]
@@ -162,7 +162,7 @@ class ChainProblem(Problem):
             part = derive(*pairs)
             if part.shape != (len(pairs[0]), *shape) or part.dtype != x.dtype:
                 raise ValueError(
-                    f"{'jacobians' if whole else 'slopes'} must return shape {(len(pairs[0]), *shape)}, {x.dtype}, "
+                    f"{name} must return shape {(len(pairs[0]), *shape)}, {x.dtype}, "
                     f"got {tuple(part.shape)}, {part.dtype}"
                 )
             found.append(part if whole else part.flatten(1))

@@ -104,10 +104,10 @@ class ChainSolver(StepSolver[ChainState]):
         return replace(state, inner=self.accelerator.reset(state.inner, rows))
 
     def _linear(self, f: Evaluator, at: Evaluated, exact: int) -> LinearPart | Derivatives:
-        assert isinstance(f.problem, HasSteps)  # checked at the start
         if self.preconditioner in ("diagonal", "jacobian"):
             with torch.no_grad():
                 return Derivatives(f.derivatives(at.z.detach(), exact, whole=self.preconditioner == "jacobian"))
+        assert isinstance(f.problem, HasSteps)  # checked at the start
         return linear_part(self.preconditioner, f.layout.blocks, f.problem.coefficients(), at.z)
 
 

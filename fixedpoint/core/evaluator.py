@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from fixedpoint.core.point import Best, Evaluated, Point
-from fixedpoint.core.problem import Cost, HasCost, HasMeasure, HasSteps, HasTake, Measure, Problem
+from fixedpoint.core.problem import Cost, HasCost, HasDerivatives, HasMeasure, HasSteps, HasTake, Measure, Problem
 from fixedpoint.core.reduce import block_norms, row_norms
 
 __all__ = ["Counts", "Evaluated", "Evaluator"]
@@ -180,14 +180,14 @@ class Evaluator:
         step.
         """
         problem, live = self.problem, self._live
-        if not isinstance(problem, HasSteps):
-            raise TypeError(f"{type(problem).__name__} has no steps to derive; it is not a chain")
+        if not isinstance(problem, HasDerivatives):
+            raise TypeError(f"{type(problem).__name__} does not know the derivatives of its steps")
         self.counts.products[live.host] += _cost(problem, self.layout.rows, first).evaluations
         index = torch.arange(self.layout.rows, device=z.device) if live.index is None else live.index
         found: Tensor | None = None
         for rows in index.split(self.max_batch or len(index)):
             part = problem.take(rows) if isinstance(problem, HasTake) else problem
-            assert isinstance(part, HasSteps)  # rows of a chain are chains
+            assert isinstance(part, HasDerivatives)  # rows of a chain are chains
             cost = _cost(part, len(rows), first)
             self.counts.calls += cost.calls
             self.counts.computed += cost.evaluations * len(rows)

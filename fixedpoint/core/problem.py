@@ -21,6 +21,7 @@ __all__ = [
     "Cost",
     "FunctionProblem",
     "HasCost",
+    "HasDerivatives",
     "HasMeasure",
     "HasSteps",
     "HasTake",
@@ -99,6 +100,11 @@ class HasSteps(Protocol):
     def coefficients(self) -> Float[Tensor, " N"] | None:
         """The slope of every step in its own state, float64; None where they are not known."""
         ...
+
+
+@runtime_checkable
+class HasDerivatives(Protocol):
+    """A chain that can be asked for the derivatives of its steps."""
 
     def derivatives(
         self, z: Float[Tensor, "B D"], first: int, whole: bool

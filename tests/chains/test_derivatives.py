@@ -170,7 +170,7 @@ class Misshapen(Plain):
 @pytest.mark.parametrize(
     ("kind", "chain", "sentence"),
     [
-        ("diagonal", Plain(), "wants one with slopes.x, index, row., and Plain has none; take 'identity' or 'zero'"),
+        ("diagonal", Plain(), "wants a chain with a method slopes.x, index, row., and Plain has none; write it with"),
         ("jacobian", Plain(), "wants a chain with a method jacobians"),
         ("diagonal", Misshapen(), r"slopes must return shape \(6, 3\), torch.float32, got \(6,\)"),
         ("jacobian", Misshapen(), r"jacobians must return shape \(6, 3, 3\), torch.float32, got .* torch.float64"),

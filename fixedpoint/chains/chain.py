@@ -20,6 +20,7 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from fixedpoint.chains.capabilities import HasJacobians, HasSlopes
+from fixedpoint.chains.coarse import HasCoarse, HasJumps
 from fixedpoint.chains.solver import as_chain_solver
 from fixedpoint.core.layout import Layout
 from fixedpoint.core.problem import Cost, Measure, Problem
@@ -173,6 +174,43 @@ class ChainProblem(Problem):
         """``Phi_step(x)`` at every row."""
         return self._in_batches(x, torch.full_like(self.rows, step), self.rows)
 
+    def pairs(
+        self, x: Float[Tensor, "P *event"], index: Int[Tensor, " P"], row: Int[Tensor, " P"]
+    ) -> Float[Tensor, "P *event"]:
+        """``Phi_index(x)`` for any pairs of a state and a step, of rows ``0 .. B-1`` of this problem."""
+        return self._in_batches(x, index, self.rows[row])
+
+    def coarse(self, kept: Int[Tensor, " n"]) -> ChainProblem:
+        """The chain of jumps between the states ``kept``, from the same start; see :class:`HasCoarse`.
+
+        Raises
+        ------
+        TypeError
+            When the chain has no coarser ones.
+        """
+        if not isinstance(self.chain, HasCoarse):
+            raise TypeError(f"{type(self.chain).__name__} has no coarser chains (no methods coarse and interpolate)")
+        return ChainProblem(self.chain.coarse(kept), self.x0, max_batch=self.max_batch, rows=self.rows)
+
+    def interpolate(self, states: Float[Tensor, "B n *event"], kept: Int[Tensor, " n"]) -> Float[Tensor, "B D"]:
+        """All states from those that were kept; see :class:`HasCoarse`."""
+        if not isinstance(self.chain, HasCoarse):
+            raise TypeError(f"{type(self.chain).__name__} has no coarser chains (no methods coarse and interpolate)")
+        return self.chain.interpolate(self.x0, states, kept, self.rows).flatten(1)
+
+    def jumps(self) -> Float[Tensor, "B D"]:
+        """Every state as the one jump from the start, by one evaluation per row; see :class:`HasJumps`.
+
+        Raises
+        ------
+        TypeError
+            When the chain does not know them.
+        """
+        if not isinstance(self.chain, HasJumps):
+            raise TypeError(f"{type(self.chain).__name__} does not know its states' jumps from x0 (no method jumps)")
+        pieces = [self.chain.jumps(self.x0[rows], self.rows[rows]) for rows in self._batched_rows()]
+        return torch.cat(pieces).flatten(1)
+
     def coefficients(self) -> Float[Tensor, " N"] | None:
         """The chain's coefficients, where it knows them."""
         return self.chain.coefficients() if isinstance(self.chain, HasCoefficients) else None
@@ -184,6 +222,10 @@ class ChainProblem(Problem):
         count, steps = inputs.shape[:2]
         index = torch.arange(first, self.length, device=states.device).repeat(count)
         return inputs.reshape(-1, *self.x0.shape[1:]), index, self.rows.repeat_interleave(steps)
+
+    def _batched_rows(self) -> tuple[Tensor, ...]:
+        count = len(self.rows)
+        return torch.arange(count, device=self.x0.device).split(self.max_batch or count)
 
     def _in_batches(self, x: Tensor, index: Tensor, row: Tensor) -> Tensor:
         size = self.max_batch or len(x)

@@ -12,6 +12,7 @@ once and belongs to the problem, which makes a stochastic chain a fixed point li
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -20,7 +21,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from fixedpoint.chains.chain import Chain, ChainProblem
+from fixedpoint.chains.coarse import check_kept
 from fixedpoint_diffusion.denoiser import Denoiser, as_denoiser
+from fixedpoint_diffusion.jumps import Steps
 from fixedpoint_diffusion.schedule import DDIMSchedule
 
 __all__ = ["DDIMChain", "ddim_problem"]
@@ -67,47 +70,133 @@ class DDIMChain(Chain):
         self.schedule = schedule
         self.length = num_inference_steps
         self.eta = eta
-        self.timesteps = torch.from_numpy(schedule.timesteps(num_inference_steps).copy())
         self.use_clipped_model_output = use_clipped_model_output
         if eta > 0 and noise is None:
             raise ValueError("eta > 0 wants noise of shape (B, N, *event); see draw_noise")
         if noise is not None and (noise.ndim < 3 or noise.shape[1] != self.length):
             raise ValueError(f"noise must have shape (B, {self.length}, *event), got {tuple(noise.shape)}")
-        self.noise = noise
+        self.noise = noise if eta > 0 else None
         signal, later = schedule.signal(num_inference_steps)
         if schedule.prediction_type == "epsilon" and bool((signal == 0).any()):
             raise ValueError(
                 "prediction_type='epsilon' cannot be stepped from a state without signal (zero terminal SNR); "
                 "take 'v_prediction' or 'sample'"
             )
-        self._signal, self._later = signal, later
-        self._sigma = eta * ((1 - later) / (1 - signal) * (1 - signal / later)).sqrt()
+        timesteps = torch.from_numpy(schedule.timesteps(num_inference_steps).copy())
+        self.steps = Steps.ddim(timesteps, signal, later, eta)
         self._tables: dict[tuple[torch.device, torch.dtype], dict[str, Tensor]] = {}
 
     def coefficients(self) -> Float[Tensor, " N"]:
         """``sqrt(ab' / ab)``: the coefficient of ``x`` in the epsilon form of each step, float64."""
-        return (self._later / self._signal).sqrt()
+        return self.steps.image / self.steps.signal.sqrt()
+
+    def coarse(self, kept: Int[Tensor, " n"]) -> DDIMChain:
+        """Fewer, longer steps between some of the states, each with the noise of the steps it stands for.
+
+        A jump is what its steps would make of the clean image predicted at the first of them (see
+        ``fixedpoint_diffusion.jumps``): for eta = 0 the DDIM step between the two noise levels.
+
+        Parameters
+        ----------
+        kept
+            The states that are left: strictly increasing from 1 to ``N``, the last one ``N``.
+
+        Raises
+        ------
+        ValueError
+            For any other ``kept``.
+        """
+        kept = check_kept(kept, self.length)
+        chain = copy.copy(self)
+        chain.length, chain.steps, chain._tables = len(kept), self.steps.jumps(kept), {}
+        if self.noise is not None:
+            chain.noise = self.steps.arriving(self.noise, kept)[:, kept - 1]
+        return chain
+
+    def jumps(self, x0: Float[Tensor, "B *event"], row: Int[Tensor, " B"]) -> Float[Tensor, "B N *event"]:
+        """Every state as the one jump from ``x_0`` to it: one evaluation of the denoiser per row."""
+        image, noise = (part.unsqueeze(1) for part in self._predicted(x0, torch.zeros_like(row), row))
+        steps = self.steps.from_start()
+        along = (1, -1, *[1] * (x0.ndim - 1))
+        states = steps.image.to(x0).view(along) * image + steps.direction.to(x0).view(along) * noise
+        if self.noise is not None:
+            states = states + self.steps.arriving(self.noise[row].to(x0), torch.tensor([self.length]))
+        return states
+
+    def interpolate(
+        self,
+        x0: Float[Tensor, "B *event"],
+        states: Float[Tensor, "B n *event"],
+        kept: Int[Tensor, " n"],
+        row: Int[Tensor, " B"],
+    ) -> Float[Tensor, "B N *event"]:
+        """All states from the kept ones: between two of them, those of the jump that leads from one to the other.
+
+        For eta = 0 ``x / sqrt(ab)`` is linear in ``sqrt(1 / ab - 1)``. The noise of the steps since the last kept state
+        is taken off the next one before and put back after, as much of it as has arrived at each state.
+
+        Parameters
+        ----------
+        x0
+            The start.
+        states
+            The states ``kept``; they come back bit for bit.
+        kept
+            As for :meth:`coarse`.
+        row
+            Which row of the noise each one is.
+
+        Raises
+        ------
+        ValueError
+            For states that do not go with ``kept``, and for a ``kept`` that :meth:`coarse` refuses.
+        """
+        kept = check_kept(kept, self.length)
+        if states.shape != (len(x0), len(kept), *x0.shape[1:]):
+            wanted = (len(x0), len(kept), *x0.shape[1:])
+            raise ValueError(f"states must have shape {wanted}, one for each of kept, got {tuple(states.shape)}")
+        place = torch.searchsorted(kept, torch.arange(1, self.length + 1))
+        along = (1, -1, *[1] * (x0.ndim - 1))
+        first, last = (share.to(x0).view(along) for share in self.steps.blend(kept))
+        after = states
+        arriving = None if self.noise is None else self.steps.arriving(self.noise[row].to(x0), kept)
+        if arriving is not None:
+            after = states - arriving[:, kept - 1]
+        filled = first * torch.cat([x0.unsqueeze(1), states], dim=1)[:, place] + last * after[:, place]
+        if arriving is not None:
+            filled = filled + arriving
+        filled[:, kept - 1] = states
+        return filled
 
     def step(
         self, x: Float[Tensor, "P *event"], index: Int[Tensor, " P"], row: Int[Tensor, " P"]
     ) -> Float[Tensor, "P *event"]:
         """One DDIM step of every pair."""
-        table = self._table(x)
-        prediction = self.denoiser.predict(x, table["timestep"][index], row)
-        if prediction.shape != x.shape:
-            raise ValueError(f"the denoiser must return shape {tuple(x.shape)}, got {tuple(prediction.shape)}")
-        prediction = prediction.to(x.dtype)
-        at = {name: _column(values[index], x) for name, values in table.items() if name != "timestep"}
+        at = self._at(x, index)
+        prediction = self._prediction(x, index, row)
         if self.schedule.clips:
-            value = self._clipped_step(x, prediction, at)
+            image, noise = self._clipped(x, prediction, at)
+            value = at["image"] * image + at["direction"] * noise
         else:
             value = at["keep"] * x + at["gain"] * prediction
-        if self.eta > 0:
-            assert self.noise is not None  # checked on construction
+        if self.noise is not None:
             value = value + at["sigma"] * self.noise[row, index].to(x)
         return value
 
-    def _clipped_step(self, x: Tensor, prediction: Tensor, at: dict[str, Tensor]) -> Tensor:
+    def _prediction(self, x: Tensor, index: Tensor, row: Tensor) -> Tensor:
+        prediction = self.denoiser.predict(x, self._table(x)["timestep"][index], row)
+        if prediction.shape != x.shape:
+            raise ValueError(f"the denoiser must return shape {tuple(x.shape)}, got {tuple(prediction.shape)}")
+        return prediction.to(x.dtype)
+
+    def _predicted(self, x: Tensor, index: Tensor, row: Tensor) -> tuple[Tensor, Tensor]:
+        """The clean image, clipped if it is to be, and the noise."""
+        at, prediction = self._at(x, index), self._prediction(x, index, row)
+        if self.schedule.clips:
+            return self._clipped(x, prediction, at)
+        return at["image_x"] * x + at["image_out"] * prediction, at["noise_x"] * x + at["noise_out"] * prediction
+
+    def _clipped(self, x: Tensor, prediction: Tensor, at: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         image = at["image_x"] * x + at["image_out"] * prediction
         noise = at["noise_x"] * x + at["noise_out"] * prediction
         if self.schedule.thresholding:
@@ -116,7 +205,7 @@ class DDIMChain(Chain):
             image = image.clamp(-self.schedule.clip_sample_range, self.schedule.clip_sample_range)
         if self.use_clipped_model_output:
             noise = (x - at["root_signal"] * image) / at["root_noise"]
-        return at["root_later"] * image + at["direction"] * noise
+        return image, noise
 
     def _thresholded(self, image: Tensor) -> Tensor:
         """Dynamic thresholding (Saharia et al. 2022, section 2.3): clip to a quantile and divide by it."""
@@ -125,18 +214,20 @@ class DDIMChain(Chain):
         bound = bound.clamp(min=1.0, max=self.schedule.sample_max_value)
         return (torch.minimum(torch.maximum(wide, -bound), bound) / bound).reshape(image.shape).to(image.dtype)
 
+    def _at(self, x: Tensor, index: Tensor) -> dict[str, Tensor]:
+        return {name: _column(values[index], x) for name, values in self._table(x).items() if name != "timestep"}
+
     def _table(self, x: Tensor) -> dict[str, Tensor]:
         """Coefficients of every step, computed in float64 and rounded once to the state's dtype."""
         key = (x.device, x.dtype)
         if key not in self._tables:
             table = {name: values.to(x.device, x.dtype) for name, values in self._coefficients().items()}
-            self._tables[key] = {**table, "timestep": self.timesteps.to(x.device)}
+            self._tables[key] = {**table, "timestep": self.steps.timestep.to(x.device)}
         return self._tables[key]
 
     def _coefficients(self) -> dict[str, Tensor]:
-        a, s = self._signal.sqrt(), (1 - self._signal).sqrt()
-        later = self._later.sqrt()
-        direction = (1 - self._later - self._sigma**2).clamp(min=0.0).sqrt()
+        steps = self.steps
+        a, s = steps.signal.sqrt(), (1 - steps.signal).sqrt()
         one, zero = torch.ones_like(a), torch.zeros_like(a)
         kind = self.schedule.prediction_type
         if kind == "epsilon":
@@ -146,17 +237,17 @@ class DDIMChain(Chain):
         else:
             image_x, image_out, noise_x, noise_out = a, -s, s, a
         return {
-            "keep": later * image_x + direction * noise_x,
-            "gain": later * image_out + direction * noise_out,
-            "sigma": self._sigma,
+            "keep": steps.image * image_x + steps.direction * noise_x,
+            "gain": steps.image * image_out + steps.direction * noise_out,
+            "sigma": steps.sigma,
             "image_x": image_x,
             "image_out": image_out,
             "noise_x": noise_x,
             "noise_out": noise_out,
             "root_signal": a,
             "root_noise": s,
-            "root_later": later,
-            "direction": direction,
+            "image": steps.image,
+            "direction": steps.direction,
         }
 
 

@@ -208,8 +208,9 @@ class ChainProblem(Problem):
         """
         if not isinstance(self.chain, HasJumps):
             raise TypeError(f"{type(self.chain).__name__} does not know its states' jumps from x0 (no method jumps)")
-        pieces = [self.chain.jumps(self.x0[rows], self.rows[rows]) for rows in self._batched_rows()]
-        return torch.cat(pieces).flatten(1)
+        size = self.max_batch or len(self.x0)
+        batches = zip(self.x0.split(size), self.rows.split(size), strict=True)
+        return torch.cat([self.chain.jumps(x0, rows) for x0, rows in batches]).flatten(1)
 
     def coefficients(self) -> Float[Tensor, " N"] | None:
         """The chain's coefficients, where it knows them."""
@@ -222,10 +223,6 @@ class ChainProblem(Problem):
         count, steps = inputs.shape[:2]
         index = torch.arange(first, self.length, device=states.device).repeat(count)
         return inputs.reshape(-1, *self.x0.shape[1:]), index, self.rows.repeat_interleave(steps)
-
-    def _batched_rows(self) -> tuple[Tensor, ...]:
-        count = len(self.rows)
-        return torch.arange(count, device=self.x0.device).split(self.max_batch or count)
 
     def _in_batches(self, x: Tensor, index: Tensor, row: Tensor) -> Tensor:
         size = self.max_batch or len(x)

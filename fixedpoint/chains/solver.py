@@ -30,7 +30,6 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from fixedpoint.chains.preconditioner import Derivatives, LinearPart, Preconditioner, linear_part
-from fixedpoint.chains.serial import Serial
 from fixedpoint.core.evaluator import Evaluated, Evaluator
 from fixedpoint.core.options import OptionError, option
 from fixedpoint.core.problem import HasSteps
@@ -119,7 +118,7 @@ def as_chain_solver(solver: Solver) -> Solver:
     TypeError
         When it owns its loop, so that the guard cannot be kept.
     """
-    if isinstance(solver, (ChainSolver, Serial)):
+    if "chain" in solver.needs:
         return solver
     if isinstance(solver, Auto):
         return ChainSolver(accelerator=Anderson(memory=2))

@@ -83,6 +83,12 @@ def fixedpoint_solvers() -> list[Component]:
             ("Pokle, Geng & Kolter 2022", "Shih et al. 2023", "Tang et al. 2024"),
         ),
         Component(
+            "deq-ddim",
+            "fixedpoint.chains.deq_ddim:DEQDDIM",
+            "DEQ-DDIM as published: its joint map, every state mixed alone",
+            ("Pokle, Geng & Kolter 2022",),
+        ),
+        Component(
             "serial",
             "fixedpoint.chains.serial:Serial",
             "a chain one step after another: the reference",

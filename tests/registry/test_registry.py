@@ -49,6 +49,7 @@ def test_the_librarys_own_components_are_there_and_load(registry):
         "broyden",
         "chain",
         "damped",
+        "deq-ddim",
         "newton-krylov",
         "picard",
         "polyalgorithm",

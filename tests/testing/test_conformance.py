@@ -20,6 +20,7 @@ SOLVERS: list[Any] = [
     "newton-krylov",
     {"name": "squarem", "scheme": "cyclic"},
     "serial",
+    "deq-ddim",
     "chain",
     {"name": "chain", "preconditioner": "coefficient", "accelerator": {"name": "broyden", "memory": 3}},
     {"name": "chain", "preconditioner": "diagonal"},

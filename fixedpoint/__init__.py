@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from fixedpoint.chains.chain import Chain as Chain
     from fixedpoint.chains.chain import ChainProblem as ChainProblem
     from fixedpoint.chains.deq_ddim import DEQDDIM as DEQDDIM
+    from fixedpoint.chains.parareal import Parareal as Parareal
     from fixedpoint.chains.serial import Serial as Serial
     from fixedpoint.chains.solver import ChainSolver as ChainSolver
     from fixedpoint.core.problem import Problem as Problem
@@ -56,6 +57,7 @@ _EXPORTS = {
     "Chain": "fixedpoint.chains.chain",
     "ChainProblem": "fixedpoint.chains.chain",
     "ChainSolver": "fixedpoint.chains.solver",
+    "Parareal": "fixedpoint.chains.parareal",
     "DEQDDIM": "fixedpoint.chains.deq_ddim",
     "ConvergenceError": "fixedpoint.core.status",
     "GradientEstimator": "fixedpoint.gradients.estimator",

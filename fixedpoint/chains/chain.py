@@ -180,6 +180,10 @@ class ChainProblem(Problem):
         """``Phi_index(x)`` for any pairs of a state and a step, of rows ``0 .. B-1`` of this problem."""
         return self._in_batches(x, index, self.rows[row])
 
+    def calls(self, pairs: int) -> int:
+        """Calls of ``chain.step`` for so many pairs of a state and a step."""
+        return -(-pairs // (self.max_batch or max(pairs, 1)))
+
     def coarse(self, kept: Int[Tensor, " n"]) -> ChainProblem:
         """The chain of jumps between the states ``kept``, from the same start; see :class:`HasCoarse`.
 
@@ -269,8 +273,7 @@ class ChainProblem(Problem):
     def cost(self, rows: int, first: int = 0) -> Cost:
         """One evaluation of the problem from ``first`` on is ``N - first`` evaluations of steps per row."""
         steps = max(self.length - first, 0)
-        pairs = rows * steps
-        return Cost(calls=-(-pairs // (self.max_batch or max(pairs, 1))), evaluations=steps)
+        return Cost(calls=self.calls(rows * steps), evaluations=steps)
 
     def measure(self, z: Float[Tensor, "B D"], fz: Float[Tensor, "B D"], residual: Float[Tensor, "B D"]) -> Measure:
         """The change of the last state that the defects of all steps imply, and the size of the last state.

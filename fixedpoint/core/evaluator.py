@@ -12,13 +12,23 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from fixedpoint.core.point import Best, Evaluated, Point
-from fixedpoint.core.problem import Cost, HasCost, HasDerivatives, HasMeasure, HasSteps, HasTake, Measure, Problem
+from fixedpoint.core.problem import (
+    Cost,
+    HasCost,
+    HasDerivatives,
+    HasMeasure,
+    HasPairs,
+    HasSteps,
+    HasTake,
+    Measure,
+    Problem,
+)
 from fixedpoint.core.reduce import block_norms, row_norms
 
 __all__ = ["Counts", "Evaluated", "Evaluator"]
@@ -197,6 +207,20 @@ class Evaluator:
             found.index_copy_(0, rows, values)
         assert found is not None  # some row is running
         return found
+
+    def pairs(
+        self, chain: HasPairs, x: Float[Tensor, "P *event"], index: Int[Tensor, " P"], row: Int[Tensor, " P"]
+    ) -> Float[Tensor, "P *event"]:
+        """Take steps of a chain, this problem or one made of it, at any pairs of a state and a step: one round.
+
+        ``row`` is each pair's row of this solve, whose evaluation it counts as.
+        """
+        self.counts.rounds += 1
+        self.counts.calls += chain.calls(len(x))
+        self.counts.computed += len(x)
+        self.counts.evaluations += torch.bincount(row, minlength=self.layout.rows).cpu().numpy()
+        with self._noted():
+            return chain.pairs(x, index, row)
 
     @property
     def remaining(self) -> int:

@@ -23,6 +23,7 @@ __all__ = [
     "HasCost",
     "HasDerivatives",
     "HasMeasure",
+    "HasPairs",
     "HasSteps",
     "HasTake",
     "Measure",
@@ -110,6 +111,21 @@ class HasDerivatives(Protocol):
         self, z: Float[Tensor, "B D"], first: int, whole: bool
     ) -> Float[Tensor, "B n d"] | Float[Tensor, "B n d d"]:
         """Jacobians of the steps from block ``first`` on at the blocks before them: diagonals, or the whole."""
+        ...
+
+
+@runtime_checkable
+class HasPairs(Protocol):
+    """A chain whose steps can be taken at any pairs of a state and a step."""
+
+    def pairs(
+        self, x: Float[Tensor, "P *event"], index: Int[Tensor, " P"], row: Int[Tensor, " P"]
+    ) -> Float[Tensor, "P *event"]:
+        """``Phi_index(x)``, each pair of the row ``0 .. B-1`` it names."""
+        ...
+
+    def calls(self, pairs: int) -> int:
+        """In how many calls of the user's function so many pairs are taken."""
         ...
 
 

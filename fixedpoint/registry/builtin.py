@@ -89,6 +89,12 @@ def fixedpoint_solvers() -> list[Component]:
             ("Pokle, Geng & Kolter 2022",),
         ),
         Component(
+            "parareal",
+            "fixedpoint.chains.parareal:Parareal",
+            "a chain in blocks: fine steps in all of them at once, coarse jumps in sequence (SRDS)",
+            ("Lions, Maday & Turinici 2001", "Selvam et al. 2024"),
+        ),
+        Component(
             "serial",
             "fixedpoint.chains.serial:Serial",
             "a chain one step after another: the reference",

@@ -11,11 +11,13 @@ from torch import Tensor
 
 from fixedpoint.chains.capabilities import step_jacobians
 from fixedpoint.chains.chain import Chain
+from fixedpoint.chains.coarse import check_kept
 from fixedpoint.testing.wrappers import Tally
 
 __all__ = [
     "CoefficientChain",
     "CountedChain",
+    "JumpChain",
     "LinearChain",
     "PoisonedChain",
     "RaisingChain",
@@ -45,6 +47,27 @@ class CoefficientChain(Chain):
     ) -> Float[Tensor, "P *event"]:
         """Their diagonals."""
         return self.jacobians(x, index, row).diagonal(dim1=1, dim2=2).reshape(x.shape)
+
+    def coarse(self, kept: Int[Tensor, " n"]) -> Chain:
+        """Jumps that go on as their first step does."""
+        return JumpChain(self, check_kept(kept, self.length))
+
+    def interpolate(
+        self,
+        x0: Float[Tensor, "B *event"],
+        states: Float[Tensor, "B n *event"],
+        kept: Int[Tensor, " n"],
+        row: Int[Tensor, " B"],
+    ) -> Float[Tensor, "B N *event"]:
+        """Linear in the number of the state."""
+        known = torch.cat([kept.new_zeros(1), kept])
+        state = torch.arange(1, self.length + 1)
+        place = torch.searchsorted(kept, state)
+        share = ((state - known[place]) / (kept - known[:-1])[place]).to(x0).view(1, -1, *[1] * (x0.ndim - 1))
+        before = torch.cat([x0.unsqueeze(1), states], dim=1)[:, place]
+        filled = before + share * (states[:, place] - before)
+        filled[:, kept - 1] = states
+        return filled
 
 
 @dataclass(eq=False)
@@ -115,6 +138,28 @@ class _Wrapper(CoefficientChain):
         self, x: Float[Tensor, "P *event"], index: Int[Tensor, " P"], row: Int[Tensor, " P"]
     ) -> Float[Tensor, "P d d"]:
         return self.inner.jacobians(x, index, row)
+
+
+@dataclass(eq=False)
+class JumpChain(CoefficientChain):
+    """Jumps of a chain from state to state of ``kept``: the change of their first step, times the steps jumped."""
+
+    inner: CoefficientChain
+    kept: Int[Tensor, " n"]
+
+    def __post_init__(self) -> None:
+        self.length = len(self.kept)
+        self.starts = torch.cat([self.kept.new_zeros(1), self.kept[:-1]])
+        self.spans = (self.kept - self.starts).double()
+
+    def coefficients(self) -> Float[Tensor, " N"]:
+        return 1 + self.spans * (self.inner.coefficients()[self.starts] - 1)
+
+    def step(
+        self, x: Float[Tensor, "P *event"], index: Int[Tensor, " P"], row: Int[Tensor, " P"]
+    ) -> Float[Tensor, "P *event"]:
+        span = self.spans[index].to(x.dtype).view(-1, *[1] * (x.ndim - 1))
+        return x + span * (self.inner.step(x, self.starts[index], row) - x)
 
 
 @dataclass(eq=False)

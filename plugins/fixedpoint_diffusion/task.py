@@ -28,7 +28,7 @@ __all__ = ["DDIMSampling"]
 class DDIMSampling(SolveTask):
     """Samples of a diffusion model by DDIM, all steps of the chain solved as one fixed point."""
 
-    provides = frozenset({"chain"})
+    provides = frozenset({"chain", "coarse"})
 
     model: FashionMNISTModel | DiffusersModel | ShapesModel | MixtureModel = option(
         factory=ShapesModel, help="what denoises"

@@ -51,6 +51,7 @@ def test_the_librarys_own_components_are_there_and_load(registry):
         "damped",
         "deq-ddim",
         "newton-krylov",
+        "parareal",
         "picard",
         "polyalgorithm",
         "restarted",

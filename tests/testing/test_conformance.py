@@ -21,6 +21,8 @@ SOLVERS: list[Any] = [
     {"name": "squarem", "scheme": "cyclic"},
     "serial",
     "deq-ddim",
+    "parareal",
+    {"name": "parareal", "blocks": 1},
     "chain",
     {"name": "chain", "preconditioner": "coefficient", "accelerator": {"name": "broyden", "memory": 3}},
     {"name": "chain", "preconditioner": "diagonal"},

@@ -1,0 +1,198 @@
+r"""Parareal: a chain in blocks, all blocks run at once by their own steps, and joined by coarse jumps in sequence.
+
+With the states ``X_m`` at the joints of ``M`` blocks, ``F`` the steps of a block and ``G`` its coarse jump,
+
+    X_{m+1} <- F(X_m^old) + G(X_m) - G(X_m^old),      m = 0 .. M - 1,    X_0 = x_0
+
+from ``X_{m+1} = G(X_m)`` (Lions, Maday & Turinici 2001; for diffusion models Selvam et al. 2024, "Self-refining
+diffusion samplers"). A sweep makes the first block that is not exact so: ``M`` sweeps always suffice.
+
+Every evaluation that has to wait for another is a round: as many as the longest block has steps for a sweep of ``F``
+(all blocks side by side), one for every coarse step of a sweep of ``G``. Nothing is pipelined: a sweep of ``G`` waits
+for all of ``F``, although its first block could start sooner. Blocks that are exact are left out of both, and ``G`` is
+never taken over the last block, whose own steps follow at once (SRDS ends with it).
+
+A trajectory is judged when ``F`` has swept it: within the blocks it has no defects, at the joints those of ``X``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from itertools import pairwise
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from fixedpoint.chains.chain import ChainProblem
+from fixedpoint.chains.coarse import evenly_kept
+from fixedpoint.core.evaluator import Evaluated, Evaluator
+from fixedpoint.core.loop import Progress, solution_at
+from fixedpoint.core.options import option
+from fixedpoint.core.solution import Solution
+from fixedpoint.core.solver import Solver
+from fixedpoint.core.status import Status
+from fixedpoint.core.termination import Judge, Termination
+
+__all__ = ["Parareal"]
+
+
+@dataclass(frozen=True)
+class Parareal(Solver):
+    """Parareal (for diffusion chains: SRDS): fine steps in all blocks at once, coarse jumps in sequence.
+
+    Makes its own start of coarse jumps, whatever start it is given.
+    """
+
+    blocks: int | None = option(None, ge=1, help="number of blocks, at most N; default: the root of N, rounded up")
+    coarse_steps: int = option(1, ge=1, help="jumps of the coarse sweep in every block, at most its steps")
+
+    needs = frozenset({"chain", "coarse"})
+
+    @property
+    def known_faults(self) -> dict[str, str]:
+        return {"solved-start": "it starts from coarse jumps, whatever the start"}
+
+    def solve(
+        self,
+        f: Evaluator,
+        z0: Float[Tensor, "B D"],
+        termination: Termination,
+        on_round: Callable[[Progress], None] | None = None,
+    ) -> Solution:
+        if not isinstance(f.problem, ChainProblem):
+            raise TypeError(f"parareal wants a chain (ChainProblem), got {type(f.problem).__name__}")
+        sweeps = _Sweeps(f, f.problem, self)
+        limit = termination.max_rounds or np.inf
+        judge = Judge(termination, z0.dtype, lasting=True)
+        final = np.full(len(z0), Status.RUNNING, dtype=np.int8)
+        rounds = np.zeros(len(z0), dtype=np.int64)
+        answer: Evaluated | None = None
+        while (final == Status.RUNNING).any():
+            if f.counts.rounds + sweeps.next_rounds > limit:
+                break
+            at = sweeps.fine() if answer is None else sweeps.refined()
+            f.remember(at)
+            status, _ = judge(at)
+            running = final == Status.RUNNING
+            mask = torch.from_numpy(running).to(z0.device)
+            answer = at if answer is None else at.where(mask, answer)
+            final[running] = status.cpu().numpy()[running]
+            rounds[running] = f.counts.rounds
+            still = final == Status.RUNNING
+            if on_round is not None:
+                worst = float(f.relative[-1].nan_to_num(nan=0.0, posinf=torch.inf).amax())
+                on_round(Progress(f.counts.rounds, int(still.sum()), worst))
+            f.narrow(still)
+            sweeps.finish(torch.from_numpy(np.flatnonzero(still)).to(z0.device))
+        if answer is None:  # not even the first sweeps fit into the limit: the start is judged, by one round
+            answer = f(z0)
+            rounds[:] = f.counts.rounds
+            final = judge(answer)[0].cpu().numpy()
+        final[final == Status.RUNNING] = Status.MAX_ROUNDS
+        return solution_at(answer, tuple(Status(int(code)) for code in final), rounds, f, self)
+
+
+class _Sweeps:
+    """The states at the joints and within the blocks, of all rows; sweeps advance those of ``rows``.
+
+    ``exact`` blocks from the start of the chain are final.
+    """
+
+    def __init__(self, f: Evaluator, problem: ChainProblem, solver: Parareal) -> None:
+        length = problem.length
+        count = solver.blocks or math.isqrt(length - 1) + 1
+        if count > length:
+            raise ValueError(f"a chain of {length} steps divides into at most {length} blocks, got blocks={count}")
+        self.f = f
+        self.problem = problem
+        self.starts: list[int] = [0, *evenly_kept(length, count).tolist()]
+        self.sizes = [end - start for start, end in pairwise(self.starts)]
+        jumps = [evenly_kept(size, min(solver.coarse_steps, size)) for size in self.sizes]
+        ends = [start + jump for start, jump in zip(self.starts, jumps, strict=False)]
+        self.coarse = problem.coarse(torch.cat(ends))
+        self.jump_starts: list[int] = [0, *np.cumsum([len(jump) for jump in jumps]).tolist()]
+        self.exact = 0
+        self.rows = torch.arange(len(problem.x0), device=problem.x0.device)
+        self.states = problem.x0.unsqueeze(1).repeat(1, length, *[1] * (problem.x0.ndim - 1))
+        self.joints = problem.x0.unsqueeze(1).repeat(1, count, *[1] * (problem.x0.ndim - 1))
+        self.guesses = self.joints.clone()  # G(X_m), what the coarse jump made of the joint last
+        self.ended = self.joints.clone()  # F(X_m)
+
+    @property
+    def next_rounds(self) -> int:
+        """Rounds of the next two sweeps: the coarse one from the first block that is not exact, the fine one."""
+        return self.jump_starts[-2] - self.jump_starts[self.exact] + max(self.sizes[self.exact :])
+
+    def finish(self, rows: Int[Tensor, " k"]) -> None:
+        """A fine sweep is over: one block more is exact, and these rows go on."""
+        self.rows = rows
+        self.exact += 1
+
+    def fine(self) -> Evaluated:
+        """The coarse start, and the first fine sweep."""
+        for m in range(len(self.sizes) - 1):
+            self.guesses[:, m] = self._finite(self._jump(m), self.joints[:, m])
+            self.joints[:, m + 1] = self.guesses[:, m]
+        return self._swept()
+
+    def refined(self) -> Evaluated:
+        """A coarse sweep with what the fine one before it found, and a fine one."""
+        rows, first = self.rows, self.exact
+        self.joints[rows, first] = self.ended[rows, first - 1]
+        for m in range(first, len(self.sizes) - 1):
+            before = self.guesses[rows, m]
+            self.guesses[rows, m] = self._finite(self._jump(m), before)
+            joined = self.ended[rows, m] + (self.guesses[rows, m] - before)
+            self.joints[rows, m + 1] = self._finite(joined, self.joints[rows, m + 1])
+        return self._swept()
+
+    def _jump(self, block: int) -> Float[Tensor, "k *event"]:
+        """``G`` of a block from its joint."""
+        x = self.joints[self.rows, block]
+        for step in range(self.jump_starts[block], self.jump_starts[block + 1]):
+            x = self.f.pairs(self.coarse, x, torch.full_like(self.rows, step), self.rows)
+        return x
+
+    def _swept(self) -> Evaluated:
+        """``F`` of all blocks that are not exact, side by side, and the trajectory it leaves, judged."""
+        blocks = torch.arange(self.exact, len(self.sizes), device=self.rows.device)
+        sizes, starts = (torch.tensor(values, device=self.rows.device) for values in (self.sizes, self.starts))
+        x = self.joints[self.rows][:, self.exact :]
+        sound = torch.ones(self.states.shape[:2], dtype=torch.bool, device=self.rows.device)
+        for step in range(max(self.sizes[self.exact :])):
+            longer = sizes[blocks] > step
+            blocks, x = blocks[longer], x[:, longer]
+            index = starts[blocks] + step
+            pairs = self.rows.repeat_interleave(len(blocks))
+            value = self.f.pairs(self.problem, x.flatten(0, 1), index.repeat(len(self.rows)), pairs)
+            value = value.unflatten(0, (len(self.rows), len(blocks)))
+            finite = value.flatten(2).isfinite().all(dim=2)
+            x = torch.where(finite.view(*finite.shape, *[1] * (x.ndim - 2)), value, x)
+            self.states[self.rows.unsqueeze(1), index] = x
+            sound[self.rows.unsqueeze(1), index] = finite
+        ends = torch.tensor(self.starts[1:], device=self.rows.device) - 1
+        self.ended[self.rows, self.exact :] = self.states[self.rows][:, ends[self.exact :]]
+        return self._judged(sound, ends[:-1])
+
+    def _judged(self, sound: Bool[Tensor, "B N"], ends: Int[Tensor, " M"]) -> Evaluated:
+        """The trajectory that starts every block at its joint: its defects are those of the joints.
+
+        A row is infinitely far while any of its steps is not finite, and lost when the step was taken at an exact
+        state: within the first block that was not.
+        """
+        z = self.states.clone()
+        z[:, ends] = self.joints[:, 1:]
+        at = self.f.judged(z.flatten(1), self.states.flatten(1).clone())
+        first = slice(self.starts[self.exact], self.starts[self.exact + 1])
+        error = at.error.masked_fill(~sound.all(dim=1, keepdim=True), torch.inf)
+        return replace(at, error=error, finite=sound[:, first].all(dim=1))
+
+    @staticmethod
+    def _finite(value: Tensor, instead: Tensor) -> Tensor:
+        """``value`` in the rows where it is finite."""
+        finite = value.flatten(1).isfinite().all(dim=1)
+        return torch.where(finite.view(-1, *[1] * (value.ndim - 1)), value, instead)

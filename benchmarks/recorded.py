@@ -14,7 +14,8 @@ from fixedpoint.chains.chain import ChainProblem
 class RecordedChain(ChainProblem):
     """Keeps the last state of every evaluation; with ``enough`` the solve ends once all rows are that near to it.
 
-    ``images`` holds one tensor ``(B, *event)`` per round, ``errors`` the relative error of each row to ``target``.
+    ``images`` holds one tensor ``(B, *event)`` per round, ``errors`` the relative error of each row to ``target``,
+    ``spent`` the evaluations a row had taken.
     """
 
     def __init__(self, problem: ChainProblem, target: Tensor, enough: float = 0.0) -> None:
@@ -24,10 +25,12 @@ class RecordedChain(ChainProblem):
         self.images: list[Tensor] = []
         self.errors: list[Tensor] = []
         self.evaluations = 0
+        self.spent: list[int] = []
 
     def resume(self, z: Tensor, first: int) -> Tensor:
         value = super().resume(z, first)
         self.evaluations += len(z) * max(self.length - first, 0)
+        self.spent.append(max(self.length - first, 0) + (self.spent[-1] if self.spent else 0))
         self.images.append(value.unflatten(1, (self.length, -1))[:, -1].reshape(self.target.shape).clone())
         apart = (self.images[-1] - self.target).flatten(1).double().norm(dim=1)
         self.errors.append(apart / self.target.flatten(1).double().norm(dim=1))

@@ -181,5 +181,5 @@ def main(
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)
+    torch.set_num_threads(2)
     typer.run(main)

@@ -59,6 +59,14 @@ class Counts:
     computed: int
     products: NDArray[np.int64]
 
+    def add(self, other: Counts) -> None:
+        """Add what was spent on the same rows elsewhere."""
+        self.rounds += other.rounds
+        self.calls += other.calls
+        self.evaluations = self.evaluations + other.evaluations
+        self.computed += other.computed
+        self.products = self.products + other.products
+
 
 @dataclass(frozen=True)
 class _Live:

@@ -1,0 +1,111 @@
+"""Starts: a trajectory to begin a joint solve of a chain from, and what it cost."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from jaxtyping import Float
+from torch import Tensor
+
+from fixedpoint.chains.coarse import evenly_kept
+from fixedpoint.core.evaluator import Counts, Evaluator
+from fixedpoint.core.options import OptionError, Options, option
+from fixedpoint.core.solver import Solver
+from fixedpoint.core.termination import Termination
+from fixedpoint.solvers.picard import Picard
+
+if TYPE_CHECKING:
+    from fixedpoint.chains.chain import ChainProblem
+
+__all__ = ["ConstantStart", "NestedStart", "OneJumpStart", "Start"]
+
+
+class Start(Options, ABC):
+    """Options that make a trajectory to start from."""
+
+    @abstractmethod
+    def trajectory(self, problem: ChainProblem) -> tuple[Float[Tensor, "B D"], Counts]:
+        """All states of the chain, flattened, and what was spent on them, per row and in all.
+
+        Raises
+        ------
+        TypeError
+            When the chain lacks what the start is made of.
+        """
+
+
+@dataclass(frozen=True)
+class ConstantStart(Start):
+    """Every state equal to ``x_0``."""
+
+    variant = "constant"
+
+    def trajectory(self, problem: ChainProblem) -> tuple[Float[Tensor, "B D"], Counts]:
+        return problem.initial(), _spent(problem)
+
+
+@dataclass(frozen=True)
+class OneJumpStart(Start):
+    """Every state as the one jump from ``x_0`` to it: one round of one evaluation per row."""
+
+    variant = "one-jump"
+
+    def trajectory(self, problem: ChainProblem) -> tuple[Float[Tensor, "B D"], Counts]:
+        rows = len(problem.x0)
+        return problem.jumps(), _spent(problem, rounds=1, calls=problem.calls(rows), evaluations=1)
+
+
+@dataclass(frozen=True)
+class NestedStart(Start):
+    """Rounds on shorter chains first, each started from the one before, then interpolated.
+
+    Rounds hardly depend on the length of a chain, so that the first ones, on few steps, cost little work. What the last
+    round of a level found is swept along it once more before it is interpolated. Levels that are no shorter than the
+    chain are left out.
+    """
+
+    variant = "nested"
+
+    steps: int | tuple[int, ...] = option(50, help="steps of the coarse chain, or of several, coarsest first")
+    rounds: int = option(5, ge=1, help="rounds on each of them")
+    solver: Solver = option(factory=Picard, help="solver of the coarse chains; a step solver becomes their accelerator")
+
+    def check(self) -> None:
+        levels = self.levels
+        if not levels or levels[0] < 1 or list(levels) != sorted(set(levels)):
+            raise OptionError(
+                type(self).__name__, "steps", f"must be numbers of steps, at least 1 and increasing, got {self.steps!r}"
+            )
+
+    @property
+    def levels(self) -> tuple[int, ...]:
+        """Numbers of steps, coarsest first."""
+        return (self.steps,) if isinstance(self.steps, int) else self.steps
+
+    def trajectory(self, problem: ChainProblem) -> tuple[Float[Tensor, "B D"], Counts]:
+        states, spent = problem.initial(), _spent(problem)
+        for count in (level for level in self.levels if level < problem.length):
+            kept = evenly_kept(problem.length, count)
+            coarse = problem.coarse(kept)
+            begin = states.unflatten(1, (problem.length, -1))[:, kept - 1].flatten(1)
+            rule = Termination(rtol=0.0, max_rounds=self.rounds)
+            found = coarse.adapt(self.solver).solve(Evaluator(coarse), begin, rule)
+            defects = (found.fstate - found.state).unflatten(1, (count, -1))
+            reached = found.state + defects.cumsum(dim=1).flatten(1)
+            states = problem.interpolate(reached.view(-1, count, *problem.x0.shape[1:]), kept)
+            spent.add(found.counts)
+        return states, spent
+
+
+def _spent(problem: ChainProblem, rounds: int = 0, calls: int = 0, evaluations: int = 0) -> Counts:
+    rows = len(problem.x0)
+    return Counts(
+        rounds=rounds,
+        calls=calls,
+        evaluations=np.full(rows, evaluations, dtype=np.int64),
+        computed=rows * evaluations,
+        products=np.zeros(rows, dtype=np.int64),
+    )

@@ -71,6 +71,7 @@ class NestedStart(Start):
 
     steps: int | tuple[int, ...] = option(50, help="steps of the coarse chain, or of several, coarsest first")
     rounds: int = option(5, ge=1, help="rounds on each of them")
+    begin: ConstantStart | OneJumpStart = option(factory=ConstantStart, help="what the coarsest chain starts from")
     solver: Solver = option(factory=Picard, help="solver of the coarse chains; a step solver becomes their accelerator")
 
     def check(self) -> None:
@@ -86,7 +87,7 @@ class NestedStart(Start):
         return (self.steps,) if isinstance(self.steps, int) else self.steps
 
     def trajectory(self, problem: ChainProblem) -> tuple[Float[Tensor, "B D"], Counts]:
-        states, spent = problem.initial(), _spent(problem)
+        states, spent = self.begin.trajectory(problem)
         for count in (level for level in self.levels if level < problem.length):
             kept = evenly_kept(problem.length, count)
             coarse = problem.coarse(kept)

@@ -19,7 +19,12 @@ from fixedpoint.testing.chains import CountedChain, wave_chain
 from fixedpoint_diffusion.models import FashionMNISTModel
 from fixedpoint_diffusion.task import DDIMSampling
 
-STARTS = [ConstantStart(), OneJumpStart(), NestedStart(10, 3), NestedStart((3, 10), 2, fixedpoint.Anderson())]
+STARTS = [
+    ConstantStart(),
+    OneJumpStart(),
+    NestedStart(10, 3),
+    NestedStart((3, 10), 2, OneJumpStart(), fixedpoint.Anderson()),
+]
 
 
 def solved(problem: ChainProblem, start: Start, rtol: float, rounds: int | None = None) -> fixedpoint.Solution:

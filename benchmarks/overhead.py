@@ -6,7 +6,8 @@
 The time between one return of ``f`` and its next call, median over the rounds with a full memory, float32. The copy is
 of ``2 m + 8`` states, read and written: what a round has to touch. Memory is the growth of the resident size of another
 fresh process at its peak, in states; there the allocator gives every large tensor back at once, so that what it
-keeps for later is not counted. Wants torchdeq 0.1.0. Nothing else should run.
+keeps for later is not counted. ``-``: too small to be told, or more than the machine has. Wants torchdeq 0.1.0.
+Nothing else should run.
 """
 
 from __future__ import annotations
@@ -92,6 +93,12 @@ def peak() -> int:
     return int(line.split()[1]) * 1024
 
 
+def available() -> int:
+    """Bytes of memory that are free."""
+    lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+    return int(lines["MemAvailable"].split()[0]) * 1024
+
+
 def copied(states: int, rows: int, size: int) -> float:
     """Milliseconds to copy so many states."""
     source, target = torch.ones(states, rows, size), torch.empty(states, rows, size)
@@ -130,6 +137,9 @@ def main(
     for rows, size in sizes:
         cells = []
         for name, (_, memory) in METHODS.items():
+            if 5.5 * memory * rows * size * 4 > available():  # torchdeq's Broyden holds about five states a pair
+                cells.append("-")
+                continue
             arguments = "--method", name, "--only", f"{rows}x{size}"
             ms = min(in_fresh_process(*arguments)["ms"] for _ in range(repeats))
             ratio = ms / copied(2 * memory + 8, rows, size)

@@ -46,7 +46,7 @@ PUBLISHED = {
 # How the solvers of others are called where they are asked what they claim.
 TORCHDEQ: dict[str, object] = {
     "torchdeq Anderson": "torchdeq-anderson",
-    "same, ridge 0": {"name": "torchdeq-anderson", "ridge": 0.0},
+    "same, ridge 0": {"name": "torchdeq-anderson", "lam": 0.0},
     "torchdeq Broyden": "torchdeq-broyden",
 }
 SCIPY = {"SciPy anderson alpha=1 M=6": "SciPy anderson", "SciPy newton_krylov": "SciPy newton_krylov"}

@@ -77,19 +77,22 @@ class History:
         return None if torch.is_grad_enabled() else self.storage[group][:, self._next]
 
     def push(self, *vectors: Float[Tensor, "B D"], valid: Bool[Tensor, " B"]) -> History:
-        """Store one vector per group in place of the oldest; rows not in ``valid`` store nothing."""
+        """Store one vector per group in place of the oldest; rows not in ``valid`` store zero."""
         return self._stored([_put(g, self._next, v, valid) for g, v in zip(self.storage, vectors, strict=True)], valid)
 
     def push_differences(
         self, *pairs: tuple[Float[Tensor, "B D"], Float[Tensor, "B D"]], valid: Bool[Tensor, " B"]
     ) -> History:
-        """Store ``pair[0] - pair[1]`` per group in place of the oldest, subtracting straight into its memory."""
+        """Store ``pair[0] - pair[1]`` per group in place of the oldest, subtracting straight into its memory.
+
+        Rows not in ``valid`` may store something, which must be finite where the row goes on: it is used with weight 0.
+        """
         stored = []
         for group, (new, old) in zip(self.storage, pairs, strict=True):
             if torch.is_grad_enabled():
                 stored.append(_put(group, self._next, new - old, valid))
             else:
-                torch.sub(new, old, out=group[:, self._next]).masked_fill_(~valid.unsqueeze(1), 0.0)
+                torch.sub(new, old, out=group[:, self._next])
                 stored.append(group)
         return self._stored(stored, valid)
 
@@ -98,7 +101,8 @@ class History:
     ) -> History:
         """Store ``pair[1] pair[0]`` per group in place of the oldest, multiplied straight into its memory.
 
-        In single precision at least: the factors may exceed what half precision holds.
+        In single precision at least: the factors may exceed what half precision holds. Rows not in ``valid`` as for
+        :meth:`push_differences`.
         """
         stored = []
         for group, (vector, factor) in zip(self.storage, pairs, strict=True):
@@ -107,7 +111,7 @@ class History:
             if torch.is_grad_enabled() or wide != vector.dtype:
                 stored.append(_put(group, self._next, (vector.to(wide) * column).to(vector.dtype), valid))
             else:
-                torch.mul(vector, column, out=group[:, self._next]).masked_fill_(~valid.unsqueeze(1), 0.0)
+                torch.mul(vector, column, out=group[:, self._next])
                 stored.append(group)
         return self._stored(stored, valid)
 

@@ -8,6 +8,7 @@ added one after another, in float64. Chunks are small enough to stay in cache: e
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from functools import reduce
 
@@ -45,31 +46,41 @@ def block_dots(
 
 
 def _long_dots(columns: Float[Tensor, "B m D"], vector: Float[Tensor, "B D"]) -> Float[Tensor, "B m"]:
-    """Inner products of long rows: products are added up entry by entry over the chunks of a row, and summed last.
+    """Inner products of long rows: products are added up entry by entry over some chunks of a row, and summed last.
 
-    One operation a chunk instead of two. A float64 total is kept of every few chunks, so that no sum in single
-    precision is longer than those are.
+    One operation a chunk instead of two. No sum in single precision is longer than a span of ``_LONGEST_SUM`` chunks;
+    the sums of spans are added in float64. As many spans are worked on at once as a tile holds.
     """
     rows, count, size = columns.shape
     wide = torch.promote_types(columns.dtype, torch.float32)
-    found = torch.zeros(rows, count, dtype=torch.float64, device=columns.device)
-    together = max(_tile_of(columns) // (count * _CHUNK), 1)
-    partial = torch.empty(min(together, rows), count, _CHUNK, dtype=wide, device=columns.device)
-    for first in range(0, rows, together):
-        part = slice(first, min(first + together, rows))
-        held = partial[: part.stop - first]
-        for number, start in enumerate(range(0, size, _CHUNK)):
-            entries = slice(start, min(start + _CHUNK, size))
-            left, right = columns[part, :, entries].to(wide), vector[part, None, entries].to(wide)
-            if number % _LONGEST_SUM == 0:
-                if number:
-                    found[part] += held.sum(-1)
-                held.zero_() if entries.stop - start < _CHUNK else None
-                torch.mul(left, right, out=held[:, :, : entries.stop - start])
-            else:
-                held[:, :, : entries.stop - start].addcmul_(left, right)
-        found[part] += held.sum(-1)
-    return found
+    span = _LONGEST_SUM * _CHUNK
+    whole = size // span
+    spans = torch.zeros(rows, count, -(-size // span), dtype=torch.float64, device=columns.device)
+    tiles = max(_tile_of(columns) // (count * _CHUNK), 1)
+    left = columns[..., : whole * span].unflatten(-1, (whole, _LONGEST_SUM, _CHUNK)) if whole else columns
+    right = vector[..., : whole * span].unflatten(-1, (whole, _LONGEST_SUM, _CHUNK)) if whole else vector
+    together = min(tiles, max(whole, 1))
+    deep = max(tiles // together, 1)
+    held = torch.empty(min(deep, rows) * count * together * _CHUNK, dtype=wide, device=columns.device)
+    for first in range(0, rows, deep):
+        part = slice(first, min(first + deep, rows))
+        for start in range(0, whole, together):
+            some = slice(start, min(start + together, whole))
+            shape = (part.stop - part.start, count, some.stop - some.start, _CHUNK)
+            sums = held[: math.prod(shape)].view(shape)
+            for k in range(_LONGEST_SUM):
+                one, other = left[part, :, some, k].to(wide), right[part, None, some, k].to(wide)
+                torch.mul(one, other, out=sums) if k == 0 else sums.addcmul_(one, other)
+            spans[part, :, some] = sums.sum(-1).double()
+        if whole * span < size:
+            shape = (part.stop - part.start, count, _CHUNK)
+            sums = held[: math.prod(shape)].view(shape).zero_()
+            for start in range(whole * span, size, _CHUNK):
+                entries = slice(start, min(start + _CHUNK, size))
+                one, other = columns[part, :, entries].to(wide), vector[part, None, entries].to(wide)
+                sums[..., : entries.stop - start].addcmul_(one, other)
+            spans[part, :, whole] = sums.sum(-1).double()
+    return spans.sum(-1)
 
 
 def row_dots(columns: Float[Tensor, "B m D"], vector: Float[Tensor, "B D"]) -> Float[Tensor, "B m"]:
@@ -88,17 +99,32 @@ def block_norms(vector: Float[Tensor, "B D"], blocks: int, norm: str) -> Float[T
     NaN stays NaN and Inf stays Inf. Squares are taken in float64, of float64 entries after scaling by the block's
     largest, so that states of size 1e-200 or 1e200 have a norm.
     """
-    chunks = vector.unflatten(1, (blocks, -1)).split(_CHUNK, dim=-1)
+    grouped = vector.unflatten(1, (blocks, -1))
     if norm == "max":
-        return _largest(chunks)
+        return _largest(grouped)
     scale = None
     if vector.dtype == torch.float64:
-        largest = _largest(chunks)
+        largest = _largest(grouped)
         scale = torch.where((largest > 0) & largest.isfinite(), largest, 1.0).unsqueeze(-1)
-    squares = reduce(torch.add, [_squares(chunk, scale) for chunk in chunks])
+    squares = _summed_squares(grouped, scale)
     if norm == "rms":
         squares = squares / (vector.shape[1] // blocks)
     return squares.sqrt() if scale is None else squares.sqrt() * scale.squeeze(-1)
+
+
+def _summed_squares(grouped: Float[Tensor, "B blocks d"], scale: Tensor | None) -> Float[Tensor, "B blocks"]:
+    """Sums of squares in float64, chunk by chunk; the sums of chunks are added last."""
+    rows, blocks, size = grouped.shape
+    if size <= _CHUNK:
+        return _squares(grouped, scale)
+    whole = size // _CHUNK
+    chunks = grouped[..., : whole * _CHUNK].unflatten(-1, (whole, _CHUNK))
+    together = max(_tile_of(grouped) // 4 // (rows * blocks * _CHUNK), 1)  # in float64, with its squares beside it
+    wider = None if scale is None else scale.unsqueeze(-1)
+    sums = [_squares(chunks[..., start : start + together, :], wider) for start in range(0, whole, together)]
+    if whole * _CHUNK < size:
+        sums.append(_squares(grouped[..., whole * _CHUNK :], scale).unsqueeze(-1))
+    return torch.cat(sums, dim=-1).sum(-1)
 
 
 def add_combination(
@@ -194,5 +220,5 @@ def _squares(chunk: Tensor, scale: Tensor | None) -> Tensor:
     return (wide * wide).sum(-1)
 
 
-def _largest(chunks: tuple[Tensor, ...]) -> Tensor:
-    return reduce(torch.maximum, [chunk.abs().amax(-1).double() for chunk in chunks])
+def _largest(grouped: Float[Tensor, "B blocks d"]) -> Float[Tensor, "B blocks"]:
+    return torch.linalg.vector_norm(grouped, torch.inf, dim=-1).double()

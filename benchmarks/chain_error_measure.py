@@ -33,7 +33,7 @@ def main() -> None:
         gone = {key: torch.zeros(BATCH, dtype=torch.bool) for key in early}
         solver, f = fixedpoint.ChainSolver(), Evaluator(problem)
         with torch.no_grad():
-            at = solver.start(f, problem.initial())
+            at = solver.begin(f, problem.initial())
             state = solver.init(f, at)
             for _ in range(STEPS):
                 states = at.z.unflatten(1, (STEPS, -1)).double()

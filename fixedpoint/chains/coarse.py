@@ -70,6 +70,8 @@ class HasJumps(Protocol):
     def jumps(self, x0: Float[Tensor, "B *event"], row: Int[Tensor, " B"]) -> Float[Tensor, "B N *event"]:
         """State ``i`` as the one jump from ``x_0`` to it: one evaluation per row, all in one call.
 
+        The first is ``Phi_0(x_0)``, to rounding.
+
         Parameters
         ----------
         x0

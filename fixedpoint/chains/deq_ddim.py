@@ -56,7 +56,7 @@ class DEQDDIM(StepSolver[DEQDDIMState]):
     def known_faults(self) -> dict[str, str]:
         return {"scale": "the ridge is absolute"} if self.ridge > 0 else {}
 
-    def start(self, f: Evaluator, z0: Float[Tensor, "B D"]) -> Evaluated:
+    def begin(self, f: Evaluator, z0: Float[Tensor, "B D"]) -> Evaluated:
         if not isinstance(f.problem, HasSteps):
             raise TypeError(f"deq-ddim wants a chain (ChainProblem), got {type(f.problem).__name__}")
         if f.problem.coefficients() is None:

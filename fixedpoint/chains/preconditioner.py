@@ -44,6 +44,12 @@ class LinearPart:
         return len(self.slopes)
 
     @cached_property
+    def numbers(self) -> list[float]:
+        """The slopes, on the host."""
+        found: list[float] = self.slopes.tolist()
+        return found
+
+    @cached_property
     def matrix(self) -> Float[Tensor, "N N"]:
         """The lower-triangular matrix ``M``, float64."""
         matrix = torch.eye(len(self), dtype=torch.float64, device=self.slopes.device)

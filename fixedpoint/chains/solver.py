@@ -11,6 +11,9 @@ After round ``k`` the first ``k`` states are exact, whatever the preconditioner 
 inputs were exact when their step was taken. They are not evaluated again. (Tang et al. 2024, "Accelerating parallel
 sampling of diffusion models", section 4, for the guard under Anderson.)
 
+The accelerator ``block-secant`` corrects ``M`` itself, step by step, and so needs no other. A start other than the
+constant one may know some states exactly; the rounds spent on it are among the ``N + 1``.
+
 With the preconditioners ``diagonal`` and ``jacobian``, ``M`` is made anew from the derivatives of the unfinished steps
 at the states of every round: Newton's method on the chain, exact or approximate. Beside the evaluations such a round
 costs one diagonal or Jacobian a step (``counts.products``; by autograd each takes ``d`` backward passes of a step).
@@ -30,6 +33,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from fixedpoint.chains.preconditioner import Derivatives, LinearPart, Preconditioner, linear_part
+from fixedpoint.chains.secant import BlockSecant
+from fixedpoint.chains.start import ConstantStart, NestedStart, OneJumpStart
 from fixedpoint.core.evaluator import Evaluated, Evaluator
 from fixedpoint.core.options import OptionError, option
 from fixedpoint.core.problem import HasSteps
@@ -63,6 +68,9 @@ class ChainSolver(StepSolver[ChainState]):
         "derivatives of the steps: diagonal (quasi-DEER), jacobian (DEER)",
     )
     accelerator: StepSolver[Any] = option(factory=Picard, help="step solver applied to the preconditioned map")
+    start: ConstantStart | OneJumpStart | NestedStart = option(
+        factory=ConstantStart, help="the states before the first round"
+    )
 
     needs = frozenset({"chain"})
     lasting = True
@@ -70,25 +78,43 @@ class ChainSolver(StepSolver[ChainState]):
     def check(self) -> None:
         if isinstance(self.accelerator, ChainSolver):
             raise OptionError(type(self).__name__, "accelerator", "must not be a chain solver itself")
+        if isinstance(self.accelerator, BlockSecant) and self.preconditioner in ("diagonal", "jacobian"):
+            raise OptionError(
+                type(self).__name__,
+                "accelerator",
+                f"must not be block-secant with preconditioner {self.preconditioner!r}",
+            )
 
     def rounds_bound(self, f: Evaluator) -> int:
         return f.layout.blocks + 1
 
-    def start(self, f: Evaluator, z0: Float[Tensor, "B D"]) -> Evaluated:
+    def begin(self, f: Evaluator, z0: Float[Tensor, "B D"]) -> Evaluated:
         if not isinstance(f.problem, HasSteps):
             raise TypeError(f"a chain solver wants a chain (ChainProblem), got {type(f.problem).__name__}")
-        return _cleaned(f(z0), 0, f.layout.blocks)
+        if isinstance(self.start, ConstantStart):
+            return _cleaned(f(z0), 0, f.layout.blocks)
+        begun = self.start.trajectory(f.problem, most=f.remaining - 1)
+        f.counts.add(begun.spent)
+        return _cleaned(f.resume(begun.states, begun.exact), begun.exact, f.layout.blocks)
 
     def init(self, f: Evaluator, at: Evaluated) -> ChainState:
-        linear = self._linear(f, at, 0)
-        return ChainState(exact=0, linear=linear, inner=self.accelerator.init(f, _swept(at, linear, f.layout.blocks)))
+        exact, length = f.first, f.layout.blocks
+        linear = self._linear(f, at, exact)
+        return ChainState(exact=exact, linear=linear, inner=self.accelerator.init(f, _swept(at, linear, length)))
 
     def step(
         self, f: Evaluator, at: Evaluated, state: ChainState
     ) -> tuple[Float[Tensor, "B D"] | Evaluated, ChainState]:
         length = f.layout.blocks
         linear = self._linear(f, at, state.exact) if state.linear is None else state.linear
-        proposal, inner = self.accelerator.step(f, _swept(at, linear, length), state.inner)
+        proposal: Tensor | Evaluated
+        if isinstance(self.accelerator, BlockSecant):
+            assert isinstance(linear, LinearPart)  # checked on construction
+            states, values = _blocks(at.z, length), _blocks(at.fz, length)
+            change, inner = self.accelerator.sweep(linear, states, values, state.exact, state.inner)
+            proposal = at.z + change.flatten(1)
+        else:
+            proposal, inner = self.accelerator.step(f, _swept(at, linear, length), state.inner)
         if isinstance(proposal, Evaluated):
             raise TypeError(
                 f"{type(self.accelerator).__name__} evaluates within its step and cannot accelerate a chain"
@@ -118,7 +144,7 @@ def as_chain_solver(solver: Solver) -> Solver:
     TypeError
         When it owns its loop, so that the guard cannot be kept.
     """
-    if "chain" in solver.needs:
+    if "chain" in solver.needs and not isinstance(solver, BlockSecant):
         return solver
     if isinstance(solver, Auto):
         return ChainSolver(accelerator=Anderson(memory=2))

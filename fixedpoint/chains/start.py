@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -20,15 +22,33 @@ from fixedpoint.solvers.picard import Picard
 if TYPE_CHECKING:
     from fixedpoint.chains.chain import ChainProblem
 
-__all__ = ["ConstantStart", "NestedStart", "OneJumpStart", "Start"]
+__all__ = ["Begun", "ConstantStart", "NestedStart", "OneJumpStart", "Start"]
+
+
+class Begun(NamedTuple):
+    """A trajectory to start from.
+
+    Attributes
+    ----------
+    states
+        Shape ``(B, D)``: all states of the chain, flattened.
+    spent
+        What was spent on them.
+    exact
+        How many of them, from the first on, are those of the serial chain.
+    """
+
+    states: Float[Tensor, "B D"]
+    spent: Counts
+    exact: int = 0
 
 
 class Start(Options, ABC):
     """Options that make a trajectory to start from."""
 
     @abstractmethod
-    def trajectory(self, problem: ChainProblem) -> tuple[Float[Tensor, "B D"], Counts]:
-        """All states of the chain, flattened, and what was spent on them, per row and in all.
+    def trajectory(self, problem: ChainProblem, most: int = sys.maxsize) -> Begun:
+        """All states of the chain by at most so many rounds.
 
         Raises
         ------
@@ -39,23 +59,28 @@ class Start(Options, ABC):
 
 @dataclass(frozen=True)
 class ConstantStart(Start):
-    """Every state equal to ``x_0``."""
+    """The problem's own start: every state equal to ``x_0``, unless it was given a trajectory."""
 
     variant = "constant"
 
-    def trajectory(self, problem: ChainProblem) -> tuple[Float[Tensor, "B D"], Counts]:
-        return problem.initial(), _spent(problem)
+    def trajectory(self, problem: ChainProblem, most: int = sys.maxsize) -> Begun:
+        return Begun(problem.initial(), _spent(problem))
 
 
 @dataclass(frozen=True)
 class OneJumpStart(Start):
-    """Every state as the one jump from ``x_0`` to it: one round of one evaluation per row."""
+    """Every state as the one jump from ``x_0`` to it: one round of one evaluation per row.
+
+    That evaluation is the first step's, too: it is not made again.
+    """
 
     variant = "one-jump"
 
-    def trajectory(self, problem: ChainProblem) -> tuple[Float[Tensor, "B D"], Counts]:
+    def trajectory(self, problem: ChainProblem, most: int = sys.maxsize) -> Begun:
+        if most < 1:
+            return Begun(problem.initial(), _spent(problem))
         rows = len(problem.x0)
-        return problem.jumps(), _spent(problem, rounds=1, calls=problem.calls(rows), evaluations=1)
+        return Begun(problem.jumps(), _spent(problem, rounds=1, calls=problem.calls(rows), evaluations=1), exact=1)
 
 
 @dataclass(frozen=True)
@@ -65,6 +90,9 @@ class NestedStart(Start):
     Rounds hardly depend on the length of a chain, so that the first ones, on few steps, cost little work. What the last
     round of a level found is swept along it once more before it is interpolated. Levels that are no shorter than the
     chain are left out.
+
+    Beside every round of a shorter chain the chain itself takes a step: it waits for nothing else, so it costs one
+    evaluation and no round, and the rounds of the whole solve stay within those of a solve without this start.
     """
 
     variant = "nested"
@@ -86,19 +114,36 @@ class NestedStart(Start):
         """Numbers of steps, coarsest first."""
         return (self.steps,) if isinstance(self.steps, int) else self.steps
 
-    def trajectory(self, problem: ChainProblem) -> tuple[Float[Tensor, "B D"], Counts]:
-        states, spent = self.begin.trajectory(problem)
-        for count in (level for level in self.levels if level < problem.length):
-            kept = evenly_kept(problem.length, count)
+    def trajectory(self, problem: ChainProblem, most: int = sys.maxsize) -> Begun:
+        states, spent, exact = self.begin.trajectory(problem, most)
+        length = problem.length
+        for count in (level for level in self.levels if level < length and spent.rounds < most):
+            kept = evenly_kept(length, count)
             coarse = problem.coarse(kept)
-            begin = states.unflatten(1, (problem.length, -1))[:, kept - 1].flatten(1)
-            rule = Termination(rtol=0.0, max_rounds=self.rounds)
+            begin = states.unflatten(1, (length, -1))[:, kept - 1].flatten(1)
+            rule = Termination(rtol=0.0, max_rounds=min(self.rounds, most - spent.rounds))
             found = coarse.adapt(self.solver).solve(Evaluator(coarse), begin, rule)
             defects = (found.fstate - found.state).unflatten(1, (count, -1))
             reached = found.state + defects.cumsum(dim=1).flatten(1)
             states = problem.interpolate(reached.view(-1, count, *problem.x0.shape[1:]), kept)
             spent.add(found.counts)
-        return states, spent
+        steps = range(exact, min(spent.rounds, length))
+        spent.add(_spent(problem, calls=len(steps) * problem.calls(len(problem.x0)), evaluations=len(steps)))
+        return Begun(_advanced(problem, states, steps), spent, exact=steps.stop)
+
+
+def _advanced(problem: ChainProblem, states: Float[Tensor, "B D"], steps: range) -> Float[Tensor, "B D"]:
+    """The states with those that these steps lead to in their places."""
+    blocks = states.unflatten(1, (problem.length, -1))
+    x = problem.x0 if steps.start == 0 else blocks[:, steps.start - 1].reshape(problem.x0.shape)
+    reached = []
+    for step in steps:
+        x = problem.advance(x, step)
+        reached.append(x.flatten(1))
+    if not reached:
+        return states
+    found = torch.cat([blocks[:, : steps.start], torch.stack(reached, dim=1), blocks[:, steps.stop :]], dim=1)
+    return found.flatten(1)
 
 
 def _spent(problem: ChainProblem, rounds: int = 0, calls: int = 0, evaluations: int = 0) -> Counts:

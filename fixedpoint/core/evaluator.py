@@ -81,7 +81,8 @@ class _Live:
 class Evaluator:
     """Evaluates a problem, counting, judging and remembering the best point of every row.
 
-    ``tracks_best`` may be set to False by a loop whose answer is the latest point, not the best.
+    ``tracks_best`` may be set to False by a loop whose answer is the latest point, not the best. ``first`` is the block
+    from which the last evaluation was made.
 
     Parameters
     ----------
@@ -108,6 +109,7 @@ class Evaluator:
         none = np.zeros(rows, dtype=np.int64)
         self.counts = Counts(rounds=0, calls=0, evaluations=none, computed=0, products=none.copy())
         self.limit = sys.maxsize
+        self.first = 0
         self._differs = self.layout.namespace != "torch"
         self.errors: list[Tensor] = []
         self.relative: list[Tensor] = []
@@ -324,6 +326,7 @@ class Evaluator:
                 f"a solver must propose points of shape {wanted}, {self.layout.dtype}, got {tuple(z.shape)}, {z.dtype}"
             )
         evaluations = _cost(self.problem, self.layout.rows, first).evaluations
+        self.first = first
         self.counts.rounds += evaluations > 0  # a chain solved to its end has nothing left to evaluate
         self.counts.evaluations[self._live.host] += evaluations
         with self._noted():

@@ -56,7 +56,7 @@ def iterate(
     f.limit = limit
     f.tracks_best = not solver.lasting
     judge = Judge(termination, z0.dtype, lasting=solver.lasting)
-    at = solver.start(f, z0)
+    at = solver.begin(f, z0)
     state = solver.init(f, at)
     final = np.zeros(z0.shape[0], dtype=np.int8)
     rounds = np.zeros(z0.shape[0], dtype=np.int64)

@@ -76,7 +76,7 @@ class StepSolver(Solver, Generic[S]):
     ) -> Solution:
         return iterate(self, f, z0, termination, on_round)
 
-    def start(self, f: Evaluator, z0: Float[Tensor, "B D"]) -> Evaluated:
+    def begin(self, f: Evaluator, z0: Float[Tensor, "B D"]) -> Evaluated:
         """The first evaluated point."""
         return f(z0)
 

@@ -83,6 +83,12 @@ def fixedpoint_solvers() -> list[Component]:
             ("Pokle, Geng & Kolter 2022", "Shih et al. 2023", "Tang et al. 2024"),
         ),
         Component(
+            "block-secant",
+            "fixedpoint.chains.secant:BlockSecant",
+            "for chains: the slope of every step, corrected by its own last moves",
+            ("Fang & Saad 2009",),
+        ),
+        Component(
             "deq-ddim",
             "fixedpoint.chains.deq_ddim:DEQDDIM",
             "DEQ-DDIM as published: its joint map, every state mixed alone",

@@ -25,8 +25,8 @@ class Sampled(StepSolver[Any]):
     wanted: tuple[int, ...]
     points: list[Tensor]
 
-    def start(self, f: Evaluator, z0: Float[Tensor, "B D"]) -> Evaluated:
-        return self.inner.start(f, z0)
+    def begin(self, f: Evaluator, z0: Float[Tensor, "B D"]) -> Evaluated:
+        return self.inner.begin(f, z0)
 
     def init(self, f: Evaluator, at: Evaluated) -> Any:
         return self.inner.init(f, at)

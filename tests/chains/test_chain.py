@@ -66,7 +66,7 @@ def test_after_k_rounds_the_first_k_states_are_exact(preconditioner: str) -> Non
     solver = fixedpoint.ChainSolver(preconditioner=preconditioner)
     with torch.no_grad():
         f = Evaluator(problem)
-        at = solver.start(f, problem.initial())
+        at = solver.begin(f, problem.initial())
         state = solver.init(f, at)
         for k in range(1, 13):
             at, state = solver.step(f, at, state)
@@ -231,7 +231,7 @@ def test_the_error_is_what_is_still_to_come_at_the_last_state() -> None:
     f = Evaluator(problem)
     solver = fixedpoint.ChainSolver()
     with torch.no_grad():
-        at = solver.start(f, problem.initial())
+        at = solver.begin(f, problem.initial())
         state = solver.init(f, at)
         for _ in range(6):
             true = (at.z.unflatten(1, (60, 6))[:, -1] - exact).norm(dim=1)
@@ -319,7 +319,7 @@ def test_termination_is_judged_on_the_chain_whatever_the_preconditioner() -> Non
     with torch.no_grad():
         f = Evaluator(problem)
         errors = [
-            fixedpoint.ChainSolver(preconditioner=kind).start(f, problem.initial()).error for kind in PRECONDITIONERS
+            fixedpoint.ChainSolver(preconditioner=kind).begin(f, problem.initial()).error for kind in PRECONDITIONERS
         ]
     assert torch.equal(errors[0], errors[1])
     assert torch.equal(errors[0], errors[2])
@@ -333,7 +333,7 @@ def test_jacobi_rounds_carry_one_step_a_round(length: int, rounds: int, seed: in
     problem = ChainProblem(chain, torch.randn(2, 3, generator=torch.Generator().manual_seed(seed), dtype=torch.float64))
     solver = fixedpoint.ChainSolver(preconditioner="zero")
     f = Evaluator(problem)
-    at = solver.start(f, problem.initial())
+    at = solver.begin(f, problem.initial())
     state = solver.init(f, at)
     for _ in range(rounds - 1):
         proposal, state = solver.step(f, at, state)

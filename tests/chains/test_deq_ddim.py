@@ -23,7 +23,7 @@ def start(rows: int, size: int, seed: int) -> torch.Tensor:
 def iterates(problem: ChainProblem, solver: fixedpoint.DEQDDIM, count: int) -> list[torch.Tensor]:
     with torch.no_grad():
         f = Evaluator(problem)
-        at = solver.start(f, problem.initial())
+        at = solver.begin(f, problem.initial())
         state = solver.init(f, at)
         points = [at.z.clone()]
         for _ in range(count):

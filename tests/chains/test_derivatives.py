@@ -86,7 +86,7 @@ def test_newton_doubles_the_digits() -> None:
     exact = trajectory(problem.chain, problem.x0).flatten(1)
     solver, f, errors = fixedpoint.ChainSolver(preconditioner="jacobian"), Evaluator(problem), []
     with torch.no_grad():
-        at = solver.start(f, problem.initial())
+        at = solver.begin(f, problem.initial())
         state = solver.init(f, at)
         while not errors or errors[-1] > 1e-13:
             at, state = solver.step(f, at, state)

@@ -29,10 +29,8 @@ STARTS = [
 
 def solved(problem: ChainProblem, start: Start, rtol: float, rounds: int | None = None) -> fixedpoint.Solution:
     """By plain rounds of the identity preconditioner from a start."""
-    with torch.no_grad():
-        z0, _ = start.trajectory(problem)
-        rule = Termination(rtol=rtol, max_rounds=rounds)
-        return fixedpoint.ChainSolver().solve(Evaluator(problem), z0, rule)
+    rule = Termination(rtol=rtol, max_rounds=rounds)
+    return fixedpoint.solve(problem, solver=fixedpoint.ChainSolver(start=start), termination=rule)
 
 
 @pytest.mark.parametrize("start", STARTS, ids=str)
@@ -44,6 +42,7 @@ def test_any_start_leads_to_the_serial_chain(start: Start, case: Case) -> None:
     solution = solved(problem, start, rtol=1e-11)
     assert solution.converged.all()
     assert ((solution.z[:, -1] - serial).norm(dim=1) <= 1e-9 * serial.norm(dim=1)).all()
+    assert solution.counts.rounds <= problem.length + 1
 
 
 @pytest.mark.parametrize("start", STARTS, ids=str)
@@ -51,10 +50,11 @@ def test_any_start_leads_to_the_serial_chain(start: Start, case: Case) -> None:
 @given(case=cases(steps=st.integers(1, 40)))
 def test_a_row_alone_starts_as_in_a_batch(start: Start, case: Case) -> None:
     problem = case.problem()
-    z0, spent = start.trajectory(problem)
+    z0, spent, exact = start.trajectory(problem)
     assert z0.shape == (case.batch, case.steps * problem.x0[0].numel())
     for row in range(case.batch):
-        alone, own = start.trajectory(problem.take(torch.tensor([row])))
+        alone, own, known = start.trajectory(problem.take(torch.tensor([row])))
+        assert known == exact
         assert torch.equal(alone[0], z0[row])
         assert own.evaluations[0] == spent.evaluations[row]
 
@@ -64,12 +64,13 @@ def test_a_nested_start_costs_what_it_says(length: int, levels: set[int], rounds
     watched = CountedChain(wave_chain(length=length, rows=3, seed=1))
     x0 = torch.randn(3, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     start = NestedStart(tuple(sorted(levels)), rounds)
-    _, spent = start.trajectory(ChainProblem(watched, x0, max_batch=7))
+    _, spent, exact = start.trajectory(ChainProblem(watched, x0, max_batch=7))
     assert spent.calls == watched.tally.calls
     assert spent.computed == sum(watched.tally.rows.values()) == spent.evaluations.sum()
     assert spent.rounds <= rounds * len(levels)
-    # A solved step is not evaluated again, nor is a chain that is no shorter than the whole.
-    expected = sum(max(level - k, 0) for level in levels if level < length for k in range(rounds))
+    # A solved step is not evaluated again, nor is a chain that is no shorter than the whole; beside every round a step.
+    expected = sum(max(level - k, 0) for level in levels if level < length for k in range(rounds)) + spent.rounds
+    assert exact == min(spent.rounds, length)
     assert (spent.evaluations <= expected).all()
 
 
@@ -80,14 +81,20 @@ def test_a_nested_start_of_enough_rounds_interpolates_the_coarse_chain() -> None
     )
     kept = evenly_kept(40, 8)
     exact = fixedpoint.solve(problem.coarse(kept), solver="serial").z
-    z0, _ = NestedStart(8, 9).trajectory(problem)
-    torch.testing.assert_close(z0, problem.interpolate(exact, kept), rtol=1e-10, atol=1e-10)
+    z0, _, known = NestedStart(8, 9).trajectory(problem)
+    found, wanted = (states.unflatten(1, (40, -1)) for states in (z0, problem.interpolate(exact, kept)))
+    torch.testing.assert_close(found[:, known:], wanted[:, known:], rtol=1e-10, atol=1e-10)
+    serial = fixedpoint.solve(problem, solver="serial").z
+    torch.testing.assert_close(found[:, :known], serial[:, :known], rtol=1e-12, atol=1e-12)
 
 
 def test_a_one_jump_start_costs_one_round_of_one_evaluation() -> None:
     problem = DDIMSampling(num_inference_steps=20, batch=3, max_batch=2).problem(0)
     assert isinstance(problem, ChainProblem)
-    z0, spent = OneJumpStart().trajectory(problem)
+    z0, spent, exact = OneJumpStart().trajectory(problem)
+    assert exact == 1
+    first = problem.advance(problem.x0, 0).flatten(1)
+    torch.testing.assert_close(z0.unflatten(1, (20, -1))[:, 0], first, rtol=1e-5, atol=1e-6)
     assert (spent.rounds, spent.calls, spent.computed) == (1, 2, 3)
     assert spent.evaluations.tolist() == [1, 1, 1]
     torch.testing.assert_close(z0, problem.jumps())
@@ -106,11 +113,20 @@ def test_starts_save_rounds(capsys: pytest.CaptureFixture[str]) -> None:
             apart = (solution.fz[:, -1].flatten(1) - serial).norm(dim=1) / serial.norm(dim=1)
             if bool((apart <= 1e-2).all()):
                 break
-        needed[start.variant] = rounds, int(start.trajectory(problem)[1].evaluations[0])
+        needed[start.variant] = rounds, int(solution.evaluations[0])
     with capsys.disabled():
-        print(f" rounds on all steps to 1e-2 (evaluations of the start): {needed}")
+        print(f" rounds to 1e-2 with those of the start, evaluations: {needed}")
     assert needed["one-jump"][0] < needed["constant"][0]
-    assert needed["nested"][0] < needed["one-jump"][0]
+    assert needed["nested"][1] < needed["one-jump"][1] < needed["constant"][1]
+
+
+@pytest.mark.parametrize("start", STARTS[1:], ids=str)
+@pytest.mark.parametrize("most", [1, 2, 3, 4])
+def test_a_start_keeps_to_the_limit_on_rounds(start: Start, most: int) -> None:
+    problem = DDIMSampling(num_inference_steps=20, batch=2).problem(0)
+    assert isinstance(problem, ChainProblem)
+    solution = solved(problem, start, rtol=0.0, rounds=most)
+    assert solution.counts.rounds == most
 
 
 class Plain(Chain):

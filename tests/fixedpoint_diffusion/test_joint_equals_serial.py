@@ -9,6 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fixedpoint
+from fixedpoint.chains.secant import BlockSecant
+from fixedpoint.chains.start import NestedStart, OneJumpStart
 
 JOINT = {
     "picard, zero": fixedpoint.ChainSolver(preconditioner="zero"),
@@ -16,6 +18,9 @@ JOINT = {
     "picard, identity": fixedpoint.ChainSolver(preconditioner="identity"),
     "anderson": fixedpoint.ChainSolver(accelerator=fixedpoint.Anderson(memory=3)),
     "broyden": fixedpoint.ChainSolver(accelerator=fixedpoint.Broyden(memory=10)),
+    "block-secant": fixedpoint.ChainSolver(accelerator=BlockSecant()),
+    "block-secant, one jump": fixedpoint.ChainSolver(accelerator=BlockSecant(memory=3), start=OneJumpStart()),
+    "nested": fixedpoint.ChainSolver(accelerator=fixedpoint.Anderson(memory=2), start=NestedStart(5, 2)),
 }
 
 

@@ -10,6 +10,8 @@ import pytest
 import fixedpoint as fp
 from fixedpoint.core.solver import Solver
 from fixedpoint.registry import Component, hookimpl, registry
+from fixedpoint.chains.secant import BlockSecant
+from fixedpoint.chains.start import NestedStart
 from fixedpoint.testing import CHECKS, CheckReport, CheckRow, check_solver
 from fixedpoint.testing.mutants import MUTANTS
 
@@ -48,6 +50,8 @@ MORE_SOLVERS: list[Any] = [
     fp.Polyalgorithm(first=fp.Picard(), then=fp.Anderson()),
     fp.ChainSolver(accelerator=fp.AndersonTypeOne()),
     fp.ChainSolver(accelerator=fp.Aitken()),
+    "block-secant",
+    fp.ChainSolver(preconditioner="zero", accelerator=BlockSecant(memory=2), start=NestedStart(3, 2)),
     fp.ChainSolver(preconditioner="zero", accelerator=fp.Anderson()),
     fp.ChainSolver(preconditioner="diagonal", accelerator=fp.Anderson(memory=2)),
     fp.ChainSolver(preconditioner="jacobian"),

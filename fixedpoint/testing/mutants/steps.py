@@ -47,7 +47,7 @@ class Overshoots(_Plain):
 class WarmsUp(_Plain):
     """Takes a first step without looking whether one is needed."""
 
-    def start(self, f: Evaluator, z0: Float[Tensor, "B D"]) -> Evaluated:
+    def begin(self, f: Evaluator, z0: Float[Tensor, "B D"]) -> Evaluated:
         return f(f(z0).fz)
 
 
@@ -139,7 +139,7 @@ class LooksAtLeaves(_Plain):
 class AssumesContiguous(_Plain):
     """Reads the start's memory as if it lay in order."""
 
-    def start(self, f: Evaluator, z0: Float[Tensor, "B D"]) -> Evaluated:
+    def begin(self, f: Evaluator, z0: Float[Tensor, "B D"]) -> Evaluated:
         return f(torch.as_strided(z0, z0.shape, (z0.shape[1], 1)).clone())
 
 

@@ -93,7 +93,12 @@ class ChainSolver(StepSolver[ChainState]):
             raise TypeError(f"a chain solver wants a chain (ChainProblem), got {type(f.problem).__name__}")
         if isinstance(self.start, ConstantStart):
             return _cleaned(f(z0), 0, f.layout.blocks)
-        begun = self.start.trajectory(f.problem, most=f.remaining - 1)
+        from fixedpoint.chains.chain import ChainProblem  # which adapts solvers to itself by this module
+
+        chain: object = f.problem
+        if not isinstance(chain, ChainProblem):
+            raise TypeError(f"the start {self.start} wants a ChainProblem, got {type(chain).__name__}")
+        begun = self.start.trajectory(chain, most=f.remaining - 1)
         f.counts.add(begun.spent)
         return _cleaned(f.resume(begun.states, begun.exact), begun.exact, f.layout.blocks)
 

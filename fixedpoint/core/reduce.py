@@ -73,8 +73,8 @@ def _long_dots(columns: Float[Tensor, "B m D"], vector: Float[Tensor, "B D"]) ->
                 torch.mul(one, other, out=sums) if k == 0 else sums.addcmul_(one, other)
             spans[part, :, some] = sums.sum(-1).double()
         if whole * span < size:
-            shape = (part.stop - part.start, count, _CHUNK)
-            sums = held[: math.prod(shape)].view(shape).zero_()
+            rest = (part.stop - part.start, count, _CHUNK)
+            sums = held[: math.prod(rest)].view(rest).zero_()
             for start in range(whole * span, size, _CHUNK):
                 entries = slice(start, min(start + _CHUNK, size))
                 one, other = columns[part, :, entries].to(wide), vector[part, None, entries].to(wide)
@@ -221,4 +221,5 @@ def _squares(chunk: Tensor, scale: Tensor | None) -> Tensor:
 
 
 def _largest(grouped: Float[Tensor, "B blocks d"]) -> Float[Tensor, "B blocks"]:
-    return torch.linalg.vector_norm(grouped, torch.inf, dim=-1).double()
+    largest: Tensor = torch.linalg.vector_norm(grouped, torch.inf, dim=-1)
+    return largest.double()

@@ -12,7 +12,6 @@ import fixedpoint
 from fixedpoint.chains.chain import Chain, ChainProblem
 from fixedpoint.chains.coarse import evenly_kept
 from fixedpoint.chains.start import ConstantStart, NestedStart, OneJumpStart, Start
-from fixedpoint.core.evaluator import Evaluator
 from fixedpoint.core.options import OptionError
 from fixedpoint.core.termination import Termination
 from fixedpoint.testing.chains import CountedChain, wave_chain

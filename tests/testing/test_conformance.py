@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 import fixedpoint as fp
-from fixedpoint.core.solver import Solver
-from fixedpoint.registry import Component, hookimpl, registry
 from fixedpoint.chains.secant import BlockSecant
 from fixedpoint.chains.start import NestedStart
+from fixedpoint.core.solver import Solver
+from fixedpoint.registry import Component, hookimpl, registry
 from fixedpoint.testing import CHECKS, CheckReport, CheckRow, check_solver
 from fixedpoint.testing.mutants import MUTANTS
 

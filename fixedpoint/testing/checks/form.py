@@ -8,6 +8,7 @@ import json
 import pickle
 from typing import Any
 
+from fixedpoint.core.options import Options
 from fixedpoint.core.solver import Solver
 from fixedpoint.registry import Component, registry
 from fixedpoint.testing.bench import Bench, require
@@ -43,14 +44,21 @@ def _spec(solver: Solver) -> dict[str, Any] | None:
     name = next((name for name, entry in registry.components("solver").items() if _makes(entry, solver)), None)
     if name is None:
         return None
+    return _options(solver, name)
+
+
+def _options(value: Options, name: str) -> dict[str, Any] | None:
+    """A mapping of its name and its options, those that hold options in turn likewise; None as above."""
     spec: dict[str, Any] = {"name": name}
-    for field in dataclasses.fields(solver):  # type: ignore[arg-type]  # checked above
-        value = getattr(solver, field.name)
-        if isinstance(value, Solver):
-            value = _spec(value)
-            if value is None:
-                return None
-        spec[field.name] = value
+    for field in dataclasses.fields(value):  # type: ignore[arg-type]  # checked above
+        held = getattr(value, field.name)
+        if isinstance(held, Solver):
+            held = _spec(held)
+        elif isinstance(held, Options):
+            held = _options(held, held.variant or type(held).__name__)
+        if held is None and getattr(value, field.name) is not None:
+            return None
+        spec[field.name] = held
     return spec
 
 

@@ -18,9 +18,15 @@ JOINT = {
     "picard, identity": fixedpoint.ChainSolver(preconditioner="identity"),
     "anderson": fixedpoint.ChainSolver(accelerator=fixedpoint.Anderson(memory=3)),
     "broyden": fixedpoint.ChainSolver(accelerator=fixedpoint.Broyden(memory=10)),
+    "anderson, nested start": fixedpoint.ChainSolver(
+        accelerator=fixedpoint.Anderson(memory=2), start=NestedStart(5, 2)
+    ),
+}
+
+# Their sweeps are a loop over the steps: short chains, so that the tests do not take all day.
+SECANT = {
     "block-secant": fixedpoint.ChainSolver(accelerator=BlockSecant()),
     "block-secant, one jump": fixedpoint.ChainSolver(accelerator=BlockSecant(memory=3), start=OneJumpStart()),
-    "nested": fixedpoint.ChainSolver(accelerator=fixedpoint.Anderson(memory=2), start=NestedStart(5, 2)),
 }
 
 
@@ -40,6 +46,21 @@ def test_every_joint_solver_converges_to_the_serial_chain(name: str, case: Case)
     assert solution.converged.all(), solution.message
     assert solution.counts.rounds <= case.steps + 1
     assert worst(solution, serial) <= 1e-9
+
+
+@pytest.mark.parametrize("name", SECANT)
+@settings(max_examples=12)
+@given(case=cases(steps=st.integers(1, 30)))
+def test_block_secants_converge_to_the_serial_chain(name: str, case: Case) -> None:
+    problem = case.problem()
+    serial = fixedpoint.solve(problem, solver="serial")
+    solution = fixedpoint.solve(problem, solver=SECANT[name], rtol=1e-11)
+    assert solution.converged.all(), solution.message
+    assert solution.counts.rounds <= case.steps + 1
+    assert worst(solution, serial) <= 1e-9
+    for row in range(case.batch):
+        alone = fixedpoint.solve(problem.take(torch.tensor([row])), solver=SECANT[name], rtol=1e-11)
+        assert torch.equal(alone.z[0], solution.z[row])
 
 
 @pytest.mark.parametrize("name", ["picard, identity", "anderson"])

@@ -96,7 +96,12 @@ def test_components_are_built_from_names_mappings_and_instances(registry, spec, 
 
 REFUSED = [
     ("andersen", {}, UnknownComponentError, r"unknown solver 'andersen'; did you mean .anderson.\?"),
-    ("xyzzy", {}, UnknownComponentError, "unknown solver 'xyzzy'; known: aitken, anderson, anderson-type1, auto, block-secant, broy"),
+    (
+        "xyzzy",
+        {},
+        UnknownComponentError,
+        "unknown solver 'xyzzy'; known: aitken, anderson, anderson-type1, auto, block-secant",
+    ),
     ("anderson", {"memroy": 3}, TypeError, r"Anderson: unknown option 'memroy'; did you mean .memory.\?"),
     ("anderson", {"memory": 0}, OptionError, "Anderson: memory must be at least 1, got 0"),
     ({"memory": 3}, {}, TypeError, r"a solver wants a name, got \{'memory': 3\}"),

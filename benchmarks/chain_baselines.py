@@ -1,4 +1,4 @@
-"""Published parallel samplers on one chain: rounds and evaluations to a given error.
+"""Parallel samplers on one chain, published ones and this library's: rounds and evaluations to a given error.
 
     python benchmarks/chain_baselines.py [--steps 25 --steps 50] [--eta 1]
 
@@ -7,6 +7,10 @@ and stays, within a relative error of 1e-1, 1e-2 and 1e-3 of the serial chain's,
 an image had taken by then. A dash: the method ended before, by its own tolerance or by the limit of N rounds.
 
     identity    plain rounds of the identity preconditioner
+    anderson    the same, triangular Anderson acceleration of memory 2 (what ``auto`` is on a chain)
+    secant      the same, block secants of memory 1
+    jump+...    these from one jump of ``x_T`` to every state instead of ``x_T`` everywhere
+    nested+...  from five rounds on a quarter of the steps (at most 50), begun by one jump
     authors'    DEQ-DDIM as published (``deq-ddim``)
     paradigms   ParaDiGMS, whole chain as the window, tolerance 0.1 as released
     parataa     ParaTAA, whole chain as window and order, memory 2, tolerance 1e-3 as released
@@ -34,6 +38,8 @@ from torch import Tensor
 
 import fixedpoint
 from fixedpoint.chains.chain import ChainProblem
+from fixedpoint.chains.secant import BlockSecant
+from fixedpoint.chains.start import NestedStart, OneJumpStart
 from fixedpoint.core.loop import Progress
 from fixedpoint.core.problem import Measure
 from fixedpoint_diffusion import DDIMChain
@@ -61,13 +67,22 @@ def apart(image: Tensor, target: Tensor) -> float:
 
 
 def by_solver(problem: ChainProblem, target: Tensor, solver: fixedpoint.Solver) -> list[History]:
-    """A joint solver, which evaluates the whole chain in a round."""
+    """A joint solver, which evaluates the whole chain in a round; what its start costs comes first."""
     chain = record(problem, target, solver, problem.length, enough=TOLERANCES[-1])
     errors = torch.stack(chain.errors).T.tolist()
+    rounds = evaluations = 0
+    if isinstance(solver, fixedpoint.ChainSolver):
+        begun = solver.start.trajectory(problem).spent
+        rounds, evaluations = begun.rounds, int(begun.evaluations.max())
     return [
-        [Seen(k + 1, spent, error) for k, (spent, error) in enumerate(zip(chain.spent, row, strict=True))]
+        [Seen(rounds + k, evaluations + n, error) for k, (n, error) in enumerate(zip(chain.spent, row, strict=True), 1)]
         for row in errors
     ]
+
+
+def nested(problem: ChainProblem, target: Tensor, accelerator: fixedpoint.StepSolver) -> list[History]:
+    start = NestedStart(min(problem.length // 4, 50), 5, OneJumpStart(), accelerator)
+    return by_solver(problem, target, fixedpoint.ChainSolver(accelerator=accelerator, start=start))
 
 
 def by_function(problem: ChainProblem, target: Tensor, method: Callable[..., object]) -> list[History]:
@@ -135,8 +150,16 @@ def reached(histories: list[History], tolerance: float) -> tuple[int, int] | Non
     return max(seen.rounds for seen in found), max(seen.evaluations for seen in found)
 
 
+ACCELERATORS: dict[str, fixedpoint.StepSolver] = {"anderson": fixedpoint.Anderson(memory=2), "secant": BlockSecant()}
 METHODS: dict[str, Callable[[ChainProblem, Tensor], list[History]]] = {
     "identity": partial(by_solver, solver=fixedpoint.ChainSolver()),
+    **{name: partial(by_solver, solver=fixedpoint.ChainSolver(accelerator=a)) for name, a in ACCELERATORS.items()},
+    "jump": partial(by_solver, solver=fixedpoint.ChainSolver(start=OneJumpStart())),
+    **{
+        f"jump+{name}": partial(by_solver, solver=fixedpoint.ChainSolver(accelerator=a, start=OneJumpStart()))
+        for name, a in ACCELERATORS.items()
+    },
+    **{f"nested+{name}": partial(nested, accelerator=a) for name, a in ACCELERATORS.items()},
     "authors'": partial(by_solver, solver=fixedpoint.DEQDDIM()),
     "paradigms": partial(by_function, method=paradigms),
     "parataa": partial(by_function, method=parataa),

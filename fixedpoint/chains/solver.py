@@ -25,6 +25,7 @@ chain fails there, too.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -85,6 +86,15 @@ class ChainSolver(StepSolver[ChainState]):
                 f"must not be block-secant with preconditioner {self.preconditioner!r}",
             )
 
+    @property
+    def known_faults(self) -> Mapping[str, str]:
+        if isinstance(self.start, ConstantStart):
+            return {}
+        faults = {"solved-start": "it makes its own start"}
+        if isinstance(self.start, NestedStart):  # a row whose first steps fail has those of all rows taken again
+            faults["nonfinite-neighbour"] = "rows share the number of states that the start knows"
+        return faults
+
     def rounds_bound(self, f: Evaluator) -> int:
         return f.layout.blocks + 1
 
@@ -100,7 +110,11 @@ class ChainSolver(StepSolver[ChainState]):
             raise TypeError(f"the start {self.start} wants a ChainProblem, got {type(chain).__name__}")
         begun = self.start.trajectory(chain, most=f.remaining - 1)
         f.counts.add(begun.spent)
-        return _cleaned(f.resume(begun.states, begun.exact), begun.exact, f.layout.blocks)
+        states, own = _blocks(begun.states, chain.length), _blocks(z0, chain.length)
+        finite = states.isfinite().all(dim=2)
+        exact = int(finite[:, : begun.exact].all(dim=0).cumprod(0).sum())  # a step that failed is taken again, and told
+        usable = torch.where(finite.unsqueeze(2), states, own).flatten(1)
+        return _cleaned(f.resume(usable, exact), exact, chain.length)
 
     def init(self, f: Evaluator, at: Evaluated) -> ChainState:
         exact, length = f.first, f.layout.blocks

@@ -77,8 +77,8 @@ class StepSolver(Solver, Generic[S]):
         return iterate(self, f, z0, termination, on_round)
 
     def begin(self, f: Evaluator, z0: Float[Tensor, "B D"]) -> Evaluated:
-        """The first evaluated point."""
-        return f(z0)
+        """The first evaluated point: the start, in memory that is not the user's."""
+        return f(z0.clone())
 
     def rounds_bound(self, f: Evaluator) -> int:
         """Limit on rounds where the termination sets none."""

@@ -147,7 +147,7 @@ class Anderson(StepSolver[AndersonState]):
             return self.relaxation * by_gain(gain), state
         if self.adaptive is None:
             return torch.full_like(gain, self.relaxation), state
-        distance = state.distance.seen(at)
+        distance = state.distance.seen(at, state.linked)
         beta = self.relaxation * distance.beta
         return beta, replace(state, distance=replace(distance, beta=beta, rest=rest))
 

@@ -4,7 +4,7 @@ With the combined point ``x_k`` and its residual ``rest_k = r_k - dR gamma``, th
 ``z_{k+1} = x_k + beta_k rest_k``. The gain ``theta_k = ||rest_k|| / ||r_k||`` says what of the residual the history
 could not explain; to first order ``||r_{k+1}|| <= theta_k ((1 - beta_k) + kappa beta_k) ||r_k||`` for a map with
 Lipschitz constant ``kappa``. (Evans, Pollock, Rebholz & Xiao 2020, "A proof that Anderson acceleration improves the
-convergence rate in linearly converging fixed-point methods", eq. 1.3.)
+convergence rate in linearly converging fixed-point methods", for the gain; the rule made of it is a rule of thumb.)
 
     gain        beta_k = beta (0.9 - theta_k / 2): careful while the history explains little
     distance    beta_k follows the factor by which it should have gone along the last rest,
@@ -20,7 +20,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from fixedpoint.core.evaluator import Evaluated
@@ -54,14 +54,14 @@ class Distance:
         one = torch.ones_like(like)
         return cls(mean=one, change=one, last=one, beta=one)
 
-    def seen(self, at: Evaluated) -> Distance:
-        """With the factor that would have been right for the last step."""
+    def seen(self, at: Evaluated, linked: Bool[Tensor, " B"]) -> Distance:
+        """With the factor that would have been right for the last step, in the rows that ``at`` is a step of."""
         if self.rest is None:
             return self
         squares = row_norms(self.rest.detach()) ** 2
         along = row_dots(self.rest.unsqueeze(1), at.residual).squeeze(1)
         wanted = self.beta + along / torch.where(squares > 0, squares, 1.0)
-        wanted = torch.where((squares > 0) & wanted.isfinite(), wanted, self.last)
+        wanted = torch.where(linked & (squares > 0) & wanted.isfinite(), wanted, self.last)
         change = (1 - _FRESH_CHANGE) * self.change + _FRESH_CHANGE * (wanted - self.last) ** 2
         mean = (1 - _FRESH_MEAN) * self.mean + _FRESH_MEAN * wanted
         doubt = change.sqrt().clamp(max=1.0)

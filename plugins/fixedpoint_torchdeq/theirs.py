@@ -69,6 +69,7 @@ class TorchdeqSolver(Solver):
         NotImplementedError
             From torch, for its Anderson in half precision on a CPU, with a note that says where it came from.
         """
+        z0 = z0.clone()  # theirs may write into it
         limit = termination.max_rounds or 1000
         mode = self._mode(termination)
         watch = Watch(f, z0, mode, limit, on_round)

@@ -297,8 +297,9 @@ COLOUR = r"\x1b\[[\d;]*3\d[\d;]*m"
 def test_a_terminal_shows_the_round_and_the_residual_of_the_cell_in_flight(
     tmp_path: Path, toy_environment: dict[str, str], colour: bool
 ) -> None:
+    # The bar is drawn ten times a second: a cell must last longer than that for its rounds to be seen.
     (tmp_path / "study.yaml").write_text(
-        "tasks: [{name: toy, slope: {value: 0.9}}]\nsolvers: [picard]\nseeds: [0, 1]\n"
+        "tasks: [{name: toy, slope: {value: 0.9}, seconds_a_round: 0.01}]\nsolvers: [picard]\nseeds: [0, 1]\n"
     )
     environment = toy_environment if colour else toy_environment | {"NO_COLOR": "1"}
     seen = on_a_terminal("run", "study.yaml", "-o", "out", folder=tmp_path, environment=environment)

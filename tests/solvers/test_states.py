@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fixedpoint import Anderson, Broyden, Picard, Status, find_root, solve
+from fixedpoint.registry import registry
 from fixedpoint.testing.problems import DOTTIE, tanh_cell
 from fixedpoint.testing.strategies import affine_contractions, cuts, dtypes
 
@@ -170,3 +171,26 @@ def test_the_sign_decides_what_plain_iteration_does():
     assert torch.allclose(descended.z, torch.full_like(z0, 3.0), rtol=1e-5)
     with pytest.raises(ValueError, match="sign must not be zero"):
         find_root(gradient, z0, sign=0.0)
+
+
+@pytest.mark.parametrize(
+    "name", [n for n, entry in registry.components("solver").items() if "chain" not in entry.load().needs]
+)
+@pytest.mark.parametrize("solved", [False, True])
+def test_the_start_stays_the_users(name: str, solved: bool) -> None:
+    """Neither written into, nor shared with the solution, nor reached by a function that writes into its argument."""
+    start = torch.full((2, 3), DOTTIE if solved else 0.2, dtype=torch.float64)
+    before = start.clone()
+    solution = solve(torch.cos, start, solver=name, rtol=1e-6)
+    assert torch.equal(start, before)
+    for part in (solution.z, solution.state, solution.fstate):
+        part.fill_(9.0)
+    assert torch.equal(start, before)
+
+    def rude(z: torch.Tensor) -> torch.Tensor:
+        z.mul_(0.5)
+        return torch.cos(z)
+
+    with pytest.raises(ValueError, match="f changed its argument in place"):
+        solve(rude, start, solver=name)
+    assert torch.equal(start, before)

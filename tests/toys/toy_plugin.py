@@ -35,6 +35,7 @@ class ToyTask(SolveTask):
     error: str = option("", help="raise this")
     nan: bool = option(False, help="report a metric that is NaN")
     seconds: float = option(0.0, ge=0.0, help="sleep before solving")
+    seconds_a_round: float = option(0.0, ge=0.0, help="sleep in every evaluation")
 
     def check(self) -> None:
         if self.colour and not self.pictures:
@@ -45,7 +46,12 @@ class ToyTask(SolveTask):
             raise RuntimeError(self.error)
         time.sleep(self.seconds)
         b = torch.randn(self.rows, *self.sizes, dtype=torch.float64)  # drawn from the seed the run has set
-        return FunctionProblem(lambda z: self.slope.value * z + b, torch.zeros_like(b), rows="independent")
+
+        def f(z: torch.Tensor) -> torch.Tensor:
+            time.sleep(self.seconds_a_round)
+            return self.slope.value * z + b
+
+        return FunctionProblem(f, torch.zeros_like(b), rows="independent")
 
     def judge(self, problem: Problem, solution: Solution, context: Context) -> Judgement:
         count = context.once("count", lambda: [0])

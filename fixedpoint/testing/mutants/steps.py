@@ -71,7 +71,10 @@ class EvaluatesTwice(_Plain):
 
 @dataclass(frozen=True)
 class WritesInPlace(_Plain):
-    """Updates the point in place, the caller's start with it."""
+    """Begins with the caller's start itself, and updates the point in place."""
+
+    def begin(self, f: Evaluator, z0: Float[Tensor, "B D"]) -> Evaluated:
+        return f(z0)
 
     def step(self, f: Evaluator, at: Evaluated, state: Any) -> Step:
         return at.z.copy_(at.fz), None

@@ -12,7 +12,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from fixedpoint.chains.chain import Chain
 
-__all__ = ["HasCoarse", "HasJumps", "check_kept", "evenly_kept"]
+__all__ = ["HasCoarse", "HasExtension", "HasJumps", "check_kept", "evenly_kept"]
 
 
 @runtime_checkable
@@ -79,6 +79,22 @@ class HasJumps(Protocol):
         row
             Which row of the chain's conditioning and noise each one is.
         """
+        ...
+
+
+@runtime_checkable
+class HasExtension(Protocol):
+    """A chain that can go on from a step that was taken, by jumps that evaluate nothing."""
+
+    def extend(
+        self,
+        x: Float[Tensor, "P *event"],
+        value: Float[Tensor, "P *event"],
+        index: Int[Tensor, " P"],
+        target: Int[Tensor, " P"],
+        row: Int[Tensor, " P"],
+    ) -> Float[Tensor, "P *event"]:
+        """States ``target`` as the one jump from state ``index``, ``x``, given ``value = Phi_index(x)``."""
         ...
 
 

@@ -63,7 +63,7 @@ class LinearPart:
         later = torch.cat([torch.ones_like(self.slopes[:1]), self.slopes[1:]])
         return later.cumprod(0).unsqueeze(1)
 
-    def sweep(self, defects: Float[Tensor, "B N d"]) -> Float[Tensor, "B N d"]:
+    def sweep(self, defects: Float[Tensor, "B N d"], first: Tensor | None = None) -> Float[Tensor, "B N d"]:
         """``M r``: the change of every state that the defects imply."""
         if self.kind == "zero":
             return defects

@@ -17,7 +17,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-__all__ = ["linear_recurrence"]
+__all__ = ["linear_recurrence", "running_sums"]
+
+# States from this size on are added up one after the other on a CPU: a sum along the chain strides over memory.
+_LARGE = 1024
 
 
 def linear_recurrence(
@@ -47,6 +50,18 @@ def linear_recurrence(
             f"inputs, got {tuple(slopes.shape)}"
         )
     return _scanned(slopes, inputs)
+
+
+def running_sums(inputs: Float[Tensor, "B N d"]) -> Float[Tensor, "B N d"]:
+    """``d_i = r_i + d_{i-1}``, in single precision at least; in the memory of the inputs unless gradients flow."""
+    wide = inputs.to(torch.promote_types(inputs.dtype, torch.float32))
+    if torch.is_grad_enabled():
+        return wide.cumsum(dim=1)
+    if inputs.device.type != "cpu" or inputs.shape[2] < _LARGE:
+        return torch.cumsum(wide, dim=1, out=wide)
+    for i in range(1, inputs.shape[1]):
+        wide[:, i] += wide[:, i - 1]
+    return wide
 
 
 def _scanned(slopes: Tensor, inputs: Tensor) -> Tensor:

@@ -8,11 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fixedpoint
+from fixedpoint.chains.accelerator import Window
 from fixedpoint.chains.chain import Chain, ChainProblem
 from fixedpoint.chains.preconditioner import linear_part
 from fixedpoint.chains.secant import BlockSecant
 from fixedpoint.chains.solver import ChainSolver
-from fixedpoint.core.evaluator import Evaluator
 from fixedpoint.core.options import OptionError
 from fixedpoint.testing.chains import wave_chain
 
@@ -49,16 +49,28 @@ def test_the_sweep_is_that_of_the_corrected_slopes(length, size, memory, exact, 
     exact = min(exact, length - 1)
     rounds = memory + 2
     states, values = normal(rounds, 2, length, size, seed=seed), normal(rounds, 2, length, size, seed=seed + 1)
-    problem = ChainProblem(wave_chain(length=length, rows=2, seed=1), normal(2, 3, seed=2))
-    with torch.no_grad():
-        f = Evaluator(problem)
-        state = solver.init(f, f(problem.initial()))
-        for k in range(rounds):
-            found, state = solver.sweep(linear, states[k], values[k], exact, state)
+    changing = (torch.arange(length) >= exact).view(1, -1)
+    state = None
+    for k in range(rounds):
+        window = Window(
+            base=torch.zeros_like(states[k][:, 0]),
+            states=states[k],
+            outcomes=values[k],
+            known=changing.expand(2, -1),
+            left=torch.zeros_like(states[k][:, :1]),
+            begins=torch.zeros(2, length, dtype=torch.bool),
+            first=None,
+            fresh=None,
+            linear=linear,
+            implied=torch.zeros_like(states[k]),
+        )
+        state = solver.init(window) if state is None else state
+        proposal, state = solver.propose(window, state)
+    found = proposal - states[-1]
     used = min(memory, size)
     slope = 1.0 if kind == "identity" else 0.0
     for row in range(2):
-        change = (values[-1] - states[-1])[row]
+        change = torch.where(changing.unsqueeze(2), values[-1] - states[-1], 0.0)[row]
         for i in range(exact + 1, length):
             inputs, outputs = states[:, row, i - 1].diff(dim=0), values[:, row, i].diff(dim=0)
             moves, misses = inputs[-used:].T, (outputs - slope * inputs)[-used:].T

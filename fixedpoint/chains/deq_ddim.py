@@ -23,7 +23,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from fixedpoint.chains.preconditioner import LinearPart, linear_part
+from fixedpoint.chains.linear import LinearPart
+from fixedpoint.chains.preconditioner import Coefficient
 from fixedpoint.core.evaluator import Evaluated, Evaluator
 from fixedpoint.core.history import History
 from fixedpoint.core.options import option
@@ -64,8 +65,7 @@ class DEQDDIM(StepSolver[DEQDDIMState]):
         return f(z0)
 
     def init(self, f: Evaluator, at: Evaluated) -> DEQDDIMState:
-        assert isinstance(f.problem, HasSteps)  # checked at the start
-        linear = linear_part("coefficient", f.layout.blocks, f.problem.coefficients(), at.z)
+        linear = Coefficient().linear_part(f, at.z, 0)
         return DEQDDIMState(linear, History.empty(at.z, self.memory, groups=2))
 
     def step(self, f: Evaluator, at: Evaluated, state: DEQDDIMState) -> tuple[Float[Tensor, "B D"], DEQDDIMState]:

@@ -22,7 +22,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from fixedpoint.chains.preconditioner import LinearPart
+from fixedpoint.chains.linear import LinearPart
 from fixedpoint.core.evaluator import Evaluator
 from fixedpoint.core.options import option
 from fixedpoint.core.point import Evaluated

@@ -33,7 +33,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from fixedpoint.chains.preconditioner import Derivatives, LinearPart, Preconditioner, linear_part
+from fixedpoint.chains.linear import Band, Derivatives, LinearPart
+from fixedpoint.chains.preconditioner import AnyPreconditioner, Identity
 from fixedpoint.chains.secant import BlockSecant
 from fixedpoint.chains.start import ConstantStart, NestedStart, OneJumpStart
 from fixedpoint.core.evaluator import Evaluated, Evaluator
@@ -55,7 +56,7 @@ class ChainState:
     """
 
     exact: int
-    linear: LinearPart | Derivatives | None
+    linear: LinearPart | Band | Derivatives | None
     inner: Any
 
 
@@ -63,10 +64,10 @@ class ChainState:
 class ChainSolver(StepSolver[ChainState]):
     """Solves a chain as one joint fixed point, in at most N + 1 rounds (the last one verifies)."""
 
-    preconditioner: Preconditioner = option(
-        "identity",
-        help="linear part of the chain: zero (Jacobi), identity (ParaDiGMS), coefficient (DEQ-DDIM), or from the "
-        "derivatives of the steps: diagonal (quasi-DEER), jacobian (DEER)",
+    preconditioner: AnyPreconditioner = option(
+        factory=Identity,
+        help="linear part of the chain: zero (Jacobi), identity (ParaDiGMS), banded, coefficient (DEQ-DDIM), gaussian, "
+        "or from the derivatives of the steps: diagonal (quasi-DEER), jacobian (DEER)",
     )
     accelerator: StepSolver[Any] = option(factory=Picard, help="step solver applied to the preconditioned map")
     start: ConstantStart | OneJumpStart | NestedStart = option(
@@ -79,11 +80,12 @@ class ChainSolver(StepSolver[ChainState]):
     def check(self) -> None:
         if isinstance(self.accelerator, ChainSolver):
             raise OptionError(type(self).__name__, "accelerator", "must not be a chain solver itself")
-        if isinstance(self.accelerator, BlockSecant) and self.preconditioner in ("diagonal", "jacobian"):
+        if isinstance(self.accelerator, BlockSecant) and not self.preconditioner.scalar:
             raise OptionError(
                 type(self).__name__,
                 "accelerator",
-                f"must not be block-secant with preconditioner {self.preconditioner!r}",
+                f"must not be block-secant with preconditioner {self.preconditioner.variant!r}: it corrects the known "
+                "slopes of the steps, one number each",
             )
 
     @property
@@ -118,14 +120,16 @@ class ChainSolver(StepSolver[ChainState]):
 
     def init(self, f: Evaluator, at: Evaluated) -> ChainState:
         exact, length = f.first, f.layout.blocks
-        linear = self._linear(f, at, exact)
+        linear = self.preconditioner.linear_part(f, at.z, exact)
         return ChainState(exact=exact, linear=linear, inner=self.accelerator.init(f, _swept(at, linear, length)))
 
     def step(
         self, f: Evaluator, at: Evaluated, state: ChainState
     ) -> tuple[Float[Tensor, "B D"] | Evaluated, ChainState]:
         length = f.layout.blocks
-        linear = self._linear(f, at, state.exact) if state.linear is None else state.linear
+        linear = state.linear
+        if linear is None:
+            linear = self.preconditioner.linear_part(f, at.z, state.exact)
         proposal: Tensor | Evaluated
         if isinstance(self.accelerator, BlockSecant):
             assert isinstance(linear, LinearPart)  # checked on construction
@@ -141,18 +145,11 @@ class ChainSolver(StepSolver[ChainState]):
         sound = _blocks(proposal, length).isfinite().all(dim=2).all(dim=1)
         guarded = _guarded(torch.where(sound.unsqueeze(1), proposal, at.fz), at, state.exact, length)
         inner = self.accelerator.reset(inner, ~sound)
-        following = ChainState(state.exact + 1, linear if isinstance(linear, LinearPart) else None, inner)
+        following = ChainState(state.exact + 1, None if isinstance(linear, Derivatives) else linear, inner)
         return _cleaned(f.resume(guarded, following.exact), following.exact, length), following
 
     def reset(self, state: ChainState, rows: Bool[Tensor, " B"]) -> ChainState:
         return replace(state, inner=self.accelerator.reset(state.inner, rows))
-
-    def _linear(self, f: Evaluator, at: Evaluated, exact: int) -> LinearPart | Derivatives:
-        if self.preconditioner in ("diagonal", "jacobian"):
-            with torch.no_grad():
-                return Derivatives(f.derivatives(at.z.detach(), exact, whole=self.preconditioner == "jacobian"))
-        assert isinstance(f.problem, HasSteps)  # checked at the start
-        return linear_part(self.preconditioner, f.layout.blocks, f.problem.coefficients(), at.z)
 
 
 def as_chain_solver(solver: Solver) -> Solver:
@@ -177,7 +174,7 @@ def _blocks(state: Float[Tensor, "B D"], length: int) -> Float[Tensor, "B N d"]:
     return blocks
 
 
-def _swept(at: Evaluated, linear: LinearPart | Derivatives, length: int) -> Evaluated:
+def _swept(at: Evaluated, linear: LinearPart | Band | Derivatives, length: int) -> Evaluated:
     """The point with the preconditioned map's value in place of the chain's."""
     change = linear.sweep(_blocks(at.residual, length)).flatten(1)
     return replace(at, fz=at.z + change, residual=change)

@@ -19,7 +19,7 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from fixedpoint.chains.capabilities import HasCoefficients, HasGaussianSlopes, HasJacobians, HasSlopes
-from fixedpoint.chains.coarse import HasCoarse, HasJumps
+from fixedpoint.chains.coarse import HasCoarse, HasExtension, HasJumps
 from fixedpoint.chains.faults import place_of
 from fixedpoint.chains.solver import as_chain_solver
 from fixedpoint.core.layout import Layout
@@ -206,6 +206,25 @@ class ChainProblem(Problem):
         size = self.max_batch or len(self.x0)
         batches = zip(self.x0.split(size), self.rows.split(size), strict=True)
         return torch.cat([self.chain.jumps(x0, rows) for x0, rows in batches]).flatten(1)
+
+    def extend(
+        self,
+        x: Float[Tensor, "P *event"],
+        value: Float[Tensor, "P *event"],
+        index: Int[Tensor, " P"],
+        target: Int[Tensor, " P"],
+        row: Int[Tensor, " P"],
+    ) -> Float[Tensor, "P *event"]:
+        """Later states from a step that was taken, of rows ``0 .. B-1`` of this problem; see :class:`HasExtension`.
+
+        Raises
+        ------
+        TypeError
+            When the chain does not know them.
+        """
+        if not isinstance(self.chain, HasExtension):
+            raise TypeError(f"{type(self.chain).__name__} does not know what a step says of later states (no extend)")
+        return self.chain.extend(x, value, index, target, self.rows[row])
 
     def coefficients(self) -> Float[Tensor, " N"] | None:
         """The chain's coefficients, where it knows them."""

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from fixedpoint.chains.preconditioner import Derivatives, LinearPart
+from fixedpoint.chains.linear import Band, Derivatives, LinearPart
 from fixedpoint.core.evaluator import Evaluated, Evaluator
 from fixedpoint.core.layout import Layout
 from fixedpoint.core.problem import Problem
@@ -63,7 +63,7 @@ class Window:
     begins: Bool[Tensor, "B p"]
     first: Int[Tensor, " B"] | None
     fresh: Bool[Tensor, "B p"] | None
-    linear: LinearPart | Derivatives
+    linear: LinearPart | Band | Derivatives
     implied: Float[Tensor, "B p d"]
 
     @property
@@ -85,7 +85,7 @@ class Window:
     @cached_property
     def swept(self) -> Float[Tensor, "B p d"]:
         """``M r``: the change of every state."""
-        if isinstance(self.linear, LinearPart) and self.linear.kind == "identity":
+        if isinstance(self.linear, LinearPart) and self.linear.hands_on:
             change = self.implied.to(self.states.dtype)
         elif self.first is None or isinstance(self.linear, Derivatives):
             change = self.linear.sweep(self.defects)

@@ -13,21 +13,22 @@ trajectory; a plain round makes at least one more state exact, so that ``N`` rou
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Literal, Protocol, runtime_checkable
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
-from fixedpoint.chains.capabilities import HasJacobians, HasSlopes
+from fixedpoint.chains.capabilities import HasCoefficients, HasGaussianSlopes, HasJacobians, HasSlopes
 from fixedpoint.chains.coarse import HasCoarse, HasExtension, HasJumps
+from fixedpoint.chains.faults import place_of
 from fixedpoint.chains.measure import implied, state_norms
 from fixedpoint.chains.solver import as_chain_solver
 from fixedpoint.core.layout import Layout
 from fixedpoint.core.problem import Cost, Measure, Problem
 from fixedpoint.core.solver import Solver
 
-__all__ = ["Chain", "ChainProblem", "HasCoefficients", "HasExtension"]
+__all__ = ["Chain", "ChainProblem"]
 
 
 class Chain(ABC):
@@ -56,15 +57,6 @@ class Chain(ABC):
         row
             Which row of the batch each pair belongs to: selects its conditioning and its noise.
         """
-
-
-@runtime_checkable
-class HasCoefficients(Protocol):
-    """A chain each of whose steps has a known scalar slope in its own state: ``Phi_i(x) = A_i x + ...``."""
-
-    def coefficients(self) -> Float[Tensor, " N"]:
-        """``A_0 .. A_{N-1}``, float64. ``A_0`` is never used (``x_0`` is given) and may be infinite."""
-        ...
 
 
 class ChainProblem(Problem):
@@ -243,7 +235,7 @@ class ChainProblem(Problem):
         target: Int[Tensor, " P"],
         row: Int[Tensor, " P"],
     ) -> Float[Tensor, "P *event"]:
-        """States ``target`` as jumps from states ``index`` whose steps were taken; see :class:`HasExtension`.
+        """Later states from a step that was taken, of rows ``0 .. B-1`` of this problem; see :class:`HasExtension`.
 
         Raises
         ------
@@ -251,12 +243,27 @@ class ChainProblem(Problem):
             When the chain does not know them.
         """
         if not isinstance(self.chain, HasExtension):
-            raise TypeError(f"{type(self.chain).__name__} cannot go on from a step it has taken (no method extend)")
+            raise TypeError(f"{type(self.chain).__name__} does not know what a step says of later states (no extend)")
         return self.chain.extend(x, value, index, target, self.rows[row])
 
     def coefficients(self) -> Float[Tensor, " N"] | None:
         """The chain's coefficients, where it knows them."""
         return self.chain.coefficients() if isinstance(self.chain, HasCoefficients) else None
+
+    def gaussian_slopes(self, variance: float) -> Float[Tensor, " N"]:
+        """The slopes of the steps for data that is one Gaussian; see :class:`HasGaussianSlopes`.
+
+        Raises
+        ------
+        TypeError
+            When the chain does not know them.
+        """
+        if not isinstance(self.chain, HasGaussianSlopes):
+            raise TypeError(
+                f"preconditioner='gaussian' wants a chain with a method gaussian_slopes(variance), and "
+                f"{type(self.chain).__name__} has none; take 'identity' or 'zero'"
+            )
+        return self.chain.gaussian_slopes(variance)
 
     def _in_batches(self, x: Tensor, index: Tensor, row: Tensor) -> Tensor:
         size = self.max_batch or max(len(x), 1)
@@ -265,29 +272,9 @@ class ChainProblem(Problem):
             try:
                 pieces.append(self._step(*pairs))
             except Exception as error:  # a denoiser may raise anything: it goes on its way, with its place
-                error.add_note(self._place_of(error, *pairs))
+                error.add_note(place_of(error, self._step, self.length, *pairs))
                 raise
         return torch.cat(pieces) if len(pieces) > 1 else pieces[0]
-
-    def _place_of(self, error: Exception, x: Tensor, index: Tensor, row: Tensor) -> str:
-        """Where a step failed: the smallest part of the batch found to fail in the same way, by halving it."""
-        while len(x) > 1:
-            halves = zip(*(part.chunk(2) for part in (x, index, row)), strict=True)
-            failing = next((half for half in halves if self._fails(type(error), *half)), None)
-            if failing is None:
-                break
-            x, index, row = failing
-        if len(index) == 1:
-            return f"in step {int(index)} of {self.length}, row {int(row)} (both counted from 0)"
-        steps, rows = (f"{int(part.min())} to {int(part.max())}" for part in (index, row))
-        return f"in a batch of {len(index)}: steps {steps} of {self.length}, rows {rows} (counted from 0)"
-
-    def _fails(self, kind: type[Exception], x: Tensor, index: Tensor, row: Tensor) -> bool:
-        try:
-            self._step(x, index, row)
-        except Exception as error:  # any other failure says nothing of the one that is looked for
-            return isinstance(error, kind)
-        return False
 
     def _step(self, x: Tensor, index: Tensor, row: Tensor) -> Tensor:
         value = self.chain.step(x, index, row)

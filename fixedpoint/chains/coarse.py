@@ -84,7 +84,7 @@ class HasJumps(Protocol):
 
 @runtime_checkable
 class HasExtension(Protocol):
-    """A chain that can go on from a step that was taken, by jumps that evaluate nothing."""
+    """A chain of which one step that was taken says where later states are to be expected."""
 
     def extend(
         self,
@@ -94,7 +94,28 @@ class HasExtension(Protocol):
         target: Int[Tensor, " P"],
         row: Int[Tensor, " P"],
     ) -> Float[Tensor, "P *event"]:
-        """States ``target`` as the one jump from state ``index``, ``x``, given ``value = Phi_index(x)``."""
+        """State ``target`` as the one jump from state ``index``, going on as the step from there does.
+
+        Evaluates nothing. For ``target = index + 1`` it is ``value``, to rounding.
+
+        Parameters
+        ----------
+        x
+            States number ``index``.
+        value
+            ``Phi_index(x)``, of the same shape and dtype.
+        index
+            From 0 (the start ``x_0``) to ``N - 1``.
+        target
+            From ``index + 1`` to ``N``; this is not checked.
+        row
+            Which row of the chain's conditioning and noise each pair belongs to.
+
+        Raises
+        ------
+        ValueError
+            When ``x`` and ``value`` do not go together.
+        """
         ...
 
 

@@ -23,7 +23,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from fixedpoint.chains.preconditioner import LinearPart, linear_part
+from fixedpoint.chains.linear import LinearPart
+from fixedpoint.chains.preconditioner import Coefficient
 from fixedpoint.core.evaluator import Evaluated, Evaluator
 from fixedpoint.core.history import History
 from fixedpoint.core.options import option
@@ -70,7 +71,8 @@ class DEQDDIM(StepSolver[DEQDDIMState]):
 
         problem: object = f.problem
         assert isinstance(problem, ChainProblem)  # checked at the start
-        linear = linear_part("coefficient", problem.length, problem.coefficients(), at.z)
+        linear = Coefficient().linear_part(problem, at.z)
+        assert isinstance(linear, LinearPart)
         return DEQDDIMState(linear, History.empty(at.z, self.memory, groups=2))
 
     def step(self, f: Evaluator, at: Evaluated, state: DEQDDIMState) -> tuple[Float[Tensor, "B D"], DEQDDIMState]:

@@ -33,8 +33,8 @@ from torch import Tensor
 from fixedpoint.chains.accelerator import Accelerator, Window
 from fixedpoint.chains.buffers import Buffers, Trail
 from fixedpoint.chains.chain import ChainProblem
+from fixedpoint.chains.linear import Band, Derivatives, LinearPart
 from fixedpoint.chains.measure import finite_states, relative, state_norms
-from fixedpoint.chains.preconditioner import Derivatives, LinearPart
 from fixedpoint.chains.scan import running_sums
 from fixedpoint.core.evaluator import Evaluated, Evaluator
 from fixedpoint.core.loop import Progress
@@ -110,7 +110,7 @@ class Engine:
         width: int,
         slack: float,
         accelerator: Accelerator[Any],
-        linear: LinearPart | None,
+        linear: LinearPart | Band | None,
         whole: bool = False,
         extended: bool = False,
     ) -> None:
@@ -283,7 +283,7 @@ class Engine:
         if self.derivatives is not None:
             self.derivatives = shift.of_blocks(self.derivatives.unflatten(0, (self.rows, self.width))).flatten(0, 1)
 
-    def _derived(self) -> LinearPart | Derivatives:
+    def _derived(self) -> LinearPart | Band | Derivatives:
         """The linear part; derivatives of the steps that were evaluated since, at the states where they were."""
         if self.linear is not None:
             return self.linear

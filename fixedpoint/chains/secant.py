@@ -23,7 +23,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from fixedpoint.chains.accelerator import Accelerator, Window
-from fixedpoint.chains.preconditioner import LinearPart
+from fixedpoint.chains.linear import LinearPart
 from fixedpoint.core.evaluator import Evaluator
 from fixedpoint.core.loop import Progress
 from fixedpoint.core.options import option

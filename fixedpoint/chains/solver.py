@@ -38,7 +38,7 @@ from torch import Tensor
 
 from fixedpoint.chains.accelerator import Accelerator, StepAccelerator, slides
 from fixedpoint.chains.coarse import HasExtension
-from fixedpoint.chains.preconditioner import LinearPart, Preconditioner, linear_part
+from fixedpoint.chains.preconditioner import AnyPreconditioner, Identity
 from fixedpoint.chains.secant import BlockSecant
 from fixedpoint.chains.start import ConstantStart, NestedStart, OneJumpStart
 from fixedpoint.core.evaluator import Evaluator
@@ -62,10 +62,10 @@ __all__ = ["ChainSolver", "as_chain_solver"]
 class ChainSolver(Solver):
     """Solves a chain as one joint fixed point, in at most N + 1 rounds (the last one verifies)."""
 
-    preconditioner: Preconditioner = option(
-        "identity",
-        help="linear part of the chain: zero (Jacobi), identity (ParaDiGMS), coefficient (DEQ-DDIM), or from the "
-        "derivatives of the steps: diagonal (quasi-DEER), jacobian (DEER)",
+    preconditioner: AnyPreconditioner = option(
+        factory=Identity,
+        help="linear part of the chain: zero (Jacobi), identity (ParaDiGMS), banded, coefficient (DEQ-DDIM), gaussian, "
+        "or from the derivatives of the steps: diagonal (quasi-DEER), jacobian (DEER)",
     )
     accelerator: StepSolver[Any] | BlockSecant = option(
         factory=Picard, help="step solver applied to the preconditioned map, or block-secant"
@@ -87,9 +87,13 @@ class ChainSolver(Solver):
 
     def check(self) -> None:
         name = type(self).__name__
-        if isinstance(self.accelerator, BlockSecant) and self.preconditioner in ("diagonal", "jacobian"):
-            sentence = f"must not be block-secant with preconditioner {self.preconditioner!r}"
-            raise OptionError(name, "accelerator", sentence)
+        if isinstance(self.accelerator, BlockSecant) and not self.preconditioner.scalar:
+            raise OptionError(
+                name,
+                "accelerator",
+                f"must not be block-secant with preconditioner {self.preconditioner.variant!r}: it corrects the known "
+                "slopes of the steps, one number each",
+            )
         if self.window is not None and not slides(self.accelerator):
             kind = type(self.accelerator).__name__
             raise OptionError(name, "window", f"wants the accelerator anderson, picard or block-secant, not {kind}")
@@ -120,7 +124,7 @@ class ChainSolver(Solver):
         accelerator: Accelerator[Any] = (
             self.accelerator if isinstance(self.accelerator, BlockSecant) else StepAccelerator(self.accelerator, layout)
         )
-        linear = self._linear(problem)
+        linear = self.preconditioner.linear_part(problem, problem.x0)
         states, exact = self._begun(f, problem, z0, width)
         engine = Engine(
             f,
@@ -131,18 +135,12 @@ class ChainSolver(Solver):
             slack=self.slack,
             accelerator=accelerator,
             linear=linear,
-            whole=self.preconditioner == "jacobian",
+            whole=self.preconditioner.whole,
             extended=isinstance(self.start, OneJumpStart) and isinstance(problem.chain, HasExtension),
         )
         answer, status, rounds = engine.run(termination, f.limit, on_round)
         errors = StepErrors(tuple(engine.step_errors), tuple(engine.offsets), problem.length)
         return solution_at(answer, status, rounds, f, self, {"step_errors": errors})
-
-    def _linear(self, problem: ChainProblem) -> LinearPart | None:
-        """The linear part; None where it is made of the derivatives of every round."""
-        if self.preconditioner in ("diagonal", "jacobian"):
-            return None
-        return linear_part(self.preconditioner, problem.length, problem.coefficients(), problem.x0)
 
     def _begun(
         self, f: Evaluator, problem: ChainProblem, z0: Float[Tensor, "B D"], width: int

@@ -36,6 +36,8 @@ class Progress:
         Rows that are.
     relative_error
         The largest of any row; NaN where a solver has none to tell.
+    evaluations
+        Shape ``(B,)``: evaluations of every row so far; None where a solver has none to tell.
     latest
         ``f`` at the point the round evaluated, shape ``(B, D)``; of a chain, what its last step makes of the state
         before, shape ``(B, d)``: the image as it forms. Its memory is used again; None where a solver has none.
@@ -44,6 +46,7 @@ class Progress:
     round: int
     running: int
     relative_error: float
+    evaluations: NDArray[np.int64] | None = None
     latest: Float[Tensor, "B n"] | None = None
 
 
@@ -87,7 +90,8 @@ def iterate(
         finished = running & (final != Status.RUNNING)
         f.keep(finished & (solver.lasting | (final == Status.CONVERGED)), at)
         if on_round is not None:
-            on_round(Progress(f.counts.rounds, int((final == Status.RUNNING).sum()), _worst(f), latest=at.fz))
+            running_now = int((final == Status.RUNNING).sum())
+            on_round(Progress(f.counts.rounds, running_now, _worst(f), f.counts.evaluations.copy(), at.fz))
         if not (final == Status.RUNNING).any():
             break
         f.narrow(final == Status.RUNNING)

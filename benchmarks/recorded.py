@@ -91,10 +91,9 @@ def record(
     solver: fixedpoint.Solver,
     rounds: int,
     enough: float = 0.0,
-    rtol: float = 0.0,
 ) -> Recorded:
-    """Solve for a number of rounds at most, and keep every round's last state; rtol 0: whatever the solver thinks."""
+    """Solve for a number of rounds at most, whatever the solver thinks of it, and keep every round's last state."""
     seen = Recorded(problem, target, enough)
     with contextlib.suppress(EnoughError):
-        fixedpoint.solve(problem, solver=solver, rtol=rtol, max_rounds=rounds, on_round=seen)
+        fixedpoint.solve(problem, solver=solver, rtol=0.0, max_rounds=rounds, on_round=seen)
     return seen

@@ -2,7 +2,7 @@ r"""Unrolled gradient in segments: backpropagation through the iterations, of wh
 
 The solve runs without autograd. Then its steps are taken again in segments of ``k`` rounds under activation
 checkpointing (Griewank & Walther 2000, "Algorithm 799: revolve"; Chen, Xu, Zhang & Guestrin 2016, "Training deep nets
-with sublinear memory cost", section 4): of each segment only the solver's state before it is held, and the backward
+with sublinear memory cost"): of each segment only the solver's state before it is held, and the backward
 pass takes the segment's steps a third time when it gets there. With ``T`` rounds, memory goes like ``T / k`` states and
 the activations of ``k`` rounds instead of ``T`` of both; ``k`` about the root of ``T`` is least.
 

@@ -4,7 +4,7 @@ With ``z* = f(z*, theta)``, a cotangent ``g`` at ``z*`` and ``J = df/dz`` there,
 
     u = (I - J^T)^{-1} g,      dL/dtheta = u^T df(z*, theta)/dtheta
 
-(Bai, Kolter & Koltun 2019, "Deep equilibrium models", theorem 1; Krantz & Parks 2002, "The implicit function theorem".)
+(Bai, Kolter & Koltun 2019, "Deep equilibrium models"; Krantz & Parks 2002, "The implicit function theorem".)
 Nothing of the forward solve is kept but ``z*`` and one recorded evaluation, whatever the number of rounds and whoever
 found it. ``u`` is itself a fixed point, ``u = J^T u + g``, and any registered solver finds it, to a tolerance of its
 own: the relative error of the gradient follows that tolerance, beside that of the forward solve.

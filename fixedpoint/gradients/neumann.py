@@ -4,7 +4,7 @@ With ``J = df/dz`` at the fixed point and the cotangent ``g``, in place of ``(I 
 
     u = sum_{i < k} (J^T)^i g
 
-(Lorraine, Vicol & Duvenaud 2020, "Optimizing millions of hyperparameters by implicit differentiation", section 3.)
+(Lorraine, Vicol & Duvenaud 2020, "Optimizing millions of hyperparameters by implicit differentiation".)
 What is left out is ``(J^T)^k`` times the implicit ``u``: at most ``||J^k||`` of it, which for maps that are not normal
 may be large while the spectral radius to the ``k`` is small. One term is the one-step gradient; ``k`` terms are what
 backpropagation through ``k`` plain rounds from the solution gives.

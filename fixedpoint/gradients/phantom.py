@@ -2,7 +2,7 @@ r"""Phantom gradient: a few damped steps from the solution, differentiated.
 
     z_0 = z*, held constant,    z_{j+1} = (1 - tau) z_j + tau f(z_j),    j = 0 .. k-1
 
-(Geng, Zhang, Bai, Wang & Lin 2021, "On training implicit models", section 3.1, the unrolled form.) Backwards it gives
+(Geng, Zhang, Bai, Wang & Lin 2021, "On training implicit models", the unrolled form.) Backwards it gives
 
     u = tau sum_{j < k} ((1 - tau) I + tau J^T)^j g
 

@@ -5,11 +5,11 @@ A quasi-Newton method keeps an estimate ``H`` of the inverse Jacobian of ``f(z) 
     u = (I - J^T)^{-1} g  ~  -H^T g
 
 at the price of a few inner products. (Ramzi, Mannel, Bai, Starck, Ciuciu & Moreau 2022, "SHINE: SHaring the INverse
-Estimate from the forward pass for bi-level optimization and implicit models", eq. 4; section 2.3 for ``refine``, steps
-``u <- J^T u + g`` from there, and for the fallback to the Jacobian-free ``u = g`` where ``||u|| > 1.3 ||g||``.)
+Estimate from the forward pass for bi-level optimization and implicit models"; theirs are the refinement from there,
+here by steps ``u <- J^T u + g``, and the fallback to the Jacobian-free ``u = g`` where ``u`` is out of proportion.)
 
 ``H`` is Broyden's, or that of Anderson acceleration, which is a multisecant method: ``H = -I + dF (dR^T dR)^{-1} dR^T``
-(Fang & Saad 2009, "Two classes of multisecant methods for nonlinear acceleration", section 2.3). It is exact on the
+(Fang & Saad 2009, "Two classes of multisecant methods for nonlinear acceleration"). It is exact on the
 steps the solver has taken and the identity elsewhere, so the gradient is as good as these steps are many, and a solve
 that ends at once has learnt nothing: then this is the one-step gradient.
 

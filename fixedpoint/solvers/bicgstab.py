@@ -8,7 +8,7 @@ For ``A x = b`` with nothing but products ``A v``, from ``x = 0``, ``r = r^ = b`
     x    <- x + alpha p + omega s,               r <- s - omega t
 
 (van der Vorst 1992, "Bi-CGSTAB: a fast and smoothly converging variant of Bi-CG for the solution of nonsymmetric linear
-systems", algorithm in section 4.) Two products an iteration and seven vectors whatever the number of iterations, where
+systems".) Two products an iteration and seven vectors whatever the number of iterations, where
 GMRES keeps one vector a product; the residual is not monotone.
 
 Where we differ: every row of a batch is a system of its own, of unit right-hand side, with its own tolerance; the best

@@ -6,7 +6,7 @@ last two tell the rest, a geometric series:
 
     u = sum_{i <= k} t_i + mu / (1 - mu) t_k,      mu = (t_{k-1} . t_k) / (t_{k-1} . t_{k-1})
 
-(Lyusternik 1947; Faddeev & Faddeeva 1963, "Computational methods of linear algebra", section 36, on speeding up the
+(Lyusternik 1947; Faddeev & Faddeeva 1963, "Computational methods of linear algebra", on speeding up the
 convergence of iterations.) Where ``|mu|`` is 0.95 or more, the guess is left out: the tail is no geometric series yet.
 """
 

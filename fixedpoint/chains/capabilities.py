@@ -9,7 +9,31 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-__all__ = ["HasJacobians", "HasSlopes", "step_jacobians", "step_slopes"]
+__all__ = ["HasCoefficients", "HasGaussianSlopes", "HasJacobians", "HasSlopes", "step_jacobians", "step_slopes"]
+
+
+@runtime_checkable
+class HasCoefficients(Protocol):
+    """A chain each of whose steps has a known scalar slope in its own state: ``Phi_i(x) = A_i x + ...``."""
+
+    def coefficients(self) -> Float[Tensor, " N"]:
+        """``A_0 .. A_{N-1}``, float64. ``A_0`` is never used (``x_0`` is given) and may be infinite."""
+        ...
+
+
+@runtime_checkable
+class HasGaussianSlopes(Protocol):
+    """A chain that is affine, with known scalar slopes, where the data it was made for is one Gaussian."""
+
+    def gaussian_slopes(self, variance: float) -> Float[Tensor, " N"]:
+        """``dPhi_i / dx`` for data of this variance in every unknown, float64; the first is never used.
+
+        Parameters
+        ----------
+        variance
+            Of the data about its mean, in the units of the states; positive.
+        """
+        ...
 
 
 @runtime_checkable

@@ -13,21 +13,22 @@ trajectory; a plain round makes at least one more state exact, so that ``N`` rou
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Protocol, runtime_checkable
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
-from fixedpoint.chains.capabilities import HasJacobians, HasSlopes
-from fixedpoint.chains.coarse import HasCoarse, HasJumps
+from fixedpoint.chains.capabilities import HasCoefficients, HasGaussianSlopes, HasJacobians, HasSlopes
+from fixedpoint.chains.coarse import HasCoarse, HasExtension, HasJumps
+from fixedpoint.chains.faults import place_of
+from fixedpoint.chains.measure import implied, state_norms
 from fixedpoint.chains.solver import as_chain_solver
 from fixedpoint.core.layout import Layout
 from fixedpoint.core.problem import Cost, Measure, Problem
-from fixedpoint.core.reduce import row_norms
 from fixedpoint.core.solver import Solver
 
-__all__ = ["Chain", "ChainProblem", "HasCoefficients"]
+__all__ = ["Chain", "ChainProblem"]
 
 
 class Chain(ABC):
@@ -58,15 +59,6 @@ class Chain(ABC):
         """
 
 
-@runtime_checkable
-class HasCoefficients(Protocol):
-    """A chain each of whose steps has a known scalar slope in its own state: ``Phi_i(x) = A_i x + ...``."""
-
-    def coefficients(self) -> Float[Tensor, " N"]:
-        """``A_0 .. A_{N-1}``, float64. ``A_0`` is never used (``x_0`` is given) and may be infinite."""
-        ...
-
-
 class ChainProblem(Problem):
     """The joint fixed point of a chain's states.
 
@@ -83,6 +75,17 @@ class ChainProblem(Problem):
         Evaluate at most this many (state, step) pairs in one call of ``chain.step``; default: all at once.
     rows
         Which rows of the chain's conditioning these are; default ``0 .. B-1``.
+    start
+        A trajectory to start from, shape ``(B, N, *event)``: of a neighbouring prompt, of the last optimiser step;
+        default: every state equal to ``x0``.
+    keep
+        ``"all"`` states, or the ``"last"`` alone: then ``solution.z`` has shape ``(B, 1, *event)``, and a chain solver
+        with a window holds no more of the chain than that.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For anything that is not as described, naming it.
     """
 
     def __init__(
@@ -92,6 +95,8 @@ class ChainProblem(Problem):
         *,
         max_batch: int | None = None,
         rows: Int[Tensor, " B"] | None = None,
+        start: Shaped[Tensor, "B N *event"] | None = None,
+        keep: Literal["all", "last"] = "all",
     ) -> None:
         if not isinstance(chain, Chain):
             raise TypeError(f"chain must be a Chain, got {type(chain).__name__}")
@@ -108,9 +113,22 @@ class ChainProblem(Problem):
         self.chain = chain
         self.x0 = x0
         self.max_batch = max_batch
+        if keep not in ("all", "last"):
+            raise ValueError(f"keep must be 'all' or 'last', got {keep!r}")
+        wanted = (len(x0), chain.length, *x0.shape[1:])
+        if start is not None and (start.shape != wanted or start.dtype != x0.dtype or start.device != x0.device):
+            raise ValueError(
+                f"start must have shape {wanted}, {x0.dtype} on {x0.device}, to go with x0, "
+                f"got {tuple(start.shape)}, {start.dtype} on {start.device}"
+            )
+        if start is not None and keep == "last":
+            raise ValueError("keep='last' is for chains too long to be held as a whole; it goes with no start")
         self.rows = torch.arange(x0.shape[0], device=x0.device) if rows is None else rows
-        steps = x0.unsqueeze(1).expand(-1, chain.length, *x0.shape[1:])
-        self.layout = Layout.of(steps, rows="independent", blocks=chain.length)
+        self.start = start
+        self.keep = keep
+        blocks = chain.length if keep == "all" else 1
+        steps = x0.unsqueeze(1).expand(-1, blocks, *x0.shape[1:])
+        self.layout = Layout.of(steps, rows="independent", blocks=blocks)
 
     @property
     def length(self) -> int:
@@ -118,24 +136,23 @@ class ChainProblem(Problem):
         return self.chain.length
 
     def initial(self) -> Float[Tensor, "B D"]:
-        """Every state equal to ``x_0``."""
-        return self.x0.flatten(1).repeat(1, self.length)
+        """The given trajectory, else every state equal to ``x_0``."""
+        if self.start is not None:
+            return self.start.flatten(1)
+        return self.x0.flatten(1).repeat(1, self.layout.blocks)
 
     def __call__(self, z: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
-        return self.resume(z, 0)
-
-    def resume(self, z: Float[Tensor, "B D"], first: int) -> Float[Tensor, "B D"]:
-        """``F(z)`` from step ``first`` on, all steps in one batch; earlier states are given as they are in ``z``."""
-        if first >= self.length:
-            return z
-        states = z.unflatten(1, (self.length, -1))
-        values = self._in_batches(*self._pairs(states, first)).reshape(len(z), self.length - first, -1)
-        return torch.cat([states[:, :first], values], dim=1).flatten(1) if first else values.flatten(1)
+        if self.keep == "last":
+            raise TypeError("a chain that keeps its last state alone cannot be evaluated as a joint problem")
+        states = torch.cat([self.x0.flatten(1), z], dim=1)[:, : z.shape[1]]
+        index = torch.arange(self.length, device=z.device).repeat(len(z))
+        row = torch.arange(len(z), device=z.device).repeat_interleave(self.length)
+        return self.pairs(states.reshape(-1, *self.x0.shape[1:]), index, row).view(z.shape)
 
     def derivatives(
-        self, z: Float[Tensor, "B D"], first: int, whole: bool
-    ) -> Float[Tensor, "B n d"] | Float[Tensor, "B n d d"]:
-        """Diagonals, or with ``whole`` all, of the Jacobians of the steps from ``first`` on, at the states of ``z``.
+        self, x: Float[Tensor, "P *event"], index: Int[Tensor, " P"], row: Int[Tensor, " P"], whole: bool
+    ) -> Float[Tensor, "P d"] | Float[Tensor, "P d d"]:
+        """Diagonals, or with ``whole`` all, of the Jacobians of steps at any pairs of a state and a step.
 
         Raises
         ------
@@ -155,11 +172,10 @@ class ChainProblem(Problem):
                 f"{name}(x, index, row), and {type(chain).__name__} has none; write it with "
                 f"fixedpoint.chains.capabilities.step_{name}, or take 'identity' or 'zero'"
             )
-        x, index, row = self._pairs(z.unflatten(1, (self.length, -1)), first)
         shape = (x[0].numel(), x[0].numel()) if whole else x.shape[1:]
-        size = self.max_batch or len(x)
+        size = self.max_batch or max(len(x), 1)
         found = []
-        for pairs in zip(x.split(size), index.split(size), row.split(size), strict=True):
+        for pairs in zip(x.split(size), index.split(size), self.rows[row].split(size), strict=True):
             part = derive(*pairs)
             if part.shape != (len(pairs[0]), *shape) or part.dtype != x.dtype:
                 raise ValueError(
@@ -167,12 +183,7 @@ class ChainProblem(Problem):
                     f"got {tuple(part.shape)}, {part.dtype}"
                 )
             found.append(part if whole else part.flatten(1))
-        derivatives: Tensor = torch.cat(found).unflatten(0, (len(z), -1))
-        return derivatives
-
-    def advance(self, x: Float[Tensor, "B *event"], step: int) -> Float[Tensor, "B *event"]:
-        """``Phi_step(x)`` at every row."""
-        return self._in_batches(x, torch.full_like(self.rows, step), self.rows)
+        return torch.cat(found)
 
     def pairs(
         self, x: Float[Tensor, "P *event"], index: Int[Tensor, " P"], row: Int[Tensor, " P"]
@@ -216,48 +227,54 @@ class ChainProblem(Problem):
         batches = zip(self.x0.split(size), self.rows.split(size), strict=True)
         return torch.cat([self.chain.jumps(x0, rows) for x0, rows in batches]).flatten(1)
 
+    def extend(
+        self,
+        x: Float[Tensor, "P *event"],
+        value: Float[Tensor, "P *event"],
+        index: Int[Tensor, " P"],
+        target: Int[Tensor, " P"],
+        row: Int[Tensor, " P"],
+    ) -> Float[Tensor, "P *event"]:
+        """Later states from a step that was taken, of rows ``0 .. B-1`` of this problem; see :class:`HasExtension`.
+
+        Raises
+        ------
+        TypeError
+            When the chain does not know them.
+        """
+        if not isinstance(self.chain, HasExtension):
+            raise TypeError(f"{type(self.chain).__name__} does not know what a step says of later states (no extend)")
+        return self.chain.extend(x, value, index, target, self.rows[row])
+
     def coefficients(self) -> Float[Tensor, " N"] | None:
         """The chain's coefficients, where it knows them."""
         return self.chain.coefficients() if isinstance(self.chain, HasCoefficients) else None
 
-    def _pairs(self, states: Float[Tensor, "B N d"], first: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Input, index and row of every step from ``first`` on."""
-        start = self.x0.flatten(1).unsqueeze(1)
-        inputs = torch.cat([start, states[:, :-1]], dim=1) if first == 0 else states[:, first - 1 : -1]
-        count, steps = inputs.shape[:2]
-        index = torch.arange(first, self.length, device=states.device).repeat(count)
-        return inputs.reshape(-1, *self.x0.shape[1:]), index, self.rows.repeat_interleave(steps)
+    def gaussian_slopes(self, variance: float) -> Float[Tensor, " N"]:
+        """The slopes of the steps for data that is one Gaussian; see :class:`HasGaussianSlopes`.
+
+        Raises
+        ------
+        TypeError
+            When the chain does not know them.
+        """
+        if not isinstance(self.chain, HasGaussianSlopes):
+            raise TypeError(
+                f"preconditioner='gaussian' wants a chain with a method gaussian_slopes(variance), and "
+                f"{type(self.chain).__name__} has none; take 'identity' or 'zero'"
+            )
+        return self.chain.gaussian_slopes(variance)
 
     def _in_batches(self, x: Tensor, index: Tensor, row: Tensor) -> Tensor:
-        size = self.max_batch or len(x)
+        size = self.max_batch or max(len(x), 1)
         pieces = []
         for pairs in zip(x.split(size), index.split(size), row.split(size), strict=True):
             try:
                 pieces.append(self._step(*pairs))
             except Exception as error:  # a denoiser may raise anything: it goes on its way, with its place
-                error.add_note(self._place_of(error, *pairs))
+                error.add_note(place_of(error, self._step, self.length, *pairs))
                 raise
         return torch.cat(pieces) if len(pieces) > 1 else pieces[0]
-
-    def _place_of(self, error: Exception, x: Tensor, index: Tensor, row: Tensor) -> str:
-        """Where a step failed: the smallest part of the batch found to fail in the same way, by halving it."""
-        while len(x) > 1:
-            halves = zip(*(part.chunk(2) for part in (x, index, row)), strict=True)
-            failing = next((half for half in halves if self._fails(type(error), *half)), None)
-            if failing is None:
-                break
-            x, index, row = failing
-        if len(index) == 1:
-            return f"in step {int(index)} of {self.length}, row {int(row)} (both counted from 0)"
-        steps, rows = (f"{int(part.min())} to {int(part.max())}" for part in (index, row))
-        return f"in a batch of {len(index)}: steps {steps} of {self.length}, rows {rows} (counted from 0)"
-
-    def _fails(self, kind: type[Exception], x: Tensor, index: Tensor, row: Tensor) -> bool:
-        try:
-            self._step(x, index, row)
-        except Exception as error:  # any other failure says nothing of the one that is looked for
-            return isinstance(error, kind)
-        return False
 
     def _step(self, x: Tensor, index: Tensor, row: Tensor) -> Tensor:
         value = self.chain.step(x, index, row)
@@ -270,25 +287,27 @@ class ChainProblem(Problem):
             )
         return value
 
-    def cost(self, rows: int, first: int = 0) -> Cost:
-        """One evaluation of the problem from ``first`` on is ``N - first`` evaluations of steps per row."""
-        steps = max(self.length - first, 0)
-        return Cost(calls=self.calls(rows * steps), evaluations=steps)
+    def cost(self, rows: int) -> Cost:
+        """One evaluation of the joint problem is ``N`` evaluations of steps per row."""
+        return Cost(calls=self.calls(rows * self.length), evaluations=self.length)
 
     def measure(self, z: Float[Tensor, "B D"], fz: Float[Tensor, "B D"], residual: Float[Tensor, "B D"]) -> Measure:
-        """The change of the last state that the defects of all steps imply, and the size of the last state.
+        """The largest change of any state that the defects imply, of its own size, and the size of the last state.
 
         The defects of single steps shrink like ``1/N`` and say nothing: all states equal to ``x_0`` have small
-        ones. Carried to the end of the chain unchanged (identity slopes) they add up to what is still to come.
+        ones. Carried on unchanged (identity slopes) they add up to what is still to come: see :func:`implied`.
         """
-        defects = residual.unflatten(1, (self.length, -1))
-        last = z.unflatten(1, (self.length, -1))[:, -1]
-        implied = defects.sum(dim=1, dtype=torch.float64)
-        return Measure(row_norms(implied).unsqueeze(1), row_norms(last).unsqueeze(1))
+        defects, states = (part.unflatten(1, (self.length, -1)) for part in (residual, z))
+        sizes = state_norms(states)
+        change = implied(defects, sizes).amax(dim=1, keepdim=True)
+        return Measure(change * sizes[:, -1:], sizes[:, -1:])
 
     def take(self, rows: Int[Tensor, " k"]) -> ChainProblem:
         """The chains of some of the rows, with their conditioning and noise."""
-        return ChainProblem(self.chain, self.x0[rows], max_batch=self.max_batch, rows=self.rows[rows])
+        start = None if self.start is None else self.start[rows]
+        return ChainProblem(
+            self.chain, self.x0[rows], max_batch=self.max_batch, rows=self.rows[rows], start=start, keep=self.keep
+        )
 
     def adapt(self, solver: Solver) -> Solver:
         """A chain is always solved by a chain solver: any other step solver becomes its accelerator."""

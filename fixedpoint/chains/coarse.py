@@ -12,7 +12,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from fixedpoint.chains.chain import Chain
 
-__all__ = ["HasCoarse", "HasJumps", "check_kept", "evenly_kept"]
+__all__ = ["HasCoarse", "HasExtension", "HasJumps", "check_kept", "evenly_kept"]
 
 
 @runtime_checkable
@@ -78,6 +78,43 @@ class HasJumps(Protocol):
             The start.
         row
             Which row of the chain's conditioning and noise each one is.
+        """
+        ...
+
+
+@runtime_checkable
+class HasExtension(Protocol):
+    """A chain of which one step that was taken says where later states are to be expected."""
+
+    def extend(
+        self,
+        x: Float[Tensor, "P *event"],
+        value: Float[Tensor, "P *event"],
+        index: Int[Tensor, " P"],
+        target: Int[Tensor, " P"],
+        row: Int[Tensor, " P"],
+    ) -> Float[Tensor, "P *event"]:
+        """State ``target`` as the one jump from state ``index``, going on as the step from there does.
+
+        Evaluates nothing. For ``target = index + 1`` it is ``value``, to rounding.
+
+        Parameters
+        ----------
+        x
+            States number ``index``.
+        value
+            ``Phi_index(x)``, of the same shape and dtype.
+        index
+            From 0 (the start ``x_0``) to ``N - 1``.
+        target
+            From ``index + 1`` to ``N``; this is not checked.
+        row
+            Which row of the chain's conditioning and noise each pair belongs to.
+
+        Raises
+        ------
+        ValueError
+            When ``x`` and ``value`` do not go together.
         """
         ...
 

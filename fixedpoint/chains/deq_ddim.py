@@ -23,11 +23,11 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from fixedpoint.chains.preconditioner import LinearPart, linear_part
+from fixedpoint.chains.linear import LinearPart
+from fixedpoint.chains.preconditioner import Coefficient
 from fixedpoint.core.evaluator import Evaluated, Evaluator
 from fixedpoint.core.history import History
 from fixedpoint.core.options import option
-from fixedpoint.core.problem import HasSteps
 from fixedpoint.core.reduce import add_combination, block_dots
 from fixedpoint.core.solver import StepSolver
 
@@ -57,15 +57,22 @@ class DEQDDIM(StepSolver[DEQDDIMState]):
         return {"scale": "the ridge is absolute"} if self.ridge > 0 else {}
 
     def begin(self, f: Evaluator, z0: Float[Tensor, "B D"]) -> Evaluated:
-        if not isinstance(f.problem, HasSteps):
+        from fixedpoint.chains.chain import ChainProblem  # which is loaded with the solvers of chains
+
+        problem: object = f.problem
+        if not isinstance(problem, ChainProblem):
             raise TypeError(f"deq-ddim wants a chain (ChainProblem), got {type(f.problem).__name__}")
-        if f.problem.coefficients() is None:
+        if problem.coefficients() is None:
             raise TypeError("deq-ddim wants a chain that knows its coefficients, and this one has none")
-        return f(z0)
+        return f(z0.clone())
 
     def init(self, f: Evaluator, at: Evaluated) -> DEQDDIMState:
-        assert isinstance(f.problem, HasSteps)  # checked at the start
-        linear = linear_part("coefficient", f.layout.blocks, f.problem.coefficients(), at.z)
+        from fixedpoint.chains.chain import ChainProblem
+
+        problem: object = f.problem
+        assert isinstance(problem, ChainProblem)  # checked at the start
+        linear = Coefficient().linear_part(problem, at.z)
+        assert isinstance(linear, LinearPart)
         return DEQDDIMState(linear, History.empty(at.z, self.memory, groups=2))
 
     def step(self, f: Evaluator, at: Evaluated, state: DEQDDIMState) -> tuple[Float[Tensor, "B D"], DEQDDIMState]:

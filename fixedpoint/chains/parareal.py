@@ -154,7 +154,7 @@ class _Sweeps:
         """``G`` of a block from its joint."""
         x = self.joints[self.rows, block]
         for step in range(self.jump_starts[block], self.jump_starts[block + 1]):
-            x = self.f.pairs(self.coarse, x, torch.full_like(self.rows, step), self.rows)
+            x = self.f.pairs(self.coarse, x, torch.full_like(self.rows, step), self.rows.cpu().numpy())
         return x
 
     def _swept(self) -> Evaluated:
@@ -167,7 +167,7 @@ class _Sweeps:
             longer = sizes[blocks] > step
             blocks, x = blocks[longer], x[:, longer]
             index = starts[blocks] + step
-            pairs = self.rows.repeat_interleave(len(blocks))
+            pairs = self.rows.repeat_interleave(len(blocks)).cpu().numpy()
             value = self.f.pairs(self.problem, x.flatten(0, 1), index.repeat(len(self.rows)), pairs)
             value = value.unflatten(0, (len(self.rows), len(blocks)))
             finite = value.flatten(2).isfinite().all(dim=2)

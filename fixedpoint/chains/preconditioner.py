@@ -1,136 +1,189 @@
-r"""Linear parts of a chain: how a defect in one step changes all later states.
+r"""Preconditioners: guesses of how the steps of a chain pass a change of their state on.
 
 One round evaluates the defects ``r_i = Phi_i(x_i) - x_{i+1}`` and, with a guess ``A_i`` of the slope of ``Phi_i``,
-sweeps them along the chain: ``delta_{i+1} = r_i + A_i delta_i``, ``delta_0 = 0``. That is ``X <- X + M r`` with the
-lower-triangular ``N x N`` matrix ``M[i, k] = A_i A_{i-1} ... A_{k+1}`` for ``k <= i`` (row ``i`` is state ``i+1``).
+sweeps them along the chain: ``delta_{i+1} = r_i + A_i delta_i``, ``delta_0 = 0`` (see ``fixedpoint.chains.linear``).
 
     zero         A = 0                    Jacobi: every step from its own input
     identity     A = 1                    ParaDiGMS (Shih et al. 2023)
+    banded       A = 1, k steps far       after the order k of Tang et al. 2024 (see below)
     coefficient  A = the step's own       DEQ-DDIM (Pokle, Geng & Kolter 2022, eq. 9)
+    gaussian     A = dPhi_i/dx for data that is one Gaussian: exact there
     diagonal     A = diag dPhi_i/dx       quasi-DEER (Gonzalez et al. 2024)
     jacobian     A = dPhi_i/dx            DEER, Newton's method (Lim et al. 2024)
 
-With one known number a step ``M`` is a running product, so ``M r`` is a running sum between two scalings: ``N d``
-operations in place of ``N^2 d``, and the same bits for a row whatever its batch. Derivatives are taken anew at the
-states of every round, and swept by a parallel scan: ``N d`` operations for diagonals, ``N d^3`` and ``N d^2`` numbers
-for Jacobians.
+All but the last two are known before the first round; derivatives are taken anew at the states of every round.
+
+The order-k equations of Tang et al. (2024, "Accelerating parallel sampling of diffusion models", eq. 10) carry a defect
+on over the next ``k - 1`` steps by the steps' own coefficients, and so lead from Jacobi to DEQ-DDIM. ``banded`` carries
+it unchanged and leads from Jacobi to ParaDiGMS: it asks the chain for nothing.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Literal
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
-from fixedpoint.chains.scan import linear_recurrence
+from fixedpoint.chains.linear import Band, LinearPart
+from fixedpoint.core.options import Options, option
 
-__all__ = ["Derivatives", "LinearPart", "Preconditioner", "linear_part"]
+if TYPE_CHECKING:
+    from fixedpoint.chains.chain import ChainProblem
 
-Preconditioner = Literal["zero", "identity", "coefficient", "diagonal", "jacobian"]
-
-
-@dataclass(frozen=True, eq=False)
-class LinearPart:
-    """Slopes ``A_0 .. A_{N-1}`` of a chain, float64; ``A_0`` is never used, since ``x_0`` is given."""
-
-    kind: Preconditioner
-    slopes: Float[Tensor, " N"]
-
-    def __len__(self) -> int:
-        return len(self.slopes)
-
-    @cached_property
-    def numbers(self) -> list[float]:
-        """The slopes, on the host."""
-        found: list[float] = self.slopes.tolist()
-        return found
-
-    @cached_property
-    def matrix(self) -> Float[Tensor, "N N"]:
-        """The lower-triangular matrix ``M``, float64."""
-        matrix = torch.eye(len(self), dtype=torch.float64, device=self.slopes.device)
-        for i in range(1, len(self)):
-            matrix[i, :i] = self.slopes[i] * matrix[i - 1, :i]
-        return matrix
-
-    @cached_property
-    def scales(self) -> Float[Tensor, "N 1"]:
-        """Running products ``A_1 .. A_i``: ``M[i, k] = scales[i] / scales[k]``."""
-        later = torch.cat([torch.ones_like(self.slopes[:1]), self.slopes[1:]])
-        return later.cumprod(0).unsqueeze(1)
-
-    def sweep(self, defects: Float[Tensor, "B N d"]) -> Float[Tensor, "B N d"]:
-        """``M r``: the change of every state that the defects imply."""
-        if self.kind == "zero":
-            return defects
-        if self.kind == "identity":
-            return defects.cumsum(dim=1)
-        scales = self.scales.to(defects.dtype)
-        return (defects / scales).cumsum(dim=1) * scales
+__all__ = [
+    "AnyPreconditioner",
+    "Banded",
+    "Coefficient",
+    "Diagonal",
+    "Gaussian",
+    "Identity",
+    "Jacobian",
+    "Preconditioner",
+    "Zero",
+]
 
 
-@dataclass(frozen=True, eq=False)
-class Derivatives:
-    """Derivatives of the last ``n`` steps of a chain at the states of a round; earlier steps are solved.
+class Preconditioner(Options, ABC):
+    """Options that make the linear part of a chain."""
 
-    A step whose derivative is not finite hands no defect on, and a state at which the sweep is not finite gets the
-    defect of its own step alone.
+    scalar: ClassVar[bool] = True
+    """Whether its linear part is one known slope a step."""
+
+    whole: ClassVar[bool] = False
+    """Whether it wants whole Jacobians, where it is made of derivatives."""
+
+    @abstractmethod
+    def linear_part(self, problem: ChainProblem, like: Tensor) -> LinearPart | Band | None:
+        """The linear part of a chain; None where it is made of the derivatives of every round.
+
+        Parameters
+        ----------
+        problem
+            The chain.
+        like
+            A tensor of the dtype and on the device of the defects to come.
+
+        Raises
+        ------
+        TypeError
+            When the chain does not know what the linear part is made of.
+        ValueError
+            When what it knows is of another shape, or not finite.
+        """
+
+
+@dataclass(frozen=True)
+class Zero(Preconditioner):
+    """Jacobi: a defect changes the state it belongs to, and no other."""
+
+    variant = "zero"
+
+    def linear_part(self, problem: ChainProblem, like: Tensor) -> LinearPart:
+        return _constant(0.0, problem, like)
+
+
+@dataclass(frozen=True)
+class Identity(Preconditioner):
+    """Every step passes a change on as it is (ParaDiGMS, Shih et al. 2023)."""
+
+    variant = "identity"
+
+    def linear_part(self, problem: ChainProblem, like: Tensor) -> LinearPart:
+        return _constant(1.0, problem, like)
+
+
+@dataclass(frozen=True)
+class Banded(Preconditioner):
+    """Every step passes a change on as it is, but only so far (after Tang et al. 2024, their order k).
+
+    Order 1 is ``zero``, an order of at least ``N`` is ``identity``.
     """
 
-    steps: Float[Tensor, "B n d"] | Float[Tensor, "B n d d"]
+    variant = "banded"
+    scalar = False
 
-    def sweep(self, defects: Float[Tensor, "B N d"]) -> Float[Tensor, "B N d"]:
-        """``M r``: the change of every state that the defects imply."""
-        solved, own = defects.tensor_split([defects.shape[1] - self.steps.shape[1]], dim=1)
-        swept = linear_recurrence(torch.where(self.steps.isfinite(), self.steps, 0.0), own)
-        sound = swept.isfinite().all(dim=2, keepdim=True)
-        return torch.cat([solved, torch.where(sound, swept, own)], dim=1)
+    order: int = option(ge=1, help="k: how many steps a defect is carried, its own included")
+
+    def linear_part(self, problem: ChainProblem, like: Tensor) -> LinearPart | Band:
+        whole = self.order >= problem.length
+        return _constant(1.0, problem, like) if whole else Band(self.order, problem.length)
 
 
-def linear_part(
-    kind: Preconditioner, length: int, coefficients: Float[Tensor, " N"] | None, like: Tensor
-) -> LinearPart:
-    """The linear part of a chain with one number a step, by name.
+@dataclass(frozen=True)
+class Coefficient(Preconditioner):
+    """The coefficient of its own state in every step, where the chain knows it (Pokle, Geng & Kolter 2022, eq. 9)."""
 
-    Parameters
-    ----------
-    kind
-        Its name: zero, identity or coefficient.
-    length
-        ``N``.
-    coefficients
-        The slope of every step in its own state, where known; wanted for ``"coefficient"``.
-    like
-        A tensor of the dtype and device of the states.
+    variant = "coefficient"
 
-    Raises
-    ------
-    TypeError
-        For ``"coefficient"`` when the chain has no known coefficients.
-    ValueError
-        When the coefficients after the first are not positive and finite, or their product along the chain leaves
-        the range of the dtype.
+    def linear_part(self, problem: ChainProblem, like: Tensor) -> LinearPart:
+        slopes = problem.coefficients()
+        if slopes is None:
+            raise TypeError(
+                "preconditioner='coefficient' wants a chain that knows its coefficients, and this one has none; take "
+                "'identity' or 'zero'"
+            )
+        return _known("coefficients", slopes, problem, like)
+
+
+@dataclass(frozen=True)
+class Gaussian(Preconditioner):
+    """The slope that every step has for data that is one Gaussian, where the chain knows it.
+
+    For such data the steps of a diffusion chain are affine and one sweep solves them; for other data the slope is right
+    while a state is mostly noise. What counts is the variance about the data's own mean.
     """
-    if kind != "coefficient":
-        slope = 1.0 if kind == "identity" else 0.0
-        return LinearPart(kind, torch.full((length,), slope, dtype=torch.float64, device=like.device))
-    if coefficients is None:
-        raise TypeError(
-            "preconditioner='coefficient' wants a chain that knows its coefficients, and this one has none; take "
-            "'identity' or 'zero'"
-        )
-    slopes = coefficients.double().to(like.device)
-    if not bool(((slopes[1:] > 0) & slopes[1:].isfinite()).all()):
-        raise ValueError(f"the chain's coefficients must be positive and finite, got {slopes.tolist()}")
-    part = LinearPart(kind, slopes)
-    range_ = torch.finfo(like.dtype)
-    if bool(((part.scales < range_.tiny**0.5) | (part.scales > range_.max**0.5)).any()):
-        raise ValueError(
-            f"the product of the chain's coefficients runs from {float(part.scales.min()):.1e} to "
-            f"{float(part.scales.max()):.1e}, which {like.dtype} cannot hold; take preconditioner='identity'"
-        )
-    return part
+
+    variant = "gaussian"
+
+    variance: float = option(
+        0.25,
+        gt=0.0,
+        help="of one unknown of the data; default: of images scaled to [-1, 1], as Karras et al. 2022 have it "
+        "(sigma_data = 0.5)",
+    )
+
+    def linear_part(self, problem: ChainProblem, like: Tensor) -> LinearPart:
+        return _known("gaussian_slopes", problem.gaussian_slopes(self.variance), problem, like)
+
+
+@dataclass(frozen=True)
+class Diagonal(Preconditioner):
+    """The diagonals of the Jacobians at the states of the round (quasi-DEER, Gonzalez et al. 2024)."""
+
+    variant = "diagonal"
+    scalar = False
+
+    def linear_part(self, problem: ChainProblem, like: Tensor) -> None:
+        return None
+
+
+@dataclass(frozen=True)
+class Jacobian(Preconditioner):
+    """The Jacobians at the states of the round: Newton's method (DEER, Lim et al. 2024)."""
+
+    variant = "jacobian"
+    scalar = False
+    whole = True
+
+    def linear_part(self, problem: ChainProblem, like: Tensor) -> None:
+        return None
+
+
+AnyPreconditioner = Zero | Identity | Banded | Coefficient | Gaussian | Diagonal | Jacobian
+
+
+def _constant(slope: float, problem: ChainProblem, like: Tensor) -> LinearPart:
+    return LinearPart(torch.full((problem.length,), slope, dtype=torch.float64, device=like.device))
+
+
+def _known(name: str, slopes: Tensor, problem: ChainProblem, like: Tensor) -> LinearPart:
+    """The slopes that a chain knows, if they are numbers to go by."""
+    if slopes.shape != (problem.length,):
+        raise ValueError(f"{name} must return shape ({problem.length},), got {tuple(slopes.shape)}")
+    slopes = slopes.double().to(like.device)
+    if not bool(slopes[1:].isfinite().all()):
+        raise ValueError(f"the chain's {name} must be finite, got {slopes.tolist()}")
+    return LinearPart(slopes)

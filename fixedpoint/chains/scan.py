@@ -17,22 +17,26 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-__all__ = ["linear_recurrence"]
+__all__ = ["linear_recurrence", "running_sums"]
+
+# States from this size on are added up one after the other on a CPU: a sum along the chain strides over memory.
+_LARGE = 1024
 
 
 def linear_recurrence(
-    slopes: Float[Tensor, "B N d"] | Float[Tensor, "B N d d"], inputs: Float[Tensor, "B N d"]
+    slopes: Float[Tensor, "#B N #d"] | Float[Tensor, "B N d d"], inputs: Float[Tensor, "B N d"]
 ) -> Float[Tensor, "B N d"]:
     """``d_i = r_i + A_i d_{i-1}`` for all ``i`` at once, from ``d_{-1} = 0``.
 
-    With diagonal slopes a row has the same bits whatever its batch; with matrices that is up to the matrix product.
-    A product of slopes over a stretch of the chain that leaves the range of the dtype makes what follows Inf or NaN.
+    With diagonals or numbers a row has the same bits whatever its batch; with matrices that is up to the matrix
+    product. A product of slopes over a stretch of the chain that leaves the range of the dtype makes what follows Inf
+    or NaN.
 
     Parameters
     ----------
     slopes
-        ``A``: diagonals, shape ``(B, N, d)``, or matrices, shape ``(B, N, d, d)``. ``A_0`` is never used and may be
-        NaN or Inf.
+        ``A``: diagonals, shape ``(B, N, d)``, or matrices, shape ``(B, N, d, d)``, or one number a step, shape
+        ``(B, N, 1)`` or ``(1, N, 1)``. ``A_0`` is never used and may be NaN or Inf.
     inputs
         ``r``, shape ``(B, N, d)``, of the same dtype.
 
@@ -41,12 +45,25 @@ def linear_recurrence(
     ValueError
         When the shapes do not go together.
     """
-    if slopes.shape not in (inputs.shape, (*inputs.shape, inputs.shape[-1])):
+    rows, length, size = inputs.shape
+    if slopes.shape not in ((rows, length, size), (rows, length, size, size), (rows, length, 1), (1, length, 1)):
         raise ValueError(
-            f"slopes must have shape {tuple(inputs.shape)} or {(*inputs.shape, inputs.shape[-1])} to go with the "
-            f"inputs, got {tuple(slopes.shape)}"
+            f"slopes must have shape {(rows, length, size)}, {(rows, length, size, size)} or {(rows, length, 1)} to go "
+            f"with the inputs, got {tuple(slopes.shape)}"
         )
     return _scanned(slopes, inputs)
+
+
+def running_sums(inputs: Float[Tensor, "B N d"]) -> Float[Tensor, "B N d"]:
+    """``d_i = r_i + d_{i-1}``, in single precision at least; in the memory of the inputs unless gradients flow."""
+    wide = inputs.to(torch.promote_types(inputs.dtype, torch.float32))
+    if torch.is_grad_enabled():
+        return wide.cumsum(dim=1)
+    if inputs.device.type != "cpu" or inputs.shape[2] < _LARGE:
+        return torch.cumsum(wide, dim=1, out=wide)
+    for i in range(1, inputs.shape[1]):
+        wide[:, i] += wide[:, i - 1]
+    return wide
 
 
 def _scanned(slopes: Tensor, inputs: Tensor) -> Tensor:

@@ -15,19 +15,23 @@ secant of the whole state, Anderson's or Broyden's, has one number per pair for 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from fixedpoint.chains.preconditioner import LinearPart
+from fixedpoint.chains.accelerator import Accelerator, Window
+from fixedpoint.chains.linear import LinearPart
 from fixedpoint.core.evaluator import Evaluator
+from fixedpoint.core.loop import Progress
 from fixedpoint.core.options import option
-from fixedpoint.core.point import Evaluated
 from fixedpoint.core.reduce import block_dots, row_dots
-from fixedpoint.core.solver import StepSolver
+from fixedpoint.core.shift import Shift
+from fixedpoint.core.solution import Solution
+from fixedpoint.core.solver import Solver
+from fixedpoint.core.termination import Termination
 
 __all__ = ["BlockSecant", "SecantState"]
 
@@ -39,87 +43,90 @@ _NEW = 0.1
 
 @dataclass(frozen=True)
 class SecantState:
-    """Inputs and values of the steps in the last round; bases ``q`` and ``e`` of every step, the newest first."""
+    """Inputs and values of the steps in the last round; bases ``q`` and ``e`` of every step, the newest first.
 
-    inputs: Float[Tensor, "B n d"] | None
-    values: Float[Tensor, "B n d"] | None
-    linked: Bool[Tensor, " B"]
-    moves: tuple[Float[Tensor, "B n d"], ...] = ()
-    misses: tuple[Float[Tensor, "B n d"], ...] = ()
+    ``linked``: the steps whose last round is known.
+    """
+
+    inputs: Float[Tensor, "B p d"] | None
+    values: Float[Tensor, "B p d"] | None
+    linked: Bool[Tensor, "B p"]
+    moves: tuple[Float[Tensor, "B p d"], ...] = ()
+    misses: tuple[Float[Tensor, "B p d"], ...] = ()
 
 
 @dataclass(frozen=True)
-class BlockSecant(StepSolver[SecantState]):
+class BlockSecant(Solver, Accelerator[SecantState]):
     """For chains: corrects the preconditioner's slope of every step by the last moves of its input and value."""
 
     memory: int = option(1, ge=1, help="m: moves of every step that are remembered")
 
     needs = frozenset({"chain"})
 
-    def begin(self, f: Evaluator, z0: Float[Tensor, "B D"]) -> Evaluated:
-        raise TypeError("block-secant accelerates chains (ChainProblem); take another solver for a plain problem")
+    def solve(
+        self,
+        f: Evaluator,
+        z0: Float[Tensor, "B D"],
+        termination: Termination,
+        on_round: Callable[[Progress], None] | None = None,
+    ) -> Solution:
+        from fixedpoint.chains.chain import ChainProblem
+        from fixedpoint.chains.solver import ChainSolver  # which names this accelerator among its options
 
-    def init(self, f: Evaluator, at: Evaluated) -> SecantState:
-        return SecantState(None, None, linked=torch.zeros_like(at.finite))
+        if not isinstance(f.problem, ChainProblem):
+            raise TypeError("block-secant accelerates chains (ChainProblem); take another solver for a plain problem")
+        return ChainSolver(accelerator=self).solve(f, z0, termination, on_round)
 
-    def step(self, f: Evaluator, at: Evaluated, state: SecantState) -> tuple[Any, SecantState]:
-        raise TypeError("block-secant is stepped by a ChainSolver")
+    def init(self, window: Window) -> SecantState:
+        return SecantState(None, None, torch.zeros_like(window.inputs[..., 0], dtype=torch.bool))
+
+    def propose(self, window: Window, state: SecantState) -> tuple[Float[Tensor, "B p d"], SecantState]:
+        linear = window.linear
+        assert isinstance(linear, LinearPart)  # checked on construction
+        slopes = _slopes(linear, window).to(window.states.dtype)
+        if window.fresh is not None:
+            state = replace(state, linked=state.linked & ~window.fresh)
+        state = self._extended(slopes, window, state)
+        defects = window.defects
+        changes = [defects[:, 0]]
+        bases = torch.stack([*state.moves, *state.misses], dim=2) if state.moves else None
+        for i in range(1, defects.shape[1]):
+            before = changes[-1]
+            change = torch.addcmul(defects[:, i], slopes[:, i], before)
+            if bases is not None:
+                moves, misses = bases[:, i].chunk(2, dim=1)
+                along = row_dots(moves, before).to(before.dtype)
+                for j in range(along.shape[1]):
+                    change = torch.addcmul(change, misses[:, j], along[:, j : j + 1])
+            changes.append(change)
+        return window.states + torch.stack(changes, dim=1), state
 
     def reset(self, state: SecantState, rows: Bool[Tensor, " B"]) -> SecantState:
         column = rows.view(-1, 1, 1)
         moves, misses = (
             tuple(torch.where(column, 0.0, part) for part in parts) for parts in (state.moves, state.misses)
         )
-        return replace(state, linked=state.linked & ~rows, moves=moves, misses=misses)
+        return replace(state, linked=state.linked & ~rows.unsqueeze(1), moves=moves, misses=misses)
 
-    def sweep(
-        self,
-        linear: LinearPart,
-        states: Float[Tensor, "B N d"],
-        values: Float[Tensor, "B N d"],
-        exact: int,
-        state: SecantState,
-    ) -> tuple[Float[Tensor, "B N d"], SecantState]:
-        """The change of every state, and the secants with the last round's moves.
+    def slide(self, state: SecantState, shift: Shift) -> SecantState:
+        if state.inputs is None or state.values is None:
+            return state
+        moves, misses = (tuple(shift.of_blocks(part) for part in parts) for parts in (state.moves, state.misses))
+        inputs, values, linked = (shift.of_blocks(part) for part in (state.inputs, state.values, state.linked))
+        return SecantState(inputs, values, linked, moves, misses)
 
-        Parameters
-        ----------
-        linear
-            The slopes to be corrected.
-        states, values
-            ``x_1 .. x_N`` and ``Phi_0(x_0) .. Phi_{N-1}(x_{N-1})``.
-        exact
-            States from the start of the chain that are final.
-        """
-        state = self._extended(linear, states[:, :-1], values[:, 1:], state)
-        defects = values - states
-        changes = [defects[:, i] for i in range(exact + 1)]
-        bases = torch.stack([*state.moves, *state.misses], dim=2) if state.moves else None
-        slopes = linear.numbers
-        for i in range(exact + 1, defects.shape[1]):
-            before = changes[-1]
-            change = torch.add(defects[:, i], before, alpha=slopes[i])
-            if bases is not None:
-                moves, misses = bases[:, i - 1].chunk(2, dim=1)
-                along = row_dots(moves, before).to(before.dtype)
-                for j in range(along.shape[1]):
-                    change = torch.addcmul(change, misses[:, j], along[:, j : j + 1])
-            changes.append(change)
-        return torch.stack(changes, dim=1), state
-
-    def _extended(
-        self, linear: LinearPart, inputs: Float[Tensor, "B n d"], values: Float[Tensor, "B n d"], state: SecantState
-    ) -> SecantState:
+    def _extended(self, slopes: Float[Tensor, "B p 1"], window: Window, state: SecantState) -> SecantState:
         """With the moves of the last round, orthonormal again, the oldest given up."""
+        inputs, values = window.inputs, window.values
         linked = torch.ones_like(state.linked)
         if state.inputs is None or state.values is None:
             return replace(state, inputs=inputs, values=values, linked=linked)
-        slopes = linear.slopes[1:].to(inputs.dtype).view(1, -1, 1)
         move = inputs - state.inputs
         miss = values - state.values - slopes * move
         floor = _NOISE * torch.finfo(inputs.dtype).eps * _lengths(inputs)
         moves: list[Tensor] = []
         misses: list[Tensor] = []
+        floor = torch.where(state.linked, floor, torch.inf)
         for q, e, least in (
             (move, miss, floor),
             *((q, e, torch.full_like(floor, _NEW)) for q, e in zip(state.moves, state.misses, strict=True)),
@@ -128,11 +135,19 @@ class BlockSecant(StepSolver[SecantState]):
                 along = _dots(other, q).to(q.dtype).unsqueeze(2)
                 q, e = q - along * other, e - along * its
             length = _lengths(q)
-            kept = (length > least) & state.linked.unsqueeze(1) & _lengths(e).isfinite()
+            kept = (length > least) & _lengths(e).isfinite()
             scale = torch.where(kept, 1.0 / torch.where(kept, length, 1.0), 0.0).to(q.dtype).unsqueeze(2)
             moves.append(torch.where(kept.unsqueeze(2), q * scale, 0.0))
             misses.append(torch.where(kept.unsqueeze(2), e * scale, 0.0))
         return SecantState(inputs, values, linked, tuple(moves[: self.memory]), tuple(misses[: self.memory]))
+
+
+def _slopes(linear: LinearPart, window: Window) -> Float[Tensor, "b p 1"]:
+    """``A`` of the window's steps, for all rows or for each."""
+    steps = torch.arange(window.states.shape[1], device=linear.slopes.device)
+    first = torch.zeros_like(steps[:1]) if window.first is None else window.first
+    chosen: Tensor = linear.slopes[(first.unsqueeze(1) + steps).clamp(max=len(linear) - 1)]
+    return chosen.unsqueeze(2)
 
 
 def _dots(left: Float[Tensor, "B n d"], right: Float[Tensor, "B n d"]) -> Float[Tensor, "B n"]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fixedpoint.core.evaluator import Evaluated, Evaluator
 from fixedpoint.core.loop import Progress, solution_at
-from fixedpoint.core.problem import HasSteps
+from fixedpoint.core.reduce import row_norms
 from fixedpoint.core.solution import Solution
 from fixedpoint.core.solver import Solver
 from fixedpoint.core.status import Status
@@ -37,26 +37,31 @@ class Serial(Solver):
         termination: Termination,
         on_round: Callable[[Progress], None] | None = None,
     ) -> Solution:
-        problem = f.problem
-        if not isinstance(problem, HasSteps):
+        from fixedpoint.chains.chain import ChainProblem  # which is loaded with the solvers of chains
+
+        problem: object = f.problem
+        if not isinstance(problem, ChainProblem):
             raise TypeError(f"the serial solver wants a chain, got {type(problem).__name__}")
         x = problem.x0
         sound = torch.ones(len(x), dtype=torch.bool, device=x.device)
-        states = []
-        for i in range(f.layout.blocks):
-            advanced = f.advance(x, i)
+        rows = np.arange(len(x))
+        states: list[Tensor] = []
+        for i in range(problem.length):
+            advanced = f.pairs(problem, x, torch.full_like(problem.rows, i), rows)
             sound = sound & advanced.flatten(1).isfinite().all(dim=1)
             x = torch.where(sound.view(-1, *[1] * (x.ndim - 1)), advanced, x)
-            states.append(x)
+            states = [*states, x] if problem.keep == "all" else [x]
             if on_round is not None:
-                on_round(Progress(round=i + 1, running=len(x), relative_error=float("nan")))
+                on_round(Progress(i + 1, running=len(x), relative_error=float("nan"), latest=x.flatten(1)))
         z = torch.stack(states, dim=1).flatten(1)
-        at = _lost(f.judged(z, z), sound)
+        at = _lost(z, row_norms(x.flatten(1)).unsqueeze(1), sound)
         f.remember(at)
         status = tuple(Status.CONVERGED if good else Status.NONFINITE for good in sound.tolist())
         rounds = np.full(len(x), f.counts.rounds, dtype=np.int64)
         return solution_at(at, status, rounds, f, self)
 
 
-def _lost(at: Evaluated, sound: Tensor) -> Evaluated:
-    return replace(at, error=at.error.masked_fill(~sound.unsqueeze(1), torch.inf), finite=at.finite & sound)
+def _lost(z: Tensor, scale: Tensor, sound: Tensor) -> Evaluated:
+    """Without defects; infinitely far in the rows that are lost."""
+    error = torch.zeros_like(scale).masked_fill(~sound.unsqueeze(1), torch.inf)
+    return Evaluated(z, z, error, scale, sound, residual=torch.zeros_like(z))

@@ -1,22 +1,23 @@
-r"""The chain solver: a preconditioner, an accelerator, and the guard that keeps ``N`` rounds enough.
+r"""The chain solver: preconditioner x accelerator x window x start, in at most ``N + 1`` rounds.
 
 A round at the states ``X``:
 
-    r      = F(X) - X                      all defects, in one batch
+    r      = F(X) - X                      defects, of the steps whose input has moved in one batch
     G(X)   = X + M r                       the preconditioned map; same fixed point, any M
     X^     = accelerator(X, G(X))          Picard: X^ = G(X)
     X_new  = X^, but the first unfinished state takes its plain step, finished ones stay
 
-After round ``k`` the first ``k`` states are exact, whatever the preconditioner and the accelerator do: their
-inputs were exact when their step was taken. They are not evaluated again. (Tang et al. 2024, "Accelerating parallel
-sampling of diffusion models", section 4, for the guard under Anderson.)
+After round ``k`` the first ``k`` states are final, whatever the preconditioner and the accelerator do: their inputs
+were final when their step was taken. They are not evaluated again. (Tang et al. 2024, "Accelerating parallel sampling
+of diffusion models", section 4, for the guard under Anderson.) What is final, what is left alone and how the window
+slides: :mod:`fixedpoint.chains.engine`.
 
 The accelerator ``block-secant`` corrects ``M`` itself, step by step, and so needs no other. A start other than the
 constant one may know some states exactly; the rounds spent on it are among the ``N + 1``.
 
-With the preconditioners ``diagonal`` and ``jacobian``, ``M`` is made anew from the derivatives of the unfinished steps
-at the states of every round: Newton's method on the chain, exact or approximate. Beside the evaluations such a round
-costs one diagonal or Jacobian a step (``counts.products``; by autograd each takes ``d`` backward passes of a step).
+With the preconditioners ``diagonal`` and ``jacobian``, ``M`` is made from the derivatives of the unfinished steps at
+the states of every round: Newton's method on the chain, exact or approximate. Beside the evaluations such a round costs
+one diagonal or Jacobian a step (``counts.products``; by autograd each takes ``d`` backward passes of a step).
 
 A step that returns NaN or Inf at states that are still wrong is no failure: its defect is left out of the sweep,
 and the guard reaches it in time. A row fails only when a step is not finite at its exact input; the sequential
@@ -25,134 +26,149 @@ chain fails there, too.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
+from numpy.typing import NDArray
 from torch import Tensor
 
-from fixedpoint.chains.preconditioner import Derivatives, LinearPart, Preconditioner, linear_part
+from fixedpoint.chains.accelerator import Accelerator, StepAccelerator, slides
+from fixedpoint.chains.coarse import HasExtension
+from fixedpoint.chains.preconditioner import AnyPreconditioner, Identity
 from fixedpoint.chains.secant import BlockSecant
 from fixedpoint.chains.start import ConstantStart, NestedStart, OneJumpStart
-from fixedpoint.core.evaluator import Evaluated, Evaluator
+from fixedpoint.core.evaluator import Evaluator
+from fixedpoint.core.layout import Layout
+from fixedpoint.core.loop import Progress, solution_at
 from fixedpoint.core.options import OptionError, option
-from fixedpoint.core.problem import HasSteps
+from fixedpoint.core.solution import Solution
 from fixedpoint.core.solver import Solver, StepSolver
+from fixedpoint.core.termination import Termination
 from fixedpoint.solvers.anderson import Anderson
 from fixedpoint.solvers.auto import Auto
 from fixedpoint.solvers.picard import Picard
 
-__all__ = ["ChainSolver", "ChainState", "as_chain_solver"]
+if TYPE_CHECKING:
+    from fixedpoint.chains.chain import ChainProblem
+
+__all__ = ["ChainSolver", "as_chain_solver"]
 
 
 @dataclass(frozen=True)
-class ChainState:
-    """``exact`` states from the start of the chain are final; ``inner`` is the accelerator's state.
-
-    ``linear`` is None where it is to be made at the states of the round.
-    """
-
-    exact: int
-    linear: LinearPart | Derivatives | None
-    inner: Any
-
-
-@dataclass(frozen=True)
-class ChainSolver(StepSolver[ChainState]):
+class ChainSolver(Solver):
     """Solves a chain as one joint fixed point, in at most N + 1 rounds (the last one verifies)."""
 
-    preconditioner: Preconditioner = option(
-        "identity",
-        help="linear part of the chain: zero (Jacobi), identity (ParaDiGMS), coefficient (DEQ-DDIM), or from the "
-        "derivatives of the steps: diagonal (quasi-DEER), jacobian (DEER)",
+    preconditioner: AnyPreconditioner = option(
+        factory=Identity,
+        help="linear part of the chain: zero (Jacobi), identity (ParaDiGMS), banded, coefficient (DEQ-DDIM), gaussian, "
+        "or from the derivatives of the steps: diagonal (quasi-DEER), jacobian (DEER)",
     )
-    accelerator: StepSolver[Any] = option(factory=Picard, help="step solver applied to the preconditioned map")
+    accelerator: StepSolver[Any] | BlockSecant = option(
+        factory=Picard, help="step solver applied to the preconditioned map, or block-secant"
+    )
+    window: int | None = option(
+        None, ge=1, help="p: steps held and evaluated at a time, sliding along the chain; default: all of them"
+    )
     start: ConstantStart | OneJumpStart | NestedStart = option(
-        factory=ConstantStart, help="the states before the first round"
+        factory=ConstantStart, help="the states before the first round, and those a window comes to"
+    )
+    slack: float = option(
+        0.1,
+        ge=0.0,
+        lt=1.0,
+        help="share of the tolerance by which a state may be left as it is, its step not evaluated again; 0: none",
     )
 
     needs = frozenset({"chain"})
-    lasting = True
 
     def check(self) -> None:
-        if isinstance(self.accelerator, ChainSolver):
-            raise OptionError(type(self).__name__, "accelerator", "must not be a chain solver itself")
-        if isinstance(self.accelerator, BlockSecant) and self.preconditioner in ("diagonal", "jacobian"):
+        name = type(self).__name__
+        if isinstance(self.accelerator, BlockSecant) and not self.preconditioner.scalar:
             raise OptionError(
-                type(self).__name__,
+                name,
                 "accelerator",
-                f"must not be block-secant with preconditioner {self.preconditioner!r}",
+                f"must not be block-secant with preconditioner {self.preconditioner.variant!r}: it corrects the known "
+                "slopes of the steps, one number each",
             )
+        if self.window is not None and not slides(self.accelerator):
+            kind = type(self.accelerator).__name__
+            raise OptionError(name, "window", f"wants the accelerator anderson, picard or block-secant, not {kind}")
 
     @property
     def known_faults(self) -> Mapping[str, str]:
-        if isinstance(self.start, ConstantStart):
-            return {}
-        faults = {"solved-start": "it makes its own start"}
-        if isinstance(self.start, NestedStart):  # a row whose first steps fail has those of all rows taken again
-            faults["nonfinite-neighbour"] = "rows share the number of states that the start knows"
-        return faults
+        return {} if isinstance(self.start, ConstantStart) else {"solved-start": "it makes its own start"}
 
-    def rounds_bound(self, f: Evaluator) -> int:
-        return f.layout.blocks + 1
-
-    def begin(self, f: Evaluator, z0: Float[Tensor, "B D"]) -> Evaluated:
-        if not isinstance(f.problem, HasSteps):
-            raise TypeError(f"a chain solver wants a chain (ChainProblem), got {type(f.problem).__name__}")
-        if isinstance(self.start, ConstantStart):
-            return _cleaned(f(z0), 0, f.layout.blocks)
+    def solve(
+        self,
+        f: Evaluator,
+        z0: Float[Tensor, "B D"],
+        termination: Termination,
+        on_round: Callable[[Progress], None] | None = None,
+    ) -> Solution:
         from fixedpoint.chains.chain import ChainProblem  # which adapts solvers to itself by this module
+        from fixedpoint.chains.engine import Engine, StepErrors
 
-        chain: object = f.problem
-        if not isinstance(chain, ChainProblem):
-            raise TypeError(f"the start {self.start} wants a ChainProblem, got {type(chain).__name__}")
-        begun = self.start.trajectory(chain, most=f.remaining - 1)
-        f.counts.add(begun.spent)
-        states, own = _blocks(begun.states, chain.length), _blocks(z0, chain.length)
-        finite = states.isfinite().all(dim=2)
-        exact = int(finite[:, : begun.exact].all(dim=0).cumprod(0).sum())  # a step that failed is taken again, and told
-        usable = torch.where(finite.unsqueeze(2), states, own).flatten(1)
-        return _cleaned(f.resume(usable, exact), exact, chain.length)
+        problem: object = f.problem
+        if not isinstance(problem, ChainProblem):
+            raise TypeError(f"a chain solver wants a chain (ChainProblem), got {type(problem).__name__}")
+        f.limit = termination.max_rounds or problem.length + 1
+        f.tracks_best = False
+        width = min(self.window or problem.length, problem.length)
+        layout = Layout.of(
+            problem.x0.unsqueeze(1).expand(-1, width, *problem.x0.shape[1:]), rows="independent", blocks=width
+        )
+        accelerator: Accelerator[Any] = (
+            self.accelerator if isinstance(self.accelerator, BlockSecant) else StepAccelerator(self.accelerator, layout)
+        )
+        linear = self.preconditioner.linear_part(problem, problem.x0)
+        states, exact = self._begun(f, problem, z0, width)
+        engine = Engine(
+            f,
+            problem,
+            states,
+            exact,
+            width=width,
+            slack=self.slack,
+            accelerator=accelerator,
+            linear=linear,
+            whole=self.preconditioner.whole,
+            extended=isinstance(self.start, OneJumpStart) and isinstance(problem.chain, HasExtension),
+        )
+        answer, status, rounds = engine.run(termination, f.limit, on_round)
+        errors = StepErrors(tuple(engine.step_errors), tuple(engine.offsets), problem.length)
+        return solution_at(answer, status, rounds, f, self, {"step_errors": errors})
 
-    def init(self, f: Evaluator, at: Evaluated) -> ChainState:
-        exact, length = f.first, f.layout.blocks
-        linear = self._linear(f, at, exact)
-        return ChainState(exact=exact, linear=linear, inner=self.accelerator.init(f, _swept(at, linear, length)))
-
-    def step(
-        self, f: Evaluator, at: Evaluated, state: ChainState
-    ) -> tuple[Float[Tensor, "B D"] | Evaluated, ChainState]:
-        length = f.layout.blocks
-        linear = self._linear(f, at, state.exact) if state.linear is None else state.linear
-        proposal: Tensor | Evaluated
-        if isinstance(self.accelerator, BlockSecant):
-            assert isinstance(linear, LinearPart)  # checked on construction
-            states, values = _blocks(at.z, length), _blocks(at.fz, length)
-            change, inner = self.accelerator.sweep(linear, states, values, state.exact, state.inner)
-            proposal = at.z + change.flatten(1)
+    def _begun(
+        self, f: Evaluator, problem: ChainProblem, z0: Float[Tensor, "B D"], width: int
+    ) -> tuple[Float[Tensor, "B n d"], NDArray[np.int64]]:
+        """The states to start from, and how many of every row are those of the chain."""
+        own: Tensor = z0.unflatten(1, (f.layout.blocks, -1))
+        if isinstance(self.start, ConstantStart):
+            return own, np.zeros(len(z0), dtype=np.int64)
+        if isinstance(self.start, OneJumpStart) and width < problem.length and isinstance(problem.chain, HasExtension):
+            states, known = self._jumped(f, problem, width)
         else:
-            proposal, inner = self.accelerator.step(f, _swept(at, linear, length), state.inner)
-        if isinstance(proposal, Evaluated):
-            raise TypeError(
-                f"{type(self.accelerator).__name__} evaluates within its step and cannot accelerate a chain"
-            )
-        sound = _blocks(proposal, length).isfinite().all(dim=2).all(dim=1)
-        guarded = _guarded(torch.where(sound.unsqueeze(1), proposal, at.fz), at, state.exact, length)
-        inner = self.accelerator.reset(inner, ~sound)
-        following = ChainState(state.exact + 1, linear if isinstance(linear, LinearPart) else None, inner)
-        return _cleaned(f.resume(guarded, following.exact), following.exact, length), following
+            begun = self.start.trajectory(problem, most=f.remaining - 1)
+            f.counts.add(begun.spent)
+            states, known = begun.states.unflatten(1, (problem.length, -1)), begun.exact
+        finite = states.isfinite().all(dim=2)
+        exact = finite[:, :known].cumprod(dim=1).sum(dim=1)  # a step that failed is taken again, and told
+        x0 = problem.x0.flatten(1).unsqueeze(1)
+        return torch.where(finite.unsqueeze(2), states, x0), exact.cpu().numpy()
 
-    def reset(self, state: ChainState, rows: Bool[Tensor, " B"]) -> ChainState:
-        return replace(state, inner=self.accelerator.reset(state.inner, rows))
-
-    def _linear(self, f: Evaluator, at: Evaluated, exact: int) -> LinearPart | Derivatives:
-        if self.preconditioner in ("diagonal", "jacobian"):
-            with torch.no_grad():
-                return Derivatives(f.derivatives(at.z.detach(), exact, whole=self.preconditioner == "jacobian"))
-        assert isinstance(f.problem, HasSteps)  # checked at the start
-        return linear_part(self.preconditioner, f.layout.blocks, f.problem.coefficients(), at.z)
+    def _jumped(self, f: Evaluator, problem: ChainProblem, width: int) -> tuple[Float[Tensor, "B p d"], int]:
+        """The window's states as jumps from the start, by the first step alone: no more is held."""
+        x0, rows = problem.x0, torch.arange(len(problem.x0), device=problem.x0.device)
+        if f.remaining < 2:
+            return x0.flatten(1).unsqueeze(1).expand(-1, width, -1), 0
+        value = f.pairs(problem, x0, torch.zeros_like(rows), np.arange(len(x0)))
+        row, target = rows.repeat_interleave(width), torch.arange(1, width + 1, device=x0.device).repeat(len(x0))
+        states = problem.extend(x0[row], value[row], torch.zeros_like(row), target, row).view(len(x0), width, -1)
+        return torch.cat([value.flatten(1).unsqueeze(1), states[:, 1:]], dim=1), 1
 
 
 def as_chain_solver(solver: Solver) -> Solver:
@@ -163,43 +179,12 @@ def as_chain_solver(solver: Solver) -> Solver:
     TypeError
         When it owns its loop, so that the guard cannot be kept.
     """
-    if "chain" in solver.needs and not isinstance(solver, BlockSecant):
+    if isinstance(solver, BlockSecant):
+        return ChainSolver(accelerator=solver)
+    if "chain" in solver.needs:
         return solver
     if isinstance(solver, Auto):
         return ChainSolver(accelerator=Anderson(memory=2))
     if not isinstance(solver, StepSolver):
         raise TypeError(f"a chain wants a step solver, and {type(solver).__name__} owns its loop")
     return ChainSolver(accelerator=solver)
-
-
-def _blocks(state: Float[Tensor, "B D"], length: int) -> Float[Tensor, "B N d"]:
-    blocks: Tensor = state.unflatten(1, (length, -1))
-    return blocks
-
-
-def _swept(at: Evaluated, linear: LinearPart | Derivatives, length: int) -> Evaluated:
-    """The point with the preconditioned map's value in place of the chain's."""
-    change = linear.sweep(_blocks(at.residual, length)).flatten(1)
-    return replace(at, fz=at.z + change, residual=change)
-
-
-def _guarded(proposal: Tensor, at: Evaluated, exact: int, length: int) -> Tensor:
-    """Exact states as they are, the next one by its plain step, the rest as proposed."""
-    blocks, current, stepped = (_blocks(state, length) for state in (proposal, at.z, at.fz))
-    return torch.cat([current[:, :exact], stepped[:, exact : exact + 1], blocks[:, exact + 1 :]], dim=1).flatten(1)
-
-
-def _cleaned(at: Evaluated, exact: int, length: int) -> Evaluated:
-    """Without the defects of steps that are not finite; the row's error is infinite while there are any.
-
-    A state so large that it has no finite norm is nothing to compare an error with.
-    """
-    if exact >= length:
-        return at
-    bad = ~_blocks(at.fz, length).isfinite().all(dim=2)
-    mask = bad.unsqueeze(2)
-    fz = torch.where(mask, _blocks(at.z, length), _blocks(at.fz, length)).flatten(1)
-    residual = torch.where(mask, 0.0, _blocks(at.residual, length)).flatten(1)
-    error = at.error.masked_fill(bad.any(dim=1, keepdim=True), torch.inf)
-    scale = torch.where(at.scale.isfinite(), at.scale, 0.0)
-    return replace(at, fz=fz, residual=residual, error=error, scale=scale, finite=~bad[:, exact])

@@ -136,9 +136,10 @@ def _advanced(problem: ChainProblem, states: Float[Tensor, "B D"], steps: range)
     """The states with those that these steps lead to in their places."""
     blocks = states.unflatten(1, (problem.length, -1))
     x = problem.x0 if steps.start == 0 else blocks[:, steps.start - 1].reshape(problem.x0.shape)
+    row = torch.arange(len(x), device=x.device)
     reached = []
     for step in steps:
-        x = problem.advance(x, step)
+        x = problem.pairs(x, torch.full_like(problem.rows, step), row)
         reached.append(x.flatten(1))
     if not reached:
         return states

@@ -6,7 +6,7 @@ import functools
 import math
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -26,7 +26,6 @@ from fixedpoint.core.problem import (
     HasMeasure,
     HasPairs,
     HasProduct,
-    HasSteps,
     HasTake,
     Measure,
     Problem,
@@ -93,10 +92,9 @@ class _Live:
 class Evaluator:
     """Evaluates a problem, counting, judging and remembering the best point of every row.
 
-    ``tracks_best`` may be set to False by a loop whose answer is the latest point, not the best. ``first`` is the block
-    from which the last evaluation was made. ``wanted`` names what a gradient estimator wants of the solver beyond the
-    answer: with ``"inverse"`` the solution carries an estimate of the inverse Jacobian, with ``"decisions"`` the loop
-    keeps its own in ``decisions``.
+    ``tracks_best`` may be set to False by a loop whose answer is the latest point, not the best. ``wanted`` names what
+    a gradient estimator wants of the solver beyond the answer: with ``"inverse"`` the solution carries an estimate of
+    the inverse Jacobian, with ``"decisions"`` the loop keeps its own in ``decisions``.
 
     Parameters
     ----------
@@ -123,7 +121,6 @@ class Evaluator:
         none = np.zeros(rows, dtype=np.int64)
         self.counts = Counts(rounds=0, calls=0, evaluations=none, computed=0, products=none.copy())
         self.limit = sys.maxsize
-        self.first = 0
         self._differs = self.layout.namespace != "torch"
         self.errors: list[Tensor] = []
         self.relative: list[Tensor] = []
@@ -139,26 +136,14 @@ class Evaluator:
 
     def __call__(self, z: Float[Tensor, "B D"]) -> Evaluated:
         """Evaluate the running rows at ``z``; finished rows get ``fz = z``. Costs one round."""
-        return self._evaluate(z, first=0)
-
-    def resume(self, z: Float[Tensor, "B D"], first: int) -> Evaluated:
-        """Evaluate the blocks from ``first`` on; earlier blocks count as solved (``fz = z`` there).
-
-        Raises
-        ------
-        TypeError
-            When the problem is not made of steps.
-        """
-        if not isinstance(self.problem, HasSteps):
-            raise TypeError(f"{type(self.problem).__name__} cannot be evaluated from a block on; it is not a chain")
-        return self._evaluate(z, first)
+        return self._evaluate(z)
 
     def value(self, z: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
         """``f(z)`` at every row as autograd is to record it: counted, but neither judged nor remembered."""
         self.counts.rounds += 1
-        self.counts.evaluations += _cost(self.problem, self.layout.rows, 0).evaluations
+        self.counts.evaluations += _cost(self.problem, self.layout.rows).evaluations
         with self._noted():
-            return self._micro_batches(self.problem, z, 0)
+            return self._micro_batches(self.problem, z)
 
     def product(self, at: Evaluated, v: Float[Tensor, "B D"], exact: bool | None = None) -> Float[Tensor, "B D"]:
         """``J v``, the Jacobian of ``f`` at a point times a vector, of the running rows; costs one round.
@@ -186,67 +171,50 @@ class Evaluator:
             else:
                 self.counts.products[self._live.host] += 1
                 return found
-        self.counts.evaluations[self._live.host] += _cost(self.problem, self.layout.rows, 0).evaluations
+        self.counts.evaluations[self._live.host] += _cost(self.problem, self.layout.rows).evaluations
         reach = row_norms(at.z)
         length = row_norms(v)
         reach = torch.where(reach > 0, reach, torch.where(row_norms(at.fz) > 0, row_norms(at.fz), 1.0))
         size = math.sqrt(torch.finfo(v.dtype).eps) * reach / torch.where(length > 0, length, 1.0)
         wide = size.to(torch.promote_types(v.dtype, torch.float32)).unsqueeze(1)
         with self._noted():
-            moved = self._values((at.z + wide * v).to(v.dtype), 0)
+            moved = self._values((at.z + wide * v).to(v.dtype))
         return torch.where(self._live.mask.unsqueeze(1), ((moved - at.fz) / wide).to(v.dtype), 0.0)
 
-    def advance(self, x: Float[Tensor, "B *event"], step: int) -> Float[Tensor, "B *event"]:
-        """Take one step of a chain at every row: one round of one evaluation per row."""
-        if not isinstance(self.problem, HasSteps):
-            raise TypeError(f"{type(self.problem).__name__} cannot be advanced step by step; it is not a chain")
-        self.counts.rounds += 1
-        self.counts.calls += _cost(self.problem, x.shape[0], self.layout.blocks - 1).calls
-        self.counts.computed += x.shape[0]
-        self.counts.evaluations += 1
-        with self._noted():
-            return self.problem.advance(x, step)
-
-    def derivatives(
-        self, z: Float[Tensor, "B D"], first: int, whole: bool
-    ) -> Float[Tensor, "B n d"] | Float[Tensor, "B n d d"]:
-        """Derivatives of the steps of a chain from block ``first`` on at the running rows, zero elsewhere.
-
-        Costs no round, since it need not wait for the evaluation at ``z``; counted in ``counts.products``, step by
-        step.
-        """
-        problem, live = self.problem, self._live
-        if not isinstance(problem, HasDerivatives):
-            raise TypeError(f"{type(problem).__name__} does not know the derivatives of its steps")
-        self.counts.products[live.host] += _cost(problem, self.layout.rows, first).evaluations
-        index = torch.arange(self.layout.rows, device=z.device) if live.index is None else live.index
-        found: Tensor | None = None
-        for rows in index.split(self.max_batch or len(index)):
-            part = problem.take(rows) if isinstance(problem, HasTake) else problem
-            assert isinstance(part, HasDerivatives)  # rows of a chain are chains
-            cost = _cost(part, len(rows), first)
-            self.counts.calls += cost.calls
-            self.counts.computed += cost.evaluations * len(rows)
-            with self._noted():
-                values = part.derivatives(z[rows], first, whole)
-            found = values.new_zeros(len(z), *values.shape[1:]) if found is None else found
-            found.index_copy_(0, rows, values)
-        assert found is not None  # some row is running
-        return found
-
     def pairs(
-        self, chain: HasPairs, x: Float[Tensor, "P *event"], index: Int[Tensor, " P"], row: Int[Tensor, " P"]
+        self,
+        chain: HasPairs,
+        x: Float[Tensor, "P *event"],
+        index: Int[Tensor, " P"],
+        row: NDArray[np.int64],
+        *,
+        same_round: bool = False,
     ) -> Float[Tensor, "P *event"]:
         """Take steps of a chain, this problem or one made of it, at any pairs of a state and a step: one round.
 
-        ``row`` is each pair's row of this solve, whose evaluation it counts as.
+        ``row`` is each pair's row of this solve, on the host: the evaluation counts as that row's. Pairs of more than
+        ``max_batch`` rows are taken in several parts; they must come row by row then. With ``same_round`` they belong
+        to the round of the pairs before: they need not have waited.
         """
-        self.counts.rounds += 1
-        self.counts.calls += chain.calls(len(x))
-        self.counts.computed += len(x)
-        self.counts.evaluations += torch.bincount(row, minlength=self.layout.rows).cpu().numpy()
-        with self._noted():
-            return chain.pairs(x, index, row)
+        self.counts.rounds += not same_round
+        self.counts.evaluations += np.bincount(row, minlength=self.layout.rows)
+        return torch.cat([self._taken(chain.pairs, chain, *part) for part in self._parts(x, index, row)])
+
+    def derivatives(
+        self,
+        chain: HasDerivatives,
+        x: Float[Tensor, "P *event"],
+        index: Int[Tensor, " P"],
+        row: NDArray[np.int64],
+        whole: bool,
+    ) -> Float[Tensor, "P d"] | Float[Tensor, "P d d"]:
+        """Derivatives of the steps of a chain at any pairs of a state and a step; see :meth:`pairs`.
+
+        Costs no round, since it need not wait for the evaluation there; counted in ``counts.products``, step by step.
+        """
+        self.counts.products += np.bincount(row, minlength=self.layout.rows)
+        derive = functools.partial(chain.derivatives, whole=whole)
+        return torch.cat([self._taken(derive, chain, *part) for part in self._parts(x, index, row)])
 
     @property
     def remaining(self) -> int:
@@ -344,18 +312,34 @@ class Evaluator:
         """The point where every row ended, or its best, in memory of its own."""
         return self._best.own
 
-    def _evaluate(self, z: Tensor, first: int) -> Evaluated:
+    def _parts(self, x: Tensor, index: Tensor, row: NDArray[np.int64]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """The pairs, of at most ``max_batch`` rows at a time."""
+        rows = torch.from_numpy(row).to(x.device)
+        size = self.max_batch or self.layout.rows
+        for first in range(0, self.layout.rows, size):
+            part = slice(*np.searchsorted(row, [first, first + size])) if size < self.layout.rows else slice(None)
+            if len(row[part]) or not len(row):
+                yield x[part], index[part], rows[part]
+
+    def _taken(
+        self, take: Callable[..., Tensor], chain: HasPairs | HasDerivatives, x: Tensor, index: Tensor, row: Tensor
+    ) -> Tensor:
+        self.counts.calls += chain.calls(len(x))
+        self.counts.computed += len(x)
+        with self._noted():
+            return take(x, index, row)
+
+    def _evaluate(self, z: Tensor) -> Evaluated:
         wanted = (self.layout.rows, self.layout.size)
         if z.shape != wanted or z.dtype != self.layout.dtype:
             raise ValueError(
                 f"a solver must propose points of shape {wanted}, {self.layout.dtype}, got {tuple(z.shape)}, {z.dtype}"
             )
-        evaluations = _cost(self.problem, self.layout.rows, first).evaluations
-        self.first = first
-        self.counts.rounds += evaluations > 0  # a chain solved to its end has nothing left to evaluate
+        evaluations = _cost(self.problem, self.layout.rows).evaluations
+        self.counts.rounds += 1
         self.counts.evaluations[self._live.host] += evaluations
         with self._noted():
-            fz = self._values(z, first)
+            fz = self._values(z)
         at = self.judged(z, fz)
         self.remember(at)
         return at
@@ -403,26 +387,26 @@ class Evaluator:
         tangent: Tensor = torch.func.jvp(problem, (z.detach(),), (v.detach(),))[1]
         return tangent
 
-    def _values(self, z: Tensor, first: int) -> Tensor:
+    def _values(self, z: Tensor) -> Tensor:
         live = self._live
         if live.index is None:
-            return self._micro_batches(self.problem, z, first)
+            return self._micro_batches(self.problem, z)
         if live.problem is None:
-            return torch.where(live.mask.unsqueeze(1), self._micro_batches(self.problem, z, first), z)
-        return z.index_copy(0, live.index, self._micro_batches(live.problem, z[live.index], first))
+            return torch.where(live.mask.unsqueeze(1), self._micro_batches(self.problem, z), z)
+        return z.index_copy(0, live.index, self._micro_batches(live.problem, z[live.index]))
 
-    def _micro_batches(self, problem: Problem, z: Tensor, first: int) -> Tensor:
+    def _micro_batches(self, problem: Problem, z: Tensor) -> Tensor:
         if self.max_batch is None or z.shape[0] <= self.max_batch:
-            return self._call(problem, z, first)
+            return self._call(problem, z)
         assert isinstance(problem, HasTake)  # checked on construction
         rows = torch.arange(z.shape[0], device=z.device).split(self.max_batch)
-        return torch.cat([self._call(problem.take(part), z[part], first) for part in rows])
+        return torch.cat([self._call(problem.take(part), z[part]) for part in rows])
 
-    def _call(self, problem: Problem, z: Tensor, first: int) -> Tensor:
-        cost = _cost(problem, z.shape[0], first)
+    def _call(self, problem: Problem, z: Tensor) -> Tensor:
+        cost = _cost(problem, z.shape[0])
         self.counts.calls += cost.calls
         self.counts.computed += cost.evaluations * z.shape[0]
-        fz = problem.resume(z, first) if first and isinstance(problem, HasSteps) else problem(z)
+        fz = problem(z)
         if fz.shape != z.shape or fz.dtype != z.dtype or fz.device != z.device:
             raise ValueError(
                 f"f must return shape {tuple(z.shape)}, {z.dtype} on {z.device}, "
@@ -451,5 +435,5 @@ def _prepare_forward_mode() -> None:
         torch.func.jvp(torch.sin, (torch.zeros(1),), (torch.zeros(1),))
 
 
-def _cost(problem: Problem, rows: int, first: int) -> Cost:
-    return problem.cost(rows, first) if isinstance(problem, HasCost) else Cost(calls=1, evaluations=1)
+def _cost(problem: Problem, rows: int) -> Cost:
+    return problem.cost(rows) if isinstance(problem, HasCost) else Cost(calls=1, evaluations=1)

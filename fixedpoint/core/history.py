@@ -8,6 +8,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from fixedpoint.core.shift import Shift
+
 __all__ = ["History"]
 
 
@@ -127,6 +129,16 @@ class History:
         mask = self.mask.clone()
         mask[:, slot] = torch.where(rows, aside[-1], mask[:, slot])
         return replace(self, mask=mask)
+
+    def slid(self, shift: Shift) -> History:
+        """With all columns shifted by blocks, one after the other."""
+        if torch.is_grad_enabled():
+            moved = [torch.stack([shift.of_state(column) for column in group.unbind(1)], 1) for group in self.storage]
+            return replace(self, storage=tuple(moved))
+        for group in self.storage:
+            for slot in range(self.start, self.memory):
+                shift.of_state(group[:, slot])
+        return self
 
     def forget(self, rows: Bool[Tensor, " B"]) -> History:
         """Without the columns of ``rows``."""

@@ -26,11 +26,25 @@ __all__ = ["Progress", "iterate", "solution_at"]
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a solve stands after a round: for progress displays and hooks."""
+    """Where a solve stands after a round: for progress displays and hooks.
+
+    Attributes
+    ----------
+    round
+        Rounds so far.
+    running
+        Rows that are.
+    relative_error
+        The largest of any row; NaN where a solver has none to tell.
+    latest
+        ``f`` at the point the round evaluated, shape ``(B, D)``; of a chain, what its last step makes of the state
+        before, shape ``(B, d)``: the image as it forms. Its memory is used again; None where a solver has none.
+    """
 
     round: int
     running: int
     relative_error: float
+    latest: Float[Tensor, "B n"] | None = None
 
 
 def iterate(
@@ -77,7 +91,7 @@ def iterate(
         if "decisions" in f.wanted:
             f.decisions.append(Decision(kept, running, host[1].astype(np.bool_) & running))
         if on_round is not None:
-            on_round(Progress(f.counts.rounds, int(running.sum()), _worst(f)))
+            on_round(Progress(f.counts.rounds, int(running.sum()), _worst(f), latest=at.fz))
         if not running.any():
             break
         f.narrow(running)

@@ -133,7 +133,10 @@ _REFUSED = object()
 
 
 def _convert(value: Any, expected: Any) -> Any:
-    """``value`` if it is of the ``expected`` type (an int becomes a float, a list a tuple), else ``_REFUSED``."""
+    """``value`` if it is of the ``expected`` type, else ``_REFUSED``.
+
+    An int becomes a float, a list a tuple, and the name of options without required ones these options.
+    """
     origin = typing.get_origin(expected)
     if expected is Any:
         return value
@@ -156,9 +159,20 @@ def _convert(value: Any, expected: Any) -> Any:
         return value if isinstance(value, float) else float(value)
     if expected is int:
         return value if isinstance(value, int) and not isinstance(value, bool) else _REFUSED
+    if isinstance(value, str) and _by_name(expected) == value:
+        return expected()
     if isinstance(origin or expected, type):
         return value if isinstance(value, origin or expected) else _REFUSED
     return value
+
+
+def _by_name(expected: Any) -> str | None:
+    """The name that stands for an options class with its defaults; None for what has none, or wants options."""
+    if not (isinstance(expected, type) and issubclass(expected, Options) and expected.variant):
+        return None
+    fields = [field for field in dataclasses.fields(expected) if field.init]  # type: ignore[arg-type]
+    unset = dataclasses.MISSING
+    return expected.variant if all((f.default, f.default_factory) != (unset, unset) for f in fields) else None
 
 
 def _describe(expected: Any) -> str:
@@ -172,5 +186,7 @@ def _describe(expected: Any) -> str:
     if origin is tuple:
         (member,) = set(typing.get_args(expected)) - {Ellipsis}
         return f"a list of {_describe(member)}"
+    if _by_name(expected):
+        return repr(_by_name(expected))
     plain = {int: "an integer", float: "a number", bool: "true or false", str: "a string"}
     return plain.get(expected, getattr(expected, "__name__", str(expected)))

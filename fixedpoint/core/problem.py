@@ -25,7 +25,6 @@ __all__ = [
     "HasMeasure",
     "HasPairs",
     "HasProduct",
-    "HasSteps",
     "HasTake",
     "Measure",
     "Problem",
@@ -86,40 +85,7 @@ class HasProduct(Protocol):
 class HasCost(Protocol):
     """A problem one of whose evaluations is many calls or evaluations of the user's function."""
 
-    def cost(self, rows: int, first: int = 0) -> Cost: ...
-
-
-@runtime_checkable
-class HasSteps(Protocol):
-    """A chain: a problem of ``N`` blocks, each of which follows from the block before it.
-
-    ``x0`` is the given start ``(B, *event)`` of the first step.
-    """
-
-    x0: Tensor
-
-    def resume(self, z: Float[Tensor, "B D"], first: int) -> Float[Tensor, "B D"]:
-        """``f(z)`` from block ``first`` on; earlier blocks are solved, and given as they are in ``z``."""
-        ...
-
-    def advance(self, x: Float[Tensor, "B *event"], step: int) -> Float[Tensor, "B *event"]:
-        """One step at every row."""
-        ...
-
-    def coefficients(self) -> Float[Tensor, " N"] | None:
-        """The slope of every step in its own state, float64; None where they are not known."""
-        ...
-
-
-@runtime_checkable
-class HasDerivatives(Protocol):
-    """A chain that can be asked for the derivatives of its steps."""
-
-    def derivatives(
-        self, z: Float[Tensor, "B D"], first: int, whole: bool
-    ) -> Float[Tensor, "B n d"] | Float[Tensor, "B n d d"]:
-        """Jacobians of the steps from block ``first`` on at the blocks before them: diagonals, or the whole."""
-        ...
+    def cost(self, rows: int) -> Cost: ...
 
 
 @runtime_checkable
@@ -130,6 +96,21 @@ class HasPairs(Protocol):
         self, x: Float[Tensor, "P *event"], index: Int[Tensor, " P"], row: Int[Tensor, " P"]
     ) -> Float[Tensor, "P *event"]:
         """``Phi_index(x)``, each pair of the row ``0 .. B-1`` it names."""
+        ...
+
+    def calls(self, pairs: int) -> int:
+        """In how many calls of the user's function so many pairs are taken."""
+        ...
+
+
+@runtime_checkable
+class HasDerivatives(Protocol):
+    """A chain that can be asked for the derivatives of its steps."""
+
+    def derivatives(
+        self, x: Float[Tensor, "P *event"], index: Int[Tensor, " P"], row: Int[Tensor, " P"], whole: bool
+    ) -> Float[Tensor, "P d"] | Float[Tensor, "P d d"]:
+        """Jacobians of the steps at any pairs of a state and a step: diagonals, or the whole."""
         ...
 
     def calls(self, pairs: int) -> int:

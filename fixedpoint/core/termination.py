@@ -87,10 +87,15 @@ class Judge:
         status = status.masked_fill(lost, Status.NONFINITE).masked_fill(self.within(at), Status.CONVERGED)
         return status, ~at.finite & ~lost
 
+    def tolerance(self, at: Evaluated, scale: Float[Tensor, "B n"] | None = None) -> Float[Tensor, "B m"]:
+        """The error that is small enough; ``scale`` in place of the point's own where it is relative to the state."""
+        own = at.scale if scale is None else scale
+        start = self._first if self.termination.relative_to == "start" else None
+        return self.termination.atol + self.termination.rtol * (own if start is None else start)
+
     def within(self, at: Evaluated) -> Bool[Tensor, " B"]:
         """Whether all blocks of a row are within the tolerance."""
-        scale = at.scale if self._first is None or self.termination.relative_to == "state" else self._first
-        return at.finite & (at.error <= self.termination.atol + self.termination.rtol * scale).all(dim=1)
+        return at.finite & (at.error <= self.tolerance(at)).all(dim=1)
 
     def _stalled(self, at: Evaluated) -> Bool[Tensor, " B"]:
         assert self._waited is not None

@@ -29,7 +29,8 @@ def recorded(f: Map, value: Float[Tensor, "B D"]) -> tuple[Float[Tensor, "B D"],
 
 def severed(z: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
     """``z`` for autograd to record operations on, which no cotangent leaves."""
-    cut: Tensor = _Severed.apply(z.detach().requires_grad_())  # type: ignore[no-untyped-call]  # torch leaves it untyped
+    with torch.enable_grad():
+        cut: Tensor = _Severed.apply(z.detach().requires_grad_())  # type: ignore[no-untyped-call]  # as torch leaves it
     return cut
 
 

@@ -38,8 +38,8 @@ from fixedpoint.core.evaluator import Evaluated, Evaluator
 from fixedpoint.core.history import History
 from fixedpoint.core.inverse import InverseEstimate, LowRankInverse
 from fixedpoint.core.options import option
-from fixedpoint.core.problem import HasSteps
-from fixedpoint.core.reduce import add_combination, block_dots, row_dots
+from fixedpoint.core.reduce import add_combination, block_dots, row_dots, row_norms
+from fixedpoint.core.shift import Shift
 from fixedpoint.core.solver import StepSolver
 from fixedpoint.solvers.least_squares import solve_gram
 from fixedpoint.solvers.relaxation import Distance, by_gain
@@ -54,11 +54,11 @@ _GOOD = 1e-3
 
 @dataclass(frozen=True)
 class AndersonState:
-    """Columns ``(dF, dR)``, the Gram matrix of ``dR`` by blocks, the previous point, the residual expected next."""
+    """Columns ``(dF, dR)``, the Gram matrix of ``dR`` by blocks, the last value and residual, the residual expected."""
 
     history: History
     gram: Float[Tensor, "B blocks m m"]
-    previous: Evaluated | None
+    previous: tuple[Float[Tensor, "B D"], Float[Tensor, "B D"]] | None
     linked: Bool[Tensor, " B"]
     growth: Growth
     expected: Float[Tensor, " B"]
@@ -131,6 +131,31 @@ class Anderson(StepSolver[AndersonState]):
             expected=torch.where(rows, torch.inf, state.expected),
         )
 
+    def slide(self, f: Evaluator, state: AndersonState, shift: Shift) -> AndersonState:
+        """Move all columns along with the blocks of the state."""
+        history, previous, distance = state.history.slid(shift), state.previous, state.distance
+        if previous is not None:
+            previous = shift.of_state(previous[0]), shift.of_state(previous[1])
+        if distance.rest is not None:
+            distance = replace(distance, rest=shift.of_state(distance.rest))
+        if state.gram.shape[1] == shift.blocks:
+            gram = shift.of_blocks(state.gram)
+        else:  # sums over all blocks, some of which are gone
+            gram = state.gram.clone()
+            changes = history.columns[1]
+            for j in range(changes.shape[1]):
+                gram[:, 0, history.start :, history.start + j] = row_dots(changes, changes[:, j])
+        return replace(state, history=history, gram=gram, previous=previous, distance=distance)
+
+    def renew(self, state: AndersonState, at: Evaluated, blocks: Bool[Tensor, "B blocks"]) -> AndersonState:
+        """Take it that nothing is known of these blocks before ``at``: what changed in them is zero."""
+        if state.previous is None:
+            return state
+        fz, residual = (
+            _renewed(new, old, blocks) for new, old in zip((at.fz, at.residual), state.previous, strict=True)
+        )
+        return replace(state, previous=(fz, residual))
+
     def step(
         self, f: Evaluator, at: Evaluated, state: AndersonState
     ) -> tuple[Float[Tensor, "B D"] | Evaluated, AndersonState]:
@@ -149,13 +174,14 @@ class Anderson(StepSolver[AndersonState]):
             rest = parts.combination(at.residual, changes_r, gamma)
             beta, state = self._beta(at, rest, expected / torch.where(size > 0, size, 1.0), state)
             proposal = torch.addcmul(proposal, rest, (beta - 1.0).to(rest.dtype).unsqueeze(1))
-        return proposal, replace(state, previous=at, linked=torch.ones_like(state.linked), expected=expected)
+        linked = torch.ones_like(state.linked)
+        return proposal, replace(state, previous=(at.fz, at.residual), linked=linked, expected=expected)
 
     def inverse(self, state: AndersonState) -> InverseEstimate:
         r"""``H = -I + dF (dR^T dR)^{-1} dR^T``, with which the step is ``-H r``; it has ``H dR = dZ``."""
         history = state.history
         gram = state.gram[:, 0, history.start :, history.start :]
-        size = torch.zeros_like(state.expected) if state.previous is None else state.previous.value_norm
+        size = torch.zeros_like(state.expected) if state.previous is None else row_norms(state.previous[0])
         noise = torch.finfo(history.storage[0].dtype).eps * size
 
         def small(products: Float[Tensor, "B m"]) -> Float[Tensor, "B m"]:
@@ -177,7 +203,7 @@ class Anderson(StepSolver[AndersonState]):
         return beta, replace(state, distance=replace(distance, beta=beta, rest=rest))
 
     def _parts(self, f: Evaluator) -> Parts:
-        chain = isinstance(f.problem, HasSteps)
+        chain = f.layout.blocks > 1
         if self.mixing == "triangular" or (self.mixing == "auto" and chain):
             return Parts(blocks=f.layout.blocks, running=True)
         if self.mixing == "block":
@@ -232,7 +258,7 @@ def _extended(
         return state
     aside = () if ended is None else state.history.set_aside()
     history = state.history.push_differences(
-        (at.fz, state.previous.fz), (at.residual, state.previous.residual), valid=state.linked
+        (at.fz, state.previous[0]), (at.residual, state.previous[1]), valid=state.linked
     )
     changes_r = history.columns[1]
     products = parts.dots(changes_r, changes_r[:, history.newest])
@@ -244,6 +270,17 @@ def _extended(
         history = history.put_back(ended, aside)
         gram = torch.where(ended[:, None, None, None], state.gram, gram)
     return replace(state, history=history, gram=gram)
+
+
+def _renewed(
+    new: Float[Tensor, "B D"], old: Float[Tensor, "B D"], blocks: Bool[Tensor, "B blocks"]
+) -> Float[Tensor, "B D"]:
+    """The old one with the new one's blocks, in its memory unless gradients flow."""
+    count = blocks.shape[1]
+    one, other = new.unflatten(1, (count, -1)), old.unflatten(1, (count, -1))
+    out = None if torch.is_grad_enabled() else other
+    chosen: Tensor = torch.where(blocks.unsqueeze(2), one, other, out=out)
+    return chosen.flatten(1)
 
 
 def _squares(at: Evaluated, parts: Parts) -> tuple[Float[Tensor, "B parts 1"], Float[Tensor, "B parts 1"]]:

@@ -13,11 +13,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from fixedpoint.core.evaluator import Evaluated, Evaluator
 from fixedpoint.core.options import option
+from fixedpoint.core.shift import Shift
 from fixedpoint.core.solver import StepSolver
 
 __all__ = ["Picard"]
@@ -31,6 +32,12 @@ class Picard(StepSolver[None]):
 
     def init(self, f: Evaluator, at: Evaluated) -> None:
         return None
+
+    def slide(self, f: Evaluator, state: None, shift: Shift) -> None:
+        """Nothing is kept that could be moved."""
+
+    def renew(self, state: None, at: Evaluated, blocks: Bool[Tensor, "B blocks"]) -> None:
+        """Nothing is kept of the point before."""
 
     def step(self, f: Evaluator, at: Evaluated, state: None) -> tuple[Float[Tensor, "B D"] | Evaluated, None]:
         if self.relaxation == 1.0:

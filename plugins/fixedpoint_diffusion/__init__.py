@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fixedpoint_diffusion.ddim import DDIMChain as DDIMChain
-    from fixedpoint_diffusion.ddim import ddim_problem as ddim_problem
     from fixedpoint_diffusion.denoiser import Denoiser as Denoiser
     from fixedpoint_diffusion.denoiser import as_denoiser as as_denoiser
     from fixedpoint_diffusion.mixture import GaussianMixture as GaussianMixture
     from fixedpoint_diffusion.network import NetworkDenoiser as NetworkDenoiser
     from fixedpoint_diffusion.noise import draw_noise as draw_noise
     from fixedpoint_diffusion.noise import row_seeds as row_seeds
+    from fixedpoint_diffusion.problem import ddim_problem as ddim_problem
     from fixedpoint_diffusion.schedule import DDIMSchedule as DDIMSchedule
 
 _EXPORTS = {
@@ -27,7 +27,7 @@ _EXPORTS = {
     "GaussianMixture": "fixedpoint_diffusion.mixture",
     "NetworkDenoiser": "fixedpoint_diffusion.network",
     "as_denoiser": "fixedpoint_diffusion.denoiser",
-    "ddim_problem": "fixedpoint_diffusion.ddim",
+    "ddim_problem": "fixedpoint_diffusion.problem",
     "draw_noise": "fixedpoint_diffusion.noise",
     "row_seeds": "fixedpoint_diffusion.noise",
 }

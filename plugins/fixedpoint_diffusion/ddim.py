@@ -20,13 +20,16 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from fixedpoint.chains.chain import Chain, ChainProblem
+from fixedpoint.chains.chain import Chain
 from fixedpoint.chains.coarse import check_kept
+from fixedpoint_diffusion.clipping import clipped
 from fixedpoint_diffusion.denoiser import Denoiser, as_denoiser
+from fixedpoint_diffusion.extension import Extension
 from fixedpoint_diffusion.jumps import Steps
 from fixedpoint_diffusion.schedule import DDIMSchedule
+from fixedpoint_diffusion.tables import coefficient_tables
 
-__all__ = ["DDIMChain", "ddim_problem"]
+__all__ = ["DDIMChain"]
 
 
 class DDIMChain(Chain):
@@ -85,10 +88,17 @@ class DDIMChain(Chain):
         timesteps = torch.from_numpy(schedule.timesteps(num_inference_steps).copy())
         self.steps = Steps.ddim(timesteps, signal, later, eta)
         self._tables: dict[tuple[torch.device, torch.dtype], dict[str, Tensor]] = {}
+        self._extensions: dict[torch.device, Extension] = {}
 
     def coefficients(self) -> Float[Tensor, " N"]:
         """``sqrt(ab' / ab)``: the coefficient of ``x`` in the epsilon form of each step, float64."""
         return self.steps.image / self.steps.signal.sqrt()
+
+    def gaussian_slopes(self, variance: float) -> Float[Tensor, " N"]:
+        """The slope of each step where the data is one Gaussian, float64; clipping is left out of account."""
+        if not variance > 0:
+            raise ValueError(f"variance must be positive, got {variance}")
+        return self.steps.gaussian_slopes(variance)
 
     def coarse(self, kept: Int[Tensor, " n"]) -> DDIMChain:
         """Fewer, longer steps between some of the states, each with the noise of the steps it stands for.
@@ -108,7 +118,8 @@ class DDIMChain(Chain):
         """
         kept = check_kept(kept, self.length)
         chain = copy.copy(self)
-        chain.length, chain.steps, chain._tables = len(kept), self.steps.jumps(kept), {}
+        chain.length, chain.steps = len(kept), self.steps.jumps(kept)
+        chain._tables, chain._extensions = {}, {}
         if self.noise is not None:
             chain.noise = self.steps.arriving(self.noise, kept)[:, kept - 1]
         return chain
@@ -122,6 +133,51 @@ class DDIMChain(Chain):
         if self.noise is not None:
             states = states + self.steps.arriving(self.noise[row].to(x0), torch.tensor([self.length]))
         return states
+
+    def extend(
+        self,
+        x: Float[Tensor, "P *event"],
+        value: Float[Tensor, "P *event"],
+        index: Int[Tensor, " P"],
+        target: Int[Tensor, " P"],
+        row: Int[Tensor, " P"],
+    ) -> Float[Tensor, "P *event"]:
+        """State ``target`` as the one jump from state ``index``, whose step made ``value`` of it.
+
+        The clean image and the noise are those that the step has effectively used: the pair of which both ``x`` and
+        ``value`` are mixed (see ``fixedpoint_diffusion.extension``). For a prediction that is used as it is, or with
+        ``use_clipped_model_output``, they are the model's, and the jump is that of :meth:`jumps` and :meth:`coarse`.
+        Where the clean image is clipped and the noise is not, ``x`` is no mixture of these two, and the jump is another
+        one.
+
+        The pair follows from the difference between two neighbouring states, so that longer jumps multiply the
+        roundings of the states. In float32 at N = 1000, relative to the state jumped to from the start: at most 1e-3 at
+        state 100, 1e-2 at state 500, and 0.1 at the image, of which little is left in the start; in float64 a
+        hundred-millionth of that.
+
+        Parameters
+        ----------
+        x, value
+            States and what their steps made of them; of one shape and dtype.
+        index
+            Of each pair's step, 0 to ``N - 1``.
+        target
+            Number of the state jumped to, ``index + 1`` to ``N``; not checked.
+        row
+            Which row of the noise each pair has.
+
+        Raises
+        ------
+        ValueError
+            For a ``value`` of another shape or dtype than ``x``.
+        """
+        if value.shape != x.shape or value.dtype != x.dtype:
+            raise ValueError(
+                f"value must have shape {tuple(x.shape)}, {x.dtype} like x, got {tuple(value.shape)}, {value.dtype}"
+            )
+        if x.device not in self._extensions:
+            self._extensions[x.device] = Extension.of(self.steps, self.noise, x.device)
+        return self._extensions[x.device](x, value, index, target, row)
 
     def interpolate(
         self,
@@ -199,20 +255,10 @@ class DDIMChain(Chain):
     def _clipped(self, x: Tensor, prediction: Tensor, at: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         image = at["image_x"] * x + at["image_out"] * prediction
         noise = at["noise_x"] * x + at["noise_out"] * prediction
-        if self.schedule.thresholding:
-            image = self._thresholded(image)
-        else:
-            image = image.clamp(-self.schedule.clip_sample_range, self.schedule.clip_sample_range)
+        image = clipped(image, self.schedule)
         if self.use_clipped_model_output:
             noise = (x - at["root_signal"] * image) / at["root_noise"]
         return image, noise
-
-    def _thresholded(self, image: Tensor) -> Tensor:
-        """Dynamic thresholding (Saharia et al. 2022, section 2.3): clip to a quantile and divide by it."""
-        wide = image.flatten(1).to(torch.promote_types(image.dtype, torch.float32))
-        bound = torch.quantile(wide.abs(), self.schedule.dynamic_thresholding_ratio, dim=1, keepdim=True)
-        bound = bound.clamp(min=1.0, max=self.schedule.sample_max_value)
-        return (torch.minimum(torch.maximum(wide, -bound), bound) / bound).reshape(image.shape).to(image.dtype)
 
     def _at(self, x: Tensor, index: Tensor) -> dict[str, Tensor]:
         return {name: _column(values[index], x) for name, values in self._table(x).items() if name != "timestep"}
@@ -221,80 +267,10 @@ class DDIMChain(Chain):
         """Coefficients of every step, computed in float64 and rounded once to the state's dtype."""
         key = (x.device, x.dtype)
         if key not in self._tables:
-            table = {name: values.to(x.device, x.dtype) for name, values in self._coefficients().items()}
+            tables = coefficient_tables(self.steps, self.schedule.prediction_type)
+            table = {name: values.to(x.device, x.dtype) for name, values in tables.items()}
             self._tables[key] = {**table, "timestep": self.steps.timestep.to(x.device)}
         return self._tables[key]
-
-    def _coefficients(self) -> dict[str, Tensor]:
-        steps = self.steps
-        a, s = steps.signal.sqrt(), (1 - steps.signal).sqrt()
-        one, zero = torch.ones_like(a), torch.zeros_like(a)
-        kind = self.schedule.prediction_type
-        if kind == "epsilon":
-            image_x, image_out, noise_x, noise_out = 1 / a, -s / a, zero, one
-        elif kind == "sample":
-            image_x, image_out, noise_x, noise_out = zero, one, 1 / s, -a / s
-        else:
-            image_x, image_out, noise_x, noise_out = a, -s, s, a
-        return {
-            "keep": steps.image * image_x + steps.direction * noise_x,
-            "gain": steps.image * image_out + steps.direction * noise_out,
-            "sigma": steps.sigma,
-            "image_x": image_x,
-            "image_out": image_out,
-            "noise_x": noise_x,
-            "noise_out": noise_out,
-            "root_signal": a,
-            "root_noise": s,
-            "image": steps.image,
-            "direction": steps.direction,
-        }
-
-
-def ddim_problem(
-    denoiser: Denoiser | torch.nn.Module | Callable[[Tensor, Tensor], Any],
-    schedule: DDIMSchedule | Any,
-    x_T: Float[Tensor, "B *event"],
-    *,
-    num_inference_steps: int = 50,
-    eta: float = 0.0,
-    noise: Float[Tensor, "B N *event"] | None = None,
-    max_batch: int | None = None,
-) -> ChainProblem:
-    """The joint fixed point of a DDIM chain.
-
-    Parameters
-    ----------
-    denoiser
-        A function ``g(x, timestep)``, your ``diffusers`` network, or a :class:`Denoiser` (for conditioning and
-        guidance :class:`~fixedpoint_diffusion.network.NetworkDenoiser`).
-    schedule
-        A :class:`DDIMSchedule`, or your ``diffusers`` DDIMScheduler.
-    x_T
-        Starting noise, shape ``(B, *event)``.
-    num_inference_steps, eta, noise
-        As for :class:`DDIMChain`.
-    max_batch
-        Evaluate the denoiser at most at this many states at once; default: what is quickest on the device of ``x_T``
-        (networks on a CPU: 16).
-
-    Returns
-    -------
-    ChainProblem
-        For ``fixedpoint.solve``; ``solution.z[:, -1]`` are the images.
-    """
-    if not isinstance(schedule, DDIMSchedule):
-        schedule = DDIMSchedule.from_scheduler(schedule)
-    if noise is not None and (noise.shape[0] != x_T.shape[0] or noise.shape[2:] != x_T.shape[1:]):
-        raise ValueError(
-            f"noise must have shape ({x_T.shape[0]}, {num_inference_steps}, *{tuple(x_T.shape[1:])}) to go with x_T, "
-            f"got {tuple(noise.shape)}"
-        )
-    chain = DDIMChain(denoiser, schedule, num_inference_steps, eta=eta, noise=noise)
-    rows = chain.denoiser.rows
-    if rows is not None and rows < x_T.shape[0]:
-        raise ValueError(f"the denoiser is conditioned for {rows} rows, x_T has {x_T.shape[0]}")
-    return ChainProblem(chain, x_T, max_batch=max_batch or chain.denoiser.quick_batch(x_T.device))
 
 
 def _column(values: Tensor, x: Tensor) -> Tensor:

@@ -73,7 +73,7 @@ class Steps:
         """``e`` at every state: the noise added since the last state that was kept, as it has arrived there."""
         restart = set(kept.tolist())
         arrived: list[Tensor] = []
-        for i, (decay, sigma) in enumerate(zip(self._decay.tolist(), self.sigma.tolist(), strict=True)):
+        for i, (decay, sigma) in enumerate(zip(self.decay.tolist(), self.sigma.tolist(), strict=True)):
             fresh = sigma * noise[:, i]
             arrived.append(fresh if i == 0 or i in restart else fresh + decay * arrived[-1])
         return torch.stack(arrived, dim=1)
@@ -96,15 +96,25 @@ class Steps:
             start = end
         return first, last
 
+    def gaussian_slopes(self, variance: float) -> Float[Tensor, " N"]:
+        """The slope of every step where the data is one Gaussian of this variance, float64.
+
+        With ``D = ab v + 1 - ab`` the clean image and the noise expected of a state have the slopes ``sqrt(ab) v / D``
+        and ``sqrt(1 - ab) / D`` in it, whichever of them, or of their combinations, a model predicts.
+        """
+        spread = self.signal * variance + 1 - self.signal
+        image, noise = self.signal.sqrt() * variance / spread, (1 - self.signal).sqrt() / spread
+        return self.image * image + self.direction * noise
+
     @property
-    def _decay(self) -> Float[Tensor, " N"]:
+    def decay(self) -> Float[Tensor, " N"]:
         """``r``: what is left after a step of a deviation before it."""
         return self.direction / (1 - self.signal).sqrt()
 
     def _carried(self, start: int, end: int) -> Float[Tensor, "2 k"]:
         """Image and direction at the states ``start + 1 .. end``, from state ``start``."""
         image, direction, decay, own = (
-            values[start:end].tolist() for values in (self.image, self.direction, self._decay, self.signal.sqrt())
+            values[start:end].tolist() for values in (self.image, self.direction, self.decay, self.signal.sqrt())
         )
         carried = [(image[0], direction[0])]
         for i in range(1, end - start):

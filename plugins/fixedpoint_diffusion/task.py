@@ -16,9 +16,9 @@ from fixedpoint.core.problem import Problem
 from fixedpoint.core.solution import Solution
 from fixedpoint.core.termination import Termination
 from fixedpoint.tasks.task import Context, Images, Judgement, SolveTask
-from fixedpoint_diffusion.ddim import ddim_problem
 from fixedpoint_diffusion.models import DiffusersModel, FashionMNISTModel, MixtureModel, Model, ShapesModel
 from fixedpoint_diffusion.noise import draw_noise, row_seeds
+from fixedpoint_diffusion.problem import ddim_problem
 from fixedpoint_diffusion.schedule import DDIMSchedule
 
 __all__ = ["DDIMSampling"]

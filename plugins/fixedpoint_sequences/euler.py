@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -58,6 +59,43 @@ class EulerChain(Chain):
         if velocity.shape != x.shape:
             raise ValueError(f"a field must return shape {tuple(x.shape)}, got {tuple(velocity.shape)}")
         return x + lengths * velocity
+
+    def extend(
+        self,
+        x: Float[Tensor, "P *event"],
+        value: Float[Tensor, "P *event"],
+        index: Int[Tensor, " P"],
+        target: Int[Tensor, " P"],
+        row: Int[Tensor, " P"],
+    ) -> Float[Tensor, "P *event"]:
+        """State ``target`` as one Euler step from state ``index``: with the velocity that made ``value`` of it.
+
+        A step of no length has none: then it is ``value``.
+
+        Parameters
+        ----------
+        x, value
+            States and what their steps made of them; of one shape and dtype.
+        index
+            Of each pair's step, 0 to ``N - 1``.
+        target
+            Number of the state jumped to, ``index + 1`` to ``N``; not checked.
+        row
+            Not used.
+
+        Raises
+        ------
+        ValueError
+            For a ``value`` of another shape or dtype than ``x``.
+        """
+        if value.shape != x.shape or value.dtype != x.dtype:
+            raise ValueError(
+                f"value must have shape {tuple(x.shape)}, {x.dtype} like x, got {tuple(value.shape)}, {value.dtype}"
+            )
+        times = self.times.to(x.device)
+        length, reach = times.diff()[index], times[target] - times[index]
+        share = torch.where(length == 0, 1.0, reach / torch.where(length == 0, 1.0, length))
+        return x + share.to(x).view(-1, *[1] * (x.ndim - 1)) * (value - x)
 
     def slopes(
         self, x: Float[Tensor, "P *event"], index: Int[Tensor, " P"], row: Int[Tensor, " P"]

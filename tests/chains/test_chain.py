@@ -10,13 +10,10 @@ from hypothesis import strategies as st
 
 import fixedpoint
 from fixedpoint.chains.chain import Chain, ChainProblem
-from fixedpoint.chains.preconditioner import linear_part
-from fixedpoint.core.evaluator import Evaluator
 from fixedpoint.core.status import Status
 
 PRECONDITIONERS = ("zero", "identity", "coefficient")
 COEFFICIENT = {"name": "chain", "preconditioner": "coefficient"}
-DOUBLE = torch.zeros((), dtype=torch.float64)
 
 
 class TanhChain(Chain):
@@ -63,14 +60,10 @@ def serial(problem: ChainProblem) -> torch.Tensor:
 def test_after_k_rounds_the_first_k_states_are_exact(preconditioner: str) -> None:
     problem = ChainProblem(TanhChain(12, 5, seed=0), start(3, 5))
     exact = serial(problem)
-    solver = fixedpoint.ChainSolver(preconditioner=preconditioner)
-    with torch.no_grad():
-        f = Evaluator(problem)
-        at = solver.begin(f, problem.initial())
-        state = solver.init(f, at)
-        for k in range(1, 13):
-            at, state = solver.step(f, at, state)
-            assert torch.equal(at.z.unflatten(1, (12, 5))[:, :k], exact[:, :k])
+    solver = fixedpoint.ChainSolver(preconditioner=preconditioner, slack=0.0)
+    for k in range(1, 13):  # judged in round k + 1 are the states that k rounds made
+        solution = fixedpoint.solve(problem, solver=solver, rtol=0.0, max_rounds=k + 1)
+        assert torch.equal(solution.z[:, :k], exact[:, :k])
 
 
 @pytest.mark.parametrize("preconditioner", PRECONDITIONERS)
@@ -118,7 +111,7 @@ def test_the_serial_solver_takes_n_rounds_of_one_evaluation() -> None:
 def test_what_is_counted_is_what_was_evaluated(max_batch: int | None) -> None:
     chain = TanhChain(20, 4, seed=5)
     problem = ChainProblem(chain, start(3, 4), max_batch=max_batch)
-    solution = fixedpoint.solve(problem, solver="picard", rtol=1e-6)
+    solution = fixedpoint.solve(problem, solver=fixedpoint.ChainSolver(slack=0.0), rtol=1e-6)
     assert solution.counts.calls == chain.calls
     assert solution.counts.computed == chain.pairs == solution.evaluations.sum()
     # A solved step is not evaluated again: round k evaluates N - k + 1 steps of every running row.
@@ -154,8 +147,8 @@ def test_a_broken_row_leaves_the_others_alone(fault: float, solver: str) -> None
         assert sound.rounds[row] == beside.rounds[row]
     assert beside.z.isfinite().all()
     assert np.isinf(beside.relative_error[2])
-    # It is exact up to the step that fails.
-    assert torch.allclose(beside.z[2, :9], serial(ChainProblem(TanhChain(20, 6, seed=6), x0))[2, :9], rtol=1e-12)
+    # Up to the step that fails it is the chain's own.
+    assert torch.allclose(beside.z[2, :9], serial(ChainProblem(TanhChain(20, 6, seed=6), x0))[2, :9], rtol=1e-5)
 
 
 def test_overflow_at_states_that_are_still_wrong_is_no_failure() -> None:
@@ -192,23 +185,6 @@ def test_states_about_to_overflow_are_not_within_a_tolerance_of_their_own_size(s
     assert torch.equal(solution.z, serial(problem))
 
 
-@pytest.mark.parametrize("preconditioner", PRECONDITIONERS)
-def test_the_sweep_is_its_lower_triangular_matrix(preconditioner: str) -> None:
-    chain = TanhChain(9, 4, seed=7)
-    part = linear_part(preconditioner, 9, chain.coefficients(), DOUBLE)
-    defects = torch.randn(2, 9, 4, generator=torch.Generator().manual_seed(8), dtype=torch.float64)
-    assert torch.equal(part.matrix, part.matrix.tril())
-    assert torch.allclose(part.sweep(defects), part.matrix @ defects, rtol=1e-13, atol=1e-13)
-
-
-@pytest.mark.parametrize("preconditioner", PRECONDITIONERS)
-def test_the_matrix_solves_the_chain_of_its_slopes(preconditioner: str) -> None:
-    """``M`` is the inverse of the bidiagonal Jacobian ``I - shift(A)``."""
-    part = linear_part(preconditioner, 9, TanhChain(9, 4, seed=7).coefficients(), DOUBLE)
-    bidiagonal = torch.eye(9, dtype=torch.float64) - torch.diag(part.slopes[1:], -1)
-    assert torch.allclose(part.matrix @ bidiagonal, torch.eye(9, dtype=torch.float64), atol=1e-13)
-
-
 def test_affine_chain_with_its_own_coefficients_needs_one_sweep() -> None:
     class Affine(Chain):
         length = 30
@@ -228,16 +204,10 @@ def test_affine_chain_with_its_own_coefficients_needs_one_sweep() -> None:
 def test_the_error_is_what_is_still_to_come_at_the_last_state() -> None:
     problem = ChainProblem(TanhChain(60, 6, seed=9, gain=0.05), start(3, 6))
     exact = serial(problem)[:, -1]
-    f = Evaluator(problem)
-    solver = fixedpoint.ChainSolver()
-    with torch.no_grad():
-        at = solver.begin(f, problem.initial())
-        state = solver.init(f, at)
-        for _ in range(6):
-            true = (at.z.unflatten(1, (60, 6))[:, -1] - exact).norm(dim=1)
-            ratio = at.error[:, 0] / true
-            assert ((ratio > 0.1) & (ratio < 10)).all()
-            at, state = solver.step(f, at, state)
+    for rounds in range(1, 7):
+        solution = fixedpoint.solve(problem, solver=fixedpoint.ChainSolver(slack=0.0), rtol=0.0, max_rounds=rounds)
+        ratio = solution.error[:, 0] / (solution.z[:, -1] - exact).norm(dim=1)
+        assert ((ratio > 0.1) & (ratio < 10)).all()
 
 
 def test_rows_taken_keep_their_conditioning() -> None:
@@ -263,13 +233,6 @@ class NoCoefficients(Chain):
         return x / 2
 
 
-class Steep(NoCoefficients):
-    length = 40
-
-    def coefficients(self) -> torch.Tensor:
-        return torch.full((40,), 1e-2, dtype=torch.float64)
-
-
 class OtherShape(NoCoefficients):
     def step(self, x: torch.Tensor, index: torch.Tensor, row: torch.Tensor) -> torch.Tensor:
         return x[:, :1]
@@ -288,14 +251,13 @@ class OtherShape(NoCoefficients):
             ),
             "take 'identity' or 'zero'",
         ),
-        (
-            lambda: fixedpoint.solve(ChainProblem(Steep(), torch.ones(2, 3)), solver=COEFFICIENT),
-            "which torch.float32 cannot hold; take preconditioner='identity'",
-        ),
         (lambda: fixedpoint.solve(ChainProblem(OtherShape(), torch.ones(2, 3))), "a step must return shape"),
         (lambda: fixedpoint.solve(lambda z: z / 2, torch.ones(2, 3), solver="chain"), "wants a chain"),
         (lambda: fixedpoint.solve(lambda z: z / 2, torch.ones(2, 3), solver="serial"), "wants a chain"),
-        (lambda: fixedpoint.ChainSolver(preconditioner="diag"), "preconditioner must be one of"),
+        (
+            lambda: fixedpoint.ChainSolver(preconditioner="diag"),
+            "preconditioner must be 'zero' or 'identity' or Banded or",
+        ),
     ],
 )
 def test_bad_input_is_a_sentence(act: object, sentence: str) -> None:
@@ -316,11 +278,10 @@ def test_a_step_that_raises_says_in_which_round() -> None:
 def test_termination_is_judged_on_the_chain_whatever_the_preconditioner() -> None:
     """The same point has the same error under every preconditioner."""
     problem = ChainProblem(TanhChain(12, 5, seed=0), start(3, 5))
-    with torch.no_grad():
-        f = Evaluator(problem)
-        errors = [
-            fixedpoint.ChainSolver(preconditioner=kind).begin(f, problem.initial()).error for kind in PRECONDITIONERS
-        ]
+    errors = [
+        fixedpoint.solve(problem, solver=fixedpoint.ChainSolver(preconditioner=kind), max_rounds=1).error
+        for kind in PRECONDITIONERS
+    ]
     assert torch.equal(errors[0], errors[1])
     assert torch.equal(errors[0], errors[2])
 
@@ -331,17 +292,12 @@ def test_jacobi_rounds_carry_one_step_a_round(length: int, rounds: int, seed: in
     rounds = min(rounds, length)
     chain = TanhChain(length, 3, seed)
     problem = ChainProblem(chain, torch.randn(2, 3, generator=torch.Generator().manual_seed(seed), dtype=torch.float64))
-    solver = fixedpoint.ChainSolver(preconditioner="zero")
-    f = Evaluator(problem)
-    at = solver.begin(f, problem.initial())
-    state = solver.init(f, at)
-    for _ in range(rounds - 1):
-        proposal, state = solver.step(f, at, state)
-        at = proposal
-    x = problem.x0
+    solver = fixedpoint.ChainSolver(preconditioner="zero", slack=0.0)
+    solution = fixedpoint.solve(problem, solver=solver, rtol=0.0, max_rounds=rounds)
+    x, row = problem.x0, torch.arange(2)
     for step in range(length - rounds, length):
-        x = problem.advance(x, step)
-    torch.testing.assert_close(at.fz.unflatten(1, (length, -1))[:, -1], x, rtol=1e-13, atol=1e-13)
+        x = problem.pairs(x, torch.full_like(row, step), row)
+    torch.testing.assert_close(solution.fz[:, -1], x, rtol=1e-13, atol=1e-13)
 
 
 def test_a_step_that_raises_says_which_step_of_which_row() -> None:

@@ -31,7 +31,8 @@ def loop(slopes: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:
 )
 def test_equals_the_loop(rows: int, length: int, d: int, size: float, seed: int) -> None:
     inputs = draw(seed, rows, length, d)
-    for slopes in (draw(seed + 1, rows, length, d, size=size), draw(seed + 1, rows, length, d, d, size=size)):
+    shapes = ((rows, length, d), (rows, length, d, d), (rows, length, 1), (1, length, 1))
+    for slopes in (draw(seed + 1, *shape, size=size) for shape in shapes):
         wanted = loop(slopes, inputs)
         scale = loop(slopes.abs(), inputs.abs()).amax()
         assert (linear_recurrence(slopes, inputs) - wanted).abs().amax() <= 1e-13 * scale

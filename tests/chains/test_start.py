@@ -92,7 +92,7 @@ def test_a_one_jump_start_costs_one_round_of_one_evaluation() -> None:
     assert isinstance(problem, ChainProblem)
     z0, spent, exact = OneJumpStart().trajectory(problem)
     assert exact == 1
-    first = problem.advance(problem.x0, 0).flatten(1)
+    first = problem.pairs(problem.x0, torch.zeros_like(problem.rows), problem.rows).flatten(1)
     torch.testing.assert_close(z0.unflatten(1, (20, -1))[:, 0], first, rtol=1e-5, atol=1e-6)
     assert (spent.rounds, spent.calls, spent.computed) == (1, 2, 3)
     assert spent.evaluations.tolist() == [1, 1, 1]

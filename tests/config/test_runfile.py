@@ -31,7 +31,7 @@ def test_defaults_are_filled_in(tmp_path: Path) -> None:
     assert config.executor.config == {"name": "in-process"}
     assert config.threads is None
     chain = config.solvers[0].config
-    assert chain["preconditioner"] == "identity"
+    assert chain["preconditioner"] == {"name": "identity"}
     assert chain["accelerator"]["memory"] == 3
     assert chain["accelerator"]["relaxation"] == 1.0
     assert config.tasks[0].config["slope"] == {"name": "Slope", "value": 0.5}
@@ -62,13 +62,15 @@ def test_an_anchor_may_be_set_anew(tmp_path: Path) -> None:
 
 def test_labels_say_what_sets_a_solver_apart(tmp_path: Path) -> None:
     solvers = (
-        "[picard, {name: chain, preconditioner: zero}, {name: chain, accelerator: {name: anderson, memory: 3}},"
+        "[picard, {name: chain, preconditioner: {name: banded, order: 5}}, {name: chain, preconditioner: zero},"
+        " {name: chain, accelerator: {name: anderson, memory: 3}},"
         " {name: anderson, memory: 2}, {name: broyden, label: B}]"
     )
     config = loaded(tmp_path, f"tasks: [toy, {{name: toy, rows: 5}}]\nsolvers: {solvers}\n")
     labels = [choice.label for choice in config.solvers]
     assert labels == [
         "picard",
+        "chain (banded order=5, picard)",
         "chain (zero, picard)",
         "chain (identity, anderson memory=3)",
         "anderson (memory=2)",

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import pytest
 import torch
-from ddim_cases import Case, cases
+from ddim_cases import Case, cases, fixed_image_chains, with_fixed_image
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fixedpoint
 from fixedpoint.chains.chain import ChainProblem
 from fixedpoint.chains.coarse import HasCoarse, HasJumps, evenly_kept
-from fixedpoint_diffusion import DDIMChain, DDIMSchedule, draw_noise
+from fixedpoint_diffusion import DDIMChain, DDIMSchedule
 
-PREDICTIONS = ("epsilon", "sample", "v_prediction")
-SPACINGS = ("leading", "trailing", "linspace")
-ETAS = st.sampled_from([0.0, 0.3, 1.0])
 EXACT = {"rtol": 1e-9, "atol": 1e-9}
 
 
@@ -28,37 +25,6 @@ def serial(problem: ChainProblem) -> torch.Tensor:
 def kept_states(draw: st.DrawFn, length: int) -> torch.Tensor:
     inner = draw(st.sets(st.integers(1, max(length - 1, 1)), max_size=length - 1)) if length > 1 else set()
     return torch.tensor(sorted(inner | {length}))
-
-
-def with_fixed_image(schedule: DDIMSchedule, length: int, eta: float, seed: int) -> tuple[DDIMChain, torch.Tensor]:
-    """A chain whose model predicts the same clean image at every state, and its start."""
-    image = torch.linspace(-0.9, 0.9, 5, dtype=torch.float64)
-    table = schedule.alphas_cumprod
-
-    def denoiser(x: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
-        a, s = table[timestep].sqrt().unsqueeze(1), (1 - table[timestep]).sqrt().unsqueeze(1)
-        noise = (x - a * image) / s
-        return {
-            "epsilon": noise,
-            "sample": image.expand_as(x),
-            "v_prediction": a * noise - s * image,
-        }[schedule.prediction_type]
-
-    x_T, noise = draw_noise([seed, seed + 1], (5,), length, dtype=torch.float64)
-    return DDIMChain(denoiser, schedule, length, eta=eta, noise=noise if eta > 0 else None), x_T
-
-
-@st.composite
-def fixed_image_chains(draw: st.DrawFn) -> tuple[DDIMChain, torch.Tensor]:
-    prediction = draw(st.sampled_from(PREDICTIONS))
-    schedule = DDIMSchedule(
-        prediction_type=prediction,
-        timestep_spacing=draw(st.sampled_from(SPACINGS)),
-        set_alpha_to_one=draw(st.booleans()),
-        rescale_betas_zero_snr=prediction != "epsilon" and draw(st.booleans()),
-        clip_sample=draw(st.booleans()),
-    )
-    return with_fixed_image(schedule, draw(st.integers(1, 60)), draw(ETAS), draw(st.integers(0, 10**6)))
 
 
 @given(data=st.data(), made=fixed_image_chains())

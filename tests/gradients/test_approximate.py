@@ -212,13 +212,23 @@ def test_checkpointed_takes_the_way_back_from_a_point_that_is_not_finite() -> No
     assert torch.allclose(*found, rtol=1e-10)
 
 
-def test_checkpointed_chains_are_unrolled_chains() -> None:
+def test_checkpointed_ends_where_the_solve_ended_though_another_point_was_better() -> None:
+    # The error of z + a (1 + z / 100) grows, its size relative to z falls: the first point has the smallest error.
     found = []
-    for gradient in ("unrolled", fp.CheckpointedUnrolled(every=3)):
-        x0 = cotangent((4, 3), seed=2).requires_grad_()
-        solution = fp.solve(fp.ChainProblem(wave_chain(), x0), solver="chain", rtol=1e-4, gradient=gradient)
-        found.append(torch.autograd.grad(solution.z[:, -1].sum(), x0)[0])
-    assert torch.allclose(*found, rtol=1e-10)
+    for gradient in ("unrolled", fp.CheckpointedUnrolled(every=4)):
+        a = torch.tensor(0.1, dtype=torch.float64, requires_grad=True)
+        start = torch.zeros(1, 1, dtype=torch.float64)
+        solution = fp.solve(lambda z, a=a: z + a * (1 + z / 100), start, solver="picard", rtol=0.1, gradient=gradient)
+        assert solution.converged.all()
+        found.append(torch.autograd.grad(solution.z.sum(), a)[0])
+    assert float(found[0]) > 5
+    assert torch.allclose(*found, rtol=1e-12)
+
+
+def test_a_chain_solver_has_a_loop_of_its_own_and_is_refused() -> None:
+    x0 = cotangent((4, 3), seed=2).requires_grad_()
+    with pytest.raises(TypeError, match=r"needs of the solver decisions, which ChainSolver\(.*\) does not provide"):
+        fp.solve(fp.ChainProblem(wave_chain(), x0), gradient="checkpointed-unrolled")
 
 
 def test_checkpointed_holds_less() -> None:

@@ -391,7 +391,8 @@ def test_autocast_is_the_same_in_first_and_second_derivatives() -> None:
         return torch.tanh(value.float()) + x
 
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        solution = fp.solve(f, torch.zeros(2, 8), solver="picard", rtol=1e-2, gradient="implicit")
+        estimator = {"name": "implicit", "termination": {"rtol": 1e-2}}
+        solution = fp.solve(f, torch.zeros(2, 8), solver="picard", rtol=1e-2, gradient=estimator)
     (first,) = torch.autograd.grad(solution.z.square().sum(), x, create_graph=True)
     torch.autograd.grad(first.sum(), x)
     assert set(seen) == {torch.bfloat16}

@@ -1,4 +1,4 @@
-"""DDIM chains on mixtures with exact scores, drawn by hypothesis: any schedule, length, eta, batch."""
+"""DDIM chains drawn by hypothesis, any schedule, length, eta: on mixtures with exact scores, and of a fixed image."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import torch
 from hypothesis import strategies as st
 
 from fixedpoint.chains.chain import ChainProblem
-from fixedpoint_diffusion import DDIMSchedule, ddim_problem, draw_noise
+from fixedpoint_diffusion import DDIMChain, DDIMSchedule, ddim_problem, draw_noise
 from fixedpoint_diffusion.models import MixtureModel
 from fixedpoint_diffusion.noise import row_seeds
 
-__all__ = ["Case", "cases"]
+__all__ = ["Case", "cases", "fixed_image_chains", "with_fixed_image"]
 
 ANY_BOOL = st.booleans()
 ANY_ETA = st.floats(0.0, 1.0)
@@ -78,4 +78,37 @@ def cases(
         batch=draw(st.integers(1, 7)),
         model=model,
         seed=draw(st.integers(0, 10**6)),
+    )
+
+
+def with_fixed_image(schedule: DDIMSchedule, length: int, eta: float, seed: int) -> tuple[DDIMChain, torch.Tensor]:
+    """A chain whose model predicts the same clean image at every state, and its start."""
+    image = torch.linspace(-0.9, 0.9, 5, dtype=torch.float64)
+    table = schedule.alphas_cumprod
+
+    def denoiser(x: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+        a, s = table[timestep].sqrt().unsqueeze(1), (1 - table[timestep]).sqrt().unsqueeze(1)
+        noise = (x - a * image) / s
+        return {
+            "epsilon": noise,
+            "sample": image.expand_as(x),
+            "v_prediction": a * noise - s * image,
+        }[schedule.prediction_type]
+
+    x_T, noise = draw_noise([seed, seed + 1], (5,), length, dtype=torch.float64)
+    return DDIMChain(denoiser, schedule, length, eta=eta, noise=noise if eta > 0 else None), x_T
+
+
+@st.composite
+def fixed_image_chains(draw: st.DrawFn) -> tuple[DDIMChain, torch.Tensor]:
+    prediction = draw(st.sampled_from(["epsilon", "sample", "v_prediction"]))
+    schedule = DDIMSchedule(
+        prediction_type=prediction,
+        timestep_spacing=draw(st.sampled_from(["leading", "trailing", "linspace"])),
+        set_alpha_to_one=draw(st.booleans()),
+        rescale_betas_zero_snr=prediction != "epsilon" and draw(st.booleans()),
+        clip_sample=draw(st.booleans()),
+    )
+    return with_fixed_image(
+        schedule, draw(st.integers(1, 60)), draw(st.sampled_from([0.0, 0.3, 1.0])), draw(st.integers(0, 10**6))
     )

@@ -55,6 +55,7 @@ MORE_SOLVERS: list[Any] = [
     fp.ChainSolver(preconditioner="zero", accelerator=fp.Anderson()),
     fp.ChainSolver(preconditioner="diagonal", accelerator=fp.Anderson(memory=2)),
     fp.ChainSolver(preconditioner="jacobian"),
+    {"name": "chain", "preconditioner": {"name": "banded", "order": 5}, "accelerator": "anderson"},
     fp.ChainSolver(accelerator=fp.Anderson(memory=2, relaxation=0.7)),
 ]
 

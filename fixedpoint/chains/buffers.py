@@ -1,0 +1,99 @@
+"""The states of a chain in a window, one for every row, and what the window has left behind."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fixedpoint.core.shift import Shift
+
+__all__ = ["Buffers", "Trail"]
+
+
+@dataclass
+class Buffers:
+    """``p`` steps of every row, from step ``offset`` on.
+
+    Attributes
+    ----------
+    base
+        Shape ``(B, d)``: state ``offset``, final.
+    states
+        Shape ``(B, p, d)``: states ``offset + 1 .. offset + p``.
+    values
+        Shape ``(B, p, d)``: what the step before each of them makes of the state before.
+    offset
+        Shape ``(B,)``, int64, on the host.
+    """
+
+    base: Float[Tensor, "B d"]
+    states: Float[Tensor, "B p d"]
+    values: Float[Tensor, "B p d"]
+    offset: NDArray[np.int64]
+
+    @property
+    def width(self) -> int:
+        """``p``."""
+        return self.values.shape[1]
+
+    def put(self, values: Float[Tensor, "P d"], rows: NDArray[np.int64], slots: NDArray[np.int64]) -> None:
+        """Store values of steps."""
+        places = self.place(rows * self.width + slots)
+        self.values = _put(self.values, places, values)
+
+    def before(self, rows: NDArray[np.int64], slots: NDArray[np.int64]) -> Float[Tensor, "P d"]:
+        """The states before the steps in these slots."""
+        places = self.place(rows * self.width + np.maximum(slots - 1, 0))
+        found = self.states.flatten(0, 1).index_select(0, places)
+        first = np.flatnonzero(slots == 0)
+        return found.index_copy(0, self.place(first), self.base[self.place(rows[first])]) if len(first) else found
+
+    def slide(self, shift: Shift, by: NDArray[np.int64]) -> None:
+        """Follow the rows along the chain; states and values that come in are zero."""
+        rows = np.flatnonzero(by)
+        last = self.states.flatten(0, 1).index_select(0, self.place(rows * self.width + by[rows] - 1))
+        self.base = self.base.index_copy(0, self.place(rows), last)
+        self.states = shift.of_blocks(self.states)
+        self.values = shift.of_blocks(self.values)
+        self.offset = self.offset + by
+
+    def place(self, host: NDArray[np.int64]) -> Int[Tensor, " n"]:
+        """Indices on the device."""
+        return torch.from_numpy(np.ascontiguousarray(host)).to(self.states.device, non_blocking=True)
+
+
+class Trail:
+    """All states and values of a chain, filled in as the window leaves them.
+
+    Parameters
+    ----------
+    start
+        Shape ``(B, N, d)``: what states start from; overwritten.
+    """
+
+    def __init__(self, start: Float[Tensor, "B N d"]) -> None:
+        self.states = start
+        self.values = start.clone()
+
+    def store(self, buffers: Buffers, leaving: NDArray[np.int64]) -> None:
+        """Keep the first ``leaving`` steps of every row's window."""
+        rows = np.repeat(np.arange(len(leaving)), leaving)
+        slots = np.arange(len(rows)) - np.repeat(np.cumsum(leaving) - leaving, leaving)
+        into = buffers.place(rows * self.states.shape[1] + buffers.offset[rows] + slots)
+        places = buffers.place(rows * buffers.width + slots)
+        self.states = _put(self.states, into, buffers.states.flatten(0, 1).index_select(0, places))
+        self.values = _put(self.values, into, buffers.values.flatten(0, 1).index_select(0, places))
+
+
+def _put(kept: Float[Tensor, "B p d"], places: Int[Tensor, " P"], values: Float[Tensor, "P d"]) -> Tensor:
+    """In the memory of what is kept unless gradients flow."""
+    flat = kept.flatten(0, 1)
+    if torch.is_grad_enabled():
+        return flat.index_copy(0, places, values).view(kept.shape)
+    flat.index_copy_(0, places, values)
+    return kept

@@ -1,0 +1,63 @@
+"""The entry for people: a DDIM chain of their model, schedule and noise as a problem."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from fixedpoint.chains.chain import ChainProblem
+from fixedpoint_diffusion.ddim import DDIMChain
+from fixedpoint_diffusion.denoiser import Denoiser
+from fixedpoint_diffusion.schedule import DDIMSchedule
+
+__all__ = ["ddim_problem"]
+
+
+def ddim_problem(
+    denoiser: Denoiser | torch.nn.Module | Callable[[Tensor, Tensor], Any],
+    schedule: DDIMSchedule | Any,
+    x_T: Float[Tensor, "B *event"],
+    *,
+    num_inference_steps: int = 50,
+    eta: float = 0.0,
+    noise: Float[Tensor, "B N *event"] | None = None,
+    max_batch: int | None = None,
+) -> ChainProblem:
+    """The joint fixed point of a DDIM chain.
+
+    Parameters
+    ----------
+    denoiser
+        A function ``g(x, timestep)``, your ``diffusers`` network, or a :class:`Denoiser` (for conditioning and
+        guidance :class:`~fixedpoint_diffusion.network.NetworkDenoiser`).
+    schedule
+        A :class:`DDIMSchedule`, or your ``diffusers`` DDIMScheduler.
+    x_T
+        Starting noise, shape ``(B, *event)``.
+    num_inference_steps, eta, noise
+        As for :class:`DDIMChain`.
+    max_batch
+        Evaluate the denoiser at most at this many states at once; default: what is quickest on the device of ``x_T``
+        (networks on a CPU: 16).
+
+    Returns
+    -------
+    ChainProblem
+        For ``fixedpoint.solve``; ``solution.z[:, -1]`` are the images.
+    """
+    if not isinstance(schedule, DDIMSchedule):
+        schedule = DDIMSchedule.from_scheduler(schedule)
+    if noise is not None and (noise.shape[0] != x_T.shape[0] or noise.shape[2:] != x_T.shape[1:]):
+        raise ValueError(
+            f"noise must have shape ({x_T.shape[0]}, {num_inference_steps}, *{tuple(x_T.shape[1:])}) to go with x_T, "
+            f"got {tuple(noise.shape)}"
+        )
+    chain = DDIMChain(denoiser, schedule, num_inference_steps, eta=eta, noise=noise)
+    rows = chain.denoiser.rows
+    if rows is not None and rows < x_T.shape[0]:
+        raise ValueError(f"the denoiser is conditioned for {rows} rows, x_T has {x_T.shape[0]}")
+    return ChainProblem(chain, x_T, max_batch=max_batch or chain.denoiser.quick_batch(x_T.device))

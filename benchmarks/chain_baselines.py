@@ -70,12 +70,8 @@ def by_solver(problem: ChainProblem, target: Tensor, solver: fixedpoint.Solver) 
     """A joint solver, which evaluates the whole chain in a round; what its start costs comes first."""
     chain = record(problem, target, solver, problem.length, enough=TOLERANCES[-1])
     errors = torch.stack(chain.errors).T.tolist()
-    rounds = evaluations = 0
-    if isinstance(solver, fixedpoint.ChainSolver):
-        begun = solver.start.trajectory(problem).spent
-        rounds, evaluations = begun.rounds, int(begun.evaluations.max())
     return [
-        [Seen(rounds + k, evaluations + n, error) for k, (n, error) in enumerate(zip(chain.spent, row, strict=True), 1)]
+        [Seen(k, int(n.max()), error) for k, n, error in zip(chain.rounds, chain.spent, row, strict=True)]
         for row in errors
     ]
 

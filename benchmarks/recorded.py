@@ -1,49 +1,60 @@
-"""A chain that keeps what its last state was after every round, and ends the solve when it has seen enough."""
+"""What the last state of a chain was after every round of a solve, which ends when it has come near enough."""
 
 from __future__ import annotations
 
 import contextlib
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 import fixedpoint
 from fixedpoint.chains.chain import ChainProblem
+from fixedpoint.core.loop import Progress
 
 
-class RecordedChain(ChainProblem):
-    """Keeps the last state of every evaluation; with ``enough`` the solve ends once all rows are that near to it.
+class Recorded:
+    """Keeps what the last step made after every round; with ``enough`` the solve ends once all rows are that near.
 
     ``images`` holds one tensor ``(B, *event)`` per round, ``errors`` the relative error of each row to ``target``,
-    ``spent`` the evaluations a row had taken.
+    ``spent`` the evaluations a row had taken, ``rounds`` the number of the round.
     """
 
     def __init__(self, problem: ChainProblem, target: Tensor, enough: float = 0.0) -> None:
-        super().__init__(problem.chain, problem.x0, max_batch=problem.max_batch, rows=problem.rows)
+        self.problem = problem
         self.target = target
         self.enough = enough
         self.images: list[Tensor] = []
         self.errors: list[Tensor] = []
-        self.evaluations = 0
-        self.spent: list[int] = []
+        self.spent: list[NDArray[np.int64]] = []
+        self.rounds: list[int] = []
 
-    def resume(self, z: Tensor, first: int) -> Tensor:
-        value = super().resume(z, first)
-        self.evaluations += len(z) * max(self.length - first, 0)
-        self.spent.append(max(self.length - first, 0) + (self.spent[-1] if self.spent else 0))
-        self.images.append(value.unflatten(1, (self.length, -1))[:, -1].reshape(self.target.shape).clone())
-        apart = (self.images[-1] - self.target).flatten(1).double().norm(dim=1)
+    @property
+    def evaluations(self) -> int:
+        """Of the chain's steps, so far."""
+        return int(self.spent[-1].sum())
+
+    def __call__(self, progress: Progress) -> None:
+        assert progress.latest is not None  # chain solvers tell it
+        assert progress.evaluations is not None
+        if self.rounds and self.rounds[-1] == progress.round:
+            return  # nothing was left to evaluate
+        self.rounds.append(progress.round)
+        self.spent.append(progress.evaluations)
+        last = progress.latest.unflatten(1, (-1, *self.target.shape[1:]))[:, -1]
+        self.images.append(last.clone())
+        apart = (last - self.target).flatten(1).double().norm(dim=1)
         self.errors.append(apart / self.target.flatten(1).double().norm(dim=1))
         if bool((self.errors[-1] <= self.enough).all()):
             raise EnoughError
-        return value
 
     def rounds_to(self, tolerance: float) -> int | None:
         """Rounds after which the worst row is, and stays, within a relative error; None if it never is."""
         worst = torch.stack(self.errors).amax(dim=1)
         beyond = torch.nonzero(worst > tolerance).flatten()
-        reached = int(beyond[-1]) + 2 if len(beyond) else 1
-        return reached if reached <= len(worst) else None
+        reached = int(beyond[-1]) + 1 if len(beyond) else 0
+        return self.rounds[reached] if reached < len(worst) else None
 
 
 class EnoughError(Exception):
@@ -62,7 +73,7 @@ def jacobi_rounds(problem: ChainProblem, target: Tensor, tolerance: float) -> in
         rounds = (missing + reached) // 2
         x = problem.x0
         for step in range(problem.length - rounds, problem.length):
-            x = problem.advance(x, step)
+            x = problem.pairs(x, torch.full_like(problem.rows, step), torch.arange(len(x)))
         worst = float(((x - target).flatten(1).double().norm(dim=1) / size).amax())
         missing, reached = (missing, rounds) if worst <= tolerance else (rounds, reached)
     return reached
@@ -75,10 +86,15 @@ def serial(problem: ChainProblem) -> Tensor:
 
 
 def record(
-    problem: ChainProblem, target: Tensor, solver: fixedpoint.Solver, rounds: int, enough: float = 0.0
-) -> RecordedChain:
-    """Solve for a number of rounds at most, whatever the solver thinks of it, and keep every round's last state."""
-    chain = RecordedChain(problem, target, enough)
+    problem: ChainProblem,
+    target: Tensor,
+    solver: fixedpoint.Solver,
+    rounds: int,
+    enough: float = 0.0,
+    rtol: float = 0.0,
+) -> Recorded:
+    """Solve for a number of rounds at most, and keep every round's last state; rtol 0: whatever the solver thinks."""
+    seen = Recorded(problem, target, enough)
     with contextlib.suppress(EnoughError):
-        fixedpoint.solve(chain, solver=solver, rtol=0.0, max_rounds=rounds)
-    return chain
+        fixedpoint.solve(problem, solver=solver, rtol=rtol, max_rounds=rounds, on_round=seen)
+    return seen

@@ -135,6 +135,7 @@ class Engine:
         self.kept: tuple[Tensor, Tensor, Tensor] | None = None
         self.left = np.zeros(self.rows)  # the largest change implied at final states
         self.running = np.ones(self.rows, dtype=np.bool_)
+        self.latest = np.full(self.rows, f.counts.rounds, dtype=np.int64)  # the last round in which a row took steps
         self.step_errors: list[NDArray[np.float32]] = []
         self.offsets: list[NDArray[np.int64]] = []
 
@@ -155,7 +156,7 @@ class Engine:
         self._evaluate(self._after(self.exact))
         while True:
             seen = self._judged(judge)
-            rounds[self.running] = self.f.counts.rounds
+            rounds[self.running] = self.latest[self.running]
             final[self.running] = seen.status[self.running]
             spent = (self.f.counts.rounds >= limit) | (self.exact == self.length)
             final[(final == Status.RUNNING) & spent] = Status.MAX_ROUNDS
@@ -217,6 +218,7 @@ class Engine:
         rows, slots = np.nonzero(wanted & self.running[:, None])
         self.stale |= wanted
         size = self.problem.max_batch or max(len(rows), 1)
+        self.latest[rows] = self.f.counts.rounds + 1
         for first in range(0, len(rows), size):
             row, slot = rows[first : first + size], slots[first : first + size]
             x = self.buffers.before(row, slot).view(-1, *self.problem.x0.shape[1:])
@@ -426,7 +428,8 @@ class Engine:
         known = worst[~np.isnan(worst)]
         error = float(known.max()) if len(known) else 0.0
         last = self.buffers.values[:, -1]
-        return Progress(self.f.counts.rounds, int(self.running.sum()), error, latest=last)
+        spent = self.f.counts.evaluations.copy()
+        return Progress(self.f.counts.rounds, int(self.running.sum()), error, spent, last)
 
     def _entered(self, by: NDArray[np.int64]) -> HostMask:
         """The steps that have come into the window."""

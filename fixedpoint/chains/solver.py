@@ -77,7 +77,7 @@ class ChainSolver(Solver):
         factory=ConstantStart, help="the states before the first round, and those a window comes to"
     )
     slack: float = option(
-        0.1,
+        0.02,
         ge=0.0,
         lt=1.0,
         help="share of the tolerance by which a state may be left as it is, its step not evaluated again; 0: none",

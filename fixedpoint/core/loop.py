@@ -36,6 +36,8 @@ class Progress:
         Rows that are.
     relative_error
         The largest of any row; NaN where a solver has none to tell.
+    evaluations
+        Shape ``(B,)``: evaluations of every row so far; None where a solver has none to tell.
     latest
         ``f`` at the point the round evaluated, shape ``(B, D)``; of a chain, what its last step makes of the state
         before, shape ``(B, d)``: the image as it forms. Its memory is used again; None where a solver has none.
@@ -44,6 +46,7 @@ class Progress:
     round: int
     running: int
     relative_error: float
+    evaluations: NDArray[np.int64] | None = None
     latest: Float[Tensor, "B n"] | None = None
 
 
@@ -91,7 +94,7 @@ def iterate(
         if "decisions" in f.wanted:
             f.decisions.append(Decision(kept, running, host[1].astype(np.bool_) & running))
         if on_round is not None:
-            on_round(Progress(f.counts.rounds, int(running.sum()), _worst(f), latest=at.fz))
+            on_round(Progress(f.counts.rounds, int(running.sum()), _worst(f), f.counts.evaluations.copy(), at.fz))
         if not running.any():
             break
         f.narrow(running)

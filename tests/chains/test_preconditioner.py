@@ -16,7 +16,6 @@ from fixedpoint.chains.linear import Band, LinearPart
 from fixedpoint.chains.preconditioner import Banded, Coefficient, Gaussian, Identity, Preconditioner, Zero
 from fixedpoint.chains.solver import ChainSolver
 from fixedpoint.chains.start import ConstantStart, OneJumpStart
-from fixedpoint.core.evaluator import Evaluator
 from fixedpoint.core.options import OptionError
 from fixedpoint.registry import registry
 from fixedpoint.testing.chains import LinearChain, linear_chain, trajectory, wave_chain
@@ -52,7 +51,7 @@ def parts(draw: st.DrawFn) -> LinearPart | Band:
 
 
 def linear_part(preconditioner: Preconditioner, problem: ChainProblem) -> Any:
-    return preconditioner.linear_part(Evaluator(problem), problem.initial(), 0)
+    return preconditioner.linear_part(problem, problem.x0)
 
 
 @given(length=st.integers(2, 30), kind=st.sampled_from(SLOPES), seed=st.integers(0, 10**6))
@@ -158,12 +157,8 @@ def test_a_chain_without_slope_is_carried_as_far_as_the_band() -> None:
     chain = LinearChain(torch.ones(12, dtype=torch.float64), draw(5, 2, 12, 3))
     problem = ChainProblem(chain, draw(1, 2, 3))
     exact = trajectory(chain, problem.x0)
-    solver, f = ChainSolver(preconditioner=Banded(3)), Evaluator(problem)
-    with torch.no_grad():
-        at = solver.begin(f, problem.initial())
-        state = solver.init(f, at)
-        at, state = solver.step(f, at, state)
-    right = (at.z.view_as(exact) - exact).abs().amax(dim=(0, 2)) < 1e-12
+    states = fixedpoint.solve(problem, solver=ChainSolver(preconditioner=Banded(3)), max_rounds=2).z
+    right = (states - exact).abs().amax(dim=(0, 2)) < 1e-12
     assert right.tolist() == [True] * 3 + [False] * 9
 
 

@@ -24,16 +24,25 @@ if TYPE_CHECKING:
     from fixedpoint.core.status import ConvergenceError as ConvergenceError
     from fixedpoint.core.status import Status as Status
     from fixedpoint.core.termination import Termination as Termination
+    from fixedpoint.gradients.checkpointed import CheckpointedUnrolled as CheckpointedUnrolled
     from fixedpoint.gradients.estimator import GradientEstimator as GradientEstimator
+    from fixedpoint.gradients.implicit import Implicit as Implicit
+    from fixedpoint.gradients.neumann import Neumann as Neumann
     from fixedpoint.gradients.one_step import OneStep as OneStep
+    from fixedpoint.gradients.phantom import Phantom as Phantom
+    from fixedpoint.gradients.report import AdjointReport as AdjointReport
+    from fixedpoint.gradients.report import AdjointWarning as AdjointWarning
+    from fixedpoint.gradients.shine import Shine as Shine
     from fixedpoint.gradients.unrolled import Unrolled as Unrolled
     from fixedpoint.solvers.aitken import Aitken as Aitken
     from fixedpoint.solvers.anderson import Anderson as Anderson
     from fixedpoint.solvers.anderson_type1 import AndersonTypeOne as AndersonTypeOne
     from fixedpoint.solvers.auto import Auto as Auto
+    from fixedpoint.solvers.bicgstab import BiCGSTAB as BiCGSTAB
     from fixedpoint.solvers.broyden import Broyden as Broyden
     from fixedpoint.solvers.damped import Damped as Damped
     from fixedpoint.solvers.gmres import GMRES as GMRES
+    from fixedpoint.solvers.krylov import Krylov as Krylov
     from fixedpoint.solvers.newton_krylov import NewtonKrylov as NewtonKrylov
     from fixedpoint.solvers.picard import Picard as Picard
     from fixedpoint.solvers.polyalgorithm import Polyalgorithm as Polyalgorithm
@@ -43,6 +52,15 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _EXPORTS = {
+    "AdjointReport": "fixedpoint.gradients.report",
+    "AdjointWarning": "fixedpoint.gradients.report",
+    "Implicit": "fixedpoint.gradients.implicit",
+    "Neumann": "fixedpoint.gradients.neumann",
+    "Phantom": "fixedpoint.gradients.phantom",
+    "Shine": "fixedpoint.gradients.shine",
+    "CheckpointedUnrolled": "fixedpoint.gradients.checkpointed",
+    "Krylov": "fixedpoint.solvers.krylov",
+    "BiCGSTAB": "fixedpoint.solvers.bicgstab",
     "Squarem": "fixedpoint.solvers.squarem",
     "Restarted": "fixedpoint.solvers.restarted",
     "Polyalgorithm": "fixedpoint.solvers.polyalgorithm",

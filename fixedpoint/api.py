@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from torch.autograd import forward_ad
 
 from fixedpoint.core.evaluator import Evaluator
 from fixedpoint.core.layout import Layout, Rows
@@ -17,7 +18,7 @@ from fixedpoint.core.solution import Solution
 from fixedpoint.core.solver import AdaptsSolver, Solver
 from fixedpoint.core.termination import Termination
 from fixedpoint.gradients.estimator import GradientEstimator
-from fixedpoint.registry import registry
+from fixedpoint.registry import Component, registry
 
 __all__ = ["find_root", "solve"]
 
@@ -51,8 +52,8 @@ def solve(
         The name of a registered solver, a mapping of ``name`` and options, or a solver. ``"auto"``: Anderson
         acceleration with a long memory, and Newton-Krylov for the rows it does not solve.
     gradient
-        How autograd passes through the solution: the name of a registered estimator (``"one-step"``,
-        ``"unrolled"``), a mapping or an estimator. None: the solution is a constant.
+        How autograd passes through the solution: the name of a registered estimator (``"implicit"``, ``"one-step"``,
+        ``"unrolled"`` ...), a mapping or an estimator. None: the solution is a constant.
     rows
         ``"independent"``: each row of the first dimension is a problem of its own; ``f`` must not mix rows.
         ``"joint"``: the whole value is one problem.
@@ -72,8 +73,16 @@ def solve(
     Raises
     ------
     TypeError, ValueError
-        For a start, an option or a value of ``f`` that is not as described, naming what came and what was wanted.
+        For a start, an option or a value of ``f`` that is not as described, naming what came and what was wanted; for
+        a gradient estimator that wants of the solver what it does not provide.
+    NotImplementedError
+        Within a transform of ``torch.func``.
     """
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        raise NotImplementedError(
+            "a solve cannot be transformed by torch.func (grad, jvp, vmap ...); use torch.autograd with gradient=..., "
+            "in forward mode torch.autograd.forward_ad, and rows instead of vmap"
+        )
     if isinstance(f, Problem):
         if z0 is not None:
             raise TypeError("a problem brings its own start; leave out z0")
@@ -97,10 +106,14 @@ def solve(
     if isinstance(problem, AdaptsSolver):
         method = problem.adapt(method)
     evaluator = Evaluator(problem, norm=rule.norm, max_batch=max_batch)
-    recorded = estimator is not None and estimator.runs_forward and torch.is_grad_enabled()
-    with torch.set_grad_enabled(recorded):
+    wanted = torch.is_grad_enabled() or forward_ad._current_level >= 0
+    if estimator is not None and wanted:
+        evaluator.wanted = estimator.needs
+        _refuse_lacking(estimator, method)
+    recorded = estimator is not None and estimator.runs_forward
+    with torch.set_grad_enabled(recorded and torch.is_grad_enabled()), forward_ad._set_fwd_grad_enabled(recorded):
         solution = method.solve(evaluator, problem.initial(), rule, on_round)
-    if estimator is None or not torch.is_grad_enabled():
+    if estimator is None or not wanted:
         return solution
     return replace(solution, state=estimator.attach(evaluator, solution))
 
@@ -142,6 +155,25 @@ def _component(kind: Any, spec: Any, base: type) -> Any:
         came = f"the class {built.__name__}; call it: {built.__name__}()" if isinstance(built, type) else repr(built)
         raise TypeError(f"{kind} must be a name, a mapping or a {base.__name__}, got {came}")
     return built
+
+
+def _refuse_lacking(estimator: GradientEstimator, solver: Solver) -> None:
+    lacking = estimator.needs - solver.provides
+    if lacking:
+        able = [name for name, entry in registry.components("solver").items() if _provides(entry, estimator.needs)]
+        raise TypeError(
+            f"gradient {estimator!r} needs of the solver {', '.join(sorted(lacking))}, which {solver!r} does not "
+            f"provide; {', '.join(able)} do"
+        )
+
+
+def _provides(component: Component, needs: frozenset[str]) -> bool:
+    """Whether a registered solver, a stranger's among them, can be loaded and provides all that."""
+    try:
+        factory: Any = component.load()
+        return "chain" not in factory.needs and needs <= factory.provides
+    except Exception:  # a stranger's module may raise anything as it is imported
+        return False
 
 
 def _rule(termination: Termination | None, **overrides: Any) -> Termination:

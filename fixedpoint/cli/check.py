@@ -1,4 +1,4 @@
-"""``fixedpoint check``: the conformance suite for one solver."""
+"""``fixedpoint check``: the conformance suite for one solver or gradient estimator."""
 
 from __future__ import annotations
 
@@ -15,22 +15,25 @@ _STYLES = {"passed": "green", "expected failure": "yellow"}
 
 
 def check(
-    solver: Annotated[str, typer.Argument(metavar="SOLVER", help="Name of a solver.", show_default=False)],
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="Name of a solver or gradient estimator.", show_default=False)
+    ],
     options: Annotated[
         list[str] | None, typer.Argument(metavar="OPTION=VALUE", help="Its options, e.g. memory=3.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Check that a solver does what the library promises of solvers.
+    """Check that a solver, or a gradient estimator, does what the library promises of its kind.
 
-    Exit status 1 when a check fails. A solver of another library may be known to fail some: these are expected
-    failures, and it is a failure when one of them passes.
+    Exit status 1 when a check fails. A solver of another library, or an estimator that approximates, may be known to
+    fail some: these are expected failures, and it is a failure when one of them passes.
 
     \b
     Examples:
       fixedpoint check anderson
       fixedpoint check anderson memory=3
       fixedpoint check chain accelerator=broyden
+      fixedpoint check neumann terms=10
     """
     from rich.text import Text
 
@@ -38,15 +41,20 @@ def check(
 
     with in_sentences():
         from fixedpoint.config.single import component_config
-        from fixedpoint.testing import check_solver
+        from fixedpoint.registry import Kind, registry
+        from fixedpoint.testing import check_gradient, check_solver
 
-        report = check_solver(component_config("solver", solver, options or []))
+        # What is neither is an unknown solver.
+        estimator = name in registry.components("gradient") and name not in registry.components("solver")
+        kind: Kind = "gradient" if estimator else "solver"
+        config = component_config(kind, name, options or [])
+        report = check_gradient(config) if estimator else check_solver(config)
     if as_json:
         rows = [
             {"name": row.name, "outcome": row.outcome, "passed": row.passed, "detail": row.detail}
             for row in report.rows
         ]
-        typer.echo(json.dumps({"solver": solver, "passed": report.passed, "checks": rows}, indent=2))
+        typer.echo(json.dumps({kind: name, "passed": report.passed, "checks": rows}, indent=2))
     else:
         table = plain_table("check", "outcome", "detail")
         table.columns[0].no_wrap = True

@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -24,13 +25,14 @@ from fixedpoint.core.problem import (
     HasDerivatives,
     HasMeasure,
     HasPairs,
+    HasProduct,
     HasTake,
     Measure,
     Problem,
 )
 from fixedpoint.core.reduce import block_norms, row_norms
 
-__all__ = ["Counts", "Evaluated", "Evaluator"]
+__all__ = ["Counts", "Decision", "Evaluated", "Evaluator"]
 
 
 @dataclass
@@ -67,6 +69,16 @@ class Counts:
         self.products = self.products + other.products
 
 
+class Decision(NamedTuple):
+    """What the loop decided after a round, on the host, shapes ``(B,)``: the rows that ended at the point just judged
+    (``kept``), those that go on, and those of them that are put back to their best point.
+    """
+
+    kept: NDArray[np.bool_]
+    running: NDArray[np.bool_]
+    rescued: NDArray[np.bool_]
+
+
 @dataclass(frozen=True)
 class _Live:
     """The rows still running, on the host and on the device; ``index`` is None while all of them are."""
@@ -80,7 +92,9 @@ class _Live:
 class Evaluator:
     """Evaluates a problem, counting, judging and remembering the best point of every row.
 
-    ``tracks_best`` may be set to False by a loop whose answer is the latest point, not the best.
+    ``tracks_best`` may be set to False by a loop whose answer is the latest point, not the best. ``wanted`` names what
+    a gradient estimator wants of the solver beyond the answer: with ``"inverse"`` the solution carries an estimate of
+    the inverse Jacobian, with ``"decisions"`` the loop keeps its own in ``decisions``.
 
     Parameters
     ----------
@@ -111,6 +125,8 @@ class Evaluator:
         self.errors: list[Tensor] = []
         self.relative: list[Tensor] = []
         self.tracks_best = True
+        self.wanted: frozenset[str] = frozenset()
+        self.decisions: list[Decision] = []
         self._plain = norm == "l2" and self.layout.blocks == 1 and not isinstance(problem, HasMeasure)
         self._best = Best()
         everything = np.ones(rows, dtype=np.bool_)
@@ -132,9 +148,9 @@ class Evaluator:
     def product(self, at: Evaluated, v: Float[Tensor, "B D"], exact: bool | None = None) -> Float[Tensor, "B D"]:
         """``J v``, the Jacobian of ``f`` at a point times a vector, of the running rows; costs one round.
 
-        In forward mode where the problem is made of operations that have one (counted in ``counts.products``); else
-        by the difference ``(f(z + h v) - f(z)) / h`` (counted as an evaluation), ``h = sqrt(eps) ||z|| / ||v||``,
-        which loses half of the digits. Finished rows get zero.
+        As the problem makes it (``HasProduct``), or in forward mode where the problem is made of operations that have
+        one (both counted in ``counts.products``); else by the difference ``(f(z + h v) - f(z)) / h`` (counted as an
+        evaluation), ``h = sqrt(eps) ||z|| / ||v||``, which loses half of the digits. Finished rows get zero.
 
         Parameters
         ----------
@@ -269,6 +285,15 @@ class Evaluator:
         """Say, as soon as the host knows, whether the last point is the best of every row: then nothing is copied."""
         self._best.settle(everywhere)
 
+    @property
+    def known(self) -> Point | None:
+        """The best point of every row or the one it ended at, for another evaluator to :meth:`recall`; None as yet."""
+        return self._best.known
+
+    def recall(self, known: Point | None) -> None:
+        """Take what another evaluator of this problem knew for one's own."""
+        self._best = Best(known)
+
     def keep(self, rows: NDArray[np.bool_], at: Evaluated) -> None:
         """Say that these rows end at this point."""
         if rows.any():
@@ -356,6 +381,8 @@ class Evaluator:
     def _tangent(self, problem: Problem, z: Tensor, v: Tensor) -> Tensor:
         self.counts.calls += 1
         self.counts.computed += z.shape[0]
+        if isinstance(problem, HasProduct):
+            return problem.product(z, v)
         _prepare_forward_mode()
         tangent: Tensor = torch.func.jvp(problem, (z.detach(),), (v.detach(),))[1]
         return tangent

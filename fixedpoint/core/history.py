@@ -117,6 +117,19 @@ class History:
                 stored.append(group)
         return self._stored(stored, valid)
 
+    def set_aside(self) -> tuple[Tensor, ...]:
+        """Copies of the columns that the next push overwrites, one per group, and of which rows they are."""
+        return (*(group[:, self._next].clone() for group in self.storage), self.mask[:, self._next].clone())
+
+    def put_back(self, rows: Bool[Tensor, " B"], aside: tuple[Tensor, ...]) -> History:
+        """With the columns set aside before the last push in place of what it stored, in ``rows``."""
+        slot = self.memory - 1 - (self.pushed - 1) % self.memory
+        for group, column in zip(self.storage, aside[:-1], strict=True):
+            group[:, slot] = torch.where(rows.unsqueeze(1), column, group[:, slot])
+        mask = self.mask.clone()
+        mask[:, slot] = torch.where(rows, aside[-1], mask[:, slot])
+        return replace(self, mask=mask)
+
     def slid(self, shift: Shift) -> History:
         """With all columns shifted by blocks, one after the other."""
         if torch.is_grad_enabled():

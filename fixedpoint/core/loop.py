@@ -12,7 +12,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fixedpoint.core.evaluator import Evaluated, Evaluator
+from fixedpoint.core.evaluator import Decision, Evaluated, Evaluator
 from fixedpoint.core.point import Point
 from fixedpoint.core.solution import Solution, Trace
 from fixedpoint.core.status import Status
@@ -88,20 +88,25 @@ def iterate(
         if f.counts.rounds >= limit:
             final[final == Status.RUNNING] = Status.MAX_ROUNDS
         finished = running & (final != Status.RUNNING)
-        f.keep(finished & (solver.lasting | (final == Status.CONVERGED)), at)
+        kept = finished & (solver.lasting | (final == Status.CONVERGED))
+        f.keep(kept, at)
+        running = final == Status.RUNNING
+        if "decisions" in f.wanted:
+            f.decisions.append(Decision(kept, running, host[1].astype(np.bool_) & running))
         if on_round is not None:
-            running_now = int((final == Status.RUNNING).sum())
-            on_round(Progress(f.counts.rounds, running_now, _worst(f), f.counts.evaluations.copy(), at.fz))
-        if not (final == Status.RUNNING).any():
+            on_round(Progress(f.counts.rounds, int(running.sum()), _worst(f), f.counts.evaluations.copy(), at.fz))
+        if not running.any():
             break
-        f.narrow(final == Status.RUNNING)
-        if (host[1].astype(np.bool_) & (final == Status.RUNNING)).any():
+        f.narrow(running)
+        if (host[1].astype(np.bool_) & running).any():
             at = f.best.where(rescued, at)
             state = solver.reset(state, rescued)
         proposal, state = solver.step(f, at, state)
         del at  # its memory is the problem's again
         at = proposal if isinstance(proposal, Evaluated) else f(proposal)
     extras = solver.extras(state)
+    if "inverse" in f.wanted:
+        extras["inverse"] = solver.inverse(state)
     del state, at  # the history makes room for a copy of the answer
     return solution_at(f.answer, tuple(Status(int(code)) for code in final), rounds, f, solver, extras)
 

@@ -101,8 +101,8 @@ class Best:
     about to be used again.
     """
 
-    def __init__(self) -> None:
-        self._point: Point | None = None
+    def __init__(self, point: Point | None = None) -> None:
+        self._point = point
         self._pending: tuple[Evaluated, Tensor] | None = None
         self._lent = False
 
@@ -148,6 +148,12 @@ class Best:
         self._merge()
         assert self._point is not None  # every evaluation is seen
         return self._point
+
+    @property
+    def known(self) -> Point | None:
+        """:attr:`own`, or None where no point has been seen or kept."""
+        self._merge()
+        return None if self._point is None else self.own
 
     @property
     def own(self) -> Point:

@@ -24,6 +24,7 @@ __all__ = [
     "HasDerivatives",
     "HasMeasure",
     "HasPairs",
+    "HasProduct",
     "HasTake",
     "Measure",
     "Problem",
@@ -71,6 +72,13 @@ class HasMeasure(Protocol):
     """A problem with its own measure of how far a point is, in place of the norm of ``f(z) - z``."""
 
     def measure(self, z: Float[Tensor, "B D"], fz: Float[Tensor, "B D"], residual: Float[Tensor, "B D"]) -> Measure: ...
+
+
+@runtime_checkable
+class HasProduct(Protocol):
+    """A problem with Jacobian-vector products of its own, in place of forward mode: ``J v`` at ``z``."""
+
+    def product(self, z: Float[Tensor, "B D"], v: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]: ...
 
 
 @runtime_checkable

@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from fixedpoint.core.evaluator import Evaluated, Evaluator
+from fixedpoint.core.inverse import InverseEstimate
 from fixedpoint.core.loop import Progress, iterate
 from fixedpoint.core.options import Options
 from fixedpoint.core.solution import Solution
@@ -23,8 +24,10 @@ S = TypeVar("S")
 class Solver(Options, ABC):
     """A method for ``z = f(z)``: a frozen dataclass of options, comparable and printable.
 
-    ``needs`` and ``provides`` are names (``"jvp"``, ``"inverse"`` ...) by which a run finds out, before it
-    starts, which solver cannot go with which problem or gradient estimator.
+    ``needs`` and ``provides`` are names by which a run finds out, before it starts, which solver cannot go with which
+    problem or gradient estimator. Estimators ask for ``"inverse"`` (an estimate of the inverse Jacobian, see
+    :meth:`StepSolver.inverse`) and ``"decisions"`` (that the loop is the library's, and its steps can be taken again
+    while autograd records).
     """
 
     needs: ClassVar[frozenset[str]] = frozenset()
@@ -62,6 +65,8 @@ class StepSolver(Solver, Generic[S]):
 
     ``S`` is its state: whatever it keeps between steps, held per row along the first dimension.
     """
+
+    provides: ClassVar[frozenset[str]] = frozenset({"decisions"})
 
     lasting: ClassVar[bool] = False
     """Ends by itself after a known number of rounds, whatever the error does meanwhile; the answer is the latest
@@ -102,3 +107,10 @@ class StepSolver(Solver, Generic[S]):
     def extras(self, state: S) -> dict[str, Any]:
         """What the solution is to carry from the final state."""
         return {}
+
+    def inverse(self, state: S) -> InverseEstimate:
+        """The estimate of ``(J - I)^{-1}`` in the final state; of solvers that provide ``"inverse"``.
+
+        Row by row it belongs to the point that is returned: what a row is given after it has finished takes no part.
+        """
+        raise TypeError(f"{type(self).__name__} keeps no estimate of the inverse Jacobian")

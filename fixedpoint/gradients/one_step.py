@@ -27,8 +27,12 @@ __all__ = ["OneStep"]
 class OneStep(GradientEstimator):
     """One application of f at the solution: cheap, of constant memory, and biased by about the norm of J.
 
-    Costs one more evaluation. Second derivatives are refused.
+    Costs one more evaluation. Second derivatives and forward mode are refused.
     """
+
+    @property
+    def known_faults(self) -> dict[str, str]:
+        return dict.fromkeys(("closed-form", "differences"), "it leaves out the Jacobian of f in z")
 
     def attach(self, f: Evaluator, solution: Solution) -> Float[Tensor, "B D"]:
         with torch.enable_grad():

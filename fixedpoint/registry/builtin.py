@@ -48,6 +48,12 @@ def fixedpoint_solvers() -> list[Component]:
             ("Knoll & Keyes 2004", "Eisenstat & Walker 1996"),
         ),
         Component(
+            "krylov",
+            "fixedpoint.solvers.krylov:Krylov",
+            "an affine map as one linear system, by GMRES or BiCGSTAB",
+            ("Saad & Schultz 1986", "van der Vorst 1992"),
+        ),
+        Component(
             "aitken",
             "fixedpoint.solvers.aitken:Aitken",
             "dynamic relaxation: one length per row from the last two residuals",
@@ -116,6 +122,36 @@ def fixedpoint_gradients() -> list[Component]:
             "fixedpoint.gradients.one_step:OneStep",
             "one application of f at the solution (JFB)",
             ("Fung et al. 2022",),
+        ),
+        Component(
+            "implicit",
+            "fixedpoint.gradients.implicit:Implicit",
+            "the exact gradient: the adjoint equation, solved by any solver",
+            ("Bai, Kolter & Koltun 2019",),
+        ),
+        Component(
+            "neumann",
+            "fixedpoint.gradients.neumann:Neumann",
+            "some terms of the Neumann series",
+            ("Lorraine, Vicol & Duvenaud 2020",),
+        ),
+        Component(
+            "phantom",
+            "fixedpoint.gradients.phantom:Phantom",
+            "some damped steps from the solution, differentiated",
+            ("Geng et al. 2021",),
+        ),
+        Component(
+            "shine",
+            "fixedpoint.gradients.shine:Shine",
+            "the forward solver's own estimate of the inverse Jacobian",
+            ("Ramzi et al. 2022", "Fang & Saad 2009"),
+        ),
+        Component(
+            "checkpointed-unrolled",
+            "fixedpoint.gradients.checkpointed:CheckpointedUnrolled",
+            "backpropagation through the iterations, in segments taken again",
+            ("Griewank & Walther 2000", "Chen et al. 2016"),
         ),
         Component(
             "unrolled",

@@ -36,8 +36,9 @@ from torch import Tensor
 
 from fixedpoint.core.evaluator import Evaluated, Evaluator
 from fixedpoint.core.history import History
+from fixedpoint.core.inverse import InverseEstimate, LowRankInverse
 from fixedpoint.core.options import option
-from fixedpoint.core.reduce import add_combination, block_dots, row_dots
+from fixedpoint.core.reduce import add_combination, block_dots, row_dots, row_norms
 from fixedpoint.core.shift import Shift
 from fixedpoint.core.solver import StepSolver
 from fixedpoint.solvers.least_squares import solve_gram
@@ -93,11 +94,21 @@ class Anderson(StepSolver[AndersonState]):
         1e2, gt=1.0, help="growth of the residual over its best that makes a row forget its history"
     )
 
+    provides = StepSolver.provides | {"inverse"}
+
     @property
     def known_faults(self) -> Mapping[str, str]:
         if self.mixing != "block":
             return {}
         return {"structure": "tensors of the state have weights of their own, so that it matters how it is split"}
+
+    def begin(self, f: Evaluator, z0: Float[Tensor, "B D"]) -> Evaluated:
+        if "inverse" in f.wanted and self._parts(f).count > 1:
+            raise TypeError(
+                f"an estimate of the inverse Jacobian wants one set of weights per row (mixing='joint'), got "
+                f"mixing={self.mixing!r} on {self._parts(f).count} parts"
+            )
+        return super().begin(f, z0)
 
     def init(self, f: Evaluator, at: Evaluated) -> AndersonState:
         rows, size = at.z.shape
@@ -150,7 +161,8 @@ class Anderson(StepSolver[AndersonState]):
     ) -> tuple[Float[Tensor, "B D"] | Evaluated, AndersonState]:
         size, parts = at.residual_norm, self._parts(f)
         grown, growth = state.growth.watch(size, self.restart_growth)
-        state = _extended(at, replace(self.reset(state, grown), growth=growth), parts)
+        ended = None if "inverse" not in f.wanted else torch.from_numpy(~f.running).to(at.z.device)
+        state = _extended(at, replace(self.reset(state, grown), growth=growth), parts, ended)
         if self.surprise is not None:
             surprised = size > self.surprise * state.expected
             state = replace(state, history=state.history.forget_oldest(surprised, _PART))
@@ -164,6 +176,19 @@ class Anderson(StepSolver[AndersonState]):
             proposal = torch.addcmul(proposal, rest, (beta - 1.0).to(rest.dtype).unsqueeze(1))
         linked = torch.ones_like(state.linked)
         return proposal, replace(state, previous=(at.fz, at.residual), linked=linked, expected=expected)
+
+    def inverse(self, state: AndersonState) -> InverseEstimate:
+        r"""``H = -I + dF (dR^T dR)^{-1} dR^T``, with which the step is ``-H r``; it has ``H dR = dZ``."""
+        history = state.history
+        gram = state.gram[:, 0, history.start :, history.start :]
+        size = torch.zeros_like(state.expected) if state.previous is None else row_norms(state.previous[0])
+        noise = torch.finfo(history.storage[0].dtype).eps * size
+
+        def small(products: Float[Tensor, "B m"]) -> Float[Tensor, "B m"]:
+            return solve_gram(gram, products, history.valid, history.order, noise, self.filter, self.ridge)
+
+        left, right = history.columns
+        return LowRankInverse(left, right, small)
 
     def _beta(
         self, at: Evaluated, rest: Float[Tensor, "B D"], gain: Float[Tensor, " B"], state: AndersonState
@@ -225,10 +250,13 @@ class Parts:
         return torch.cat(made, dim=1)
 
 
-def _extended(at: Evaluated, state: AndersonState, parts: Parts) -> AndersonState:
-    """With the newest column in place of the oldest, in history and Gram matrix."""
+def _extended(
+    at: Evaluated, state: AndersonState, parts: Parts, ended: Bool[Tensor, " B"] | None = None
+) -> AndersonState:
+    """With the newest column in place of the oldest, in history and Gram matrix; rows ``ended`` stay as they are."""
     if state.previous is None:
         return state
+    aside = () if ended is None else state.history.set_aside()
     history = state.history.push_differences(
         (at.fz, state.previous[0]), (at.residual, state.previous[1]), valid=state.linked
     )
@@ -238,6 +266,9 @@ def _extended(at: Evaluated, state: AndersonState, parts: Parts) -> AndersonStat
     used = gram[:, :, history.start :, history.start :]
     used[:, :, history.newest] = products
     used[:, :, :, history.newest] = products
+    if ended is not None:
+        history = history.put_back(ended, aside)
+        gram = torch.where(ended[:, None, None, None], state.gram, gram)
     return replace(state, history=history, gram=gram)
 
 

@@ -27,6 +27,7 @@ from torch import Tensor
 
 from fixedpoint.core.evaluator import Evaluated, Evaluator
 from fixedpoint.core.history import History
+from fixedpoint.core.inverse import InverseEstimate, LowRankInverse
 from fixedpoint.core.options import option
 from fixedpoint.core.reduce import add_combination, row_dots, row_norms
 from fixedpoint.core.solver import StepSolver
@@ -60,6 +61,8 @@ class Broyden(StepSolver[BroydenState]):
         1e3, gt=1.0, help="growth of the residual over its best that makes a row forget its updates"
     )
 
+    provides = StepSolver.provides | {"inverse"}
+
     def init(self, f: Evaluator, at: Evaluated) -> BroydenState:
         return BroydenState(
             history=History.empty(at.z, self.memory, groups=2),
@@ -85,11 +88,20 @@ class Broyden(StepSolver[BroydenState]):
         else:
             dz = torch.sub(at.z, state.point, out=memory)
             dg = torch.sub(at.residual, state.residual, out=f.spare())
+            ended = None if "inverse" not in f.wanted else torch.from_numpy(~f.running).to(at.z.device)
+            aside = () if ended is None else state.history.set_aside()
             step, state = self._updated(at, dz, dg, state)
+            if ended is not None:  # a row that has ended keeps all it has learnt
+                state = replace(state, history=state.history.put_back(ended, aside))
             proposal = torch.add(at.z, step, out=memory)
         linked = torch.ones_like(state.linked)
         state = replace(state, point=at.z, residual=at.residual, proposal=proposal, linked=linked)
         return proposal, state
+
+    def inverse(self, state: BroydenState) -> InverseEstimate:
+        left, right = state.history.columns
+        valid = state.history.valid
+        return LowRankInverse(left, right, lambda products: torch.where(valid, products, 0.0))
 
     def _updated(
         self, at: Evaluated, dz: Float[Tensor, "B D"], dg: Float[Tensor, "B D"], state: BroydenState

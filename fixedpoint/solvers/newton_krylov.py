@@ -62,6 +62,8 @@ class NewtonKrylov(StepSolver[NewtonKrylovState]):
         "auto", help="products in forward mode, by differences, or (auto) by differences where forward mode fails"
     )
 
+    provides = frozenset()  # not its decisions: the linear systems cannot be unrolled
+
     def init(self, f: Evaluator, at: Evaluated) -> NewtonKrylovState:
         return NewtonKrylovState(torch.full_like(row_norms(at.z), self.forcing))
 

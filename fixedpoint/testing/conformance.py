@@ -1,22 +1,27 @@
-"""The conformance suite: does a solver keep what the library promises of solvers?"""
+"""The conformance suites: does a solver, or a gradient estimator, keep what the library promises of its kind?"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from fixedpoint.chains.serial import Serial
 from fixedpoint.chains.solver import ChainSolver
-from fixedpoint.core.options import nearest
+from fixedpoint.core.options import Options, nearest
 from fixedpoint.core.solver import Solver
+from fixedpoint.gradients.estimator import GradientEstimator
 from fixedpoint.registry import registry
 from fixedpoint.testing.bench import Bench, CheckFailedError, NotApplicableError
 from fixedpoint.testing.chain_bench import ChainBench, SerialBench
 from fixedpoint.testing.checks import CHECKS, Check
+from fixedpoint.testing.gradients.bench import GradientBench
+from fixedpoint.testing.gradients.checks import GRADIENT_CHECKS
 from fixedpoint.testing.plain_bench import PlainBench
 
-__all__ = ["CheckReport", "CheckRow", "check_solver"]
+__all__ = ["CheckReport", "CheckRow", "check_gradient", "check_solver"]
+
+B = TypeVar("B")
 
 
 @dataclass(frozen=True)
@@ -49,9 +54,9 @@ class CheckRow:
 
 @dataclass(frozen=True)
 class CheckReport:
-    """The outcome of all checks of one solver."""
+    """The outcome of all checks of one solver or gradient estimator."""
 
-    solver: Solver
+    subject: Options
     rows: tuple[CheckRow, ...]
 
     @property
@@ -70,7 +75,7 @@ class CheckReport:
         failures = [f"  {row.name}: {row.detail}" for row in self.rows if not row.passed]
         if failures:
             listed = "\n".join(failures)
-            raise CheckFailedError(f"{self.solver!r} fails {len(failures)} of {len(self.rows)} checks:\n{listed}")
+            raise CheckFailedError(f"{self.subject!r} fails {len(failures)} of {len(self.rows)} checks:\n{listed}")
         return self
 
     def __str__(self) -> str:
@@ -112,13 +117,69 @@ def check_solver(
     built = registry.create("solver", solver)
     if not isinstance(built, Solver):
         raise TypeError(f"solver must be a name, a mapping or a Solver, got {built!r}")
-    wanted = list(CHECKS if only is None else only)
+    return _report(built, built.known_faults if expected is None else expected, CHECKS, only, _bench(built))
+
+
+def check_gradient(
+    gradient: str | Mapping[str, Any] | GradientEstimator,
+    *,
+    solver: str | Mapping[str, Any] | Solver | None = None,
+    only: Iterable[str] | None = None,
+    expected: Mapping[str, str] | None = None,
+) -> CheckReport:
+    """Check a gradient estimator against everything the library promises of gradients.
+
+    On affine maps, whose gradients are known in closed form, and tanh cells, against finite differences.
+
+    Parameters
+    ----------
+    gradient
+        The name of a registered estimator, a mapping of ``name`` and options, or an estimator.
+    solver
+        What finds the solutions that are differentiated; by default Anderson acceleration with a short memory.
+    only
+        Names of checks; by default all (``fixedpoint.testing.GRADIENT_CHECKS``).
+    expected
+        Checks that are to fail, each with the fault that makes them; by default the estimator's ``known_faults``: an
+        approximation does not give the exact gradient. They are strict, as those of :func:`check_solver`.
+
+    Returns
+    -------
+    CheckReport
+        ``report.raise_for_failures()`` makes a test of it.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For what is no estimator or no solver, a solver that does not provide what the estimator needs, and for a check
+        of an unknown name.
+    """
+    built = registry.create("gradient", gradient)
+    if not isinstance(built, GradientEstimator):
+        raise TypeError(f"gradient must be a name, a mapping or a GradientEstimator, got {built!r}")
+    method = None if solver is None else registry.create("solver", solver)
+    if not isinstance(method, Solver | None):
+        raise TypeError(f"solver must be a name, a mapping or a Solver, got {method!r}")
+    bench = GradientBench(built, method)
+    lacking = built.needs - bench.solver.provides
+    if lacking:
+        raise ValueError(f"{built!r} needs {', '.join(sorted(lacking))}, which {bench.solver!r} does not provide")
     faults = built.known_faults if expected is None else expected
+    return _report(built, faults, GRADIENT_CHECKS, only, bench)
+
+
+def _report(
+    subject: Options,
+    faults: Mapping[str, str],
+    checks: Mapping[str, Check[B]],
+    only: Iterable[str] | None,
+    bench: B,
+) -> CheckReport:
+    wanted = list(checks if only is None else only)
     for name in (*wanted, *faults):
-        if name not in CHECKS:
-            raise ValueError(f"unknown check {name!r}; {nearest(name, CHECKS)}")
-    bench = _bench(built)
-    return CheckReport(built, tuple(_against(faults.get(name), _outcome(CHECKS[name], bench)) for name in wanted))
+        if name not in checks:
+            raise ValueError(f"unknown check {name!r}; {nearest(name, checks)}")
+    return CheckReport(subject, tuple(_against(faults.get(name), _outcome(checks[name], bench)) for name in wanted))
 
 
 def _bench(solver: Solver) -> Bench:
@@ -138,13 +199,13 @@ def _against(fault: str | None, row: CheckRow) -> CheckRow:
     return replace(row, outcome="unexpected pass", detail=f"was expected to fail: {fault} ({row.detail})")
 
 
-def _outcome(check: Check, bench: Bench) -> CheckRow:
+def _outcome(check: Check[B], bench: B) -> CheckRow:
     try:
         detail = check.body(bench)
     except NotApplicableError as reason:
         return CheckRow(check.name, "does not apply", str(reason), check.explanation)
     except CheckFailedError as failure:
         return CheckRow(check.name, "failed", str(failure), check.explanation)
-    except Exception as error:  # a stranger's solver may raise anything; the check says what
+    except Exception as error:  # a stranger's code may raise anything; the check says what
         return CheckRow(check.name, "failed", f"raised {type(error).__name__}: {error}", check.explanation)
     return CheckRow(check.name, "passed", detail, check.explanation)

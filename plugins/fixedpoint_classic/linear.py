@@ -25,6 +25,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fixedpoint.core.options import option
+from fixedpoint.tasks.task import Context
+from fixedpoint_classic.gradient import gradient_metrics
 from fixedpoint_classic.problem import ClassicProblem, RandomTask, apply
 
 __all__ = ["LinearContraction", "LinearProblem"]
@@ -60,7 +62,10 @@ class LinearProblem(ClassicProblem):
 
 @dataclass(frozen=True)
 class LinearContraction(RandomTask):
-    """Affine maps with a given spectral radius, from the start 0; ``b`` is standard normal."""
+    """Affine maps with a given spectral radius, from the start 0; ``b`` is standard normal.
+
+    With a gradient estimator, the metric ``gradient_error`` compares it with the gradient by ``b``.
+    """
 
     size: int = option(1000, ge=1, help="D: unknowns of a row")
     radius: float = option(0.9, ge=0.0, lt=1.0, help="spectral radius: what plain iteration gains a round, in the end")
@@ -81,3 +86,8 @@ class LinearContraction(RandomTask):
         else:
             matrix = (matrix + matrix.T) / 2
         return LinearProblem(torch.zeros_like(offset), matrix.unsqueeze(0), offset)
+
+    def differentiated(
+        self, problem: ClassicProblem, exact: Float[Tensor, "B D"], context: Context
+    ) -> dict[str, float]:
+        return {} if context.gradient is None else gradient_metrics(problem, exact, context)

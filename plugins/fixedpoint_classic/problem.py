@@ -122,7 +122,13 @@ class ClassicTask(SolveTask):
         state = solution.state.detach()
         metrics = {"relative_error": float(problem.error(state, exact.to(state.device)).amax())}
         metrics |= {name: float(defect.amax()) for name, defect in problem.checks(state).items()}
-        return Judgement(metrics)
+        return Judgement(metrics | self.differentiated(problem, exact.to(state.device), context))
+
+    def differentiated(
+        self, problem: ClassicProblem, exact: Float[Tensor, "B D"], context: Context
+    ) -> dict[str, float]:
+        """What a task that knows the gradient of its answer says of the context's estimator."""
+        return {}
 
     def refuse(self, name: str, reason: str) -> OptionError:
         """The error that says what is wrong with an option."""

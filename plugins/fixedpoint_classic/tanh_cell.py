@@ -16,6 +16,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fixedpoint.core.options import option
+from fixedpoint.tasks.task import Context
+from fixedpoint_classic.gradient import gradient_metrics
 from fixedpoint_classic.newton import newton, picard
 from fixedpoint_classic.problem import ClassicProblem, RandomTask, apply
 
@@ -50,7 +52,10 @@ class TanhCellProblem(ClassicProblem):
 
 @dataclass(frozen=True)
 class TanhCell(RandomTask):
-    """Random tanh cells, from the start 0."""
+    """Random tanh cells, from the start 0.
+
+    With a gradient estimator, the metric ``gradient_error`` compares it with the gradient by ``b``.
+    """
 
     size: int = option(256, ge=1, help="D: units")
     gain: float = option(1.5, ge=0.0, help="standard deviation of the weights, times the root of D")
@@ -60,3 +65,8 @@ class TanhCell(RandomTask):
         weight = torch.randn(1, self.size, self.size, generator=generator, dtype=torch.float64)
         offset = self.input_scale * torch.randn(1, self.size, generator=generator, dtype=torch.float64)
         return TanhCellProblem(torch.zeros_like(offset), weight * (self.gain / self.size**0.5), offset)
+
+    def differentiated(
+        self, problem: ClassicProblem, exact: Float[Tensor, "B D"], context: Context
+    ) -> dict[str, float]:
+        return {} if context.gradient is None else gradient_metrics(problem, exact, context)

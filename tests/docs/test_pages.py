@@ -24,6 +24,7 @@ PAGES = (
     "docs/run-files.md",
     "docs/torchdeq.md",
     "docs/which-solver.md",
+    "docs/gradients.md",
     "docs/sequences.md",
 )
 LEFT_OUT = {

@@ -58,7 +58,7 @@ def test_the_examples_own_tests_pass(run):
 def test_the_list_has_the_good_and_says_what_is_wrong_with_the_rest(run):
     listed = json.loads(run("-m", "fixedpoint", "list", "--json").stdout)
     components = {(row["kind"], row["name"]): row for row in listed["components"]}
-    for kind, name in (("solver", "irons-tuck"), ("gradient", "neumann"), ("task", "random-mdp")):
+    for kind, name in (("solver", "irons-tuck"), ("gradient", "lyusternik"), ("task", "random-mdp")):
         row = components[kind, name]
         assert (row["source"], row["version"]) == ("fixedpoint-example", "0.1.0")
         assert row["summary"]
@@ -76,7 +76,7 @@ def test_the_list_has_the_good_and_says_what_is_wrong_with_the_rest(run):
 
 def test_people_read_the_same_in_the_table(run):
     text = run("-m", "fixedpoint", "list").stdout
-    for word in ("irons-tuck", "neumann", "random-mdp", "fixedpoint-example", "a_module_nobody_has", "name_thief"):
+    for word in ("irons-tuck", "lyusternik", "random-mdp", "fixedpoint-example", "a_module_nobody_has", "name_thief"):
         assert word in text
 
 
@@ -108,7 +108,7 @@ def test_all_three_are_in_a_run_and_in_its_report(run, tmp_path):
     assert "irons-tuck" in done.stdout
     run("-m", "fixedpoint", "report", str(folder))
     page = (folder / "report.html").read_text(encoding="utf-8")
-    for word in ("irons-tuck", "neumann", "random-mdp", "gradient error", "fixedpoint-example"):
+    for word in ("irons-tuck", "lyusternik", "random-mdp", "gradient error", "fixedpoint-example"):
         assert word in page, word
 
     records = [json.loads(path.read_text(encoding="utf-8")) for path in (folder / "records").iterdir()]

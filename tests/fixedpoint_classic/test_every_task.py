@@ -203,3 +203,23 @@ def test_options_of_the_base_are_checked():
     with pytest.raises(fixedpoint.core.options.OptionError, match=r"HEquation: dtype must be one of"):
         registry.create("task", {"name": "h-equation", "dtype": "float16"})
     assert replace(make("nnls"), batch=5).problem(0).layout.rows == 5
+
+
+@pytest.mark.parametrize("name", ["linear-contraction", "tanh-cell"])
+def test_a_gradient_and_its_adjoint_solve_are_in_the_result(name: str) -> None:
+    def run(gradient: object) -> dict[str, float]:
+        context = Context(
+            solver=registry.create("solver", "anderson"),
+            termination=fixedpoint.Termination(rtol=1e-9, max_rounds=500),
+            seed=1,
+            gradient=gradient if gradient is None else registry.create("gradient", gradient),
+        )
+        return registry.create("task", {"name": name, "size": 12, "batch": 2}).run(context).metrics
+
+    assert "gradient_error" not in run(None)
+    implicit = run({"name": "implicit", "termination": {"rtol": 1e-9}})
+    assert implicit["gradient_error"] < 1e-5
+    assert implicit["adjoint_error"] <= 1e-9
+    assert implicit["adjoint_unsolved"] == 0
+    assert implicit["adjoint_products"] >= 2
+    assert run("one-step")["gradient_error"] > 0.05

@@ -51,6 +51,7 @@ def test_the_librarys_own_components_are_there_and_load(registry):
         "chain",
         "damped",
         "deq-ddim",
+        "krylov",
         "newton-krylov",
         "parareal",
         "picard",
@@ -59,7 +60,9 @@ def test_the_librarys_own_components_are_there_and_load(registry):
         "serial",
         "squarem",
     }
-    assert set(registry.components("gradient")) == {"one-step", "unrolled"}
+    assert set(registry.components("gradient")) == {
+        *("checkpointed-unrolled", "implicit", "neumann", "one-step", "phantom", "shine", "unrolled")
+    }
     assert registry.broken() == []
     for kind in ("solver", "gradient"):
         for name, component in registry.components(kind).items():

@@ -21,10 +21,10 @@ def fixedpoint_solvers() -> list[Component]:
 def fixedpoint_gradients() -> list[Component]:
     return [
         Component(
-            "neumann",
-            "fixedpoint_example.neumann:Neumann",
-            "a truncated Neumann series of vector-Jacobian products",
-            ("Lorraine et al. 2020",),
+            "lyusternik",
+            "fixedpoint_example.lyusternik:Lyusternik",
+            "a Neumann series of vector-Jacobian products, its tail guessed",
+            ("Lyusternik 1947",),
         )
     ]
 

@@ -5,17 +5,19 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 from fixedpoint.testing.bench import Bench
 
 __all__ = ["CHECKS", "Check", "check"]
 
+B = TypeVar("B")
 Body = Callable[[Bench], str]
 
 
 @dataclass(frozen=True)
-class Check:
-    """One thing that every solver must do.
+class Check(Generic[B]):
+    """One thing that everything of a kind must do: every solver, every gradient estimator.
 
     Attributes
     ----------
@@ -26,7 +28,7 @@ class Check:
     """
 
     name: str
-    body: Body
+    body: Callable[[B], str]
 
     @property
     def explanation(self) -> str:
@@ -34,7 +36,7 @@ class Check:
         return " ".join((inspect.getdoc(self.body) or "").split())
 
 
-CHECKS: dict[str, Check] = {}
+CHECKS: dict[str, Check[Bench]] = {}
 """All checks by name, in the order they are run."""
 
 

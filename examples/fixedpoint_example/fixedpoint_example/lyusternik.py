@@ -1,0 +1,60 @@
+r"""Gradient by a Neumann series whose tail is guessed.
+
+With ``J = df/dz`` at the fixed point and the cotangent ``g``, the implicit gradient wants ``u = (I - J^T)^{-1} g``, the
+sum of the series ``t_i = (J^T)^i g``. Its late terms are multiples of one vector, the dominant eigenvector, so that the
+last two tell the rest, a geometric series:
+
+    u = sum_{i <= k} t_i + mu / (1 - mu) t_k,      mu = (t_{k-1} . t_k) / (t_{k-1} . t_{k-1})
+
+(Lyusternik 1947; Faddeev & Faddeeva 1963, "Computational methods of linear algebra", on speeding up the
+convergence of iterations.) Where ``|mu|`` is 0.95 or more, the guess is left out: the tail is no geometric series yet.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from fixedpoint import GradientEstimator, Solution
+from fixedpoint.core.evaluator import Evaluator
+from fixedpoint.core.options import option
+from fixedpoint.core.reduce import row_dots
+from fixedpoint.gradients.estimator import with_gradient_of
+from fixedpoint.gradients.recorded import products, recorded
+
+__all__ = ["Lyusternik"]
+
+
+@dataclass(frozen=True)
+class Lyusternik(GradientEstimator):
+    """A Neumann series of vector-Jacobian products, and a guess at the rest of it."""
+
+    products: int = option(5, ge=1, help="k: number of vector-Jacobian products")
+
+    @property
+    def known_faults(self) -> dict[str, str]:
+        return dict.fromkeys(("closed-form", "differences"), "the tail of the series is a guess")
+
+    def attach(self, f: Evaluator, solution: Solution) -> Float[Tensor, "B D"]:
+        value = solution.state.detach()
+        z, fz = recorded(f.value, value)
+
+        def summed(cotangent: Tensor) -> Tensor:
+            total = term = before = cotangent
+            for _ in range(self.products):
+                before, term = term, products(fz, z, term)
+                total = total + term
+            return total + _tail(before, term).to(term.dtype).unsqueeze(1) * term
+
+        return with_gradient_of(value, fz, summed)
+
+
+def _tail(before: Float[Tensor, "B D"], term: Float[Tensor, "B D"]) -> Float[Tensor, " B"]:
+    """``mu / (1 - mu)``, row by row; zero where it says nothing."""
+    length, along = (row_dots(before.unsqueeze(1), other).squeeze(1) for other in (before, term))
+    mu = torch.where(length > 0, along / torch.where(length > 0, length, 1.0), 0.0)
+    mu = torch.where(mu.abs() < 0.95, mu, 0.0)
+    return mu / (1 - mu)

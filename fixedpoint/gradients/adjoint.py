@@ -1,0 +1,124 @@
+r"""The adjoint equation of a fixed point, ``u = J^T u + g``: a fixed point itself, solved as one.
+
+Its rows are those of the problem, its evaluations vector-Jacobian products of one recorded evaluation, and any solver
+may have it. Each row is divided by the length of its cotangent before, and multiplied by it after, so that cotangents
+of 1e-13 in single precision neither vanish nor count as solved; a row whose cotangent is zero is solved by zero at
+once.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fixedpoint.core.evaluator import Evaluator
+from fixedpoint.core.layout import Layout
+from fixedpoint.core.problem import Problem
+from fixedpoint.core.reduce import row_norms
+from fixedpoint.core.solution import Solution
+from fixedpoint.core.solver import Solver
+from fixedpoint.core.status import ConvergenceError
+from fixedpoint.core.termination import Termination, at_rounding_floor
+from fixedpoint.gradients.recorded import Map, without_tangents
+from fixedpoint.gradients.report import AdjointReport, AdjointWarning
+
+__all__ = ["AdjointProblem", "OnFailure", "scaled_rows", "solve_adjoint", "tell_failure"]
+
+OnFailure = Literal["warn", "raise", "one-step"]
+
+
+class AdjointProblem(Problem):
+    """``u = K u + g`` for a linear ``K`` that is given by its products, from the start ``u = g``.
+
+    Parameters
+    ----------
+    linear
+        ``K v`` for ``v`` of shape ``(B, D)``: ``J^T v`` backwards, ``J v`` forwards. Rows do not mix.
+    g
+        Shape ``(B, D)``.
+    """
+
+    def __init__(self, linear: Map, g: Float[Tensor, "B D"]) -> None:
+        self.linear, self.g = linear, g
+        self.layout = Layout.of(g, "independent")
+
+    def __call__(self, z: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
+        return self.linear(z) + self.g
+
+    def product(self, z: Float[Tensor, "B D"], v: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
+        """``K v``, whatever ``z``."""
+        return self.linear(v)
+
+    def initial(self) -> Float[Tensor, "B D"]:
+        return self.g
+
+
+def solve_adjoint(
+    linear: Map,
+    g: Float[Tensor, "B D"],
+    solver: Solver,
+    termination: Termination,
+    on_failure: OnFailure,
+    report: AdjointReport,
+) -> Float[Tensor, "B D"]:
+    """``(I - K)^{-1} g``, row by row, with a report of how that went.
+
+    Raises
+    ------
+    ConvergenceError
+        When a row was not solved and ``on_failure`` is ``"raise"``.
+    """
+    with torch.no_grad(), without_tangents():
+        unit, size = scaled_rows(g.detach())
+        problem = AdjointProblem(linear, unit)
+        evaluator = Evaluator(problem, norm=termination.norm)
+        solution = solver.solve(evaluator, problem.initial(), termination)
+        failed = _failed(solution)
+        answer = solution.state
+        if on_failure == "one-step":
+            answer = torch.where(torch.from_numpy(failed).to(g.device).unsqueeze(1), unit, answer)
+        answer = (answer.double() * size.unsqueeze(1)).to(g.dtype)
+    report.backwards += 1
+    report.status = solution.status
+    report.rounds = solution.counts.rounds
+    report.products = solution.counts.evaluations + solution.counts.products
+    report.relative_error = solution.relative_error
+    report.replaced = failed if on_failure == "one-step" else np.zeros_like(failed)
+    report.message = solution.message
+    tell_failure(failed, report, on_failure)
+    return answer
+
+
+def scaled_rows(g: Float[Tensor, "B D"]) -> tuple[Float[Tensor, "B D"], Float[Tensor, " B"]]:
+    """The rows of ``g`` at unit length, and their lengths (float64); those of length zero, Inf or NaN as they are."""
+    size = row_norms(g)
+    size = torch.where((size > 0) & size.isfinite(), size, 1.0)
+    return (g.double() / size.unsqueeze(1)).to(g.dtype), size
+
+
+def tell_failure(failed: NDArray[np.bool_], report: AdjointReport, on_failure: OnFailure) -> None:
+    """Warn of the rows that failed, or raise."""
+    if not failed.any():
+        return
+    worst = float(report.relative_error[failed].max())
+    sentence = (
+        f"the adjoint equation of {int(failed.sum())} of {len(failed)} rows was not solved "
+        f"(relative error {worst:.1e}):\n{report.message}"
+    )
+    if on_failure == "raise":
+        raise ConvergenceError(sentence)
+    given = "these rows have the one-step gradient" if report.replaced.any() else "the gradient is that inexact"
+    warnings.warn(AdjointWarning(f"{sentence}\n{given}"), stacklevel=3)
+
+
+def _failed(solution: Solution) -> NDArray[np.bool_]:
+    """The rows that did not converge; where all that is left is rounding of the dtype, nothing has failed."""
+    floor = at_rounding_floor(solution.error, solution.scale, torch.finfo(solution.layout.dtype).eps)
+    failed: NDArray[np.bool_] = ~solution.converged & ~floor.cpu().numpy()
+    return failed

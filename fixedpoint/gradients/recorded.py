@@ -1,0 +1,90 @@
+"""One evaluation of a map at its fixed point as autograd saw it, and products with its Jacobian."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.autograd import forward_ad
+
+__all__ = ["Map", "forward_products", "products", "recorded", "severed", "tangent_of", "without_tangents"]
+
+Map = Callable[[Tensor], Tensor]
+
+
+def recorded(f: Map, value: Float[Tensor, "B D"]) -> tuple[Float[Tensor, "B D"], Float[Tensor, "B D"]]:
+    """``z``, equal to ``value``, and ``f(z)`` as autograd recorded it.
+
+    ``f(z)`` depends on whatever ``f`` is closed over, and on ``z``, which depends on nothing: a cotangent sent into it
+    ends there, and leaves nothing behind. Where ``f`` depends on nothing else, ``f(z)`` is a constant.
+    """
+    with torch.enable_grad():
+        z = severed(value)
+        fz = f(z)
+    return z, fz if _depends_on_more(fz, z) else fz.detach()
+
+
+def severed(z: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
+    """``z`` for autograd to record operations on, which no cotangent leaves."""
+    with torch.enable_grad():
+        cut: Tensor = _Severed.apply(z.detach().requires_grad_())  # type: ignore[no-untyped-call]  # as torch leaves it
+    return cut
+
+
+def products(fz: Float[Tensor, "B D"], z: Float[Tensor, "B D"], v: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
+    """``J^T v``, a vector-Jacobian product of a recorded evaluation; zero where ``fz`` does not depend on ``z``."""
+    (product,) = torch.autograd.grad(fz, z, v, retain_graph=True, allow_unused=True, materialize_grads=True)
+    return product
+
+
+def forward_products(fz: Float[Tensor, "B D"], z: Float[Tensor, "B D"]) -> Map:
+    """``J v``, from the vector-Jacobian product, which is linear in its vector: its own derivative, transposed."""
+    with torch.enable_grad():
+        v = torch.zeros_like(fz, requires_grad=True)
+        (transposed,) = torch.autograd.grad(fz, z, v, create_graph=True, allow_unused=True, materialize_grads=True)
+
+    def product(w: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
+        if not transposed.requires_grad:
+            return torch.zeros_like(w)
+        return products(transposed, v, w)
+
+    return product
+
+
+def tangent_of(tensor: Tensor) -> Tensor | None:
+    """The tangent that forward-mode differentiation has given a tensor, if any."""
+    tangent: Tensor | None = forward_ad.unpack_dual(tensor).tangent if forward_ad._current_level >= 0 else None
+    return tangent
+
+
+def without_tangents() -> Any:
+    """A context in which forward-mode differentiation is off: what is computed there is constant to it."""
+    return forward_ad._set_fwd_grad_enabled(False)
+
+
+def _depends_on_more(fz: Tensor, z: Tensor) -> bool:
+    """Whether a leaf other than the one that ``z`` was made of takes part."""
+    seen: set[Any] = {None, z.grad_fn}
+    nodes: list[Any] = [fz.grad_fn]
+    while nodes:
+        node = nodes.pop()
+        if node in seen:
+            continue
+        if hasattr(node, "variable"):
+            return True
+        seen.add(node)
+        nodes.extend(earlier for earlier, _ in node.next_functions)
+    return False
+
+
+class _Severed(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, z: Tensor) -> Tensor:
+        return z.clone()
+
+    @staticmethod
+    def backward(ctx: Any, cotangent: Tensor) -> None:
+        return None

@@ -1,0 +1,171 @@
+r"""BiCGSTAB: a linear solver that keeps no basis.
+
+For ``A x = b`` with nothing but products ``A v``, from ``x = 0``, ``r = r^ = b``:
+
+    rho   = (r^, r),   p <- r + (rho / rho_old) (alpha / omega) (p - omega v)
+    v     = A p,       alpha = rho / (r^, v),    s = r - alpha v
+    t     = A s,       omega = (t, s) / (t, t)
+    x    <- x + alpha p + omega s,               r <- s - omega t
+
+(van der Vorst 1992, "Bi-CGSTAB: a fast and smoothly converging variant of Bi-CG for the solution of nonsymmetric linear
+systems".) Two products an iteration and seven vectors whatever the number of iterations, where
+GMRES keeps one vector a product; the residual is not monotone.
+
+Where we differ: every row of a batch is a system of its own, of unit right-hand side, with its own tolerance; the best
+point of a row is returned, not its last; a row that breaks down (``rho``, ``(r^, v)`` or ``omega`` vanishes) starts
+anew from its residual, with a new ``r^``, and stops when that has brought nothing since the start before. Vectors are
+in single precision at least, inner products in float64.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fixedpoint.core.options import Options
+from fixedpoint.core.reduce import row_dots, row_norms
+from fixedpoint.solvers.gmres import LinearSolution, Product
+
+__all__ = ["BiCGSTAB"]
+
+# An inner product of two vectors is rounding below this part of their lengths (times the rounding of their dtype).
+_ROUNDINGS = 4.0
+
+
+@dataclass(frozen=True)
+class BiCGSTAB(Options):
+    """Stabilised biconjugate gradients, per row, without a matrix and in constant memory."""
+
+    def solve(
+        self,
+        product: Product,
+        b: Float[Tensor, "B D"],
+        rtol: float | Float[Tensor, " B"],
+        max_products: int | None = None,
+    ) -> LinearSolution:
+        """Solve ``A x = b`` from ``x = 0``. The host waits for the device once a product.
+
+        Parameters
+        ----------
+        product
+            ``A v`` for ``v`` of shape ``(B, D)``, and a mask ``(B,)`` on the host of the rows that matter (the others
+            are zero); rows must not mix.
+        b
+            The right-hand sides.
+        rtol
+            Wanted ``||b - A x|| / ||b||``, one for all or one per row.
+        max_products
+            Stop after so many products; default ``10 D``.
+
+        Returns
+        -------
+        LinearSolution
+            Its ``residual`` is that of the recurrence.
+        """
+        size = row_norms(b)
+        wanted = torch.as_tensor(rtol, dtype=torch.float64, device=b.device).expand(size.shape)
+        usable = (size > 0) & size.isfinite()
+        unit = b.double() / torch.where(usable, size, 1.0).unsqueeze(1)
+        left = 10 * b.shape[1] if max_products is None else max_products
+        run = _Run(unit.to(torch.promote_types(b.dtype, torch.float32)), usable, wanted, product, b.dtype)
+        while run.products + 2 <= left and run.host.any():
+            run.iterate()
+        x = (run.best.double() * torch.where(usable, size, 0.0).unsqueeze(1)).to(b.dtype)
+        residual = torch.where(size > 0, run.reached, 0.0)
+        return LinearSolution(x, residual, (size == 0) | (usable & (run.reached <= wanted)), run.products)
+
+
+@dataclass
+class _Run:
+    """The vectors and numbers of every row; ``going`` are the rows that are not done."""
+
+    r: Float[Tensor, "B D"]
+    going: Bool[Tensor, " B"]
+    wanted: Float[Tensor, " B"]
+    product: Product
+    dtype: torch.dtype
+    products: int = 0
+    host: NDArray[np.bool_] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.x, self.best = torch.zeros_like(self.r), torch.zeros_like(self.r)
+        self.p, self.v, self.shadow = torch.zeros_like(self.r), torch.zeros_like(self.r), self.r.clone()
+        ones = torch.ones_like(self.wanted)
+        self.rho, self.alpha, self.omega = ones, ones, ones
+        self.reached, self.at_start = ones, torch.full_like(ones, torch.inf)
+        self.eps = _ROUNDINGS * torch.finfo(self.r.dtype).eps
+        self._settle()
+
+    def iterate(self) -> None:
+        """One iteration of the rows that go on: two products."""
+        rho = _dot(self.shadow, self.r)
+        lost = self.going & (rho.abs() <= self.eps * row_norms(self.shadow) * row_norms(self.r))
+        self._restart(lost)
+        rho = torch.where(lost, _dot(self.shadow, self.r), rho)
+        beta = torch.where(lost, 0.0, _ratio(rho, self.rho) * _ratio(self.alpha, self.omega))
+        self.p = self.r + _times(beta, self.p - _times(self.omega, self.v))
+        self.v = self._apply(self.p)
+        along = _dot(self.shadow, self.v)
+        broken = self.going & (along.abs() <= self.eps * row_norms(self.shadow) * row_norms(self.v))
+        alpha = torch.where(self.going & ~broken, _ratio(rho, along), 0.0)
+        s = self.r - _times(alpha, self.v)
+        self.x = self.x + _times(alpha, self.p)
+        self._note(row_norms(s))
+        if not self.host.any():
+            return
+        t = self._apply(s)
+        omega = torch.where(self.going, _ratio(_dot(t, s), _dot(t, t)), 0.0)
+        # Half the step ended a row that is done: it keeps x.
+        self.x = self.x + _times(omega, s)
+        self.r = torch.where(self.going.unsqueeze(1), s - _times(omega, t), self.r)
+        self.rho, self.alpha, self.omega = rho, alpha, omega
+        self._note(row_norms(self.r))
+        self._restart(self.going & (broken | (omega == 0)))
+
+    def _apply(self, vector: Tensor) -> Tensor:
+        kept = torch.where(self.going.unsqueeze(1), vector, 0.0)
+        self.products += 1
+        return self.product(kept.to(self.dtype), self.host).to(self.r.dtype)
+
+    def _note(self, residual: Float[Tensor, " B"]) -> None:
+        """Keep the point where it is a row's best; a row within its tolerance, or no longer finite, is done."""
+        better = self.going & (residual < self.reached)
+        self.best = torch.where(better.unsqueeze(1), self.x, self.best)
+        self.reached = torch.where(better, residual, self.reached)
+        self.going = self.going & residual.isfinite()
+        self._settle()
+
+    def _restart(self, rows: Bool[Tensor, " B"]) -> None:
+        """Begin anew from the residual in ``rows``; those that gained nothing since the start before are done."""
+        gained = self.reached < 0.999 * self.at_start
+        self.at_start = torch.where(rows, self.reached, self.at_start)
+        self.going = self.going & ~(rows & ~gained)
+        column = rows.unsqueeze(1)
+        self.shadow = torch.where(column, self.r, self.shadow)
+        self.p, self.v = torch.where(column, 0.0, self.p), torch.where(column, 0.0, self.v)
+        self.rho, self.alpha, self.omega = (
+            torch.where(rows, 1.0, number) for number in (self.rho, self.alpha, self.omega)
+        )
+        self._settle()
+
+    def _settle(self) -> None:
+        self.going = self.going & (self.reached > self.wanted)
+        self.host = self.going.cpu().numpy()
+
+
+def _dot(one: Tensor, other: Tensor) -> Float[Tensor, " B"]:
+    return row_dots(one.unsqueeze(1), other).squeeze(1)
+
+
+def _ratio(one: Tensor, other: Tensor) -> Tensor:
+    """``one / other``, zero where ``other`` is."""
+    return torch.where(other != 0, one / torch.where(other != 0, other, 1.0), 0.0)
+
+
+def _times(factor: Float[Tensor, " B"], vector: Float[Tensor, "B D"]) -> Tensor:
+    return factor.to(vector.dtype).unsqueeze(1) * vector

@@ -1,0 +1,1 @@
+"""The conformance suite for gradient estimators: its bench, its checks and their mutants."""

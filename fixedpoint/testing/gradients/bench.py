@@ -1,0 +1,114 @@
+"""The problems a gradient estimator is checked on, and gradients that are known without one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from fixedpoint.api import solve
+from fixedpoint.core.solution import Solution
+from fixedpoint.core.solver import Solver
+from fixedpoint.gradients.estimator import GradientEstimator
+from fixedpoint.solvers.anderson import Anderson
+from fixedpoint.solvers.picard import Picard
+from fixedpoint.testing.problems import Affine, TanhCell, affine_contraction, tanh_cell
+
+__all__ = ["GradientBench", "relative"]
+
+_SPECTRUM = (0.7, 0.5, 0.2, -0.1, -0.3, -0.5)
+
+
+class GradientBench:
+    """Affine maps and tanh cells whose coefficients are differentiated.
+
+    Parameters
+    ----------
+    estimator
+        The gradient estimator that is checked.
+    solver
+        Finds the solutions; by default Anderson acceleration with a short memory, which provides all that the library's
+        estimators want.
+    """
+
+    def __init__(self, estimator: GradientEstimator, solver: Solver | None = None) -> None:
+        self.estimator = estimator
+        self.solver: Solver = solver or Anderson(memory=2)
+
+    @property
+    def others(self) -> tuple[Solver, ...]:
+        """Further solvers that provide what the estimator wants."""
+        candidates: tuple[Solver, ...] = (Picard(), Anderson(memory=5))
+        return tuple(solver for solver in candidates if self.estimator.needs <= solver.provides)
+
+    def affine(self) -> Affine:
+        """Affine maps that are not normal, four rows."""
+        return affine_contraction(_SPECTRUM, normal=False, bound=0.8, seed=21)
+
+    def cell(self) -> TanhCell:
+        """Tanh cells, four rows."""
+        return tanh_cell(gain=0.8, seed=22)
+
+    def cotangent(self, problem: Affine | TanhCell, seed: int = 23) -> Float[Tensor, "B D"]:
+        """A cotangent for the solutions of a problem."""
+        generator = torch.Generator().manual_seed(seed)
+        return torch.randn(problem.start.shape, generator=generator, dtype=torch.float64).to(problem.start)
+
+    def solve(
+        self, f: Callable[[Any], Any], start: Any, solver: Solver | None = None, rtol: float | None = None
+    ) -> Solution:
+        """Solve, to rounding unless told otherwise, with the estimator's gradient."""
+        tight = 1e-13 if _dtype(start) == torch.float64 else 1e-6
+        return solve(
+            f,
+            start,
+            solver=solver or self.solver,
+            gradient=self.estimator,
+            rows="independent",
+            rtol=tight if rtol is None else rtol,
+            max_rounds=300,
+        )
+
+    def solution(
+        self, problem: Affine | TanhCell, solver: Solver | None = None
+    ) -> tuple[Solution, Float[Tensor, "B D D"], Float[Tensor, "B D"]]:
+        """The solution of a problem and its matrix and offset, of which it is a function."""
+        matrix, offset = _coefficients(problem)
+        matrix, offset = matrix.clone().requires_grad_(), offset.clone().requires_grad_()
+        return self.solve(mapped(problem, matrix, offset), problem.start, solver), matrix, offset
+
+    def gradient(
+        self, problem: Affine | TanhCell, cotangent: Float[Tensor, "B D"], solver: Solver | None = None
+    ) -> tuple[Tensor, ...]:
+        """The gradient by matrix and offset that the estimator gives."""
+        solution, *coefficients = self.solution(problem, solver)
+        return torch.autograd.grad(solution.state, coefficients, cotangent)
+
+
+def mapped(problem: Affine | TanhCell, matrix: Tensor, offset: Tensor) -> Callable[[Tensor], Tensor]:
+    """The map of a problem with these coefficients."""
+
+    def f(z: Tensor) -> Tensor:
+        value = (matrix * z.unsqueeze(1)).sum(-1) + offset
+        return value if isinstance(problem, Affine) else torch.tanh(value)
+
+    return f
+
+
+def relative(found: Tensor, exact: Tensor) -> float:
+    """Relative difference of two tensors, in the Euclidean norm of all their entries; Inf unless both are finite."""
+    size = float(exact.double().norm())
+    gap = float((found.double() - exact.double()).norm()) / (size or 1.0)
+    return gap if gap == gap else float("inf")
+
+
+def _coefficients(problem: Affine | TanhCell) -> tuple[Tensor, Tensor]:
+    return (problem.matrix if isinstance(problem, Affine) else problem.weight), problem.offset
+
+
+def _dtype(start: Any) -> torch.dtype:
+    dtype: torch.dtype = start.dtype if isinstance(start, Tensor) else start[0].dtype
+    return dtype

@@ -10,7 +10,7 @@ A round at the states ``X``:
 After round ``k`` the first ``k`` states are final, whatever the preconditioner and the accelerator do: their inputs
 were final when their step was taken. They are not evaluated again. (Tang et al. 2024, "Accelerating parallel sampling
 of diffusion models", section 4, for the guard under Anderson.) What is final, what is left alone and how the window
-slides: :mod:`fixedpoint.chains.engine`.
+slides: ``fixedpoint.chains.engine``.
 
 The accelerator ``block-secant`` corrects ``M`` itself, step by step, and so needs no other. A start other than the
 constant one may know some states exactly; the rounds spent on it are among the ``N + 1``.

@@ -33,9 +33,11 @@ from torch import Tensor
 from fixedpoint.chains.accelerator import Accelerator, Window
 from fixedpoint.chains.buffers import Buffers, Trail
 from fixedpoint.chains.chain import ChainProblem
-from fixedpoint.chains.linear import Band, Derivatives, LinearPart
+from fixedpoint.chains.linear import Band, LinearPart
 from fixedpoint.chains.measure import finite_states, relative, state_norms
 from fixedpoint.chains.scan import running_sums
+from fixedpoint.chains.slopes import Slopes
+from fixedpoint.chains.tails import Tails
 from fixedpoint.core.evaluator import Evaluated, Evaluator
 from fixedpoint.core.loop import Progress
 from fixedpoint.core.point import Point
@@ -43,35 +45,9 @@ from fixedpoint.core.shift import Shift
 from fixedpoint.core.status import Status
 from fixedpoint.core.termination import Judge, Termination
 
-__all__ = ["Engine", "StepErrors"]
+__all__ = ["Engine"]
 
 HostMask = NDArray[np.bool_]
-
-
-@dataclass(frozen=True)
-class StepErrors:
-    """The change implied at every state after every round: ``solution.extras["step_errors"]`` of a chain solver.
-
-    Attributes
-    ----------
-    rounds
-        One array ``(B, p)`` a round, float32: relative to the size of the state.
-    offsets
-        One array ``(B,)`` a round: the number of the first of these states, less one.
-    length
-        ``N``.
-    """
-
-    rounds: tuple[NDArray[np.float32], ...]
-    offsets: tuple[NDArray[np.int64], ...]
-    length: int
-
-    def of_row(self, row: int) -> NDArray[np.float32]:
-        """Shape ``(rounds, N)``: NaN outside of the window, and once the row had ended."""
-        errors = np.full((len(self.rounds), self.length), np.nan, dtype=np.float32)
-        for k, (changes, offset) in enumerate(zip(self.rounds, self.offsets, strict=True)):
-            errors[k, offset[row] : offset[row] + changes.shape[1]] = changes[row]
-        return errors
 
 
 class Engine:
@@ -119,19 +95,16 @@ class Engine:
         self.width = width
         self.slack = slack
         self.accelerator = accelerator
-        self.linear = linear
-        self.whole = whole
-        self.extended = extended
         self.length = problem.length
         self.exact = exact
         self.rows = len(states)
         self.device = states.device
         self.slots = np.arange(width)[None, :]
-        self.guess = states if states.shape[1] == self.length > width else None
+        guess = states if states.shape[1] == self.length > width else None
+        self.tails = Tails(problem, guess, extended)
+        self.slopes = Slopes(f, problem, linear, whole=whole, width=width)
         self.trail = self._trail(states) if width < self.length and problem.keep == "all" else None
         self.buffers = self._opened(states)
-        self.derivatives: Tensor | None = None
-        self.stale = np.zeros((self.rows, width), dtype=np.bool_)  # steps evaluated since their derivatives were taken
         self.kept: tuple[Tensor, Tensor, Tensor] | None = None
         self.left = np.zeros(self.rows)  # the largest change implied at final states
         self.running = np.ones(self.rows, dtype=np.bool_)
@@ -216,7 +189,7 @@ class Engine:
     def _evaluate(self, wanted: HostMask) -> None:
         """Take these steps, of the rows that are running: one round, if there are any."""
         rows, slots = np.nonzero(wanted & self.running[:, None])
-        self.stale |= wanted
+        self.slopes.note(wanted)
         size = self.problem.max_batch or max(len(rows), 1)
         self.latest[rows] = self.f.counts.rounds + 1
         for first in range(0, len(rows), size):
@@ -281,24 +254,7 @@ class Engine:
         if self.trail is not None:
             self.trail.store(self.buffers, by)
         self.buffers.slide(shift, by)
-        self.stale = moved(self.stale, by)
-        if self.derivatives is not None:
-            self.derivatives = shift.of_blocks(self.derivatives.unflatten(0, (self.rows, self.width))).flatten(0, 1)
-
-    def _derived(self) -> LinearPart | Band | Derivatives:
-        """The linear part; derivatives of the steps that were evaluated since, at the states where they were."""
-        if self.linear is not None:
-            return self.linear
-        rows, slots = np.nonzero(self.stale & self.running[:, None] & self._after(self.exact))
-        self.stale[self.running] = False
-        with torch.no_grad():
-            x = self.buffers.before(rows, slots).detach().view(-1, *self.problem.x0.shape[1:])
-            index = self._place(self.offset[rows] + slots)
-            found = self.f.derivatives(self.problem, x, index, rows, whole=self.whole)
-        if self.derivatives is None:
-            self.derivatives = found.new_zeros(self.rows * self.width, *found.shape[1:])
-        self.derivatives.index_copy_(0, self._place(rows * self.width + slots), found)
-        return Derivatives(self.derivatives.unflatten(0, (self.rows, self.width)))
+        self.slopes.slide(shift, moved(self.slopes.stale, by))
 
     def _window(
         self,
@@ -319,7 +275,7 @@ class Engine:
             begins=self._mask(later & (self.offset[:, None] + self.slots == final_to[:, None])),
             first=self._place(self.offset) if self.width < self.length else None,
             fresh=None if fresh is None else self._mask(fresh),
-            linear=self._derived(),
+            linear=self.slopes.at(self.buffers, self.running, self._after(self.exact)),
             implied=seen.changes,
         )
 
@@ -352,48 +308,12 @@ class Engine:
             states.view(-1, states.shape[2]).index_copy_(0, places, taken)
         states = states.view(window.states.shape)
         if by.any():
-            states = self._filled(states, entered)
+            states = self.tails.fill(self.buffers, states, entered)
         self.buffers.states = states
         self.exact = np.where(self.running, final_to + plain.any(axis=1), self.exact)
         changed = moves | plain | entered
         wanted = np.concatenate([np.zeros((self.rows, 1), dtype=np.bool_), changed[:, :-1]], axis=1) | entered
         return wanted & self._after(self.exact)
-
-    def _filled(self, states: Float[Tensor, "B p d"], entered: HostMask) -> Float[Tensor, "B p d"]:
-        """With states where the window has come to: the last state there was, moved as the guess of them would."""
-        rows, slots = np.nonzero(entered)
-        last = self.width - entered.sum(axis=1)[rows] - 1  # slot of the last state there was; -1: the base
-        flat = states.flatten(0, 1)
-        base = flat.index_select(0, self._place(rows * self.width + np.maximum(last, 0)))
-        base = torch.where(self._mask(last < 0).unsqueeze(1), self.buffers.base[self._place(rows)], base)
-        if self.guess is not None:
-            guess, start = self.guess.flatten(0, 1), rows * self.length + self.offset[rows]
-            before = np.maximum(start + last, rows * self.length)
-            ahead = guess.index_select(0, self._place(start + slots)) - guess.index_select(0, self._place(before))
-            base = base + ahead
-        elif self.extended:
-            base = self._extension(base, rows, slots, last)
-        places = self._place(rows * self.width + slots)
-        if torch.is_grad_enabled():
-            return flat.index_copy(0, places, base).view(states.shape)
-        flat.index_copy_(0, places, base)
-        return states
-
-    def _extension(
-        self, base: Float[Tensor, "P d"], rows: NDArray[np.int64], slots: NDArray[np.int64], last: NDArray[np.int64]
-    ) -> Float[Tensor, "P d"]:
-        """The jumps of the last step before, where the window holds it."""
-        step, event = np.maximum(last, 0), self.problem.x0.shape[1:]
-        value = self.buffers.values.flatten(0, 1).index_select(0, self._place(rows * self.width + step))
-        jumped = self.problem.extend(
-            self.buffers.before(rows, step).view(-1, *event),
-            value.view(-1, *event),
-            self._place(self.offset[rows] + step),
-            self._place(self.offset[rows] + slots + 1),
-            self._place(rows),
-        ).flatten(1)
-        usable = self._mask(last >= 0).unsqueeze(1) & jumped.isfinite().all(dim=1, keepdim=True)
-        return torch.where(usable, jumped + (base - value), base)
 
     def _keep(self, at: Evaluated) -> None:
         """The measure of every row, as it is when the row ends."""

@@ -41,6 +41,7 @@ from fixedpoint.chains.coarse import HasExtension
 from fixedpoint.chains.preconditioner import AnyPreconditioner, Identity
 from fixedpoint.chains.secant import BlockSecant
 from fixedpoint.chains.start import ConstantStart, NestedStart, OneJumpStart
+from fixedpoint.chains.step_errors import StepErrors
 from fixedpoint.core.evaluator import Evaluator
 from fixedpoint.core.layout import Layout
 from fixedpoint.core.loop import Progress, solution_at
@@ -110,7 +111,7 @@ class ChainSolver(Solver):
         on_round: Callable[[Progress], None] | None = None,
     ) -> Solution:
         from fixedpoint.chains.chain import ChainProblem  # which adapts solvers to itself by this module
-        from fixedpoint.chains.engine import Engine, StepErrors
+        from fixedpoint.chains.engine import Engine
 
         problem: object = f.problem
         if not isinstance(problem, ChainProblem):

@@ -2,10 +2,10 @@ r"""The chain solver: preconditioner x accelerator x window x start, in at most 
 
 A round at the states ``X``:
 
-    r      = F(X) - X                      defects, of the steps whose input has moved in one batch
-    G(X)   = X + M r                       the preconditioned map; same fixed point, any M
+    r      = F(X) - X                      defects, one batch: of what has moved
+    G(X)   = X + M r                       same fixed point, any M
     X^     = accelerator(X, G(X))          Picard: X^ = G(X)
-    X_new  = X^, but the first unfinished state takes its plain step, finished ones stay
+    X_new  = X^, but the first unfinished state takes its plain step
 
 After round ``k`` the first ``k`` states are final, whatever the preconditioner and the accelerator do: their inputs
 were final when their step was taken. They are not evaluated again. (Tang et al. 2024, "Accelerating parallel sampling

@@ -32,7 +32,7 @@ class Damped(StepSolver[Any]):
     damping: float = option(0.5, gt=0.0, le=1.0, help="part of its step that is taken")
 
     def check(self) -> None:
-        if self.solver.lasting:
+        if "chain" in self.solver.needs:
             raise OptionError("Damped", "solver", f"must not be a solver of chains, got {self.solver!r}")
 
     def init(self, f: Evaluator, at: Evaluated) -> Any:

@@ -37,7 +37,7 @@ class Restarted(StepSolver[RestartedState]):
     every: int = option(20, ge=1, help="steps after which a row's history is forgotten")
 
     def check(self) -> None:
-        if self.solver.lasting:
+        if "chain" in self.solver.needs:
             raise OptionError("Restarted", "solver", f"must not be a solver of chains, got {self.solver!r}")
 
     def init(self, f: Evaluator, at: Evaluated) -> RestartedState:

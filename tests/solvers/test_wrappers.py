@@ -74,6 +74,8 @@ def test_a_restart_that_never_comes_changes_nothing() -> None:
 @pytest.mark.parametrize("wrapper", [Damped, Restarted])
 def test_chains_have_a_wrapper_of_their_own(wrapper: type) -> None:
     with pytest.raises(OptionError, match="solver must not be a solver of chains"):
+        wrapper(solver=fixedpoint.DEQDDIM())
+    with pytest.raises(OptionError, match="solver must be StepSolver, got ChainSolver"):
         wrapper(solver=fixedpoint.ChainSolver())
     with pytest.raises(TypeError, match="evaluates within its step and cannot be damped"):
         solve(torch.cos, mixed(), solver=Damped(solver=NewtonKrylov()))

@@ -85,7 +85,8 @@ class Parareal(Solver):
             still = final == Status.RUNNING
             if on_round is not None:
                 worst = float(f.relative[-1].nan_to_num(nan=0.0, posinf=torch.inf).amax())
-                on_round(Progress(f.counts.rounds, int(still.sum()), worst))
+                spent = f.counts.evaluations.copy()
+                on_round(Progress(f.counts.rounds, int(still.sum()), worst, spent, sweeps.last))
             f.narrow(still)
             sweeps.finish(torch.from_numpy(np.flatnonzero(still)).to(z0.device))
         if answer is None:  # not even the first sweeps fit into the limit: the start is judged, by one round
@@ -121,6 +122,11 @@ class _Sweeps:
         self.joints = problem.x0.unsqueeze(1).repeat(1, count, *[1] * (problem.x0.ndim - 1))
         self.guesses = self.joints.clone()  # G(X_m), what the coarse jump made of the joint last
         self.ended = self.joints.clone()  # F(X_m)
+
+    @property
+    def last(self) -> Float[Tensor, "B d"]:
+        """What the last step has made of every row."""
+        return self.states[:, -1].flatten(1)
 
     @property
     def next_rounds(self) -> int:

@@ -118,6 +118,22 @@ def test_the_error_is_that_of_the_trajectory_returned(length: int, seed: int, rt
     assert not defects[inside].any()
 
 
+def test_who_watches_is_told_of_every_sweep() -> None:
+    chain, x0 = wave_chain(length=30, rows=3, seed=4), start(3, 3, 4)
+    seen = []
+    fixedpoint.solve(
+        ChainProblem(chain, x0),
+        solver="parareal",
+        rtol=NEVER,
+        on_round=lambda now: seen.append((now.round, now.evaluations.tolist(), now.latest.clone())),
+    )
+    assert len(seen) == 6
+    for sweep, (rounds, evaluations, latest) in enumerate(seen, start=1):
+        expected = rounds_of(30, 6, 1, sweep)
+        assert (rounds, evaluations) == (expected[0], [expected[1]] * 3)
+        torch.testing.assert_close(latest, by_hand(chain, x0, 6, 1, sweep), rtol=1e-10, atol=1e-10)
+
+
 def test_rows_that_are_done_are_left_out() -> None:
     chain = wave_chain(length=36, rows=3, seed=1)
     chain.phase[0] = 0.0

@@ -42,9 +42,13 @@ def paradigms(
 
     Picard iteration in a window: every state is the first one plus all changes up to it. The window slides to the
     first state whose mean squared change exceeds ``tolerance**2`` times the variance of the noise that a DDPM step
-    adds there. The tolerance of their release is 0.1. New states start as the last one of the window.
+    from it adds, whatever eta. New states start as the last one of the window.
+
+    That test and the default of 0.1 are those of their release (github.com/AndyShih12/paradigms, ``paradigms_forward``
+    in ``paradigms/stablediffusion_paradigms.py``, and ``main.py``, which passes 0.1 for every scheduler) and of
+    diffusers' ``StableDiffusionParadigmsPipeline``. Both have a window of 10 steps unless told otherwise.
     """
-    variance = ddpm_variance(chain)
+    variance = ddpm_variance(chain).to(x0.device)
     x = x0.expand(chain.length + 1, *x0.shape).clone()
     begin = evaluations = 0
     while begin < chain.length:
@@ -81,7 +85,7 @@ def parataa(
     default to those of their release for 100 steps (order and window N).
     """
     length = chain.length
-    noise, slope = ddpm_variance(chain).sqrt(), chain.coefficients()
+    noise, slope = ddpm_variance(chain).sqrt().to(x0.device), chain.coefficients()
     x = x0.expand(length + 1, *x0.shape).clone()
     points: list[Seen] = []
     begin = evaluations = 0
@@ -105,7 +109,7 @@ def parataa(
 
 def stepped(chain: DDIMChain, x: Tensor, begin: int, end: int, row: int) -> Tensor:
     """The steps from the states ``begin .. end - 1``, all in one batch (as the device likes it)."""
-    index = torch.arange(begin, end)
+    index = torch.arange(begin, end, device=x.device)
     size = chain.denoiser.quick_batch(x.device) or len(index)
     rows = torch.full_like(index, row)
     parts = zip(x[begin:end].split(size), index.split(size), rows.split(size), strict=True)
@@ -138,7 +142,7 @@ def _mixed(points: list[Seen], begin: int, end: int, ridge: float) -> Tensor:
     held = r.abs().amax(2).T > 0
     gram = torch.where(held.unsqueeze(1) & held.unsqueeze(2), gram, 0.0)
     aim = torch.where(held, aim, 0.0)
-    weights = torch.linalg.solve(gram + ridge * torch.eye(len(r), dtype=torch.float64), aim).to(r)
+    weights = torch.linalg.solve(gram + ridge * torch.eye(len(r)).to(gram), aim).to(r)
     return torch.einsum("isd,si->sd", x + r, weights).view_as(residual)
 
 

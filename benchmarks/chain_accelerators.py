@@ -15,7 +15,11 @@ from fixedpoint_diffusion.models import MixtureModel, ShapesModel
 from fixedpoint_diffusion.schedule import DDIMSchedule
 from fixedpoint_diffusion.task import DDIMSampling
 
-MODELS = {"16 dimensions": MixtureModel(), "64 dimensions": MixtureModel(dimension=64), "shapes": ShapesModel()}
+MODELS: dict[str, MixtureModel | ShapesModel] = {
+    "16 dimensions": MixtureModel(),
+    "64 dimensions": MixtureModel(dimension=64),
+    "shapes": ShapesModel(),
+}
 SOLVERS = {
     "Picard": fixedpoint.Picard(),
     **{

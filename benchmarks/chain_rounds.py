@@ -1,33 +1,41 @@
-"""Rounds of a DDIM chain to a given error, for the preconditioners without acceleration.
+"""Rounds and work of a DDIM chain to a given error: this library's methods and published ones.
 
-    python benchmarks/chain_rounds.py [MODEL] [--steps 25 --steps 50] [--eta 1]
+    python benchmarks/chain_rounds.py [MODEL] [--steps 25 --steps 50] [--eta 1 --steps 100] [--method jump+anderson]
 
 MODEL is a folder as diffusers' save_pretrained writes it; the bundled Fashion-MNIST model without one. Prints, for the
-worst of the images, after how many rounds the image of that round is, and stays, within a relative error of 1e-1, 1e-2
-and 1e-3 of the serial chain's; to stderr also the evaluations it took. Every chain starts at
-``x_T`` everywhere. Rounds are counts and hardly depend on the machine.
+worst of the images, after how many sequential rounds the image is, and stays, within a relative error of 1e-1, 1e-2 and
+1e-3 of the serial chain's; how many evaluations of the model an image had taken by then, as multiples of N; where the
+methods ended that say themselves when they are done; and at last what this shows, with the figures. A dash: the method
+ended before, or did not get there. What each method is, ``chain_methods.py`` says.
+
+Every cell is told as it is found, and with ``--cells FILE`` kept, so that a long run goes on where it was interrupted;
+a file of cells belongs to one version of the library. Rounds are counts and hardly depend on the machine.
 
 The preconditioner zero needs nearly N rounds, two million evaluations for four images at N = 1000: beyond 300 steps
-the count comes from what such rounds amount to (``recorded.jacobi_rounds``), and is marked with a star.
+the count comes from what such rounds amount to (``recorded.jacobi_rounds``).
 """
 
 from __future__ import annotations
 
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import torch
 import typer
-from recorded import jacobi_rounds, record, serial
+from cells import Cell, Store, cell_of
+from chain_methods import METHODS
+from recorded import serial
+from torch import Tensor
+from verdict import verdict
 
-import fixedpoint
+from fixedpoint.chains.chain import ChainProblem
 from fixedpoint_diffusion.models import DiffusersModel, FashionMNISTModel
 from fixedpoint_diffusion.task import DDIMSampling
 
-TOLERANCES = (1e-1, 1e-2, 1e-3)
-PRECONDITIONERS = ("zero", "coefficient", "identity")
+LENGTHS = (25, 50, 100, 250, 1000)
 
 
 def main(
@@ -35,41 +43,90 @@ def main(
     steps: Annotated[list[int] | None, typer.Option(help="N, again for several; default: 25 50 100 250 1000.")] = None,
     eta: Annotated[float, typer.Option(help="0: deterministic; 1: ancestral.")] = 0.0,
     batch: Annotated[int, typer.Option(help="Images; the worst one counts.")] = 4,
+    method: Annotated[list[str] | None, typer.Option(help="Only this one, again for several; default: all.")] = None,
     seed: int = 0,
-    most: Annotated[int, typer.Option(help="Give up after so many rounds; 0: never.")] = 0,
     device: str = "cpu",
+    cells: Annotated[Path | None, typer.Option(help="Keep cells in this file, and take those it has.")] = None,
 ) -> None:
-    """Print the table."""
-    lengths = steps or [25, 50, 100, 250, 1000]
+    """Print the tables."""
+    names = method or list(METHODS)
+    unknown = [name for name in names if name not in METHODS]
+    if unknown:
+        raise typer.BadParameter(f"no method {', '.join(unknown)}; there are {', '.join(METHODS)}")
     network = FashionMNISTModel() if model is None else DiffusersModel(path=str(model))
-    found: dict[tuple[int, str], str] = {}
-    for length in lengths:
+    store = Store(cells)
+    columns: dict[int, dict[str, Cell | None]] = {}
+    for length in steps or LENGTHS:
         task = DDIMSampling(model=network, num_inference_steps=length, eta=eta, batch=batch, device=device)
-        problem = task.problem(seed)
-        target = serial(problem)
-        for name in PRECONDITIONERS:
-            began = time.perf_counter()
-            if name == "zero" and length > 300:
-                counts = [str(jacobi_rounds(problem, target, tolerance)) for tolerance in TOLERANCES]
-                found[length, name] = " / ".join(counts) + " *"
-                print(f"N = {length}, {name}: {found[length, name]}", file=sys.stderr, flush=True)
-                continue
-            solver = fixedpoint.ChainSolver(preconditioner=name)
-            chain = record(problem, target, solver, most or length + 1, enough=TOLERANCES[-1])
-            rounds = [chain.rounds_to(tolerance) for tolerance in TOLERANCES]
-            said = " / ".join(f"> {len(chain.errors)}" if count is None else str(count) for count in rounds)
-            found[length, name] = said
-            seconds = time.perf_counter() - began
-            print(
-                f"N = {length}, {name}: {said}; {chain.evaluations / batch:g} evaluations an image, {seconds:.0f} s",
-                file=sys.stderr,
-                flush=True,
-            )
-    print(f"| N | {' | '.join(PRECONDITIONERS)} |\n|--:{'|--:' * len(PRECONDITIONERS)}|")
-    for length in lengths:
-        print(f"| {length} | {' | '.join(found[length, name] for name in PRECONDITIONERS)} |")
+        chain = LazyChain(task, seed)
+        columns[length] = {}
+        for name in names:
+            key = f"{task!r}, seed {seed}, {METHODS[name]!r}"
+            cell = store.get(key, partial(chain.run, name))
+            columns[length][name] = cell
+            if cell is not None:
+                print(f"N = {length}, eta = {eta:g}, {name}: {told(cell, length)}", file=sys.stderr, flush=True)
+    print_tables(columns, names, f"eta = {eta:g}")
+
+
+class LazyChain:
+    """A chain and its serial result, made when the first method is to be run on it."""
+
+    def __init__(self, task: DDIMSampling, seed: int) -> None:
+        self.task, self.seed = task, seed
+        self.made: tuple[ChainProblem, Tensor] | None = None
+
+    def run(self, name: str) -> Cell | None:
+        """What a method needs."""
+        if self.made is None:
+            problem = self.task.problem(self.seed)
+            assert isinstance(problem, ChainProblem)
+            self.made = problem, serial(problem)
+        began = time.perf_counter()
+        with torch.no_grad():
+            cell = cell_of(METHODS[name](*self.made))
+        print(f"({name}: {time.perf_counter() - began:.0f} s)", file=sys.stderr, flush=True)
+        return cell
+
+
+def print_tables(columns: dict[int, dict[str, Cell | None]], names: list[str], title: str) -> None:
+    """Rounds, evaluations, ends: a method a row, a chain a column; then what they show."""
+    parts = {"Rounds to 1e-1 / 1e-2 / 1e-3": rounds, "Evaluations an image, in N": evaluations, "Ended by itself": end}
+    for heading, write in parts.items():
+        rows = {name: [write(column[name], n) for n, column in columns.items()] for name in names}
+        print(f"\n{heading}, {title}\n\n| method | {' | '.join(map(str, columns))} |\n|:--{'|--:' * len(columns)}|")
+        for name, cells in rows.items():
+            if any(cells):
+                print(f"| {name} | {' | '.join(cells)} |")
+    print(f"\n{title}")
+    for sentence in verdict(columns):
+        print(sentence)
+
+
+def rounds(cell: Cell | None, _: int) -> str:
+    """To every tolerance."""
+    return "" if cell is None else " / ".join("-" if count is None else str(count) for count in cell.rounds)
+
+
+def evaluations(cell: Cell | None, length: int) -> str:
+    """To every tolerance, in chain lengths."""
+    if cell is None:
+        return ""
+    return " / ".join("-" if count is None else f"{count / length:.3g}" for count in cell.evaluations)
+
+
+def end(cell: Cell | None, length: int) -> str:
+    """Rounds, evaluations in chain lengths, and the error left."""
+    if cell is None or cell.end is None:
+        return ""
+    return f"{cell.end.rounds}, {cell.end.evaluations / length:.3g}, {cell.end.error:.1e}"
+
+
+def told(cell: Cell, length: int) -> str:
+    """All of a cell."""
+    ended = f"; ended by itself: {end(cell, length)}" if cell.end else ""
+    return f"rounds {rounds(cell, length)}, evaluations {evaluations(cell, length)} N{ended}"
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(2)
     typer.run(main)

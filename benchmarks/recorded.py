@@ -1,4 +1,4 @@
-"""What the last state of a chain was after every round of a solve, which ends when it has come near enough."""
+"""What the last state of a chain was after every round of a solve, which may end when it has come near enough."""
 
 from __future__ import annotations
 
@@ -12,31 +12,30 @@ from torch import Tensor
 import fixedpoint
 from fixedpoint.chains.chain import ChainProblem
 from fixedpoint.core.loop import Progress
+from fixedpoint.core.solution import Solution
 
 
 class Recorded:
-    """Keeps what the last step made after every round; with ``enough`` the solve ends once all rows are that near.
+    """Keeps what the last step made after every round.
 
     ``images`` holds one tensor ``(B, *event)`` per round, ``errors`` the relative error of each row to ``target``,
-    ``spent`` the evaluations a row had taken, ``rounds`` the number of the round.
+    ``spent`` the evaluations a row had taken, ``rounds`` the number of the round. With ``enough`` the solve ends once
+    all rows have been that near for ``more`` rounds after the first. ``solution`` is there when the solver has ended.
     """
 
-    def __init__(self, problem: ChainProblem, target: Tensor, enough: float = 0.0) -> None:
-        self.problem = problem
+    solution: Solution | None = None
+
+    def __init__(self, target: Tensor, enough: float = 0.0, more: int = 0) -> None:
         self.target = target
         self.enough = enough
+        self.more = more
         self.images: list[Tensor] = []
         self.errors: list[Tensor] = []
         self.spent: list[NDArray[np.int64]] = []
         self.rounds: list[int] = []
 
-    @property
-    def evaluations(self) -> int:
-        """Of the chain's steps, so far."""
-        return int(self.spent[-1].sum())
-
     def __call__(self, progress: Progress) -> None:
-        assert progress.latest is not None  # chain solvers tell it
+        assert progress.latest is not None  # solvers of chains tell it
         assert progress.evaluations is not None
         if self.rounds and self.rounds[-1] == progress.round:
             return  # nothing was left to evaluate
@@ -44,9 +43,9 @@ class Recorded:
         self.spent.append(progress.evaluations)
         last = progress.latest.unflatten(1, (-1, *self.target.shape[1:]))[:, -1]
         self.images.append(last.clone())
-        apart = (last - self.target).flatten(1).double().norm(dim=1)
-        self.errors.append(apart / self.target.flatten(1).double().norm(dim=1))
-        if bool((self.errors[-1] <= self.enough).all()):
+        self.errors.append(apart(last, self.target))
+        near = [bool((error <= self.enough).all()) for error in self.errors[-1 - self.more :]]
+        if len(near) > self.more and all(near):
             raise EnoughError
 
     def rounds_to(self, tolerance: float) -> int | None:
@@ -61,21 +60,27 @@ class EnoughError(Exception):
     """Every row is as near as was asked for."""
 
 
+def apart(images: Tensor, target: Tensor) -> Tensor:
+    """Shape ``(B,)``, float64, on the CPU: relative distance of every row."""
+    target = target.flatten(1).double()
+    return ((images.flatten(1).double() - target).norm(dim=1) / target.norm(dim=1)).cpu()
+
+
 def jacobi_rounds(problem: ChainProblem, target: Tensor, tolerance: float) -> int:
-    """What :meth:`RecordedChain.rounds_to` finds for plain rounds with the preconditioner zero, without the rounds.
+    """What :meth:`Recorded.rounds_to` finds for plain rounds with the preconditioner zero, without the rounds.
 
     After ``k`` such rounds from ``x_0`` everywhere the last state is what the last ``k`` steps make of it. That
     costs ``k`` evaluations rather than all of ``k`` rounds; found by bisection, as the error falls towards the end.
     """
-    size = target.flatten(1).double().norm(dim=1)
     missing, reached = 0, problem.length
+    row = torch.arange(len(problem.x0), device=problem.x0.device)
     while reached - missing > 1:
         rounds = (missing + reached) // 2
         x = problem.x0
         for step in range(problem.length - rounds, problem.length):
-            x = problem.pairs(x, torch.full_like(problem.rows, step), torch.arange(len(x)))
-        worst = float(((x - target).flatten(1).double().norm(dim=1) / size).amax())
-        missing, reached = (missing, rounds) if worst <= tolerance else (rounds, reached)
+            x = problem.pairs(x, torch.full_like(row, step), row)
+        near = bool((apart(x, target) <= tolerance).all())
+        missing, reached = (missing, rounds) if near else (rounds, reached)
     return reached
 
 
@@ -91,9 +96,15 @@ def record(
     solver: fixedpoint.Solver,
     rounds: int,
     enough: float = 0.0,
+    *,
+    more: int = 0,
+    rtol: float = 0.0,
 ) -> Recorded:
-    """Solve for a number of rounds at most, whatever the solver thinks of it, and keep every round's last state."""
-    seen = Recorded(problem, target, enough)
+    """Solve for a number of rounds at most, and keep every round's last state.
+
+    Without ``rtol`` whatever the solver thinks of it; with one it may end.
+    """
+    seen = Recorded(target, enough, more)
     with contextlib.suppress(EnoughError):
-        fixedpoint.solve(problem, solver=solver, rtol=0.0, max_rounds=rounds, on_round=seen)
+        seen.solution = fixedpoint.solve(problem, solver=solver, rtol=rtol, max_rounds=rounds, on_round=seen)
     return seen

@@ -1,0 +1,58 @@
+"""What a tolerance is worth where samples are undecided between modes: false claims, on mixtures with exact scores.
+
+    python benchmarks/chain_claims.py [--samples 1000]
+
+Samples of the mixtures of ``chain_accelerators.py``, N of 25, 50 and 100, eta 0 and 1, float32, solved by triangular
+Anderson acceleration from ``x_T`` everywhere and from one jump, as ``auto`` is and with plain rounds. For every
+tolerance: how many samples were called converged, how many of them have an image that is further than 3 and than 30
+tolerances from the serial chain's, and the largest error of all.
+"""
+
+from __future__ import annotations
+
+import itertools
+from typing import Annotated
+
+import torch
+import typer
+from chain_accelerators import MODELS
+from recorded import apart, serial
+
+import fixedpoint
+from fixedpoint.chains.chain import ChainProblem
+from fixedpoint.chains.start import ConstantStart, OneJumpStart
+from fixedpoint_diffusion.schedule import DDIMSchedule
+from fixedpoint_diffusion.task import DDIMSampling
+
+TOLERANCES = (1e-1, 3e-2, 1e-2, 3e-3, 1e-3, 1e-4)
+LENGTHS = (25, 50, 100)
+SOLVERS = [
+    fixedpoint.ChainSolver(accelerator=accelerator, start=start)
+    for accelerator in (fixedpoint.Anderson(memory=2), fixedpoint.Picard())
+    for start in (ConstantStart(), OneJumpStart())
+]
+
+
+def main(
+    samples: Annotated[int, typer.Option(help="Of every mixture, length, eta, solver and tolerance.")] = 1000,
+) -> None:
+    """Print the table."""
+    found: dict[float, list[torch.Tensor]] = {tolerance: [] for tolerance in TOLERANCES}
+    for model, length, eta in itertools.product(MODELS.values(), LENGTHS, (0.0, 1.0)):
+        schedule = DDIMSchedule(clip_sample=False)
+        task = DDIMSampling(model=model, schedule=schedule, num_inference_steps=length, eta=eta, batch=samples)
+        problem = task.problem(0)
+        assert isinstance(problem, ChainProblem)
+        target = serial(problem)
+        for solver, tolerance in itertools.product(SOLVERS, TOLERANCES):
+            solution = fixedpoint.solve(problem, solver=solver, rtol=tolerance)
+            found[tolerance].append(apart(solution.z[:, -1], target)[torch.from_numpy(solution.converged)])
+    print("| tolerance | converged | beyond 3 tolerances | beyond 30 | largest error |\n|--:|--:|--:|--:|--:|")
+    for tolerance, errors in found.items():
+        every = torch.cat(errors)
+        beyond = (f"{int((every > times * tolerance).sum())}" for times in (3, 30))
+        print(f"| {tolerance:g} | {len(every)} | {' | '.join(beyond)} | {float(every.amax()):.2g} |")
+
+
+if __name__ == "__main__":
+    typer.run(main)

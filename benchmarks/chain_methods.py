@@ -51,7 +51,7 @@ TOLERANCES = (1e-1, 1e-2, 1e-3)
 # Rounds for which an image must have been near before a method that does not end by itself is let go.
 MORE = 2
 # Chains of more steps than these have the rounds of zero counted without carrying them out.
-CARRIED_OUT = 300
+CARRIED_OUT = 200
 
 
 class Seen(NamedTuple):

@@ -11,7 +11,7 @@ ended before, or did not get there. What each method is, ``chain_methods.py`` sa
 Every cell is told as it is found, and with ``--cells FILE`` kept, so that a long run goes on where it was interrupted;
 a file of cells belongs to one version of the library. Rounds are counts and hardly depend on the machine.
 
-The preconditioner zero needs nearly N rounds, two million evaluations for four images at N = 1000: beyond 300 steps
+The preconditioner zero needs nearly N rounds, two million evaluations for four images at N = 1000: beyond 200 steps
 the count comes from what such rounds amount to (``recorded.jacobi_rounds``).
 """
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -41,6 +41,12 @@ class Buffers:
         """``p``."""
         return self.values.shape[1]
 
+    @property
+    def numbers(self) -> NDArray[np.int64]:
+        """Shape ``(B, p)``: the numbers of the steps."""
+        held: NDArray[np.int64] = self.offset[:, None] + np.arange(self.width)
+        return held
+
     def put(self, values: Float[Tensor, "P d"], rows: NDArray[np.int64], slots: NDArray[np.int64]) -> None:
         """Store values of steps."""
         places = self.place(rows * self.width + slots)
@@ -64,6 +70,10 @@ class Buffers:
 
     def place(self, host: NDArray[np.int64]) -> Int[Tensor, " n"]:
         """Indices on the device."""
+        return torch.from_numpy(np.ascontiguousarray(host)).to(self.states.device, non_blocking=True)
+
+    def mask(self, host: NDArray[np.bool_]) -> Bool[Tensor, "..."]:
+        """A mask on the device."""
         return torch.from_numpy(np.ascontiguousarray(host)).to(self.states.device, non_blocking=True)
 
 

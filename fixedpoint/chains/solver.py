@@ -41,7 +41,6 @@ from fixedpoint.chains.coarse import HasExtension
 from fixedpoint.chains.preconditioner import AnyPreconditioner, Identity
 from fixedpoint.chains.secant import BlockSecant
 from fixedpoint.chains.start import ConstantStart, NestedStart, OneJumpStart
-from fixedpoint.chains.step_errors import StepErrors
 from fixedpoint.core.evaluator import Evaluator
 from fixedpoint.core.layout import Layout
 from fixedpoint.core.loop import Progress, solution_at
@@ -139,9 +138,8 @@ class ChainSolver(Solver):
             whole=self.preconditioner.whole,
             extended=isinstance(self.start, OneJumpStart) and isinstance(problem.chain, HasExtension),
         )
-        answer, status, rounds = engine.run(termination, f.limit, on_round)
-        errors = StepErrors(tuple(engine.step_errors), tuple(engine.offsets), problem.length)
-        return solution_at(answer, status, rounds, f, self, {"step_errors": errors})
+        answer, rows = engine.run(termination, f.limit, on_round), engine.rows
+        return solution_at(answer, rows.status, rows.rounds, f, self, {"step_errors": rows.step_errors})
 
     def _begun(
         self, f: Evaluator, problem: ChainProblem, z0: Float[Tensor, "B D"], width: int

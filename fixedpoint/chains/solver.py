@@ -48,7 +48,6 @@ from fixedpoint.core.options import OptionError, option
 from fixedpoint.core.solution import Solution
 from fixedpoint.core.solver import Solver, StepSolver
 from fixedpoint.core.termination import Termination
-from fixedpoint.solvers.anderson import Anderson
 from fixedpoint.solvers.auto import Auto
 from fixedpoint.solvers.picard import Picard
 
@@ -139,7 +138,9 @@ class ChainSolver(Solver):
             extended=isinstance(self.start, OneJumpStart) and isinstance(problem.chain, HasExtension),
         )
         answer, rows = engine.run(termination, f.limit, on_round), engine.rows
-        return solution_at(answer, rows.status, rows.rounds, f, self, {"step_errors": rows.step_errors})
+        return solution_at(
+            answer, rows.status, rows.rounds, f, self, {"step_errors": rows.step_errors, "exact": rows.exact}
+        )
 
     def _begun(
         self, f: Evaluator, problem: ChainProblem, z0: Float[Tensor, "B D"], width: int
@@ -183,7 +184,9 @@ def as_chain_solver(solver: Solver) -> Solver:
     if "chain" in solver.needs:
         return solver
     if isinstance(solver, Auto):
-        return ChainSolver(accelerator=Anderson(memory=2))
+        from fixedpoint.chains.planned import PlannedChainSolver  # which solves by this module
+
+        return PlannedChainSolver(solver.history_limit)
     if not isinstance(solver, StepSolver):
         raise TypeError(f"a chain wants a step solver, and {type(solver).__name__} owns its loop")
     return ChainSolver(accelerator=solver)

@@ -65,7 +65,7 @@ class Result:
     images, reference
         Pictures of the answer, and of what it should be.
     message
-        What the statuses mean.
+        What the statuses mean; before that, what a solver that plans has planned.
     """
 
     metrics: dict[str, float]
@@ -155,7 +155,7 @@ class SolveTask(Task):
             trace={"relative_error": solution.trace.relative},
             images=judgement.images,
             reference=judgement.reference,
-            message=solution.message,
+            message="\n".join([str(told) for told in [solution.extras.get("plan")] if told] + [solution.message]),
         )
 
 

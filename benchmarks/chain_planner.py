@@ -4,9 +4,9 @@
 
 The bundled Fashion-MNIST model, or a folder as diffusers' save_pretrained writes it. For every N and batch: seconds of
 all settings that a plan chooses from (from one jump, triangular Anderson acceleration of memory 2), and of ``auto``,
-what it measures included; all settings in turn, several times over, of which the median counts, so that a machine that is
-busy now and then is so for all of them. To the tables of seconds, rounds and evaluations come how far the plan is from
-the best setting, and the rounds and evaluations that were expected.
+what it measures included. All take their turn, several times over, and the median counts, so that a machine that is
+busy now and then is so for all of them. Beside them the rounds and evaluations that were expected; then what was
+planned and why, and how far that is from the best setting.
 """
 
 from __future__ import annotations

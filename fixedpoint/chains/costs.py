@@ -86,7 +86,8 @@ def measured_costs(
     Parameters
     ----------
     problem
-        Of which no more than ``max_batch`` states are evaluated at once. Its own start is evaluated at all steps.
+        Of which no more than ``max_batch`` states are evaluated at once. Its own start is evaluated at all steps. Where
+        memory does not suffice for a call, it is among those that are not made.
     worth
         How many seconds may be spent, given those of a call with one state per row. Such a call is made in any case,
         larger ones only as far as they are expected to take no longer than what is left.
@@ -106,9 +107,14 @@ def measured_costs(
         if following == size or (following not in known and spent + following * rate > budget):
             break
         size, left = following, budget - spent
-        spent += _timed(problem, size, known, lambda _, left=left: left, count, clock)  # type: ignore[misc]
-    sizes = sorted(size for size in known if size <= largest)
-    return Costs(tuple(sizes), tuple(known[size] for size in sizes))
+        try:
+            spent += _timed(problem, size, known, lambda _, left=left: left, count, clock)  # type: ignore[misc]
+        except torch.OutOfMemoryError:
+            break
+    sizes = {size: seconds for size, seconds in sorted(known.items()) if size <= largest}
+    if problem.max_batch and largest not in sizes:  # asked for: as quick per state as the last one, for all we know
+        sizes[largest] = Costs(tuple(sizes), tuple(sizes.values())).call(largest)
+    return Costs(tuple(sizes), tuple(sizes.values()))
 
 
 def _timed(

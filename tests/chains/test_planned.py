@@ -157,6 +157,25 @@ def test_larger_calls_are_tried_while_they_are_quicker_and_within_what_they_are_
     limited = timed(400, 3.0, 0.01, max_batch=20)
     assert isinstance(limited.chain, Timed)
     assert measured_costs(limited, lambda _: 1e9, print, clock=lambda: limited.chain.now).batches == (2, 8, 20)
+    hasty = timed(400, 3.0, 0.01, max_batch=20)
+    assert isinstance(hasty.chain, Timed)
+    costs = measured_costs(hasty, lambda _: 0.0, print, clock=lambda: hasty.chain.now)
+    assert costs.batches == (2, 20)
+    assert costs.seconds == pytest.approx((3.02, 30.2))
+    assert hasty.chain.sizes == [2]
+
+
+def test_what_there_is_no_memory_for_is_no_choice() -> None:
+    @dataclass(eq=False)
+    class Small(Timed):
+        def step(self, x: Tensor, index: Tensor, row: Tensor) -> Tensor:
+            if len(x) > 40:
+                raise torch.OutOfMemoryError("more than 40 states")
+            return super().step(x, index, row)
+
+    problem = ChainProblem(Small(wave_chain(400, 2, seed=3), 3.0, 0.01), drawn(2, 3, 4))
+    assert isinstance(problem.chain, Small)
+    assert measured_costs(problem, lambda _: 1e9, print, clock=lambda: problem.chain.now).batches == (2, 8, 32)
 
 
 @pytest.fixture

@@ -27,9 +27,8 @@ from jaxtyping import Bool, Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fixedpoint.core.options import Options
 from fixedpoint.core.reduce import row_dots, row_norms
-from fixedpoint.solvers.gmres import LinearSolution, Product
+from fixedpoint.solvers.linear import LinearSolution, LinearSolver, Product
 
 __all__ = ["BiCGSTAB"]
 
@@ -38,8 +37,11 @@ _ROUNDINGS = 4.0
 
 
 @dataclass(frozen=True)
-class BiCGSTAB(Options):
-    """Stabilised biconjugate gradients, per row, without a matrix and in constant memory."""
+class BiCGSTAB(LinearSolver):
+    """Stabilised biconjugate gradients, per row, without a matrix and in constant memory.
+
+    The residual of its solution is that of the recurrence.
+    """
 
     def solve(
         self,
@@ -48,25 +50,6 @@ class BiCGSTAB(Options):
         rtol: float | Float[Tensor, " B"],
         max_products: int | None = None,
     ) -> LinearSolution:
-        """Solve ``A x = b`` from ``x = 0``. The host waits for the device once a product.
-
-        Parameters
-        ----------
-        product
-            ``A v`` for ``v`` of shape ``(B, D)``, and a mask ``(B,)`` on the host of the rows that matter (the others
-            are zero); rows must not mix.
-        b
-            The right-hand sides.
-        rtol
-            Wanted ``||b - A x|| / ||b||``, one for all or one per row.
-        max_products
-            Stop after so many products; default ``10 D``.
-
-        Returns
-        -------
-        LinearSolution
-            Its ``residual`` is that of the recurrence.
-        """
         size = row_norms(b)
         wanted = torch.as_tensor(rtol, dtype=torch.float64, device=b.device).expand(size.shape)
         usable = (size > 0) & size.isfinite()

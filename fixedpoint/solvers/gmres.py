@@ -15,7 +15,6 @@ in the dtype of ``b``, the small problem in float64, orthogonalisation classical
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,38 +23,15 @@ from jaxtyping import Bool, Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fixedpoint.core.options import Options, option
+from fixedpoint.core.options import option
 from fixedpoint.core.reduce import add_combination, row_dots, row_norms
+from fixedpoint.solvers.linear import LinearSolution, LinearSolver, Product
 
-__all__ = ["GMRES", "LinearSolution"]
-
-Product = Callable[[Tensor, NDArray[np.bool_]], Tensor]
-
-
-@dataclass(frozen=True)
-class LinearSolution:
-    """What a linear solver returns.
-
-    Attributes
-    ----------
-    x
-        Shape ``(B, D)``.
-    residual
-        Shape ``(B,)``, float64: ``||b - A x|| / ||b||`` as the recurrence has it; 0 where ``b`` is zero.
-    converged
-        Shape ``(B,)``: within the tolerance.
-    products
-        How many products ``A v`` were made, one after another.
-    """
-
-    x: Float[Tensor, "B D"]
-    residual: Float[Tensor, " B"]
-    converged: Bool[Tensor, " B"]
-    products: int
+__all__ = ["GMRES"]
 
 
 @dataclass(frozen=True)
-class GMRES(Options):
+class GMRES(LinearSolver):
     """Generalised minimal residuals, per row, without a matrix."""
 
     memory: int = option(30, ge=1, help="products before it starts anew from the residual")
@@ -67,20 +43,6 @@ class GMRES(Options):
         rtol: float | Float[Tensor, " B"],
         max_products: int | None = None,
     ) -> LinearSolution:
-        """Solve ``A x = b`` from ``x = 0``. The host waits for the device once a product.
-
-        Parameters
-        ----------
-        product
-            ``A v`` for ``v`` of shape ``(B, D)``, and a mask ``(B,)`` on the host of the rows that matter (the others
-            are zero); rows must not mix.
-        b
-            The right-hand sides.
-        rtol
-            Wanted ``||b - A x|| / ||b||``, one for all or one per row.
-        max_products
-            Stop after so many products; default ``10 D``.
-        """
         size = row_norms(b)
         wanted = torch.as_tensor(rtol, dtype=torch.float64, device=b.device) * size
         left = 10 * b.shape[1] if max_products is None else max_products

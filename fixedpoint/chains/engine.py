@@ -111,6 +111,7 @@ class Engine:
         self.latest = np.full(self.rows, f.counts.rounds, dtype=np.int64)  # the last round in which a row took steps
         self.step_errors: list[NDArray[np.float32]] = []
         self.offsets: list[NDArray[np.int64]] = []
+        self.numbers: list[int] = []
 
     def run(
         self, termination: Termination, limit: int, on_round: Callable[[Progress], None] | None
@@ -342,6 +343,7 @@ class Engine:
         with np.errstate(over="ignore"):
             self.step_errors.append(np.where(self.running[:, None], errors, np.nan).astype(np.float32))
         self.offsets.append(self.offset)
+        self.numbers.append(self.f.counts.rounds)
 
     def _progress(self) -> Progress:
         worst = self.step_errors[-1]

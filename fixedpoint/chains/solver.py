@@ -140,7 +140,7 @@ class ChainSolver(Solver):
             extended=isinstance(self.start, OneJumpStart) and isinstance(problem.chain, HasExtension),
         )
         answer, status, rounds = engine.run(termination, f.limit, on_round)
-        errors = StepErrors(tuple(engine.step_errors), tuple(engine.offsets), problem.length)
+        errors = StepErrors(tuple(engine.step_errors), tuple(engine.offsets), problem.length, tuple(engine.numbers))
         return solution_at(answer, status, rounds, f, self, {"step_errors": errors})
 
     def _begun(

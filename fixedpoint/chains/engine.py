@@ -113,11 +113,11 @@ class Engine:
         while True:
             seen, at = examiner.examine(self.buffers, rows.exact, rows.left)
             self.f.remember(at)
-            rows.settle(seen, at, self.buffers, over=self.f.counts.rounds >= limit)
+            rows.settle(seen, at, self.buffers, self.f.counts.rounds, over=self.f.counts.rounds >= limit)
             del at
             self.f.narrow(rows.running)
             if on_round is not None:
-                on_round(rows.progress(self.f.counts.rounds, self.f.counts.evaluations, self.buffers.values[:, -1]))
+                on_round(rows.progress(self.f.counts.evaluations, self.buffers.values[:, -1]))
             if not rows.running.any():
                 break
             by, final_to = self._advanced(seen)

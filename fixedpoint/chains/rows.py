@@ -44,6 +44,7 @@ class Rows:
         self._kept: tuple[Tensor, Tensor, Tensor] | None = None
         self._errors: list[NDArray[np.float32]] = []
         self._offsets: list[NDArray[np.int64]] = []
+        self._numbers: list[int] = []
 
     @property
     def status(self) -> tuple[Status, ...]:
@@ -53,14 +54,14 @@ class Rows:
     @property
     def step_errors(self) -> StepErrors:
         """What was seen of every state."""
-        return StepErrors(tuple(self._errors), tuple(self._offsets), self.length)
+        return StepErrors(tuple(self._errors), tuple(self._offsets), self.length, tuple(self._numbers))
 
     def stepped(self, rows: NDArray[np.int64], round: int) -> None:
         """Say which rows take steps in a round."""
         self._latest[rows] = round
 
-    def settle(self, seen: Seen, at: Evaluated, buffers: Buffers, *, over: bool) -> None:
-        """Judge the rows that run; with ``over`` none goes on."""
+    def settle(self, seen: Seen, at: Evaluated, buffers: Buffers, round: int, *, over: bool) -> None:
+        """Judge the rows that run, after so many rounds; with ``over`` none goes on."""
         codes = seen.status.copy()
         codes[(codes == Status.CONVERGED) & self._short(buffers)] = Status.RUNNING
         codes[(codes == Status.RUNNING) & (over | (self.exact == self.length))] = Status.MAX_ROUNDS
@@ -70,6 +71,7 @@ class Rows:
         with np.errstate(over="ignore"):
             self._errors.append(np.where(self.running[:, None], seen.errors, np.nan).astype(np.float32))
         self._offsets.append(buffers.offset)
+        self._numbers.append(round)
         self.running = self._codes == Status.RUNNING
 
     def answer(self, states: Float[Tensor, "B n d"], values: Float[Tensor, "B n d"], buffers: Buffers) -> Point:
@@ -79,11 +81,11 @@ class Rows:
         error = error.masked_fill(buffers.mask(self._short(buffers)).unsqueeze(1), torch.inf)
         return Point(states.flatten(1), values.flatten(1), error, scale, finite)
 
-    def progress(self, rounds: int, evaluations: NDArray[np.int64], last: Float[Tensor, "B d"]) -> Progress:
+    def progress(self, evaluations: NDArray[np.int64], last: Float[Tensor, "B d"]) -> Progress:
         """Where the solve stands."""
         known = self._errors[-1][~np.isnan(self._errors[-1])]
         error = float(known.max()) if len(known) else 0.0
-        return Progress(rounds, int(self.running.sum()), error, evaluations.copy(), last)
+        return Progress(self._numbers[-1], int(self.running.sum()), error, evaluations.copy(), last)
 
     def _short(self, buffers: Buffers) -> NDArray[np.bool_]:
         """Rows whose window has not reached the end of the chain."""

@@ -124,6 +124,7 @@ class Evaluator:
         self._differs = self.layout.namespace != "torch"
         self.errors: list[Tensor] = []
         self.relative: list[Tensor] = []
+        self.judged_after: list[int] = []
         self.tracks_best = True
         self.wanted: frozenset[str] = frozenset()
         self.decisions: list[Decision] = []
@@ -266,6 +267,7 @@ class Evaluator:
         live = self._live.mask
         error = at.error.amax(dim=1)
         relative = (at.error / at.scale).nan_to_num(nan=0.0, posinf=torch.inf).amax(dim=1)
+        self.judged_after.append(self.counts.rounds)
         self.errors.append(torch.where(live, error, torch.nan))
         self.relative.append(torch.where(live & at.finite, relative, torch.nan))
         if self.tracks_best:

@@ -128,7 +128,7 @@ def solution_at(
         status=status,
         rounds=rounds,
         counts=f.counts,
-        trace=Trace(error=_stack(f.errors), relative=_stack(f.relative)),
+        trace=Trace(error=_stack(f.errors), relative=_stack(f.relative), rounds=np.array(f.judged_after)),
         solver=solver,
         layout=f.layout,
         extras=extras or {},

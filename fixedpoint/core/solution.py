@@ -23,16 +23,20 @@ __all__ = ["Claim", "Solution", "Trace"]
 
 @dataclass(frozen=True)
 class Trace:
-    """The error of every row after every round, NaN where a row had finished.
+    """The error of every row whenever it was judged, NaN where a row had finished.
 
     Attributes
     ----------
     error, relative
-        Shape ``(rounds, B)``, float64: the largest over the blocks, absolute and relative to the scale.
+        Shape ``(n, B)``, float64: the largest over the blocks, absolute and relative to the scale.
+    rounds
+        Shape ``(n,)``, int64: after how many rounds of the solve. Not every round need end with a point that is judged
+        (Newton's method spends most of its own on a linear system), and some points are judged without another round.
     """
 
     error: NDArray[np.float64]
     relative: NDArray[np.float64]
+    rounds: NDArray[np.int64]
 
 
 @dataclass(frozen=True)

@@ -144,8 +144,7 @@ def _panel(axes: Axes, group: Group, curves: list[Curve], strokes: Mapping[str, 
 
 
 def _line(axes: Axes, curve: Curve, stroke: Stroke, bottom: float) -> None:
-    # The last point of a chain may be judged without a further round.
-    rounds = np.minimum(np.arange(1, len(curve.worst) + 1), curve.rounds)
+    rounds = np.arange(1, len(curve.worst) + 1)
     best, worst = (np.maximum(values, bottom) for values in (curve.best, curve.worst))  # an error may be exactly 0
     axes.fill_between(rounds, best, worst, color=stroke.colour, alpha=0.09, linewidth=0)
     axes.plot(rounds, worst, color=stroke.colour, linestyle=stroke.dashes, linewidth=1.7)

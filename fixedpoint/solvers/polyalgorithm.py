@@ -137,6 +137,7 @@ def _joined(
         trace=Trace(
             error=_stacked(found.trace.error, more.trace.error, failed),
             relative=_stacked(found.trace.relative, more.trace.relative, failed),
+            rounds=np.concatenate([found.trace.rounds, one.rounds + more.trace.rounds]),
         ),
         solver=solver,
         extras={**found.extras, **more.extras},

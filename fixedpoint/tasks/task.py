@@ -47,8 +47,8 @@ class Result:
     seconds
         Wall-clock time of the solve.
     trace
-        Name to array: ``relative_error`` of shape ``(rounds, B)``; from a chain solver ``step_errors`` with its rounds
-        and steps, see ``fixedpoint.tasks.steps``.
+        Name to array: ``relative_error`` of shape ``(n, B)`` with ``relative_error.rounds`` of shape ``(n,)``; from a
+        chain solver ``step_errors`` with its rounds and steps, see ``fixedpoint.tasks.steps``.
     images, reference
         Pictures of the answer, and of what it should be.
     forming
@@ -151,7 +151,11 @@ class SolveTask(Task):
             rounds=solution.counts.rounds,
             evaluations=int(solution.evaluations.sum()),
             seconds=seconds,
-            trace={"relative_error": solution.trace.relative, **step_trace(solution)},
+            trace={
+                "relative_error": solution.trace.relative,
+                "relative_error.rounds": solution.trace.rounds,
+                **step_trace(solution),
+            },
             images=judgement.images,
             reference=judgement.reference,
             forming=forming,

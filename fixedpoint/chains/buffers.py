@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fixedpoint.core.shift import Shift
+from fixedpoint.core.transfer import to_device
 
 __all__ = ["Buffers", "Trail"]
 
@@ -70,11 +71,11 @@ class Buffers:
 
     def place(self, host: NDArray[np.int64]) -> Int[Tensor, " n"]:
         """Indices on the device."""
-        return torch.from_numpy(np.ascontiguousarray(host)).to(self.states.device, non_blocking=True)
+        return to_device(host, self.states.device)
 
     def mask(self, host: NDArray[np.bool_]) -> Bool[Tensor, "..."]:
         """A mask on the device."""
-        return torch.from_numpy(np.ascontiguousarray(host)).to(self.states.device, non_blocking=True)
+        return to_device(host, self.states.device)
 
 
 class Trail:

@@ -46,6 +46,7 @@ from fixedpoint.core.loop import Progress
 from fixedpoint.core.point import Point
 from fixedpoint.core.shift import Shift
 from fixedpoint.core.termination import Termination
+from fixedpoint.core.transfer import to_device
 
 __all__ = ["Engine"]
 
@@ -153,7 +154,7 @@ class Engine:
             return Buffers(x0, states.clone(), states.clone(), np.zeros(len(x0), dtype=np.int64))
         offset = np.minimum(exact, self.length - self.width)
         rows = np.arange(len(x0)) * (self.length + 1)
-        places = torch.from_numpy((rows + offset)[:, None] + np.arange(self.width + 1)).to(x0.device)
+        places = to_device((rows + offset)[:, None] + np.arange(self.width + 1), x0.device)
         held = torch.cat([x0.unsqueeze(1), states], dim=1).flatten(0, 1)[places]
         return Buffers(held[:, 0].clone(), held[:, 1:].clone(), held[:, 1:].clone(), offset)
 

@@ -34,6 +34,7 @@ from fixedpoint.core.solution import Solution
 from fixedpoint.core.solver import Solver
 from fixedpoint.core.status import Status
 from fixedpoint.core.termination import Termination
+from fixedpoint.core.transfer import to_device
 from fixedpoint.solvers.anderson import Anderson
 
 if TYPE_CHECKING:
@@ -153,16 +154,16 @@ def _finished(
     first = np.where(slow, exact if known else 0, problem.length)
     x = problem.x0.flatten(1).clone()
     begun = np.flatnonzero(slow & (first > 0))
-    place, state = (torch.from_numpy(part).to(x.device) for part in (begun, first[begun] - 1))
+    place, state = (to_device(part, x.device) for part in (begun, first[begun] - 1))
     x[place] = held[place, state]
     sound = torch.ones(len(x), dtype=torch.bool, device=x.device)
     for at in walk(f, problem, x.view_as(problem.x0), first):
-        place, last, sound = torch.from_numpy(at.rows).to(x.device), at.x.flatten(1), at.sound
+        place, last, sound = to_device(at.rows, x.device), at.x.flatten(1), at.sound
         held[place, at.step if known else 0] = last[place]
         if on_round is not None:
             spent = f.counts.evaluations.copy()
             on_round(Progress(f.counts.rounds, len(at.rows), float("nan"), spent, last))
-    mask = torch.from_numpy(slow).to(x.device)
+    mask = to_device(slow, x.device)
     column = mask.unsqueeze(1)
     serial = torch.where(sound, 0.0, torch.inf).to(solution.error).unsqueeze(1)
     ends = [Status.CONVERGED if good else Status.NONFINITE for good in sound.tolist()]

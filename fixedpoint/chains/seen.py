@@ -16,6 +16,7 @@ from fixedpoint.chains.scan import running_sums
 from fixedpoint.core.evaluator import Evaluated
 from fixedpoint.core.shift import Shift
 from fixedpoint.core.termination import Judge, Termination
+from fixedpoint.core.transfer import to_device
 
 __all__ = ["Examiner", "HostMask", "Seen", "moved"]
 
@@ -111,7 +112,7 @@ class Examiner:
     ) -> Evaluated:
         """A row's error: the largest of any state. It is lost where the first step at a final state is not finite."""
         size = torch.where(sizes[:, -1:].isfinite(), sizes[:, -1:], 0.0)
-        worst = torch.maximum(errors.amax(dim=1), torch.from_numpy(left).to(errors.device)).unsqueeze(1)
+        worst = torch.maximum(errors.amax(dim=1), to_device(left, errors.device)).unsqueeze(1)
         error = torch.where(worst > 0, worst * size, 0.0).masked_fill(~worst.isfinite(), torch.inf)
         first = exact - buffers.offset
         slot = buffers.place(np.minimum(first, buffers.width - 1)).unsqueeze(1)

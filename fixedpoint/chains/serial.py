@@ -19,6 +19,7 @@ from fixedpoint.core.solution import Solution
 from fixedpoint.core.solver import Solver
 from fixedpoint.core.status import Status
 from fixedpoint.core.termination import Termination
+from fixedpoint.core.transfer import to_device
 
 if TYPE_CHECKING:
     from fixedpoint.chains.chain import ChainProblem
@@ -103,7 +104,7 @@ def walk(
     sound = torch.ones(len(x), dtype=torch.bool, device=x.device)
     for step in range(int(first.min()), problem.length):
         rows = np.flatnonzero(first <= step)
-        place = None if len(rows) == len(x) else torch.from_numpy(rows).to(x.device)
+        place = None if len(rows) == len(x) else to_device(rows, x.device)
         before = x if place is None else x[place]
         index = torch.full((len(rows),), step, device=x.device)
         value = f.pairs(problem, before, index, rows)

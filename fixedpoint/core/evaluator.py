@@ -31,6 +31,7 @@ from fixedpoint.core.problem import (
     Problem,
 )
 from fixedpoint.core.reduce import block_norms, row_norms
+from fixedpoint.core.transfer import to_device
 
 __all__ = ["Counts", "Decision", "Evaluated", "Evaluator"]
 
@@ -131,7 +132,7 @@ class Evaluator:
         self._plain = norm == "l2" and self.layout.blocks == 1 and not isinstance(problem, HasMeasure)
         self._best = Best()
         everything = np.ones(rows, dtype=np.bool_)
-        self._live = _Live(everything, torch.from_numpy(everything).to(self.layout.device))
+        self._live = _Live(everything, to_device(everything, self.layout.device))
         self._buffers: dict[str, list[Tensor]] = {}
         self._last: tuple[StorageWeakRef, int] | None = None
 
@@ -249,8 +250,8 @@ class Evaluator:
         """Say which rows are still running; the others are left out of evaluations where the problem can."""
         if np.array_equal(running, self._live.host):
             return
-        mask = torch.from_numpy(running.copy()).to(self.layout.device)
-        index = torch.from_numpy(np.flatnonzero(running)).to(self.layout.device)
+        mask = to_device(running.copy(), self.layout.device)
+        index = to_device(np.flatnonzero(running), self.layout.device)
         part = self.problem.take(index) if isinstance(self.problem, HasTake) and len(index) else None
         self._live = _Live(running.copy(), mask, index, part)
 
@@ -299,7 +300,7 @@ class Evaluator:
     def keep(self, rows: NDArray[np.bool_], at: Evaluated) -> None:
         """Say that these rows end at this point."""
         if rows.any():
-            self._best.keep(torch.from_numpy(rows).to(at.z.device), bool(rows.all()), at)
+            self._best.keep(to_device(rows, at.z.device), bool(rows.all()), at)
 
     @property
     def best(self) -> Evaluated:
@@ -316,7 +317,7 @@ class Evaluator:
 
     def _parts(self, x: Tensor, index: Tensor, row: NDArray[np.int64]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """The pairs, of at most ``max_batch`` rows at a time."""
-        rows = torch.from_numpy(row).to(x.device)
+        rows = to_device(row, x.device)
         size = self.max_batch or self.layout.rows
         for first in range(0, self.layout.rows, size):
             part = slice(*np.searchsorted(row, [first, first + size])) if size < self.layout.rows else slice(None)

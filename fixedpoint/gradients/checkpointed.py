@@ -27,6 +27,7 @@ from fixedpoint.core.options import option
 from fixedpoint.core.point import Point
 from fixedpoint.core.solution import Solution
 from fixedpoint.core.solver import StepSolver
+from fixedpoint.core.transfer import to_device
 from fixedpoint.gradients.estimator import GradientEstimator, with_gradient_of
 
 __all__ = ["CheckpointedUnrolled"]
@@ -79,7 +80,7 @@ class _Segment:
                 break
             again.narrow(running)
             if rescued.any():
-                rows = torch.from_numpy(rescued).to(at.z.device)
+                rows = to_device(rescued, at.z.device)
                 at = again.best.where(rows, at)
                 state = self.solver.reset(state, rows)
             proposal, state = self.solver.step(again, at, state)

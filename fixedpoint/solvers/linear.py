@@ -50,6 +50,7 @@ class LinearSolver(Options, ABC):
         b: Float[Tensor, "B D"],
         rtol: float | Float[Tensor, " B"],
         max_products: int | None = None,
+        rows: NDArray[np.bool_] | None = None,
     ) -> LinearSolution:
         """Solve ``A x = b`` from ``x = 0``. The host waits for the device once a product.
 
@@ -64,4 +65,7 @@ class LinearSolver(Options, ABC):
             Wanted ``||b - A x|| / ||b||``, one for all or one per row.
         max_products
             Stop after so many products; default ``10 D``.
+        rows
+            Shape ``(B,)``, on the host: the rows to solve, where the host knows them; default: those that ``x = 0``
+            does not solve, for which it waits for the device once more.
         """

@@ -12,7 +12,8 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fixedpoint.core.evaluator import Decision, Evaluated, Evaluator
+from fixedpoint.core.counts import Decision
+from fixedpoint.core.evaluator import Evaluated, Evaluator
 from fixedpoint.core.point import Point
 from fixedpoint.core.solution import Solution, Trace
 from fixedpoint.core.status import Status

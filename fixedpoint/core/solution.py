@@ -13,7 +13,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fixedpoint.core.evaluator import Counts
+from fixedpoint.core.counts import Counts
 from fixedpoint.core.layout import Layout
 from fixedpoint.core.status import ConvergenceError, Status, floor_sentence
 from fixedpoint.core.termination import at_rounding_floor

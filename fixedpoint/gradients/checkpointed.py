@@ -22,7 +22,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from fixedpoint.core.evaluator import Decision, Evaluated, Evaluator
+from fixedpoint.core.counts import Decision
+from fixedpoint.core.evaluator import Evaluated, Evaluator
 from fixedpoint.core.options import option
 from fixedpoint.core.point import Point
 from fixedpoint.core.solution import Solution

@@ -16,7 +16,8 @@ from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fixedpoint.core.evaluator import Counts, Evaluator
+from fixedpoint.core.counts import Counts
+from fixedpoint.core.evaluator import Evaluator
 from fixedpoint.core.loop import Progress
 from fixedpoint.core.options import option
 from fixedpoint.core.problem import HasCost, HasMeasure, HasTake, Problem

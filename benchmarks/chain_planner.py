@@ -15,6 +15,7 @@ import os
 import statistics
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -32,10 +33,10 @@ from fixedpoint_diffusion.task import DDIMSampling
 WINDOWS = (8, 16, 32, 64, 128)
 
 
-def settings(problem: ChainProblem) -> dict[str, fixedpoint.Solver]:
+def settings(problem: ChainProblem, windows: Sequence[int]) -> dict[str, fixedpoint.Solver]:
     """What a plan chooses from, by name, and what chooses."""
     found: dict[str, fixedpoint.Solver] = {"step by step": Serial()}
-    found |= {f"window {p}": joint(problem, p) for p in WINDOWS if p < problem.length}
+    found |= {f"window {p}": joint(problem, p) for p in windows if p < problem.length}
     return found | {"whole chain": joint(problem), "auto": fixedpoint.Auto()}
 
 
@@ -43,6 +44,7 @@ def main(
     model: Annotated[Path | None, typer.Argument(help="Folder of a diffusers model; default: the bundled one.")] = None,
     steps: Annotated[list[int] | None, typer.Option(help="N, again for several; default: 25 100 1000.")] = None,
     batch: Annotated[list[int] | None, typer.Option(help="Images, again for several; default: 1 16.")] = None,
+    window: Annotated[list[int] | None, typer.Option(help="p, again for several; default: 8 16 32 64 128.")] = None,
     rtol: Annotated[float, typer.Option(help="Tolerance of the joint solves.")] = 1e-3,
     eta: Annotated[float, typer.Option(help="0: deterministic; 1: ancestral.")] = 0.0,
     repeats: Annotated[int, typer.Option(help="Times every setting is measured.")] = 3,
@@ -64,7 +66,7 @@ def main(
             seconds: dict[str, list[float]] = {}
             solved = {}
             for repeat in range(repeats):
-                for name, solver in settings(problem).items():
+                for name, solver in settings(problem, window or WINDOWS).items():
                     if repeat and seconds[name][0] > most:
                         continue
                     began = time.perf_counter()
@@ -77,8 +79,8 @@ def main(
                 work = solution.evaluations.mean() / length
                 hoped = [""] * 2
                 if "w" in name:
-                    window = length if name == "whole chain" else int(name.split()[-1])
-                    rounds, evaluations = expected(length, window, rtol)
+                    width = length if name == "whole chain" else int(name.split()[-1])
+                    rounds, evaluations = expected(length, width, rtol)
                     hoped = [str(rounds), f"{evaluations / length:.2f}"]
                 print(
                     f"| {length} | {rows} | {name} | {median[name]:.2f} | {solution.counts.rounds} | {hoped[0]} | "

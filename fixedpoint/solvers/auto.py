@@ -40,8 +40,7 @@ class Auto(Solver):
     Not while autograd records the iterations, nor where a problem with a measure of its own cannot take rows.
 
     On a chain it plans: it measures what steps cost, one and several at once, and goes step by step or jointly, in a
-    window or not, whichever is expected to be quickest (:class:`~fixedpoint.chains.planned.PlannedChainSolver`);
-    ``solution.extras["plan"]`` says what and why.
+    window or not, whichever is expected to be quickest; ``solution.extras["plan"]`` says what and why.
     """
 
     history_limit: float = option(

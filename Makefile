@@ -4,16 +4,19 @@ BIN := .venv/bin
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 OUTPUT ?= runs/demo
 
-.PHONY: demo test test-all lint docs wheel clean
+.PHONY: demo test test-all test-gpu lint docs wheel clean
 
 demo: .venv/.demo ## sample the demo serially and jointly; table, pictures, report.html
 	$(BIN)/fixedpoint run configs/demo.yaml --output $(OUTPUT)
 
 test: .venv/.dev ## everything but the slow suites
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow and not gpu"
 
 test-all: .venv/.dev ## the slow suites, too
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not gpu"
+
+test-gpu: .venv/.dev ## what wants CUDA, on a machine that has it
+	$(BIN)/python -m pytest -m gpu
 
 lint: .venv/.dev ## formatting, style, types, arrows
 	$(BIN)/ruff format --check .

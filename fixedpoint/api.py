@@ -50,7 +50,8 @@ def solve(
         problem (see ``rows``).
     solver
         The name of a registered solver, a mapping of ``name`` and options, or a solver. ``"auto"``: Anderson
-        acceleration with a long memory, and Newton-Krylov for the rows it does not solve.
+        acceleration with a long memory, and Newton-Krylov for the rows it does not solve; a chain step by step or
+        jointly, whichever is expected to be quicker on the machine at hand.
     gradient
         How autograd passes through the solution: the name of a registered estimator (``"implicit"``, ``"one-step"``,
         ``"unrolled"`` ...), a mapping or an estimator. None: the solution is a constant.

@@ -206,4 +206,5 @@ def test_a_solution_says_what_was_judged() -> None:
     assert np.allclose(solution.relative_error, 0, atol=1e-10)
     assert torch.allclose(solution.z, torch.full_like(solution.z, DOTTIE), rtol=1e-9)
     assert solution.trace.error.shape == (solution.counts.rounds, 2)
+    assert solution.trace.rounds.tolist() == list(range(1, solution.counts.rounds + 1))
     assert solution.trace.relative[-1].max() <= 1e-10

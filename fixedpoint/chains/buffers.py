@@ -6,11 +6,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
 from fixedpoint.core.shift import Shift
+from fixedpoint.core.transfer import to_device
 
 __all__ = ["Buffers", "Trail"]
 
@@ -41,6 +42,12 @@ class Buffers:
         """``p``."""
         return self.values.shape[1]
 
+    @property
+    def numbers(self) -> NDArray[np.int64]:
+        """Shape ``(B, p)``: the numbers of the steps."""
+        held: NDArray[np.int64] = self.offset[:, None] + np.arange(self.width)
+        return held
+
     def put(self, values: Float[Tensor, "P d"], rows: NDArray[np.int64], slots: NDArray[np.int64]) -> None:
         """Store values of steps."""
         places = self.place(rows * self.width + slots)
@@ -64,7 +71,11 @@ class Buffers:
 
     def place(self, host: NDArray[np.int64]) -> Int[Tensor, " n"]:
         """Indices on the device."""
-        return torch.from_numpy(np.ascontiguousarray(host)).to(self.states.device, non_blocking=True)
+        return to_device(host, self.states.device)
+
+    def mask(self, host: NDArray[np.bool_]) -> Bool[Tensor, "..."]:
+        """A mask on the device."""
+        return to_device(host, self.states.device)
 
 
 class Trail:

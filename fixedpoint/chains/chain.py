@@ -12,6 +12,7 @@ trajectory; a plain round makes at least one more state exact, so that ``N`` rou
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from typing import Literal
 
@@ -194,6 +195,12 @@ class ChainProblem(Problem):
     def calls(self, pairs: int) -> int:
         """Calls of ``chain.step`` for so many pairs of a state and a step."""
         return -(-pairs // (self.max_batch or max(pairs, 1)))
+
+    def in_batches(self, size: int) -> ChainProblem:
+        """The same problem, of which at most ``size`` states are evaluated at once."""
+        same = copy.copy(self)
+        same.max_batch = size
+        return same
 
     def coarse(self, kept: Int[Tensor, " n"]) -> ChainProblem:
         """The chain of jumps between the states ``kept``, from the same start; see :class:`HasCoarse`.

@@ -20,11 +20,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from itertools import pairwise
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
+from numpy.typing import NDArray
 from torch import Tensor
 
 from fixedpoint.chains.chain import ChainProblem
@@ -36,6 +36,7 @@ from fixedpoint.core.solution import Solution
 from fixedpoint.core.solver import Solver
 from fixedpoint.core.status import Status
 from fixedpoint.core.termination import Judge, Termination
+from fixedpoint.core.transfer import to_device
 
 __all__ = ["Parareal"]
 
@@ -78,8 +79,7 @@ class Parareal(Solver):
             f.remember(at)
             status, _ = judge(at)
             running = final == Status.RUNNING
-            mask = torch.from_numpy(running).to(z0.device)
-            answer = at if answer is None else at.where(mask, answer)
+            answer = at if answer is None else at.where(to_device(running, z0.device), answer)
             final[running] = status.cpu().numpy()[running]
             rounds[running] = f.counts.rounds
             still = final == Status.RUNNING
@@ -88,7 +88,7 @@ class Parareal(Solver):
                 spent = f.counts.evaluations.copy()
                 on_round(Progress(f.counts.rounds, int(still.sum()), worst, spent, sweeps.last))
             f.narrow(still)
-            sweeps.finish(torch.from_numpy(np.flatnonzero(still)).to(z0.device))
+            sweeps.finish(np.flatnonzero(still))
         if answer is None:  # not even the first sweeps fit into the limit: the start is judged, by one round
             answer = f(z0)
             rounds[:] = f.counts.rounds
@@ -98,7 +98,7 @@ class Parareal(Solver):
 
 
 class _Sweeps:
-    """The states at the joints and within the blocks, of all rows; sweeps advance those of ``rows``.
+    """The states at the joints and within the blocks, of all rows; sweeps advance those of ``rows`` (host: ``live``).
 
     ``exact`` blocks from the start of the chain are final.
     """
@@ -110,14 +110,15 @@ class _Sweeps:
             raise ValueError(f"a chain of {length} steps divides into at most {length} blocks, got blocks={count}")
         self.f = f
         self.problem = problem
-        self.starts: list[int] = [0, *evenly_kept(length, count).tolist()]
-        self.sizes = [end - start for start, end in pairwise(self.starts)]
-        jumps = [evenly_kept(size, min(solver.coarse_steps, size)) for size in self.sizes]
-        ends = [start + jump for start, jump in zip(self.starts, jumps, strict=False)]
+        self.starts = np.array([0, *evenly_kept(length, count).tolist()])
+        self.sizes = np.diff(self.starts)
+        jumps = [evenly_kept(size, min(solver.coarse_steps, size)) for size in self.sizes.tolist()]
+        ends = [start + jump for start, jump in zip(self.starts.tolist(), jumps, strict=False)]
         self.coarse = problem.coarse(torch.cat(ends))
         self.jump_starts: list[int] = [0, *np.cumsum([len(jump) for jump in jumps]).tolist()]
         self.exact = 0
-        self.rows = torch.arange(len(problem.x0), device=problem.x0.device)
+        self.live = np.arange(len(problem.x0))
+        self.rows = self._place(self.live)
         self.states = problem.x0.unsqueeze(1).repeat(1, length, *[1] * (problem.x0.ndim - 1))
         self.joints = problem.x0.unsqueeze(1).repeat(1, count, *[1] * (problem.x0.ndim - 1))
         self.guesses = self.joints.clone()  # G(X_m), what the coarse jump made of the joint last
@@ -131,11 +132,11 @@ class _Sweeps:
     @property
     def next_rounds(self) -> int:
         """Rounds of the next two sweeps: the coarse one from the first block that is not exact, the fine one."""
-        return self.jump_starts[-2] - self.jump_starts[self.exact] + max(self.sizes[self.exact :])
+        return self.jump_starts[-2] - self.jump_starts[self.exact] + int(self.sizes[self.exact :].max())
 
-    def finish(self, rows: Int[Tensor, " k"]) -> None:
+    def finish(self, live: NDArray[np.int64]) -> None:
         """A fine sweep is over: one block more is exact, and these rows go on."""
-        self.rows = rows
+        self.live, self.rows = live, self._place(live)
         self.exact += 1
 
     def fine(self) -> Evaluated:
@@ -160,27 +161,27 @@ class _Sweeps:
         """``G`` of a block from its joint."""
         x = self.joints[self.rows, block]
         for step in range(self.jump_starts[block], self.jump_starts[block + 1]):
-            x = self.f.pairs(self.coarse, x, torch.full_like(self.rows, step), self.rows.cpu().numpy())
+            x = self.f.pairs(self.coarse, x, torch.full_like(self.rows, step), self.live)
         return x
 
     def _swept(self) -> Evaluated:
         """``F`` of all blocks that are not exact, side by side, and the trajectory it leaves, judged."""
-        blocks = torch.arange(self.exact, len(self.sizes), device=self.rows.device)
-        sizes, starts = (torch.tensor(values, device=self.rows.device) for values in (self.sizes, self.starts))
+        blocks = np.arange(self.exact, len(self.sizes))
         x = self.joints[self.rows][:, self.exact :]
         sound = torch.ones(self.states.shape[:2], dtype=torch.bool, device=self.rows.device)
-        for step in range(max(self.sizes[self.exact :])):
-            longer = sizes[blocks] > step
-            blocks, x = blocks[longer], x[:, longer]
-            index = starts[blocks] + step
-            pairs = self.rows.repeat_interleave(len(blocks)).cpu().numpy()
+        for step in range(self.sizes[self.exact :].max()):
+            longer = np.flatnonzero(self.sizes[blocks] > step)
+            if len(longer) < len(blocks):
+                blocks, x = blocks[longer], x[:, self._place(longer)]
+            index = self._place(self.starts[blocks] + step)
+            pairs = np.repeat(self.live, len(blocks))
             value = self.f.pairs(self.problem, x.flatten(0, 1), index.repeat(len(self.rows)), pairs)
             value = value.unflatten(0, (len(self.rows), len(blocks)))
             finite = value.flatten(2).isfinite().all(dim=2)
             x = torch.where(finite.view(*finite.shape, *[1] * (x.ndim - 2)), value, x)
             self.states[self.rows.unsqueeze(1), index] = x
             sound[self.rows.unsqueeze(1), index] = finite
-        ends = torch.tensor(self.starts[1:], device=self.rows.device) - 1
+        ends = self._place(self.starts[1:] - 1)
         self.ended[self.rows, self.exact :] = self.states[self.rows][:, ends[self.exact :]]
         return self._judged(sound, ends[:-1])
 
@@ -193,9 +194,12 @@ class _Sweeps:
         z = self.states.clone()
         z[:, ends] = self.joints[:, 1:]
         at = self.f.judged(z.flatten(1), self.states.flatten(1).clone())
-        first = slice(self.starts[self.exact], self.starts[self.exact + 1])
+        first = slice(*self.starts[self.exact : self.exact + 2].tolist())
         error = at.error.masked_fill(~sound.all(dim=1, keepdim=True), torch.inf)
         return replace(at, error=error, finite=sound[:, first].all(dim=1))
+
+    def _place(self, host: NDArray[np.int64]) -> Int[Tensor, " n"]:
+        return to_device(host, self.problem.x0.device)
 
     @staticmethod
     def _finite(value: Tensor, instead: Tensor) -> Tensor:

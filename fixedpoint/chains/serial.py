@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
+from numpy.typing import NDArray
 from torch import Tensor
 
 from fixedpoint.core.evaluator import Evaluated, Evaluator
@@ -17,8 +19,12 @@ from fixedpoint.core.solution import Solution
 from fixedpoint.core.solver import Solver
 from fixedpoint.core.status import Status
 from fixedpoint.core.termination import Termination
+from fixedpoint.core.transfer import to_device
 
-__all__ = ["Serial"]
+if TYPE_CHECKING:
+    from fixedpoint.chains.chain import ChainProblem
+
+__all__ = ["Serial", "Walked", "walk"]
 
 
 @dataclass(frozen=True)
@@ -42,23 +48,71 @@ class Serial(Solver):
         problem: object = f.problem
         if not isinstance(problem, ChainProblem):
             raise TypeError(f"the serial solver wants a chain, got {type(problem).__name__}")
-        x = problem.x0
-        sound = torch.ones(len(x), dtype=torch.bool, device=x.device)
-        rows = np.arange(len(x))
         states: list[Tensor] = []
-        for i in range(problem.length):
-            advanced = f.pairs(problem, x, torch.full_like(problem.rows, i), rows)
-            sound = sound & advanced.flatten(1).isfinite().all(dim=1)
-            x = torch.where(sound.view(-1, *[1] * (x.ndim - 1)), advanced, x)
-            states = [*states, x] if problem.keep == "all" else [x]
+        for at in walk(f, problem, problem.x0, np.zeros(len(problem.x0), dtype=np.int64)):
+            if problem.keep == "last":
+                states.clear()
+            states.append(at.x)
             if on_round is not None:
-                on_round(Progress(i + 1, running=len(x), relative_error=float("nan"), latest=x.flatten(1)))
+                on_round(Progress(at.step + 1, running=len(at.x), relative_error=float("nan"), latest=at.x.flatten(1)))
+        x, sound = at.x, at.sound
         z = torch.stack(states, dim=1).flatten(1)
-        at = _lost(z, row_norms(x.flatten(1)).unsqueeze(1), sound)
-        f.remember(at)
+        lost = _lost(z, row_norms(x.flatten(1)).unsqueeze(1), sound)
+        f.remember(lost)
         status = tuple(Status.CONVERGED if good else Status.NONFINITE for good in sound.tolist())
         rounds = np.full(len(x), f.counts.rounds, dtype=np.int64)
-        return solution_at(at, status, rounds, f, self)
+        return solution_at(lost, status, rounds, f, self)
+
+
+class Walked(NamedTuple):
+    """What is reached by a step.
+
+    Attributes
+    ----------
+    step
+        Its number.
+    rows
+        The rows that took it, on the host.
+    x
+        Shape ``(B, *event)``: the states of all rows.
+    sound
+        Shape ``(B,)``: rows all of whose steps were finite; the others keep their last finite state.
+    """
+
+    step: int
+    rows: NDArray[np.int64]
+    x: Float[Tensor, "B *event"]
+    sound: Bool[Tensor, " B"]
+
+
+def walk(
+    f: Evaluator, problem: ChainProblem, x: Float[Tensor, "B *event"], first: NDArray[np.int64]
+) -> Iterator[Walked]:
+    """Take the steps of a chain one after another, a round each.
+
+    Parameters
+    ----------
+    f
+        Counts them.
+    problem
+        The chain.
+    x
+        The state that every row's first step is taken from.
+    first
+        Shape ``(B,)``: the number of that step; ``N`` for rows that take none.
+    """
+    sound = torch.ones(len(x), dtype=torch.bool, device=x.device)
+    for step in range(int(first.min()), problem.length):
+        rows = np.flatnonzero(first <= step)
+        place = None if len(rows) == len(x) else to_device(rows, x.device)
+        before = x if place is None else x[place]
+        index = torch.full((len(rows),), step, device=x.device)
+        value = f.pairs(problem, before, index, rows)
+        good = (sound if place is None else sound[place]) & value.flatten(1).isfinite().all(dim=1)
+        taken = torch.where(good.view(-1, *[1] * (x.ndim - 1)), value, before)
+        x = taken if place is None else x.index_copy(0, place, taken)
+        sound = good if place is None else sound.index_copy(0, place, good)
+        yield Walked(step, rows, x, sound)
 
 
 def _lost(z: Tensor, scale: Tensor, sound: Tensor) -> Evaluated:

@@ -41,7 +41,6 @@ from fixedpoint.chains.coarse import HasExtension
 from fixedpoint.chains.preconditioner import AnyPreconditioner, Identity
 from fixedpoint.chains.secant import BlockSecant
 from fixedpoint.chains.start import ConstantStart, NestedStart, OneJumpStart
-from fixedpoint.chains.step_errors import StepErrors
 from fixedpoint.core.evaluator import Evaluator
 from fixedpoint.core.layout import Layout
 from fixedpoint.core.loop import Progress, solution_at
@@ -49,7 +48,6 @@ from fixedpoint.core.options import OptionError, option
 from fixedpoint.core.solution import Solution
 from fixedpoint.core.solver import Solver, StepSolver
 from fixedpoint.core.termination import Termination
-from fixedpoint.solvers.anderson import Anderson
 from fixedpoint.solvers.auto import Auto
 from fixedpoint.solvers.picard import Picard
 
@@ -139,9 +137,10 @@ class ChainSolver(Solver):
             whole=self.preconditioner.whole,
             extended=isinstance(self.start, OneJumpStart) and isinstance(problem.chain, HasExtension),
         )
-        answer, status, rounds = engine.run(termination, f.limit, on_round)
-        errors = StepErrors(tuple(engine.step_errors), tuple(engine.offsets), problem.length)
-        return solution_at(answer, status, rounds, f, self, {"step_errors": errors})
+        answer, rows = engine.run(termination, f.limit, on_round), engine.rows
+        return solution_at(
+            answer, rows.status, rows.rounds, f, self, {"step_errors": rows.step_errors, "exact": rows.exact}
+        )
 
     def _begun(
         self, f: Evaluator, problem: ChainProblem, z0: Float[Tensor, "B D"], width: int
@@ -185,7 +184,9 @@ def as_chain_solver(solver: Solver) -> Solver:
     if "chain" in solver.needs:
         return solver
     if isinstance(solver, Auto):
-        return ChainSolver(accelerator=Anderson(memory=2))
+        from fixedpoint.chains.planned import PlannedChainSolver  # which solves by this module
+
+        return PlannedChainSolver(solver.history_limit)
     if not isinstance(solver, StepSolver):
         raise TypeError(f"a chain wants a step solver, and {type(solver).__name__} owns its loop")
     return ChainSolver(accelerator=solver)

@@ -13,7 +13,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fixedpoint.chains.coarse import evenly_kept
-from fixedpoint.core.evaluator import Counts, Evaluator
+from fixedpoint.core.counts import Counts
+from fixedpoint.core.evaluator import Evaluator
 from fixedpoint.core.options import OptionError, Options, option
 from fixedpoint.core.solver import Solver
 from fixedpoint.core.termination import Termination

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fixedpoint.chains.buffers import Buffers
 from fixedpoint.chains.chain import ChainProblem
+from fixedpoint.core.transfer import to_device
 
 __all__ = ["Tails"]
 
@@ -53,7 +54,7 @@ class Tails:
         last = width - entered.sum(axis=1)[rows] - 1  # slot of the last state there was; -1: the base
         flat = states.flatten(0, 1)
         base = flat.index_select(0, buffers.place(rows * width + np.maximum(last, 0)))
-        outside = torch.from_numpy(last < 0).to(base.device).unsqueeze(1)
+        outside = to_device(last < 0, base.device).unsqueeze(1)
         base = torch.where(outside, buffers.base[buffers.place(rows)], base)
         if self.guess is not None:
             base = base + self._ahead(self.guess, buffers, rows, slots, last)
@@ -96,6 +97,6 @@ class Tails:
             buffers.place(buffers.offset[rows] + slots + 1),
             buffers.place(rows),
         ).flatten(1)
-        inside = torch.from_numpy(last >= 0).to(base.device).unsqueeze(1)
+        inside = to_device(last >= 0, base.device).unsqueeze(1)
         usable = inside & jumped.isfinite().all(dim=1, keepdim=True)
         return torch.where(usable, jumped + (base - value), base)

@@ -9,7 +9,6 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
+from fixedpoint.core.counts import Counts, Decision
 from fixedpoint.core.point import Best, Evaluated, Point
 from fixedpoint.core.problem import (
     Cost,
@@ -31,52 +31,9 @@ from fixedpoint.core.problem import (
     Problem,
 )
 from fixedpoint.core.reduce import block_norms, row_norms
+from fixedpoint.core.transfer import to_device
 
-__all__ = ["Counts", "Decision", "Evaluated", "Evaluator"]
-
-
-@dataclass
-class Counts:
-    """What was spent.
-
-    Attributes
-    ----------
-    rounds
-        Evaluations that had to wait for one another.
-    calls
-        Calls of the user's function (micro-batches).
-    evaluations
-        Shape ``(B,)``, int64: evaluations each row asked for while it was running.
-    computed
-        Row evaluations carried out in all, those of finished rows that could not be left out included.
-    products
-        Shape ``(B,)``, int64: Jacobian-vector products of each row in forward mode (by differences: evaluations). Of a
-        chain: steps whose derivatives were taken, a diagonal or a whole Jacobian counting as one.
-    """
-
-    rounds: int
-    calls: int
-    evaluations: NDArray[np.int64]
-    computed: int
-    products: NDArray[np.int64]
-
-    def add(self, other: Counts) -> None:
-        """Add what was spent on the same rows elsewhere."""
-        self.rounds += other.rounds
-        self.calls += other.calls
-        self.evaluations = self.evaluations + other.evaluations
-        self.computed += other.computed
-        self.products = self.products + other.products
-
-
-class Decision(NamedTuple):
-    """What the loop decided after a round, on the host, shapes ``(B,)``: the rows that ended at the point just judged
-    (``kept``), those that go on, and those of them that are put back to their best point.
-    """
-
-    kept: NDArray[np.bool_]
-    running: NDArray[np.bool_]
-    rescued: NDArray[np.bool_]
+__all__ = ["Evaluated", "Evaluator"]
 
 
 @dataclass(frozen=True)
@@ -124,13 +81,14 @@ class Evaluator:
         self._differs = self.layout.namespace != "torch"
         self.errors: list[Tensor] = []
         self.relative: list[Tensor] = []
+        self.judged_after: list[int] = []
         self.tracks_best = True
         self.wanted: frozenset[str] = frozenset()
         self.decisions: list[Decision] = []
         self._plain = norm == "l2" and self.layout.blocks == 1 and not isinstance(problem, HasMeasure)
         self._best = Best()
         everything = np.ones(rows, dtype=np.bool_)
-        self._live = _Live(everything, torch.from_numpy(everything).to(self.layout.device))
+        self._live = _Live(everything, to_device(everything, self.layout.device))
         self._buffers: dict[str, list[Tensor]] = {}
         self._last: tuple[StorageWeakRef, int] | None = None
 
@@ -248,8 +206,8 @@ class Evaluator:
         """Say which rows are still running; the others are left out of evaluations where the problem can."""
         if np.array_equal(running, self._live.host):
             return
-        mask = torch.from_numpy(running.copy()).to(self.layout.device)
-        index = torch.from_numpy(np.flatnonzero(running)).to(self.layout.device)
+        mask = to_device(running.copy(), self.layout.device)
+        index = to_device(np.flatnonzero(running), self.layout.device)
         part = self.problem.take(index) if isinstance(self.problem, HasTake) and len(index) else None
         self._live = _Live(running.copy(), mask, index, part)
 
@@ -266,6 +224,7 @@ class Evaluator:
         live = self._live.mask
         error = at.error.amax(dim=1)
         relative = (at.error / at.scale).nan_to_num(nan=0.0, posinf=torch.inf).amax(dim=1)
+        self.judged_after.append(self.counts.rounds)
         self.errors.append(torch.where(live, error, torch.nan))
         self.relative.append(torch.where(live & at.finite, relative, torch.nan))
         if self.tracks_best:
@@ -297,7 +256,7 @@ class Evaluator:
     def keep(self, rows: NDArray[np.bool_], at: Evaluated) -> None:
         """Say that these rows end at this point."""
         if rows.any():
-            self._best.keep(torch.from_numpy(rows).to(at.z.device), bool(rows.all()), at)
+            self._best.keep(to_device(rows, at.z.device), bool(rows.all()), at)
 
     @property
     def best(self) -> Evaluated:
@@ -314,7 +273,7 @@ class Evaluator:
 
     def _parts(self, x: Tensor, index: Tensor, row: NDArray[np.int64]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """The pairs, of at most ``max_batch`` rows at a time."""
-        rows = torch.from_numpy(row).to(x.device)
+        rows = to_device(row, x.device)
         size = self.max_batch or self.layout.rows
         for first in range(0, self.layout.rows, size):
             part = slice(*np.searchsorted(row, [first, first + size])) if size < self.layout.rows else slice(None)

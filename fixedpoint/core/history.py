@@ -148,12 +148,11 @@ class History:
         """Without that part of the columns of ``rows``, the oldest; the newest stays."""
         if self.start == self.memory:
             return self
-        aged = list(self.order)
-        valid = self.valid[:, aged]
-        rank = valid.cumsum(dim=1)
+        aged = self.valid.roll(-self.newest, 1)  # from the newest to the oldest
+        rank = aged.cumsum(dim=1)
         kept = ((1.0 - part) * rank[:, -1:]).floor().clamp(min=1.0)
         mask = self.mask.clone()
-        mask[:, [self.start + position for position in aged]] = valid & ((rank <= kept) | ~rows.unsqueeze(1))
+        mask[:, self.start :] = (aged & ((rank <= kept) | ~rows.unsqueeze(1))).roll(self.newest, 1)
         return replace(self, mask=mask)
 
     @property

@@ -12,7 +12,8 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fixedpoint.core.evaluator import Decision, Evaluated, Evaluator
+from fixedpoint.core.counts import Decision
+from fixedpoint.core.evaluator import Evaluated, Evaluator
 from fixedpoint.core.point import Point
 from fixedpoint.core.solution import Solution, Trace
 from fixedpoint.core.status import Status
@@ -128,7 +129,7 @@ def solution_at(
         status=status,
         rounds=rounds,
         counts=f.counts,
-        trace=Trace(error=_stack(f.errors), relative=_stack(f.relative)),
+        trace=Trace(error=_stack(f.errors), relative=_stack(f.relative), rounds=np.array(f.judged_after)),
         solver=solver,
         layout=f.layout,
         extras=extras or {},

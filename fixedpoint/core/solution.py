@@ -13,7 +13,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fixedpoint.core.evaluator import Counts
+from fixedpoint.core.counts import Counts
 from fixedpoint.core.layout import Layout
 from fixedpoint.core.status import ConvergenceError, Status, floor_sentence
 from fixedpoint.core.termination import at_rounding_floor
@@ -23,16 +23,20 @@ __all__ = ["Claim", "Solution", "Trace"]
 
 @dataclass(frozen=True)
 class Trace:
-    """The error of every row after every round, NaN where a row had finished.
+    """The error of every row whenever it was judged, NaN where a row had finished.
 
     Attributes
     ----------
     error, relative
-        Shape ``(rounds, B)``, float64: the largest over the blocks, absolute and relative to the scale.
+        Shape ``(n, B)``, float64: the largest over the blocks, absolute and relative to the scale.
+    rounds
+        Shape ``(n,)``, int64: after how many rounds of the solve. Not every round need end with a point that is judged
+        (Newton's method spends most of its own on a linear system), and some points are judged without another round.
     """
 
     error: NDArray[np.float64]
     relative: NDArray[np.float64]
+    rounds: NDArray[np.int64]
 
 
 @dataclass(frozen=True)

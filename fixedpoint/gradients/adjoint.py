@@ -25,6 +25,7 @@ from fixedpoint.core.solution import Solution
 from fixedpoint.core.solver import Solver
 from fixedpoint.core.status import ConvergenceError
 from fixedpoint.core.termination import Termination, at_rounding_floor
+from fixedpoint.core.transfer import to_device
 from fixedpoint.gradients.recorded import Map, without_tangents
 from fixedpoint.gradients.report import AdjointReport, AdjointWarning
 
@@ -82,7 +83,7 @@ def solve_adjoint(
         failed = _failed(solution)
         answer = solution.state
         if on_failure == "one-step":
-            answer = torch.where(torch.from_numpy(failed).to(g.device).unsqueeze(1), unit, answer)
+            answer = torch.where(to_device(failed, g.device).unsqueeze(1), unit, answer)
         answer = (answer.double() * size.unsqueeze(1)).to(g.dtype)
     report.backwards += 1
     report.status = solution.status

@@ -22,11 +22,13 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from fixedpoint.core.evaluator import Decision, Evaluated, Evaluator
+from fixedpoint.core.counts import Decision
+from fixedpoint.core.evaluator import Evaluated, Evaluator
 from fixedpoint.core.options import option
 from fixedpoint.core.point import Point
 from fixedpoint.core.solution import Solution
 from fixedpoint.core.solver import StepSolver
+from fixedpoint.core.transfer import to_device
 from fixedpoint.gradients.estimator import GradientEstimator, with_gradient_of
 
 __all__ = ["CheckpointedUnrolled"]
@@ -79,7 +81,7 @@ class _Segment:
                 break
             again.narrow(running)
             if rescued.any():
-                rows = torch.from_numpy(rescued).to(at.z.device)
+                rows = to_device(rescued, at.z.device)
                 at = again.best.where(rows, at)
                 state = self.solver.reset(state, rows)
             proposal, state = self.solver.step(again, at, state)

@@ -45,9 +45,12 @@ def build(run: RunData) -> Written:
 
 
 def _drawn(run: RunData, folder: Path) -> list[Path]:
-    from fixedpoint.report.gallery import gallery_figure, strips_of
+    from fixedpoint.report.forming import forming_figure
+    from fixedpoint.report.gallery import gallery_figure
     from fixedpoint.report.page import page
+    from fixedpoint.report.pictures import pictures_of
     from fixedpoint.report.plot import convergence_figure, png, svg
+    from fixedpoint.report.steps import steps_figure
 
     written: list[Path] = []
     colours = strokes(run.solvers, solvers_with_curve(run.groups))
@@ -55,11 +58,18 @@ def _drawn(run: RunData, folder: Path) -> list[Path]:
     if figure is not None:
         written.append(_write(folder / "convergence.png", png(figure)))
         written.append(_write(folder / "convergence.svg", svg(figure, "convergence").encode()))
-    galleries = {group.title: strips for group in run.groups if (strips := strips_of(group))}
-    for title, strips in galleries.items():
-        name = re.sub(r"[^\w.-]+", "-", title).strip("-")
-        written.append(_write(folder / f"samples-{name}.png", png(gallery_figure(title, strips))))
-    written.append(_write(folder / "report.html", page(run, colours, galleries).encode()))
+    pictures = [pictures_of(group) for group in run.groups]
+    for shown in pictures:
+        name = re.sub(r"[^\w.-]+", "-", shown.title).strip("-")
+        if shown.steps:
+            figure = steps_figure(shown.title, shown.steps, shown.tolerance)
+            written.append(_write(folder / f"steps-{name}.png", png(figure)))
+            written.append(_write(folder / f"steps-{name}.svg", svg(figure, f"steps {name}").encode()))
+        if shown.strips:
+            written.append(_write(folder / f"samples-{name}.png", png(gallery_figure(shown.title, shown.strips))))
+        if shown.films:
+            written.append(_write(folder / f"forming-{name}.png", png(forming_figure(shown.title, shown.films))))
+    written.append(_write(folder / "report.html", page(run, colours, pictures).encode()))
     return written
 
 

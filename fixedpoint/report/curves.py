@@ -13,6 +13,7 @@ from fixedpoint.report.reading import Entry, Group
 __all__ = ["Curve", "curves_of", "solvers_with_curve"]
 
 _TRACE = "trace.relative_error"
+_ROUNDS = f"{_TRACE}.rounds"
 
 
 @dataclass(frozen=True)
@@ -58,18 +59,36 @@ def solvers_with_curve(groups: Iterable[Group]) -> list[str]:
 
 def _curve(solver: str, entries: list[Entry]) -> Curve:
     rounds = max(entry.record.rounds for entry in entries if entry.record)
-    traces = [entry.arrays[_TRACE] for entry in entries if _TRACE in entry.arrays]
-    traces = [trace.reshape(len(trace), -1) for trace in traces if trace.ndim and trace.size]
+    traces = [_by_round(entry) for entry in entries if _TRACE in entry.arrays]
     length = max((len(trace) for trace in traces), default=0)
     if not length:
         nothing = np.empty(0)
         return Curve(solver, nothing, nothing, rounds)
-    rows = np.concatenate([_filled(trace.astype(np.float64), length) for trace in traces], axis=1)
+    rows = np.concatenate([_filled(trace, length) for trace in traces], axis=1)
     known = np.isfinite(rows)
     worst = np.where(known, rows, -np.inf).max(axis=1)
     best = np.where(known, rows, np.inf).min(axis=1)
     shown = known.any(axis=1)
     return Curve(solver, np.where(shown, worst, np.nan), np.where(shown, best, np.nan), rounds)
+
+
+def _by_round(entry: Entry) -> NDArray[np.float64]:
+    """A trace ``(n, B)`` as ``(rounds, B)``: the last error known after every round, NaN before the first one.
+
+    Records of earlier versions do not say after which round an error was known: one after every round, for all we know.
+    """
+    trace = entry.arrays[_TRACE].astype(np.float64)
+    if not trace.ndim or not trace.size:
+        return np.empty((0, 1))
+    trace = trace.reshape(len(trace), -1)
+    rounds = entry.record.rounds if entry.record else len(trace)
+    after = np.maximum(entry.arrays.get(_ROUNDS, np.minimum(np.arange(1, len(trace) + 1), rounds)), 1)
+    by_round = np.full((int(after.max()), trace.shape[1]), np.nan)
+    for round, errors in zip(
+        after, trace, strict=True
+    ):  # a row that ended at an earlier look of a round keeps that one
+        by_round[round - 1] = np.where(np.isnan(errors), by_round[round - 1], errors)
+    return by_round
 
 
 def _filled(trace: NDArray[np.float64], length: int) -> NDArray[np.float64]:

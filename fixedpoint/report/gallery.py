@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from fixedpoint.report.palette import INK
 from fixedpoint.report.reading import Group
 
-__all__ = ["Strip", "gallery_figure", "strip_png", "strips_of"]
+__all__ = ["Strip", "gallery_figure", "pixels_of", "strip_png", "strips_of", "wrapped"]
 
 _MOST = 10
 # Pixels of a picture's longer side once enlarged: large enough to be seen, small enough for ten in a row.
@@ -40,10 +40,10 @@ def strips_of(group: Group) -> list[Strip]:
     for entry in group.entries:
         if entry.cell.seed != seed:
             continue
-        reference = _pixels(entry.arrays, "reference")
+        reference = pixels_of(entry.arrays, "reference")
         if reference is not None and not strips:
             strips.append(Strip("reference", reference))
-        pictures = _pixels(entry.arrays, "images")
+        pictures = pixels_of(entry.arrays, "images")
         if pictures is not None:
             strips.append(Strip(entry.cell.solver, pictures))
     return strips
@@ -65,7 +65,7 @@ def gallery_figure(title: str, strips: list[Strip]) -> Figure:
     count = max(len(strip.pixels) for strip in strips)
     height, width = strips[0].pixels.shape[1:3]
     cell = 0.72
-    labels = 0.3 + 0.075 * max(len(line) for strip in strips for line in _wrapped(strip.label).splitlines())
+    labels = 0.3 + 0.075 * max(len(line) for strip in strips for line in wrapped(strip.label).splitlines())
     head = 0.4
     tall = cell * height / width
     across, down = labels + cell * count, head + tall * len(strips)
@@ -77,9 +77,7 @@ def gallery_figure(title: str, strips: list[Strip]) -> Figure:
     for line, strip in enumerate(strips):
         top = 1 - (head + tall * line) / down
         middle = top - tall / down / 2
-        figure.text(
-            0.08 / across, middle, _wrapped(strip.label), fontsize=8.5, color=INK, va="center", parse_math=False
-        )
+        figure.text(0.08 / across, middle, wrapped(strip.label), fontsize=8.5, color=INK, va="center", parse_math=False)
         for column, picture in enumerate(strip.pixels):
             left = (labels + cell * column) / across
             axes = figure.add_axes((left, top - 0.95 * tall / down, 0.95 * cell / across, 0.95 * tall / down))
@@ -88,7 +86,8 @@ def gallery_figure(title: str, strips: list[Strip]) -> Figure:
     return figure
 
 
-def _pixels(arrays: Mapping[str, NDArray[Any]], name: str) -> NDArray[np.float64] | None:
+def pixels_of(arrays: Mapping[str, NDArray[Any]], name: str) -> NDArray[np.float64] | None:
+    """Pictures of a record as values in [0, 1], shape ``(count, height, width, 3)``; None where there are none."""
     pixels = arrays.get(f"{name}.pixels")
     if pixels is None or pixels.ndim not in (3, 4) or pixels.size == 0:
         return None
@@ -104,5 +103,6 @@ def _enlarged(picture: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.concatenate([large, np.ones((*large.shape[:2], 1))], axis=-1)
 
 
-def _wrapped(label: str) -> str:
+def wrapped(label: str) -> str:
+    """A label in lines that leave room for pictures."""
     return "\n".join(textwrap.wrap(label, 28))

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
+from fixedpoint.report.forming import Film
 from fixedpoint.report.gallery import Strip, strip_png
 from fixedpoint.report.palette import Stroke
+from fixedpoint.report.pictures import Pictures
 from fixedpoint.report.plot import NARROW, WIDE, convergence_figure, svg
 from fixedpoint.report.reading import RunData
+from fixedpoint.report.steps import NARROW_GRID, WIDE_GRID, steps_figure
 from fixedpoint.report.table import sections
 
 __all__ = ["page"]
@@ -27,21 +30,28 @@ class _Picture:
     uri: str
 
 
-def page(run: RunData, strokes: Mapping[str, Stroke], galleries: Mapping[str, list[Strip]]) -> str:
+@dataclass(frozen=True)
+class _Shown:
+    """What is drawn of one group."""
+
+    title: str
+    steps: list[Markup]
+    samples: list[_Picture]
+    forming: list[tuple[str, list[_Picture]]]
+
+
+def page(run: RunData, strokes: Mapping[str, Stroke], pictures: Sequence[Pictures]) -> str:
     """The report as HTML.
 
     Parameters
     ----------
     strokes
         Colour of every solver.
-    galleries
-        Strips of pictures by the title of their group.
+    pictures
+        What there is to draw, group by group.
     """
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    pictures = {
-        title: [_Picture(strip.label, _data_uri(strip_png(strip))) for strip in strips]
-        for title, strips in galleries.items()
-    }
+    shown = [_shown(each, number) for number, each in enumerate(pictures)]
     errors = [(e.cell.label, e.record.error) for e in run.entries if e.record is not None and e.record.error]
     return environment.from_string(_TEMPLATE.read_text(encoding="utf-8")).render(
         run=run,
@@ -49,7 +59,7 @@ def page(run: RunData, strokes: Mapping[str, Stroke], galleries: Mapping[str, li
         sections=sections(run),
         strokes=strokes,
         plots=_plots(run, strokes),
-        pictures=pictures,
+        shown=shown,
         messages=_messages(run),
         errors=errors,
         done=sum(entry.record is not None for entry in run.entries),
@@ -63,6 +73,23 @@ def _plots(run: RunData, strokes: Mapping[str, Stroke]) -> list[Markup]:
     figures = [convergence_figure(run.groups, strokes, size) for size in (WIDE, NARROW)]
     # Safe: drawn by matplotlib, which escapes the labels itself.
     return [Markup(svg(f, f"figure {i}", bare=True)) for i, f in enumerate(figures) if f is not None]
+
+
+def _shown(pictures: Pictures, number: int) -> _Shown:
+    grids = (WIDE_GRID, NARROW_GRID) if pictures.steps else ()
+    figures = [steps_figure("", pictures.steps, pictures.tolerance, grid) for grid in grids]
+    return _Shown(
+        pictures.title,
+        [Markup(svg(figure, f"steps {number} {i}", bare=True)) for i, figure in enumerate(figures)],
+        [_Picture(strip.label, _data_uri(strip_png(strip))) for strip in pictures.strips],
+        [(film.solver, _frames(film)) for film in pictures.films],
+    )
+
+
+def _frames(film: Film) -> list[_Picture]:
+    """Its pictures one by one, labelled by their rounds."""
+    single = (Strip(str(number), film.pixels[i : i + 1]) for i, number in enumerate(film.rounds))
+    return [_Picture(strip.label, _data_uri(strip_png(strip))) for strip in single]
 
 
 def _messages(run: RunData) -> list[tuple[str, list[str]]]:

@@ -19,9 +19,9 @@ from fixedpoint.report.curves import Curve, curves_of
 from fixedpoint.report.palette import GRID, INK, Stroke
 from fixedpoint.report.reading import Group
 
-__all__ = ["WIDE", "Format", "convergence_figure", "png", "svg"]
+__all__ = ["STYLE", "WIDE", "Format", "convergence_figure", "png", "svg"]
 
-_STYLE: dict[Any, Any] = {
+STYLE: dict[Any, Any] = {
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans"],
     "font.size": 9,
@@ -62,7 +62,7 @@ def convergence_figure(groups: list[Group], strokes: Mapping[str, Stroke], size:
     names = list(dict.fromkeys(curve.solver for _, curves in shown for curve in curves))
     lines = -(-len(names) // size.legend_columns)
     legend = 0.08 + 0.19 * lines
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(size.width, size.height * len(shown) + legend))
         FigureCanvasAgg(figure)
         bottom = legend / (size.height * len(shown) + legend)
@@ -86,7 +86,7 @@ def svg(figure: Figure, salt: str, bare: bool = False) -> str:
         To stand in a page: no XML header, transparent, ink and grid in the colours of the page.
     """
     stream = io.StringIO()
-    with matplotlib.rc_context({**_STYLE, "svg.hashsalt": salt}):
+    with matplotlib.rc_context({**STYLE, "svg.hashsalt": salt}):
         metadata: dict[str, Any] = {"Date": None}
         figure.savefig(stream, format="svg", metadata=metadata, transparent=bare)
     text = stream.getvalue()
@@ -112,7 +112,7 @@ def _panel(axes: Axes, group: Group, curves: list[Curve], strokes: Mapping[str, 
     axes.grid(True, which="major", axis="y", color=GRID, linewidth=0.6)
     axes.set_axisbelow(True)
     axes.tick_params(length=3)
-    tolerance = _tolerance(group)
+    tolerance = group.tolerance
     drawn = [curve for curve in curves if curve.drawable]
     bottom, top = _limits(drawn, tolerance)
     axes.set_ylim(bottom, top)
@@ -144,8 +144,7 @@ def _panel(axes: Axes, group: Group, curves: list[Curve], strokes: Mapping[str, 
 
 
 def _line(axes: Axes, curve: Curve, stroke: Stroke, bottom: float) -> None:
-    # The last point of a chain may be judged without a further round.
-    rounds = np.minimum(np.arange(1, len(curve.worst) + 1), curve.rounds)
+    rounds = np.arange(1, len(curve.worst) + 1)
     best, worst = (np.maximum(values, bottom) for values in (curve.best, curve.worst))  # an error may be exactly 0
     axes.fill_between(rounds, best, worst, color=stroke.colour, alpha=0.09, linewidth=0)
     axes.plot(rounds, worst, color=stroke.colour, linestyle=stroke.dashes, linewidth=1.7)
@@ -158,14 +157,6 @@ def _limits(curves: list[Curve], tolerance: float) -> tuple[float, float]:
     lowest = float(values.min())
     bottom = max(lowest, tolerance * _BELOW_TOLERANCE) if tolerance > 0 else lowest
     return min(bottom, tolerance or bottom) / 1.6, float(min(values.max(), 1e6)) * 1.8
-
-
-def _tolerance(group: Group) -> float:
-    """The relative tolerance the cells were run with (one run has one)."""
-    for entry in group.entries:
-        if entry.record is not None:
-            return float(entry.record.config.get("termination", {}).get("rtol", 0.0))
-    return 0.0
 
 
 def _legend(

@@ -40,6 +40,14 @@ class Group:
         """What the cells have in common."""
         return f"{self.task}, {self.gradient}" if self.gradient else self.task
 
+    @property
+    def tolerance(self) -> float:
+        """The relative tolerance the cells were run with (one run has one); 0 where nobody knows."""
+        for entry in self.entries:
+            if entry.record is not None:
+                return float(entry.record.config.get("termination", {}).get("rtol", 0.0))
+        return 0.0
+
 
 @dataclass(frozen=True)
 class RunData:

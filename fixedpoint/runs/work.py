@@ -136,8 +136,12 @@ def _teller(cell: Cell) -> Callable[[Progress], None] | None:
 def _arrays(result: Result) -> dict[str, NDArray[Any]]:
     """Traces and images by the names they have in the arrays file."""
     arrays: dict[str, NDArray[Any]] = {f"trace.{name}": np.asarray(trace) for name, trace in result.trace.items()}
-    images: tuple[tuple[str, Images | None], ...] = (("images", result.images), ("reference", result.reference))
-    for name, pictures in images:
+    forming = result.forming
+    images: dict[str, Images | None] = {"images": result.images, "reference": result.reference}
+    if forming is not None:
+        images["forming"] = forming.images
+        arrays["forming.rounds"] = np.asarray(forming.rounds)
+    for name, pictures in images.items():
         if pictures is not None:
             arrays[f"{name}.pixels"] = np.asarray(pictures.pixels)
             arrays[f"{name}.range"] = np.array([pictures.low, pictures.high])

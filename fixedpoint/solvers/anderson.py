@@ -41,6 +41,7 @@ from fixedpoint.core.options import option
 from fixedpoint.core.reduce import add_combination, block_dots, row_dots, row_norms
 from fixedpoint.core.shift import Shift
 from fixedpoint.core.solver import StepSolver
+from fixedpoint.core.transfer import to_device
 from fixedpoint.solvers.least_squares import solve_gram
 from fixedpoint.solvers.relaxation import Distance, by_gain
 from fixedpoint.solvers.safeguard import Growth
@@ -161,7 +162,7 @@ class Anderson(StepSolver[AndersonState]):
     ) -> tuple[Float[Tensor, "B D"] | Evaluated, AndersonState]:
         size, parts = at.residual_norm, self._parts(f)
         grown, growth = state.growth.watch(size, self.restart_growth)
-        ended = None if "inverse" not in f.wanted else torch.from_numpy(~f.running).to(at.z.device)
+        ended = None if "inverse" not in f.wanted else to_device(~f.running, at.z.device)
         state = _extended(at, replace(self.reset(state, grown), growth=growth), parts, ended)
         if self.surprise is not None:
             surprised = size > self.surprise * state.expected

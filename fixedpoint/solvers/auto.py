@@ -37,12 +37,17 @@ _LONGEST, _SHORTEST = 100, 5
 class Auto(Solver):
     """Anderson acceleration with a long memory; rows it does not solve go on to Newton-Krylov.
 
-    Not while autograd records the iterations, nor where a problem with a measure of its own cannot take rows. On a
-    chain it is the chain solver with Anderson acceleration of memory 2.
+    Not while autograd records the iterations, nor where a problem with a measure of its own cannot take rows.
+
+    On a chain it plans: it measures what steps cost, one and several at once, and goes step by step or jointly, in a
+    window or not, whichever is expected to be quickest; ``solution.extras["plan"]`` says what and why.
     """
 
     history_limit: float = option(
-        1.0, gt=0.0, help="memory the history may take, in GiB; it decides how many steps are kept, 5 to 100"
+        1.0,
+        gt=0.0,
+        help="memory the history may take, in GiB: it decides how many steps are kept, 5 to 100; of a "
+        "chain, how wide a window may be",
     )
 
     def solve(

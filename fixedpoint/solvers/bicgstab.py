@@ -19,7 +19,7 @@ in single precision at least, inner products in float64.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -27,9 +27,9 @@ from jaxtyping import Bool, Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fixedpoint.core.options import Options
 from fixedpoint.core.reduce import row_dots, row_norms
-from fixedpoint.solvers.gmres import LinearSolution, Product
+from fixedpoint.core.transfer import to_device
+from fixedpoint.solvers.linear import LinearSolution, LinearSolver, Product
 
 __all__ = ["BiCGSTAB"]
 
@@ -38,8 +38,11 @@ _ROUNDINGS = 4.0
 
 
 @dataclass(frozen=True)
-class BiCGSTAB(Options):
-    """Stabilised biconjugate gradients, per row, without a matrix and in constant memory."""
+class BiCGSTAB(LinearSolver):
+    """Stabilised biconjugate gradients, per row, without a matrix and in constant memory.
+
+    The residual of its solution is that of the recurrence.
+    """
 
     def solve(
         self,
@@ -47,32 +50,16 @@ class BiCGSTAB(Options):
         b: Float[Tensor, "B D"],
         rtol: float | Float[Tensor, " B"],
         max_products: int | None = None,
+        rows: NDArray[np.bool_] | None = None,
     ) -> LinearSolution:
-        """Solve ``A x = b`` from ``x = 0``. The host waits for the device once a product.
-
-        Parameters
-        ----------
-        product
-            ``A v`` for ``v`` of shape ``(B, D)``, and a mask ``(B,)`` on the host of the rows that matter (the others
-            are zero); rows must not mix.
-        b
-            The right-hand sides.
-        rtol
-            Wanted ``||b - A x|| / ||b||``, one for all or one per row.
-        max_products
-            Stop after so many products; default ``10 D``.
-
-        Returns
-        -------
-        LinearSolution
-            Its ``residual`` is that of the recurrence.
-        """
         size = row_norms(b)
-        wanted = torch.as_tensor(rtol, dtype=torch.float64, device=b.device).expand(size.shape)
+        wanted = rtol * torch.ones_like(size)
         usable = (size > 0) & size.isfinite()
         unit = b.double() / torch.where(usable, size, 1.0).unsqueeze(1)
         left = 10 * b.shape[1] if max_products is None else max_products
-        run = _Run(unit.to(torch.promote_types(b.dtype, torch.float32)), usable, wanted, product, b.dtype)
+        going = usable & (wanted < 1) if rows is None else usable & to_device(rows, b.device)
+        told = going.cpu().numpy() if rows is None else rows
+        run = _Run(unit.to(torch.promote_types(b.dtype, torch.float32)), going, told, wanted, product, b.dtype)
         while run.products + 2 <= left and run.host.any():
             run.iterate()
         x = (run.best.double() * torch.where(usable, size, 0.0).unsqueeze(1)).to(b.dtype)
@@ -82,15 +69,15 @@ class BiCGSTAB(Options):
 
 @dataclass
 class _Run:
-    """The vectors and numbers of every row; ``going`` are the rows that are not done."""
+    """The vectors and numbers of every row; ``going`` are the rows that are not done, ``host`` the same on the host."""
 
     r: Float[Tensor, "B D"]
     going: Bool[Tensor, " B"]
+    host: NDArray[np.bool_]
     wanted: Float[Tensor, " B"]
     product: Product
     dtype: torch.dtype
     products: int = 0
-    host: NDArray[np.bool_] = field(init=False)
 
     def __post_init__(self) -> None:
         self.x, self.best = torch.zeros_like(self.r), torch.zeros_like(self.r)
@@ -99,15 +86,12 @@ class _Run:
         self.rho, self.alpha, self.omega = ones, ones, ones
         self.reached, self.at_start = ones, torch.full_like(ones, torch.inf)
         self.eps = _ROUNDINGS * torch.finfo(self.r.dtype).eps
-        self._settle()
+        self.next_rho = _dot(self.shadow, self.r)
 
     def iterate(self) -> None:
         """One iteration of the rows that go on: two products."""
-        rho = _dot(self.shadow, self.r)
-        lost = self.going & (rho.abs() <= self.eps * row_norms(self.shadow) * row_norms(self.r))
-        self._restart(lost)
-        rho = torch.where(lost, _dot(self.shadow, self.r), rho)
-        beta = torch.where(lost, 0.0, _ratio(rho, self.rho) * _ratio(self.alpha, self.omega))
+        rho = self.next_rho
+        beta = _ratio(rho, self.rho) * _ratio(self.alpha, self.omega)
         self.p = self.r + _times(beta, self.p - _times(self.omega, self.v))
         self.v = self._apply(self.p)
         along = _dot(self.shadow, self.v)
@@ -116,6 +100,7 @@ class _Run:
         s = self.r - _times(alpha, self.v)
         self.x = self.x + _times(alpha, self.p)
         self._note(row_norms(s))
+        self._tell()
         if not self.host.any():
             return
         t = self._apply(s)
@@ -126,6 +111,15 @@ class _Run:
         self.rho, self.alpha, self.omega = rho, alpha, omega
         self._note(row_norms(self.r))
         self._restart(self.going & (broken | (omega == 0)))
+        self._continue()
+
+    def _continue(self) -> None:
+        """What the next iteration begins with; rows whose ``rho`` vanishes start anew."""
+        rho = _dot(self.shadow, self.r)
+        lost = self.going & (rho.abs() <= self.eps * row_norms(self.shadow) * row_norms(self.r))
+        self._restart(lost)
+        self.next_rho = torch.where(lost, _dot(self.shadow, self.r), rho)
+        self._tell()
 
     def _apply(self, vector: Tensor) -> Tensor:
         kept = torch.where(self.going.unsqueeze(1), vector, 0.0)
@@ -137,8 +131,7 @@ class _Run:
         better = self.going & (residual < self.reached)
         self.best = torch.where(better.unsqueeze(1), self.x, self.best)
         self.reached = torch.where(better, residual, self.reached)
-        self.going = self.going & residual.isfinite()
-        self._settle()
+        self.going = self.going & residual.isfinite() & (self.reached > self.wanted)
 
     def _restart(self, rows: Bool[Tensor, " B"]) -> None:
         """Begin anew from the residual in ``rows``; those that gained nothing since the start before are done."""
@@ -151,10 +144,9 @@ class _Run:
         self.rho, self.alpha, self.omega = (
             torch.where(rows, 1.0, number) for number in (self.rho, self.alpha, self.omega)
         )
-        self._settle()
 
-    def _settle(self) -> None:
-        self.going = self.going & (self.reached > self.wanted)
+    def _tell(self) -> None:
+        """The host waits for the device to say who goes on."""
         self.host = self.going.cpu().numpy()
 
 

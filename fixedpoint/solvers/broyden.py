@@ -31,6 +31,7 @@ from fixedpoint.core.inverse import InverseEstimate, LowRankInverse
 from fixedpoint.core.options import option
 from fixedpoint.core.reduce import add_combination, row_dots, row_norms
 from fixedpoint.core.solver import StepSolver
+from fixedpoint.core.transfer import to_device
 from fixedpoint.solvers.safeguard import Growth
 
 __all__ = ["Broyden", "BroydenState"]
@@ -88,7 +89,7 @@ class Broyden(StepSolver[BroydenState]):
         else:
             dz = torch.sub(at.z, state.point, out=memory)
             dg = torch.sub(at.residual, state.residual, out=f.spare())
-            ended = None if "inverse" not in f.wanted else torch.from_numpy(~f.running).to(at.z.device)
+            ended = None if "inverse" not in f.wanted else to_device(~f.running, at.z.device)
             aside = () if ended is None else state.history.set_aside()
             step, state = self._updated(at, dz, dg, state)
             if ended is not None:  # a row that has ended keeps all it has learnt

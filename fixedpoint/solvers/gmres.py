@@ -15,7 +15,6 @@ in the dtype of ``b``, the small problem in float64, orthogonalisation classical
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,38 +23,16 @@ from jaxtyping import Bool, Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fixedpoint.core.options import Options, option
+from fixedpoint.core.options import option
 from fixedpoint.core.reduce import add_combination, row_dots, row_norms
+from fixedpoint.core.transfer import to_device
+from fixedpoint.solvers.linear import LinearSolution, LinearSolver, Product
 
-__all__ = ["GMRES", "LinearSolution"]
-
-Product = Callable[[Tensor, NDArray[np.bool_]], Tensor]
-
-
-@dataclass(frozen=True)
-class LinearSolution:
-    """What a linear solver returns.
-
-    Attributes
-    ----------
-    x
-        Shape ``(B, D)``.
-    residual
-        Shape ``(B,)``, float64: ``||b - A x|| / ||b||`` as the recurrence has it; 0 where ``b`` is zero.
-    converged
-        Shape ``(B,)``: within the tolerance.
-    products
-        How many products ``A v`` were made, one after another.
-    """
-
-    x: Float[Tensor, "B D"]
-    residual: Float[Tensor, " B"]
-    converged: Bool[Tensor, " B"]
-    products: int
+__all__ = ["GMRES"]
 
 
 @dataclass(frozen=True)
-class GMRES(Options):
+class GMRES(LinearSolver):
     """Generalised minimal residuals, per row, without a matrix."""
 
     memory: int = option(30, ge=1, help="products before it starts anew from the residual")
@@ -66,41 +43,27 @@ class GMRES(Options):
         b: Float[Tensor, "B D"],
         rtol: float | Float[Tensor, " B"],
         max_products: int | None = None,
+        rows: NDArray[np.bool_] | None = None,
     ) -> LinearSolution:
-        """Solve ``A x = b`` from ``x = 0``. The host waits for the device once a product.
-
-        Parameters
-        ----------
-        product
-            ``A v`` for ``v`` of shape ``(B, D)``, and a mask ``(B,)`` on the host of the rows that matter (the others
-            are zero); rows must not mix.
-        b
-            The right-hand sides.
-        rtol
-            Wanted ``||b - A x|| / ||b||``, one for all or one per row.
-        max_products
-            Stop after so many products; default ``10 D``.
-        """
         size = row_norms(b)
-        wanted = torch.as_tensor(rtol, dtype=torch.float64, device=b.device) * size
+        wanted = rtol * size
         left = 10 * b.shape[1] if max_products is None else max_products
         made = 0
         x, rest, residual = torch.zeros_like(b), b, size
-        going = residual > wanted
-        while made < left and _host(going).any():
-            cycle = _Cycle(rest, going, min(self.memory, left - made, b.shape[1]))
-            used = cycle.run(product, wanted)
-            made += used
-            x = x + cycle.correction(used)
-            before, residual = residual, torch.where(going, cycle.residual, residual)
-            # A row that has stagnated would do no better in another cycle.
-            going = going & (residual > wanted) & (residual < before * (1 - 1e-3))
-            unfinished = _host(going)
+        going = residual > wanted if rows is None else to_device(rows, b.device)
+        unfinished = _host(going) if rows is None else rows
+        while made < left and unfinished.any():
+            cycle = _Cycle(rest, going, wanted, min(self.memory, left - made, b.shape[1]))
+            unfinished = cycle.run(product, unfinished)
+            made += cycle.used
+            x = x + cycle.correction()
+            residual, going = torch.where(going, cycle.residual, residual), cycle.promising
             if made < left and unfinished.any():
                 rest = b - product(x, unfinished)
                 made += 1
                 residual = torch.where(going, row_norms(rest), residual)
                 going = going & (residual > wanted)
+                unfinished = _host(going)
         relative = torch.where(size > 0, residual / torch.where(size > 0, size, 1.0), 0.0)
         return LinearSolution(x, relative, residual <= wanted, made)
 
@@ -108,11 +71,14 @@ class GMRES(Options):
 class _Cycle:
     """One cycle: the basis, and the triangle that the rotations have made of ``H``."""
 
-    def __init__(self, rest: Float[Tensor, "B D"], active: Bool[Tensor, " B"], memory: int) -> None:
+    def __init__(
+        self, rest: Float[Tensor, "B D"], active: Bool[Tensor, " B"], wanted: Float[Tensor, " B"], memory: int
+    ) -> None:
         rows = rest.shape[0]
         device = rest.device
-        self.active = active
-        self.residual = row_norms(rest)
+        self.rows, self.active = active, active
+        self.wanted = wanted
+        self.begun = self.residual = row_norms(rest)
         self.exhausted = torch.zeros_like(active)
         self.basis = rest.new_zeros(rows, memory + 1, rest.shape[1])
         self.basis[:, 0] = _unit(rest, self.residual, active)
@@ -121,22 +87,40 @@ class _Cycle:
         self.rhs[:, 0] = torch.where(active, self.residual, 0.0)
         self.rotations: list[tuple[Tensor, Tensor]] = []
 
-    def run(self, product: Product, wanted: Float[Tensor, " B"]) -> int:
-        """Products until every row is done or the memory is full; how many."""
-        memory: int = self.triangle.shape[1]
-        host = _host(self.active)
-        for j in range(memory):
-            self._extend(product(self.basis[:, j].contiguous(), host), j)
-            self.residual = torch.where(self.active, self.rhs[:, j + 1].abs(), self.residual)
-            self.active = self.active & (self.residual > wanted) & ~self.exhausted
-            self.basis[:, j + 1].masked_fill_(~self.active.unsqueeze(1), 0.0)
-            host = _host(self.active)
-            if not host.any():
-                return j + 1
-        return memory
+    @property
+    def used(self) -> int:
+        """Products made."""
+        return len(self.rotations)
 
-    def correction(self, used: int) -> Float[Tensor, "B D"]:
+    @property
+    def promising(self) -> Bool[Tensor, " B"]:
+        """The rows for another cycle: one that has stagnated would do no better there."""
+        return self.rows & (self.residual > self.wanted) & (self.residual < self.begun * (1 - 1e-3))
+
+    def run(self, product: Product, active: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """Products until every row is done or the memory is full; :attr:`promising`, on the host.
+
+        Parameters
+        ----------
+        product
+            As for :meth:`GMRES.solve`.
+        active
+            The rows that take part, on the host.
+        """
+        promising = active
+        for j in range(self.triangle.shape[1]):
+            self._extend(product(self.basis[:, j].contiguous(), active), j)
+            self.residual = torch.where(self.active, self.rhs[:, j + 1].abs(), self.residual)
+            self.active = self.active & (self.residual > self.wanted) & ~self.exhausted
+            self.basis[:, j + 1].masked_fill_(~self.active.unsqueeze(1), 0.0)
+            active, promising = _host(torch.stack([self.active, self.promising]))
+            if not active.any():
+                break
+        return promising
+
+    def correction(self) -> Float[Tensor, "B D"]:
         """``V y``."""
+        used = self.used
         solved = self.rhs[:, :used].clone()
         for i in reversed(range(used)):
             pivot = self.triangle[:, i, i]
@@ -177,7 +161,7 @@ class _Cycle:
         self.exhausted = self.exhausted | (self.active & (last == 0))
 
 
-def _host(mask: Bool[Tensor, " B"]) -> NDArray[np.bool_]:
+def _host(mask: Bool[Tensor, "*any B"]) -> NDArray[np.bool_]:
     host: NDArray[np.bool_] = mask.cpu().numpy()
     return host
 

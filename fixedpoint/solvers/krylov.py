@@ -31,6 +31,7 @@ from fixedpoint.core.options import option
 from fixedpoint.core.solution import Solution
 from fixedpoint.core.solver import Solver, StepSolver
 from fixedpoint.core.termination import Termination
+from fixedpoint.core.transfer import to_device
 from fixedpoint.solvers.bicgstab import BiCGSTAB
 from fixedpoint.solvers.gmres import GMRES
 
@@ -86,13 +87,13 @@ class _LinearSteps(StepSolver[Float[Tensor, "B blocks"]]):
         allowed = _MARGIN * (rule.atol + rule.rtol * scale) / torch.where(at.error > 0, at.error, 1.0)
         floor = _ROUNDINGS * torch.finfo(at.z.dtype).eps
         rtol = allowed.amin(dim=1).nan_to_num(nan=_MARGIN).clamp(min=floor, max=_MARGIN)
-        live = torch.from_numpy(running).to(at.z.device).unsqueeze(1)
+        live = to_device(running, at.z.device).unsqueeze(1)
 
         def product(v: Tensor, rows: NDArray[np.bool_]) -> Tensor:
             f.narrow(rows)
             return v - f.product(at, v)
 
         linear = GMRES(self.method.memory) if self.method.method == "gmres" else BiCGSTAB()
-        found = linear.solve(product, torch.where(live, at.residual, 0.0), rtol, budget)
+        found = linear.solve(product, torch.where(live, at.residual, 0.0), rtol, budget, running)
         f.narrow(running)
         return at.z + found.x, state

@@ -32,6 +32,7 @@ from fixedpoint.core.evaluator import Evaluated, Evaluator
 from fixedpoint.core.options import option
 from fixedpoint.core.reduce import row_norms
 from fixedpoint.core.solver import StepSolver
+from fixedpoint.core.transfer import to_device
 from fixedpoint.solvers.gmres import GMRES
 
 __all__ = ["NewtonKrylov", "NewtonKrylovState"]
@@ -74,7 +75,7 @@ class NewtonKrylov(StepSolver[NewtonKrylovState]):
             raise TypeError("NewtonKrylov cannot be unrolled: autograd would not see its linear systems")
         exact = {"auto": None, "forward": True, "difference": False}[self.jacobian]
         running = f.running
-        residual = torch.where(torch.from_numpy(running).to(at.z.device).unsqueeze(1), at.residual, 0.0)
+        residual = torch.where(to_device(running, at.z.device).unsqueeze(1), at.residual, 0.0)
         # One round is kept for the evaluation at the new point.
         budget = min(self.max_products, f.remaining - 1)
         if budget < 1:
@@ -84,7 +85,7 @@ class NewtonKrylov(StepSolver[NewtonKrylovState]):
             f.narrow(rows)
             return v - f.product(at, v, exact)
 
-        solved = GMRES(self.memory).solve(product, residual, state.forcing, budget)
+        solved = GMRES(self.memory).solve(product, residual, state.forcing, budget, running)
         f.narrow(running)
         size = at.residual_norm
         new = self._searched(f, at, solved.x, size, state.forcing)
@@ -116,9 +117,9 @@ class NewtonKrylov(StepSolver[NewtonKrylovState]):
             done = (new.finite & enough).cpu().numpy() | ~before
             if done.all() or not f.remaining:
                 break
-            length = torch.where(torch.from_numpy(done).to(length.device), length, 0.5 * length)
+            length = torch.where(to_device(done, length.device), length, 0.5 * length)
             f.narrow(before & ~done)
             trial = f(at.z + length.to(step.dtype).unsqueeze(1) * step)
-            new = trial.where(torch.from_numpy(~done).to(length.device), new)
+            new = trial.where(to_device(~done, length.device), new)
         f.narrow(before)
         return new

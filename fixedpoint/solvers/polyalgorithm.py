@@ -16,7 +16,8 @@ from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fixedpoint.core.evaluator import Counts, Evaluator
+from fixedpoint.core.counts import Counts
+from fixedpoint.core.evaluator import Evaluator
 from fixedpoint.core.loop import Progress
 from fixedpoint.core.options import option
 from fixedpoint.core.problem import HasCost, HasMeasure, HasTake, Problem
@@ -24,6 +25,7 @@ from fixedpoint.core.solution import Solution, Trace
 from fixedpoint.core.solver import Solver, StepSolver
 from fixedpoint.core.status import Status
 from fixedpoint.core.termination import Termination
+from fixedpoint.core.transfer import to_device
 from fixedpoint.solvers.anderson import Anderson
 from fixedpoint.solvers.newton_krylov import NewtonKrylov
 
@@ -59,7 +61,7 @@ class Polyalgorithm(Solver):
         if not len(failed) or left < 1:
             return replace(found, solver=self)
         rule = _continued(replace(termination, max_rounds=left), found, failed)
-        rows = torch.from_numpy(failed).to(found.state.device)
+        rows = to_device(failed, found.state.device)
         part = Evaluator(_rows_of(f.problem, rows, found.state), f.norm, f.max_batch)
         start = torch.where(found.state[rows].isfinite().all(1, keepdim=True), found.state[rows], z0[rows])
         more = self.then.solve(part, start, rule, _shifted(on_round, found.counts.rounds))
@@ -108,7 +110,7 @@ def _joined(
     found: Solution, more: Solution, failed: NDArray[np.int64], rows: Int[Tensor, " k"], solver: Polyalgorithm
 ) -> Solution:
     """Both halves as one solution; a row that neither solved keeps the better point."""
-    better = torch.from_numpy(more.converged).to(rows.device)
+    better = to_device(more.converged, rows.device)
     better |= more.error.amax(1) <= found.error[rows].amax(1)
     chosen = rows[better]
 
@@ -137,6 +139,7 @@ def _joined(
         trace=Trace(
             error=_stacked(found.trace.error, more.trace.error, failed),
             relative=_stacked(found.trace.relative, more.trace.relative, failed),
+            rounds=np.concatenate([found.trace.rounds, one.rounds + more.trace.rounds]),
         ),
         solver=solver,
         extras={**found.extras, **more.extras},

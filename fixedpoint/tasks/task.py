@@ -21,27 +21,13 @@ from fixedpoint.core.solution import Solution
 from fixedpoint.core.solver import AdaptsSolver, Solver
 from fixedpoint.core.termination import Termination
 from fixedpoint.gradients.estimator import GradientEstimator
+from fixedpoint.tasks.forming import Forming, HasDrawing, Recorder
+from fixedpoint.tasks.images import Images
+from fixedpoint.tasks.steps import step_trace
 
 __all__ = ["Context", "Images", "Judgement", "Result", "SolveTask", "Task"]
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Images:
-    """Pictures for the report.
-
-    Attributes
-    ----------
-    pixels
-        Shape ``(count, height, width)`` or ``(count, height, width, 3)``, float, nominally within ``[low, high]``.
-    low, high
-        Values shown black and white.
-    """
-
-    pixels: NDArray[np.floating[Any]]
-    low: float = -1.0
-    high: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -61,11 +47,14 @@ class Result:
     seconds
         Wall-clock time of the solve.
     trace
-        Name to array, e.g. ``relative_error`` of shape ``(rounds, B)``.
+        Name to array: ``relative_error`` of shape ``(n, B)`` with ``relative_error.rounds`` of shape ``(n,)``; from a
+        chain solver ``step_errors`` with its rounds and steps, see ``fixedpoint.tasks.steps``.
     images, reference
         Pictures of the answer, and of what it should be.
+    forming
+        Pictures of the first row, round by round.
     message
-        What the statuses mean.
+        What the statuses mean; before that, what a solver that plans has planned.
     """
 
     metrics: dict[str, float]
@@ -73,9 +62,10 @@ class Result:
     rounds: int
     evaluations: int
     seconds: float
-    trace: dict[str, NDArray[np.floating[Any]]] = field(default_factory=dict)
+    trace: dict[str, NDArray[np.number[Any]]] = field(default_factory=dict)
     images: Images | None = None
     reference: Images | None = None
+    forming: Forming | None = None
     message: str = ""
 
 
@@ -125,7 +115,11 @@ class Judgement:
 
 
 class SolveTask(Task):
-    """A task that builds a problem, has it solved, and judges the solution."""
+    """A task that builds a problem, has it solved, and judges the solution.
+
+    One that can draw its states (``HasDrawing``) has them drawn as they form. The time of the solve contains that of
+    drawing, which is little: one row, in the first 14 rounds and 7 times for every further doubling of their number.
+    """
 
     @abstractmethod
     def problem(self, seed: int) -> Problem:
@@ -138,24 +132,34 @@ class SolveTask(Task):
     def run(self, context: Context) -> Result:
         problem = self.problem(context.seed)
         solver = problem.adapt(context.solver) if isinstance(problem, AdaptsSolver) else context.solver
+        drawing = self.drawing(problem) if isinstance(self, HasDrawing) else None
+        recorder = None if drawing is None else Recorder(drawing, problem.layout.rows, context.on_round)
         with torch.no_grad():
             evaluator = Evaluator(problem, norm=context.termination.norm)
             _wait(problem)
             began = time.perf_counter()
-            solution = solver.solve(evaluator, problem.initial(), context.termination, context.on_round)
+            solution = solver.solve(
+                evaluator, problem.initial(), context.termination, context.on_round if recorder is None else recorder
+            )
             _wait(problem)
             seconds = time.perf_counter() - began
             judgement = self.judge(problem, solution, context)
+            forming = None if recorder is None else recorder.formed(solution)
         return Result(
             metrics=judgement.metrics,
             status={status.label: count for status, count in sorted(Counter(solution.status).items())},
             rounds=solution.counts.rounds,
             evaluations=int(solution.evaluations.sum()),
             seconds=seconds,
-            trace={"relative_error": solution.trace.relative},
+            trace={
+                "relative_error": solution.trace.relative,
+                "relative_error.rounds": solution.trace.rounds,
+                **step_trace(solution),
+            },
             images=judgement.images,
             reference=judgement.reference,
-            message=solution.message,
+            forming=forming,
+            message="\n".join([str(told) for told in [solution.extras.get("plan")] if told] + [solution.message]),
         )
 
 

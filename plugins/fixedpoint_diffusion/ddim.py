@@ -13,7 +13,7 @@ once and belongs to the problem, which makes a stochastic chain a fixed point li
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import torch
@@ -93,6 +93,10 @@ class DDIMChain(Chain):
     def coefficients(self) -> Float[Tensor, " N"]:
         """``sqrt(ab' / ab)``: the coefficient of ``x`` in the epsilon form of each step, float64."""
         return self.steps.image / self.steps.signal.sqrt()
+
+    def cost_key(self) -> tuple[object, Hashable]:
+        """Chains of the same network take the same time a step."""
+        return self.denoiser.cost_key()
 
     def gaussian_slopes(self, variance: float) -> Float[Tensor, " N"]:
         """The slope of each step where the data is one Gaussian, float64; clipping is left out of account."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,6 +44,10 @@ class Denoiser(ABC):
     def quick_batch(self, device: torch.device) -> int | None:
         """How many images at once are quickest per image on a device; None: as many as there are."""
         return None
+
+    def cost_key(self) -> tuple[object, Hashable]:
+        """What its evaluations take their time by, and what else that depends on; see ``HasCostKey``."""
+        return self, None
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,8 @@ batch it is evaluated in.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -22,6 +24,15 @@ from fixedpoint_diffusion.denoiser import Denoiser
 from fixedpoint_diffusion.schedule import DDIMSchedule, PredictionType
 
 __all__ = ["GaussianMixture"]
+
+
+class _Tables(NamedTuple):
+    """Noise levels of all timesteps, means, variances and logarithms of the weights of the components; float64."""
+
+    signal: Float[Tensor, " T"]
+    means: Float[Tensor, "K d"]
+    variances: Float[Tensor, " K"]
+    logs: Float[Tensor, " K"]
 
 
 class GaussianMixture(Denoiser):
@@ -54,6 +65,7 @@ class GaussianMixture(Denoiser):
         self.variances = variances.double()
         self.weights = weights.double() / weights.double().sum()
         self.schedule = schedule
+        self._placed: dict[torch.device, _Tables] = {}
 
     @property
     def event_shape(self) -> tuple[int, ...]:
@@ -64,10 +76,9 @@ class GaussianMixture(Denoiser):
         self, x: Float[Tensor, "P *event"], timestep: Int[Tensor, " P"], row: Int[Tensor, " P"]
     ) -> Float[Tensor, "P *event"]:
         kind: PredictionType = self.schedule.prediction_type
-        signal = self.schedule.alphas_cumprod.to(x.device)[timestep].unsqueeze(1)
-        states = x.flatten(1)
-        means = self.means.flatten(1).to(x.device, x.dtype)
-        variances = self.variances.to(x.device)
+        tables = self._on(x.device)
+        signal, variances = tables.signal[timestep].unsqueeze(1), tables.variances
+        states, means = x.flatten(1), tables.means.to(x.dtype)
         spread = signal * variances + (1 - signal)
         share = self._posterior(states, signal, spread, means) / spread
         # The two sums that every prediction is made of: sum_k r_k / s_k mu_k, and the same over scalars.
@@ -86,6 +97,13 @@ class GaussianMixture(Denoiser):
         """So many that they stay in the cache of a CPU."""
         return 1024 if device.type == "cpu" else None
 
+    def _on(self, device: torch.device) -> _Tables:
+        """What it is made of, brought to a device once."""
+        if device not in self._placed:
+            made = (self.schedule.alphas_cumprod, self.means.flatten(1), self.variances, self.weights.log())
+            self._placed[device] = _Tables(*(values.to(device) for values in made))
+        return self._placed[device]
+
     def _posterior(self, states: Tensor, signal: Tensor, spread: Tensor, means: Tensor) -> Float[Tensor, "P K"]:
         """Weights of the components given each state, float64."""
         root = signal.sqrt().to(states)
@@ -95,7 +113,7 @@ class GaussianMixture(Denoiser):
             distances.append(row_dots(offset.unsqueeze(1), offset))
         squares = torch.cat(distances, dim=1)
         size = states.shape[1]
-        logits = self.weights.to(states.device).log() - 0.5 * size * spread.log() - 0.5 * squares / spread
+        logits = self._on(states.device).logs - 0.5 * size * spread.log() - 0.5 * squares / spread
         shifted = (logits - logits.amax(1, keepdim=True)).exp()
         return shifted / shifted.sum(1, keepdim=True)
 

@@ -6,7 +6,7 @@ tuple that starts with one, or an object with a ``sample``.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from typing import Any
 
 import torch
@@ -78,6 +78,10 @@ class NetworkDenoiser(Denoiser):
         """Sixteen images at once on a CPU, with guidance eight (each is evaluated twice)."""
         images = _QUICK.get(device.type)
         return images // 2 if images and self.unconditional else images
+
+    def cost_key(self) -> tuple[object, Hashable]:
+        """The network's, once or twice."""
+        return self.network, bool(self.unconditional)
 
     def predict(
         self, x: Float[Tensor, "P *event"], timestep: Int[Tensor, " P"], row: Int[Tensor, " P"]

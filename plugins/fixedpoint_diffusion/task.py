@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -98,11 +99,20 @@ class DDIMSampling(SolveTask):
             reference=self._images(serial),
         )
 
-    def _images(self, samples: Tensor) -> Images | None:
+    def drawing(self, problem: Problem) -> Callable[[Tensor], Images] | None:
+        """What draws the last of the states a round has told of; None where samples are no images."""
         if not self.model.is_image:
             return None
-        pixels = samples.cpu().float().numpy()
-        return Images(pixels[:, 0] if pixels.shape[1] == 1 else pixels.transpose(0, 2, 3, 1))
+        shape = self.model.event_shape
+        return lambda latest: _drawn(latest.unflatten(1, (-1, *shape))[:, -1])
+
+    def _images(self, samples: Tensor) -> Images | None:
+        return _drawn(samples) if self.model.is_image else None
+
+
+def _drawn(samples: Tensor) -> Images:
+    pixels = samples.cpu().float().numpy()
+    return Images(pixels[:, 0] if pixels.shape[1] == 1 else pixels.transpose(0, 2, 3, 1))
 
 
 def _serially(problem: ChainProblem) -> Solution:

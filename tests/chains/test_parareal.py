@@ -99,7 +99,8 @@ def test_it_ends_with_the_sequential_chain_after_as_many_sweeps_as_blocks(
     assert solution.status == (Status.CONVERGED,) * 2
     assert torch.equal(solution.z, trajectory(chain, x0))
     assert solution.counts.rounds <= rounds_of(length, blocks, 1, blocks)[0]
-    assert len(solution.trace.error) <= blocks
+    assert len(solution.trace.error) == len(solution.trace.rounds) <= blocks
+    assert solution.trace.rounds[-1] == solution.counts.rounds
 
 
 @given(length=st.integers(4, 40), seed=st.integers(0, 10**6), rtol=st.sampled_from([1e-1, 1e-3, 1e-6]))

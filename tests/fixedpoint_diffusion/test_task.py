@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
 import fixedpoint
+from fixedpoint.core.loop import Progress
 from fixedpoint.registry import registry
-from fixedpoint.tasks.task import Context
+from fixedpoint.tasks.task import Context, Result
 from fixedpoint_diffusion import DDIMSchedule, Denoiser, ddim_problem, draw_noise
 from fixedpoint_diffusion.models import MixtureModel
 from fixedpoint_diffusion.noise import row_seeds
@@ -18,9 +20,12 @@ from fixedpoint_diffusion.task import DDIMSampling
 TASK = DDIMSampling(schedule=DDIMSchedule(clip_sample=False), num_inference_steps=30, batch=3)
 
 
-def run(task: DDIMSampling, solver: str, rtol: float = 1e-4) -> object:
-    built = registry.create("solver", solver)
-    return task.run(Context(solver=built, termination=fixedpoint.Termination(rtol=rtol), seed=0))
+def run(task: DDIMSampling, solver: str, rtol: float = 1e-4) -> Result:
+    return run_with(task, registry.create("solver", solver), rtol)
+
+
+def run_with(task: DDIMSampling, solver: fixedpoint.Solver, rtol: float = 1e-4) -> Result:
+    return task.run(Context(solver=solver, termination=fixedpoint.Termination(rtol=rtol), seed=0))
 
 
 @pytest.mark.parametrize("solver", ["picard", "anderson", "broyden"])
@@ -50,7 +55,80 @@ def test_an_unfinished_solve_has_the_error_it_has() -> None:
 
 
 def test_points_have_no_pictures() -> None:
-    assert run(replace(TASK, model=MixtureModel(), dtype="float64"), "picard").images is None
+    task = replace(TASK, model=MixtureModel(), dtype="float64")
+    result = run(task, "picard")
+    assert result.images is None
+    assert result.forming is None
+    assert task.drawing(task.problem(0)) is None  # so that nobody listens to the rounds
+
+
+@pytest.mark.parametrize("window", [None, 9])
+def test_step_errors_are_kept_row_by_row_as_the_solve_tells_them(window: int | None) -> None:
+    solver = fixedpoint.ChainSolver(window=window)
+    result = run_with(TASK, solver)
+    told = fixedpoint.solve(TASK.problem(0), solver=solver, rtol=1e-4).extras["step_errors"]
+    kept = result.trace["step_errors"]
+    numbers = np.array(told.numbers)
+    last = np.append(numbers[1:] != numbers[:-1], True)
+    assert kept.dtype == np.float32
+    np.testing.assert_array_equal(kept, np.stack([told.of_row(row)[last] for row in range(3)]))
+    np.testing.assert_array_equal(result.trace["step_errors.rounds"], numbers[last])
+    np.testing.assert_array_equal(result.trace["step_errors.steps"], np.arange(1, 31))
+    width = window or 30
+    for row in kept:
+        known = ~np.isnan(row)
+        assert set(known.sum(axis=1).tolist()) <= {0, width}
+        for line in known[known.any(axis=1)]:
+            first = int(np.flatnonzero(line)[0])
+            assert line[first : first + width].all()
+    if window is not None:
+        assert np.isnan(kept[0, 0, width:]).all()
+        assert np.isnan(kept[0, kept.shape[1] // 2, 0])
+
+
+def test_long_chains_and_large_batches_are_thinned() -> None:
+    task = replace(TASK, model=MixtureModel(dimension=2), num_inference_steps=300, batch=6, dtype="float64")
+    result = run_with(task, fixedpoint.ChainSolver(window=1))
+    assert result.rounds == 300
+    assert result.trace["step_errors"].shape == (4, 150, 150)
+    np.testing.assert_array_equal(result.trace["step_errors.rounds"], np.arange(2, 301, 2))
+    np.testing.assert_array_equal(result.trace["step_errors.steps"], np.arange(2, 301, 2))
+
+
+@pytest.mark.parametrize("solver", ["serial", "parareal", "deq-ddim"])
+def test_solvers_that_tell_nothing_of_steps_leave_none(solver: str) -> None:
+    assert set(run(TASK, solver).trace) == {"relative_error"}
+
+
+@pytest.mark.parametrize("solver", ["serial", "picard", "deq-ddim", "windowed"])
+def test_pictures_form_as_the_rounds_tell(solver: str) -> None:
+    built = fixedpoint.ChainSolver(window=9) if solver == "windowed" else registry.create("solver", solver)
+    result = run_with(TASK, built)
+    told: dict[int, np.ndarray] = {}
+
+    def listen(now: Progress) -> None:
+        told.setdefault(now.round, now.latest[0].unflatten(0, (-1, 16, 16))[-1].clone().numpy())
+
+    solution = fixedpoint.solve(TASK.problem(0), solver=built, rtol=1e-4, on_round=listen)
+    forming = result.forming
+    assert forming is not None
+    assert 5 <= len(forming.rounds) <= 8
+    assert forming.rounds[-1] == solution.rounds[0]
+    for number, picture in zip(forming.rounds[:-1], forming.images.pixels, strict=False):
+        np.testing.assert_array_equal(picture, told[number])
+    np.testing.assert_array_equal(forming.images.pixels[-1], solution.fz[0, -1, 0].numpy())
+    np.testing.assert_allclose(forming.images.pixels[-1], result.images.pixels[0], atol=1e-2)
+    assert np.abs(forming.images.pixels[0] - result.images.pixels[0]).max() > 0.5
+
+
+def test_the_serial_pictures_are_the_states_of_the_chain() -> None:
+    forming = run(TASK, "serial").forming
+    states = fixedpoint.solve(TASK.problem(0), solver="serial").z[0, :, 0].numpy()
+    np.testing.assert_array_equal(forming.images.pixels, states[forming.rounds - 1])
+
+
+def test_parareal_tells_of_no_picture() -> None:
+    assert run(TASK, "parareal").forming is None
 
 
 def test_seeds_differ_and_repeat() -> None:

@@ -1,7 +1,8 @@
-"""A run to report on: two tasks, two seeds, pictures, a failure, a skipped cell, NaN."""
+"""A run to report on: two tasks, two seeds, pictures, a failure, a skipped cell, NaN; and one of chains."""
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from types import ModuleType
 
@@ -26,6 +27,19 @@ termination: {rtol: 1e-8, max_rounds: 40}
 expect: {relative_error: 1e-3}
 """
 
+CHAINS = r"""
+name: chains
+tasks:
+  - {name: ddim-sampling, label: shapes & more, model: shapes, num_inference_steps: 12, batch: 2}
+  - {name: ddim-sampling, label: points, model: gaussian-mixture, num_inference_steps: 9, batch: 2}
+solvers:
+  - serial
+  - {name: chain, window: 4, label: "in a window $\\frac$"}
+  - {name: chain, label: joint}
+seeds: [1, 2]
+termination: {rtol: 1e-3}
+"""
+
 
 @pytest.fixture
 def folder(tmp_path: Path, toys: ModuleType) -> Path:
@@ -33,3 +47,17 @@ def folder(tmp_path: Path, toys: ModuleType) -> Path:
     file.write_text(STUDY)
     execute(load(file), tmp_path / "run")
     return tmp_path / "run"
+
+
+@pytest.fixture(scope="session")
+def solved_chains(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of chains, not to be written to."""
+    place = tmp_path_factory.mktemp("chains")
+    (place / "chains.yaml").write_text(CHAINS)
+    execute(load(place / "chains.yaml"), place / "run")
+    return place / "run"
+
+
+@pytest.fixture
+def chains(solved_chains: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(solved_chains, tmp_path / "chains")

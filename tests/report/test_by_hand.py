@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import matplotlib.figure
@@ -64,6 +65,14 @@ def test_a_row_that_has_finished_keeps_its_error() -> None:
     np.testing.assert_array_equal(curve.worst, [1.0, 0.5, 0.3])
     np.testing.assert_array_equal(curve.best, [0.2, 0.01, 0.01])
     assert curve.rounds == 3
+
+
+def test_errors_are_drawn_after_the_round_in_which_they_were_known() -> None:
+    newton = entry("newton", rounds=7, trace=[[1.0, 1.0], [0.5, 0.1], [0.2, NAN], [0.1, NAN]])
+    arrays = {**newton.arrays, "trace.relative_error.rounds": np.array([1, 3, 6, 6])}
+    (curve,) = curves_of(Group("t", None, (replace(newton, arrays=arrays),)))
+    np.testing.assert_array_equal(curve.worst, [1.0, 1.0, 0.5, 0.5, 0.5, 0.1])
+    np.testing.assert_array_equal(curve.best, [1.0, 1.0, 0.1, 0.1, 0.1, 0.1])
 
 
 def test_an_error_that_is_not_finite_is_left_out() -> None:

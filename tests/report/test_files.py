@@ -6,6 +6,7 @@ import io
 import json
 import re
 import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -14,8 +15,11 @@ import numpy as np
 import pytest
 from matplotlib import pyplot
 
+from fixedpoint.config.files import digest
+from fixedpoint.config.record import arrays_bytes, write_record
 from fixedpoint.report.build import build
 from fixedpoint.report.curves import curves_of, solvers_with_curve
+from fixedpoint.report.forming import films_of
 from fixedpoint.report.gallery import strip_png, strips_of
 from fixedpoint.report.palette import strokes
 from fixedpoint.report.reading import read_run
@@ -55,6 +59,79 @@ def test_all_files_are_written_and_parse(folder: Path) -> None:
     ElementTree.parse(folder / "convergence.svg")
     for name in ("convergence.png", "samples-gray.png", "samples-colour.png"):
         assert min(matplotlib.image.imread(folder / name).shape[:2]) > 200
+
+
+def test_chains_have_their_steps_and_their_forming_images_drawn(chains: Path) -> None:
+    written = build(read_run(chains))
+    assert {path.name for path in written.files} == {
+        "table.md",
+        "table.csv",
+        "convergence.png",
+        "convergence.svg",
+        "steps-shapes-more.png",
+        "steps-shapes-more.svg",
+        "samples-shapes-more.png",
+        "forming-shapes-more.png",
+        "steps-points.png",
+        "steps-points.svg",
+        "report.html",
+    }
+    for path in written.files:
+        if path.suffix == ".png":
+            assert min(matplotlib.image.imread(path).shape[:2]) > 200
+        if path.suffix == ".svg":
+            ElementTree.parse(path)
+    text = (chains / "report.html").read_text()
+    page = Page(text)
+    assert page.tags.count("svg") == 2 * (1 + 2)
+    for words in ("Step by step: shapes & more", "Step by step: points", "As the image forms, round by round"):
+        assert page.words.count(words) == 1, words
+    films = films_of(read_run(chains).groups[0])
+    assert [film.solver for film in films] == ["serial", "in a window $\\frac$", "joint"]
+    assert page.tags.count("li") == sum(len(film.rounds) for film in films)
+    for film in films:
+        for number in film.rounds:
+            assert f"First picture of {film.solver} after round {number}" in text
+    assert "outside of the window" in " ".join(page.words.split())
+    assert not films_of(read_run(chains).groups[1])
+    ids = re.findall(r'(?:clipPath|linearGradient|path|image) id="([^"]+)"', text)
+    used = set(re.findall(r"url\(#([^)]+)\)", text)) | set(re.findall(r'xlink:href="#([^"]+)"', text))
+    assert used <= set(ids)
+    glyph = "DejaVuSans-"  # the same shape wherever it is defined
+    assert not [name for name in used if ids.count(name) > 1 and not name.startswith(glyph)]
+
+
+def test_a_record_from_before_these_arrays_is_reported_as_it_was(chains: Path) -> None:
+    run = read_run(chains)
+    for entry in run.entries:
+        assert entry.record is not None
+        old = {n: a for n, a in entry.arrays.items() if not n.startswith(("trace.step_errors", "forming."))}
+        assert old.keys() < entry.arrays.keys() or (entry.cell.solver, entry.cell.task) == ("serial", "points")
+        content = arrays_bytes(old)
+        run.folder.arrays(entry.cell.hash).write_bytes(content)
+        write_record(run.folder.record(entry.cell.hash), entry.record.model_copy(update={"arrays": digest(content)}))
+    written = build(read_run(chains))
+    assert {path.name for path in written.files} == {
+        "table.md",
+        "table.csv",
+        "convergence.png",
+        "convergence.svg",
+        "samples-shapes-more.png",
+        "report.html",
+    }
+    page = Page((chains / "report.html").read_text())
+    assert page.tags.count("svg") == 2
+    assert "Step by step" not in page.words
+    assert "forms" not in page.words
+    assert "Pictures: shapes & more" in page.words
+
+
+def test_films_of_another_form_are_left_out(chains: Path) -> None:
+    group = read_run(chains).groups[0]
+    entry = group.entries[0]
+    for name, values in (("forming.rounds", np.array([1, 2])), ("forming.pixels", np.ones(3))):
+        damaged = replace(entry, arrays={**entry.arrays, name: values})
+        assert films_of(replace(group, entries=(damaged,))) == []
 
 
 def test_no_figure_is_left_with_pyplot(folder: Path) -> None:

@@ -93,6 +93,37 @@ def test_a_record_says_all_there_is_to_know(tmp_path: Path) -> None:
     assert read_record(outcome.folder.record(record.hash), record.hash) == record
 
 
+def test_what_forms_and_the_errors_of_steps_are_kept_and_stay(tmp_path: Path) -> None:
+    chains = (
+        "tasks: [{name: ddim-sampling, model: shapes, num_inference_steps: 12, batch: 5}]\n"
+        "solvers: [serial, picard, {name: chain, window: 4}]\n"
+    )
+    first = run(tmp_path, chains)
+    kept = [read_arrays(first.folder.arrays(record.hash), record) for record in first.records]
+    again = run(tmp_path, chains, "solvers=[serial, picard, {name: chain, window: 4}, {name: chain, window: 5}]")
+    assert again.reused == 3
+    for arrays, record in zip(kept, again.records, strict=False):
+        now = read_arrays(again.folder.arrays(record.hash), record)
+        assert now.keys() == arrays.keys()
+        for name, values in arrays.items():
+            np.testing.assert_array_equal(now[name], values)
+    serial, whole, windowed = kept
+    assert not [name for name in serial if name.startswith("trace.step")]
+    for arrays, record in zip(kept, first.records, strict=True):
+        rounds = arrays["forming.rounds"]
+        assert arrays["forming.pixels"].shape == (len(rounds), 16, 16)
+        assert arrays["forming.range"].tolist() == [-1.0, 1.0]
+        assert rounds[-1] <= record.rounds
+    assert serial["forming.rounds"].tolist() == [1, 3, 5, 7, 9, 11, 12]
+    for arrays in (whole, windowed):
+        errors = arrays["trace.step_errors"]
+        assert errors.dtype == np.float32
+        assert errors.shape == (4, len(arrays["trace.step_errors.rounds"]), 12)
+        assert arrays["trace.step_errors.steps"].tolist() == list(range(1, 13))
+    assert not np.isnan(whole["trace.step_errors"][:, 0]).any()
+    assert (np.isnan(windowed["trace.step_errors"][:, 0]).sum(axis=1) == 8).all()
+
+
 def test_the_run_itself_is_described(tmp_path: Path) -> None:
     outcome = run(tmp_path, STUDY + "expect: {relative_error: 1}\n")
     info = outcome.folder.read_info()

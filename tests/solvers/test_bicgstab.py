@@ -154,3 +154,15 @@ def test_it_cannot_be_unrolled_and_says_so() -> None:
     b = torch.ones(2, 2, requires_grad=True)
     with pytest.raises(TypeError, match="Krylov cannot be unrolled"):
         fp.solve(lambda z: 0.5 * z + b, torch.zeros(2, 2), solver="krylov", gradient="unrolled")
+
+
+def test_rows_that_the_host_names_are_solved_and_no_others() -> None:
+    matrix, b = systems(3, 9, seed=5, spread=0.4)
+    rows, product = np.array([True, False, True]), Product(matrix)
+    some = BiCGSTAB().solve(product, b, rtol=1e-10, max_products=60, rows=rows)
+    every = BiCGSTAB().solve(Product(matrix), b, rtol=1e-10, max_products=60)
+    assert some.converged.tolist() == rows.tolist()
+    assert product.rows[1] == 0
+    assert torch.equal(some.x[rows], every.x[rows])
+    assert bool((some.x[1] == 0).all())
+    assert float(some.residual[1]) == 1.0

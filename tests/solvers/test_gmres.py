@@ -134,3 +134,15 @@ def test_a_row_that_stagnates_does_not_keep_the_others_from_going_on() -> None:
     assert torch.equal(whole.x[1], part.x[0])
     assert product.rows[1] == alone.rows[0]
     assert product.rows[0] <= 10  # it gives up after a cycle without progress
+
+
+def test_rows_that_the_host_names_are_solved_and_no_others() -> None:
+    matrix, b = systems(3, 9, seed=5, spread=0.4)
+    rows, product = np.array([True, False, True]), Product(matrix)
+    some = GMRES(memory=4).solve(product, b, rtol=1e-10, max_products=60, rows=rows)
+    every = GMRES(memory=4).solve(Product(matrix), b, rtol=1e-10, max_products=60)
+    assert some.converged.tolist() == rows.tolist()
+    assert product.rows[1] == 0
+    assert torch.equal(some.x[rows], every.x[rows])
+    assert bool((some.x[1] == 0).all())
+    assert float(some.residual[1]) == 1.0

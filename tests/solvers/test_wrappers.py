@@ -109,6 +109,9 @@ def test_only_the_rows_that_failed_are_handed_on(takes: bool) -> None:
     assert (solution.rounds[2:] > first.rounds[2:]).all()
     assert solution.trace.error.shape[1] == 4
     assert np.isnan(solution.trace.error[-1, :2]).all()
+    assert len(solution.trace.rounds) == len(solution.trace.error)
+    assert solution.trace.rounds[-1] == solution.counts.rounds == solution.rounds.max()
+    assert (np.diff(solution.trace.rounds) >= 0).all()
     assert [progress.round for progress in told] == sorted(progress.round for progress in told)
     if takes:
         assert 2 in calls

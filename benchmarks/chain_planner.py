@@ -1,0 +1,101 @@
+"""Seconds of a chain step by step, jointly, and as ``auto`` plans it: are its plans good ones?
+
+    python benchmarks/chain_planner.py [MODEL] [--steps 25 --steps 100] [--batch 1 --batch 16] [--rtol 1e-3]
+
+The bundled Fashion-MNIST model, or a folder as diffusers' save_pretrained writes it. For every N and batch: seconds of
+all settings that a plan chooses from (from one jump, triangular Anderson acceleration of memory 2), and of ``auto``,
+what it measures included. All take their turn, several times over, and the median counts, so that a machine that is
+busy now and then is so for all of them. Beside them the rounds and evaluations that were expected; then what was
+planned and why, and how far that is from the best setting.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+
+import fixedpoint
+from fixedpoint.chains.chain import ChainProblem
+from fixedpoint.chains.plan import expected
+from fixedpoint.chains.planned import joint
+from fixedpoint.chains.serial import Serial
+from fixedpoint_diffusion.models import DiffusersModel, FashionMNISTModel
+from fixedpoint_diffusion.task import DDIMSampling
+
+WINDOWS = (8, 16, 32, 64, 128)
+
+
+def settings(problem: ChainProblem, windows: Sequence[int]) -> dict[str, fixedpoint.Solver]:
+    """What a plan chooses from, by name, and what chooses."""
+    found: dict[str, fixedpoint.Solver] = {"step by step": Serial()}
+    found |= {f"window {p}": joint(problem, p) for p in windows if p < problem.length}
+    return found | {"whole chain": joint(problem), "auto": fixedpoint.Auto()}
+
+
+def main(
+    model: Annotated[Path | None, typer.Argument(help="Folder of a diffusers model; default: the bundled one.")] = None,
+    steps: Annotated[list[int] | None, typer.Option(help="N, again for several; default: 25 100 1000.")] = None,
+    batch: Annotated[list[int] | None, typer.Option(help="Images, again for several; default: 1 16.")] = None,
+    window: Annotated[list[int] | None, typer.Option(help="p, again for several; default: 8 16 32 64 128.")] = None,
+    rtol: Annotated[float, typer.Option(help="Tolerance of the joint solves.")] = 1e-3,
+    eta: Annotated[float, typer.Option(help="0: deterministic; 1: ancestral.")] = 0.0,
+    repeats: Annotated[int, typer.Option(help="Times every setting is measured.")] = 3,
+    most: Annotated[float, typer.Option(help="Seconds; what takes longer is measured once.")] = 60.0,
+    device: str = "cpu",
+) -> None:
+    """Print the tables."""
+    print(f"torch {torch.__version__}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, {device}")
+    network = FashionMNISTModel() if model is None else DiffusersModel(path=str(model))
+    print("\n| N | batch | setting | seconds | rounds | expected | evaluations / N | expected |")
+    print("|--:|--:|:--|--:|--:|--:|--:|--:|", flush=True)
+    told = []
+    for length in steps or [25, 100, 1000]:
+        for rows in batch or [1, 16]:
+            task = DDIMSampling(model=network, num_inference_steps=length, eta=eta, batch=rows, device=device)
+            problem = task.problem(0)
+            assert isinstance(problem, ChainProblem)
+            fixedpoint.solve(problem, solver=joint(problem), rtol=rtol, max_rounds=2)  # warms up
+            seconds: dict[str, list[float]] = {}
+            solved = {}
+            for repeat in range(repeats):
+                for name, solver in settings(problem, window or WINDOWS).items():
+                    if repeat and seconds[name][0] > most:
+                        continue
+                    began = time.perf_counter()
+                    solved[name] = fixedpoint.solve(problem, solver=solver, rtol=rtol)
+                    float(solved[name].state[0, -1])
+                    seconds.setdefault(name, []).append(time.perf_counter() - began)
+                print(f"N = {length}, batch {rows}, repeat {repeat + 1}", file=sys.stderr, flush=True)
+            median = {name: statistics.median(times) for name, times in seconds.items()}
+            for name, solution in solved.items():
+                work = solution.evaluations.mean() / length
+                hoped = [""] * 2
+                if "w" in name:
+                    width = length if name == "whole chain" else int(name.split()[-1])
+                    rounds, evaluations = expected(length, width, rtol)
+                    hoped = [str(rounds), f"{evaluations / length:.2f}"]
+                print(
+                    f"| {length} | {rows} | {name} | {median[name]:.2f} | {solution.counts.rounds} | {hoped[0]} | "
+                    f"{work:.2f} | {hoped[1]} |",
+                    flush=True,
+                )
+            best = min((name for name in median if name != "auto"), key=median.__getitem__)
+            told.append(
+                f"N = {length}, batch {rows}: {solved['auto'].extras['plan']}; it took {median['auto']:.2f} s, "
+                f"{median['auto'] / median[best]:.2f} of the best ({best}), "
+                f"{median['auto'] / median['step by step']:.2f} of step by step"
+            )
+    print("\n" + "\n".join(told))
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(2)
+    typer.run(main)

@@ -1,0 +1,28 @@
+"""Images: pictures a task returns, for the report to draw."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["Images"]
+
+
+@dataclass(frozen=True)
+class Images:
+    """Pictures for the report.
+
+    Attributes
+    ----------
+    pixels
+        Shape ``(count, height, width)`` or ``(count, height, width, 3)``, float, nominally within ``[low, high]``.
+    low, high
+        Values shown black and white.
+    """
+
+    pixels: NDArray[np.floating[Any]]
+    low: float = -1.0
+    high: float = 1.0

@@ -1,0 +1,219 @@
+"""A device that is none: tensors say they are on ``standin:0``, and are computed on the CPU.
+
+What an accelerator would refuse is refused (a tensor of the CPU in the midst of those of the device), what the host
+would wait for is noted. So whatever runs there can be looked at as it would run on CUDA, on a machine without it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils.backend_registration import (
+    _DummyBackendModule,
+    _DummyPrivateUse1Hook,
+    _setup_privateuseone_for_python_backend,
+)
+
+__all__ = ["StandIn", "stand_in"]
+
+aten = torch.ops.aten
+CPU = torch.device("cpu")
+# What the host must know before it can go on: a number of the device, or a shape that depends on its data.
+_READS = {
+    aten._local_scalar_dense,
+    aten.equal,
+    aten.nonzero,
+    aten.masked_select,
+    aten.repeat_interleave,
+    aten._linalg_check_errors,
+    aten._unique2,
+    aten.unique_consecutive,
+    aten.unique_dim,
+    aten.bincount,
+}
+_INDEXING = {aten.index, aten.index_put, aten.index_put_, aten._unsafe_index, aten._index_put_impl_}
+_COPIES = {aten._to_copy, aten.copy_}
+
+
+class _Held(Tensor):
+    """A tensor of the device: ``held`` is what it holds, on the CPU."""
+
+    held: Tensor
+
+    @staticmethod
+    def __new__(cls, held: Tensor) -> _Held:
+        made = Tensor._make_wrapper_subclass(
+            cls, held.shape, held.stride(), held.storage_offset(), dtype=held.dtype, device="standin:0"
+        )
+        made.held = held
+        return made
+
+    def __repr__(self) -> str:
+        return f"{self.held!r} on standin:0"
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if _CURRENT:
+            return _CURRENT[-1].carry_out(func, args, kwargs or {})
+        return StandIn().carry_out(func, args, kwargs or {})
+
+    def tolist(self) -> Any:
+        return self.cpu().tolist()
+
+    def data_ptr(self) -> int:
+        return self.held.data_ptr()
+
+    def untyped_storage(self) -> torch.UntypedStorage:
+        return self.held.untyped_storage()
+
+
+class StandIn(TorchDispatchMode):
+    """What happened on the device since it was entered.
+
+    Attributes
+    ----------
+    reads
+        Operations for which the host waits for all that was asked of the device before.
+    uploads
+        Copies to the device for which it waits, too: not ``non_blocking``.
+    """
+
+    device = "standin:0"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.reads = 0
+        self.uploads = 0
+
+    @property
+    def waits(self) -> int:
+        """How often the host has waited."""
+        return self.reads + self.uploads
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return self.carry_out(func, args, kwargs or {})
+
+    def carry_out(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        """An operation, on the CPU, as it would go on the device."""
+        given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        there = [tensor for tensor in given if isinstance(tensor, _Held)]
+        target = torch.device(kwargs["device"]) if kwargs.get("device") is not None else None
+        if not there and (target is None or target.type != "standin"):
+            return func(*args, **kwargs)
+        packet = func.overloadpacket
+        if packet in _COPIES:
+            self._note_copy(packet, args, kwargs, target)
+        elif there:
+            self._note(packet, args, kwargs)
+            self._refuse_mixed(func, given, args)
+        if packet is aten._to_copy and target is not None and (target.type == "cpu") == bool(there):
+            args = (args[0].clone(), *args[1:])  # a copy, where the CPU would have none to make
+        if packet is aten._efficientzerotensor:
+            func = aten.zeros.default  # zeros without memory, which only a tensor's own keys make work
+        wrappers = {id(tensor.held): tensor for tensor in there}
+        home = (packet is aten._to_copy and target == CPU) or (packet is aten.copy_ and not isinstance(args[0], _Held))
+        args, kwargs = tree_map(_unwrapped, (args, {**kwargs, "device": CPU} if target is not None else kwargs))
+        value = func(*args, **kwargs)
+        return value if home else tree_map(lambda leaf: _wrapped(leaf, wrappers), value)
+
+    def _note_copy(self, packet: Any, args: Any, kwargs: dict[str, Any], target: torch.device | None) -> None:
+        if packet is aten.copy_:
+            to, of = (isinstance(part, _Held) for part in args[:2])
+            blocking = not (args[2] if len(args) > 2 else kwargs.get("non_blocking", False))
+        else:
+            of = isinstance(args[0], _Held)
+            to = of if target is None else target.type == "standin"
+            blocking = not kwargs.get("non_blocking", False)
+        self.reads += blocking and of and not to
+        self.uploads += blocking and to and not of
+
+    def _note(self, packet: Any, args: Any, kwargs: dict[str, Any]) -> None:
+        if packet in _READS:
+            self.reads += not (packet is aten.repeat_interleave and kwargs.get("output_size") is not None)
+        elif packet in _INDEXING:
+            indices = [index for index in args[1] if index is not None]
+            self.reads += any(index.dtype in (torch.bool, torch.uint8) for index in indices)
+            self.uploads += isinstance(args[0], _Held) and not all(isinstance(index, _Held) for index in indices)
+
+    def _refuse_mixed(self, func: Any, given: list[Tensor], args: Any) -> None:
+        """As CUDA does: numbers of the CPU are welcome in pointwise operations, and indices where tensors are taken."""
+        elsewhere = [tensor for tensor in given if not isinstance(tensor, _Held)]
+        if func.overloadpacket in _INDEXING and isinstance(args[0], _Held):
+            elsewhere = [
+                tensor for tensor in elsewhere if tensor.ndim and not any(tensor is index for index in args[1])
+            ]
+        if torch.Tag.pointwise in func.tags:
+            elsewhere = [tensor for tensor in elsewhere if tensor.ndim]
+        if elsewhere:
+            raise RuntimeError(f"{func}: expected all tensors on one device, got some of standin:0 and some of the CPU")
+
+
+_CURRENT: list[StandIn] = []
+
+
+@contextmanager
+def stand_in() -> Iterator[StandIn]:
+    """The device, as long as the context lasts."""
+    register()
+    device = StandIn()
+    _CURRENT.append(device)
+    try:
+        with device:
+            yield device
+    finally:
+        _CURRENT.pop()
+
+
+@cache
+def register() -> None:
+    """Make the device known to torch; before the first backward pass of the process, which counts the devices."""
+    _setup_privateuseone_for_python_backend("standin", _Module(), _Hooks())
+    library = torch.library.Library("aten", "IMPL")
+    for name, kernel in (("empty_strided", _empty_strided), ("_copy_from", _copy_from)):
+        library.impl(name, kernel, "PrivateUse1")
+    _LIBRARIES.append(library)
+
+
+class _Module(_DummyBackendModule):
+    def is_available(self) -> bool:
+        return False
+
+    def get_amp_supported_dtype(self) -> list[torch.dtype]:
+        return [torch.float16, torch.bfloat16]
+
+
+class _Hooks(_DummyPrivateUse1Hook):
+    def is_available(self) -> bool:
+        return False
+
+
+_LIBRARIES: list[Any] = []
+
+
+def _empty_strided(size: Any, stride: Any, **kwargs: Any) -> Tensor:
+    """What torch itself makes of numbers: ``torch.tensor([1, 2], device=...)``, ``z[:, [1, 2]]``."""
+    return _Held(torch.empty_strided(size, stride, dtype=kwargs.get("dtype")))
+
+
+def _copy_from(source: Tensor, target: Tensor, non_blocking: bool = False) -> Tensor:
+    if _CURRENT:
+        _CURRENT[-1].uploads += not non_blocking
+    target.held.copy_(source)
+    return target
+
+
+def _unwrapped(leaf: Any) -> Any:
+    return leaf.held if isinstance(leaf, _Held) else leaf
+
+
+def _wrapped(leaf: Any, wrappers: dict[int, _Held]) -> Any:
+    if not isinstance(leaf, Tensor):
+        return leaf
+    return wrappers.get(id(leaf)) if id(leaf) in wrappers else _Held(leaf)

@@ -183,7 +183,7 @@ CHAINS = {
     "no chain": (lambda: ChainProblem(torch.cos, X), "chain must be a Chain, got builtin_function_or_method"),
     "empty micro-batches": (lambda: ChainProblem(Halving(), X, max_batch=0), "max_batch must be at least 1, got 0"),
     "a start that is not finite": (lambda: ChainProblem(Halving(), X / 0), "x0 must be finite, got 6 entries"),
-    "another shape": (chained(lambda x: x[:, :1]), r"a step must return shape \(8, 3\), .* got \(8, 1\)"),
+    "another shape": (chained(lambda x: x[:, :1]), r"a step must return shape \(2, 3\), .* got \(2, 1\)"),
     "another dtype": (chained(torch.Tensor.double), "torch.float32 on cpu, got .* torch.float64 on cpu"),
     "another device": (chained(lambda x: x.to("meta")), "got .* on meta"),
     "nothing": (chained(lambda _: None), "a step must return a tensor, got NoneType"),

@@ -144,7 +144,11 @@ def _call(problem: ChainProblem, states: int) -> None:
     """Evaluate so many states in one call, and wait for it."""
     place = torch.arange(states, device=problem.x0.device)
     row, index = place % len(problem.x0), place * problem.length // states
-    value = problem.chain.step(problem.x0[row], index, problem.rows[row])
+    try:
+        value = problem.in_batches(states).pairs(problem.x0[row], index, row)
+    except Exception as error:  # a denoiser may raise anything: it goes on its way, with what was going on
+        error.add_note("raised while calls of the step were timed, before round 1 of the solve")
+        raise
     float(value.flatten()[0])
 
 

@@ -56,7 +56,7 @@ class PlannedChainSolver(Solver):
     """Solves a chain the way that is expected to be quickest; ``solution.extras["plan"]`` says which, and why.
 
     Nothing is measured, and the chain is solved jointly as a whole, where step by step is no choice: under a limit of
-    fewer rounds than steps, and while autograd records.
+    fewer rounds than steps, while autograd records, and from a given trajectory, which would be of no use to it.
     """
 
     history_limit: float = option(1.0, gt=0.0, help="memory the states in a window may take, with history, in GiB")
@@ -80,7 +80,8 @@ class PlannedChainSolver(Solver):
         if not isinstance(problem, ChainProblem):
             raise TypeError(f"a chain solver wants a chain (ChainProblem), got {type(problem).__name__}")
         limit = termination.max_rounds
-        if torch.is_grad_enabled() or (limit is not None and limit < problem.length):
+        limited = limit is not None and limit < problem.length
+        if limited or torch.is_grad_enabled() or problem.start is not None:
             return joint(problem).solve(f, z0, termination, on_round)
         planned = self.plan(f, problem, termination)
         _log.info("%s", planned)

@@ -106,7 +106,7 @@ def test_a_cpu_evaluates_sixteen_images_at_once(guidance: float, most: int) -> N
     )
     x_T, _ = draw_noise([0, 1], (1, 2, 2))
     problem = ddim_problem(denoiser, SCHEDULE, x_T, num_inference_steps=20)
-    solution = fixedpoint.solve(problem, rtol=1e-5)
+    solution = fixedpoint.solve(problem, solver="anderson", rtol=1e-5)
     assert max(network.sizes) == most
     assert solution.counts.calls == len(network.sizes)
 

@@ -143,7 +143,7 @@ def test_the_recurrent_weights_have_the_radius_asked_for(cell: str, radius: floa
         ),
         (
             lambda: fixedpoint.solve(recurrent_problem(lambda _, x: x.sum(1), draw(0, 2, 3, 4), draw(0, 2, 4))),
-            r"a step must return shape \(6, 4\)",
+            r"a step must return shape \(2, 4\)",
         ),
         (lambda: RecurrentNetwork(cell="lstm"), "cell must be one of 'tanh', 'gru'"),
         (lambda: RecurrentNetwork(spectral_radius=-1.0), "spectral_radius must be at least 0"),

@@ -227,7 +227,9 @@ def test_checkpointed_ends_where_the_solve_ended_though_another_point_was_better
 
 def test_a_chain_solver_has_a_loop_of_its_own_and_is_refused() -> None:
     x0 = cotangent((4, 3), seed=2).requires_grad_()
-    with pytest.raises(TypeError, match=r"needs of the solver decisions, which ChainSolver\(.*\) does not provide"):
+    with pytest.raises(
+        TypeError, match=r"needs of the solver decisions, which PlannedChainSolver\(.*\) does not provide"
+    ):
         fp.solve(fp.ChainProblem(wave_chain(), x0), gradient="checkpointed-unrolled")
 
 

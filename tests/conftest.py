@@ -15,7 +15,8 @@ sys.path.insert(0, str(Path(__file__).parent / "support"))  # the hook finds the
 
 # Before anything imports fixedpoint: the hook rewrites modules as they are loaded.
 _HOOK = jaxtyping.install_import_hook(
-    ["fixedpoint.core", "fixedpoint.solvers", "fixedpoint.gradients", "fixedpoint.chains"], "typechecker.checked"
+    ["fixedpoint.core", "fixedpoint.solvers", "fixedpoint.gradients", "fixedpoint.chains", "fixedpoint.layers"],
+    "typechecker.checked",
 )
 
 import hypothesis  # noqa: E402

@@ -24,8 +24,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fixedpoint.core.options import option
-from fixedpoint.core.reduce import add_combination, row_dots, row_norms
+from fixedpoint.core.reduce import add_combination, row_norms
 from fixedpoint.core.transfer import to_device
+from fixedpoint.solvers.arnoldi import orthogonalised, unit
 from fixedpoint.solvers.linear import LinearSolution, LinearSolver, Product
 
 __all__ = ["GMRES"]
@@ -81,7 +82,7 @@ class _Cycle:
         self.begun = self.residual = row_norms(rest)
         self.exhausted = torch.zeros_like(active)
         self.basis = rest.new_zeros(rows, memory + 1, rest.shape[1])
-        self.basis[:, 0] = _unit(rest, self.residual, active)
+        self.basis[:, 0] = unit(rest, self.residual, active)
         self.triangle = torch.zeros(rows, memory, memory, dtype=torch.float64, device=device)
         self.rhs = torch.zeros(rows, memory + 1, dtype=torch.float64, device=device)
         self.rhs[:, 0] = torch.where(active, self.residual, 0.0)
@@ -132,18 +133,8 @@ class _Cycle:
 
     def _extend(self, vector: Float[Tensor, "B D"], j: int) -> None:
         """The next basis vector, and column ``j`` of the triangle; rows that are done stay as they are."""
-        before = row_norms(vector)
-        basis = self.basis[:, : j + 1]
-        column = torch.zeros_like(self.rhs[:, : j + 1])
-        for _ in range(2):  # once leaves what rounding has left in the span
-            along = row_dots(basis, vector)
-            vector = add_combination(vector, basis, -along.unsqueeze(1))
-            column = column + along
-        last = row_norms(vector)
-        # What is left is rounding: the Krylov space is complete, and the row's answer as good as it gets.
-        rounding = 10 * torch.finfo(vector.dtype).eps * before
-        last = torch.where(last > rounding, last, 0.0)
-        self.basis[:, j + 1] = _unit(vector, last, self.active)
+        vector, column, last, rounding = orthogonalised(self.basis[:, : j + 1], vector)
+        self.basis[:, j + 1] = unit(vector, last, self.active)
         entries = [torch.where(self.active, entry, 0.0) for entry in (*column.unbind(1), last)]
         for i, (c, s) in enumerate(self.rotations):
             entries[i], entries[i + 1] = c * entries[i] + s * entries[i + 1], c * entries[i + 1] - s * entries[i]
@@ -164,10 +155,3 @@ class _Cycle:
 def _host(mask: Bool[Tensor, "*any B"]) -> NDArray[np.bool_]:
     host: NDArray[np.bool_] = mask.cpu().numpy()
     return host
-
-
-def _unit(vector: Float[Tensor, "B D"], size: Float[Tensor, " B"], active: Bool[Tensor, " B"]) -> Float[Tensor, "B D"]:
-    usable = active & (size > 0)
-    wide = torch.promote_types(vector.dtype, torch.float32)
-    factor = torch.where(usable, 1.0 / torch.where(usable, size, 1.0), 0.0)
-    return (vector.to(wide) * factor.to(wide).unsqueeze(1)).to(vector.dtype)

@@ -1,0 +1,119 @@
+"""Held: what a cell derives or draws anew whenever it is called, held still for all calls of one solve.
+
+A fixed point wants one function. A cell whose dropout draws another mask at every call, or whose spectral
+normalisation takes another power iteration, is another function every time, in the solve and once more in the backward
+pass. Held still are
+
+- the weights of modules with parametrisations (``torch.nn.utils.parametrizations``): computed once, recorded by
+  autograd, and given at every call;
+- the random numbers: what the first call draws every other one draws again, whether dropout asks for them or anything
+  else. A cell that draws nothing pays nothing, and outside its calls the generators are where one call has left them.
+
+Both belong to the solve and not to the cell, so that several solves before one backward pass keep theirs apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+__all__ = ["Held"]
+
+_MISSING = object()
+
+
+class Held:
+    """A context for every call of a cell in one solve and its backward pass.
+
+    Parameters
+    ----------
+    cell
+        The module; its parametrised weights are computed here.
+    device
+        Where it computes: the generators of the CPU and of this device are held.
+
+    Raises
+    ------
+    ValueError
+        When the cell has batch normalisation in training mode: it mixes the rows.
+    """
+
+    def __init__(self, cell: nn.Module, device: torch.device) -> None:
+        _refuse_batch_statistics(cell)
+        self._weights: list[tuple[nn.Module, Tensor]] = [
+            (parametrization, getattr(module, name))
+            for module in cell.modules()
+            if parametrize.is_parametrized(module)
+            for name, parametrization in _parametrizations(module)
+        ]
+        self._generators = _generators(device)
+        self._drawn: list[Tensor] | None = None
+        self._begun: list[Tensor] = []
+        self._still: bool | None = None
+        self._before: list[Any] = []
+
+    def __enter__(self) -> Held:
+        self._before.append([module.__dict__.get("forward", _MISSING) for module, _ in self._weights])
+        for module, weight in self._weights:
+            module.__dict__["forward"] = _always(weight)
+        if self._still:
+            return self
+        states = [get() for get, _ in self._generators]
+        if self._drawn is None:
+            self._drawn = states
+        else:
+            for (_, put), drawn in zip(self._generators, self._drawn, strict=True):
+                put(drawn)
+        self._begun = states
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for (module, _), before in zip(self._weights, self._before.pop(), strict=True):
+            if before is _MISSING:
+                del module.__dict__["forward"]
+            else:
+                module.__dict__["forward"] = before
+        if self._still:
+            return
+        if self._still is None:  # the first call: what it has drawn is drawn, and all there is to know is whether
+            self._still = error is None and all(
+                torch.equal(get(), begun) for (get, _), begun in zip(self._generators, self._begun, strict=True)
+            )
+            return
+        for (_, put), begun in zip(self._generators, self._begun, strict=True):
+            put(begun)
+
+
+def _always(weight: Tensor) -> Callable[[], Tensor]:
+    return lambda: weight
+
+
+def _parametrizations(module: nn.Module) -> list[tuple[str, nn.Module]]:
+    found: Any = module.parametrizations
+    return list(found.items())
+
+
+def _generators(device: torch.device) -> list[tuple[Callable[[], Tensor], Callable[[Tensor], None]]]:
+    """How the state of each generator is read and written."""
+    found: list[tuple[Callable[[], Tensor], Callable[[Tensor], None]]] = [(torch.get_rng_state, torch.set_rng_state)]
+    if device.type != "cpu":
+        module: Any = torch.get_device_module(device)
+        if hasattr(module, "get_rng_state"):
+            found.append((lambda: module.get_rng_state(device), lambda state: module.set_rng_state(state, device)))
+    return found
+
+
+def _refuse_batch_statistics(cell: nn.Module) -> None:
+    for name, module in cell.named_modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and (module.training or not module.track_running_stats):
+            raise ValueError(
+                f"{name or 'the cell'} is {type(module).__name__} in training mode: it mixes the rows, and its result "
+                "is another one at every call; take group or layer normalisation, or put it into evaluation mode"
+            )

@@ -1,0 +1,55 @@
+"""One step of Arnoldi's process, row by row: a vector is made orthogonal to a basis, and the basis grows by it."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from fixedpoint.core.reduce import add_combination, row_dots, row_norms
+
+__all__ = ["Extension", "orthogonalised", "unit"]
+
+
+class Extension(NamedTuple):
+    """What is left of a vector, and what was taken from it.
+
+    Attributes
+    ----------
+    vector
+        Shape ``(B, D)``: orthogonal to the basis, not normalised.
+    along
+        Shape ``(B, j)``, float64: its components along the basis.
+    left
+        Shape ``(B,)``, float64: the length of what is left; zero where that is rounding: the space is complete.
+    rounding
+        Shape ``(B,)``, float64: what counted as rounding.
+    """
+
+    vector: Float[Tensor, "B D"]
+    along: Float[Tensor, "B j"]
+    left: Float[Tensor, " B"]
+    rounding: Float[Tensor, " B"]
+
+
+def orthogonalised(basis: Float[Tensor, "B j D"], vector: Float[Tensor, "B D"]) -> Extension:
+    """Take what lies along the basis from a vector: classical Gram-Schmidt, twice."""
+    before = row_norms(vector)
+    column = torch.zeros(basis.shape[:2], dtype=torch.float64, device=vector.device)
+    for _ in range(2):  # once leaves what rounding has left in the span
+        along = row_dots(basis, vector)
+        vector = add_combination(vector, basis, -along.unsqueeze(1))
+        column = column + along
+    left = row_norms(vector)
+    rounding = 10 * torch.finfo(vector.dtype).eps * before
+    return Extension(vector, column, torch.where(left > rounding, left, 0.0), rounding)
+
+
+def unit(vector: Float[Tensor, "B D"], size: Float[Tensor, " B"], active: Bool[Tensor, " B"]) -> Float[Tensor, "B D"]:
+    """Rows divided by their sizes; zero where that is zero, or the row is not active."""
+    usable = active & (size > 0)
+    wide = torch.promote_types(vector.dtype, torch.float32)
+    factor = torch.where(usable, 1.0 / torch.where(usable, size, 1.0), 0.0)
+    return (vector.to(wide) * factor.to(wide).unsqueeze(1)).to(vector.dtype)

@@ -1,0 +1,144 @@
+"""The digits as a task: a deep equilibrium classifier is trained with a solver and a gradient, and tried."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fixedpoint.core.options import OptionError, option
+from fixedpoint.core.solution import Solution
+from fixedpoint.core.termination import Termination
+from fixedpoint.layers import EquilibriumLayer, WarmStart, spectral_radius
+from fixedpoint.tasks.task import Context, Result, Task
+from fixedpoint_deq.data import digits
+from fixedpoint_deq.model import Cell, Classifier
+from fixedpoint_deq.training import Epoch, Recipe, Training
+
+__all__ = ["DigitsDEQ", "bytes_saved"]
+
+
+@dataclass(frozen=True)
+class DigitsDEQ(Task):
+    """Trains a convolutional deep equilibrium classifier on four fifths of 1797 handwritten digits; tries the rest.
+
+    The run's solver, termination and gradient are those of the training; held-out images are solved for by the same
+    solver. The seed is that of the parameters and of the order of the images. Rounds, evaluations and seconds are
+    those of the whole training; the statuses and the curve are those of the last held-out images.
+    """
+
+    split: int = option(0, ge=0, le=4, help="which fifth of the images is held out")
+    channels: int = option(24, ge=4, help="of the state, 8 x 8 each; a multiple of 4")
+    epochs: int = option(10, ge=1, help="passes over the images")
+    batch: int = option(64, ge=1, help="images a step")
+    learning_rate: float = option(3e-3, gt=0.0, help="the largest of the schedule")
+    weight_decay: float = option(1e-2, ge=0.0, help="of AdamW")
+    dropout: float = option(0.0, ge=0.0, lt=1.0, help="share of the cell's channels dropped, the same in a whole solve")
+    jacobian: float = option(0.0, ge=0.0, help="weight of the Jacobian penalty")
+    warm_start: bool = option(False, help="solves begin at the fixed points of the last epoch")
+    held_out_rtol: float = option(1e-4, gt=0.0, lt=1.0, help="relative tolerance for the held-out images")
+
+    uses = ("scikit-learn",)
+
+    def check(self) -> None:
+        if self.channels % 4:
+            raise OptionError(type(self).__name__, "channels", f"must be a multiple of 4, got {self.channels}")
+
+    def run(self, context: Context) -> Result:
+        torch.manual_seed(context.seed)
+        training = self.training(context)
+        layer = training.model.body
+        assert isinstance(layer, EquilibriumLayer)
+        saved = bytes_saved(lambda: training.loss(torch.arange(self.batch)))
+        epochs = [training.run_epoch(judge=number == self.epochs) for number in range(1, self.epochs + 1)]
+        solution, radius = _tried(training)
+        solves = [epoch.solves["training"] for epoch in epochs]
+        return Result(
+            metrics=_metrics(epochs, saved, radius),
+            status={status.label: count for status, count in sorted(Counter(solution.status).items())},
+            rounds=sum(each.rounds for each in solves),
+            evaluations=sum(each.evaluations for each in solves),
+            seconds=sum(epoch.seconds for epoch in epochs),
+            trace={
+                "relative_error": solution.trace.relative,
+                "relative_error.rounds": solution.trace.rounds,
+                **_history(epochs),
+            },
+            message=f"of the last held-out images: {solution.message}",
+        )
+
+    def training(self, context: Context) -> Training:
+        """A training with the context's solver, gradient and termination, from its seed."""
+        layer = EquilibriumLayer(
+            Cell(self.channels, self.dropout),
+            solver=context.solver,
+            gradient=context.gradient,
+            training=context.termination,
+            evaluation=Termination(rtol=self.held_out_rtol, max_rounds=200),
+            warm_start=self._warm_start() if self.warm_start else None,
+            on_failure="ignore",  # the record says how many
+        )
+        recipe = Recipe(
+            epochs=self.epochs,
+            batch=self.batch,
+            learning_rate=self.learning_rate,
+            weight_decay=self.weight_decay,
+            jacobian=self.jacobian,
+            seed=context.seed,
+        )
+        return Training(Classifier(layer, self.channels), digits(self.split), recipe)
+
+    def _warm_start(self) -> WarmStart:
+        return WarmStart(len(digits(self.split).images), self.channels * 64, persistent=True)
+
+
+def bytes_saved(compute: Any) -> int:
+    """Bytes that autograd holds for the backward pass of what is computed: every storage once."""
+    held: dict[int, Tensor] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        held[tensor.untyped_storage().data_ptr()] = tensor  # held, so that no memory is used twice
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        compute()
+    return sum(tensor.untyped_storage().nbytes() for tensor in held.values())
+
+
+def _tried(training: Training) -> tuple[Solution, float]:
+    """The solve of some held-out images, and the largest spectral radius of the cell there."""
+    model = training.model.eval()
+    layer = model.body
+    assert isinstance(layer, EquilibriumLayer)
+    with torch.no_grad():
+        found = layer.solve(model.inject(training.data.held_out_images[:64]))
+    return found.solution, float(spectral_radius(found.f, found.z, rtol=1e-2, max_products=60).value.max())
+
+
+def _metrics(epochs: list[Epoch], saved: int, radius: float) -> dict[str, float]:
+    last = epochs[-1]
+    solves = [epoch.solves["training"] for epoch in epochs]
+    steps, rows = sum(each.solves for each in solves), sum(each.rows for each in solves)
+    return {
+        "accuracy": last.accuracy,
+        "loss": last.loss,
+        "rounds_a_step": sum(each.rounds for each in solves) / steps,
+        "products_a_step": sum(each.products for each in solves) / rows,
+        "seconds_a_step": sum(epoch.seconds for epoch in epochs) / steps,
+        "saved_mb": saved / 2**20,
+        "unsolved": sum(each.unsolved for each in solves) / rows,
+        "adjoint_unsolved": sum(each.adjoint_unsolved for each in solves) / rows,
+        "held_out_rounds": last.solves["evaluation"].means()["rounds"],
+        "spectral_radius": radius,
+    }
+
+
+def _history(epochs: list[Epoch]) -> dict[str, NDArray[np.float64]]:
+    """What every epoch has come to, by name."""
+    rows = [epoch.row() for epoch in epochs]
+    return {f"epochs.{name}": np.array([row.get(name, np.nan) for row in rows]) for name in rows[0] if name != "epoch"}

@@ -1,0 +1,249 @@
+import copy
+import warnings
+from typing import Any
+
+import pytest
+import torch
+from layer_cells import TanhCell, TwoScales, draw
+from torch import nn
+from torch.optim.swa_utils import AveragedModel
+
+from fixedpoint import ConvergenceError, Termination
+from fixedpoint.layers import EquilibriumLayer, EquilibriumWarning, WarmStart
+
+TIGHT = {"training": Termination(rtol=1e-12), "evaluation": Termination(rtol=1e-12)}
+X = draw(7, 3, 6)
+
+
+def repeated(cell: nn.Module, x: torch.Tensor, times: int = 400) -> torch.Tensor:
+    z = torch.zeros_like(x)
+    for _ in range(times):
+        z = cell(z, x)
+    return z
+
+
+@pytest.mark.parametrize("solver", ["anderson", "broyden", "picard", "auto"])
+@pytest.mark.parametrize("gradient", [None, {"name": "implicit", "termination": {"rtol": 1e-12}}, "unrolled", {"name": "neumann", "terms": 200}])
+def test_the_layer_is_the_cell_without_end(solver: str, gradient: Any) -> None:
+    cell = TanhCell()
+    layer = EquilibriumLayer(cell, solver=solver, gradient=gradient, **TIGHT)
+    x = X.clone().requires_grad_()
+    z = layer(x)
+    torch.testing.assert_close(z, repeated(cell, x), rtol=1e-9, atol=1e-9)
+    weights = [x, *cell.parameters()]
+    found = torch.autograd.grad(z.square().sum(), weights)
+    wanted = torch.autograd.grad(repeated(cell, x).square().sum(), weights)
+    for one, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-7, atol=1e-9)
+
+
+def test_states_of_several_tensors() -> None:
+    cell = TwoScales()
+    layer = EquilibriumLayer(cell, lambda x: (torch.zeros_like(x), x.new_zeros(len(x), 2)), **TIGHT)
+    x = draw(3, 5, 4).requires_grad_()
+    fine, coarse = layer(x)
+    again = cell((fine, coarse), x)
+    torch.testing.assert_close(again, (fine, coarse), rtol=1e-10, atol=1e-10)
+    (coarse.sum() + fine.square().sum()).backward()
+    assert x.grad is not None
+    assert all(parameter.grad.abs().sum() > 0 for parameter in cell.parameters())
+
+
+def test_training_and_evaluation_have_terminations_and_statistics_of_their_own() -> None:
+    layer = EquilibriumLayer(
+        TanhCell(), training=Termination(rtol=1e-2), evaluation=Termination(rtol=1e-10), solver="picard"
+    )
+    z = layer(X)
+    z.sum().backward()
+    layer.eval()
+    with torch.no_grad():
+        layer(X)
+        layer(X)
+    trained, evaluated = layer.statistics["training"], layer.statistics["evaluation"]
+    assert (trained.solves, trained.rows, evaluated.solves, evaluated.rows) == (1, 3, 2, 6)
+    assert trained.means()["error"] <= 1e-2
+    assert evaluated.means()["error"] <= 1e-10
+    assert evaluated.means()["rounds"] > 3 * trained.means()["rounds"]
+    assert trained.backwards == 1
+    assert trained.means()["products"] >= 1
+    assert "products" not in evaluated.means()
+    trained.reset()
+    assert trained.means() == {}
+
+
+def test_several_forwards_before_one_backward_are_all_counted() -> None:
+    layer = EquilibriumLayer(TanhCell())
+    total = sum(layer(X + shift).sum() for shift in (0.0, 0.1, 0.2))
+    total.backward()
+    statistics = layer.statistics["training"]
+    assert statistics.means()["products"] > 1
+    assert statistics.backwards == 3
+    assert statistics.adjoint_rows == 9
+
+
+@pytest.mark.parametrize("gradient", [{"name": "implicit", "termination": {"rtol": 1e-12}}, "checkpointed-unrolled"])
+def test_dropout_is_the_same_mask_in_a_solve_and_its_backward_pass(gradient: Any) -> None:
+    """The fixed point of a masked cell, and its gradient, for each solve its own mask."""
+    torch.manual_seed(3)
+    cell = TanhCell(dropout=0.4)
+    layer = EquilibriumLayer(cell, gradient=gradient, **TIGHT)
+    first, second = layer.solve(X), layer.solve(X)
+    assert first.solution.converged.all()
+    torch.testing.assert_close(first.f(first.z), first.z, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(second.f(second.z), second.z, rtol=1e-9, atol=1e-9)
+    assert not torch.allclose(first.z, second.z)
+    found = torch.autograd.grad(first.z.sum() + second.z.square().sum(), cell.linear.weight)[0]
+
+    def unrolled(f: Any) -> torch.Tensor:
+        z = torch.zeros_like(X)
+        for _ in range(300):
+            z = f(z)
+        return z
+
+    value = unrolled(first.f).sum() + unrolled(second.f).square().sum()
+    (wanted,) = torch.autograd.grad(value, cell.linear.weight)
+    torch.testing.assert_close(found, wanted, rtol=1e-7, atol=1e-9)
+
+
+def test_the_random_stream_goes_on_by_one_call() -> None:
+    """After a solve the generator is where one call of the cell leaves it."""
+    for share in (0.4, 0.0):
+        cell = TanhCell(dropout=share)
+        layer = EquilibriumLayer(cell, **TIGHT)
+        torch.manual_seed(11)
+        layer(X)
+        after = torch.rand(3)
+        torch.manual_seed(11)
+        cell(X, X)
+        assert torch.equal(torch.rand(3), after)
+
+
+def test_in_evaluation_mode_nothing_is_dropped() -> None:
+    layer = EquilibriumLayer(TanhCell(dropout=0.4), **TIGHT).eval()
+    torch.testing.assert_close(layer(X), layer(X), rtol=0, atol=0)
+
+
+def test_batch_normalisation_is_refused_in_training_mode_only() -> None:
+    class Cell(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = nn.BatchNorm1d(6, dtype=torch.float64)
+
+        def forward(self, z: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+            return 0.5 * self.norm(z) + x
+
+    layer = EquilibriumLayer(Cell())
+    with pytest.raises(ValueError, match="norm is BatchNorm1d in training mode: it mixes the rows"):
+        layer(X)
+    layer.eval()
+    assert layer(X).shape == X.shape
+
+
+def test_failures_are_told() -> None:
+    short = {"training": Termination(rtol=1e-12, max_rounds=2), "solver": "picard"}
+    with pytest.warns(EquilibriumWarning, match="3 of 3 rows of an equilibrium layer did not converge"):
+        EquilibriumLayer(TanhCell(), **short)(X)
+    with pytest.raises(ConvergenceError, match="did not converge"):
+        EquilibriumLayer(TanhCell(), on_failure="raise", **short)(X)
+    layer = EquilibriumLayer(TanhCell(), on_failure="ignore", **short)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        layer(X)
+    assert layer.statistics["training"].unsolved == 3
+
+
+def test_warm_starts_take_fewer_rounds_to_the_same_answer() -> None:
+    cell = TanhCell(gain=0.95)
+    warm = EquilibriumLayer(cell, warm_start=WarmStart(10, 6, torch.float64), solver="picard", **TIGHT)
+    samples = torch.tensor([4, 0, 9])
+    first = warm.solve(X, samples=samples)
+    again = warm.solve(X, samples=samples)
+    assert again.solution.rounds.max() == 1 < first.solution.rounds.min()
+    torch.testing.assert_close(again.z, first.z, rtol=1e-10, atol=1e-10)
+    other = warm.solve(X, samples=torch.tensor([1, 0, 2]))
+    assert other.solution.rounds[0] == first.solution.rounds[0]
+    assert warm.warm_start is not None
+    assert warm.warm_start.seen.sum() == 5
+    warm.eval()
+    warm(X[:1], samples=torch.tensor([7]))
+    assert warm.warm_start.seen.sum() == 5
+    warm.warm_start.forget()
+    assert warm.solve(X[:1], samples=samples[:1]).solution.rounds[0] > 1
+
+
+def test_rows_that_failed_begin_anew() -> None:
+    layer = EquilibriumLayer(
+        TanhCell(),
+        warm_start=WarmStart(3, 6, torch.float64),
+        training=Termination(rtol=1e-12, max_rounds=2),
+        solver="picard",
+        on_failure="ignore",
+    )
+    layer(X, samples=torch.arange(3))
+    assert layer.warm_start is not None
+    assert not layer.warm_start.seen.any()
+
+
+@pytest.mark.parametrize(
+    ("act", "sentence"),
+    [
+        (lambda: EquilibriumLayer(torch.tanh), "cell must be a torch.nn.Module, got builtin"),
+        (lambda: EquilibriumLayer(TanhCell(), 3), "state must be a function of the inputs, got int"),
+        (lambda: EquilibriumLayer(TanhCell(), solver="andersen"), 'did you mean "anderson"'),
+        (lambda: EquilibriumLayer(TanhCell(), corrections=(3, 2)), "increasing numbers of rounds, from 1, got"),
+        (lambda: EquilibriumLayer(TanhCell(), corrections=(0,)), "increasing numbers of rounds, from 1, got"),
+        (lambda: EquilibriumLayer(TanhCell(), on_failure="shout"), "must be 'warn', 'raise' or 'ignore', got 'shout'"),
+        (lambda: EquilibriumLayer(TanhCell())(), "at least one input"),
+        (lambda: EquilibriumLayer(TanhCell())("x"), "wants a tensor among its inputs"),
+        (lambda: EquilibriumLayer(TanhCell())(X, samples=torch.arange(3)), "for a layer with a warm_start"),
+        (lambda: EquilibriumLayer(TanhCell(), warm_start=WarmStart(3, 6))(X), "wants samples=, the numbers"),
+        (
+            lambda: EquilibriumLayer(TanhCell(), warm_start=WarmStart(3, 5))(X, samples=torch.arange(3)),
+            "a state has 6 unknowns, and WarmStart room for 5",
+        ),
+        (
+            lambda: EquilibriumLayer(TanhCell(), warm_start=WarmStart(3, 6))(X, samples=torch.ones(3)),
+            "samples must be 3 integers, one a row, got torch.float32",
+        ),
+        (lambda: WarmStart(0, 5), "samples must be an integer of at least 1, got 0"),
+    ],
+)
+def test_bad_input_is_a_sentence(act: Any, sentence: str) -> None:
+    with pytest.raises((TypeError, ValueError), match=sentence):
+        act()
+
+
+def test_corrections_are_states_on_the_way() -> None:
+    cell = TanhCell()
+    layer = EquilibriumLayer(cell, solver="picard", corrections=(1, 3, 500), **TIGHT)
+    found = layer.solve(X)
+    assert len(found.corrections) == 2
+    for rounds, state in zip((1, 3), found.corrections, strict=True):
+        torch.testing.assert_close(state, repeated(cell, X, rounds + 1), rtol=1e-12, atol=1e-12)
+    before = repeated(cell, X, 3).detach()
+    (wanted,) = torch.autograd.grad(cell(before, X).sum(), cell.linear.weight)
+    (given,) = torch.autograd.grad(found.corrections[1].sum(), cell.linear.weight)
+    torch.testing.assert_close(given, wanted, rtol=1e-10, atol=1e-12)
+
+
+def test_layers_are_copied_averaged_converted_and_saved() -> None:
+    layer = EquilibriumLayer(TanhCell(), warm_start=WarmStart(3, 6, torch.float64, persistent=True), **TIGHT)
+    layer(X, samples=torch.arange(3)).sum().backward()
+    twin = copy.deepcopy(layer)
+    torch.testing.assert_close(twin.eval()(X), layer.eval()(X), rtol=1e-10, atol=1e-10)
+    averaged = AveragedModel(layer)
+    averaged.update_parameters(layer)
+    torch.testing.assert_close(averaged.module.eval()(X), layer(X), rtol=1e-10, atol=1e-10)
+    single = copy.deepcopy(layer).float().eval()
+    single.terminations["evaluation"] = Termination(rtol=1e-5)
+    torch.testing.assert_close(single(X.float()).double(), layer(X), rtol=1e-4, atol=1e-4)
+    other = EquilibriumLayer(TanhCell(seed=5), warm_start=WarmStart(3, 6, torch.float64, persistent=True), **TIGHT)
+    other.load_state_dict(layer.state_dict())
+    assert other.solve(X, samples=torch.arange(3)).solution.rounds.max() == 1
+    assert "picard" in repr(EquilibriumLayer(TanhCell(), solver="picard")).lower()
+
+
+def test_second_derivatives_go_through_a_layer() -> None:
+    layer = EquilibriumLayer(TanhCell(size=3), gradient={"name": "implicit", "termination": {"rtol": 1e-12}}, **TIGHT)
+    x = draw(2, 2, 3).requires_grad_()
+    assert torch.autograd.gradgradcheck(layer, (x,), atol=1e-5)

@@ -33,5 +33,5 @@ def state_norms(states: Float[Tensor, "B p d"]) -> Float[Tensor, "B p"]:
 
 def finite_states(states: Float[Tensor, "B p d"]) -> Bool[Tensor, "B p"]:
     """Whether all entries of a state are finite; makes nothing of the states' size."""
-    least, largest = states.detach().aminmax(dim=2)
-    return least.isfinite() & largest.isfinite()
+    states = states.detach()
+    return states.amin(dim=2).isfinite() & states.amax(dim=2).isfinite()

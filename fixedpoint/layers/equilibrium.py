@@ -27,7 +27,7 @@ from fixedpoint.core.termination import Termination
 from fixedpoint.core.transfer import to_device
 from fixedpoint.gradients.estimator import GradientEstimator
 from fixedpoint.gradients.implicit import Implicit
-from fixedpoint.layers.held import Held
+from fixedpoint.layers.problem import CellProblem
 from fixedpoint.layers.statistics import Statistics
 from fixedpoint.layers.warm import WarmStart
 from fixedpoint.registry import registry
@@ -66,7 +66,8 @@ class EquilibriumLayer(nn.Module):
     """The fixed point of ``cell(z, *inputs)`` as a layer.
 
     Every row of the state's first dimension is a fixed point of its own, so the cell must not mix them: no batch
-    normalisation in training mode.
+    normalisation in training mode. Rows that are done are left out of the calls that follow: tensors among the inputs
+    whose first dimension is the batch are taken row by row, all others belong to every row.
 
     Parameters
     ----------
@@ -175,13 +176,7 @@ class EquilibriumLayer(nn.Module):
         if not inputs:
             raise TypeError("an equilibrium layer wants at least one input")
         mode = "training" if self.training else "evaluation"
-        begin, layout = self._begin(inputs, start, samples)
-        held = Held(self.cell, layout.device)
-
-        def f(z: Any) -> Any:
-            with held:
-                return self.cell(z, *inputs)
-
+        problem = CellProblem(self.cell, inputs, self._begin(inputs, start, samples))
         kept: dict[int, Tensor] = {}
 
         def keep(progress: Progress) -> None:
@@ -189,11 +184,9 @@ class EquilibriumLayer(nn.Module):
                 kept.setdefault(progress.round, progress.latest.detach().clone())
 
         solution = solve(
-            f,
-            begin,
+            problem,
             solver=self.solver,
             gradient=self.gradient,
-            rows="independent",
             termination=self.terminations[mode],
             on_round=keep if self.corrections else None,
         )
@@ -203,26 +196,26 @@ class EquilibriumLayer(nn.Module):
             good = to_device(solution.converged, self.warm_start.states.device)
             state = solution.state.detach().to(self.warm_start.states.device)
             self.warm_start.keep(samples, state, good)
-        corrections = tuple(f(layout.unpack(kept[number])) for number in sorted(kept))
-        return Equilibrium(solution.z, f, solution, corrections)
+        corrections = tuple(problem.value(problem.layout.unpack(kept[number])) for number in sorted(kept))
+        return Equilibrium(solution.z, problem.value, solution, corrections)
 
-    def _begin(self, inputs: tuple[Any, ...], start: Any, samples: Tensor | None) -> tuple[Any, Layout]:
-        """Where the solve begins, and the layout of the state."""
+    def _begin(self, inputs: tuple[Any, ...], start: Any, samples: Tensor | None) -> Any:
+        """Where the solve begins."""
         if start is None:
             start = torch.zeros_like(_first(inputs)) if self.state is None else self.state(*inputs)
         start = tree_map(lambda leaf: leaf.detach() if isinstance(leaf, Tensor) else leaf, start)
-        layout = Layout.of(start, "independent")
         if self.warm_start is None:
             if samples is not None:
                 raise ValueError("samples are for a layer with a warm_start, which this one has not")
-            return start, layout
+            return start
         if samples is None:
             if self.training:
                 raise ValueError("a layer with a warm_start wants samples=, the numbers of the rows' samples, to train")
-            return start, layout
+            return start
+        layout = Layout.of(start, "independent")
         cold = layout.pack(start, "the start")
         begun = self.warm_start.start(samples, cold.to(self.warm_start.states.device))
-        return layout.unpack(begun.to(cold.device)), layout
+        return layout.unpack(begun.to(cold.device))
 
     def _tell(self, solution: Solution) -> None:
         failed = int((~solution.converged).sum()) if self.on_failure != "ignore" else 0

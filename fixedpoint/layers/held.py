@@ -57,6 +57,11 @@ class Held:
         self._still: bool | None = None
         self._before: list[Any] = []
 
+    @property
+    def draws(self) -> bool:
+        """Whether the cell has drawn random numbers; it is not known before its first call, and False."""
+        return self._still is False
+
     def __enter__(self) -> Held:
         self._before.append([module.__dict__.get("forward", _MISSING) for module, _ in self._weights])
         for module, weight in self._weights:

@@ -23,7 +23,10 @@ def repeated(cell: nn.Module, x: torch.Tensor, times: int = 400) -> torch.Tensor
 
 
 @pytest.mark.parametrize("solver", ["anderson", "broyden", "picard", "auto"])
-@pytest.mark.parametrize("gradient", [None, {"name": "implicit", "termination": {"rtol": 1e-12}}, "unrolled", {"name": "neumann", "terms": 200}])
+@pytest.mark.parametrize(
+    "gradient",
+    [None, {"name": "implicit", "termination": {"rtol": 1e-12}}, "unrolled", {"name": "neumann", "terms": 200}],
+)
 def test_the_layer_is_the_cell_without_end(solver: str, gradient: Any) -> None:
     cell = TanhCell()
     layer = EquilibriumLayer(cell, solver=solver, gradient=gradient, **TIGHT)
@@ -247,3 +250,57 @@ def test_second_derivatives_go_through_a_layer() -> None:
     layer = EquilibriumLayer(TanhCell(size=3), gradient={"name": "implicit", "termination": {"rtol": 1e-12}}, **TIGHT)
     x = draw(2, 2, 3).requires_grad_()
     assert torch.autograd.gradgradcheck(layer, (x,), atol=1e-5)
+
+
+class Sized(TanhCell):
+    """Notes how many rows it is called with."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.sizes: list[int] = []
+
+    def forward(self, z: torch.Tensor, x: torch.Tensor, gain: torch.Tensor) -> torch.Tensor:
+        self.sizes.append(len(z))
+        return torch.tanh(gain * self.linear(self.dropout(z)) + x)
+
+
+GAINS = torch.tensor([0.0, 0.3, 0.7, 1.1], dtype=torch.float64).unsqueeze(1)
+
+
+def test_rows_that_are_done_are_left_out_of_the_calls() -> None:
+    cell = Sized()
+    layer = EquilibriumLayer(cell, solver="picard", **TIGHT)
+    x = draw(5, 4, 6)
+    found = layer.solve(x, GAINS)
+    sizes = cell.sizes[:-1]  # the last one is what autograd recorded
+    assert sizes == sorted(sizes, reverse=True)
+    assert (sizes[0], sizes[-1], cell.sizes[-1]) == (4, 1, 4)
+    assert sum(cell.sizes) == found.solution.evaluations.sum() == found.solution.counts.computed
+    for row in range(4):
+        alone = layer.solve(x[row : row + 1], GAINS[row : row + 1])
+        torch.testing.assert_close(alone.z[0], found.z[row], rtol=1e-12, atol=1e-12)
+        assert alone.solution.rounds[0] == found.solution.rounds[row]
+
+
+def test_rows_of_a_cell_that_drops_keep_their_masks() -> None:
+    torch.manual_seed(0)
+    cell = Sized(dropout=0.5)
+    layer = EquilibriumLayer(cell, solver="picard", **TIGHT)
+    found = layer.solve(draw(5, 4, 6), GAINS)
+    assert found.solution.converged.all()
+    assert set(cell.sizes) == {4}
+    assert len(set(found.solution.rounds.tolist())) > 1
+    torch.testing.assert_close(found.f(found.z), found.z, rtol=1e-10, atol=1e-10)
+
+
+def test_what_has_another_first_dimension_belongs_to_every_row() -> None:
+    class Shared(nn.Module):
+        def forward(self, z: torch.Tensor, x: dict[str, torch.Tensor], weight: torch.Tensor) -> torch.Tensor:
+            return torch.tanh(z @ weight + x["x"])
+
+    weight = 0.3 * draw(0, 6, 6)
+    found = EquilibriumLayer(Shared(), lambda x, _: torch.zeros_like(x["x"]), solver="picard", **TIGHT).solve(
+        {"x": X * torch.tensor([[0.0], [1.0], [3.0]])}, weight
+    )
+    assert found.solution.converged.all()
+    assert len(set(found.solution.rounds.tolist())) > 1

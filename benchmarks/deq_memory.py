@@ -1,0 +1,101 @@
+"""Memory a backward pass wants, against the rounds of the forward solve: implicit beside unrolled.
+
+    python benchmarks/deq_memory.py
+
+The convolutional cell of the digits classifier with 64 channels, 128 images, float32, so many rounds of plain
+iteration; each measurement is a process of its own. "Saved" is what saved-tensor hooks see between forward and backward
+pass, every storage once; "resident" the largest resident size of the process, forward and backward pass included. The
+picture is docs/assets/deq-memory.png.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+ASSETS = Path(__file__).resolve().parents[1] / "docs" / "assets"
+ROUNDS = (5, 10, 20, 30, 40, 50)
+GRADIENTS = ("implicit", "unrolled")
+
+
+def measure(gradient: str, rounds: int) -> tuple[float, float]:
+    """Bytes saved and largest resident size, in MiB, of this process."""
+    from fixedpoint import Termination
+    from fixedpoint.layers import EquilibriumLayer
+    from fixedpoint_deq.model import Cell
+    from fixedpoint_deq.task import bytes_saved
+
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    layer = EquilibriumLayer(
+        Cell(64),
+        solver="picard",
+        gradient={"name": "implicit", "termination": {"rtol": 1e-2}} if gradient == "implicit" else gradient,
+        training=Termination(rtol=0.0, max_rounds=rounds, patience=1000),
+        on_failure="ignore",
+    )
+    x = torch.randn(128, 64, 8, 8)
+    kept: list[torch.Tensor] = []
+    saved = bytes_saved(lambda: kept.append(layer(x)))
+    assert layer.statistics["training"].rounds in (rounds, rounds + 1)
+    kept.pop().square().mean().backward()
+    return saved / 2**20, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+
+
+def fresh(gradient: str, rounds: int) -> tuple[float, float]:
+    """The same in a process of its own."""
+    told = subprocess.run(
+        [sys.executable, __file__, gradient, str(rounds)], capture_output=True, text=True, check=True
+    ).stdout
+    saved, resident = json.loads(told.splitlines()[-1])
+    return saved, resident
+
+
+def draw(found: dict[str, list[tuple[float, float]]]) -> None:
+    """The picture."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, panels = plt.subplots(1, 2, figsize=(8, 3.2), sharex=True)
+    for place, (axes, title) in enumerate(
+        zip(panels, ("saved for the backward pass", "resident, at most"), strict=True)
+    ):
+        for name, marker in zip(GRADIENTS, ("o", "s"), strict=True):
+            axes.plot(ROUNDS, [row[place] for row in found[name]], marker=marker, label=name)
+        axes.set_title(title, fontsize=10, loc="left")
+        axes.set_xlabel("rounds of the forward solve")
+        axes.set_ylabel("MiB")
+        axes.set_ylim(0)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(axis="y", linewidth=0.5, alpha=0.5)
+    panels[0].legend(frameon=False)
+    figure.tight_layout()
+    figure.savefig(ASSETS / "deq-memory.png", dpi=160)
+
+
+def main() -> None:
+    """Print the table and draw the picture."""
+    found = {name: [fresh(name, rounds) for rounds in ROUNDS] for name in GRADIENTS}
+    print("| rounds | " + " | ".join(f"{name}: saved | resident" for name in GRADIENTS) + " |")
+    print("|--:|" + "--:|" * 2 * len(GRADIENTS))
+    for place, rounds in enumerate(ROUNDS):
+        cells = [f"{number:.0f}" for name in GRADIENTS for number in found[name][place]]
+        print(f"| {rounds} | " + " | ".join(cells) + " |")
+    for name in GRADIENTS:
+        ratios = [found[name][-1][kind] / found[name][0][kind] for kind in (0, 1)]
+        print(f"{name}, {ROUNDS[-1]} rounds over {ROUNDS[0]}: saved {ratios[0]:.3f}, resident {ratios[1]:.3f}")
+    draw(found)
+
+
+if __name__ == "__main__":
+    if len(sys.argv) == 3:
+        print(json.dumps(measure(sys.argv[1], int(sys.argv[2]))))
+    else:
+        main()

@@ -47,6 +47,7 @@ def build(run: RunData) -> Written:
 def _drawn(run: RunData, folder: Path) -> list[Path]:
     from fixedpoint.report.forming import forming_figure
     from fixedpoint.report.gallery import gallery_figure
+    from fixedpoint.report.learning import learning_figure, learnings_of
     from fixedpoint.report.page import page
     from fixedpoint.report.pictures import pictures_of
     from fixedpoint.report.plot import convergence_figure, png, svg
@@ -58,9 +59,13 @@ def _drawn(run: RunData, folder: Path) -> list[Path]:
     if figure is not None:
         written.append(_write(folder / "convergence.png", png(figure)))
         written.append(_write(folder / "convergence.svg", svg(figure, "convergence").encode()))
+    for learning in learnings_of(run.groups):
+        figure, name = learning_figure(learning, colours), _file_name(learning.task)
+        written.append(_write(folder / f"learning-{name}.png", png(figure)))
+        written.append(_write(folder / f"learning-{name}.svg", svg(figure, f"learning {name}").encode()))
     pictures = [pictures_of(group) for group in run.groups]
     for shown in pictures:
-        name = re.sub(r"[^\w.-]+", "-", shown.title).strip("-")
+        name = _file_name(shown.title)
         if shown.steps:
             figure = steps_figure(shown.title, shown.steps, shown.tolerance)
             written.append(_write(folder / f"steps-{name}.png", png(figure)))
@@ -71,6 +76,10 @@ def _drawn(run: RunData, folder: Path) -> list[Path]:
             written.append(_write(folder / f"forming-{name}.png", png(forming_figure(shown.title, shown.films))))
     written.append(_write(folder / "report.html", page(run, colours, pictures).encode()))
     return written
+
+
+def _file_name(title: str) -> str:
+    return re.sub(r"[^\w.-]+", "-", title).strip("-")
 
 
 def _write(path: Path, content: bytes) -> Path:

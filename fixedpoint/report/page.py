@@ -12,6 +12,7 @@ from markupsafe import Markup
 
 from fixedpoint.report.forming import Film
 from fixedpoint.report.gallery import Strip, strip_png
+from fixedpoint.report.learning import learning_figure, learnings_of
 from fixedpoint.report.palette import Stroke
 from fixedpoint.report.pictures import Pictures
 from fixedpoint.report.plot import NARROW, WIDE, convergence_figure, svg
@@ -60,6 +61,7 @@ def page(run: RunData, strokes: Mapping[str, Stroke], pictures: Sequence[Picture
         strokes=strokes,
         plots=_plots(run, strokes),
         shown=shown,
+        learning=_learning(run, strokes),
         messages=_messages(run),
         errors=errors,
         done=sum(entry.record is not None for entry in run.entries),
@@ -73,6 +75,16 @@ def _plots(run: RunData, strokes: Mapping[str, Stroke]) -> list[Markup]:
     figures = [convergence_figure(run.groups, strokes, size) for size in (WIDE, NARROW)]
     # Safe: drawn by matplotlib, which escapes the labels itself.
     return [Markup(svg(f, f"figure {i}", bare=True)) for i, f in enumerate(figures) if f is not None]
+
+
+def _learning(run: RunData, strokes: Mapping[str, Stroke]) -> list[tuple[str, list[Markup]]]:
+    """Every task that trains: its epochs, for wide and for narrow screens."""
+    found = []
+    for number, learning in enumerate(learnings_of(run.groups)):
+        figures = [learning_figure(learning, strokes, columns) for columns in (4, 2)]
+        drawn = [Markup(svg(figure, f"learning {number} {i}", bare=True)) for i, figure in enumerate(figures)]
+        found.append((learning.task, drawn))
+    return found
 
 
 def _shown(pictures: Pictures, number: int) -> _Shown:

@@ -134,8 +134,9 @@ def _teller(cell: Cell) -> Callable[[Progress], None] | None:
 
 
 def _arrays(result: Result) -> dict[str, NDArray[Any]]:
-    """Traces and images by the names they have in the arrays file."""
+    """Traces, epochs and images by the names they have in the arrays file."""
     arrays: dict[str, NDArray[Any]] = {f"trace.{name}": np.asarray(trace) for name, trace in result.trace.items()}
+    arrays |= {f"epochs.{name}": np.asarray(values) for name, values in result.epochs.items()}
     forming = result.forming
     images: dict[str, Images | None] = {"images": result.images, "reference": result.reference}
     if forming is not None:

@@ -12,6 +12,9 @@ from fixedpoint.core.reduce import add_combination, row_dots, row_norms
 
 __all__ = ["Extension", "orthogonalised", "unit"]
 
+# With so much of a vector left, one pass leaves it as orthogonal as ten roundings.
+_ENOUGH = 0.1
+
 
 class Extension(NamedTuple):
     """What is left of a vector, and what was taken from it.
@@ -35,14 +38,20 @@ class Extension(NamedTuple):
 
 
 def orthogonalised(basis: Float[Tensor, "B j D"], vector: Float[Tensor, "B D"]) -> Extension:
-    """Take what lies along the basis from a vector: classical Gram-Schmidt, twice."""
+    """Take what lies along the basis from a vector, by classical Gram-Schmidt.
+
+    Once leaves rounding of the vector's size in the span, which is much where little is left: such rows are done again
+    (selective reorthogonalisation; Daniel, Gragg, Kaufman & Stewart 1976). All rows are where asking would be a wait.
+    """
     before = row_norms(vector)
-    column = torch.zeros(basis.shape[:2], dtype=torch.float64, device=vector.device)
-    for _ in range(2):  # once leaves what rounding has left in the span
-        along = row_dots(basis, vector)
-        vector = add_combination(vector, basis, -along.unsqueeze(1))
-        column = column + along
+    column = row_dots(basis, vector)
+    vector = add_combination(vector, basis, -column.unsqueeze(1))
     left = row_norms(vector)
+    little = left < _ENOUGH * before
+    if vector.device.type != "cpu" or bool(little.any()):
+        along = torch.where(little.unsqueeze(1), row_dots(basis, vector), 0.0)
+        vector = add_combination(vector, basis, -along.unsqueeze(1))
+        column, left = column + along, torch.where(little, row_norms(vector), left)
     rounding = 10 * torch.finfo(vector.dtype).eps * before
     return Extension(vector, column, torch.where(left > rounding, left, 0.0), rounding)
 

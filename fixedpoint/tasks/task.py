@@ -49,6 +49,8 @@ class Result:
     trace
         Name to array: ``relative_error`` of shape ``(n, B)`` with ``relative_error.rounds`` of shape ``(n,)``; from a
         chain solver ``step_errors`` with its rounds and steps, see ``fixedpoint.tasks.steps``.
+    epochs
+        Name to array, one number an epoch, of a task that trains: what of it is worth drawing, in order.
     images, reference
         Pictures of the answer, and of what it should be.
     forming
@@ -63,6 +65,7 @@ class Result:
     evaluations: int
     seconds: float
     trace: dict[str, NDArray[np.number[Any]]] = field(default_factory=dict)
+    epochs: dict[str, NDArray[np.number[Any]]] = field(default_factory=dict)
     images: Images | None = None
     reference: Images | None = None
     forming: Forming | None = None

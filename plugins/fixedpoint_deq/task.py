@@ -41,7 +41,7 @@ class DigitsDEQ(Task):
     dropout: float = option(0.0, ge=0.0, lt=1.0, help="share of the cell's channels dropped, the same in a whole solve")
     jacobian: float = option(0.0, ge=0.0, help="weight of the Jacobian penalty")
     warm_start: bool = option(False, help="solves begin at the fixed points of the last epoch")
-    held_out_rtol: float = option(1e-4, gt=0.0, lt=1.0, help="relative tolerance for the held-out images")
+    held_out_rtol: float = option(1e-3, gt=0.0, lt=1.0, help="relative tolerance for the held-out images")
 
     uses = ("scikit-learn",)
 
@@ -55,7 +55,7 @@ class DigitsDEQ(Task):
         layer = training.model.body
         assert isinstance(layer, EquilibriumLayer)
         saved = bytes_saved(lambda: training.loss(torch.arange(self.batch)))
-        epochs = [training.run_epoch(judge=number == self.epochs) for number in range(1, self.epochs + 1)]
+        epochs = [training.run_epoch() for _ in range(self.epochs)]
         solution, radius = _tried(training)
         solves = [epoch.solves["training"] for epoch in epochs]
         return Result(
@@ -67,8 +67,8 @@ class DigitsDEQ(Task):
             trace={
                 "relative_error": solution.trace.relative,
                 "relative_error.rounds": solution.trace.rounds,
-                **_history(epochs),
             },
+            epochs=_history(epochs),
             message=f"of the last held-out images: {solution.message}",
         )
 
@@ -138,7 +138,8 @@ def _metrics(epochs: list[Epoch], saved: int, radius: float) -> dict[str, float]
     }
 
 
-def _history(epochs: list[Epoch]) -> dict[str, NDArray[np.float64]]:
+def _history(epochs: list[Epoch]) -> dict[str, NDArray[np.number[Any]]]:
     """What every epoch has come to, by name."""
     rows = [epoch.row() for epoch in epochs]
-    return {f"epochs.{name}": np.array([row.get(name, np.nan) for row in rows]) for name in rows[0] if name != "epoch"}
+    names = [name for name in ("accuracy", "loss", "rounds", "products") if name in rows[0]]
+    return {name: np.array([row[name] for row in rows]) for name in names}

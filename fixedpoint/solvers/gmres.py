@@ -10,7 +10,8 @@ the least-squares problem by Givens rotations as the basis grows, so that the re
 algorithm 4, and section 3.2 for the rotations), anew from the residual after ``memory`` products.
 
 Every row of a batch is a system of its own, with its own tolerance; one that is done takes no further part. ``V`` is
-in the dtype of ``b``, the small problem in float64, orthogonalisation classical and done twice.
+in the dtype of ``b``; the small problem, in float64, is the host's, which waits for the device once a product to be
+told its next column.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -47,111 +48,122 @@ class GMRES(LinearSolver):
         rows: NDArray[np.bool_] | None = None,
     ) -> LinearSolution:
         size = row_norms(b)
-        wanted = rtol * size
+        wanted = torch.as_tensor(rtol * size)
         left = 10 * b.shape[1] if max_products is None else max_products
-        made = 0
-        x, rest, residual = torch.zeros_like(b), b, size
-        going = residual > wanted if rows is None else to_device(rows, b.device)
-        unfinished = _host(going) if rows is None else rows
-        while made < left and unfinished.any():
-            cycle = _Cycle(rest, going, wanted, min(self.memory, left - made, b.shape[1]))
-            unfinished = cycle.run(product, unfinished)
+        made, x, rest, length = 0, torch.zeros_like(b), b, size
+        residual: NDArray[np.float64] | None = None
+        if rows is None:
+            residual, tolerance = _host(torch.stack([size, wanted]))
+            going = residual > tolerance
+        else:
+            going = rows
+        while made < left and going.any():
+            cycle = _Cycle(rest, length, wanted, going, min(self.memory, left - made, b.shape[1]))
+            going = cycle.run(product)
             made += cycle.used
             x = x + cycle.correction()
-            residual, going = torch.where(going, cycle.residual, residual), cycle.promising
-            if made < left and unfinished.any():
-                rest = b - product(x, unfinished)
+            residual = cycle.residual if residual is None else np.where(cycle.rows, cycle.residual, residual)
+            if made < left and going.any():
+                rest = b - product(x, going)
                 made += 1
-                residual = torch.where(going, row_norms(rest), residual)
-                going = going & (residual > wanted)
-                unfinished = _host(going)
-        relative = torch.where(size > 0, residual / torch.where(size > 0, size, 1.0), 0.0)
-        return LinearSolution(x, relative, residual <= wanted, made)
+                length = row_norms(rest)
+                residual = np.where(going, _host(length), residual)
+                going = going & (residual > cycle.wanted)
+        found = size if residual is None else to_device(residual, b.device)
+        relative = torch.where(size > 0, found / torch.where(size > 0, size, 1.0), 0.0)
+        return LinearSolution(x, relative, found <= wanted, made)
 
 
 class _Cycle:
-    """One cycle: the basis, and the triangle that the rotations have made of ``H``."""
+    """One cycle: the basis, on the device, and the triangle that the rotations have made of ``H``, on the host.
+
+    Lengths and tolerances are told to the host with the first product.
+    """
 
     def __init__(
-        self, rest: Float[Tensor, "B D"], active: Bool[Tensor, " B"], wanted: Float[Tensor, " B"], memory: int
+        self,
+        rest: Float[Tensor, "B D"],
+        length: Float[Tensor, " B"],
+        wanted: Float[Tensor, " B"],
+        active: NDArray[np.bool_],
+        memory: int,
     ) -> None:
-        rows = rest.shape[0]
-        device = rest.device
-        self.rows, self.active = active, active
-        self.wanted = wanted
-        self.begun = self.residual = row_norms(rest)
-        self.exhausted = torch.zeros_like(active)
-        self.basis = rest.new_zeros(rows, memory + 1, rest.shape[1])
-        self.basis[:, 0] = unit(rest, self.residual, active)
-        self.triangle = torch.zeros(rows, memory, memory, dtype=torch.float64, device=device)
-        self.rhs = torch.zeros(rows, memory + 1, dtype=torch.float64, device=device)
-        self.rhs[:, 0] = torch.where(active, self.residual, 0.0)
-        self.rotations: list[tuple[Tensor, Tensor]] = []
+        count = rest.shape[0]
+        self.rows = self.active = active
+        self.used = 0
+        self._told_first = torch.stack([length, wanted], dim=1)
+        self.wanted = self.begun = self.residual = np.zeros(count)
+        self.exhausted = np.zeros(count, dtype=np.bool_)
+        self.mask = to_device(active, rest.device)
+        self.basis = rest.new_zeros(count, memory + 1, rest.shape[1])
+        self.basis[:, 0] = unit(rest, length, self.mask)
+        self.triangle = np.zeros((count, memory, memory))
+        self.rhs = np.zeros((count, memory + 1))
+        self.cosines, self.sines = np.zeros((2, count, memory))
 
     @property
-    def used(self) -> int:
-        """Products made."""
-        return len(self.rotations)
-
-    @property
-    def promising(self) -> Bool[Tensor, " B"]:
+    def promising(self) -> NDArray[np.bool_]:
         """The rows for another cycle: one that has stagnated would do no better there."""
-        return self.rows & (self.residual > self.wanted) & (self.residual < self.begun * (1 - 1e-3))
+        found: NDArray[np.bool_] = self.rows & (self.residual > self.wanted) & (self.residual < self.begun * (1 - 1e-3))
+        return found
 
-    def run(self, product: Product, active: NDArray[np.bool_]) -> NDArray[np.bool_]:
-        """Products until every row is done or the memory is full; :attr:`promising`, on the host.
-
-        Parameters
-        ----------
-        product
-            As for :meth:`GMRES.solve`.
-        active
-            The rows that take part, on the host.
-        """
-        promising = active
+    def run(self, product: Product) -> NDArray[np.bool_]:
+        """Products until every row is done or the memory is full; :attr:`promising`."""
         for j in range(self.triangle.shape[1]):
-            self._extend(product(self.basis[:, j].contiguous(), active), j)
-            self.residual = torch.where(self.active, self.rhs[:, j + 1].abs(), self.residual)
-            self.active = self.active & (self.residual > self.wanted) & ~self.exhausted
-            self.basis[:, j + 1].masked_fill_(~self.active.unsqueeze(1), 0.0)
-            active, promising = _host(torch.stack([self.active, self.promising]))
+            image = product(self.basis[:, j].contiguous(), self.active)
+            vector, along, last, rounding = orthogonalised(self.basis[:, : j + 1], image)
+            self.basis[:, j + 1] = unit(vector, last, self.mask)
+            parts = [along, last.unsqueeze(1), rounding.unsqueeze(1)] + ([] if j else [self._told_first])
+            told = _host(torch.cat(parts, dim=1))
+            if j == 0:
+                self.begun, self.wanted = told[:, 3], told[:, 4]
+                self.residual = self.begun
+                self.rhs[:, 0] = np.where(self.active, self.begun, 0.0)
+            with np.errstate(all="ignore"):  # a row that is lost is NaN, and no longer active
+                self._rotate(told[:, : j + 1], told[:, j + 1], told[:, j + 2])
+            self.used += 1
+            self.residual = np.where(self.active, np.abs(self.rhs[:, j + 1]), self.residual)
+            active = self.active & (self.residual > self.wanted) & ~self.exhausted
             if not active.any():
                 break
-        return promising
+            if (active != self.active).any():
+                self.active, self.mask = active, to_device(active, self.basis.device)
+                self.basis[:, j + 1].masked_fill_(~self.mask.unsqueeze(1), 0.0)
+        return self.promising
 
     def correction(self) -> Float[Tensor, "B D"]:
         """``V y``."""
         used = self.used
-        solved = self.rhs[:, :used].clone()
+        solved = self.rhs[:, :used].copy()
         for i in reversed(range(used)):
             pivot = self.triangle[:, i, i]
-            value = torch.where(pivot != 0, solved[:, i] / torch.where(pivot != 0, pivot, 1.0), 0.0)
+            value = np.where(pivot != 0, solved[:, i] / np.where(pivot != 0, pivot, 1.0), 0.0)
             solved[:, i] = value
-            solved[:, :i] -= self.triangle[:, :i, i] * value.unsqueeze(1)
+            solved[:, :i] -= self.triangle[:, :i, i] * value[:, None]
         basis = self.basis[:, :used]
-        return add_combination(torch.zeros_like(basis[:, 0]), basis, solved.unsqueeze(1))
+        return add_combination(torch.zeros_like(basis[:, 0]), basis, to_device(solved, basis.device).unsqueeze(1))
 
-    def _extend(self, vector: Float[Tensor, "B D"], j: int) -> None:
-        """The next basis vector, and column ``j`` of the triangle; rows that are done stay as they are."""
-        vector, column, last, rounding = orthogonalised(self.basis[:, : j + 1], vector)
-        self.basis[:, j + 1] = unit(vector, last, self.active)
-        entries = [torch.where(self.active, entry, 0.0) for entry in (*column.unbind(1), last)]
-        for i, (c, s) in enumerate(self.rotations):
-            entries[i], entries[i + 1] = c * entries[i] + s * entries[i + 1], c * entries[i + 1] - s * entries[i]
-        length = torch.hypot(entries[j], entries[j + 1])
-        length = torch.where(length > rounding, length, 0.0)  # a singular system: this direction changes nothing
-        safe = torch.where(length > 0, length, 1.0)
-        c, s = torch.where(length > 0, entries[j] / safe, 0.0), torch.where(length > 0, entries[j + 1] / safe, 1.0)
-        self.rotations.append((c, s))
-        self.triangle[:, : j + 1, j] = torch.stack([*entries[:j], length], dim=1)
-        head = self.rhs[:, j].clone()
-        self.rhs[:, j] = torch.where(self.active, c * head, self.rhs[:, j])
-        self.rhs[:, j + 1] = torch.where(self.active, -s * head, 0.0)
+    def _rotate(self, along: NDArray[np.float64], last: NDArray[np.float64], rounding: NDArray[np.float64]) -> None:
+        """The next column of the triangle; rows that are done stay as they are."""
+        active, j = self.active, self.used
+        entries = np.where(active[:, None], np.concatenate([along, last[:, None]], axis=1), 0.0)
+        for i in range(j):
+            c, s, upper, lower = self.cosines[:, i], self.sines[:, i], entries[:, i].copy(), entries[:, i + 1]
+            entries[:, i], entries[:, i + 1] = c * upper + s * lower, c * lower - s * upper
+        length = np.hypot(entries[:, j], entries[:, j + 1])
+        length = np.where(length > rounding, length, 0.0)  # a singular system: this direction changes nothing
+        regular = length > 0
+        safe = np.where(regular, length, 1.0)
+        c, s = np.where(regular, entries[:, j] / safe, 0.0), np.where(regular, entries[:, j + 1] / safe, 1.0)
+        self.cosines[:, j], self.sines[:, j] = c, s
+        self.triangle[:, :j, j], self.triangle[:, j, j] = entries[:, :j], length
+        head = self.rhs[:, j].copy()
         # A row that was done before keeps zero here, so that its part of y is zero.
-        self.rhs[:, j] = torch.where(self.active | (length > 0), self.rhs[:, j], 0.0)
-        self.exhausted = self.exhausted | (self.active & (last == 0))
+        self.rhs[:, j] = np.where(active, c * head, np.where(regular, head, 0.0))
+        self.rhs[:, j + 1] = np.where(active, -s * head, 0.0)
+        self.exhausted = self.exhausted | (active & (last == 0))
 
 
-def _host(mask: Bool[Tensor, "*any B"]) -> NDArray[np.bool_]:
-    host: NDArray[np.bool_] = mask.cpu().numpy()
+def _host(numbers: Float[Tensor, "*any B"]) -> NDArray[np.float64]:
+    host: NDArray[np.float64] = numbers.cpu().numpy()
     return host

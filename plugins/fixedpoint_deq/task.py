@@ -38,6 +38,7 @@ class DigitsDEQ(Task):
     batch: int = option(64, ge=1, help="images a step")
     learning_rate: float = option(3e-3, gt=0.0, help="the largest of the schedule")
     weight_decay: float = option(1e-2, ge=0.0, help="of AdamW")
+    clip: float = option(0.5, gt=0.0, help="norm that the gradient of a step is cut down to")
     dropout: float = option(0.0, ge=0.0, lt=1.0, help="share of the cell's channels dropped, the same in a whole solve")
     jacobian: float = option(0.0, ge=0.0, help="weight of the Jacobian penalty")
     warm_start: bool = option(False, help="solves begin at the fixed points of the last epoch")
@@ -88,6 +89,7 @@ class DigitsDEQ(Task):
             batch=self.batch,
             learning_rate=self.learning_rate,
             weight_decay=self.weight_decay,
+            clip=self.clip,
             jacobian=self.jacobian,
             seed=context.seed,
         )

@@ -41,6 +41,8 @@ class Recipe:
         The largest of a schedule that rises over the first tenth and falls like a cosine (AdamW).
     weight_decay
         AdamW's.
+    clip
+        Norm that the gradient is cut down to. That of an equilibrium is large where its cell hardly contracts.
     jacobian
         Weight of the penalty on the Jacobian, see ``fixedpoint.layers.jacobian_penalty``.
     seed
@@ -51,6 +53,7 @@ class Recipe:
     batch: int = 64
     learning_rate: float = 3e-3
     weight_decay: float = 1e-2
+    clip: float = 0.5
     jacobian: float = 0.0
     seed: int = 0
 
@@ -149,6 +152,7 @@ class Training:
         loss = self.loss(chosen)
         self.optimiser.zero_grad()
         loss.backward()
+        nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip)
         self.optimiser.step()
         self.schedule.step()
         return float(loss.detach())

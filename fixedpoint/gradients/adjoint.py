@@ -9,11 +9,12 @@ once.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from typing import Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -60,6 +61,40 @@ class AdjointProblem(Problem):
         return self.g
 
 
+class NarrowingAdjoint(AdjointProblem):
+    """An adjoint equation whose rows can be taken out: once half of those that are recorded are done, the others are
+    recorded anew, by themselves, and products are of them alone. On the host's own device only: it must know the rows.
+
+    Parameters
+    ----------
+    linear, g
+        As for :class:`AdjointProblem`.
+    record
+        ``K`` of some of the rows, shape ``(k,)``, by one evaluation.
+    """
+
+    def __init__(self, linear: Map, g: Float[Tensor, "B D"], record: Callable[[Tensor], Map]) -> None:
+        super().__init__(linear, g)
+        self.record = record
+        self._recorded: list[tuple[NDArray[np.int64], Map]] = [(np.arange(len(g)), linear)]
+
+    def take(self, rows: Int[Tensor, " k"]) -> AdjointProblem:
+        """The equation of some of the rows."""
+        wanted = rows.numpy()
+        kept, linear = next(each for each in reversed(self._recorded) if np.isin(wanted, each[0]).all())
+        if 2 * len(wanted) <= len(kept):
+            kept, linear = wanted, self.record(rows)
+            self._recorded.append((kept, linear))
+        if len(kept) == len(wanted):
+            return AdjointProblem(linear, self.g[rows])
+        place = torch.from_numpy(np.searchsorted(kept, wanted))
+
+        def part(v: Tensor) -> Tensor:
+            return linear(v.new_zeros(len(kept), v.shape[1]).index_copy(0, place, v))[place]
+
+        return AdjointProblem(part, self.g[rows])
+
+
 def solve_adjoint(
     linear: Map,
     g: Float[Tensor, "B D"],
@@ -67,8 +102,12 @@ def solve_adjoint(
     termination: Termination,
     on_failure: OnFailure,
     report: AdjointReport,
+    record: Callable[[Tensor], Map] | None = None,
 ) -> Float[Tensor, "B D"]:
     """``(I - K)^{-1} g``, row by row, with a report of how that went.
+
+    Where ``record`` makes products of some of the rows, and the host need not wait to know them, those that are done
+    are left out.
 
     Raises
     ------
@@ -78,6 +117,8 @@ def solve_adjoint(
     with torch.no_grad(), without_tangents():
         unit, size = scaled_rows(g.detach())
         problem = AdjointProblem(linear, unit)
+        if record is not None and g.device.type == "cpu":
+            problem = NarrowingAdjoint(linear, unit, record)
         evaluator = Evaluator(problem, norm=termination.norm)
         solution = solver.solve(evaluator, problem.initial(), termination)
         failed = _failed(solution)

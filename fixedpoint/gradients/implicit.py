@@ -20,7 +20,7 @@ forwards before one backward and repeated backward passes each give their gradie
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -32,6 +32,7 @@ from torch.autograd import forward_ad
 
 from fixedpoint.core.evaluator import Evaluator
 from fixedpoint.core.options import OptionError, option
+from fixedpoint.core.problem import HasTake
 from fixedpoint.core.solution import Solution
 from fixedpoint.core.solver import Solver
 from fixedpoint.core.termination import Termination
@@ -68,7 +69,10 @@ class Implicit(GradientEstimator):
         report = AdjointReport()
         solution.extras["adjoint"] = report
         once = Evaluator(f.problem, f.norm, f.max_batch)  # kept for second derivatives; f holds the solve's memory
-        attached = _attached(_Rule(once.value, self, report, Ambient.of(solution.state)), solution.state.detach())
+        rule = _Rule(once.value, self, report, Ambient.of(solution.state))
+        if isinstance(f.problem, HasTake) and f.max_batch is None:
+            rule.problem = f.problem
+        attached = _attached(rule, solution.state.detach())
         f.counts.add(once.counts)
         return attached
 
@@ -78,6 +82,7 @@ class _Rule:
     """What a backward pass goes by: the map, how its adjoint equation is solved, and where that is reported.
 
     ``edge`` is what the map depends on, where that can be told, as autograd names it; ``known`` are tensors it may be.
+    ``problem`` is the map as a problem, where rows can be taken from it.
     """
 
     f: Map
@@ -86,10 +91,29 @@ class _Rule:
     ambient: Ambient
     known: tuple[Tensor, ...] = ()
     edge: Edge | None = None
+    problem: HasTake | None = None
 
-    def solved(self, linear: Map, g: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
+    def solved(
+        self, linear: Map, g: Float[Tensor, "B D"], record: Callable[[Tensor], Map] | None = None
+    ) -> Float[Tensor, "B D"]:
         """``(I - linear)^{-1} g``."""
-        return solve_adjoint(linear, g, self.by.solver, self.by.termination, self.by.on_failure, self.report)
+        by = self.by
+        return solve_adjoint(linear, g, by.solver, by.termination, by.on_failure, self.report, record)
+
+    def transposed(self, z: Float[Tensor, "B D"]) -> Callable[[Tensor], Map] | None:
+        """``J^T v`` at some of the rows of ``z``, by evaluating them once more; None where they cannot be taken."""
+        problem = self.problem
+        if problem is None:
+            return None
+
+        def record(rows: Tensor) -> Map:
+            part = problem.take(rows)
+            with torch.enable_grad(), self.ambient:
+                at = severed(z.detach()[rows])
+                value = part(at)
+            return lambda v: products(value, at, v)
+
+        return record
 
     def recorded(self, z: Float[Tensor, "B D"]) -> tuple[Float[Tensor, "B D"], Edge | None]:
         """``f(z)``, and what it depends on beside ``z``."""
@@ -145,7 +169,7 @@ class _FixedPoint(torch.autograd.Function):
         direct: tuple[Tensor | None, ...] = (None,) * len(outside)
         u = None
         if g is not None:
-            u = ctx.rule.solved(lambda v: products(fz, z, v), g)
+            u = ctx.rule.solved(lambda v: products(fz, z, v), g, ctx.rule.transposed(z))
             if torch.is_grad_enabled():  # autograd is recording a graph for second derivatives
                 direct, u = _differentiable(ctx.rule, g, u, answer, outside), None
         return None, None, u, None, *direct

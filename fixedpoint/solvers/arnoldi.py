@@ -12,8 +12,8 @@ from fixedpoint.core.reduce import add_combination, row_dots, row_norms
 
 __all__ = ["Extension", "orthogonalised", "unit"]
 
-# With so much of a vector left, one pass leaves it as orthogonal as ten roundings.
-_ENOUGH = 0.1
+# With so much of a vector left, one pass will do. Less of it makes errors that grow from step to step.
+_ENOUGH = 0.7
 
 
 class Extension(NamedTuple):

@@ -77,7 +77,8 @@ class GMRES(LinearSolver):
 class _Cycle:
     """One cycle: the basis, on the device, and the triangle that the rotations have made of ``H``, on the host.
 
-    Lengths and tolerances are told to the host with the first product.
+    Lengths and tolerances are told to the host with the first product. When half of the rows are done, the others go on
+    among themselves: ``place`` has their numbers, and the correction of those that are done is made then.
     """
 
     def __init__(
@@ -94,12 +95,14 @@ class _Cycle:
         self._told_first = torch.stack([length, wanted], dim=1)
         self.wanted = self.begun = self.residual = np.zeros(count)
         self.exhausted = np.zeros(count, dtype=np.bool_)
+        self.place = np.arange(count)
         self.mask = to_device(active, rest.device)
         self.basis = rest.new_zeros(count, memory + 1, rest.shape[1])
         self.basis[:, 0] = unit(rest, length, self.mask)
         self.triangle = np.zeros((count, memory, memory))
         self.rhs = np.zeros((count, memory + 1))
         self.cosines, self.sines = np.zeros((2, count, memory))
+        self._found: Tensor | None = None
 
     @property
     def promising(self) -> NDArray[np.bool_]:
@@ -110,42 +113,78 @@ class _Cycle:
     def run(self, product: Product) -> NDArray[np.bool_]:
         """Products until every row is done or the memory is full; :attr:`promising`."""
         for j in range(self.triangle.shape[1]):
-            image = product(self.basis[:, j].contiguous(), self.active)
-            vector, along, last, rounding = orthogonalised(self.basis[:, : j + 1], image)
+            vector, along, last, rounding = orthogonalised(self.basis[:, : j + 1], self._image(product))
             self.basis[:, j + 1] = unit(vector, last, self.mask)
             parts = [along, last.unsqueeze(1), rounding.unsqueeze(1)] + ([] if j else [self._told_first])
             told = _host(torch.cat(parts, dim=1))
             if j == 0:
                 self.begun, self.wanted = told[:, 3], told[:, 4]
-                self.residual = self.begun
+                self.residual = self.begun.copy()
                 self.rhs[:, 0] = np.where(self.active, self.begun, 0.0)
             with np.errstate(all="ignore"):  # a row that is lost is NaN, and no longer active
                 self._rotate(told[:, : j + 1], told[:, j + 1], told[:, j + 2])
             self.used += 1
-            self.residual = np.where(self.active, np.abs(self.rhs[:, j + 1]), self.residual)
+            took = self.place[self.active[self.place]]
+            self.residual[took] = np.abs(self.rhs[self.active[self.place], j + 1])
             active = self.active & (self.residual > self.wanted) & ~self.exhausted
             if not active.any():
                 break
             if (active != self.active).any():
-                self.active, self.mask = active, to_device(active, self.basis.device)
-                self.basis[:, j + 1].masked_fill_(~self.mask.unsqueeze(1), 0.0)
+                self.active = active
+                self._leave_out()
         return self.promising
 
     def correction(self) -> Float[Tensor, "B D"]:
         """``V y``."""
+        last = self._of(np.arange(len(self.place)))
+        if self._found is None:
+            return last
+        return self._found.index_copy(0, to_device(self.place, last.device), last)
+
+    def _image(self, product: Product) -> Float[Tensor, "k D"]:
+        """The product of the last vector."""
+        vector = self.basis[:, self.used].contiguous()
+        if self._found is None:
+            return product(vector, self.active)
+        place = to_device(self.place, vector.device)
+        return product(torch.zeros_like(self._found).index_copy(0, place, vector), self.active)[place]
+
+    def _leave_out(self) -> None:
+        """Rows that are done take no further part: they have zero for a vector, or are no longer here."""
+        here = self.active[self.place]
+        going = np.flatnonzero(here)
+        device = self.basis.device
+        if 2 * len(going) > len(here):
+            self.mask = to_device(here, device)
+            self.basis[:, self.used].masked_fill_(~self.mask.unsqueeze(1), 0.0)
+            return
+        done = np.flatnonzero(~here)
+        if self._found is None:
+            self._found = self.basis.new_zeros(len(here), self.basis.shape[2])
+        self._found.index_copy_(0, to_device(self.place[done], device), self._of(done))
+        self.place = self.place[going]
+        self.mask = torch.ones(len(going), dtype=torch.bool, device=device)
+        self.basis = self.basis[to_device(going, device)]
+        self.triangle, self.rhs = self.triangle[going], self.rhs[going]
+        self.cosines, self.sines = self.cosines[going], self.sines[going]
+
+    def _of(self, chosen: NDArray[np.int64]) -> Float[Tensor, "k D"]:
+        """``V y`` of some of the rows that are here."""
         used = self.used
-        solved = self.rhs[:, :used].copy()
+        solved, triangle = self.rhs[chosen, :used], self.triangle[chosen]
         for i in reversed(range(used)):
-            pivot = self.triangle[:, i, i]
+            pivot = triangle[:, i, i]
             value = np.where(pivot != 0, solved[:, i] / np.where(pivot != 0, pivot, 1.0), 0.0)
             solved[:, i] = value
-            solved[:, :i] -= self.triangle[:, :i, i] * value[:, None]
+            solved[:, :i] -= triangle[:, :i, i] * value[:, None]
         basis = self.basis[:, :used]
+        if len(chosen) < len(basis):
+            basis = basis[to_device(chosen, basis.device)]
         return add_combination(torch.zeros_like(basis[:, 0]), basis, to_device(solved, basis.device).unsqueeze(1))
 
     def _rotate(self, along: NDArray[np.float64], last: NDArray[np.float64], rounding: NDArray[np.float64]) -> None:
         """The next column of the triangle; rows that are done stay as they are."""
-        active, j = self.active, self.used
+        active, j = self.active[self.place], self.used
         entries = np.where(active[:, None], np.concatenate([along, last[:, None]], axis=1), 0.0)
         for i in range(j):
             c, s, upper, lower = self.cosines[:, i], self.sines[:, i], entries[:, i].copy(), entries[:, i + 1]
@@ -161,7 +200,7 @@ class _Cycle:
         # A row that was done before keeps zero here, so that its part of y is zero.
         self.rhs[:, j] = np.where(active, c * head, np.where(regular, head, 0.0))
         self.rhs[:, j + 1] = np.where(active, -s * head, 0.0)
-        self.exhausted = self.exhausted | (active & (last == 0))
+        self.exhausted[self.place[active & (last == 0)]] = True
 
 
 def _host(numbers: Float[Tensor, "*any B"]) -> NDArray[np.float64]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -25,6 +26,8 @@ from fixedpoint_deq.data import Split
 from fixedpoint_deq.model import Classifier
 
 __all__ = ["Epoch", "Recipe", "Training"]
+
+_RISE = 0.1
 
 
 @dataclass(frozen=True)
@@ -112,11 +115,8 @@ class Training:
         self.optimiser = torch.optim.AdamW(
             model.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay
         )
-        total = recipe.epochs * self.steps
-        self.schedule = torch.optim.lr_scheduler.OneCycleLR(
-            self.optimiser, recipe.learning_rate, total_steps=total, pct_start=0.1, cycle_momentum=False
-        )
         self.done = 0
+        self.taken = 0
 
     def run_epoch(self, on_step: Callable[[int, float], None] | None = None, *, judge: bool = True) -> Epoch:
         """One pass over the images, and over those held out.
@@ -153,9 +153,18 @@ class Training:
         self.optimiser.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip)
+        for group in self.optimiser.param_groups:
+            group["lr"] = self.learning_rate()
         self.optimiser.step()
-        self.schedule.step()
+        self.taken += 1
         return float(loss.detach())
+
+    def learning_rate(self) -> float:
+        """Of the next step: rises over the first tenth of the steps, and falls like a cosine."""
+        share = (self.taken + 1) / (self.recipe.epochs * self.steps)
+        risen = min(share / _RISE, 1.0)
+        fallen = 0.5 * (1 + math.cos(math.pi * max(share - _RISE, 0.0) / (1 - _RISE)))
+        return self.recipe.learning_rate * risen * fallen
 
     def loss(self, chosen: Tensor) -> Tensor:
         """The mean cross entropy of some of the images, and the penalty."""
@@ -218,8 +227,7 @@ class Training:
         groups = self.optimiser.state_dict()["param_groups"]
         self.optimiser.load_state_dict({"state": state, "param_groups": groups})
         self.done = int(metadata["epochs"])
-        for _ in range(self.done * self.steps):
-            self.schedule.step()
+        self.taken = self.done * self.steps
 
     def _fresh_statistics(self) -> dict[str, Statistics]:
         """The layer counts from zero, in these."""

@@ -304,3 +304,22 @@ def test_what_has_another_first_dimension_belongs_to_every_row() -> None:
     )
     assert found.solution.converged.all()
     assert len(set(found.solution.rounds.tolist())) > 1
+
+
+@pytest.mark.parametrize("solver", ["krylov", "picard", "anderson"])
+def test_rows_that_are_done_leave_the_adjoint_solve(solver: str) -> None:
+    """Once half of them are; the gradient is what it was."""
+    cell = Sized(size=20)
+    gradient = {"name": "implicit", "solver": solver, "termination": {"rtol": 1e-11}}
+    layer = EquilibriumLayer(cell, solver="picard", gradient=gradient, **TIGHT)
+    x = draw(5, 4, 20).requires_grad_()
+    z = layer(x, GAINS)
+    before = len(cell.sizes)
+    found = torch.autograd.grad(z.square().sum(), [x, *cell.parameters()])
+    assert cell.sizes[before:] in ([2, 1], [2], [1])
+    again = torch.zeros_like(x)
+    for _ in range(800):
+        again = cell(again, x, GAINS)
+    wanted = torch.autograd.grad(again.square().sum(), [x, *cell.parameters()])
+    for one, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-8, atol=1e-10)

@@ -37,7 +37,7 @@ def test_a_training_that_was_stopped_goes_on_to_the_same_model(tmp_path: Path) -
         for name in ("whole", "parts")
     ]
     assert [row["accuracy"] for row in logs[0]] == [row["accuracy"] for row in logs[1]]
-    assert logs[0][1]["accuracy"] > 0.9
+    assert logs[0][1]["accuracy"] > 0.8
 
     other = train(tmp_path / "parts", "--seed", "1", *more)
     assert other.returncode == 2

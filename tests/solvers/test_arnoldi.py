@@ -1,0 +1,45 @@
+"""Arnoldi's basis stays orthogonal in single precision, however many steps, and its matrix is the projection."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from fixedpoint.solvers.arnoldi import orthogonalised, unit
+
+
+def grown(matrix: torch.Tensor, start: torch.Tensor, steps: int) -> tuple[torch.Tensor, torch.Tensor]:
+    everyone = torch.ones(len(start), dtype=torch.bool)
+    basis = start.new_zeros(len(start), steps + 1, start.shape[1])
+    hessenberg = torch.zeros(len(start), steps + 1, steps, dtype=torch.float64)
+    basis[:, 0] = unit(start, start.double().norm(dim=1), everyone)
+    for j in range(steps):
+        image = (matrix * basis[:, j].unsqueeze(1)).sum(-1)
+        vector, hessenberg[:, : j + 1, j], left, _ = orthogonalised(basis[:, : j + 1], image)
+        hessenberg[:, j + 1, j] = left
+        basis[:, j + 1] = unit(vector, left, everyone)
+    return basis, hessenberg
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_basis_is_orthogonal_and_projects_the_matrix(dtype: torch.dtype) -> None:
+    """A matrix that nearly has low rank, for which one pass of Gram-Schmidt loses everything after twenty steps."""
+    generator = torch.Generator().manual_seed(0)
+    draw = torch.randn(2, 300, 300, generator=generator, dtype=torch.float64)
+    turned, _ = torch.linalg.qr(draw)
+    sizes = 0.9 ** torch.arange(300, dtype=torch.float64)
+    matrix = (turned * sizes) @ turned.roll(1, dims=0).mT
+    start = torch.randn(2, 300, generator=generator, dtype=torch.float64)
+    basis, hessenberg = grown(matrix.to(dtype), start.to(dtype), 60)
+    eps, wide = torch.finfo(dtype).eps, basis.double()
+    identity = torch.eye(61, dtype=torch.float64)
+    assert float((wide @ wide.mT - identity).abs().max()) < 100 * eps
+    projected = wide @ matrix @ wide[:, :-1].mT
+    assert float((projected - hessenberg).abs().max()) < 1000 * eps
+
+
+def test_what_is_rounding_is_nothing() -> None:
+    basis = torch.eye(3, dtype=torch.float64).unsqueeze(0)
+    extension = orthogonalised(basis, torch.tensor([[1.0, 2.0, 3.0]], dtype=torch.float64))
+    assert extension.along.tolist() == [[1.0, 2.0, 3.0]]
+    assert extension.left.tolist() == [0.0]

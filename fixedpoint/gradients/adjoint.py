@@ -71,11 +71,17 @@ class NarrowingAdjoint(AdjointProblem):
         As for :class:`AdjointProblem`.
     record
         ``K`` of some of the rows, shape ``(k,)``, by one evaluation.
+
+    Attributes
+    ----------
+    evaluations
+        Shape ``(B,)``: those that recording anew has taken.
     """
 
     def __init__(self, linear: Map, g: Float[Tensor, "B D"], record: Callable[[Tensor], Map]) -> None:
         super().__init__(linear, g)
         self.record = record
+        self.evaluations = np.zeros(len(g), dtype=np.int64)
         self._recorded: list[tuple[NDArray[np.int64], Map]] = [(np.arange(len(g)), linear)]
 
     def take(self, rows: Int[Tensor, " k"]) -> AdjointProblem:
@@ -85,6 +91,7 @@ class NarrowingAdjoint(AdjointProblem):
         if 2 * len(wanted) <= len(kept):
             kept, linear = wanted, self.record(rows)
             self._recorded.append((kept, linear))
+            self.evaluations[kept] += 1
         if len(kept) == len(wanted):
             return AdjointProblem(linear, self.g[rows])
         place = torch.from_numpy(np.searchsorted(kept, wanted))
@@ -130,6 +137,8 @@ def solve_adjoint(
     report.status = solution.status
     report.rounds = solution.counts.rounds
     report.products = solution.counts.evaluations + solution.counts.products
+    if isinstance(problem, NarrowingAdjoint):
+        report.products = report.products + problem.evaluations
     report.relative_error = solution.relative_error
     report.replaced = failed if on_failure == "one-step" else np.zeros_like(failed)
     report.message = solution.message

@@ -36,7 +36,7 @@ class AdjointReport:
     rounds
         Products that had to wait for one another.
     products
-        Shape ``(B,)``, int64: vector-Jacobian products of each row.
+        Shape ``(B,)``, int64: vector-Jacobian products of each row, and evaluations that recorded it anew.
     relative_error
         Shape ``(B,)``, float64: ``||J^T u + g - u||`` over the size of ``u``; NaN where it was not measured.
     replaced

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
@@ -22,7 +23,7 @@ from fixedpoint.core.layout import Layout
 from fixedpoint.core.loop import Progress
 from fixedpoint.core.solution import Solution
 from fixedpoint.core.solver import Solver
-from fixedpoint.core.status import ConvergenceError
+from fixedpoint.core.status import ConvergenceError, Status
 from fixedpoint.core.termination import Termination
 from fixedpoint.core.transfer import to_device
 from fixedpoint.gradients.estimator import GradientEstimator
@@ -193,7 +194,8 @@ class EquilibriumLayer(nn.Module):
         self.statistics[mode].add(solution)
         self._tell(solution)
         if self.warm_start is not None and samples is not None and self.training:
-            good = to_device(solution.converged, self.warm_start.states.device)
+            lost = np.array([status in (Status.DIVERGED, Status.NONFINITE) for status in solution.status])
+            good = to_device(~lost, self.warm_start.states.device)
             state = solution.state.detach().to(self.warm_start.states.device)
             self.warm_start.keep(samples, state, good)
         corrections = tuple(problem.value(problem.layout.unpack(kept[number])) for number in sorted(kept))

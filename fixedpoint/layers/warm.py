@@ -17,6 +17,8 @@ __all__ = ["WarmStart"]
 class WarmStart(nn.Module):
     """The last fixed point of every sample, on the device of the module.
 
+    A solve that ended before it was one is gone on with; one that diverged begins anew.
+
     Memory: ``samples * size`` numbers. They are buffers, ``states`` and ``seen``, and with ``persistent`` part of the
     ``state_dict``, so that a training that goes on from a checkpoint goes on as it would have.
 
@@ -59,7 +61,7 @@ class WarmStart(nn.Module):
         return torch.where(self.seen[place].unsqueeze(1), self.states[place].to(otherwise.dtype), otherwise)
 
     def keep(self, samples: Tensor, state: Float[Tensor, "B D"], good: Bool[Tensor, " B"]) -> None:
-        """Keep these samples' fixed points, of rows that are ``good``; the others begin anew next time."""
+        """Keep these samples' states, of rows that are ``good``; the others begin anew next time."""
         place = self._place(samples, state)
         self.states[place] = torch.where(good.unsqueeze(1), state, 0.0).to(self.states.dtype)
         self.seen[place] = good

@@ -16,8 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
@@ -191,6 +189,8 @@ class Training:
 
     def save(self, path: Path) -> None:
         """Write a checkpoint, all of it or nothing."""
+        from safetensors.torch import save_file
+
         tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
         for index, state in self.optimiser.state_dict()["state"].items():
             tensors |= {f"optimiser.{index}.{name}": value for name, value in state.items()}
@@ -207,6 +207,8 @@ class Training:
         ValueError
             For a file that is no checkpoint, or that of another recipe or model.
         """
+        from safetensors import SafetensorError, safe_open
+
         try:
             with safe_open(path, framework="pt") as file:
                 metadata = file.metadata() or {}

@@ -174,17 +174,26 @@ def test_warm_starts_take_fewer_rounds_to_the_same_answer() -> None:
     assert warm.solve(X[:1], samples=samples[:1]).solution.rounds[0] > 1
 
 
-def test_rows_that_failed_begin_anew() -> None:
+def test_rows_that_were_cut_short_are_gone_on_with_and_lost_ones_begin_anew() -> None:
+    class Running(TanhCell):
+        def forward(self, z: torch.Tensor, x: torch.Tensor, gain: torch.Tensor) -> torch.Tensor:
+            return gain * z + super().forward(0.0 * z, x)
+
     layer = EquilibriumLayer(
-        TanhCell(),
+        Running(),
         warm_start=WarmStart(3, 6, torch.float64),
-        training=Termination(rtol=1e-12, max_rounds=2),
+        training=Termination(rtol=1e-12, max_rounds=12, divergence=10),
         solver="picard",
         on_failure="ignore",
     )
-    layer(X, samples=torch.arange(3))
+    gain = torch.tensor([[0.01], [0.9], [2.0]], dtype=torch.float64)
+    first = layer.solve(X, gain, samples=torch.arange(3))
+    assert [status.label for status in first.solution.status] == ["converged", "max rounds", "diverged"]
     assert layer.warm_start is not None
-    assert not layer.warm_start.seen.any()
+    assert layer.warm_start.seen.tolist() == [True, True, False]
+    again = layer.solve(X, gain, samples=torch.arange(3))
+    assert again.solution.relative_error[1] < 0.5 * first.solution.relative_error[1]
+    assert again.solution.rounds[2] == first.solution.rounds[2]
 
 
 @pytest.mark.parametrize(

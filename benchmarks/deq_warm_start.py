@@ -1,6 +1,6 @@
 """Solves that begin where those of the same samples ended an epoch before, beside solves from zero.
 
-    python benchmarks/deq_warm_start.py [--epochs 10] [--seeds 3]
+    python benchmarks/deq_warm_start.py [--epochs 16] [--seeds 2]
 
 The digits classifier, implicit gradient, the same parameters and order of images for both: rounds of the forward solves
 by epoch, and accuracy on held-out images, which are solved from zero in both cases. Means over the seeds.
@@ -39,8 +39,8 @@ def trained(warm: bool, seed: int, epochs: int) -> tuple[list[float], list[float
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--epochs", type=int, default=10)
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--epochs", type=int, default=16)
+    parser.add_argument("--seeds", type=int, default=2)
     asked = parser.parse_args()
     found = {
         name: [trained(warm, seed, asked.epochs) for seed in range(asked.seeds)]

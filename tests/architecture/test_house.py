@@ -96,7 +96,8 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_wheel_holds_library_and_plugins(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     tops = {name.split("/")[0] for name in names if ".dist-info" not in name}
-    assert tops == {"fixedpoint", *(f"fixedpoint_{name}" for name in ("classic", "diffusion", "sequences", "torchdeq"))}
+    plugins = ("classic", "deq", "diffusion", "sequences", "torchdeq")
+    assert tops == {"fixedpoint", *(f"fixedpoint_{name}" for name in plugins)}
     for path in [*ROOT.glob("fixedpoint/**/*"), *ROOT.glob("plugins/**/*")]:
         if path.is_file() and "__pycache__" not in path.parts:
             expected = path.relative_to(ROOT / "plugins" if path.is_relative_to(ROOT / "plugins") else ROOT)

@@ -26,6 +26,7 @@ PAGES = (
     "docs/which-solver.md",
     "docs/gradients.md",
     "docs/sequences.md",
+    "docs/deep-equilibrium.md",
 )
 LEFT_OUT = {
     "make demo": "installs from the network; the demo itself is run from the wheel in tests/architecture",

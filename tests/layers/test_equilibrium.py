@@ -188,7 +188,7 @@ def test_rows_that_were_cut_short_are_gone_on_with_and_lost_ones_begin_anew() ->
     )
     gain = torch.tensor([[0.01], [0.9], [2.0]], dtype=torch.float64)
     first = layer.solve(X, gain, samples=torch.arange(3))
-    assert [status.label for status in first.solution.status] == ["converged", "max rounds", "diverged"]
+    assert [status.label for status in first.solution.status] == ["converged", "max_rounds", "diverged"]
     assert layer.warm_start is not None
     assert layer.warm_start.seen.tolist() == [True, True, False]
     again = layer.solve(X, gain, samples=torch.arange(3))

@@ -18,7 +18,7 @@ from fixedpoint_deq.model import Cell, Classifier, Repeated
 from fixedpoint_deq.task import DigitsDEQ, bytes_saved
 from fixedpoint_deq.training import Recipe, Training
 
-SMALL = DigitsDEQ(channels=8, epochs=1, batch=128)
+SMALL = DigitsDEQ(channels=8, epochs=1, batch=128, held_out_rtol=0.1)
 ROUGH = fixedpoint.Termination(rtol=0.1, max_rounds=30)
 
 
@@ -46,14 +46,14 @@ def test_every_image_is_held_out_once() -> None:
 
 
 def test_it_learns_and_says_what_it_took() -> None:
-    result = run(replace(SMALL, epochs=4, batch=64, learning_rate=1e-2))
-    assert result.metrics["accuracy"] > 0.9
+    result = run(replace(SMALL, epochs=2, batch=64, learning_rate=1e-2))
+    assert result.metrics["accuracy"] > 0.7
     assert result.metrics["loss"] < 1
-    assert result.rounds == pytest.approx(result.metrics["rounds_a_step"] * 4 * 22, rel=1e-9)
+    assert result.rounds == pytest.approx(result.metrics["rounds_a_step"] * 2 * 22, rel=1e-9)
     assert result.evaluations <= result.rounds * 64
     assert result.metrics["products_a_step"] > 1
     assert 0.1 < result.metrics["spectral_radius"] < 3
-    assert result.seconds == pytest.approx(result.metrics["seconds_a_step"] * 88)
+    assert result.seconds == pytest.approx(result.metrics["seconds_a_step"] * 44)
     assert sum(result.status.values()) == 64
     assert list(result.epochs) == ["accuracy", "loss", "rounds", "products"]
     assert result.epochs["accuracy"][-1] == result.metrics["accuracy"]
@@ -82,7 +82,7 @@ def test_unrolling_saves_what_implicit_does_not() -> None:
 def test_warm_starts_dropout_and_penalty() -> None:
     more = replace(SMALL, epochs=2, warm_start=True, dropout=0.2, jacobian=0.5)
     assert run(more).metrics["accuracy"] > 0.3
-    plain, kept = run(replace(SMALL, epochs=3)), run(replace(SMALL, epochs=3, jacobian=3.0))
+    plain, kept = run(replace(SMALL, epochs=2)), run(replace(SMALL, epochs=2, jacobian=3.0))
     assert kept.metrics["spectral_radius"] < plain.metrics["spectral_radius"]
 
 

@@ -35,6 +35,8 @@ from fixedpoint.core.transfer import to_device
 
 __all__ = ["Evaluated", "Evaluator"]
 
+_ONE = Cost(calls=1, evaluations=1)
+
 
 @dataclass(frozen=True)
 class _Live:
@@ -85,7 +87,8 @@ class Evaluator:
         self.tracks_best = True
         self.wanted: frozenset[str] = frozenset()
         self.decisions: list[Decision] = []
-        self._plain = norm == "l2" and self.layout.blocks == 1 and not isinstance(problem, HasMeasure)
+        self._own_measure = problem.measure if isinstance(problem, HasMeasure) else None
+        self._plain = norm == "l2" and self.layout.blocks == 1 and self._own_measure is None
         self._best = Best()
         everything = np.ones(rows, dtype=np.bool_)
         self._live = _Live(everything, to_device(everything, self.layout.device))
@@ -258,6 +261,11 @@ class Evaluator:
         if rows.any():
             self._best.keep(to_device(rows, at.z.device), bool(rows.all()), at)
 
+    def give_up_memory(self) -> None:
+        """Let go of the memory for proposals and residuals, where another evaluator goes on."""
+        self._best.settle(everywhere=False)
+        self._buffers.clear()
+
     @property
     def best(self) -> Evaluated:
         """The judged point of smallest error of every row; the first one where none was finite."""
@@ -312,8 +320,8 @@ class Evaluator:
             raise
 
     def _measure(self, z: Tensor, fz: Tensor, residual: Tensor) -> Measure:
-        if isinstance(self.problem, HasMeasure):
-            return self.problem.measure(z, fz, residual)
+        if self._own_measure is not None:
+            return self._own_measure(z, fz, residual)
         blocks = self.layout.blocks
         return Measure(block_norms(residual, blocks, self.norm), block_norms(fz, blocks, self.norm))
 
@@ -395,4 +403,9 @@ def _prepare_forward_mode() -> None:
 
 
 def _cost(problem: Problem, rows: int) -> Cost:
-    return problem.cost(rows) if isinstance(problem, HasCost) else Cost(calls=1, evaluations=1)
+    return problem.cost(rows) if _has_cost(type(problem)) and isinstance(problem, HasCost) else _ONE
+
+
+@functools.cache
+def _has_cost(kind: type) -> bool:
+    return issubclass(kind, HasCost)  # to ask an instance takes longer than what is asked for

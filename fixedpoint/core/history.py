@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from fixedpoint.core.shift import Shift
@@ -139,6 +139,16 @@ class History:
             for slot in range(self.start, self.memory):
                 shift.of_state(group[:, slot])
         return self
+
+    def taken(self, index: Int[Tensor, " k"]) -> History:
+        """Of some of the rows, ascending, moved to the front of the same memory unless gradients flow."""
+        if torch.is_grad_enabled():
+            return replace(self, storage=tuple(group[index] for group in self.storage), mask=self.mask[index])
+        count = len(index)
+        for group in self.storage:
+            for slot in range(self.start, self.memory):
+                group[:count, slot] = group[index, slot]
+        return replace(self, storage=tuple(group[:count] for group in self.storage), mask=self.mask[index])
 
     def forget(self, rows: Bool[Tensor, " B"]) -> History:
         """Without the columns of ``rows``."""

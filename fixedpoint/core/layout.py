@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -61,7 +62,7 @@ class Layout:
     joint: bool = False
     blocks: int = 1
 
-    @property
+    @functools.cached_property
     def size(self) -> int:
         """``D``, the number of unknowns of one row."""
         return sum(leaf.size for leaf in self.leaves)

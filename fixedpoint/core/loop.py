@@ -14,10 +14,13 @@ from torch import Tensor
 
 from fixedpoint.core.counts import Decision
 from fixedpoint.core.evaluator import Evaluated, Evaluator
+from fixedpoint.core.part import Part, is_small, taken
 from fixedpoint.core.point import Point
+from fixedpoint.core.problem import HasTake
 from fixedpoint.core.solution import Solution, Trace
 from fixedpoint.core.status import Status
 from fixedpoint.core.termination import Judge, Termination
+from fixedpoint.core.transfer import to_device
 
 if TYPE_CHECKING:
     from fixedpoint.core.solver import StepSolver
@@ -68,6 +71,7 @@ def iterate(
     ValueError
         When the evaluator measures in another norm than the termination wants.
     """
+    whole, part = f, None
     limit = termination.max_rounds or solver.rounds_bound(f)
     if f.norm != termination.norm:
         raise ValueError(f"the evaluator measures in the {f.norm} norm, the termination wants {termination.norm}")
@@ -76,15 +80,18 @@ def iterate(
     judge = Judge(termination, z0.dtype, lasting=solver.lasting)
     at = solver.begin(f, z0)
     state = solver.init(f, at)
-    final = np.zeros(z0.shape[0], dtype=np.int8)
+    narrows = _narrows(solver, f)
+    status = np.zeros(z0.shape[0], dtype=np.int8)
     rounds = np.zeros(z0.shape[0], dtype=np.int64)
+    rows = np.arange(z0.shape[0])  # those that f has
+    final = status.copy()  # theirs
     while True:
-        status, rescued = judge(at)
-        host = _to_host(status, rescued, f.improved if f.tracks_best else rescued)
+        judged, rescued = judge(at)
+        host = _to_host(judged, rescued, f.improved if f.tracks_best else rescued)
         if f.tracks_best:
             f.settle(everywhere=bool(host[2].all()) and not torch.is_grad_enabled())
         running = final == Status.RUNNING
-        rounds[running] = f.counts.rounds
+        rounds[rows[running]] = f.counts.rounds
         final[running] = host[0][running]
         if f.counts.rounds >= limit:
             final[final == Status.RUNNING] = Status.MAX_ROUNDS
@@ -92,12 +99,21 @@ def iterate(
         kept = finished & (solver.lasting | (final == Status.CONVERGED))
         f.keep(kept, at)
         running = final == Status.RUNNING
+        status[rows] = final
         if "decisions" in f.wanted:
             f.decisions.append(Decision(kept, running, host[1].astype(np.bool_) & running))
         if on_round is not None:
-            on_round(Progress(f.counts.rounds, int(running.sum()), _worst(f), f.counts.evaluations.copy(), at.fz))
+            on_round(_progress(f, part, running, at))
         if not running.any():
             break
+        if narrows and is_small(running):
+            if part is not None:
+                part.give_back()
+            chosen = np.flatnonzero(running)
+            rows, final, rescued = rows[chosen], final[chosen], rescued[to_device(chosen, z0.device)]
+            part = Part(whole, rows)
+            at, state, judge = _taken_rows(to_device(chosen, z0.device), at, state, judge)
+            f, host, running = part.f, host[:, chosen], running[chosen]
         f.narrow(running)
         if (host[1].astype(np.bool_) & running).any():
             at = f.best.where(rescued, at)
@@ -105,11 +121,13 @@ def iterate(
         proposal, state = solver.step(f, at, state)
         del at  # its memory is the problem's again
         at = proposal if isinstance(proposal, Evaluated) else f(proposal)
+    if part is not None:
+        part.give_back()
     extras = solver.extras(state)
-    if "inverse" in f.wanted:
+    if "inverse" in whole.wanted:
         extras["inverse"] = solver.inverse(state)
     del state, at  # the history makes room for a copy of the answer
-    return solution_at(f.answer, tuple(Status(int(code)) for code in final), rounds, f, solver, extras)
+    return solution_at(whole.answer, tuple(Status(int(code)) for code in status), rounds, whole, solver, extras)
 
 
 def solution_at(
@@ -134,6 +152,33 @@ def solution_at(
         layout=f.layout,
         extras=extras or {},
     )
+
+
+def _narrows(solver: StepSolver[Any], f: Evaluator) -> bool:
+    """Whether the loop may go on with some of the rows alone.
+
+    Not while gradients flow, nor where somebody wants the state or the decisions of all rows in the end.
+    """
+    return (
+        solver.narrows
+        and not solver.lasting
+        and not f.wanted
+        and f.layout.rows > 1
+        and isinstance(f.problem, HasTake)
+        and not torch.is_grad_enabled()
+    )
+
+
+def _taken_rows(index: Tensor, at: Evaluated, state: Any, judge: Judge) -> tuple[Evaluated, Any, Judge]:
+    """Some of the rows of all that a loop has; a tensor that is in two places still is."""
+    at, state = taken((at, state), index)
+    return at, state, judge.taken(lambda kept: taken(kept, index))
+
+
+def _progress(f: Evaluator, part: Part | None, running: NDArray[np.bool_], at: Evaluated) -> Progress:
+    evaluations = f.counts.evaluations.copy() if part is None else part.evaluations
+    latest = at.fz if part is None else part.widened(at.fz)
+    return Progress(f.counts.rounds, int(running.sum()), _worst(f), evaluations, latest)
 
 
 def _to_host(status: Tensor, *masks: Tensor) -> NDArray[np.int8]:

@@ -24,6 +24,8 @@ _CHUNK = 4096
 # Entries worked on at a time, over rows and columns: on a CPU what its cache holds, elsewhere what fills the device.
 # Does not change any sum.
 _TILE, _LARGE_TILE = 1 << 20, 1 << 26
+# The same where all columns of some rows are multiplied at once: what is made of them has to stay in cache, too.
+_SMALL_TILE = 1 << 18
 # Chunks whose products are added up in the working precision.
 _LONGEST_SUM = 16
 
@@ -33,6 +35,10 @@ def block_dots(
 ) -> Float[Tensor, "B blocks m"]:
     """Inner products of every column with the vector, block by block of a row, as float64."""
     count, size = columns.shape[1], columns.shape[2] // blocks
+    if blocks == 1 and count and size <= _CHUNK:
+        some = max((_SMALL_TILE if columns.device.type == "cpu" else _LARGE_TILE) // (count * size), 1)
+        parts = [_products(c, v) for c, v in _pairs(columns, vector.unsqueeze(1), 0, some)]
+        return (torch.cat(parts) if len(parts) > 1 else parts[0]).unsqueeze(1)
     if blocks == 1 and count and size > _CHUNK and not torch.is_grad_enabled():
         return _long_dots(columns, vector).unsqueeze(1)
     grouped = columns.unflatten(-1, (blocks, size))
@@ -116,6 +122,9 @@ def _summed_squares(grouped: Float[Tensor, "B blocks d"], scale: Tensor | None) 
     """Sums of squares in float64, chunk by chunk; the sums of chunks are added last."""
     rows, blocks, size = grouped.shape
     if size <= _CHUNK:
+        if scale is None and not torch.is_grad_enabled():  # without a copy in float64
+            norms: Tensor = torch.linalg.vector_norm(grouped, dim=-1, dtype=torch.float64)
+            return norms.square()
         return _squares(grouped, scale)
     whole = size // _CHUNK
     chunks = grouped[..., : whole * _CHUNK].unflatten(-1, (whole, _CHUNK))
@@ -135,7 +144,8 @@ def add_combination(
 ) -> Float[Tensor, "B D"]:
     """``base + sum_j weights[:, i, j] columns[:, j]`` in block ``i``; into ``out``, which may be ``base``, if given.
 
-    Sums of half-precision columns are made in single precision.
+    Sums of half-precision columns are made in single precision. Columns are added one after another, so that more of
+    them with zero for a weight change no bit.
     """
     blocks = weights.shape[1]
     if torch.is_grad_enabled():

@@ -89,6 +89,15 @@ class StepSolver(Solver, Generic[S]):
         """Limit on rounds where the termination sets none."""
         return 1000
 
+    @property
+    def narrows(self) -> bool:
+        """Whether the loop may go on with some of its rows alone, once the others have ended.
+
+        It may where every tensor of the state, in dataclasses, tuples, lists and dicts, has the rows for its first
+        dimension, and nothing is kept elsewhere.
+        """
+        return False
+
     @abstractmethod
     def init(self, f: Evaluator, at: Evaluated) -> S:
         """The state before the first step."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int8
@@ -96,6 +98,13 @@ class Judge:
     def within(self, at: Evaluated) -> Bool[Tensor, " B"]:
         """Whether all blocks of a row are within the tolerance."""
         return at.finite & (at.error <= self.tolerance(at)).all(dim=1)
+
+    def taken(self, take: Callable[[Any], Any]) -> Judge:
+        """The judge of some of the rows, which ``take`` picks from all that it is given."""
+        part = copy.copy(self)
+        known = self._first, self._best, self._waited, self._broken
+        part._first, part._best, part._waited, part._broken = take(known)
+        return part
 
     def _stalled(self, at: Evaluated) -> Bool[Tensor, " B"]:
         assert self._waited is not None

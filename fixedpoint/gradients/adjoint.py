@@ -93,13 +93,25 @@ class NarrowingAdjoint(AdjointProblem):
             self._recorded.append((kept, linear))
             self.evaluations[kept] += 1
         if len(kept) == len(wanted):
-            return AdjointProblem(linear, self.g[rows])
+            return _Taken(self, rows, linear)
         place = torch.from_numpy(np.searchsorted(kept, wanted))
 
         def part(v: Tensor) -> Tensor:
             return linear(v.new_zeros(len(kept), v.shape[1]).index_copy(0, place, v))[place]
 
-        return AdjointProblem(part, self.g[rows])
+        return _Taken(self, rows, part)
+
+
+class _Taken(AdjointProblem):
+    """Some of the rows of an adjoint equation."""
+
+    def __init__(self, whole: NarrowingAdjoint, rows: Int[Tensor, " k"], linear: Map) -> None:
+        super().__init__(linear, whole.g[rows])
+        self.whole, self.rows = whole, rows
+
+    def take(self, rows: Int[Tensor, " k"]) -> AdjointProblem:
+        """Some of these."""
+        return self.whole.take(self.rows[rows])
 
 
 def solve_adjoint(

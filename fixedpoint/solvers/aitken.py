@@ -52,6 +52,10 @@ class Aitken(StepSolver[AitkenState]):
         if self.shortest > self.longest:
             raise OptionError("Aitken", "shortest", f"must not exceed longest, {self.longest}, got {self.shortest}")
 
+    @property
+    def narrows(self) -> bool:
+        return True
+
     def init(self, f: Evaluator, at: Evaluated) -> AitkenState:
         return AitkenState(None, torch.zeros_like(at.finite), at.residual_norm)
 

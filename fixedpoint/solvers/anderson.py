@@ -103,6 +103,10 @@ class Anderson(StepSolver[AndersonState]):
             return {}
         return {"structure": "tensors of the state have weights of their own, so that it matters how it is split"}
 
+    @property
+    def narrows(self) -> bool:
+        return True
+
     def begin(self, f: Evaluator, z0: Float[Tensor, "B D"]) -> Evaluated:
         if "inverse" in f.wanted and self._parts(f).count > 1:
             raise TypeError(

@@ -48,10 +48,17 @@ def orthogonalised(basis: Float[Tensor, "B j D"], vector: Float[Tensor, "B D"]) 
     vector = add_combination(vector, basis, -column.unsqueeze(1))
     left = row_norms(vector)
     little = left < _ENOUGH * before
-    if vector.device.type != "cpu" or bool(little.any()):
+    if vector.device.type != "cpu":
         along = torch.where(little.unsqueeze(1), row_dots(basis, vector), 0.0)
         vector = add_combination(vector, basis, -along.unsqueeze(1))
         column, left = column + along, torch.where(little, row_norms(vector), left)
+    elif bool(little.any()):
+        rows = little.nonzero().squeeze(1)
+        some, rest = basis[rows], vector[rows]
+        along = row_dots(some, rest)
+        rest = add_combination(rest, some, -along.unsqueeze(1))
+        vector, column = vector.index_copy_(0, rows, rest), column.index_add_(0, rows, along)
+        left.index_copy_(0, rows, row_norms(rest))
     rounding = 10 * torch.finfo(vector.dtype).eps * before
     return Extension(vector, column, torch.where(left > rounding, left, 0.0), rounding)
 

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from fixedpoint.core.reduce import row_dots, row_norms
 from fixedpoint.core.transfer import to_device
-from fixedpoint.solvers.linear import LinearSolution, LinearSolver, Product
+from fixedpoint.solvers.linear import LinearSolution, LinearSolver, OfSolution, Product
 
 __all__ = ["BiCGSTAB"]
 
@@ -51,6 +51,7 @@ class BiCGSTAB(LinearSolver):
         rtol: float | Float[Tensor, " B"],
         max_products: int | None = None,
         rows: NDArray[np.bool_] | None = None,
+        of_solution: OfSolution | None = None,
     ) -> LinearSolution:
         size = row_norms(b)
         wanted = rtol * torch.ones_like(size)
@@ -59,12 +60,16 @@ class BiCGSTAB(LinearSolver):
         left = 10 * b.shape[1] if max_products is None else max_products
         going = usable & (wanted < 1) if rows is None else usable & to_device(rows, b.device)
         told = going.cpu().numpy() if rows is None else rows
-        run = _Run(unit.to(torch.promote_types(b.dtype, torch.float32)), going, told, wanted, product, b.dtype)
+        unit = unit.to(torch.promote_types(b.dtype, torch.float32))
+        if of_solution is not None:  # everything is in units of b
+            scaled = of_solution.point.double() / torch.where(usable, size, 1.0).unsqueeze(1)
+            of_solution = OfSolution(of_solution.rtol, scaled.to(unit.dtype))
+        run = _Run(unit, going, told, wanted, product, b.dtype, of_solution)
         while run.products + 2 <= left and run.host.any():
             run.iterate()
         x = (run.best.double() * torch.where(usable, size, 0.0).unsqueeze(1)).to(b.dtype)
         residual = torch.where(size > 0, run.reached, 0.0)
-        return LinearSolution(x, residual, (size == 0) | (usable & (run.reached <= wanted)), run.products)
+        return LinearSolution(x, residual, (size == 0) | (usable & (run.reached <= run.allowed)), run.products)
 
 
 @dataclass
@@ -77,6 +82,7 @@ class _Run:
     wanted: Float[Tensor, " B"]
     product: Product
     dtype: torch.dtype
+    of_solution: OfSolution | None
     products: int = 0
 
     def __post_init__(self) -> None:
@@ -113,6 +119,13 @@ class _Run:
         self._restart(self.going & (broken | (omega == 0)))
         self._continue()
 
+    @property
+    def allowed(self) -> Float[Tensor, " B"]:
+        """The residual that is small enough for the best point."""
+        if self.of_solution is None:
+            return self.wanted
+        return torch.maximum(self.wanted, self.of_solution.rtol * row_norms(self.of_solution.point + self.best))
+
     def _continue(self) -> None:
         """What the next iteration begins with; rows whose ``rho`` vanishes start anew."""
         rho = _dot(self.shadow, self.r)
@@ -131,7 +144,7 @@ class _Run:
         better = self.going & (residual < self.reached)
         self.best = torch.where(better.unsqueeze(1), self.x, self.best)
         self.reached = torch.where(better, residual, self.reached)
-        self.going = self.going & residual.isfinite() & (self.reached > self.wanted)
+        self.going = self.going & residual.isfinite() & (self.reached > self.allowed)
 
     def _restart(self, rows: Bool[Tensor, " B"]) -> None:
         """Begin anew from the residual in ``rows``; those that gained nothing since the start before are done."""

@@ -64,6 +64,10 @@ class Broyden(StepSolver[BroydenState]):
 
     provides = StepSolver.provides | {"inverse"}
 
+    @property
+    def narrows(self) -> bool:
+        return True
+
     def init(self, f: Evaluator, at: Evaluated) -> BroydenState:
         return BroydenState(
             history=History.empty(at.z, self.memory, groups=2),

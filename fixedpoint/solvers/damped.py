@@ -35,6 +35,10 @@ class Damped(StepSolver[Any]):
         if "chain" in self.solver.needs:
             raise OptionError("Damped", "solver", f"must not be a solver of chains, got {self.solver!r}")
 
+    @property
+    def narrows(self) -> bool:
+        return self.solver.narrows
+
     def init(self, f: Evaluator, at: Evaluated) -> Any:
         return self.solver.init(f, at)
 

@@ -25,10 +25,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fixedpoint.core.options import option
-from fixedpoint.core.reduce import add_combination, row_norms
+from fixedpoint.core.reduce import add_combination, row_dots, row_norms
 from fixedpoint.core.transfer import to_device
 from fixedpoint.solvers.arnoldi import orthogonalised, unit
-from fixedpoint.solvers.linear import LinearSolution, LinearSolver, Product
+from fixedpoint.solvers.linear import LinearSolution, LinearSolver, OfSolution, Product
 
 __all__ = ["GMRES"]
 
@@ -46,20 +46,24 @@ class GMRES(LinearSolver):
         rtol: float | Float[Tensor, " B"],
         max_products: int | None = None,
         rows: NDArray[np.bool_] | None = None,
+        of_solution: OfSolution | None = None,
     ) -> LinearSolution:
         size = row_norms(b)
         wanted = torch.as_tensor(rtol * size)
         left = 10 * b.shape[1] if max_products is None else max_products
         made, x, rest, length = 0, torch.zeros_like(b), b, size
         residual: NDArray[np.float64] | None = None
+        met = np.zeros(len(b), dtype=np.bool_)
         if rows is None:
             residual, tolerance = _host(torch.stack([size, wanted]))
             going = residual > tolerance
         else:
             going = rows
         while made < left and going.any():
-            cycle = _Cycle(rest, length, wanted, going, min(self.memory, left - made, b.shape[1]))
+            growing = None if of_solution is None else OfSolution(of_solution.rtol, of_solution.point + x)
+            cycle = _Cycle(rest, length, wanted, going, min(self.memory, left - made, b.shape[1]), growing)
             going = cycle.run(product)
+            met |= cycle.met
             made += cycle.used
             x = x + cycle.correction()
             residual = cycle.residual if residual is None else np.where(cycle.rows, cycle.residual, residual)
@@ -71,7 +75,7 @@ class GMRES(LinearSolver):
                 going = going & (residual > cycle.wanted)
         found = size if residual is None else to_device(residual, b.device)
         relative = torch.where(size > 0, found / torch.where(size > 0, size, 1.0), 0.0)
-        return LinearSolution(x, relative, found <= wanted, made)
+        return LinearSolution(x, relative, (found <= wanted) | to_device(met, b.device), made)
 
 
 class _Cycle:
@@ -88,12 +92,18 @@ class _Cycle:
         wanted: Float[Tensor, " B"],
         active: NDArray[np.bool_],
         memory: int,
+        of_solution: OfSolution | None,
     ) -> None:
         count = rest.shape[0]
         self.rows = self.active = active
         self.used = 0
-        self._told_first = torch.stack([length, wanted], dim=1)
+        self.of_solution = of_solution
+        self.point = None if of_solution is None else of_solution.point
+        square = torch.zeros_like(length) if self.point is None else row_norms(self.point).square()
+        self._told_first = torch.stack([length, wanted, square], dim=1)
         self.wanted = self.begun = self.residual = np.zeros(count)
+        self.along = np.zeros((count, memory + 1))  # the point's components along the basis; its square at the end
+        self.met = np.zeros(count, dtype=np.bool_)
         self.exhausted = np.zeros(count, dtype=np.bool_)
         self.place = np.arange(count)
         self.mask = to_device(active, rest.device)
@@ -107,7 +117,7 @@ class _Cycle:
     @property
     def promising(self) -> NDArray[np.bool_]:
         """The rows for another cycle: one that has stagnated would do no better there."""
-        found: NDArray[np.bool_] = self.rows & (self.residual > self.wanted) & (self.residual < self.begun * (1 - 1e-3))
+        found: NDArray[np.bool_] = self.rows & ~self.met & (self.residual < self.begun * (1 - 1e-3))
         return found
 
     def run(self, product: Product) -> NDArray[np.bool_]:
@@ -115,24 +125,39 @@ class _Cycle:
         for j in range(self.triangle.shape[1]):
             vector, along, last, rounding = orthogonalised(self.basis[:, : j + 1], self._image(product))
             self.basis[:, j + 1] = unit(vector, last, self.mask)
-            parts = [along, last.unsqueeze(1), rounding.unsqueeze(1)] + ([] if j else [self._told_first])
+            beside = torch.zeros_like(along[:, :1])
+            if self.point is not None:
+                beside = row_dots(self.basis[:, j : j + 1], self.point)
+            parts = [along, last.unsqueeze(1), rounding.unsqueeze(1), beside] + ([] if j else [self._told_first])
             told = _host(torch.cat(parts, dim=1))
             if j == 0:
-                self.begun, self.wanted = told[:, 3], told[:, 4]
+                self.begun, self.wanted, self.along[:, -1] = told[:, 4], told[:, 5], told[:, 6]
                 self.residual = self.begun.copy()
                 self.rhs[:, 0] = np.where(self.active, self.begun, 0.0)
+            self.along[:, j] = told[:, j + 3]
             with np.errstate(all="ignore"):  # a row that is lost is NaN, and no longer active
                 self._rotate(told[:, : j + 1], told[:, j + 1], told[:, j + 2])
-            self.used += 1
-            took = self.place[self.active[self.place]]
-            self.residual[took] = np.abs(self.rhs[self.active[self.place], j + 1])
-            active = self.active & (self.residual > self.wanted) & ~self.exhausted
+                self.used += 1
+                self._meet()
+            active = self.active & ~self.met & ~self.exhausted
             if not active.any():
                 break
             if (active != self.active).any():
                 self.active = active
                 self._leave_out()
         return self.promising
+
+    def _meet(self) -> None:
+        """Which of the rows that go on are within their tolerance; ``|p + V y|^2 = |p|^2 + 2 y . V^T p + |y|^2``."""
+        going = np.flatnonzero(self.active[self.place])
+        here = self.place[going]
+        self.residual[here] = np.abs(self.rhs[going, self.used])
+        allowed = self.wanted[here]
+        if self.of_solution is not None:
+            y, along = self._coefficients(going), self.along[going]
+            square = along[:, -1] + (y * (y + 2 * along[:, : self.used])).sum(axis=1)
+            allowed = np.maximum(allowed, self.of_solution.rtol * np.sqrt(np.maximum(square, 0.0)))
+        self.met[here] = self.residual[here] <= allowed
 
     def correction(self) -> Float[Tensor, "B D"]:
         """``V y``."""
@@ -165,22 +190,28 @@ class _Cycle:
         self.place = self.place[going]
         self.mask = torch.ones(len(going), dtype=torch.bool, device=device)
         self.basis = self.basis[to_device(going, device)]
-        self.triangle, self.rhs = self.triangle[going], self.rhs[going]
+        self.triangle, self.rhs, self.along = self.triangle[going], self.rhs[going], self.along[going]
+        self.point = None if self.point is None else self.point[to_device(going, device)]
         self.cosines, self.sines = self.cosines[going], self.sines[going]
 
     def _of(self, chosen: NDArray[np.int64]) -> Float[Tensor, "k D"]:
         """``V y`` of some of the rows that are here."""
-        used = self.used
-        solved, triangle = self.rhs[chosen, :used], self.triangle[chosen]
-        for i in reversed(range(used)):
-            pivot = triangle[:, i, i]
-            value = np.where(pivot != 0, solved[:, i] / np.where(pivot != 0, pivot, 1.0), 0.0)
-            solved[:, i] = value
-            solved[:, :i] -= triangle[:, :i, i] * value[:, None]
-        basis = self.basis[:, :used]
+        solved, basis = self._coefficients(chosen), self.basis[:, : self.used]
         if len(chosen) < len(basis):
             basis = basis[to_device(chosen, basis.device)]
         return add_combination(torch.zeros_like(basis[:, 0]), basis, to_device(solved, basis.device).unsqueeze(1))
+
+    def _coefficients(self, chosen: NDArray[np.int64]) -> NDArray[np.float64]:
+        """``y`` of some of the rows that are here."""
+        used = self.used
+        solved, triangle = self.rhs[chosen, :used], self.triangle[chosen, :used, :used]
+        pivots = triangle.diagonal(axis1=1, axis2=2)
+        regular = pivots != 0
+        reciprocal = np.where(regular, 1.0 / np.where(regular, pivots, 1.0), 0.0)
+        for i in reversed(range(used)):
+            solved[:, i] *= reciprocal[:, i]
+            solved[:, :i] -= triangle[:, :i, i] * solved[:, i : i + 1]
+        return solved
 
     def _rotate(self, along: NDArray[np.float64], last: NDArray[np.float64], rounding: NDArray[np.float64]) -> None:
         """The next column of the triangle; rows that are done stay as they are."""

@@ -34,11 +34,12 @@ from fixedpoint.core.termination import Termination
 from fixedpoint.core.transfer import to_device
 from fixedpoint.solvers.bicgstab import BiCGSTAB
 from fixedpoint.solvers.gmres import GMRES
+from fixedpoint.solvers.linear import OfSolution
 
 __all__ = ["Krylov"]
 
 # Of the tolerance: the linear residual is known by a recurrence, the error is judged anew.
-_MARGIN = 0.5
+_MARGIN = 0.9
 # A row's residual is not reduced by more than this at once, in units of rounding: the rest is for the next step.
 _ROUNDINGS = 16.0
 
@@ -71,6 +72,10 @@ class _LinearSteps(StepSolver[Float[Tensor, "B blocks"]]):
     method: Krylov
     termination: Termination
 
+    @property
+    def narrows(self) -> bool:
+        return True
+
     def init(self, f: Evaluator, at: Evaluated) -> Float[Tensor, "B blocks"]:
         return at.error
 
@@ -94,6 +99,13 @@ class _LinearSteps(StepSolver[Float[Tensor, "B blocks"]]):
             return v - f.product(at, v)
 
         linear = GMRES(self.method.memory) if self.method.method == "gmres" else BiCGSTAB()
-        found = linear.solve(product, torch.where(live, at.residual, 0.0), rtol, budget, running)
+        found = linear.solve(product, torch.where(live, at.residual, 0.0), rtol, budget, running, self._of_solution(at))
         f.narrow(running)
         return at.z + found.x, state
+
+    def _of_solution(self, at: Evaluated) -> OfSolution | None:
+        """A tolerance relative to the state is one of the state that is found, which may be larger than the start."""
+        rule = self.termination
+        if rule.relative_to != "state" or rule.norm == "max" or at.error.shape[1] > 1:
+            return None
+        return OfSolution(max(_MARGIN * rule.rtol, _ROUNDINGS * torch.finfo(at.z.dtype).eps), at.z)

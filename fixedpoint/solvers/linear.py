@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fixedpoint.core.options import Options
 
-__all__ = ["LinearSolution", "LinearSolver", "Product"]
+__all__ = ["LinearSolution", "LinearSolver", "OfSolution", "Product"]
 
 Product = Callable[[Tensor, NDArray[np.bool_]], Tensor]
 
@@ -40,6 +40,22 @@ class LinearSolution:
     products: int
 
 
+@dataclass(frozen=True)
+class OfSolution:
+    """A tolerance that grows with what is found: a row is solved, too, where ``||b - A x|| <= rtol ||point + x||``.
+
+    Attributes
+    ----------
+    rtol
+        Relative tolerance.
+    point
+        Shape ``(B, D)``: what ``x`` is a step from.
+    """
+
+    rtol: float
+    point: Float[Tensor, "B D"]
+
+
 class LinearSolver(Options, ABC):
     """A method for linear systems, without a matrix."""
 
@@ -51,6 +67,7 @@ class LinearSolver(Options, ABC):
         rtol: float | Float[Tensor, " B"],
         max_products: int | None = None,
         rows: NDArray[np.bool_] | None = None,
+        of_solution: OfSolution | None = None,
     ) -> LinearSolution:
         """Solve ``A x = b`` from ``x = 0``. The host waits for the device once a product.
 
@@ -68,4 +85,6 @@ class LinearSolver(Options, ABC):
         rows
             Shape ``(B,)``, on the host: the rows to solve, where the host knows them; default: those that ``x = 0``
             does not solve, for which it waits for the device once more.
+        of_solution
+            A second tolerance, either of which is enough.
         """

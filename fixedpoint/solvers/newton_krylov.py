@@ -65,6 +65,10 @@ class NewtonKrylov(StepSolver[NewtonKrylovState]):
 
     provides = frozenset()  # not its decisions: the linear systems cannot be unrolled
 
+    @property
+    def narrows(self) -> bool:
+        return True
+
     def init(self, f: Evaluator, at: Evaluated) -> NewtonKrylovState:
         return NewtonKrylovState(torch.full_like(row_norms(at.z), self.forcing))
 

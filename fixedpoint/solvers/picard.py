@@ -30,6 +30,10 @@ class Picard(StepSolver[None]):
 
     relaxation: float = option(1.0, gt=0.0, le=2.0, help="beta: how far to go towards f(z)")
 
+    @property
+    def narrows(self) -> bool:
+        return True
+
     def init(self, f: Evaluator, at: Evaluated) -> None:
         return None
 

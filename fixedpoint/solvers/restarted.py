@@ -40,6 +40,10 @@ class Restarted(StepSolver[RestartedState]):
         if "chain" in self.solver.needs:
             raise OptionError("Restarted", "solver", f"must not be a solver of chains, got {self.solver!r}")
 
+    @property
+    def narrows(self) -> bool:
+        return self.solver.narrows
+
     def init(self, f: Evaluator, at: Evaluated) -> RestartedState:
         age = torch.zeros(at.z.shape[0], dtype=torch.int64, device=at.z.device)
         return RestartedState(self.solver.init(f, at), age)

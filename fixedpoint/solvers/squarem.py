@@ -82,6 +82,10 @@ class Squarem(StepSolver[SquaremState]):
     )
     growth: float = option(2.0, ge=1.0, help="an extrapolation that makes the residual grow by more is undone")
 
+    @property
+    def narrows(self) -> bool:
+        return True
+
     def init(self, f: Evaluator, at: Evaluated) -> SquaremState:
         cyclic = self.scheme == "cyclic"
         zeros = torch.zeros(at.z.shape[0], dtype=torch.int64, device=at.z.device)

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 import fixedpoint as fp
 from fixedpoint import BiCGSTAB
+from fixedpoint.solvers.linear import LinearSolver, OfSolution
 from fixedpoint.testing import check_solver
 from fixedpoint.testing.problems import affine_contraction
 
@@ -166,3 +167,34 @@ def test_rows_that_the_host_names_are_solved_and_no_others() -> None:
     assert torch.equal(some.x[rows], every.x[rows])
     assert bool((some.x[1] == 0).all())
     assert float(some.residual[1]) == 1.0
+
+
+@pytest.mark.parametrize("solver", [fp.GMRES(), fp.GMRES(memory=10), fp.BiCGSTAB()], ids=str)
+@pytest.mark.parametrize("seed", range(3))
+def test_a_tolerance_of_the_solution_ends_it_as_soon_as_it_holds(solver: LinearSolver, seed: int) -> None:
+    """Solutions far longer than the right-hand side, as those of adjoint equations near the edge of contraction are."""
+    generator = torch.Generator().manual_seed(seed)
+    matrix, b = systems(6, 14, seed=seed, spread=0.3)
+    matrix = matrix - 0.6 * torch.eye(14, dtype=torch.float64) * torch.linspace(0, 1, 6)[:, None, None]
+    point = 3 * torch.randn(6, 14, generator=generator, dtype=torch.float64)
+    product = Product(matrix)
+    growing = OfSolution(1e-3, point)
+
+    def within(x: torch.Tensor) -> torch.Tensor:
+        residual = (b - product(x, np.ones(6, dtype=bool))).norm(dim=1)
+        return residual <= torch.maximum(1e-9 * b.norm(dim=1), 1e-3 * (point + x).norm(dim=1)) * (1 + 1e-6)
+
+    solved = solver.solve(product, b, rtol=1e-9, max_products=200, of_solution=growing)
+    assert bool(solved.converged.all())
+    assert bool(within(solved.x).all())
+    for row in range(6):
+        system = Product(matrix[row : row + 1])
+        alone = solver.solve(
+            system, b[row : row + 1], 1e-9, max_products=200, of_solution=OfSolution(1e-3, point[row : row + 1])
+        )
+        assert torch.equal(alone.x[0], solved.x[row])
+        every = 2 if isinstance(solver, fp.BiCGSTAB) else 1
+        sooner = solver.solve(system, b[row : row + 1], 0.0, max_products=max(alone.products - every, 0))
+        x = torch.zeros_like(b)
+        x[row] = sooner.x[0]
+        assert not bool(within(x)[row]), "an iteration less would have done"

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd import forward_ad
 
-__all__ = ["Map", "forward_products", "products", "recorded", "severed", "tangent_of", "without_tangents"]
+__all__ = ["Map", "forward_products", "products", "recorded", "severed", "tangent_of", "watched", "without_tangents"]
 
 Map = Callable[[Tensor], Tensor]
 
@@ -25,6 +25,22 @@ def recorded(f: Map, value: Float[Tensor, "B D"]) -> tuple[Float[Tensor, "B D"],
         z = severed(value)
         fz = f(z)
     return z, fz if _depends_on_more(fz, z) else fz.detach()
+
+
+def watched(problem: Map, value: Float[Tensor, "B D"]) -> tuple[Float[Tensor, "B D"], Float[Tensor, "B D"]]:
+    """``z``, equal to ``value``, and ``f(z)``, for products with the Jacobian that somebody asks for by themselves.
+
+    Raises
+    ------
+    ValueError
+        Where autograd cannot see that ``f(z)`` depends on ``z``.
+    """
+    with torch.enable_grad():
+        z = severed(value)
+        fz = problem(z)
+    if not fz.requires_grad:
+        raise ValueError("f(z) does not depend on z, or not in a way that autograd can see")
+    return z, fz
 
 
 def severed(z: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:

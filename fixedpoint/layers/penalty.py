@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fixedpoint.core.layout import Rows
 from fixedpoint.core.problem import FunctionProblem
-from fixedpoint.gradients.recorded import severed
+from fixedpoint.gradients.recorded import watched
 
 __all__ = ["jacobian_penalty"]
 
@@ -50,11 +50,8 @@ def jacobian_penalty(
     if vectors < 1:
         raise ValueError(f"vectors must be at least 1, got {vectors}")
     problem = FunctionProblem(f, z, rows)
+    at, value = watched(problem, problem.initial())
     with torch.enable_grad():
-        at = severed(problem.initial())
-        value = problem(at)
-        if not value.requires_grad:
-            raise ValueError("f(z) does not depend on z, or not in a way that autograd can see")
         total = value.new_zeros(())
         for _ in range(vectors):
             signs = torch.randint(0, 2, value.shape, generator=generator) * 2 - 1

@@ -23,7 +23,7 @@ from torch import Tensor
 from fixedpoint.core.layout import Rows
 from fixedpoint.core.problem import FunctionProblem
 from fixedpoint.core.reduce import add_combination, row_norms
-from fixedpoint.gradients.recorded import Map, products, severed
+from fixedpoint.gradients.recorded import Map, products, watched
 from fixedpoint.solvers.arnoldi import orthogonalised, unit
 
 __all__ = ["SpectralRadius", "spectral_radius"]
@@ -82,11 +82,7 @@ def spectral_radius(
         if given < 1:
             raise ValueError(f"{name} must be at least 1, got {given}")
     problem = FunctionProblem(f, z, rows)
-    with torch.enable_grad():
-        at = severed(problem.initial())
-        value = problem(at)
-    if not value.requires_grad:
-        raise ValueError("f(z) does not depend on z, or not in a way that autograd can see")
+    at, value = watched(problem, problem.initial())
     generator = torch.Generator().manual_seed(seed)
     start = torch.randn(at.shape, generator=generator, dtype=torch.float64).to(at)
     made, memory = 0, min(memory, at.shape[1])

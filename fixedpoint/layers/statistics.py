@@ -83,7 +83,7 @@ class Statistics:
 
     def reset(self) -> None:
         """Begin anew."""
-        self.__init__()  # type: ignore[misc]  # a dataclass's fields at their defaults
+        vars(self).update(vars(Statistics()))
 
     def collect(self) -> None:
         """Count the backward passes that have run since."""

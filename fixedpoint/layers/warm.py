@@ -79,6 +79,10 @@ class WarmStart(nn.Module):
             )
         if state.shape[1] != size:
             raise ValueError(f"a state has {state.shape[1]} unknowns, and WarmStart room for {size}")
+        if samples.device.type == "cpu":  # elsewhere the host would wait to know, and the device refuses by itself
+            least, most = int(samples.min()), int(samples.max())
+            if least < 0 or most >= len(self.states):
+                raise ValueError(f"samples must be 0 to {len(self.states) - 1}, got {least if least < 0 else most}")
         return samples.to(self.states.device, torch.int64)
 
     def extra_repr(self) -> str:

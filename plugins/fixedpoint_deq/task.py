@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fixedpoint.core.loop import Progress
 from fixedpoint.core.options import OptionError, option
 from fixedpoint.core.solution import Solution
 from fixedpoint.core.termination import Termination
@@ -56,7 +58,7 @@ class DigitsDEQ(Task):
         layer = training.model.body
         assert isinstance(layer, EquilibriumLayer)
         saved = bytes_saved(lambda: training.loss(torch.arange(self.batch)))
-        epochs = [training.run_epoch() for _ in range(self.epochs)]
+        epochs = [training.run_epoch(_telling(training, layer, context)) for _ in range(self.epochs)]
         solution, radius = _tried(training)
         solves = [epoch.solves["training"] for epoch in epochs]
         return Result(
@@ -93,10 +95,29 @@ class DigitsDEQ(Task):
             jacobian=self.jacobian,
             seed=context.seed,
         )
-        return Training(Classifier(layer, self.channels), digits(self.split), recipe)
+        setting = {
+            "solver": repr(context.solver),
+            "gradient": repr(context.gradient),
+            "termination": repr(context.termination),
+            "task": repr(self),
+        }
+        return Training(Classifier(layer, self.channels), digits(self.split), recipe, setting)
 
     def _warm_start(self) -> WarmStart:
         return WarmStart(len(digits(self.split).images), self.channels * 64, persistent=True)
+
+
+def _telling(training: Training, layer: EquilibriumLayer, context: Context) -> Callable[[int, float], None] | None:
+    """Tells a progress display of every step: the rounds of this epoch so far, and the largest error of its solves."""
+    tell = context.on_round
+    if tell is None:
+        return None
+
+    def on_step(_step: int, _loss: float) -> None:
+        solves = layer.statistics["training"]
+        tell(Progress(round=solves.rounds, running=training.recipe.batch, relative_error=solves.error))
+
+    return on_step
 
 
 def bytes_saved(compute: Any) -> int:

@@ -68,7 +68,7 @@ class Epoch:
     number
         From 1.
     loss
-        Mean cross entropy of its steps.
+        Mean loss of its steps: the cross entropy, and the penalty where there is one.
     accuracy
         Of held-out images, 0 to 1; NaN where none were classified.
     seconds
@@ -103,10 +103,15 @@ class Training:
         What it learns, and what it is tried on.
     recipe
         How.
+    setting
+        Whatever else makes it what it is, by name: the solver, say. A checkpoint of another setting is refused.
     """
 
-    def __init__(self, model: Classifier, data: Split, recipe: Recipe) -> None:
+    def __init__(
+        self, model: Classifier, data: Split, recipe: Recipe, setting: Mapping[str, str] | None = None
+    ) -> None:
         self.model, self.data, self.recipe = model, data, recipe
+        self.setting = {name: str(value) for name, value in dataclasses.asdict(recipe).items()} | dict(setting or {})
         self.steps = len(data.images) // recipe.batch
         if not self.steps:
             raise ValueError(f"a batch of {recipe.batch} is more than the {len(data.images)} images to train on")
@@ -146,7 +151,7 @@ class Training:
         return Epoch(self.done, sum(losses) / len(losses), accuracy, seconds, solves)
 
     def step(self, chosen: Tensor) -> float:
-        """One step of the optimiser on some of the images; its cross entropy."""
+        """One step of the optimiser on some of the images; its loss."""
         loss = self.loss(chosen)
         self.optimiser.zero_grad()
         loss.backward()
@@ -194,7 +199,7 @@ class Training:
         tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
         for index, state in self.optimiser.state_dict()["state"].items():
             tensors |= {f"optimiser.{index}.{name}": value for name, value in state.items()}
-        metadata = {"epochs": str(self.done), "recipe": json.dumps(dataclasses.asdict(self.recipe))}
+        metadata = {"epochs": str(self.done), "setting": json.dumps(self.setting)}
         partial = path.with_suffix(".partial")
         save_file({name: value.detach().contiguous() for name, value in tensors.items()}, partial, metadata)
         os.replace(partial, path)
@@ -205,7 +210,7 @@ class Training:
         Raises
         ------
         ValueError
-            For a file that is no checkpoint, or that of another recipe or model.
+            For a file that is no checkpoint, or that of another recipe, setting or model.
         """
         from safetensors import SafetensorError, safe_open
 
@@ -215,9 +220,11 @@ class Training:
                 tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 -- not a dict
         except SafetensorError as error:
             raise ValueError(f"{path} is no checkpoint, or a damaged one: {error}") from None
-        recipe = json.loads(metadata.get("recipe", "null"))
-        if recipe != dataclasses.asdict(self.recipe):
-            raise ValueError(f"{path} belongs to another recipe, {recipe}; this one is {self.recipe}")
+        theirs = json.loads(metadata.get("setting", "{}"))
+        for name in sorted(theirs.keys() | self.setting.keys()):
+            one, other = theirs.get(name), self.setting.get(name)
+            if one != other:
+                raise ValueError(f"{path} belongs to another training: {name} is {one} there, and {other} here")
         try:
             self.model.load_state_dict(_part(tensors, "model."))
         except RuntimeError as error:

@@ -59,7 +59,10 @@ def main(
     stop_after: Annotated[int, typer.Option(help="Stop with a checkpoint after so many epochs in all.")] = 2**31,
 ) -> None:
     """Train, going on from OUT/checkpoint.safetensors if it is there."""
-    training = begin(epochs, split, seed, solver, gradient, rtol, warm_start, dropout)
+    try:
+        training = begin(epochs, split, seed, solver, gradient, rtol, warm_start, dropout)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
     out.mkdir(parents=True, exist_ok=True)
     checkpoint = out / "checkpoint.safetensors"
     console = Console()

@@ -60,6 +60,15 @@ def test_it_learns_and_says_what_it_took() -> None:
     assert (np.diff(result.epochs["loss"]) < 0).all()
 
 
+def test_a_display_is_told_of_every_step() -> None:
+    told: list[Any] = []
+    result = SMALL.run(replace(context(), on_round=told.append))
+    assert len(told) == 1437 // 128
+    assert told[-1].round == result.rounds
+    assert [each.round for each in told] == sorted({each.round for each in told})
+    assert all(0 < each.relative_error < 10 for each in told)
+
+
 def test_seeds_differ_and_repeat() -> None:
     first, again, other = run(SMALL), run(SMALL), run(SMALL, seed=1)
     for name in ("accuracy", "loss", "rounds_a_step", "saved_mb"):
@@ -129,10 +138,16 @@ def test_bad_input_is_a_sentence(act: Any, sentence: str) -> None:
 def test_another_checkpoint_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "checkpoint.safetensors"
     replace(SMALL, epochs=2).training(context()).save(path)
-    with pytest.raises(ValueError, match="belongs to another recipe"):
+    with pytest.raises(ValueError, match="belongs to another training: epochs is 2 there, and 1 here"):
         SMALL.training(context()).restore(path)
+    with pytest.raises(ValueError, match=r"another training: solver is Anderson\(.*\) there, and Broyden\(.*\) here"):
+        replace(SMALL, epochs=2).training(context("broyden")).restore(path)
+    with pytest.raises(ValueError, match=r"another training: task is .*split=0.* there, and .*split=1.* here"):
+        replace(SMALL, epochs=2, split=1).training(context()).restore(path)
+    training = replace(SMALL, epochs=2).training(context())
+    training.model = Classifier(Repeated(Cell(4), 2), 4)
     with pytest.raises(ValueError, match="belongs to another model"):
-        replace(SMALL, epochs=2, channels=4).training(context()).restore(path)
+        training.restore(path)
     path.write_bytes(b"nothing at all")
     with pytest.raises(ValueError, match="is no checkpoint, or a damaged one"):
         SMALL.training(context()).restore(path)

@@ -217,6 +217,14 @@ def test_rows_that_were_cut_short_are_gone_on_with_and_lost_ones_begin_anew() ->
             lambda: EquilibriumLayer(TanhCell(), warm_start=WarmStart(3, 6))(X, samples=torch.ones(3)),
             "samples must be 3 integers, one a row, got torch.float32",
         ),
+        (
+            lambda: EquilibriumLayer(TanhCell(), warm_start=WarmStart(3, 6))(X, samples=torch.tensor([0, 1, 3])),
+            "samples must be 0 to 2, got 3",
+        ),
+        (
+            lambda: EquilibriumLayer(TanhCell(), warm_start=WarmStart(3, 6))(X, samples=torch.tensor([0, -1, 2])),
+            "samples must be 0 to 2, got -1",
+        ),
         (lambda: WarmStart(0, 5), "samples must be an integer of at least 1, got 0"),
     ],
 )

@@ -52,6 +52,7 @@ class Parareal(Solver):
     coarse_steps: int = option(1, ge=1, help="jumps of the coarse sweep in every block, at most its steps")
 
     needs = frozenset({"chain", "coarse"})
+    provides = frozenset({"trajectory"})
 
     @property
     def known_faults(self) -> dict[str, str]:

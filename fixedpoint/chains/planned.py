@@ -62,6 +62,7 @@ class PlannedChainSolver(Solver):
     history_limit: float = option(1.0, gt=0.0, help="memory the states in a window may take, with history, in GiB")
 
     needs = frozenset({"chain"})
+    provides = frozenset({"trajectory"})
 
     @property
     def known_faults(self) -> dict[str, str]:

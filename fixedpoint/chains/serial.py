@@ -35,6 +35,7 @@ class Serial(Solver):
     """
 
     needs = frozenset({"chain"})
+    provides = frozenset({"trajectory"})
 
     def solve(
         self,

@@ -83,6 +83,7 @@ class ChainSolver(Solver):
     )
 
     needs = frozenset({"chain"})
+    provides = frozenset({"trajectory"})
 
     def check(self) -> None:
         name = type(self).__name__

@@ -30,7 +30,7 @@ from fixedpoint.core.transfer import to_device
 from fixedpoint.gradients.recorded import Map, without_tangents
 from fixedpoint.gradients.report import AdjointReport, AdjointWarning
 
-__all__ = ["AdjointProblem", "OnFailure", "scaled_rows", "solve_adjoint", "tell_failure"]
+__all__ = ["AdjointProblem", "OnFailure", "failed_rows", "scaled_rows", "solve_adjoint", "tell_failure"]
 
 OnFailure = Literal["warn", "raise", "one-step"]
 
@@ -140,7 +140,7 @@ def solve_adjoint(
             problem = NarrowingAdjoint(linear, unit, record)
         evaluator = Evaluator(problem, norm=termination.norm)
         solution = solver.solve(evaluator, problem.initial(), termination)
-        failed = _failed(solution)
+        failed = failed_rows(solution)
         answer = solution.state
         if on_failure == "one-step":
             answer = torch.where(to_device(failed, g.device).unsqueeze(1), unit, answer)
@@ -180,7 +180,7 @@ def tell_failure(failed: NDArray[np.bool_], report: AdjointReport, on_failure: O
     warnings.warn(AdjointWarning(f"{sentence}\n{given}"), stacklevel=3)
 
 
-def _failed(solution: Solution) -> NDArray[np.bool_]:
+def failed_rows(solution: Solution) -> NDArray[np.bool_]:
     """The rows that did not converge; where all that is left is rounding of the dtype, nothing has failed."""
     floor = at_rounding_floor(solution.error, solution.scale, torch.finfo(solution.layout.dtype).eps)
     failed: NDArray[np.bool_] = ~solution.converged & ~floor.cpu().numpy()

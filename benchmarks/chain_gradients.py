@@ -1,0 +1,102 @@
+"""The gradient of a sample's squared error to an image by its noise: rounds of the adjoint chain, and what it costs.
+
+    python benchmarks/chain_gradients.py [--steps 50 100] [--batch 4]
+
+The bundled model, DDIM with eta 0, float32; targets are test images. Against backpropagation through the chain step by
+step: relative errors of the worst image after every round of vector-Jacobian products, by preconditioner and
+accelerator, and of the one phantom step of the authors of the joint map (Pokle, Geng & Kolter 2022), which contains no
+Jacobian of the network.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+import torch
+from torch import Tensor
+
+import fixedpoint
+from fixedpoint.chains.adjoint import AdjointChain
+from fixedpoint.chains.chain import ChainProblem
+from fixedpoint.chains.preconditioner import Coefficient, Gaussian, Identity
+from fixedpoint.chains.secant import BlockSecant
+from fixedpoint_diffusion import ddim_problem
+from fixedpoint_diffusion.fashion_mnist.images import held_out_images
+from fixedpoint_diffusion.models import FashionMNISTModel
+from fixedpoint_diffusion.noise import draw_noise, row_seeds
+
+WAYS = {
+    "identity": fixedpoint.ChainSolver(preconditioner=Identity()),
+    "identity, triangular Anderson(3)": fixedpoint.ChainSolver(accelerator=fixedpoint.Anderson(memory=3)),
+    "identity, block secant": fixedpoint.ChainSolver(accelerator=BlockSecant()),
+    "Gaussian slopes": fixedpoint.ChainSolver(preconditioner=Gaussian()),
+    "Gaussian slopes, triangular Anderson(3)": fixedpoint.ChainSolver(
+        preconditioner=Gaussian(), accelerator=fixedpoint.Anderson(memory=3)
+    ),
+    "coefficients (the joint map)": fixedpoint.ChainSolver(preconditioner=Coefficient()),
+}
+LEVELS = (1e-1, 1e-2, 1e-3, 1e-4)
+
+
+def main() -> None:
+    """Print a table for every number of steps."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, nargs="+", default=[50, 100])
+    parser.add_argument("--batch", type=int, default=4)
+    asked = parser.parse_args()
+    for steps in asked.steps:
+        problem, target = posed(steps, asked.batch)
+        trajectory, exact = serial_gradient(problem, target)
+        print(f"\nN = {steps}, {asked.batch} images\n")
+        print("| adjoint chain by | " + " | ".join(f"rounds to {level:g}" for level in LEVELS) + " |")
+        print("|:--|" + "--:|" * len(LEVELS))
+        for name, solver in WAYS.items():
+            errors = errors_by_round(problem, trajectory, target, exact, solver)
+            reached = [next((n for n, e in enumerate(errors, 1) if e <= level), None) for level in LEVELS]
+            print(f"| {name} | " + " | ".join("-" if each is None else str(each) for each in reached) + " |")
+        phantom = 2 * (trajectory[:, -1] - target) / problem.chain.schedule.alphas_cumprod[int(problem.chain.steps.timestep[0])].sqrt().float()
+        cosine = torch.nn.functional.cosine_similarity(phantom.flatten(1), exact.flatten(1))
+        size = phantom.flatten(1).norm(dim=1) / exact.flatten(1).norm(dim=1)
+        print(f"\none phantom step, tau 1: cosine {float(cosine.min()):.2f} to {float(cosine.max()):.2f}, {float(size.min()):.0f} to {float(size.max()):.0f} times as long")
+
+
+def posed(steps: int, batch: int) -> tuple[ChainProblem, Tensor]:
+    """A chain of the bundled model from drawn noise, and images to compare its samples with."""
+    model = FashionMNISTModel()
+    schedule = model.own_schedule
+    assert schedule is not None
+    x_T, _ = draw_noise(row_seeds(0, batch), model.event_shape, 0)
+    problem = ddim_problem(model.denoiser(schedule, batch, "cpu"), schedule, x_T, num_inference_steps=steps)
+    images, _ = held_out_images()
+    return problem, images[:batch]
+
+
+def serial_gradient(problem: ChainProblem, target: Tensor) -> tuple[Tensor, Tensor]:
+    """All states, and the gradient by backpropagation through the steps one after another."""
+    x = problem.x0.clone().requires_grad_()
+    rows, state, states = torch.arange(len(x)), x, []
+    for i in range(problem.length):
+        state = problem.chain.step(state, torch.full_like(rows, i), rows)
+        states.append(state)
+    (gradient,) = torch.autograd.grad((state - target).square().sum(), x)
+    return torch.stack([each.detach() for each in states], dim=1), gradient
+
+
+def errors_by_round(
+    problem: ChainProblem, trajectory: Tensor, target: Tensor, exact: Tensor, solver: fixedpoint.ChainSolver
+) -> list[float]:
+    """Relative error of the worst image's gradient after every round."""
+    errors: list[float] = []
+
+    def note(progress: fixedpoint.core.loop.Progress) -> None:
+        found = progress.latest.view(exact.shape)
+        errors.append(float(((found - exact).flatten(1).norm(dim=1) / exact.flatten(1).norm(dim=1)).max()))
+
+    chain = AdjointChain(problem, trajectory, None)
+    joint = ChainProblem(chain, 2 * (trajectory[:, -1] - target), max_batch=problem.max_batch)
+    fixedpoint.solve(joint, solver=solver, rtol=1e-6, max_rounds=30, on_round=note)
+    return errors
+
+
+if __name__ == "__main__":
+    main()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
@@ -17,6 +18,9 @@ __all__ = ["CellProblem"]
 
 class CellProblem(FunctionProblem):
     """``z = cell(z, *inputs)``, row by row.
+
+    Under automatic mixed precision the cell may answer in the dtype that autocast computes in; its value is taken back
+    to that of the state.
 
     Parameters
     ----------
@@ -39,7 +43,14 @@ class CellProblem(FunctionProblem):
     def value(self, z: Any) -> Any:
         """The cell's value."""
         with self.held:
-            return self.cell(z, *self.inputs)
+            value = self.cell(z, *self.inputs)
+        device = self.layout.device.type
+        if not torch.is_autocast_enabled(device):
+            return value
+        made = torch.get_autocast_dtype(device), torch.float32  # an operation's result is one or the other
+        return tree_map(
+            lambda leaf: leaf.to(self.layout.dtype) if isinstance(leaf, Tensor) and leaf.dtype in made else leaf, value
+        )
 
     def take(self, rows: Int[Tensor, " k"]) -> CellProblem:
         """The problem of some of the rows.

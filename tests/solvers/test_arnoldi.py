@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from fixedpoint.core.reduce import add_combination, row_dots
 from fixedpoint.solvers.arnoldi import orthogonalised, unit
 
 
@@ -43,3 +44,23 @@ def test_what_is_rounding_is_nothing() -> None:
     extension = orthogonalised(basis, torch.tensor([[1.0, 2.0, 3.0]], dtype=torch.float64))
     assert extension.along.tolist() == [[1.0, 2.0, 3.0]]
     assert extension.left.tolist() == [0.0]
+
+
+@pytest.mark.parametrize(("share", "passes"), [(0.05, 2), (0.65, 2), (0.75, 1), (0.95, 1)])
+def test_what_has_much_left_is_done_once(share: float, passes: int) -> None:
+    """Of a unit vector ``share`` is left; the components are those of so many passes of Gram-Schmidt, bit for bit."""
+    generator = torch.Generator().manual_seed(1)
+    basis, _ = torch.linalg.qr(torch.randn(1, 50, 6, generator=generator, dtype=torch.float64))
+    basis = basis.mT.contiguous()
+    outside = torch.randn(1, 50, generator=generator, dtype=torch.float64)
+    outside = outside - ((basis @ outside.unsqueeze(2)) * basis).sum(1)
+    within = torch.randn(1, 6, 1, generator=generator, dtype=torch.float64)
+    vector = share * outside / outside.norm() + (1 - share**2) ** 0.5 * (basis * within).sum(1) / within.norm()
+    extension = orthogonalised(basis, vector)
+    assert float(extension.left) == pytest.approx(share, rel=1e-12)
+    along, rest = torch.zeros(1, 6, dtype=torch.float64), vector
+    for _ in range(passes):
+        part = row_dots(basis, rest)
+        along, rest = along + part, add_combination(rest, basis, -part.unsqueeze(1))
+    assert torch.equal(extension.along, along)
+    assert torch.equal(extension.vector, rest)

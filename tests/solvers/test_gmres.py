@@ -146,3 +146,20 @@ def test_rows_that_the_host_names_are_solved_and_no_others() -> None:
     assert torch.equal(some.x[rows], every.x[rows])
     assert bool((some.x[1] == 0).all())
     assert float(some.residual[1]) == 1.0
+
+
+@pytest.mark.parametrize("late", [(0, 1, 2), (3, 4, 5), (0, 2, 5), (4,), (0, 1, 2, 3, 4)])
+def test_rows_go_on_as_if_alone_once_others_are_done(late: tuple[int, ...]) -> None:
+    """Three of six rows go on among themselves, one does, or five do; the others are done after a product."""
+    matrix, b = systems(6, 15, seed=9, spread=0.5)
+    for row in set(range(6)) - set(late):
+        matrix[row] = 2 * torch.eye(15, dtype=torch.float64)
+    product = Product(matrix)
+    whole = GMRES(memory=20).solve(product, b, rtol=1e-9, max_products=60)
+    assert whole.converged.all()
+    for row in range(6):
+        alone = Product(matrix[row : row + 1])
+        part = GMRES(memory=20).solve(alone, b[row : row + 1], rtol=1e-9, max_products=60)
+        assert torch.equal(part.x[0], whole.x[row])
+        assert alone.rows[0] == product.rows[row]
+        assert (alone.rows[0] == 1) == (row not in late)

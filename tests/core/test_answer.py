@@ -1,0 +1,51 @@
+"""What is returned is what was judged: a row that has converged ends at the point that met the tolerance."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from fixedpoint import solve
+
+RTOL = 0.1
+
+
+def growing(rates: torch.Tensor):
+    """``z + a (1 + z / 100)``: its error grows; relative to the state, it falls."""
+    return lambda z: z + rates * (1 + z / 100)
+
+
+def met_by_hand(rate: float, z: float) -> tuple[int, float]:
+    """The round in which plain iteration from ``z`` meets the tolerance, and the point it is at."""
+    for rounds in range(1, 100):
+        value = z + rate * (1 + z / 100)
+        if abs(value - z) <= RTOL * abs(value):
+            return rounds, z
+        z = value
+    raise AssertionError("the tolerance is not met")
+
+
+@pytest.mark.parametrize("rows", [[(0.1, 0.0)], [(0.1, 0.0), (0.1, 0.0)], [(0.1, 0.5), (2.0, 3.0), (0.01, 0.0)]])
+def test_a_row_ends_where_it_converged_though_an_earlier_point_had_a_smaller_error(
+    rows: list[tuple[float, float]],
+) -> None:
+    """Alone, all at once, and while others go on."""
+    rates, start = (torch.tensor(each, dtype=torch.float64).unsqueeze(1) for each in zip(*rows, strict=True))
+    solution = solve(growing(rates), start, solver="picard", rtol=RTOL)
+    assert solution.converged.all()
+    assert (solution.relative_error <= RTOL).all()
+    for row, (rate, first) in enumerate(rows):
+        rounds, z = met_by_hand(rate, first)
+        assert z > first + rate
+        assert solution.rounds[row] == rounds
+        assert float(solution.z[row]) == pytest.approx(z, rel=1e-12)
+        assert float(solution.error[row]) == pytest.approx(rate * (1 + z / 100), rel=1e-12)
+    assert len(set(solution.rounds.tolist())) == len(set(rows))
+
+
+def test_a_row_cut_short_ends_at_its_best_point() -> None:
+    """Where no point met the tolerance it is that of smallest error: the start, from which the error grows."""
+    rates = torch.tensor([[0.1], [0.5]], dtype=torch.float64)
+    solution = solve(growing(rates), torch.zeros_like(rates), solver="picard", rtol=1e-6, max_rounds=7)
+    assert [status.label for status in solution.status] == ["max_rounds"] * 2
+    assert bool((solution.z == 0).all())

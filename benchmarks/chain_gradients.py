@@ -1,16 +1,23 @@
 """The gradient of a sample's squared error to an image by its noise: rounds of the adjoint chain, and what it costs.
 
     python benchmarks/chain_gradients.py [--steps 50 100] [--batch 4]
+    python benchmarks/chain_gradients.py --memory [--steps 50 200 1000]
 
 The bundled model, DDIM with eta 0, float32; targets are test images. Against backpropagation through the chain step by
 step: relative errors of the worst image after every round of vector-Jacobian products, by preconditioner and
 accelerator, and of the one phantom step of the authors of the joint map (Pokle, Geng & Kolter 2022), which contains no
-Jacobian of the network.
+Jacobian of the network. With ``--memory``: the largest resident size of a process that makes one gradient, beyond that
+before the chain, by the adjoint chain and by backpropagation through the steps one after another, and its seconds.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import resource
+import subprocess
+import sys
+import time
 
 import torch
 from torch import Tensor
@@ -18,9 +25,11 @@ from torch import Tensor
 import fixedpoint
 from fixedpoint.chains.adjoint import AdjointChain
 from fixedpoint.chains.chain import ChainProblem
+from fixedpoint.chains.gradient import ChainAdjoint
 from fixedpoint.chains.preconditioner import Coefficient, Gaussian, Identity
 from fixedpoint.chains.secant import BlockSecant
-from fixedpoint_diffusion import ddim_problem
+from fixedpoint.core.loop import Progress
+from fixedpoint_diffusion import DDIMChain, ddim_problem
 from fixedpoint_diffusion.fashion_mnist.images import held_out_images
 from fixedpoint_diffusion.models import FashionMNISTModel
 from fixedpoint_diffusion.noise import draw_noise, row_seeds
@@ -35,29 +44,81 @@ WAYS = {
     ),
     "coefficients (the joint map)": fixedpoint.ChainSolver(preconditioner=Coefficient()),
 }
+TOLERANCE = fixedpoint.Termination(rtol=1e-3)
 LEVELS = (1e-1, 1e-2, 1e-3, 1e-4)
 
 
 def main() -> None:
-    """Print a table for every number of steps."""
+    """Print a table for every number of steps, or one of memory."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, nargs="+", default=[50, 100])
+    parser.add_argument("--steps", type=int, nargs="+")
     parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--memory", action="store_true")
+    parser.add_argument("--child", choices=("adjoint", "serial"), help=argparse.SUPPRESS)
     asked = parser.parse_args()
-    for steps in asked.steps:
-        problem, target = posed(steps, asked.batch)
-        trajectory, exact = serial_gradient(problem, target)
-        print(f"\nN = {steps}, {asked.batch} images\n")
-        print("| adjoint chain by | " + " | ".join(f"rounds to {level:g}" for level in LEVELS) + " |")
-        print("|:--|" + "--:|" * len(LEVELS))
-        for name, solver in WAYS.items():
-            errors = errors_by_round(problem, trajectory, target, exact, solver)
-            reached = [next((n for n, e in enumerate(errors, 1) if e <= level), None) for level in LEVELS]
-            print(f"| {name} | " + " | ".join("-" if each is None else str(each) for each in reached) + " |")
-        phantom = 2 * (trajectory[:, -1] - target) / problem.chain.schedule.alphas_cumprod[int(problem.chain.steps.timestep[0])].sqrt().float()
-        cosine = torch.nn.functional.cosine_similarity(phantom.flatten(1), exact.flatten(1))
-        size = phantom.flatten(1).norm(dim=1) / exact.flatten(1).norm(dim=1)
-        print(f"\none phantom step, tau 1: cosine {float(cosine.min()):.2f} to {float(cosine.max()):.2f}, {float(size.min()):.0f} to {float(size.max()):.0f} times as long")
+    if asked.child:
+        print(json.dumps(measured(asked.child, asked.steps[0], asked.batch)))
+    elif asked.memory:
+        memory(asked.steps or [50, 200, 1000], asked.batch)
+    else:
+        for steps in asked.steps or [50, 100]:
+            rounds(steps, asked.batch)
+
+
+def rounds(steps: int, batch: int) -> None:
+    """Rounds to a relative error."""
+    problem, target = posed(steps, batch)
+    trajectory, exact = serial_gradient(problem, target)
+    print(f"\nN = {steps}, {batch} images\n")
+    print("| adjoint chain by | " + " | ".join(f"rounds to {level:g}" for level in LEVELS) + " |")
+    print("|:--|" + "--:|" * len(LEVELS))
+    for name, solver in WAYS.items():
+        errors = errors_by_round(problem, trajectory, target, exact, solver)
+        reached = [next((n for n, e in enumerate(errors, 1) if e <= level), None) for level in LEVELS]
+        print(f"| {name} | " + " | ".join("-" if each is None else str(each) for each in reached) + " |")
+    chain = problem.chain
+    assert isinstance(chain, DDIMChain)
+    phantom = 2 * (trajectory[:, -1] - target) / chain.steps.signal[0].sqrt().float()
+    cosine = torch.nn.functional.cosine_similarity(phantom.flatten(1), exact.flatten(1))
+    size = phantom.flatten(1).norm(dim=1) / exact.flatten(1).norm(dim=1)
+    error = (0.1 * phantom - exact).flatten(1).norm(dim=1) / exact.flatten(1).norm(dim=1)
+    print(
+        f"\none phantom step: cosine {float(cosine.min()):.2f} to {float(cosine.max()):.2f}, with tau = 1 "
+        f"{float(size.min()):.0f} to {float(size.max()):.0f} times as long, with tau = 0.1 a relative error of "
+        f"{float(error.min()):.1f} to {float(error.max()):.1f}"
+    )
+
+
+def memory(lengths: list[int], batch: int) -> None:
+    """Resident sizes and seconds of fresh processes."""
+    print("| N | adjoint chain: MiB | seconds | serial backpropagation: MiB | seconds |")
+    print("|--:|--:|--:|--:|--:|")
+    for steps in lengths:
+        cells = []
+        for way in ("adjoint", "serial"):
+            command = [sys.executable, __file__, "--child", way, "--steps", str(steps), "--batch", str(batch)]
+            told = subprocess.run(command, capture_output=True, text=True)
+            size, seconds = json.loads(told.stdout.splitlines()[-1]) if not told.returncode else (None, None)
+            cells += ["-", "-"] if size is None else [f"{size:.0f}", f"{seconds:.0f}"]
+        print(f"| {steps} | " + " | ".join(cells) + " |", flush=True)
+
+
+def measured(way: str, steps: int, batch: int) -> tuple[float, float]:
+    """Resident MiB beyond what there was before the chain, and the seconds of sample and gradient."""
+    problem, target = posed(steps, batch)
+    x_T = problem.x0.clone().requires_grad_()
+    problem.pairs(x_T[:1].detach(), torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64))
+    before, began = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
+    if way == "serial":
+        serial_gradient(problem, target)
+    else:
+        problem = ChainProblem(problem.chain, x_T, max_batch=problem.max_batch)
+        solution = fixedpoint.solve(
+            problem, solver=fixedpoint.ChainSolver(), gradient=ChainAdjoint(termination=TOLERANCE), rtol=1e-3
+        )
+        (solution.z[:, -1] - target).square().sum().backward()
+    seconds = time.perf_counter() - began
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**10, seconds
 
 
 def posed(steps: int, batch: int) -> tuple[ChainProblem, Tensor]:
@@ -88,7 +149,8 @@ def errors_by_round(
     """Relative error of the worst image's gradient after every round."""
     errors: list[float] = []
 
-    def note(progress: fixedpoint.core.loop.Progress) -> None:
+    def note(progress: Progress) -> None:
+        assert progress.latest is not None
         found = progress.latest.view(exact.shape)
         errors.append(float(((found - exact).flatten(1).norm(dim=1) / exact.flatten(1).norm(dim=1)).max()))
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from fixedpoint.chains.chain import Chain as Chain
     from fixedpoint.chains.chain import ChainProblem as ChainProblem
     from fixedpoint.chains.deq_ddim import DEQDDIM as DEQDDIM
+    from fixedpoint.chains.gradient import ChainAdjoint as ChainAdjoint
     from fixedpoint.chains.parareal import Parareal as Parareal
     from fixedpoint.chains.serial import Serial as Serial
     from fixedpoint.chains.solver import ChainSolver as ChainSolver
@@ -73,6 +74,7 @@ _EXPORTS = {
     "Anderson": "fixedpoint.solvers.anderson",
     "Broyden": "fixedpoint.solvers.broyden",
     "Chain": "fixedpoint.chains.chain",
+    "ChainAdjoint": "fixedpoint.chains.gradient",
     "ChainProblem": "fixedpoint.chains.chain",
     "ChainSolver": "fixedpoint.chains.solver",
     "Parareal": "fixedpoint.chains.parareal",

@@ -43,14 +43,16 @@ def watched(problem: Map, value: Float[Tensor, "B D"]) -> tuple[Float[Tensor, "B
     return z, fz
 
 
-def severed(z: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
+def severed(z: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     """``z`` for autograd to record operations on, which no cotangent leaves."""
     with torch.enable_grad():
         cut: Tensor = _Severed.apply(z.detach().requires_grad_())  # type: ignore[no-untyped-call]  # as torch leaves it
     return cut
 
 
-def products(fz: Float[Tensor, "B D"], z: Float[Tensor, "B D"], v: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
+def products(
+    fz: Float[Tensor, "*shape"], z: Float[Tensor, "*shape"], v: Float[Tensor, "*shape"]
+) -> Float[Tensor, "*shape"]:
     """``J^T v``, a vector-Jacobian product of a recorded evaluation; zero where ``fz`` does not depend on ``z``."""
     (product,) = torch.autograd.grad(fz, z, v, retain_graph=True, allow_unused=True, materialize_grads=True)
     return product

@@ -154,6 +154,12 @@ def fixedpoint_gradients() -> list[Component]:
             ("Griewank & Walther 2000", "Chen et al. 2016"),
         ),
         Component(
+            "chain-adjoint",
+            "fixedpoint.chains.gradient:ChainAdjoint",
+            "the exact gradient of a chain, by its adjoint chain in parallel rounds",
+            ("Pontryagin et al. 1962",),
+        ),
+        Component(
             "unrolled",
             "fixedpoint.gradients.unrolled:Unrolled",
             "backpropagation through the iterations",

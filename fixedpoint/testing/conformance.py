@@ -16,6 +16,7 @@ from fixedpoint.testing.bench import Bench, CheckFailedError, NotApplicableError
 from fixedpoint.testing.chain_bench import ChainBench, SerialBench
 from fixedpoint.testing.checks import CHECKS, Check
 from fixedpoint.testing.gradients.bench import GradientBench
+from fixedpoint.testing.gradients.chain_bench import ChainGradientBench
 from fixedpoint.testing.gradients.checks import GRADIENT_CHECKS
 from fixedpoint.testing.plain_bench import PlainBench
 
@@ -160,7 +161,7 @@ def check_gradient(
     method = None if solver is None else registry.create("solver", solver)
     if not isinstance(method, Solver | None):
         raise TypeError(f"solver must be a name, a mapping or a Solver, got {method!r}")
-    bench = GradientBench(built, method)
+    bench = (ChainGradientBench if "trajectory" in built.needs else GradientBench)(built, method)
     lacking = built.needs - bench.solver.provides
     if lacking:
         raise ValueError(f"{built!r} needs {', '.join(sorted(lacking))}, which {bench.solver!r} does not provide")

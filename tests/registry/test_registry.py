@@ -61,7 +61,7 @@ def test_the_librarys_own_components_are_there_and_load(registry):
         "squarem",
     }
     assert set(registry.components("gradient")) == {
-        *("checkpointed-unrolled", "implicit", "neumann", "one-step", "phantom", "shine", "unrolled")
+        *("chain-adjoint", "checkpointed-unrolled", "implicit", "neumann", "one-step", "phantom", "shine", "unrolled")
     }
     assert registry.broken() == []
     for kind in ("solver", "gradient"):

@@ -19,12 +19,14 @@ ESTIMATORS: list[Any] = [
     {"name": "phantom", "steps": 2, "tau": 0.9},
     "shine",
     "checkpointed-unrolled",
+    {"name": "chain-adjoint", "solver": "serial"},
     "unrolled",
 ]
 MORE: list[Any] = [
     {"name": "implicit", "solver": {"name": "krylov", "method": "bicgstab"}, "termination": {"rtol": 1e-10}},
     {"name": "implicit", "solver": "anderson", "termination": {"rtol": 1e-10}},
     {"name": "implicit", "solver": "auto", "termination": {"rtol": 1e-10}},
+    {"name": "chain-adjoint", "termination": {"rtol": 1e-10}},
     fp.Shine(refine=2),
     fp.CheckpointedUnrolled(every=1),
     fp.Neumann(terms=1),

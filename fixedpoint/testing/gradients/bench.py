@@ -34,6 +34,9 @@ class GradientBench:
         estimators want.
     """
 
+    has_equation = True
+    """Whether what the estimator reports is the error of the adjoint equation of the fixed point."""
+
     def __init__(self, estimator: GradientEstimator, solver: Solver | None = None) -> None:
         self.estimator = estimator
         self.solver: Solver = solver or Anderson(memory=2)
@@ -58,19 +61,28 @@ class GradientBench:
         return torch.randn(problem.start.shape, generator=generator, dtype=torch.float64).to(problem.start)
 
     def solve(
-        self, f: Callable[[Any], Any], start: Any, solver: Solver | None = None, rtol: float | None = None
+        self,
+        f: Callable[[Any], Any],
+        start: Any,
+        solver: Solver | None = None,
+        rtol: float | None = None,
+        *,
+        gradient: bool = True,
     ) -> Solution:
         """Solve, to rounding unless told otherwise, with the estimator's gradient."""
-        tight = 1e-13 if _dtype(start) == torch.float64 else 1e-6
         return solve(
             f,
             start,
             solver=solver or self.solver,
-            gradient=self.estimator,
+            gradient=self.estimator if gradient else None,
             rows="independent",
-            rtol=tight if rtol is None else rtol,
+            rtol=self.tight(start) if rtol is None else rtol,
             max_rounds=300,
         )
+
+    def tight(self, start: Any) -> float:
+        """A tolerance that leaves rounding."""
+        return 1e-13 if _dtype(start) == torch.float64 else 1e-6
 
     def solution(
         self, problem: Affine | TanhCell, solver: Solver | None = None

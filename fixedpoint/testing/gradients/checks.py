@@ -41,7 +41,8 @@ def value_kept(bench: GradientBench) -> str:
     record the iterations, which are not written in place then.
     """
     problem = bench.cell()
-    plain = solve(problem, solver=bench.solver, rtol=1e-9)
+    constant = mapped(problem, problem.weight, problem.offset)
+    plain = bench.solve(constant, problem.start, rtol=1e-9, gradient=False)
     solution = bench.solve(
         mapped(problem, problem.weight.clone().requires_grad_(), problem.offset), problem.start, rtol=1e-9
     )
@@ -271,8 +272,8 @@ def reported(bench: GradientBench) -> str:
     g = bench.cotangent(problem)
     solution, _, offset = bench.solution(problem)
     report = solution.extras.get("adjoint")
-    if not isinstance(report, AdjointReport):
-        raise NotApplicableError("the estimator makes no adjoint report")
+    if not isinstance(report, AdjointReport) or not bench.has_equation:
+        raise NotApplicableError("the estimator makes no report of the adjoint equation of a fixed point")
     require(report.backwards == 0 and not report.metrics(), f"is not empty before a backward pass: {report!r}")
     (u,) = torch.autograd.grad(solution.state, offset, g)  # the derivative by the offset is u itself
     require(report.backwards == 1, f"says that {report.backwards} backward passes ran, not one")

@@ -112,7 +112,8 @@ class InverseProblem(Problem):
         """``r_i``, forward residuals of all steps, from a point and ``G`` there."""
         delta = (fz - z).unflatten(1, (self.length, -1))
         later = torch.cat([delta[:, 1:], torch.zeros_like(delta[:, :1])], dim=1)
-        return later - self._linear.slopes.to(delta).view(1, -1, 1) * delta
+        defects: Tensor = later - self._linear.slopes.to(delta).view(1, -1, 1) * delta
+        return defects
 
     def step_errors(self, z: Float[Tensor, "B D"], fz: Float[Tensor, "B D"]) -> Float[Tensor, "B N"]:
         """``||Phi_i(x_i) - x_{i+1}|| / ||x_{i+1}||`` of every step, float64."""

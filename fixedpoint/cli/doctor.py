@@ -7,6 +7,7 @@ import json
 import os
 import platform
 import re
+from collections import Counter
 from collections.abc import Sequence
 from typing import Annotated, Any
 
@@ -48,11 +49,8 @@ def _examined() -> dict[str, Any]:
         devices += [f"cuda:{i} {torch.cuda.get_device_name(i)}" for i in range(torch.cuda.device_count())]
     if torch.backends.mps.is_available():
         devices.append("mps")
-    components = [(kind, each) for kind in KINDS for each in registry.components(kind).values()]
-    plugins: dict[str, int] = {}
-    for _, each in components:
-        source = f"{each.source} {each.version}".strip() or "this process"
-        plugins[source] = plugins.get(source, 0) + 1
+    components = [each for kind in KINDS for each in registry.components(kind).values()]
+    plugins = Counter(each.origin() for each in (*components, *registry.commands().values()))
     return {
         "versions": {"python": platform.python_version(), **_versions(_required(""))},
         "platform": platform.platform(),
@@ -117,7 +115,7 @@ def _print(found: dict[str, Any]) -> None:
         else:
             extras.append((extra, ", ".join(f"{name} {version}" for name, version in versions.items())))
     section("Extras", extras)
-    section("Plugins", [(source, f"{count} components") for source, count in found["plugins"].items()])
+    section("Plugins", [(source, f"{count} components and commands") for source, count in found["plugins"].items()])
     if found["broken"]:
         broken = [(f"{row['kind']} {row['name']}", Text(row["reason"], style="red")) for row in found["broken"]]
         section("Cannot be used", broken)

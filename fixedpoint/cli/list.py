@@ -1,4 +1,4 @@
-"""``fixedpoint list``: every component there is, and what cannot be used."""
+"""``fixedpoint list``: every component and command there is, and what cannot be used."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fixedpoint.cli.kinds import as_kind
+from fixedpoint.cli.kinds import as_listed
 
 if TYPE_CHECKING:
-    from fixedpoint.registry import Component, Kind
+    from fixedpoint.registry import Command, Component
     from fixedpoint.registry.manager import Broken
 
 __all__ = ["list_components"]
@@ -18,11 +18,11 @@ __all__ = ["list_components"]
 
 def list_components(
     kind: Annotated[
-        str | None, typer.Argument(metavar="KIND", help="solver, gradient, task or executor; default: all.")
+        str | None, typer.Argument(metavar="KIND", help="solver, gradient, task, executor or command; default: all.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """List solvers, gradient estimators, tasks and executors.
+    """List solvers, gradients, tasks, executors and commands.
 
     Plugins that cannot be used are listed with the reason.
 
@@ -34,8 +34,12 @@ def list_components(
     """
     from fixedpoint.registry import KINDS, registry
 
-    kinds = KINDS if kind is None else (as_kind(kind),)
-    found = {each: list(registry.components(each).values()) for each in kinds}
+    wanted = None if kind is None else as_listed(kind)
+    found: dict[str, list[Component | Command]] = {
+        each: list(registry.components(each).values()) for each in KINDS if wanted in (None, each)
+    }
+    if wanted in (None, "command"):
+        found["command"] = list(registry.commands().values())
     broken = registry.broken()
     if as_json:
         listed = [_plain(each, component) for each, components in found.items() for component in components]
@@ -44,7 +48,7 @@ def list_components(
         _print(found, broken)
 
 
-def _plain(kind: Kind, component: Component) -> dict[str, Any]:
+def _plain(kind: str, component: Component | Command) -> dict[str, Any]:
     missing = component.missing()
     return {
         "kind": kind,
@@ -58,7 +62,7 @@ def _plain(kind: Kind, component: Component) -> dict[str, Any]:
     }
 
 
-def _print(found: dict[Kind, list[Component]], broken: list[Broken]) -> None:
+def _print(found: dict[str, list[Component | Command]], broken: list[Broken]) -> None:
     from rich.text import Text
 
     from fixedpoint.cli.tables import console, plain_table
@@ -85,4 +89,4 @@ def _print(found: dict[Kind, list[Component]], broken: list[Broken]) -> None:
             table.add_row(Text(f"{row.kind} {row.name}\n{row.source}".strip()), Text(row.reason, style="red"))
         out.print(table)
         out.print()
-    out.print("`fixedpoint show NAME` shows the options of one.")
+    out.print("`fixedpoint show NAME` shows the options of one, `fixedpoint COMMAND --help` those of a command.")

@@ -1,4 +1,4 @@
-"""The program ``fixedpoint``: its commands, and nothing else."""
+"""The program ``fixedpoint``: its commands, and nothing else. Plugins bring more (``fixedpoint.cli.commands``)."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import typer
 
 import fixedpoint
 from fixedpoint.cli.check import check
+from fixedpoint.cli.commands import Commands
 from fixedpoint.cli.doctor import doctor
 from fixedpoint.cli.init import init
 from fixedpoint.cli.list import list_components
@@ -20,6 +21,7 @@ __all__ = ["app", "main"]
 
 app = typer.Typer(
     name="fixedpoint",
+    cls=Commands,
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,

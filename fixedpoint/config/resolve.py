@@ -14,7 +14,7 @@ from fixedpoint.config.models import wrong_options
 from fixedpoint.config.words import value_words
 from fixedpoint.core.options import OptionError, Options, nearest, option_types
 from fixedpoint.registry import Kind, registry
-from fixedpoint.registry.manager import build
+from fixedpoint.registry.building import build
 from fixedpoint.registry.nesting import Choices, nested
 
 __all__ = ["Resolver"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fixedpoint.registry.command import Command
 from fixedpoint.registry.component import Component
 from fixedpoint.registry.hookspecs import hookimpl
 
@@ -172,4 +173,18 @@ def fixedpoint_gradients() -> list[Component]:
 def fixedpoint_executors() -> list[Component]:
     return [
         Component("in-process", "fixedpoint.runs.executors:InProcess", "one cell after another, in this process"),
+    ]
+
+
+@hookimpl
+def fixedpoint_commands() -> list[Command]:
+    return [
+        Command("run", "fixedpoint.cli.run:run", "every task with every solver of a file, and a report"),
+        Command("list", "fixedpoint.cli.list:list_components", "what there is, and what cannot be used"),
+        Command("show", "fixedpoint.cli.show:show", "what a component is, its options"),
+        Command("report", "fixedpoint.cli.report:report", "the report of a run folder, again"),
+        Command("check", "fixedpoint.cli.check:check", "the conformance suite for one solver or gradient"),
+        Command("init", "fixedpoint.cli.init:init", "a run file to start from"),
+        Command("schema", "fixedpoint.cli.schema:schema", "the JSON schema of run files"),
+        Command("doctor", "fixedpoint.cli.doctor:doctor", "versions, devices, plugins"),
     ]

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from fixedpoint.registry.brought import Brought
 
 __all__ = ["KINDS", "Component", "Kind"]
 
@@ -15,7 +14,7 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 
 
 @dataclass(frozen=True)
-class Component:
+class Component(Brought):
     """One entry of the registry.
 
     Attributes
@@ -34,40 +33,3 @@ class Component:
     extra
         The extra of the distribution the component comes from that brings them, e.g. ``"diffusion"``.
     """
-
-    name: str
-    factory: str | Callable[..., Any]
-    summary: str = ""
-    references: tuple[str, ...] = ()
-    requires: tuple[str, ...] = ()
-    extra: str = ""
-    source: str = field(default="", compare=False)
-    version: str = field(default="", compare=False)
-
-    def load(self) -> Callable[..., Any]:
-        """The factory itself.
-
-        Raises
-        ------
-        ImportError
-            Naming what is missing and the command that installs it.
-        """
-        missing = self.missing()
-        if missing:
-            raise ImportError(f"{self.name!r} needs {', '.join(missing)}: {self.install_command()}")
-        if not isinstance(self.factory, str):
-            return self.factory
-        module, _, attribute = self.factory.partition(":")
-        loaded: Callable[..., Any] = getattr(importlib.import_module(module), attribute)
-        return loaded
-
-    def missing(self) -> tuple[str, ...]:
-        """The required imports that are not installed; nothing is imported to find out."""
-        return tuple(name for name in self.requires if importlib.util.find_spec(name) is None)
-
-    def install_command(self) -> str:
-        """The command that installs what is missing."""
-        if self.extra:
-            distribution = self.source if self.version else "fixedpoint-solvers"
-            return f"pip install '{distribution}[{self.extra}]'"
-        return "pip install " + " ".join(self.missing())

@@ -1,4 +1,4 @@
-"""The hooks a plugin may implement: one per kind of component, and the life cycle of a run.
+"""The hooks a plugin may implement: one per kind of component, one for commands, and the life cycle of a run.
 
 A plugin is a module (or object) named by an entry point of the group ``fixedpoint``; keep its import light, the
 factories are import strings.
@@ -12,6 +12,7 @@ from typing import Any
 
 import pluggy
 
+from fixedpoint.registry.command import Command
 from fixedpoint.registry.component import Component
 
 __all__ = ["PROJECT", "hookimpl", "hookspec"]
@@ -39,6 +40,11 @@ def fixedpoint_tasks() -> Iterable[Component]:  # type: ignore[empty-body]
 @hookspec
 def fixedpoint_executors() -> Iterable[Component]:  # type: ignore[empty-body]
     """The executors this plugin brings, derived from ``Executor``."""
+
+
+@hookspec
+def fixedpoint_commands() -> Iterable[Command]:  # type: ignore[empty-body]
+    """The commands of the program this plugin brings: factories are functions annotated as typer wants them."""
 
 
 @hookspec

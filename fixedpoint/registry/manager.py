@@ -1,8 +1,7 @@
-"""The plugin manager: finds plugins, lists components, refuses collisions, builds by name."""
+"""The plugin manager: finds plugins, lists components and commands, refuses collisions, builds by name."""
 
 from __future__ import annotations
 
-import dataclasses
 import importlib.metadata
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -12,11 +11,14 @@ import pluggy
 
 from fixedpoint.core.options import nearest
 from fixedpoint.registry import builtin, hookspecs
+from fixedpoint.registry.building import build
+from fixedpoint.registry.command import Command
 from fixedpoint.registry.component import KINDS, Component, Kind
 
 __all__ = ["Broken", "Registry", "RegistryError", "UnknownComponentError", "registry"]
 
 _DISTRIBUTION = "fixedpoint-solvers"
+_EVERY_KIND = (*KINDS, "command")
 
 
 class RegistryError(ValueError):
@@ -34,7 +36,7 @@ class UnknownComponentError(RegistryError):
 
 @dataclass(frozen=True)
 class Broken:
-    """A plugin, or a component of one, that cannot be used: a row of ``fixedpoint list`` that says why."""
+    """A plugin, or something that one brings, that cannot be used: a row of ``fixedpoint list`` that says why."""
 
     name: str
     kind: str
@@ -43,7 +45,7 @@ class Broken:
 
 
 class Registry:
-    """Solvers, gradient estimators, tasks and executors by name.
+    """Solvers, gradient estimators, tasks, executors and commands by name.
 
     Plugins are found through the entry points of the group ``fixedpoint`` the first time anything is asked for,
     the library's own first and the others by name; what they bring is loaded when it is built.
@@ -52,7 +54,7 @@ class Registry:
     def __init__(self, discover: bool = True) -> None:
         self._manager = pluggy.PluginManager(hookspecs.PROJECT)
         self._manager.add_hookspecs(hookspecs)
-        self._components: dict[Kind, dict[str, Component]] = {kind: {} for kind in KINDS}
+        self._brought: dict[str, dict[str, Any]] = {kind: {} for kind in _EVERY_KIND}
         self._broken: list[Broken] = []
         self._pending = discover
         if not discover:
@@ -67,7 +69,12 @@ class Registry:
     def components(self, kind: Kind) -> dict[str, Component]:
         """All usable components of a kind, by name, sorted."""
         self._discover()
-        return dict(sorted(self._components[kind].items()))
+        return dict(sorted(self._brought[kind].items()))
+
+    def commands(self) -> dict[str, Command]:
+        """All commands of the program, its own and those of plugins, by name, sorted."""
+        self._discover()
+        return dict(sorted(self._brought["command"].items()))
 
     def broken(self) -> list[Broken]:
         """Everything that was found but cannot be used, each with the reason."""
@@ -118,7 +125,7 @@ class Registry:
         Raises
         ------
         RegistryError
-            When one of its components takes a name that is taken, naming both.
+            When one of its components or commands takes a name that is taken, naming both.
         """
         self._discover()
         label = str(name or getattr(plugin, "__name__", type(plugin).__name__))
@@ -126,18 +133,14 @@ class Registry:
         if collisions:
             self._manager.unregister(plugin)
             self._broken = [row for row in self._broken if row not in collisions]
-            for kind in KINDS:
-                kept = {key: entry for key, entry in self._components[kind].items() if entry.source != label}
-                self._components[kind] = kept
+            self._forget(label)
             raise RegistryError("; ".join(row.reason for row in collisions))
 
     def unregister(self, plugin: Any) -> None:
         """Take back what :meth:`register` added."""
         label = self._manager.get_name(plugin)
         self._manager.unregister(plugin)
-        for kind in KINDS:
-            kept = {key: entry for key, entry in self._components[kind].items() if entry.source != label}
-            self._components[kind] = kept
+        self._forget(label)
 
     def add(self, kind: Kind, component: Component) -> None:
         """Register one component of this process, e.g. from a notebook.
@@ -176,7 +179,7 @@ class Registry:
         except (ValueError, pluggy.PluginValidationError) as error:
             self._broken.append(Broken(label, "plugin", " ".join(source), _one_line(error)))
             return self._broken[before:]
-        for kind in KINDS:
+        for kind in _EVERY_KIND:
             hook = getattr(plugin, f"fixedpoint_{kind}s", None)
             if hook is None:
                 continue
@@ -185,46 +188,31 @@ class Registry:
             except Exception as error:  # as above
                 self._broken.append(Broken(label, f"{kind}s", " ".join(source), _one_line(error)))
                 continue
-            for component in brought:
-                if isinstance(component, Component):
-                    self._accept(kind, replace(component, source=source[0], version=source[1]))
+            wanted = Command if kind == "command" else Component
+            for entry in brought:
+                if isinstance(entry, wanted):
+                    self._accept(kind, replace(entry, source=source[0], version=source[1]))
                 else:
-                    reason = f"fixedpoint_{kind}s must return components, got {component!r}"
+                    reason = f"fixedpoint_{kind}s must return {wanted.__name__.lower()}s, got {entry!r}"
                     self._broken.append(Broken(label, f"{kind}s", " ".join(source), reason))
         return self._broken[before:]
 
-    def _accept(self, kind: Kind, component: Component) -> Broken | None:
-        holder = self._components[kind].get(component.name)
+    def _accept(self, kind: str, entry: Component | Command) -> Broken | None:
+        holder = self._brought[kind].get(entry.name)
         if holder is None:
-            self._components[kind][component.name] = component
+            self._brought[kind][entry.name] = entry
             return None
         reason = (
-            f"the {kind} name {component.name!r} of {component.source or 'this process'} is already taken by "
-            f"{holder.source or 'this process'} ({_where(holder)}); refused {_where(component)}"
+            f"the {kind} name {entry.name!r} of {entry.source or 'this process'} is already taken by "
+            f"{holder.source or 'this process'} ({holder.where()}); refused {entry.where()}"
         )
-        refused = Broken(component.name, kind, f"{component.source} {component.version}".strip(), reason)
+        refused = Broken(entry.name, kind, f"{entry.source} {entry.version}".strip(), reason)
         self._broken.append(refused)
         return refused
 
-
-def build(factory: Any, options: Mapping[str, Any], registry: Registry) -> Any:
-    """An instance of an options class from plain values; nested components and choices are built, recursively."""
-    from fixedpoint.registry.nesting import Choices, nested  # loads torch, so not before something is built
-
-    known = [field.name for field in dataclasses.fields(factory) if field.init]
-    built = {}
-    for key, value in options.items():
-        if key not in known:
-            raise TypeError(f"{factory.__name__}: unknown option {key!r}; {nearest(key, known)}")
-        inner = nested(factory, key)
-        if inner is None or not isinstance(value, (str, Mapping)):
-            built[key] = value
-        elif isinstance(inner, Choices):
-            spec = {"name": value} if isinstance(value, str) else dict(value)
-            built[key] = build(inner.pick(f"{factory.__name__}: {key}", spec.pop("name", None)), spec, registry)
-        else:
-            built[key] = registry.create(inner, value)
-    return factory(**built)
+    def _forget(self, label: str | None) -> None:
+        for kind, entries in self._brought.items():
+            self._brought[kind] = {name: entry for name, entry in entries.items() if entry.source != label}
 
 
 def _own_source() -> tuple[str, str]:
@@ -240,11 +228,6 @@ def _source_of(entry: importlib.metadata.EntryPoint) -> tuple[str, str]:
 
 def _is_own(entry: importlib.metadata.EntryPoint) -> bool:
     return entry.dist is not None and entry.dist.name == _DISTRIBUTION
-
-
-def _where(component: Component) -> str:
-    factory = component.factory
-    return factory if isinstance(factory, str) else f"{factory.__module__}:{getattr(factory, '__qualname__', factory)}"
 
 
 def _one_line(error: BaseException) -> str:

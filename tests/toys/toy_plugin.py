@@ -11,7 +11,7 @@ import torch
 from fixedpoint.core.options import OptionError, Options, option
 from fixedpoint.core.problem import FunctionProblem, Problem
 from fixedpoint.core.solution import Solution
-from fixedpoint.registry import Component, hookimpl
+from fixedpoint.registry import Command, Component, hookimpl
 from fixedpoint.solvers.picard import Picard
 from fixedpoint.tasks.task import Context, Images, Judgement, SolveTask
 
@@ -93,4 +93,15 @@ def fixedpoint_solvers() -> list[Component]:
         Component("far", "surely_not_installed:Far", "lacks an extra", requires=("surely_not_installed",), extra="far"),
         Component("lost", "toy_plugin:Lost", "its class does not exist"),
         Component("plain", NoOptions, "is no dataclass"),
+    ]
+
+
+@hookimpl
+def fixedpoint_commands() -> list[Command]:
+    return [
+        Command("greet", "toy_commands:greet", "says hello, or why not"),
+        Command("far-off", "toy_commands:greet", "lacks an extra", requires=("surely_not_installed",), extra="far"),
+        Command("lost-command", "toy_commands:nowhere", "its function does not exist"),
+        Command("sad-command", "toy_sad_command:cry", "its module raises"),
+        Command("odd-command", "toy_commands:odd", "its annotations are none of typer's"),
     ]

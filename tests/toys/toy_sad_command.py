@@ -1,0 +1,3 @@
+"""A command's module that cannot be imported."""
+
+raise RuntimeError("rained\n  out")

@@ -9,7 +9,15 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-__all__ = ["HasCoefficients", "HasGaussianSlopes", "HasJacobians", "HasSlopes", "step_jacobians", "step_slopes"]
+__all__ = [
+    "HasCoefficients",
+    "HasGaussianSlopes",
+    "HasJacobians",
+    "HasNoInverse",
+    "HasSlopes",
+    "step_jacobians",
+    "step_slopes",
+]
 
 
 @runtime_checkable
@@ -33,6 +41,15 @@ class HasGaussianSlopes(Protocol):
         variance
             Of the data about its mean, in the units of the states; positive.
         """
+        ...
+
+
+@runtime_checkable
+class HasNoInverse(Protocol):
+    """A chain whose steps may be ones that cannot be undone."""
+
+    def no_inverse(self) -> str | None:
+        """Why there is no inverse, as the end of a sentence that says what to do; None where there is one."""
         ...
 
 

@@ -28,6 +28,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from fixedpoint.chains.capabilities import HasNoInverse
 from fixedpoint.chains.chain import Chain, ChainProblem
 from fixedpoint.chains.linear import LinearPart
 from fixedpoint.chains.measure import relative, state_norms
@@ -49,7 +50,7 @@ class InverseProblem(Problem):
     chain
         The chain.
     x_N
-        Its last state, shape ``(B, *event)``.
+        Its last state, shape ``(B, *event)``; with ``steps`` the state after the last of them.
     preconditioner
         The slopes ``A_i``: one known number a step, none of them zero.
     max_batch
@@ -58,11 +59,14 @@ class InverseProblem(Problem):
         Which rows of the chain's conditioning these are; default ``0 .. B-1``.
     start
         States to start from, shape ``(B, N, *event)``; default: every one equal to ``x_N``.
+    steps
+        Which steps are inverted, one after another: ``range(first, last)``; ``N`` is their number then. Default: all.
 
     Raises
     ------
     TypeError, ValueError
-        For anything that is not as described, naming it.
+        For anything that is not as described, naming it, and for a chain that says it has no inverse
+        (:class:`~fixedpoint.chains.capabilities.HasNoInverse`).
     """
 
     def __init__(
@@ -74,35 +78,37 @@ class InverseProblem(Problem):
         max_batch: int | None = None,
         rows: Int[Tensor, " B"] | None = None,
         start: Float[Tensor, "B N *event"] | None = None,
+        steps: range | None = None,
     ) -> None:
-        self.forward = ChainProblem(chain, x_N, max_batch=max_batch, rows=rows, start=start)
+        self.forward = ChainProblem(chain, x_N, max_batch=max_batch, rows=rows)
+        self.steps = _checked(steps, chain)
         self.preconditioner = preconditioner or Identity()
-        linear = self.preconditioner.linear_part(self.forward, x_N)
-        if not isinstance(linear, LinearPart):
-            raise TypeError(f"preconditioner must know one slope a step beforehand, got {self.preconditioner!r}")
-        if not bool((linear.slopes.isfinite() & (linear.slopes != 0)).all()):
+        self._linear = self._slopes()
+        shape = (len(x_N), self.length, *x_N.shape[1:])
+        if start is not None and (start.shape != shape or start.dtype != x_N.dtype or start.device != x_N.device):
             raise ValueError(
-                f"an inverse divides by the slopes of {self.preconditioner!r}, which must be finite and not zero, got "
-                f"{linear.numbers}"
+                f"start must have shape {shape}, {x_N.dtype} on {x_N.device}, to go with x_N, "
+                f"got {tuple(start.shape)}, {start.dtype} on {start.device}"
             )
-        self._linear = linear
-        steps = x_N.unsqueeze(1).expand(-1, chain.length, *x_N.shape[1:])
-        self.layout = Layout.of(steps, rows="independent")
+        self.start = start
+        self.layout = Layout.of(x_N.unsqueeze(1).expand(shape), rows="independent")
 
     @property
     def length(self) -> int:
         """``N``, the number of steps."""
-        return self.forward.length
+        return len(self.steps)
 
     def initial(self) -> Float[Tensor, "B D"]:
         """The states to start from."""
-        return self.forward.initial()
+        if self.start is not None:
+            return self.start.flatten(1)
+        return self.forward.x0.flatten(1).repeat(1, self.length)
 
     def __call__(self, z: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
         """``G(X)``: one evaluation of every step."""
         problem, event = self.forward, self.forward.x0.shape[1:]
         states = z.view(len(z), self.length, -1)
-        index = torch.arange(self.length, device=z.device).repeat(len(z))
+        index = torch.arange(self.steps.start, self.steps.stop, device=z.device).repeat(len(z))
         row = torch.arange(len(z), device=z.device).repeat_interleave(self.length)
         values = problem.pairs(states.reshape(-1, *event), index, row).view(states.shape)
         after = torch.cat([states[:, 1:], problem.x0.flatten(1).unsqueeze(1)], dim=1)
@@ -129,7 +135,7 @@ class InverseProblem(Problem):
 
     def cost(self, rows: int) -> Cost:
         """One evaluation is ``N`` evaluations of steps per row."""
-        return self.forward.cost(rows)
+        return Cost(calls=self.forward.calls(rows * self.length), evaluations=self.length)
 
     def take(self, rows: Int[Tensor, " k"]) -> InverseProblem:
         """The inverses of some of the rows."""
@@ -140,8 +146,22 @@ class InverseProblem(Problem):
             preconditioner=self.preconditioner,
             max_batch=problem.max_batch,
             rows=problem.rows[rows],
-            start=None if problem.start is None else problem.start[rows],
+            start=None if self.start is None else self.start[rows],
+            steps=self.steps,
         )
+
+    def _slopes(self) -> LinearPart:
+        """``A_i`` of the steps that are inverted."""
+        linear = self.preconditioner.linear_part(self.forward, self.forward.x0)
+        if not isinstance(linear, LinearPart):
+            raise TypeError(f"preconditioner must know one slope a step beforehand, got {self.preconditioner!r}")
+        part = LinearPart(linear.slopes[self.steps.start : self.steps.stop])
+        if not bool((part.slopes.isfinite() & (part.slopes != 0)).all()):
+            raise ValueError(
+                f"an inverse divides by the slopes of {self.preconditioner!r}, which must be finite and not zero, got "
+                f"{part.numbers}"
+            )
+        return part
 
     def _swept(self, defects: Float[Tensor, "B N d"]) -> Float[Tensor, "B N d"]:
         backwards = defects.flip(1)
@@ -149,3 +169,14 @@ class InverseProblem(Problem):
             return -running_sums(backwards).to(defects.dtype).flip(1)
         slopes = self._linear.slopes.flip(0).to(defects).view(1, -1, 1)
         return linear_recurrence(1 / slopes, -backwards / slopes).flip(1)
+
+
+def _checked(steps: range | None, chain: Chain) -> range:
+    """The steps to be inverted, of a chain that has an inverse."""
+    if isinstance(chain, HasNoInverse) and (why := chain.no_inverse()):
+        raise ValueError(f"this chain has no inverse: {why}")
+    if steps is None:
+        return range(chain.length)
+    if steps.step != 1 or not 0 <= steps.start < steps.stop <= chain.length:
+        raise ValueError(f"steps must be range(first, last) within 0 to {chain.length}, not empty, got {steps}")
+    return steps

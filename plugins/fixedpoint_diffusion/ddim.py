@@ -104,6 +104,13 @@ class DDIMChain(Chain):
             raise ValueError(f"variance must be positive, got {variance}")
         return self.steps.gaussian_slopes(variance)
 
+    def no_inverse(self) -> str | None:
+        """Clipping and thresholding take away what an inverse would have to give back."""
+        if not self.schedule.clips:
+            return None
+        which = "dynamic thresholding" if self.schedule.thresholding else "clip_sample"
+        return f"{which} is not invertible; take a schedule with clip_sample=False and thresholding=False"
+
     def coarse(self, kept: Int[Tensor, " n"]) -> DDIMChain:
         """Fewer, longer steps between some of the states, each with the noise of the steps it stands for.
 

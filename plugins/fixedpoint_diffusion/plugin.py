@@ -1,8 +1,8 @@
-"""What the diffusion plugin brings: its tasks."""
+"""What the diffusion plugin brings: a task, and a command."""
 
 from __future__ import annotations
 
-from fixedpoint.registry import Component, hookimpl
+from fixedpoint.registry import Command, Component, hookimpl
 
 
 @hookimpl
@@ -13,5 +13,19 @@ def fixedpoint_tasks() -> list[Component]:
             "fixedpoint_diffusion.task:DDIMSampling",
             "sample a diffusion chain jointly and compare with sequential DDIM",
             ("Song, Meng & Ermon 2021", "Pokle, Geng & Kolter 2022"),
+        ),
+    ]
+
+
+@hookimpl
+def fixedpoint_commands() -> list[Command]:
+    return [
+        Command(
+            "invert",
+            "fixedpoint_diffusion.command:invert",
+            "Find the noise that a diffusion model makes images of.",
+            ("Song, Meng & Ermon 2021", "Pokle, Geng & Kolter 2022"),
+            requires=("diffusers", "safetensors", "PIL"),
+            extra="diffusion",
         ),
     ]

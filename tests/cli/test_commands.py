@@ -339,6 +339,7 @@ HEAVY = ["torch", "pydantic", "ruamel.yaml", "matplotlib", "jinja2", "diffusers"
         # typer itself asks whether a parameter's type is pydantic's.
         ("from fixedpoint.cli.main import app; app(['run', '--help'], standalone_mode=False)", ["pluggy", "torch"]),
         ("from fixedpoint.cli.main import app; app(['--help'], standalone_mode=False)", [*HEAVY, "numpy"]),
+        ("from fixedpoint.cli.main import app; app(['invert', '--help'], standalone_mode=False)", ["torch", "PIL"]),
     ],
 )
 def test_nothing_heavy_is_imported_before_it_is_wanted(code: str, names: list[str], tmp_path: Path) -> None:

@@ -1,0 +1,387 @@
+"""``fixedpoint invert``: what it writes is what it says, a bad file is a sentence, what is done stays."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from click.testing import Result
+from diffusers import DDIMPipeline, DDIMScheduler, DiTTransformer2DModel, UNet2DModel
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load_file
+from typer.testing import CliRunner
+
+import fixedpoint
+from fixedpoint.cli.main import app
+from fixedpoint_diffusion import ddim_problem
+from fixedpoint_diffusion.fashion_mnist import DENOISER
+from fixedpoint_diffusion.fashion_mnist.images import held_out_images
+from fixedpoint_diffusion.inversion import slerp
+from fixedpoint_diffusion.inverting import work
+from fixedpoint_diffusion.inverting.model import choose
+from fixedpoint_diffusion.inverting.pictures import as_png, drawn
+from fixedpoint_diffusion.inverting.said import print_table
+from fixedpoint_diffusion.models import FashionMNISTModel
+
+STEPS = 5
+QUICK = ("--steps", str(STEPS), "--tolerance", "0.05")
+SHIRT, TROUSER = (held_out_images()[0][i] for i in (0, 1))
+
+
+def invoke(*arguments: object, status: int = 0, columns: int = 80) -> Result:
+    done = CliRunner().invoke(
+        app,
+        ["invert", *map(str, arguments)],
+        env={"COLUMNS": str(columns)},
+        catch_exceptions=False,
+        terminal_width=columns,
+    )
+    assert done.exit_code == status, done.output
+    return done
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def lay_out(folder: Path) -> None:
+    """Two images of the bundled model's, and four files with something about them."""
+    photos = folder / "photos"
+    photos.mkdir()
+    (photos / "a-shirt.png").write_bytes(as_png(drawn(SHIRT)))
+    (photos / "b-trouser.png").write_bytes(as_png(drawn(TROUSER)))
+    (photos / "corrupt.png").write_bytes(as_png(drawn(SHIRT))[:200])
+    (photos / "small.png").write_bytes(as_png(drawn(TROUSER[:, 2:-2, 2:-2])))
+    alpha = np.dstack([np.repeat(drawn(SHIRT)[..., None], 3, axis=2), np.where(drawn(SHIRT) > 0, 255, 0)])
+    Image.fromarray(alpha.astype(np.uint8)).save(photos / "transparent.png")
+    (photos / "list.txt").write_text("")
+
+
+class Shown:
+    """A folder of images, inverted once for all that look at it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        lay_out(folder)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(folder)
+            extra = ("--edit-class", "dress", "--interpolate", 3, "--batch", 2, "-o", "out")
+            self.done = invoke("photos", *QUICK, *extra, "--json", status=1)
+        self.told: dict[str, Any] = json.loads(self.done.stdout)
+        self.stored = load_file(folder / "out" / "latents.safetensors")
+
+    def pixels(self, kind: str) -> list[np.ndarray]:
+        return [np.asarray(Image.open(path)) for path in sorted((self.folder / "out" / kind).glob("*.png"))]
+
+    def sampled(self, latents: torch.Tensor, *classes: int) -> list[np.ndarray]:
+        """What the chain makes of latents, step by step."""
+        model = FashionMNISTModel(classes=classes)
+        denoiser = model.denoiser(model.own_schedule, len(latents))
+        problem = ddim_problem(denoiser, model.own_schedule, latents, num_inference_steps=STEPS)
+        return [drawn(image) for image in fixedpoint.solve(problem, solver="serial").z[:, -1]]
+
+
+@pytest.fixture(scope="module")
+def shown(tmp_path_factory: pytest.TempPathFactory) -> Shown:
+    return Shown(tmp_path_factory.mktemp("shown"))
+
+
+def assert_near(pictures: list[np.ndarray], others: list[np.ndarray]) -> None:
+    """Equal to a grey level: the joint round trip is computed to its tolerance."""
+    assert len(pictures) == len(others) > 0
+    for one, other in zip(pictures, others, strict=True):
+        assert np.abs(one.astype(int) - other.astype(int)).max() <= 1
+
+
+def test_every_bad_file_has_its_line_and_the_rest_is_done(shown: Shown) -> None:
+    lines = shown.done.stderr.splitlines()
+    assert "photos: 1 file of other kinds passed over" in lines
+    assert "photos/corrupt.png: cannot be read: image file is truncated" in lines
+    assert (
+        "photos/small.png: has 28 x 28 pixels, the model's images 32 x 32; "
+        "--resize resizes it, --pad sets it on the background"
+    ) in lines
+    assert "photos/transparent.png: its transparent parts are laid over black (--background)" in lines
+    assert [row["name"].split("/")[1] for row in shown.told["images"]] == [
+        *("a-shirt.png", "b-trouser.png", "corrupt.png", "small.png", "transparent.png")
+    ]
+    assert [row["status"] for row in shown.told["images"]] == [
+        *("inverted", "inverted", "skipped", "skipped", "inverted")
+    ]
+    assert [row["latent"] for row in shown.told["images"]] == [0, 1, None, None, 2]
+    assert (shown.told["ok"], shown.told["interrupted"]) == (False, False)
+
+
+def test_the_report_is_what_was_printed_and_names_the_files(shown: Shown) -> None:
+    assert json.loads((shown.folder / "out" / "report.json").read_text()) == shown.told
+    written = {str(path.relative_to(shown.folder)) for path in (shown.folder / "out").rglob("*") if path.is_file()}
+    assert set(shown.told["files"]) == written
+    first = shown.told["images"][0]
+    assert (first["class"], first["class_name"], first["class_guessed"]) == (0, "T-shirt/top", True)
+    assert first["round_trip"] <= 0.05
+    assert first["evaluations"] >= STEPS
+    assert first["rounds"] >= 1
+    assert 0 <= first["worst_step"] < STEPS
+    assert (first["reconstruction"], first["edit"]) == (
+        "out/reconstructions/0001-a-shirt.png",
+        "out/edits/0001-a-shirt.png",
+    )
+
+
+def test_latents_sampled_step_by_step_are_the_reconstructions(shown: Shown) -> None:
+    assert shown.stored["latents"].shape == (3, 1, 32, 32)
+    assert shown.stored["classes"].tolist() == [0, 1, 0]
+    made = shown.pixels("reconstructions")
+    assert_near(made, shown.sampled(shown.stored["latents"], 0, 1, 0))
+    for picture, row, image in zip(made, (0, 1, 4), (SHIRT, TROUSER, SHIRT), strict=True):
+        off = np.sqrt(np.mean(((picture / 127.5 - 1) - image[0].numpy()) ** 2))
+        assert off == pytest.approx(shown.told["images"][row]["round_trip"], abs=0.5 / 127.5)
+
+
+def test_diffusers_own_loop_makes_the_image_of_the_stored_latents(shown: Shown) -> None:
+    network = DiTTransformer2DModel.from_pretrained(DENOISER, low_cpu_mem_usage=False).eval()
+    scheduler = DDIMScheduler.from_pretrained(DENOISER)
+    scheduler.set_timesteps(STEPS)
+    x = shown.stored["latents"][1:2]
+    with torch.no_grad():
+        for t in scheduler.timesteps:
+            value = network(x, timestep=t.expand(1), class_labels=torch.tensor([1])).sample
+            x = scheduler.step(value[:, :1], t, x).prev_sample
+    assert_near([drawn(x[0])], shown.pixels("reconstructions")[1:2])
+    assert float((x - TROUSER).square().mean().sqrt()) <= 0.05
+
+
+def test_the_metadata_says_what_the_latents_are_of(shown: Shown) -> None:
+    with safe_open(shown.folder / "out" / "latents.safetensors", "pt") as file:
+        told = {key: json.loads(value) for key, value in file.metadata().items()}
+    assert told["names"] == [f"photos/{name}.png" for name in ("a-shirt", "b-trouser", "transparent")]
+    assert (told["model"], told["num_inference_steps"], told["guidance_scale"]) == ("fashion-mnist", STEPS, 1.0)
+    assert told["sha256"] == FashionMNISTModel().sha256
+    assert told["schedule"]["prediction_type"] == FashionMNISTModel().own_schedule.prediction_type
+
+
+def test_edits_are_the_latents_sampled_with_the_other_class(shown: Shown) -> None:
+    assert_near(shown.pixels("edits"), shown.sampled(shown.stored["latents"], 3, 3, 3))
+
+
+def test_what_is_between_two_is_sampled_along_the_great_circle(shown: Shown) -> None:
+    latents = shown.stored["latents"]
+    mixed = torch.cat([slerp(latents[:1], latents[1:2], share) for share in (0.25, 0.5, 0.75)])
+    between = shown.pixels("interpolations")
+    assert len(between) == 6
+    assert_near(between[:3], shown.sampled(mixed, 0, 0, 1))
+
+
+def test_sheets_show_every_kind(shown: Shown) -> None:
+    tile = 2 + 64
+    for kind, rows, columns in (("reconstructions", 2, 3), ("edits", 2, 3), ("interpolations", 2, 5)):
+        with Image.open(shown.folder / "out" / f"{kind}.png") as sheet:
+            assert sheet.size == (2 + columns * tile, 2 + rows * tile), kind
+            corner = np.asarray(sheet)[2 + tile : 2 + tile + 64 : 2, 2:66:2]
+    assert (corner == shown.pixels("reconstructions")[1]).all()
+
+
+def test_a_file_of_tensors_with_its_classes_and_another_guidance(here: Path) -> None:
+    np.save("two.npy", torch.stack([SHIRT, TROUSER]).numpy())
+    done = invoke("two.npy", *QUICK, "--class", "T-SHIRT/TOP,1", "--edit-guidance", "2", "--batch", 1)
+    assert "guessed" not in done.output
+    assert re.search(r"^two.npy\[1\] +trouser +inverted +\d\.\de-\d\d", done.stdout, flags=re.MULTILINE)
+    assert "2 of 2 images inverted within rms 0.05\n" in done.stdout
+    for line in ("wrote 2 pictures to runs/invert/edits", "wrote runs/invert/latents.safetensors"):
+        assert f"{line}\n" in done.stdout
+    assert done.stderr.splitlines()[0].startswith("[1/2] 1 of 1 inverted, ")
+    stored = load_file("runs/invert/latents.safetensors")
+    model = FashionMNISTModel(classes=(0, 1), guidance_scale=2.0)
+    problem = ddim_problem(
+        model.denoiser(model.own_schedule, 2), model.own_schedule, stored["latents"], num_inference_steps=STEPS
+    )
+    edits = fixedpoint.solve(problem, solver="serial").z[:, -1]
+    found = [np.asarray(Image.open(path)) for path in sorted(Path("runs/invert/edits").glob("*.png"))]
+    assert_near(found, [drawn(image) for image in edits])
+
+
+def test_quiet_says_only_what_went_wrong_and_an_image_that_is_missed_is_that(here: Path) -> None:
+    lay_out(here)
+    silent = invoke("photos/a-shirt.png", *QUICK, "--quiet")
+    assert silent.output == ""
+    Path("runs/invert/mine.txt").write_text("kept")
+    missed = invoke("photos/a-shirt.png", "--steps", 2, "--tolerance", 1e-9, "-q", status=1)
+    assert missed.stdout == ""
+    assert re.fullmatch(r"photos/a-shirt.png: missed by rms .*\n", missed.stderr)
+    assert Path("runs/invert/mine.txt").read_text() == "kept"
+
+
+def folder_of(network: UNet2DModel, path: Path, **options: object) -> Path:
+    DDIMPipeline(network, DDIMScheduler(**options)).save_pretrained(path)
+    return path
+
+
+def small_unet(channels: int) -> UNet2DModel:
+    """A network of random weights that answers gently, so that its chain has an inverse."""
+    torch.manual_seed(0)
+    network = UNet2DModel(
+        sample_size=8,
+        in_channels=channels,
+        out_channels=channels,
+        layers_per_block=1,
+        block_out_channels=(8, 8),
+        norm_num_groups=4,
+        down_block_types=("DownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "UpBlock2D"),
+    ).eval()
+    with torch.no_grad():
+        network.conv_out.weight.mul_(0.005)
+    return network
+
+
+def test_a_folder_without_classes_whose_scheduler_clips(here: Path) -> None:
+    folder_of(small_unet(3), here / "model")
+    Image.fromarray(np.arange(8 * 8 * 3, dtype=np.uint8).reshape(8, 8, 3)).save("a.png")
+    refused = invoke("a.png", "--model", "model", *QUICK, status=2)
+    assert refused.stderr == "--model model: clip_sample is not invertible; --clip ignore leaves it out\n"
+    done = invoke("a.png", "--model", "model", *QUICK, "--clip", "ignore", "--interpolate", 2)
+    assert done.stderr.endswith("--interpolate: wants two images, one is left\n")
+    assert "class" not in done.stdout
+    with Image.open("runs/invert/reconstructions/0001-a.png") as made:
+        assert (made.mode, made.size) == ("RGB", (8, 8))
+    assert set(load_file("runs/invert/latents.safetensors")) == {"latents"}
+
+
+def test_a_model_of_something_else_than_pictures(here: Path) -> None:
+    folder_of(small_unet(4), here / "model", clip_sample=False)
+    np.save("a.npy", 2 * np.random.default_rng(0).standard_normal((2, 4, 8, 8)).astype(np.float32))
+    invoke("a.npy", "--model", "model", *QUICK, "--interpolate", 3)
+    stored = load_file("runs/invert/latents.safetensors")
+    assert {name: len(images) for name, images in stored.items()} == {
+        "latents": 2,
+        "reconstructions": 2,
+        "interpolations": 3,
+    }
+    torch.testing.assert_close(stored["reconstructions"], torch.from_numpy(np.load("a.npy")), rtol=0, atol=0.3)
+    assert list(here.glob("runs/invert/**/*.png")) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (("gone.png",), "gone.png: no such file or folder\nno image is left to invert"),
+        (("a.png", "--class", "sokcs"), '--class: must be from 0 to 9 or a name, got "sokcs"; known: '),
+        (
+            ("a.png", "--class", "sandel"),
+            '--class: must be from 0 to 9 or a name, got "sandel"; did you mean "sandal"?',
+        ),
+        (("a.png", "--edit-class", "10"), '--edit-class: must be from 0 to 9 or a name, got "10"'),
+        (("a.png", "--class", "1,2"), "--class: 2 classes for 1 image; one for all, or one for each"),
+        (("a.png", "--model", "modle"), "--model modle: cannot be used: there is no folder modle; "),
+        (("a.png", "--no-class", "3"), "--no-class is for models in folders; fashion-mnist knows its own"),
+        (
+            ("a.png", "--steps", "0"),
+            "--steps 0: num_inference_steps must be from 1 to num_train_timesteps = 1000, got 0",
+        ),
+        (("a.png", "--guidance", "-1"), "--guidance: must be at least 0.0, got -1.0"),
+        (("a.png", "--edit-guidance", "-1"), "--edit-guidance: must be at least 0.0, got -1.0"),
+        (("a.png", "--tolerance", "0"), "--tolerance: must be positive, got 0"),
+        (("a.png", "--background", "pink"), '--background: must be black or white, got "pink"; known: black, white'),
+        (("a.png", "--clip", "ignroe"), '--clip: must be refuse or ignore, got "ignroe"; did you mean "ignore"?'),
+        (("a.png", "--device", "toaster"), "--device toaster: cannot be used: "),
+    ],
+)
+def test_mistakes_are_a_sentence_and_nothing_is_computed(here: Path, arguments: tuple[str, ...], line: str) -> None:
+    Path("a.png").write_bytes(as_png(drawn(SHIRT)))
+    done = invoke(*arguments, "-q", status=2)
+    assert done.stdout == ""
+    assert done.stderr.startswith(line)
+    assert not Path("runs/invert/report.json").exists()
+
+
+def test_a_model_that_wants_classes_or_has_none(here: Path) -> None:
+    folder_of(small_unet(3), here / "plain", clip_sample=False)
+    Path("a.png").write_bytes(as_png(drawn(SHIRT)))
+    done = invoke("a.png", "--model", DENOISER, status=2)
+    assert done.stderr == f"{DENOISER} is conditioned on classes: --class says which, 0 to 9\n"
+    done = invoke("a.png", "--model", "plain", "--class", "1", status=2)
+    assert done.stderr == "--class: plain is not conditioned on classes\n"
+    done = invoke("a.png", "--model", "plain", "--guidance", "2", status=2)
+    assert done.stderr == "--guidance: must be 1: plain/unet is not conditioned on classes\n"
+    (here / "plain" / "scheduler" / "scheduler_config.json").unlink()
+    done = invoke("a.png", "--model", "plain", status=2)
+    assert done.stderr == "--model plain: has no scheduler_config.json, so its noise levels are not known\n"
+    assert choose(str(DENOISER), None, 5, False).schedule == FashionMNISTModel().own_schedule
+
+
+def stopping_at(batch: int, error: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the inversion of that batch raise something."""
+    kept, count = work.invert, [0]
+
+    def invert(*arguments: Any, **options: Any) -> Any:
+        count[0] += 1
+        if count[0] == batch:
+            raise error
+        return kept(*arguments, **options)
+
+    monkeypatch.setattr(work, "invert", invert)
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "line"),
+    [
+        (KeyboardInterrupt(), 130, "interrupted; 1 of 5 images are done, in runs/invert"),
+        (torch.cuda.OutOfMemoryError(), 1, "cpu has not enough memory for 1 images at once; take a smaller --batch"),
+    ],
+)
+def test_what_is_done_is_kept_when_it_ends_early(
+    here: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException, status: int, line: str
+) -> None:
+    lay_out(here)
+    stopping_at(2, error, monkeypatch)
+    done = invoke("photos", *QUICK, "--batch", 1, status=status)
+    assert done.stderr.splitlines()[-1] == line
+    assert load_file("runs/invert/latents.safetensors")["latents"].shape == (1, 1, 32, 32)
+    report = json.loads(Path("runs/invert/report.json").read_text())
+    assert (report["interrupted"], report["ok"], len(report["images"])) == (True, False, 1)
+    assert Path("runs/invert/reconstructions.png").is_file()
+
+
+def test_nothing_is_written_before_the_first_batch_is_done(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("a.png").write_bytes(as_png(drawn(SHIRT)))
+    stopping_at(1, KeyboardInterrupt(), monkeypatch)
+    assert invoke("a.png", *QUICK, status=130).stderr == "interrupted\n"
+    assert list(Path("runs/invert").iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_written_is_a_sentence(here: Path) -> None:
+    Path("a.png").write_bytes(as_png(drawn(SHIRT)))
+    Path("out").write_text("a file")
+    assert invoke("a.png", *QUICK, "-o", "out", status=1).stderr == "cannot write out: File exists\n"
+    Path("half/reconstructions").mkdir(parents=True)
+    Path("half/reconstructions/0001-a.png").mkdir()
+    done = invoke("a.png", *QUICK, "-o", "half", status=1)
+    assert done.stderr.startswith("cannot write half/reconstructions/0001-a.png: ")
+
+
+@pytest.mark.parametrize("columns", [60, 80])
+def test_the_table_fits(columns: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    name = "holidays/a-long-way-from-home/picture-0001.png"
+    numbers = (1.2e-3, 2.5e-4, 41, 3.75e-4, 88, 12345)
+    rows = [
+        work.Row(name, "inverted", "", (), 0, True, *numbers),
+        work.Row(name, "not_contractive", "", (), 9, False, *numbers),
+        work.Row("corrupt.png", "skipped", "cannot be read"),
+    ]
+    called: Callable[[int | None], str] = lambda label: "" if label is None else "T-shirt/top"  # noqa: E731
+    print_table(rows, called, classes=True)
+    printed = capsys.readouterr().out
+    assert max(map(len, printed.splitlines())) <= columns
+    for text in ("1.2e-03", "T-shirt/top ?", "skipped", *(("2.5e-04", "3.8e-04", "88") if columns == 80 else ())):
+        assert text in printed
+    assert "".join(re.findall(r"^\S+", printed, flags=re.MULTILINE)).count(name) == 2

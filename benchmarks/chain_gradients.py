@@ -1,13 +1,15 @@
 """The gradient of a sample's squared error to an image by its noise: rounds of the adjoint chain, and what it costs.
 
     python benchmarks/chain_gradients.py [--steps 50 100] [--batch 4]
-    python benchmarks/chain_gradients.py --memory [--steps 50 200 1000]
+    python benchmarks/chain_gradients.py --memory [--steps 50 200 1000] [--limit 16]
 
 The bundled model, DDIM with eta 0, float32; targets are test images. Against backpropagation through the chain step by
 step: relative errors of the worst image after every round of vector-Jacobian products, by preconditioner and
 accelerator, and of the one phantom step of the authors of the joint map (Pokle, Geng & Kolter 2022), which contains no
 Jacobian of the network. With ``--memory``: the largest resident size of a process that makes one gradient, beyond that
-before the chain, by the adjoint chain and by backpropagation through the steps one after another, and its seconds.
+before the chain, by the adjoint chain and by backpropagation through the steps one after another, and its seconds; "-"
+for one that wants more than ``--limit`` GiB. Beside the former a bound: twenty tensors of the size of all states, and
+the activations of two micro-batches of steps, as backpropagation through sixteen steps of one image measures them.
 """
 
 from __future__ import annotations
@@ -54,12 +56,13 @@ def main() -> None:
     parser.add_argument("--steps", type=int, nargs="+")
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--memory", action="store_true")
+    parser.add_argument("--limit", type=int, default=16, help="GiB that a process may have")
     parser.add_argument("--child", choices=("adjoint", "serial"), help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.child:
         print(json.dumps(measured(asked.child, asked.steps[0], asked.batch)))
     elif asked.memory:
-        memory(asked.steps or [50, 200, 1000], asked.batch)
+        memory(asked.steps or [50, 200, 1000], asked.batch, asked.limit)
     else:
         for steps in asked.steps or [50, 100]:
             rounds(steps, asked.batch)
@@ -89,18 +92,34 @@ def rounds(steps: int, batch: int) -> None:
     )
 
 
-def memory(lengths: list[int], batch: int) -> None:
+def memory(lengths: list[int], batch: int, limit: int) -> None:
     """Resident sizes and seconds of fresh processes."""
-    print("| N | adjoint chain: MiB | seconds | serial backpropagation: MiB | seconds |")
-    print("|--:|--:|--:|--:|--:|")
+    activations = 2 * (fresh("serial", 16, 1, limit) or (float("nan"), 0.0))[0]
+    print("| N | adjoint chain: MiB | bound | seconds | serial backpropagation: MiB | seconds |")
+    print("|--:|--:|--:|--:|--:|--:|")
     for steps in lengths:
-        cells = []
-        for way in ("adjoint", "serial"):
-            command = [sys.executable, __file__, "--child", way, "--steps", str(steps), "--batch", str(batch)]
-            told = subprocess.run(command, capture_output=True, text=True)
-            size, seconds = json.loads(told.stdout.splitlines()[-1]) if not told.returncode else (None, None)
-            cells += ["-", "-"] if size is None else [f"{size:.0f}", f"{seconds:.0f}"]
-        print(f"| {steps} | " + " | ".join(cells) + " |", flush=True)
+        bound = 20 * batch * steps * 1024 * 4 / 2**20 + activations
+        ours, theirs = (fresh(way, steps, batch, limit) for way in ("adjoint", "serial"))
+        cells = [["-", "-"] if each is None else [f"{each[0]:.0f}", f"{each[1]:.0f}"] for each in (ours, theirs)]
+        print(f"| {steps} | {cells[0][0]} | {bound:.0f} | {cells[0][1]} | " + " | ".join(cells[1]) + " |", flush=True)
+
+
+def fresh(way: str, steps: int, batch: int, limit: int) -> tuple[float, float] | None:
+    """What a process of its own measures; None where its memory does not suffice."""
+    command = [sys.executable, __file__, "--child", way, "--steps", str(steps), "--batch", str(batch)]
+    bytes_ = limit * 2**30
+    told = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_DATA, (bytes_, bytes_)),
+    )
+    if told.returncode:
+        if "memory" not in told.stderr:
+            raise RuntimeError(told.stderr)
+        return None
+    size, seconds = json.loads(told.stdout.splitlines()[-1])
+    return size, seconds
 
 
 def measured(way: str, steps: int, batch: int) -> tuple[float, float]:

@@ -1,7 +1,7 @@
 """Diffusion chains as joint fixed points: schedules, the DDIM chain, your network or a known score, the sampling task.
 
-``ddim_problem`` makes the problem that ``fixedpoint.solve`` solves; ``solution.z[:, -1]`` are the samples. Nothing
-heavy is imported until it is used, so that listing plugins stays quick.
+``ddim_problem`` makes the problem that ``fixedpoint.solve`` solves; ``solution.z[:, -1]`` are the samples. ``invert``
+finds the noise of images. Nothing heavy is imported until it is used, so that listing plugins stays quick.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from fixedpoint_diffusion.ddim import DDIMChain as DDIMChain
     from fixedpoint_diffusion.denoiser import Denoiser as Denoiser
     from fixedpoint_diffusion.denoiser import as_denoiser as as_denoiser
+    from fixedpoint_diffusion.inversion import invert as invert
     from fixedpoint_diffusion.mixture import GaussianMixture as GaussianMixture
     from fixedpoint_diffusion.network import NetworkDenoiser as NetworkDenoiser
     from fixedpoint_diffusion.noise import draw_noise as draw_noise
@@ -29,6 +30,7 @@ _EXPORTS = {
     "as_denoiser": "fixedpoint_diffusion.denoiser",
     "ddim_problem": "fixedpoint_diffusion.problem",
     "draw_noise": "fixedpoint_diffusion.noise",
+    "invert": "fixedpoint_diffusion.inversion",
     "row_seeds": "fixedpoint_diffusion.noise",
 }
 
@@ -41,6 +43,7 @@ __all__ = [
     "as_denoiser",
     "ddim_problem",
     "draw_noise",
+    "invert",
     "row_seeds",
 ]
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ import torch
 from click.testing import Result
 from diffusers import DDIMPipeline, DDIMScheduler, DiTTransformer2DModel, UNet2DModel
 from PIL import Image
+from rich.console import Console
 from safetensors import safe_open
 from safetensors.torch import load_file
 from typer.testing import CliRunner
@@ -23,11 +26,10 @@ from fixedpoint.cli.main import app
 from fixedpoint_diffusion import ddim_problem
 from fixedpoint_diffusion.fashion_mnist import DENOISER
 from fixedpoint_diffusion.fashion_mnist.images import held_out_images
-from fixedpoint_diffusion.inversion import slerp
-from fixedpoint_diffusion.inverting import work
+from fixedpoint_diffusion.inversion import InversionProgress, slerp
+from fixedpoint_diffusion.inverting import said, work
 from fixedpoint_diffusion.inverting.model import choose
 from fixedpoint_diffusion.inverting.pictures import as_png, drawn
-from fixedpoint_diffusion.inverting.said import print_table
 from fixedpoint_diffusion.models import FashionMNISTModel
 
 STEPS = 5
@@ -368,6 +370,26 @@ def test_a_folder_that_cannot_be_written_is_a_sentence(here: Path) -> None:
     assert done.stderr.startswith("cannot write half/reconstructions/0001-a.png: ")
 
 
+def test_a_terminal_shows_the_round_in_flight_and_sentences_on_lines_of_their_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    stream = io.StringIO()
+    terminal = Console(file=stream, force_terminal=True, width=60, highlight=False)
+    monkeypatch.setattr(said, "Console", lambda **_: terminal)
+    sentence = "a.png: has 28 x 28 pixels, the model's images 32 x 32; --resize resizes it"
+    with said.told(3, quiet=False) as teller:
+        teller.on_round(InversionProgress("clean end", 12, 1.2e-3))
+        time.sleep(0.3)  # it is drawn ten times a second
+        teller.complain(sentence)
+        teller.batch_done([work.Row("a.png", "skipped", "")])
+    seen = stream.getvalue()
+    assert "clean end, round 12, error 1e-03" in seen
+    assert "1/3" in seen
+    before, after = seen.split(sentence)
+    assert before.endswith("\x1b[2K")  # the bar's line, emptied
+    assert after.startswith("\n")
+
+
 @pytest.mark.parametrize("columns", [60, 80])
 def test_the_table_fits(columns: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", str(columns))
@@ -379,7 +401,7 @@ def test_the_table_fits(columns: int, capsys: pytest.CaptureFixture[str], monkey
         work.Row("corrupt.png", "skipped", "cannot be read"),
     ]
     called: Callable[[int | None], str] = lambda label: "" if label is None else "T-shirt/top"  # noqa: E731
-    print_table(rows, called, classes=True)
+    said.print_table(rows, called, classes=True)
     printed = capsys.readouterr().out
     assert max(map(len, printed.splitlines())) <= columns
     for text in ("1.2e-03", "T-shirt/top ?", "skipped", *(("2.5e-04", "3.8e-04", "88") if columns == 80 else ())):

@@ -10,7 +10,7 @@ import typer
 from fixedpoint.config.files import json_text
 from fixedpoint.registry import CommandError
 from fixedpoint_diffusion.inverting.folder import Results
-from fixedpoint_diffusion.inverting.said import Teller, complain, print_table, told
+from fixedpoint_diffusion.inverting.said import Teller, print_table, told
 from fixedpoint_diffusion.inverting.work import Job, Row, between, inverted
 
 __all__ = ["carry_out"]
@@ -52,10 +52,10 @@ def _work(job: Job, results: Results, teller: Teller, quiet: bool) -> None:
         teller.batch_done(done.rows)
         for row in done.rows:
             for sentence in _sentences(row, quiet):
-                complain(sentence)
+                teller.complain(sentence)
     rows, latents = results.inverted, results.latents
     if job.interpolate and len(rows) < 2 and rows:
-        complain("--interpolate: wants two images, one is left")
+        teller.complain("--interpolate: wants two images, one is left")
     elif job.interpolate:
         teller.stage("in between")
         for each in between(job, latents, [row.label for row in rows]):

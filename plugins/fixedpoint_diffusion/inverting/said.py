@@ -24,9 +24,13 @@ def complain(text: str) -> None:
 
 
 class Teller:
-    """Tells how the work gets on; says nothing of its own."""
+    """Tells how the work gets on; of its own only what is amiss."""
 
     on_round: Callable[[InversionProgress], None] | None = None
+
+    def complain(self, text: str) -> None:
+        """A line for stderr, beside whatever is drawn there."""
+        complain(text)
 
     def batch_done(self, rows: Sequence[Row]) -> None:
         """A batch is done."""
@@ -55,6 +59,9 @@ class _Bar(Teller):
         self._bar = bar
         self._task = bar.add_task("", total=total)
         self.on_round = self._round
+
+    def complain(self, text: str) -> None:
+        self._bar.console.print(text, soft_wrap=True, markup=False)
 
     def _round(self, progress: InversionProgress) -> None:
         error = f", error {progress.relative_error:.0e}" if progress.relative_error == progress.relative_error else ""

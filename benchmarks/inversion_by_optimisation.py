@@ -208,7 +208,7 @@ def draw(found: dict[str, OptimisedLatents]) -> None:
             axes.plot(getattr(each, kind), each.losses.mean(axis=1), color=line.colour, label=NAMES[name])
         axes.set_yscale("log")
         axes.set_xlim(0)
-        axes.set_xlabel({"calls": "calls of the network in sequence", "seconds": "seconds, two cores"}[kind])
+        axes.set_xlabel({"calls": "calls of the network in sequence", "seconds": "seconds"}[kind])
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(color=GRID, linewidth=0.6)
     panels[0].set_ylabel("squared error of the image, mean")

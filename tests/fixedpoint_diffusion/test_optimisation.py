@@ -297,6 +297,11 @@ def test_what_is_not_finite_or_goes_nowhere_stops() -> None:
     assert there.invert(chain, sampled(chain, start[1:]), start[1:]).stopped == ("stationary",) * 2
 
 
+def test_gradients_have_names() -> None:
+    for gradient in (Serial(), OneStep(), Phantom(), Exact()):
+        assert OptimisedInversion(gradient=gradient.variant).gradient == gradient
+
+
 def test_solves_that_fail_are_told() -> None:
     rough = Exact(adjoint_termination=fixedpoint.Termination(rtol=1e-12, max_rounds=2))
     found = OptimisedInversion(gradient=rough, steps=2, enough=0.0).invert(chained(), drawn(1)[0], drawn(2)[0])

@@ -36,22 +36,21 @@ def inverted(model: FashionMNISTModel, count: int, steps: int, method: object = 
 
 def test_real_images_come_back() -> None:
     """They need not be such as the model can make; the answer says how near it comes, and step by step does worse."""
-    found, off = inverted(FashionMNISTModel(), 3, 20)
+    found, off = inverted(FashionMNISTModel(), 2, 20)
     assert found.succeeded.all()
     assert float(off.max()) <= 1e-3
     torch.testing.assert_close(found.round_trip, off, rtol=0.2, atol=2e-5)
     assert set(found.stages) == {"clean end", "joint", "round trip"}
     assert found.rounds <= 80
-    naive, missed = inverted(FashionMNISTModel(), 3, 20, StepwiseInversion())
+    naive, missed = inverted(FashionMNISTModel(), 2, 20, StepwiseInversion())
     assert not naive.succeeded.any()
     assert float(missed.min()) > 20 * float(off.max())
 
 
 def test_guidance_comes_back_or_is_said_not_to() -> None:
-    found, off = inverted(FashionMNISTModel(guidance_scale=2.0), 2, 20)
-    for row, good in enumerate(found.succeeded):
-        assert good == (float(off[row]) <= 2e-3)
-    short, off = inverted(FashionMNISTModel(guidance_scale=8.0), 2, 20, JointInversion(max_rounds=5))
+    found, off = inverted(FashionMNISTModel(guidance_scale=2.0), 1, 20)
+    assert found.succeeded.tolist() == (off <= 2e-3).tolist()
+    short, off = inverted(FashionMNISTModel(guidance_scale=8.0), 1, 20, JointInversion(max_rounds=5))
     assert not short.succeeded.any()
     assert float(off.min()) > 2e-3
 
@@ -73,7 +72,7 @@ def test_clipping_is_refused_or_left_out() -> None:
     schedule = DDIMSchedule()
     model = MixtureModel(dimension=12).denoiser(schedule)
     images = draw(1, 2, 12)
-    with pytest.raises(ValueError, match="clip_sample is not invertible.*clipping='ignore'"):
+    with pytest.raises(ValueError, match=r"clip_sample is not invertible.*clipping='ignore'"):
         invert(model, schedule, images, num_inference_steps=10)
     with pytest.raises(ValueError, match="dynamic thresholding is not invertible"):
         invert(model, DDIMSchedule(thresholding=True), images, num_inference_steps=10)

@@ -149,7 +149,8 @@ def _judged(
     work: Workbench, off: Float[Tensor, " B"], misfit: Float[Tensor, " B"], tolerance: float
 ) -> tuple[InversionStatus, ...]:
     falls = np.ones(len(off), dtype=np.bool_) if work.joint is None else _falls(work.joint)
-    return tuple(_status(float(off[row]), float(misfit[row]), bool(falls[row]), tolerance) for row in range(len(off)))
+    told = zip(off.tolist(), misfit.tolist(), falls.tolist(), strict=True)  # the host waits here
+    return tuple(_status(*each, tolerance) for each in told)
 
 
 def _status(off: float, misfit: float, falls: bool, tolerance: float) -> InversionStatus:
@@ -163,8 +164,8 @@ def _status(off: float, misfit: float, falls: bool, tolerance: float) -> Inversi
 
 
 def _falls(solution: Solution) -> NDArray[np.bool_]:
-    """Whether each row has converged, or was still getting nearer when its rounds ended."""
+    """Whether each row has converged, or was still getting nearer in the second half of its own rounds."""
     errors = np.where(np.isfinite(solution.trace.relative), solution.trace.relative, np.inf)
-    half = (len(errors) + 1) // 2
-    falls: NDArray[np.bool_] = errors.min(axis=0) * _FALLS < errors[:half].min(axis=0)
+    early = solution.trace.rounds[:, None] <= (solution.rounds + 1) // 2
+    falls: NDArray[np.bool_] = errors.min(axis=0) * _FALLS < np.where(early, errors, np.inf).min(axis=0)
     return solution.converged | falls

@@ -197,6 +197,10 @@ def test_steps_that_do_not_contract_are_said_not_to() -> None:
     assert InversionStatus.NOT_CONTRACTIVE in found.status
     row = found.status.index(InversionStatus.NOT_CONTRACTIVE)
     assert "the inverse of some steps does not contract" in found.sentences[row]
+    chain = Folding(draw(3, 6, 2)[[row]])
+    alone = invert_chain(chain, draw(6, 6, 2)[[row]])
+    assert alone.status == (InversionStatus.NOT_CONTRACTIVE,)
+    assert torch.equal(alone.states[0], found.states[row])
 
 
 def test_rounds_that_end_too_soon_are_said_to() -> None:

@@ -27,11 +27,14 @@ PAGES = (
     "docs/gradients.md",
     "docs/sequences.md",
     "docs/deep-equilibrium.md",
+    "docs/inversion.md",
 )
 LEFT_OUT = {
     "make demo": "installs from the network; the demo itself is run from the wheel in tests/architecture",
     "make test": "would run these tests in themselves",
     "source .venv/bin/activate": "the reader has the environment of the tests on the path already",
+    "fixedpoint invert shirt.png --class shirt --edit-class dress": "wants a picture; docs/command-line.md has some",
+    "fixedpoint invert photos --class bag": "wants pictures; docs/command-line.md has some",
     "fixedpoint run configs/demo.yaml": "takes a minute; run with fewer steps from the wheel in tests/architecture",
 }
 # The same without the network: the metadata goes to a folder, the modules stay where they are written.

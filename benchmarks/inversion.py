@@ -1,6 +1,7 @@
 """Real images inverted: jointly, and step by step as it is done elsewhere.
 
-    python benchmarks/inversion.py [--images 64] [--steps 50] [--picture docs/assets/inversion.png]
+    python benchmarks/inversion.py [--images 64] [--steps 50] [--only joint ...]
+    python benchmarks/inversion.py --picture docs/assets/inversion.png
 
 Test images of Fashion-MNIST, the bundled model with the class of each, float32, DDIM with eta 0. "Round trip" is the
 rms, over the pixels in [-1, 1], between an image and what the serial chain makes of its latent, run anew for every
@@ -69,6 +70,15 @@ def methods() -> dict[str, Inverter]:
     for k in ITERATIONS[1:]:
         found[f"per step, Anderson, k = {k}"] = StepwiseInversion(iterations=k, solver=fixedpoint.Anderson(memory=3))
     return found
+
+
+def chosen(names: list[str] | None) -> dict[str, Inverter]:
+    """These methods; all of them where none is named."""
+    known = methods()
+    for name in names or ():
+        if name not in known:
+            raise SystemExit(f"no method {name!r}; known: {', '.join(known)}")
+    return {name: known[name] for name in names or known}
 
 
 def measured(chain: DDIMChain, images: Tensor, method: Inverter) -> Measured:
@@ -186,6 +196,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--picture", type=Path)
+    parser.add_argument("--only", nargs="+", metavar="METHOD", help="of these alone: names as in the table")
     asked = parser.parse_args()
     torch.set_num_threads(asked.threads)
     if asked.picture:
@@ -198,10 +209,11 @@ def main() -> None:
     print("| inversion | sequential | evaluations an image | seconds | median | 95% | worst | squared error |")
     print("|:--|" + "--:|" * 7)
     found = {}
-    for name, method in methods().items():
+    for name, method in chosen(asked.only).items():
         found[name] = measured(chain, images, method)
         print(found[name].row(name, images[0].numel()), flush=True)
-    verdict(found)
+    if "joint" in found and len(found) > 1:
+        verdict(found)
 
 
 if __name__ == "__main__":

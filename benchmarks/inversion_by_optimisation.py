@@ -25,6 +25,7 @@ from torch import Tensor
 
 import fixedpoint
 from fixedpoint.chains.chain import ChainProblem
+from fixedpoint.chains.secant import BlockSecant
 from fixedpoint_diffusion import DDIMChain, draw_noise, row_seeds
 from fixedpoint_diffusion.fashion_mnist.images import held_out_images
 from fixedpoint_diffusion.latent_gradients import Exact, LatentGradient, OneStep, Phantom, Serial
@@ -33,7 +34,7 @@ from fixedpoint_diffusion.optimisation import OptimisedInversion
 from fixedpoint_diffusion.optimisation_run import Optimisation, OptimisedLatents
 
 ASSETS = Path(__file__).resolve().parents[1] / "docs" / "assets"
-SOLVER = fixedpoint.ChainSolver(accelerator=fixedpoint.Anderson(memory=3))
+SOLVER = fixedpoint.ChainSolver(accelerator=BlockSecant())
 FORWARD, ADJOINT = fixedpoint.Termination(rtol=2e-3), fixedpoint.Termination(rtol=2e-2)
 GRADIENTS: dict[str, LatentGradient] = {
     "serial": Serial(),

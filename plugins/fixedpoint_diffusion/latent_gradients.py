@@ -36,6 +36,7 @@ from fixedpoint.chains.adjoint import AdjointChain
 from fixedpoint.chains.chain import ChainProblem
 from fixedpoint.chains.linear import LinearPart
 from fixedpoint.chains.preconditioner import Coefficient
+from fixedpoint.chains.secant import BlockSecant
 from fixedpoint.chains.solver import ChainSolver
 from fixedpoint.core.options import OptionError, Options, option
 from fixedpoint.core.reduce import row_dots, row_norms
@@ -43,6 +44,7 @@ from fixedpoint.core.solution import Solution
 from fixedpoint.core.solver import Solver
 from fixedpoint.core.termination import Termination
 from fixedpoint.gradients.adjoint import failed_rows, scaled_rows
+from fixedpoint_diffusion.secant import Secant
 
 __all__ = ["AnyLatentGradient", "Exact", "Found", "LatentGradient", "OneStep", "Phantom", "Serial"]
 
@@ -119,20 +121,18 @@ class Serial(LatentGradient):
 
 @dataclass(frozen=True)
 class _Joint(LatentGradient):
-    """The trajectory is solved for jointly, without a graph, from that of the evaluation before."""
+    """The trajectory is solved for jointly, without a graph, from where those of the two evaluations before point."""
 
-    solver: Solver = option(
-        factory=lambda: ChainSolver(accelerator=fixedpoint.Anderson(memory=3)), help="solver of the chain"
-    )
+    solver: Solver = option(factory=lambda: ChainSolver(accelerator=BlockSecant()), help="solver of the chain")
     termination: Termination = option(factory=lambda: Termination(rtol=1e-3), help="when a row of the chain is solved")
-    warm: bool = option(True, help="whether a trajectory starts from that of the step before")
+    warm: bool = option(True, help="whether a trajectory starts from those of the steps before")
 
     def check(self) -> None:
         if "chain" not in self.solver.needs:
             raise OptionError(type(self).__name__, "solver", f"must be a solver of chains, got {self.solver!r}")
 
-    def _trajectory(self, problem: ChainProblem, kept: Mapping[str, Tensor]) -> Solution:
-        start = kept.get("trajectory") if self.warm else None
+    def _trajectory(self, problem: ChainProblem, secant: Secant) -> Solution:
+        start = secant.expected("trajectory") if self.warm else None
         begun = ChainProblem(problem.chain, problem.x0, max_batch=problem.max_batch, rows=problem.rows, start=start)
         return fixedpoint.solve(begun, solver=self.solver, termination=self.termination)
 
@@ -146,7 +146,8 @@ class OneStep(_Joint):
     tau: float = option(0.1, gt=0.0, le=1.0, help="how far the step goes")
 
     def find(self, problem: ChainProblem, images: Float[Tensor, "B *event"], kept: Mapping[str, Tensor]) -> Found:
-        return _differentiated(problem, images, self._trajectory(problem, kept), 1, self.tau)
+        secant = Secant(kept, problem.x0)
+        return _differentiated(problem, images, self._trajectory(problem, secant), secant, 1, self.tau)
 
 
 @dataclass(frozen=True)
@@ -159,21 +160,22 @@ class Phantom(_Joint):
     tau: float = option(0.1, gt=0.0, le=1.0, help="how far each step goes")
 
     def find(self, problem: ChainProblem, images: Float[Tensor, "B *event"], kept: Mapping[str, Tensor]) -> Found:
-        return _differentiated(problem, images, self._trajectory(problem, kept), self.steps, self.tau)
+        secant = Secant(kept, problem.x0)
+        return _differentiated(problem, images, self._trajectory(problem, secant), secant, self.steps, self.tau)
 
 
 @dataclass(frozen=True)
 class Exact(_Joint):
     """The adjoint chain along the solution, solved jointly to a tolerance of its own, in the memory of the states.
 
-    It is linear in its start: warm, it begins with what was found for the cotangent before, times the share of it that
-    is in the new one; its first round hands the rest on unchanged.
+    It is linear in its start: warm, it begins where the states of the two evaluations before point, times the share of
+    their cotangent that is in the new one; its first round hands the rest on unchanged.
     """
 
     variant = "exact"
 
     adjoint_solver: Solver = option(
-        factory=lambda: ChainSolver(accelerator=fixedpoint.Anderson(memory=3)), help="solver of the adjoint chain"
+        factory=lambda: ChainSolver(accelerator=BlockSecant()), help="solver of the adjoint chain"
     )
     adjoint_termination: Termination = option(
         factory=lambda: Termination(rtol=1e-2), help="when a row of the adjoint chain is solved"
@@ -186,28 +188,34 @@ class Exact(_Joint):
             raise OptionError("Exact", "adjoint_solver", f"must be a solver of chains, got {self.adjoint_solver!r}")
 
     def find(self, problem: ChainProblem, images: Float[Tensor, "B *event"], kept: Mapping[str, Tensor]) -> Found:
-        solution = self._trajectory(problem, kept)
+        secant = Secant(kept, problem.x0)
+        solution = self._trajectory(problem, secant)
         misfit = solution.z[:, -1] - images
-        unit, size = scaled_rows(2 * misfit.flatten(1))
-        chain = AdjointChain(problem, solution.z, None)
-        begun = ChainProblem(chain, unit.view(images.shape), max_batch=problem.max_batch, start=self._begun(unit, kept))
+        cotangent = 2 * misfit.flatten(1)
+        unit, size = scaled_rows(cotangent)
+        start = self._start(secant, unit)
+        begun = ChainProblem(
+            AdjointChain(problem, solution.z, None), unit.view(images.shape), max_batch=problem.max_batch, start=start
+        )
         adjoint = fixedpoint.solve(begun, solver=self.adjoint_solver, termination=self.adjoint_termination)
+        states = (adjoint.z.flatten(1).double() * size.unsqueeze(1)).to(misfit).view(adjoint.z.shape)
         products = adjoint.evaluations
         return Found(
             misfit,
-            (adjoint.z[:, -1].flatten(1).double() * size.unsqueeze(1)).to(misfit).view(misfit.shape),
+            states[:, -1],
             solution.counts.rounds + 2 * adjoint.counts.rounds,
             solution.evaluations + products,
             products,
             ~failed_rows(solution) & ~failed_rows(adjoint),
-            {"trajectory": solution.z, "adjoint": adjoint.z, "cotangent": unit},
+            secant.keep(trajectory=solution.z, adjoint=states, cotangent=cotangent),
         )
 
-    def _begun(self, unit: Float[Tensor, "B D"], kept: Mapping[str, Tensor]) -> Float[Tensor, "B N *event"] | None:
-        if not self.adjoint_warm or "adjoint" not in kept:
+    def _start(self, secant: Secant, unit: Float[Tensor, "B D"]) -> Float[Tensor, "B N *event"] | None:
+        states, cotangent = secant.expected("adjoint"), secant.expected("cotangent")
+        if not self.adjoint_warm or states is None or cotangent is None:
             return None
-        states = kept["adjoint"]
-        share = row_dots(kept["cotangent"].unsqueeze(1), unit).to(states)
+        length, shared = (row_dots(cotangent.unsqueeze(1), other).squeeze(1) for other in (cotangent, unit))
+        share = torch.where(length > 0, shared / length.clamp(min=torch.finfo(length.dtype).tiny), 0.0).to(states)
         return states * share.view(-1, *[1] * (states.ndim - 1))
 
 
@@ -215,7 +223,7 @@ AnyLatentGradient = Serial | OneStep | Phantom | Exact
 
 
 def _differentiated(
-    problem: ChainProblem, images: Float[Tensor, "B *event"], solution: Solution, steps: int, tau: float
+    problem: ChainProblem, images: Float[Tensor, "B *event"], solution: Solution, secant: Secant, steps: int, tau: float
 ) -> Found:
     """Damped steps of the joint map from states held constant.
 
@@ -241,7 +249,7 @@ def _differentiated(
         solution.evaluations + each,
         each,
         ~failed_rows(solution),
-        {"trajectory": solution.z},
+        secant.keep(trajectory=solution.z),
     )
 
 

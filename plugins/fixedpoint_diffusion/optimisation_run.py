@@ -26,6 +26,7 @@ from fixedpoint_diffusion.checkpoint import load_state, save_state
 from fixedpoint_diffusion.ddim import DDIMChain
 from fixedpoint_diffusion.descent import Descent, Stop
 from fixedpoint_diffusion.noise import draw_noise, row_seeds
+from fixedpoint_diffusion.secant import at_rest
 
 if TYPE_CHECKING:
     from fixedpoint_diffusion.optimisation import OptimisedInversion
@@ -194,6 +195,7 @@ class Optimisation:
         x_T = torch.stack([row.latent for row in rows])
         problem = ChainProblem(self._chain(), x_T, max_batch=self.max_batch, rows=index)
         kept = {name: torch.stack([row.kept[name] for row in rows]) for name in rows[0].kept}
+        kept = at_rest(kept) if self.options.redraw else kept
         found = self.options.gradient.find(problem, self.images[index], kept)
         self._solved[places] &= found.solved
         for place, (row, loss) in enumerate(zip(rows, found.loss.tolist(), strict=True)):

@@ -360,7 +360,7 @@ class Evaluator:
             return self._micro_batches(self.problem, z)
         if live.problem is None:
             return torch.where(live.mask.unsqueeze(1), self._micro_batches(self.problem, z), z)
-        return z.index_copy(0, live.index, self._micro_batches(live.problem, z[live.index]))
+        return z.index_copy(0, live.index, self._micro_batches(live.problem, z.index_select(0, live.index)))
 
     def _micro_batches(self, problem: Problem, z: Tensor) -> Tensor:
         if self.max_batch is None or z.shape[0] <= self.max_batch:

@@ -15,20 +15,22 @@ __all__ = ["History"]
 
 @dataclass(frozen=True)
 class History:
-    """At most ``m`` groups of columns, each ``(B, m, D)``, kept in a ring.
+    """At most ``m`` groups of columns, each ``(B, D)``, kept in a ring.
 
     Pushing overwrites the oldest column in place, or makes new tensors while gradients flow. The ring is filled from
-    its end, so that the columns in use are always one slice of the storage.
+    its end, so that the columns in use are always one slice of the storage; while gradients flow they are all of it,
+    as a backward pass through a slice fills what is outside with zeros.
     """
 
-    storage: tuple[Float[Tensor, "B m D"], ...]
+    storage: tuple[Float[Tensor, "B held D"], ...]
     mask: Bool[Tensor, "B m"]
     pushed: int = 0
 
     @classmethod
     def empty(cls, like: Float[Tensor, "B D"], memory: int, groups: int) -> History:
         rows, size = like.shape
-        storage = tuple(like.new_zeros(rows, memory, size) for _ in range(groups))
+        begun = 0 if torch.is_grad_enabled() else memory
+        storage = tuple(like.new_zeros(rows, begun, size) for _ in range(groups))
         return cls(storage, torch.zeros(rows, memory, dtype=torch.bool, device=like.device))
 
     @property
@@ -44,7 +46,8 @@ class History:
     @property
     def columns(self) -> tuple[Float[Tensor, "B used D"], ...]:
         """The columns in use."""
-        return tuple(group[:, self.start :] for group in self.storage)
+        first = self._place(self.start)
+        return tuple(group[:, first:] if first else group for group in self.storage)
 
     @property
     def valid(self) -> Bool[Tensor, "B used"]:
@@ -76,11 +79,11 @@ class History:
 
     def room(self, group: int) -> Float[Tensor, "B D"] | None:
         """Memory of the column that the next push overwrites, for making the new one there; None with gradients."""
-        return None if torch.is_grad_enabled() else self.storage[group][:, self._next]
+        return None if self._anew else self.storage[group][:, self._place(self._next)]
 
     def push(self, *vectors: Float[Tensor, "B D"], valid: Bool[Tensor, " B"]) -> History:
         """Store one vector per group in place of the oldest; rows not in ``valid`` store zero."""
-        return self._stored([_put(g, self._next, v, valid) for g, v in zip(self.storage, vectors, strict=True)], valid)
+        return self._stored([self._put(g, v, valid) for g, v in zip(self.storage, vectors, strict=True)], valid)
 
     def push_differences(
         self, *pairs: tuple[Float[Tensor, "B D"], Float[Tensor, "B D"]], valid: Bool[Tensor, " B"]
@@ -91,10 +94,10 @@ class History:
         """
         stored = []
         for group, (new, old) in zip(self.storage, pairs, strict=True):
-            if torch.is_grad_enabled():
-                stored.append(_put(group, self._next, new - old, valid))
+            if self._anew:
+                stored.append(self._put(group, new - old, valid))
             else:
-                torch.sub(new, old, out=group[:, self._next])
+                torch.sub(new, old, out=group[:, self._place(self._next)])
                 stored.append(group)
         return self._stored(stored, valid)
 
@@ -110,22 +113,28 @@ class History:
         for group, (vector, factor) in zip(self.storage, pairs, strict=True):
             wide = torch.promote_types(vector.dtype, torch.float32)
             column = factor.to(wide).unsqueeze(1)
-            if torch.is_grad_enabled() or wide != vector.dtype:
-                stored.append(_put(group, self._next, (vector.to(wide) * column).to(vector.dtype), valid))
+            if self._anew or wide != vector.dtype:
+                stored.append(self._put(group, (vector.to(wide) * column).to(vector.dtype), valid))
             else:
-                torch.mul(vector, column, out=group[:, self._next])
+                torch.mul(vector, column, out=group[:, self._place(self._next)])
                 stored.append(group)
         return self._stored(stored, valid)
 
     def set_aside(self) -> tuple[Tensor, ...]:
         """Copies of the columns that the next push overwrites, one per group, and of which rows they are."""
-        return (*(group[:, self._next].clone() for group in self.storage), self.mask[:, self._next].clone())
+        place = self._place(self._next)
+        columns = [
+            group.new_zeros(len(group), group.shape[2]) if place < 0 else group[:, place].clone()
+            for group in self.storage
+        ]
+        return (*columns, self.mask[:, self._next].clone())
 
     def put_back(self, rows: Bool[Tensor, " B"], aside: tuple[Tensor, ...]) -> History:
         """With the columns set aside before the last push in place of what it stored, in ``rows``."""
         slot = self.memory - 1 - (self.pushed - 1) % self.memory
+        place = self._place(slot)
         for group, column in zip(self.storage, aside[:-1], strict=True):
-            group[:, slot] = torch.where(rows.unsqueeze(1), column, group[:, slot])
+            group[:, place] = torch.where(rows.unsqueeze(1), column, group[:, place])
         mask = self.mask.clone()
         mask[:, slot] = torch.where(rows, aside[-1], mask[:, slot])
         return replace(self, mask=mask)
@@ -136,18 +145,20 @@ class History:
             moved = [torch.stack([shift.of_state(column) for column in group.unbind(1)], 1) for group in self.storage]
             return replace(self, storage=tuple(moved))
         for group in self.storage:
-            for slot in range(self.start, self.memory):
-                shift.of_state(group[:, slot])
+            for place in range(self._place(self.start), group.shape[1]):
+                shift.of_state(group[:, place])
         return self
 
     def taken(self, index: Int[Tensor, " k"]) -> History:
         """Of some of the rows, ascending, moved to the front of the same memory unless gradients flow."""
         if torch.is_grad_enabled():
-            return replace(self, storage=tuple(group[index] for group in self.storage), mask=self.mask[index])
+            return replace(
+                self, storage=tuple(group.index_select(0, index) for group in self.storage), mask=self.mask[index]
+            )
         count = len(index)
         for group in self.storage:
-            for slot in range(self.start, self.memory):
-                group[:count, slot] = group[index, slot]
+            for place in range(self._place(self.start), group.shape[1]):
+                group[:count, place] = group[index, place]
         return replace(self, storage=tuple(group[:count] for group in self.storage), mask=self.mask[index])
 
     def forget(self, rows: Bool[Tensor, " B"]) -> History:
@@ -170,16 +181,27 @@ class History:
         """Slot of the next push."""
         return self.memory - 1 - self.pushed % self.memory
 
+    def _place(self, slot: int) -> int:
+        """Where a slot is in the storage, whose last column is the last slot; -1 for one that is yet to be made."""
+        return slot - self.memory + self.storage[0].shape[1]
+
+    @property
+    def _anew(self) -> bool:
+        """Whether the next push makes new tensors."""
+        return torch.is_grad_enabled() or self._place(self._next) < 0
+
+    def _put(self, group: Tensor, vector: Tensor, valid: Tensor) -> Tensor:
+        place, empty = self._place(self._next), ~valid.unsqueeze(1)
+        if not self._anew:
+            group[:, place].copy_(vector).masked_fill_(empty, 0.0)
+            return group
+        kept = vector.masked_fill(empty, 0.0).unsqueeze(1)
+        if place < 0:
+            return torch.cat([kept, group], dim=1)
+        before, _, after = group.split([place, 1, group.shape[1] - place - 1], dim=1)
+        return torch.cat([before, kept, after], dim=1)
+
     def _stored(self, storage: list[Tensor], valid: Tensor) -> History:
         mask = self.mask.clone()
         mask[:, self._next] = valid
         return History(tuple(storage), mask, self.pushed + 1)
-
-
-def _put(group: Tensor, slot: int, vector: Tensor, valid: Tensor) -> Tensor:
-    empty = ~valid.unsqueeze(1)
-    if torch.is_grad_enabled():
-        kept = vector.masked_fill(empty, 0.0).unsqueeze(1)
-        return torch.cat([group[:, :slot], kept, group[:, slot + 1 :]], dim=1)
-    group[:, slot].copy_(vector).masked_fill_(empty, 0.0)
-    return group

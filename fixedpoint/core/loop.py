@@ -157,15 +157,10 @@ def solution_at(
 def _narrows(solver: StepSolver[Any], f: Evaluator) -> bool:
     """Whether the loop may go on with some of the rows alone.
 
-    Not while gradients flow, nor where somebody wants the state or the decisions of all rows in the end.
+    Not where somebody wants the state or the decisions of all rows in the end.
     """
     return (
-        solver.narrows
-        and not solver.lasting
-        and not f.wanted
-        and f.layout.rows > 1
-        and isinstance(f.problem, HasTake)
-        and not torch.is_grad_enabled()
+        solver.narrows and not solver.lasting and not f.wanted and f.layout.rows > 1 and isinstance(f.problem, HasTake)
     )
 
 

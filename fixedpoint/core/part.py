@@ -19,7 +19,6 @@ from torch import Tensor
 
 from fixedpoint.core.evaluator import Evaluator
 from fixedpoint.core.history import History
-from fixedpoint.core.point import Point
 from fixedpoint.core.problem import HasTake
 from fixedpoint.core.transfer import to_device
 
@@ -83,9 +82,7 @@ class Part:
             whole.judged_after.extend(part.judged_after)
         known, answer = whole.known, part.known
         if known is not None and answer is not None:
-            for own, new in zip(_tensors(known), _tensors(answer), strict=True):
-                own.index_copy_(0, self.index, new)
-            whole.recall(known)
+            whole.recall(known.with_rows(self.index, answer))
 
     def _columns(self, told: list[Tensor]) -> tuple[Tensor, ...]:
         """What was told of these rows round by round, NaN for all others."""
@@ -103,7 +100,7 @@ def taken(value: Any, index: Tensor) -> Any:
     """The rows of whatever is kept by row: of every tensor in it, in dataclasses, tuples, lists and dicts.
 
     A tensor that occurs several times is taken once, so that what was one tensor still is. Histories are moved within
-    their own memory.
+    their own memory unless gradients flow.
     """
     return _taken(value, index, {})
 
@@ -128,7 +125,3 @@ def _taken(value: Any, index: Tensor, known: dict[int, Any]) -> Any:
         found = {key: _taken(item, index, known) for key, item in value.items()}
     known[id(value)] = found
     return found
-
-
-def _tensors(point: Point) -> tuple[Tensor, ...]:
-    return point.z, point.fz, *point.measure

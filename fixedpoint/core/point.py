@@ -6,7 +6,7 @@ import functools
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from fixedpoint.core.reduce import row_norms
@@ -38,6 +38,13 @@ class Point:
     def measure(self) -> tuple[Tensor, Tensor, Tensor]:
         """``error``, ``scale`` and ``finite``."""
         return self.error, self.scale, self.finite
+
+    def with_rows(self, index: Int[Tensor, " k"], other: Point) -> Point:
+        """With the rows of ``other`` at these places; in this point's memory unless gradients flow."""
+        places = zip((self.z, self.fz, *self.measure), (other.z, other.fz, *other.measure), strict=True)
+        if torch.is_grad_enabled():
+            return Point(*(own.index_copy(0, index, new) for own, new in places))
+        return Point(*(own.index_copy_(0, index, new) for own, new in places))
 
     def overwritten(self, mask: Bool[Tensor, " B"], other: Point) -> Point:
         """``other`` in the rows of ``mask``, this point elsewhere; in this point's memory unless gradients flow."""

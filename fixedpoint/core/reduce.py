@@ -103,7 +103,7 @@ def block_norms(vector: Float[Tensor, "B D"], blocks: int, norm: str) -> Float[T
     """Norm of every block of every row: ``l2``, ``rms`` or ``max``, as float64.
 
     NaN stays NaN and Inf stays Inf. Squares are taken in float64, of float64 entries after scaling by the block's
-    largest, so that states of size 1e-200 or 1e200 have a norm.
+    largest, so that states of size 1e-200 or 1e200 have a norm. The gradient at zero is zero.
     """
     grouped = vector.unflatten(1, (blocks, -1))
     if norm == "max":
@@ -115,7 +115,15 @@ def block_norms(vector: Float[Tensor, "B D"], blocks: int, norm: str) -> Float[T
     squares = _summed_squares(grouped, scale)
     if norm == "rms":
         squares = squares / (vector.shape[1] // blocks)
-    return squares.sqrt() if scale is None else squares.sqrt() * scale.squeeze(-1)
+    roots = _roots(squares)
+    return roots if scale is None else roots * scale.squeeze(-1)
+
+
+def _roots(squares: Float[Tensor, "B blocks"]) -> Float[Tensor, "B blocks"]:
+    """Square roots; while gradients flow that of zero has the derivative zero, not infinity."""
+    if not torch.is_grad_enabled():
+        return squares.sqrt()
+    return torch.where(squares == 0, 0.0, torch.where(squares == 0, 1.0, squares).sqrt())
 
 
 def _summed_squares(grouped: Float[Tensor, "B blocks d"], scale: Tensor | None) -> Float[Tensor, "B blocks"]:
@@ -206,12 +214,13 @@ def _tiles(blocks: int, size: int) -> Iterator[tuple[slice, slice]]:
 
 def _combined(base: Tensor, columns: Tensor, weights: Tensor) -> Tensor:
     """One chunk of a combination: whole blocks, or a part of one."""
-    blocks, count = weights.shape[1:]
+    blocks = weights.shape[1]
     wide = torch.promote_types(base.dtype, torch.float32)
     weights = weights.to(wide)
     total = base.to(wide).unflatten(1, (blocks, -1))
-    for j in range(count):
-        total = torch.addcmul(total, columns[:, j].to(wide).unflatten(1, (blocks, -1)), weights[:, :, j : j + 1])
+    # Unbound, not taken out one by one: a backward pass fills with zeros what a piece that is taken out leaves.
+    for column, weight in zip(columns.unbind(1), weights.unbind(2), strict=True):
+        total = torch.addcmul(total, column.to(wide).unflatten(1, (blocks, -1)), weight.unsqueeze(2))
     combined: Tensor = total.flatten(1).to(base.dtype)
     return combined
 

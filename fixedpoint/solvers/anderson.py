@@ -172,12 +172,12 @@ class Anderson(StepSolver[AndersonState]):
             surprised = size > self.surprise * state.expected
             state = replace(state, history=state.history.forget_oldest(surprised, _PART))
         changes_f, changes_r = state.history.columns
-        weights, expected = _weights(at, state, parts, self.filter, self.ridge)
+        weights, expected, gain = _weights(at, state, parts, self.filter, self.ridge)
         gamma = -weights
         proposal = parts.combination(at.fz, changes_f, gamma, out=f.empty())
         if self.relaxation != 1.0 or self.adaptive is not None:
             rest = parts.combination(at.residual, changes_r, gamma)
-            beta, state = self._beta(at, rest, expected / torch.where(size > 0, size, 1.0), state)
+            beta, state = self._beta(at, rest, gain, state)
             proposal = torch.addcmul(proposal, rest, (beta - 1.0).to(rest.dtype).unsqueeze(1))
         linked = torch.ones_like(state.linked)
         return proposal, replace(state, previous=(at.fz, at.residual), linked=linked, expected=expected)
@@ -289,17 +289,20 @@ def _renewed(
 
 
 def _squares(at: Evaluated, parts: Parts) -> tuple[Float[Tensor, "B parts 1"], Float[Tensor, "B parts 1"]]:
-    """Squared lengths of residual and value, part by part."""
-    if parts.count == 1:
+    """Squared lengths of residual and value, part by part; the former's as gradients want it."""
+    if parts.count == 1 and not torch.is_grad_enabled():
         return at.residual_norm.square()[:, None, None], at.value_norm.square()[:, None, None]
-    residual, value = at.residual.detach(), at.fz.detach()
-    return parts.dots(residual.unsqueeze(1), residual), parts.dots(value.unsqueeze(1), value)
+    value = at.fz.detach()
+    return parts.dots(at.residual.unsqueeze(1), at.residual), parts.dots(value.unsqueeze(1), value)
 
 
 def _weights(
     at: Evaluated, state: AndersonState, parts: Parts, threshold: float, ridge: float
-) -> tuple[Float[Tensor, "B parts m"], Float[Tensor, " B"]]:
-    """``gamma`` of every part, from the inner products of the unsolved parts it goes by; and ``||r - dR gamma||``."""
+) -> tuple[Float[Tensor, "B parts m"], Float[Tensor, " B"], Float[Tensor, " B"]]:
+    """``gamma`` of every part, from the inner products of the unsolved parts it goes by.
+
+    And ``||r - dR gamma||``, with its share of ``||r||``.
+    """
     history = state.history
     rhs = parts.dots(history.columns[1], at.residual)
     squares, sizes = _squares(at, parts)
@@ -318,7 +321,10 @@ def _weights(
         threshold=threshold,
         ridge=ridge,
     )
-    told = gamma.detach() * (2 * rhs - (gram * gamma.detach().unsqueeze(2)).sum(3))
+    told = gamma * (2 * rhs - (gram * gamma.unsqueeze(2)).sum(3))
     fitted = (told[:, -1:] if parts.running else told).sum(dim=(1, 2))
     total = squares.sum(1).squeeze(1)
-    return gamma, torch.maximum(total - fitted, _GOOD**2 * total).sqrt()
+    some = total != 0  # and the square roots are of what has a derivative
+    expected = torch.where(some, torch.maximum(total - fitted, _GOOD**2 * total), 1.0).sqrt()
+    gain = expected / torch.where(some, total, 1.0).sqrt()
+    return gamma, torch.where(some, expected.detach(), 0.0), torch.where(some, gain, 0.0)

@@ -120,12 +120,13 @@ class AndersonTypeOne(StepSolver[AndersonTypeOneState]):
         fresh = torch.where((full | dependent).unsqueeze(1), s, fresh)
         left, right, _ = history.columns
         valid = history.valid
-        inner = row_norms(fresh.detach())
+        inner = row_norms(fresh)
+        inner = torch.where(inner > 0, inner, 1.0)
         transposed = add_combination(fresh, right, _masked(row_dots(left, fresh), valid))  # H^T s^
         eta = row_dots(transposed.unsqueeze(1), y).squeeze(1) / inner**2
         small = eta.abs() < self.regularisation
         sign = torch.where(eta < 0, -1.0, 1.0)
-        theta = torch.where(small, (1.0 - sign * self.regularisation) / (1.0 - eta), 1.0)
+        theta = torch.where(small, (1.0 - sign * self.regularisation) / torch.where(small, 1.0 - eta, 1.0), 1.0)
         y = _scaled(y, theta) + _scaled(base, 1.0 - theta)
         denominator = row_dots(transposed.unsqueeze(1), y).squeeze(1)
         sound = sound & (denominator != 0) & denominator.isfinite()

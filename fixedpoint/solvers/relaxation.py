@@ -58,7 +58,7 @@ class Distance:
         """With the factor that would have been right for the last step, in the rows that ``at`` is a step of."""
         if self.rest is None:
             return self
-        squares = row_norms(self.rest.detach()) ** 2
+        squares = row_norms(self.rest) ** 2
         along = row_dots(self.rest.unsqueeze(1), at.residual).squeeze(1)
         wanted = self.beta + along / torch.where(squares > 0, squares, 1.0)
         wanted = torch.where(linked & (squares > 0) & wanted.isfinite(), wanted, self.last)

@@ -165,7 +165,7 @@ def _extrapolated(
 
 def _projected(short: Float[Tensor, "B D"], long: Float[Tensor, "B D"]) -> Float[Tensor, " B"]:
     """``|<short, long>| / ||long||^2``, by way of a unit vector, so that small differences do not underflow."""
-    size = row_norms(long.detach())
+    size = row_norms(long)
     unit = long / torch.where(size > 0, size, 1.0).to(long.dtype).unsqueeze(1)
     return _quotient(row_dots(short.unsqueeze(1), unit).squeeze(1).abs(), size)
 

@@ -177,10 +177,28 @@ def test_where_somebody_wants_the_last_state_of_all_rows_all_rows_are_kept(monke
     asked: list[bool] = []
     monkeypatch.setattr(fixedpoint.core.loop, "is_small", lambda _: bool(asked.append(True)))
     fp.solve(tanh(), solver="broyden", gradient="shine", rtol=1e-6)
-    fp.solve(tanh(), solver="broyden", gradient="unrolled", rtol=1e-6)
     assert not asked
     fp.solve(tanh(), solver="broyden", rtol=1e-6)
     assert asked
+
+
+@pytest.mark.parametrize("solver", [each for each in SOLVERS if "krylov" not in each], ids=str)
+def test_gradients_through_the_rounds_are_those_of_the_loop_with_all_rows(solver: Any, whole: Any) -> None:
+    cotangent = torch.randn(16, 12, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+    def differentiated(solve: Any) -> tuple[fp.Solution, list[Tensor]]:
+        plain = tanh()
+        given = [each.clone().requires_grad_() for each in (plain.weight, plain.x)]
+        problem = Tanh(given[0], plain.gain, given[1])
+        found = solve(problem, solver=solver, gradient="unrolled", rtol=1e-6, max_rounds=40)
+        first = torch.autograd.grad((found.z * cotangent).sum(), given, create_graph=True)
+        second = torch.autograd.grad(sum(each.square().sum() for each in first), given)
+        return found, [*first, *second]
+
+    (ours, ours_gradients), (theirs, their_gradients) = differentiated(fp.solve), differentiated(whole)
+    same(ours, theirs)
+    for one, other in zip(ours_gradients, their_gradients, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9 * float(other.detach().abs().max()))
 
 
 def test_one_tensor_in_two_places_is_one_tensor_still() -> None:

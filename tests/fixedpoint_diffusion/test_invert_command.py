@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import re
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -351,6 +353,24 @@ def test_what_is_done_is_kept_when_it_ends_early(
     report = json.loads(Path("runs/invert/report.json").read_text())
     assert (report["interrupted"], report["ok"], len(report["images"])) == (True, False, 1)
     assert Path("runs/invert/reconstructions.png").is_file()
+
+
+def test_a_process_that_is_killed_leaves_the_batches_that_were_done(here: Path) -> None:
+    lay_out(here)
+    stored = Path("runs/invert/latents.safetensors")
+    command = [sys.executable, "-m", "fixedpoint", "invert", "photos", *QUICK, "--batch", "1", "--quiet"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        while not stored.exists():
+            assert process.poll() is None
+            time.sleep(0.01)
+    finally:
+        process.kill()
+        process.wait()
+    with safe_open(stored, "pt") as file:
+        names = json.loads(file.metadata()["names"])
+        assert len(file.get_tensor("latents")) == len(names) >= 1
+    assert names[0] == "photos/a-shirt.png"
 
 
 def test_nothing_is_written_before_the_first_batch_is_done(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -51,7 +51,7 @@ def test_gradcheck_with_every_solver_forward_and_backward(name: str, solver: str
 
 
 @pytest.mark.parametrize("name", MAPS)
-@pytest.mark.parametrize("method", ["gmres", "bicgstab"])
+@pytest.mark.parametrize("method", ["gmres", pytest.param("bicgstab", marks=pytest.mark.slow)])
 def test_second_derivatives_pass_gradgradcheck(name: str, method: Any) -> None:
     make, start = MAPS[name]
     estimator = fp.Implicit(solver=fp.Krylov(method=method), termination=fp.Termination(rtol=1e-13))

@@ -1,4 +1,4 @@
-"""The folder of an inversion: pictures as they are made, then latents, sheets and the report."""
+"""The folder of an inversion: pictures and latents as they are made, then sheets and the report."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ __all__ = ["Results"]
 
 # As many as a sheet shows beside one another, and in all.
 _COLUMNS, _SHOWN = 10, 100
+_LATENTS = "latents.safetensors"
 
 
 class Results:
@@ -62,7 +63,7 @@ class Results:
         return self._latents
 
     def add(self, done: Done) -> None:
-        """Take a batch, and write its pictures."""
+        """Take a batch, and write its pictures, and the latents there are: what is done outlives the process."""
         at = len(self._latents)
         self.rows += done.rows
         self._latents += list(done.latents)
@@ -80,6 +81,8 @@ class Results:
                     self._drawn[kind].append(picture)
                 if kind != "images":
                     self._write(kind, f"{at + place + 1:04d}-{names[place]}.png", as_png(picture))
+        if self._latents:
+            self._write("", _LATENTS, self._stored())
 
     def add_between(self, between: Between) -> None:
         """Take the images between two, and write their pictures."""
@@ -95,8 +98,8 @@ class Results:
 
     def close(self, interrupted: bool = False) -> dict[str, Any]:
         """Write latents, sheets and the report; what the report says."""
-        if self._latents:
-            self._write("", "latents.safetensors", self._stored())
+        if self._latents and self._tensors:  # with the images in between
+            self._write("", _LATENTS, self._stored())
         for kind, groups in self._sheets().items():
             self._write("", f"{kind}.png", as_png(sheet(groups)))
         self.files.setdefault("", []).append(str(self.folder / "report.json"))
@@ -113,7 +116,9 @@ class Results:
     def _write(self, kind: str, name: str, content: bytes) -> None:
         path = self.folder / kind / name
         write_atomically(path, content)
-        self.files.setdefault(kind, []).append(str(path))
+        files = self.files.setdefault(kind, [])
+        if str(path) not in files[-1:]:  # latents are written again
+            files.append(str(path))
 
     def _stored(self) -> bytes:
         tensors = {"latents": torch.stack(self._latents)}

@@ -287,6 +287,21 @@ def test_noise_drawn_anew_is_another_function_at_every_step_and_the_same_again()
     np.testing.assert_array_equal(fewer, anew[:, :2])
 
 
+@pytest.mark.parametrize("redraw", [False, True])
+def test_solves_go_by_the_moves_before_unless_these_were_of_another_function(redraw: bool) -> None:
+    moves: list[bool] = []
+
+    class Watched(Exact):
+        def find(self, problem: ChainProblem, images: Tensor, kept: Any) -> Found:
+            moves.append(any(bool(value.any()) for name, value in kept.items() if name.endswith("_move")))
+            return super().find(problem, images, kept)
+
+    options = OptimisedInversion(steps=3, enough=0.0, redraw=redraw)
+    object.__setattr__(options, "gradient", Watched())  # not one that has a name
+    options.invert(chained(0.8), drawn(1)[0], drawn(2)[0])
+    assert moves == [False, False, not redraw, not redraw]
+
+
 def test_what_is_not_finite_or_goes_nowhere_stops() -> None:
     def broken(x: Tensor, timestep: Tensor) -> Tensor:
         return torch.where(x[:, :1] > 50, torch.nan, 0.1 * x)

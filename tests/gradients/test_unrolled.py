@@ -121,6 +121,24 @@ def test_first_and_second_derivatives_are_those_of_what_was_computed(solver):
     assert torch.autograd.gradgradcheck(answer, (weight, offset), atol=1e-6, rtol=1e-5, fast_mode=True)
 
 
+@pytest.mark.parametrize("scheme", ["cyclic", "squarem"])
+def test_so_are_those_of_an_extrapolation_that_is_not_cut(scheme):
+    weight, offset = _parts(3)
+    slow = 0.65 * torch.eye(3, dtype=torch.float64)  # extrapolated by 1 / (1 - 0.65), less than the first bound
+
+    def answer(weight, offset):
+        return solve(
+            lambda z: z @ (slow + 0.1 * weight).T + 0.1 * torch.sin(z) + offset,
+            torch.zeros(2, 3, dtype=torch.float64),
+            solver=Squarem(scheme=scheme),
+            rtol=1e-14,
+            max_rounds=8,
+            gradient="unrolled",
+        ).z
+
+    assert torch.autograd.gradcheck(answer, (weight, offset), atol=1e-7, rtol=1e-6, fast_mode=True)
+
+
 def test_the_second_derivative_is_the_closed_form_on_a_quadratic():
     # z = a z + b with a = 1/2: z* = b / (1 - a), d2z*/da2 = 2 b / (1 - a)^3
     a = torch.tensor(0.5, dtype=torch.float64, requires_grad=True)

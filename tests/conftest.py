@@ -13,7 +13,10 @@ import jaxtyping
 
 sys.path.insert(0, str(Path(__file__).parent / "support"))  # the hook finds the checker by its import name
 
+import typechecker  # noqa: E402
+
 # Before anything imports fixedpoint: the hook rewrites modules as they are loaded.
+jaxtyping.jaxtyped = typechecker.once_for_each_kind
 _HOOK = jaxtyping.install_import_hook(
     ["fixedpoint.core", "fixedpoint.solvers", "fixedpoint.gradients", "fixedpoint.chains", "fixedpoint.layers"],
     "typechecker.checked",

@@ -1,21 +1,27 @@
-"""The checker of annotations used in the test run: beartype, on shapes and dtypes of tensors alone.
+"""How annotations are checked in the test run: beartype, on shapes and dtypes of tensors alone, once for each kind of call.
 
 Options and values from users are checked by the library itself, with sentences the tests read; a checker that
-refused them first would hide those.
+refused them first would hide those. A call with the shapes and dtypes of one that passed is not checked again: an
+iteration makes thousands of those, and checking each took most of the time of the tests.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import re
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any
 
+import jaxtyping
+import torch
 from beartype import beartype
 from jaxtyping import AbstractArray
 
-__all__ = ["checked"]
+__all__ = ["checked", "once_for_each_kind"]
 
+_JAXTYPED = jaxtyping.jaxtyped
 _SHAPED = re.compile(r"\b(Float|Int|Int8|Bool|Shaped)\[")
 
 
@@ -24,6 +30,43 @@ def checked(function: Callable[..., Any]) -> Callable[..., Any]:
     hints = function.__annotations__
     function.__annotations__ = {name: hint if _is_shaped(hint) else Any for name, hint in hints.items()}
     return beartype(function)
+
+
+def once_for_each_kind(*, typechecker: Callable[..., Any]) -> Callable[..., Any]:
+    """``jaxtyping.jaxtyped``, as the import hook applies it, but each kind of call is checked once."""
+    return functools.partial(_decorated, typechecker=typechecker)
+
+
+def _decorated(what: Any, *, typechecker: Callable[..., Any]) -> Any:
+    if isinstance(what, type):
+        if dataclasses.is_dataclass(what) and "__init__" in vars(what):
+            what.__init__ = _decorated(what.__init__, typechecker=typechecker)  # type: ignore[misc]
+        return what
+    if not any(map(_is_shaped, what.__annotations__.values())):
+        return what
+    careful = _JAXTYPED(what, typechecker=typechecker)
+    passed: set[Hashable] = set()
+
+    @functools.wraps(what)
+    def function(*arguments: Any, **named: Any) -> Any:
+        kind = (tuple(map(_kind, arguments)), tuple((name, _kind(value)) for name, value in named.items()))
+        if kind in passed:
+            return what(*arguments, **named)
+        result = careful(*arguments, **named)
+        passed.add(kind)
+        return result
+
+    return function
+
+
+def _kind(value: Any) -> Hashable:
+    if isinstance(value, torch.Tensor):
+        return value.shape, value.dtype
+    if isinstance(value, tuple | list):
+        return type(value), tuple(map(_kind, value))
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    return type(value)
 
 
 def _is_shaped(hint: Any) -> bool:

@@ -13,7 +13,7 @@ import jaxtyping
 
 sys.path.insert(0, str(Path(__file__).parent / "support"))  # the hook finds the checker by its import name
 
-import typechecker  # noqa: E402
+import typechecker
 
 # Before anything imports fixedpoint: the hook rewrites modules as they are loaded.
 jaxtyping.jaxtyped = typechecker.once_for_each_kind

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-__all__ = ["add_combination", "add_combinations", "block_dots", "block_norms", "row_dots", "row_norms"]
+__all__ = ["add_combination", "add_combinations", "block_dots", "block_norms", "row_dots", "row_norms", "vecdot"]
 
 # Entries of one row, over all its columns, that are worked on at a time. Must not depend on the number of rows (see
 # above), and must stay under the 32768 from which torch splits a single sum over threads.
@@ -92,6 +92,11 @@ def _long_dots(columns: Float[Tensor, "B m D"], vector: Float[Tensor, "B D"]) ->
 def row_dots(columns: Float[Tensor, "B m D"], vector: Float[Tensor, "B D"]) -> Float[Tensor, "B m"]:
     """Inner products ``columns[b, j] . vector[b]``, as float64."""
     return block_dots(columns, vector, 1).squeeze(1)
+
+
+def vecdot(one: Float[Tensor, "B D"], other: Float[Tensor, "B D"]) -> Float[Tensor, " B"]:
+    """Inner product ``one[b] . other[b]`` of every row, as float64."""
+    return row_dots(one.unsqueeze(1), other).squeeze(1)
 
 
 def row_norms(vector: Float[Tensor, "B D"]) -> Float[Tensor, " B"]:

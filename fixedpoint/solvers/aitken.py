@@ -23,7 +23,7 @@ from torch import Tensor
 
 from fixedpoint.core.evaluator import Evaluated, Evaluator
 from fixedpoint.core.options import OptionError, option
-from fixedpoint.core.reduce import row_dots, row_norms
+from fixedpoint.core.reduce import row_norms, vecdot
 from fixedpoint.core.solver import StepSolver
 
 __all__ = ["Aitken", "AitkenState"]
@@ -76,8 +76,8 @@ class Aitken(StepSolver[AitkenState]):
         size = row_norms(change.detach())
         usable = linked & (size > 0)
         unit = change / torch.where(usable, size, 1.0).to(change.dtype).unsqueeze(1)  # whose square does not underflow
-        along = row_dots((at.z - previous.z).unsqueeze(1), unit).squeeze(1)
-        squared = torch.where(usable, row_dots(unit.unsqueeze(1), unit).squeeze(1) * size, 1.0)
+        along = vecdot(at.z - previous.z, unit)
+        squared = torch.where(usable, vecdot(unit, unit) * size, 1.0)
         suggested = -along / squared
         usable = usable & (suggested != 0) & suggested.isfinite()
         bounded = suggested.sign() * suggested.abs().clamp(self.shortest, self.longest)

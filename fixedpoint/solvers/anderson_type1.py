@@ -31,7 +31,7 @@ from torch import Tensor
 from fixedpoint.core.evaluator import Evaluated, Evaluator
 from fixedpoint.core.history import History
 from fixedpoint.core.options import option
-from fixedpoint.core.reduce import add_combination, row_dots, row_norms
+from fixedpoint.core.reduce import add_combination, row_dots, row_norms, vecdot
 from fixedpoint.core.solver import StepSolver
 
 __all__ = ["AndersonTypeOne", "AndersonTypeOneState"]
@@ -123,12 +123,12 @@ class AndersonTypeOne(StepSolver[AndersonTypeOneState]):
         inner = row_norms(fresh)
         inner = torch.where(inner > 0, inner, 1.0)
         transposed = add_combination(fresh, right, _masked(row_dots(left, fresh), valid))  # H^T s^
-        eta = row_dots(transposed.unsqueeze(1), y).squeeze(1) / inner**2
+        eta = vecdot(transposed, y) / inner**2
         small = eta.abs() < self.regularisation
         sign = torch.where(eta < 0, -1.0, 1.0)
         theta = torch.where(small, (1.0 - sign * self.regularisation) / torch.where(small, 1.0 - eta, 1.0), 1.0)
         y = _scaled(y, theta) + _scaled(base, 1.0 - theta)
-        denominator = row_dots(transposed.unsqueeze(1), y).squeeze(1)
+        denominator = vecdot(transposed, y)
         sound = sound & (denominator != 0) & denominator.isfinite()
         missed = s - add_combination(y, left, _masked(row_dots(right, y), valid))  # s - H y~
         size = torch.where(sound, row_norms(transposed.detach()), 1.0)

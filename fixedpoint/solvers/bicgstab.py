@@ -27,7 +27,7 @@ from jaxtyping import Bool, Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fixedpoint.core.reduce import row_dots, row_norms
+from fixedpoint.core.reduce import row_norms, vecdot
 from fixedpoint.core.transfer import to_device
 from fixedpoint.solvers.linear import LinearSolution, LinearSolver, OfSolution, Product
 
@@ -92,7 +92,7 @@ class _Run:
         self.rho, self.alpha, self.omega = ones, ones, ones
         self.reached, self.at_start = ones, torch.full_like(ones, torch.inf)
         self.eps = _ROUNDINGS * torch.finfo(self.r.dtype).eps
-        self.next_rho = _dot(self.shadow, self.r)
+        self.next_rho = vecdot(self.shadow, self.r)
 
     def iterate(self) -> None:
         """One iteration of the rows that go on: two products."""
@@ -100,7 +100,7 @@ class _Run:
         beta = _ratio(rho, self.rho) * _ratio(self.alpha, self.omega)
         self.p = self.r + _times(beta, self.p - _times(self.omega, self.v))
         self.v = self._apply(self.p)
-        along = _dot(self.shadow, self.v)
+        along = vecdot(self.shadow, self.v)
         broken = self.going & (along.abs() <= self.eps * row_norms(self.shadow) * row_norms(self.v))
         alpha = torch.where(self.going & ~broken, _ratio(rho, along), 0.0)
         s = self.r - _times(alpha, self.v)
@@ -110,7 +110,7 @@ class _Run:
         if not self.host.any():
             return
         t = self._apply(s)
-        omega = torch.where(self.going, _ratio(_dot(t, s), _dot(t, t)), 0.0)
+        omega = torch.where(self.going, _ratio(vecdot(t, s), vecdot(t, t)), 0.0)
         # Half the step ended a row that is done: it keeps x.
         self.x = self.x + _times(omega, s)
         self.r = torch.where(self.going.unsqueeze(1), s - _times(omega, t), self.r)
@@ -128,10 +128,10 @@ class _Run:
 
     def _continue(self) -> None:
         """What the next iteration begins with; rows whose ``rho`` vanishes start anew."""
-        rho = _dot(self.shadow, self.r)
+        rho = vecdot(self.shadow, self.r)
         lost = self.going & (rho.abs() <= self.eps * row_norms(self.shadow) * row_norms(self.r))
         self._restart(lost)
-        self.next_rho = torch.where(lost, _dot(self.shadow, self.r), rho)
+        self.next_rho = torch.where(lost, vecdot(self.shadow, self.r), rho)
         self._tell()
 
     def _apply(self, vector: Tensor) -> Tensor:
@@ -161,10 +161,6 @@ class _Run:
     def _tell(self) -> None:
         """The host waits for the device to say who goes on."""
         self.host = self.going.cpu().numpy()
-
-
-def _dot(one: Tensor, other: Tensor) -> Float[Tensor, " B"]:
-    return row_dots(one.unsqueeze(1), other).squeeze(1)
 
 
 def _ratio(one: Tensor, other: Tensor) -> Tensor:

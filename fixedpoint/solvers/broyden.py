@@ -29,7 +29,7 @@ from fixedpoint.core.evaluator import Evaluated, Evaluator
 from fixedpoint.core.history import History
 from fixedpoint.core.inverse import InverseEstimate, LowRankInverse
 from fixedpoint.core.options import option
-from fixedpoint.core.reduce import add_combination, row_dots, row_norms
+from fixedpoint.core.reduce import add_combination, row_dots, row_norms, vecdot
 from fixedpoint.core.solver import StepSolver
 from fixedpoint.core.transfer import to_device
 from fixedpoint.solvers.safeguard import Growth
@@ -136,7 +136,7 @@ class Broyden(StepSolver[BroydenState]):
             assert state.proposal is not None  # there is a point before
             missed = torch.where((at.z == state.proposal).all(dim=1, keepdim=True), missed, secant)
         length = row_norms(v.detach())
-        denominator = row_dots(v.unsqueeze(1), dg).squeeze(1)
+        denominator = vecdot(v, dg)
         sound = state.linked & (denominator.abs() > torch.finfo(dg.dtype).eps * length * row_norms(dg.detach()))
         # The pair is kept as (dz - H dg) |v| / (v^T dg) and v / |v|, both of moderate size in any dtype.
         length = torch.where(sound, length, 1.0)

@@ -24,7 +24,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from fixedpoint.core.evaluator import Evaluated
-from fixedpoint.core.reduce import row_dots, row_norms
+from fixedpoint.core.reduce import row_norms, vecdot
 
 __all__ = ["Distance", "by_gain"]
 
@@ -59,7 +59,7 @@ class Distance:
         if self.rest is None:
             return self
         squares = row_norms(self.rest) ** 2
-        along = row_dots(self.rest.unsqueeze(1), at.residual).squeeze(1)
+        along = vecdot(self.rest, at.residual)
         wanted = self.beta + along / torch.where(squares > 0, squares, 1.0)
         wanted = torch.where(linked & (squares > 0) & wanted.isfinite(), wanted, self.last)
         change = (1 - _FRESH_CHANGE) * self.change + _FRESH_CHANGE * (wanted - self.last) ** 2

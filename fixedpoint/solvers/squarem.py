@@ -32,7 +32,7 @@ from torch import Tensor
 
 from fixedpoint.core.evaluator import Evaluated, Evaluator
 from fixedpoint.core.options import option
-from fixedpoint.core.reduce import row_dots, row_norms
+from fixedpoint.core.reduce import row_norms, vecdot
 from fixedpoint.core.solver import StepSolver
 
 __all__ = ["Squarem", "SquaremState"]
@@ -167,7 +167,7 @@ def _projected(short: Float[Tensor, "B D"], long: Float[Tensor, "B D"]) -> Float
     """``|<short, long>| / ||long||^2``, by way of a unit vector, so that small differences do not underflow."""
     size = row_norms(long)
     unit = long / torch.where(size > 0, size, 1.0).to(long.dtype).unsqueeze(1)
-    return _quotient(row_dots(short.unsqueeze(1), unit).squeeze(1).abs(), size)
+    return _quotient(vecdot(short, unit).abs(), size)
 
 
 def _quotient(numerator: Float[Tensor, " B"], denominator: Float[Tensor, " B"]) -> Float[Tensor, " B"]:

@@ -7,9 +7,7 @@ the number of epochs, and nothing else.
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
-import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -19,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from fixedpoint.config.checkpoint import load_checkpoint, save_checkpoint
 from fixedpoint.layers import EquilibriumLayer, Statistics, jacobian_penalty
 from fixedpoint_deq.data import Split
 from fixedpoint_deq.model import Classifier
@@ -194,15 +193,12 @@ class Training:
 
     def save(self, path: Path) -> None:
         """Write a checkpoint, all of it or nothing."""
-        from safetensors.torch import save_file
-
-        tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
-        for index, state in self.optimiser.state_dict()["state"].items():
-            tensors |= {f"optimiser.{index}.{name}": value for name, value in state.items()}
-        metadata = {"epochs": str(self.done), "setting": json.dumps(self.setting)}
-        partial = path.with_suffix(".partial")
-        save_file({name: value.detach().contiguous() for name, value in tensors.items()}, partial, metadata)
-        os.replace(partial, path)
+        state = {
+            "epochs": self.done,
+            "model": self.model.state_dict(),
+            "optimiser": self.optimiser.state_dict()["state"],
+        }
+        save_checkpoint(path, self.setting, state)
 
     def restore(self, path: Path) -> None:
         """Go on from a checkpoint.
@@ -212,30 +208,14 @@ class Training:
         ValueError
             For a file that is no checkpoint, or that of another recipe, setting or model.
         """
-        from safetensors import SafetensorError, safe_open
-
+        state = load_checkpoint(path, self.setting, of="training")
         try:
-            with safe_open(path, framework="pt") as file:
-                metadata = file.metadata() or {}
-                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 -- not a dict
-        except SafetensorError as error:
-            raise ValueError(f"{path} is no checkpoint, or a damaged one: {error}") from None
-        theirs = json.loads(metadata.get("setting", "{}"))
-        for name in sorted(theirs.keys() | self.setting.keys()):
-            one, other = theirs.get(name), self.setting.get(name)
-            if one != other:
-                raise ValueError(f"{path} belongs to another training: {name} is {one} there, and {other} here")
-        try:
-            self.model.load_state_dict(_part(tensors, "model."))
+            self.model.load_state_dict(state["model"])
         except RuntimeError as error:
             raise ValueError(f"{path} belongs to another model: {error}") from None
-        state: dict[int, dict[str, Tensor]] = {}
-        for key, value in _part(tensors, "optimiser.").items():
-            index, name = key.split(".")
-            state.setdefault(int(index), {})[name] = value
         groups = self.optimiser.state_dict()["param_groups"]
-        self.optimiser.load_state_dict({"state": state, "param_groups": groups})
-        self.done = int(metadata["epochs"])
+        self.optimiser.load_state_dict({"state": state["optimiser"], "param_groups": groups})
+        self.done = state["epochs"]
         self.taken = self.done * self.steps
 
     def _fresh_statistics(self) -> dict[str, Statistics]:
@@ -245,7 +225,3 @@ class Training:
             return {}
         body.statistics = {mode: Statistics() for mode in body.statistics}
         return body.statistics
-
-
-def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}

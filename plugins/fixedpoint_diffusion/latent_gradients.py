@@ -39,7 +39,7 @@ from fixedpoint.chains.preconditioner import Coefficient
 from fixedpoint.chains.secant import BlockSecant
 from fixedpoint.chains.solver import ChainSolver
 from fixedpoint.core.options import OptionError, Options, option
-from fixedpoint.core.reduce import row_dots, row_norms
+from fixedpoint.core.reduce import row_norms, vecdot
 from fixedpoint.core.solution import Solution
 from fixedpoint.core.solver import Solver
 from fixedpoint.core.termination import Termination
@@ -214,7 +214,7 @@ class Exact(_Joint):
         states, cotangent = secant.expected("adjoint"), secant.expected("cotangent")
         if not self.adjoint_warm or states is None or cotangent is None:
             return None
-        length, shared = (row_dots(cotangent.unsqueeze(1), other).squeeze(1) for other in (cotangent, unit))
+        length, shared = (vecdot(cotangent, other) for other in (cotangent, unit))
         share = torch.where(length > 0, shared / length.clamp(min=torch.finfo(length.dtype).tiny), 0.0).to(states)
         return states * share.view(-1, *[1] * (states.ndim - 1))
 

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fixedpoint.chains.chain import ChainProblem
-from fixedpoint_diffusion.checkpoint import load_state, save_state
+from fixedpoint.config.checkpoint import load_checkpoint, save_checkpoint
 from fixedpoint_diffusion.ddim import DDIMChain
 from fixedpoint_diffusion.descent import Descent, Stop
 from fixedpoint_diffusion.noise import draw_noise, row_seeds
@@ -161,7 +161,7 @@ class Optimisation:
         """Write a checkpoint, all of it or nothing."""
         taken = [[s.number, s.losses.tolist(), s.calls, s.seconds, s.solved.tolist()] for s in self.taken]
         rows = [row.state() for row in self.rows]
-        save_state(path, {"setting": self.setting, "taken": taken, "rows": rows})
+        save_checkpoint(path, self.setting, {"taken": taken, "rows": rows})
 
     def restore(self, path: Path) -> None:
         """Go on from a checkpoint; of as many steps as are asked for here.
@@ -172,12 +172,7 @@ class Optimisation:
             For a file that is no checkpoint, or that of other options, another chain, images or start. The weights of
             a network are not looked at.
         """
-        state = load_state(path)
-        theirs = state["setting"]
-        for name in sorted(theirs.keys() | self.setting.keys()):
-            one, other = theirs.get(name), self.setting.get(name)
-            if one != other:
-                raise ValueError(f"{path} belongs to another inversion: {name} is {one} there, and {other} here")
+        state = load_checkpoint(path, self.setting, of="inversion")
         for row, its in zip(self.rows, state["rows"], strict=True):
             row.restore(its)
         self.taken = [

@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fixedpoint.core.reduce import row_dots
+from fixedpoint.core.reduce import vecdot
 
 __all__ = ["Secant", "at_rest"]
 
@@ -40,8 +40,8 @@ class Secant:
         self._before, self._point = kept, point
         if kept:
             move, on = kept["point" + _MOVE].flatten(1), (point - kept["point"]).flatten(1)
-            length = row_dots(move.unsqueeze(1), move).squeeze(1)
-            along = row_dots(on.unsqueeze(1), move).squeeze(1)
+            length = vecdot(move, move)
+            along = vecdot(on, move)
             far = torch.where(length > 0, along / length.clamp(min=torch.finfo(length.dtype).tiny), 0.0)
             self._far = far.clamp(-_FARTHEST, _FARTHEST)
 

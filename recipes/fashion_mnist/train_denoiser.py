@@ -13,7 +13,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,9 +23,9 @@ import typer
 from data import load, scaled
 from diffusers import DDIMScheduler, DiTTransformer2DModel
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
+
+from fixedpoint.config.checkpoint import load_checkpoint, save_checkpoint
 
 CLASSES = 10
 TIMESTEPS = 1000
@@ -109,6 +108,7 @@ class Training:
 
     def __init__(self, recipe: Recipe, steps: int, device: torch.device) -> None:
         self.recipe = recipe
+        self.setting = {name: str(value) for name, value in dataclasses.asdict(recipe).items()}
         self.steps = steps
         self.step = 0
         self.seconds = 0.0
@@ -143,36 +143,23 @@ class Training:
 
     def save(self, path: Path) -> None:
         """Write a checkpoint, all of it or nothing."""
-        tensors = {f"model.{k}": v for k, v in self.model.state_dict().items()}
-        tensors |= {f"averaged.{k}": v for k, v in self.averaged.state_dict().items()}
-        for index, state in self.optimiser.state_dict()["state"].items():
-            tensors |= {f"optimiser.{index}.{k}": v for k, v in state.items()}
-        metadata = {
-            "step": str(self.step),
-            "seconds": str(self.seconds),
-            "recipe": json.dumps(dataclasses.asdict(self.recipe)),
+        state = {
+            "step": self.step,
+            "seconds": self.seconds,
+            "model": self.model.state_dict(),
+            "averaged": self.averaged.state_dict(),
+            "optimiser": self.optimiser.state_dict()["state"],
         }
-        partial = path.with_suffix(".partial")
-        save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, partial, metadata)
-        os.replace(partial, path)
+        save_checkpoint(path, self.setting, state)
 
     def restore(self, path: Path) -> None:
-        """Go on from a checkpoint."""
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata()
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 -- not a dict
-        recipe = json.loads(metadata["recipe"])
-        if recipe != dataclasses.asdict(self.recipe):
-            raise SystemExit(f"{path} belongs to another recipe: {recipe}, this one is {self.recipe}")
-        self.step, self.seconds = int(metadata["step"]), float(metadata["seconds"])
-        self.model.load_state_dict(_part(tensors, "model."))
-        self.averaged.load_state_dict(_part(tensors, "averaged."))
-        state: dict[int, dict[str, Tensor]] = {}
-        for key, value in _part(tensors, "optimiser.").items():
-            index, name = key.split(".")
-            state.setdefault(int(index), {})[name] = value
+        """Go on from a checkpoint; ValueError for that of another recipe."""
+        state = load_checkpoint(path, self.setting, of="recipe")
+        self.step, self.seconds = state["step"], state["seconds"]
+        self.model.load_state_dict(state["model"])
+        self.averaged.load_state_dict(state["averaged"])
         whole = self.optimiser.state_dict()
-        self.optimiser.load_state_dict({"state": state, "param_groups": whole["param_groups"]})
+        self.optimiser.load_state_dict({"state": state["optimiser"], "param_groups": whole["param_groups"]})
 
     @torch.no_grad()
     def held_out_loss(self, images: Tensor, labels: Tensor) -> float:
@@ -180,10 +167,6 @@ class Training:
         timesteps, noise, _ = draw(len(images), 2**20, 0)
         device = images.device
         return float(loss_of(self.averaged, images, labels, timesteps, noise.to(device), "float32"))
-
-
-def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
 
 
 def main(
@@ -206,7 +189,10 @@ def main(
     out.mkdir(parents=True, exist_ok=True)
     checkpoint = out / "checkpoint.safetensors"
     if checkpoint.exists():
-        training.restore(checkpoint)
+        try:
+            training.restore(checkpoint)
+        except ValueError as error:
+            raise typer.BadParameter(str(error)) from None
         print(f"going on from epoch {training.step // per_epoch}")
     begun = time.monotonic()
     columns = (TextColumn("epoch {task.fields[epoch]} loss {task.fields[loss]}"), BarColumn(), TimeRemainingColumn())

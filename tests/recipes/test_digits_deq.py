@@ -43,4 +43,4 @@ def test_a_training_that_was_stopped_goes_on_to_the_same_model(tmp_path: Path) -
 
     other = train(tmp_path / "parts", "--seed", "1", *more)
     assert other.returncode == 2
-    assert "belongs to another recipe" in other.stderr
+    assert "belongs to another training" in other.stderr

@@ -67,7 +67,7 @@ def test_a_training_that_was_stopped_goes_on_to_the_same_model(data: Path, tmp_p
     assert value.shape == (2, 1, 32, 32)
 
     other = run("train_denoiser.py", data, tmp_path / "parts", *small, "--seed", "1")
-    assert other.returncode == 1
+    assert other.returncode == 2
     assert "belongs to another recipe" in other.stderr
 
 

@@ -1,4 +1,4 @@
-"""How annotations are checked in the test run: beartype, on shapes and dtypes of tensors alone, once for each kind of call.
+"""Annotations in the test run: beartype, on shapes and dtypes of tensors alone, once for each kind of call.
 
 Options and values from users are checked by the library itself, with sentences the tests read; a checker that
 refused them first would hide those. A call with the shapes and dtypes of one that passed is not checked again: an

@@ -23,7 +23,7 @@ from torch import Tensor
 from fixedpoint import StepSolver
 from fixedpoint.core.evaluator import Evaluated, Evaluator
 from fixedpoint.core.options import OptionError, option
-from fixedpoint.core.reduce import row_dots, row_norms
+from fixedpoint.core.reduce import row_norms, vecdot
 
 __all__ = ["IronsTuck", "IronsTuckState"]
 
@@ -61,8 +61,8 @@ class IronsTuck(StepSolver[IronsTuckState]):
         moved = size > 0
         size = torch.where(moved, size, 1.0)
         unit = change / size.to(change.dtype).unsqueeze(1)  # so that tiny residuals do not underflow when squared
-        square = torch.where(moved, row_dots(unit.unsqueeze(1), unit).squeeze(1), 1.0)
-        suggested = -state.length * row_dots(unit.unsqueeze(1), state.residual).squeeze(1) / (size * square)
+        square = torch.where(moved, vecdot(unit, unit), 1.0)
+        suggested = -state.length * vecdot(unit, state.residual) / (size * square)
         bounded = suggested.sign() * suggested.abs().clamp(self.shortest, self.longest)
         grown = row_norms(at.residual.detach()) > 10 * row_norms(state.residual.detach())
         usable = state.linked & moved & ~grown & (suggested != 0) & suggested.isfinite()

@@ -21,7 +21,7 @@ from torch import Tensor
 from fixedpoint import GradientEstimator, Solution
 from fixedpoint.core.evaluator import Evaluator
 from fixedpoint.core.options import option
-from fixedpoint.core.reduce import row_dots
+from fixedpoint.core.reduce import vecdot
 from fixedpoint.gradients.estimator import with_gradient_of
 from fixedpoint.gradients.recorded import products, recorded
 
@@ -54,7 +54,7 @@ class Lyusternik(GradientEstimator):
 
 def _tail(before: Float[Tensor, "B D"], term: Float[Tensor, "B D"]) -> Float[Tensor, " B"]:
     """``mu / (1 - mu)``, row by row; zero where it says nothing."""
-    length, along = (row_dots(before.unsqueeze(1), other).squeeze(1) for other in (before, term))
+    length, along = (vecdot(before, other) for other in (before, term))
     mu = torch.where(length > 0, along / torch.where(length > 0, length, 1.0), 0.0)
     mu = torch.where(mu.abs() < 0.95, mu, 0.0)
     return mu / (1 - mu)

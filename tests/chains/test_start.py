@@ -101,7 +101,7 @@ def test_a_one_jump_start_costs_one_round_of_one_evaluation() -> None:
 
 def test_starts_save_rounds(capsys: pytest.CaptureFixture[str]) -> None:
     """On the bundled model, to 1e-2 of the serial image; a nested start does its rounds on a quarter of the steps."""
-    task = DDIMSampling(model=FashionMNISTModel(), num_inference_steps=40, batch=2)
+    task = DDIMSampling(model=FashionMNISTModel(), num_inference_steps=40, batch=1)
     problem = task.problem(0)
     assert isinstance(problem, ChainProblem)
     serial = fixedpoint.solve(problem, solver="serial").z[:, -1].flatten(1)

@@ -357,11 +357,11 @@ def test_what_is_done_is_kept_when_it_ends_early(
 
 def test_a_process_that_is_killed_leaves_the_batches_that_were_done(here: Path) -> None:
     lay_out(here)
-    stored = Path("runs/invert/latents.safetensors")
+    stored, report = Path("runs/invert/latents.safetensors"), Path("runs/invert/report.json")
     command = [sys.executable, "-m", "fixedpoint", "invert", "photos", *QUICK, "--batch", "1", "--quiet"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
-        while not stored.exists():
+        while not report.exists():
             assert process.poll() is None
             time.sleep(0.01)
     finally:
@@ -371,6 +371,9 @@ def test_a_process_that_is_killed_leaves_the_batches_that_were_done(here: Path) 
         names = json.loads(file.metadata()["names"])
         assert len(file.get_tensor("latents")) == len(names) >= 1
     assert names[0] == "photos/a-shirt.png"
+    told = json.loads(report.read_text())
+    assert (told["interrupted"], told["ok"]) == (True, False)
+    assert [row["name"] for row in told["images"] if row["latent"] is not None] == names[: len(told["images"])]
 
 
 def test_nothing_is_written_before_the_first_batch_is_done(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:

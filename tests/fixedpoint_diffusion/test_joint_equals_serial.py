@@ -37,7 +37,7 @@ def worst(solution: fixedpoint.Solution, serial: fixedpoint.Solution) -> float:
 
 
 @pytest.mark.parametrize("name", JOINT)
-@settings(max_examples=30)
+@settings(max_examples=15)
 @given(case=cases())
 def test_every_joint_solver_converges_to_the_serial_chain(name: str, case: Case) -> None:
     problem = case.problem()
@@ -64,7 +64,7 @@ def test_block_secants_converge_to_the_serial_chain(name: str, case: Case) -> No
 
 
 @pytest.mark.parametrize("name", ["picard, identity", "anderson"])
-@settings(max_examples=25)
+@settings(max_examples=12)
 @given(case=cases(eta=st.just(0.0), steps=st.integers(50, 300), clip=st.just(False)))
 def test_deterministic_chains_take_at_most_half_their_length(name: str, case: Case) -> None:
     problem = case.problem()

@@ -27,7 +27,7 @@ MIXTURE = MixtureModel(components=4, dimension=12, variance_low=0.02, variance_h
 ENGINE = 1
 
 
-def mixture(device: str, eta: float, prediction: str = "epsilon", clip: bool = False, steps: int = 25) -> ChainProblem:
+def mixture(device: str, eta: float, prediction: str = "epsilon", clip: bool = False, steps: int = 16) -> ChainProblem:
     schedule = DDIMSchedule(prediction_type=prediction, clip_sample=clip)
     seeds = row_seeds(7, 3)
     x_T, noise = draw_noise(seeds, MIXTURE.event_shape, steps if eta else 0, dtype=torch.float64, device=device)

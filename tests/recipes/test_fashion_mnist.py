@@ -29,7 +29,7 @@ def data(tmp_path: Path) -> Path:
     folder = tmp_path / "data"
     folder.mkdir()
     generator = np.random.default_rng(0)
-    for split, count in (("train", 96), ("t10k", 2000)):
+    for split, count in (("train", 96), ("t10k", 1200)):
         labels = np.arange(count) % 10
         images = np.where(np.arange(28)[None, :, None] < 2 * labels[:, None, None] + 4, 200, 0)
         images = images + generator.integers(0, 40, (count, 28, 28))

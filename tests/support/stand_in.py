@@ -6,7 +6,7 @@ would wait for is noted. So whatever runs there can be looked at as it would run
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from typing import Any
@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.backend_registration import (
     _DummyBackendModule,
     _DummyPrivateUse1Hook,
@@ -102,7 +101,7 @@ class StandIn(TorchDispatchMode):
 
     def carry_out(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         """An operation, on the CPU, as it would go on the device."""
-        given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        given = _tensors([*args, *kwargs.values()])
         there = [tensor for tensor in given if isinstance(tensor, _Held)]
         target = torch.device(kwargs["device"]) if kwargs.get("device") is not None else None
         if not there and (target is None or target.type != "standin"):
@@ -119,9 +118,10 @@ class StandIn(TorchDispatchMode):
             func = aten.zeros.default  # zeros without memory, which only a tensor's own keys make work
         wrappers = {id(tensor.held): tensor for tensor in there}
         home = (packet is aten._to_copy and target == CPU) or (packet is aten.copy_ and not isinstance(args[0], _Held))
-        args, kwargs = tree_map(_unwrapped, (args, {**kwargs, "device": CPU} if target is not None else kwargs))
-        value = func(*args, **kwargs)
-        return value if home else tree_map(lambda leaf: _wrapped(leaf, wrappers), value)
+        if target is not None:
+            kwargs = {**kwargs, "device": CPU}
+        value = func(*_unwrapped(args), **{name: _unwrapped(each) for name, each in kwargs.items()})
+        return value if home else _wrapped(value, wrappers)
 
     def _note_copy(self, packet: Any, args: Any, kwargs: dict[str, Any], target: torch.device | None) -> None:
         if packet is aten.copy_:
@@ -209,11 +209,24 @@ def _copy_from(source: Tensor, target: Tensor, non_blocking: bool = False) -> Te
     return target
 
 
-def _unwrapped(leaf: Any) -> Any:
-    return leaf.held if isinstance(leaf, _Held) else leaf
+# Without torch's pytree, which takes most of the time of everything: operations nest sequences and nothing else.
+def _tensors(values: Iterable[Any]) -> list[Tensor]:
+    found: list[Tensor] = []
+    for value in values:
+        if isinstance(value, Tensor):
+            found.append(value)
+        elif isinstance(value, (list, tuple)):
+            found += _tensors(value)
+    return found
 
 
-def _wrapped(leaf: Any, wrappers: dict[int, _Held]) -> Any:
-    if not isinstance(leaf, Tensor):
-        return leaf
-    return wrappers.get(id(leaf)) if id(leaf) in wrappers else _Held(leaf)
+def _unwrapped(value: Any) -> Any:
+    if isinstance(value, _Held):
+        return value.held
+    return type(value)(map(_unwrapped, value)) if type(value) in (list, tuple) else value
+
+
+def _wrapped(value: Any, wrappers: dict[int, _Held]) -> Any:
+    if isinstance(value, Tensor):
+        return wrappers.get(id(value)) if id(value) in wrappers else _Held(value)
+    return type(value)(_wrapped(each, wrappers) for each in value) if type(value) in (list, tuple) else value

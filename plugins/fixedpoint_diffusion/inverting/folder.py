@@ -22,7 +22,7 @@ __all__ = ["Results"]
 
 # As many as a sheet shows beside one another, and in all.
 _COLUMNS, _SHOWN = 10, 100
-_LATENTS = "latents.safetensors"
+_LATENTS, _REPORT = "latents.safetensors", "report.json"
 
 
 class Results:
@@ -63,7 +63,7 @@ class Results:
         return self._latents
 
     def add(self, done: Done) -> None:
-        """Take a batch, and write its pictures, and the latents there are: what is done outlives the process."""
+        """Take a batch, and write its pictures, the latents there are and the report: all that outlives the process."""
         at = len(self._latents)
         self.rows += done.rows
         self._latents += list(done.latents)
@@ -83,6 +83,7 @@ class Results:
                     self._write(kind, f"{at + place + 1:04d}-{names[place]}.png", as_png(picture))
         if self._latents:
             self._write("", _LATENTS, self._stored())
+            self._write_report(interrupted=True)
 
     def add_between(self, between: Between) -> None:
         """Take the images between two, and write their pictures."""
@@ -102,10 +103,7 @@ class Results:
             self._write("", _LATENTS, self._stored())
         for kind, groups in self._sheets().items():
             self._write("", f"{kind}.png", as_png(sheet(groups)))
-        self.files.setdefault("", []).append(str(self.folder / "report.json"))
-        report = self._report(interrupted)
-        write_atomically(self.folder / "report.json", (json_text(report, canonical=False) + "\n").encode())
-        return report
+        return self._write_report(interrupted)
 
     def written(self) -> list[str]:
         """Sentences on the files there are: each of the folder's own, and how many below."""
@@ -114,11 +112,20 @@ class Results:
         return [*pictures, *(f"wrote {file}" for file in self.files.get("", []))]
 
     def _write(self, kind: str, name: str, content: bytes) -> None:
-        path = self.folder / kind / name
-        write_atomically(path, content)
-        files = self.files.setdefault(kind, [])
-        if str(path) not in files[-1:]:  # latents are written again
-            files.append(str(path))
+        write_atomically(self.folder / kind / name, content)
+        self._list(kind, name)
+
+    def _write_report(self, interrupted: bool) -> dict[str, Any]:
+        self._list("", _REPORT)  # among the files that it names
+        report = self._report(interrupted)
+        write_atomically(self.folder / _REPORT, (json_text(report, canonical=False) + "\n").encode())
+        return report
+
+    def _list(self, kind: str, name: str) -> None:
+        files, file = self.files.setdefault(kind, []), str(self.folder / kind / name)
+        if not kind and file in files:  # the folder's own files are written again
+            files.remove(file)
+        files.append(file)
 
     def _stored(self) -> bytes:
         tensors = {"latents": torch.stack(self._latents)}

@@ -23,18 +23,21 @@ def write_idx(path: Path, values: np.ndarray) -> None:
     path.write_bytes(gzip.compress(header + values.astype(np.uint8).tobytes()))
 
 
+def stripes(folder: Path, split: str, count: int) -> None:
+    """Stripes of as many pixels as the class says."""
+    generator = np.random.default_rng(count)
+    labels = np.arange(count) % 10
+    images = np.where(np.arange(28)[None, :, None] < 2 * labels[:, None, None] + 4, 200, 0)
+    write_idx(folder / f"{split}-images-idx3-ubyte.gz", images + generator.integers(0, 40, (count, 28, 28)))
+    write_idx(folder / f"{split}-labels-idx1-ubyte.gz", labels)
+
+
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    """Stripes of as many pixels as the class says."""
     folder = tmp_path / "data"
     folder.mkdir()
-    generator = np.random.default_rng(0)
-    for split, count in (("train", 96), ("t10k", 1200)):
-        labels = np.arange(count) % 10
-        images = np.where(np.arange(28)[None, :, None] < 2 * labels[:, None, None] + 4, 200, 0)
-        images = images + generator.integers(0, 40, (count, 28, 28))
-        write_idx(folder / f"{split}-images-idx3-ubyte.gz", images)
-        write_idx(folder / f"{split}-labels-idx1-ubyte.gz", labels)
+    stripes(folder, "train", 96)
+    stripes(folder, "t10k", 1200)
     return folder
 
 
@@ -44,7 +47,9 @@ def run(script: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]
     return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, env=environment)
 
 
+@pytest.mark.slow
 def test_a_training_that_was_stopped_goes_on_to_the_same_model(data: Path, tmp_path: Path) -> None:
+    stripes(data, "t10k", 40)  # all of them are looked at after every epoch
     small = ("--epochs", "2", "--batch", "32", "--layers", "1")
     whole = run("train_denoiser.py", data, tmp_path / "whole", *small)
     assert whole.returncode == 0, whole.stderr

@@ -201,6 +201,7 @@ class _Cycle:
             basis = basis[to_device(chosen, basis.device)]
         return add_combination(torch.zeros_like(basis[:, 0]), basis, to_device(solved, basis.device).unsqueeze(1))
 
+    @np.errstate(all="ignore")  # a row that is lost is NaN or Inf
     def _coefficients(self, chosen: NDArray[np.int64]) -> NDArray[np.float64]:
         """``y`` of some of the rows that are here."""
         used = self.used

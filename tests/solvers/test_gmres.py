@@ -136,6 +136,24 @@ def test_a_row_that_stagnates_does_not_keep_the_others_from_going_on() -> None:
     assert product.rows[0] <= 10  # it gives up after a cycle without progress
 
 
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, 1.7e308])
+@pytest.mark.parametrize("after", [0, 2])
+def test_a_row_that_overflows_says_nothing_and_leaves_the_others_alone(bad: float, after: int) -> None:
+    matrix, b = systems(3, 6, seed=4, spread=0.4)
+    exact, made = Product(matrix), 0
+
+    def product(v: torch.Tensor, rows: np.ndarray) -> torch.Tensor:
+        nonlocal made
+        made += 1
+        value = exact(v, rows)
+        return value.index_fill(0, torch.tensor([1]), bad) if made > after else value
+
+    found = GMRES(memory=4).solve(product, b, rtol=1e-10, max_products=60)
+    whole = GMRES(memory=4).solve(Product(matrix), b, rtol=1e-10, max_products=60)
+    assert found.converged.tolist() == [True, False, True]
+    assert torch.equal(found.x[[0, 2]], whole.x[[0, 2]])
+
+
 def test_rows_that_the_host_names_are_solved_and_no_others() -> None:
     matrix, b = systems(3, 9, seed=5, spread=0.4)
     rows, product = np.array([True, False, True]), Product(matrix)

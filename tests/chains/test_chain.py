@@ -80,7 +80,7 @@ def test_equals_the_sequential_chain(preconditioner: str, accelerator: str) -> N
     assert solution.counts.rounds <= 41
 
 
-@settings(max_examples=40)
+@settings(max_examples=20)
 @given(length=st.integers(1, 30), gain=st.floats(0.1, 8.0), seed=st.integers(0, 10**6))
 def test_never_more_than_n_rounds_however_wild_the_chain(length: int, gain: float, seed: int) -> None:
     problem = ChainProblem(TanhChain(length, 3, seed=seed, gain=gain), start(2, 3, seed))

@@ -123,7 +123,13 @@ def test_any_composition_on_any_chain(case: Case, row: tuple[str, str, str, str]
     assert difference.amax() <= 1e-9
 
 
-@pytest.mark.parametrize("row", [row[:4] for row in DESIGN if row[0] not in ("zero", "banded")][:12], ids=", ".join)
+@pytest.mark.parametrize(
+    "row",
+    [
+        pytest.param(row[:4], marks=[pytest.mark.slow] if place >= 6 else [], id=", ".join(row[:4]))
+        for place, row in enumerate([row for row in DESIGN if row[0] not in ("zero", "banded")][:12])
+    ],
+)
 def test_cells_on_the_bundled_model(row: tuple[str, str, str, str]) -> None:
     problem = DDIMSampling(model=FashionMNISTModel(), num_inference_steps=25, batch=2).problem(0)
     serial = fixedpoint.solve(problem, solver="serial")

@@ -43,7 +43,7 @@ def relative(one: torch.Tensor, other: torch.Tensor) -> float:
 
 @pytest.mark.parametrize("solver", JOINT)
 @pytest.mark.parametrize("eta", [0.0, 1.0])
-@pytest.mark.parametrize("steps", [10, 50])
+@pytest.mark.parametrize("steps", [10, pytest.param(50, marks=pytest.mark.slow)])
 def test_joint_equals_serial_and_alone_equals_in_a_batch(steps: int, eta: float, solver: str) -> None:
     problem = chain(steps, eta)
     serial = fixedpoint.solve(problem, solver="serial")

@@ -74,7 +74,7 @@ def test_deterministic_chains_take_at_most_half_their_length(name: str, case: Ca
 
 
 @pytest.mark.parametrize("name", JOINT)
-@settings(max_examples=8)
+@settings(max_examples=5)
 @given(case=cases(steps=st.integers(5, 60)))
 def test_alone_equals_in_a_batch_bit_for_bit(name: str, case: Case) -> None:
     problem = case.problem()

@@ -43,7 +43,7 @@ SOLVES = st.builds(
 
 @pytest.mark.parametrize("preconditioner", PRECONDITIONERS)
 @pytest.mark.parametrize("accelerator", ["picard", "anderson", "broyden"])
-@settings(max_examples=15)
+@settings(max_examples=8)
 @given(task=CELLS | SOLVES, seed=st.integers(0, 10**6))
 def test_joint_equals_serial(preconditioner: str, accelerator: str, task: SequenceTask, seed: int) -> None:
     problem = task.problem(seed)

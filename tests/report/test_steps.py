@@ -128,7 +128,7 @@ def test_thinned_rounds_and_steps_stand_where_they_were() -> None:
 
 
 @pytest.mark.parametrize("grid", [WIDE_GRID, NARROW_GRID])
-@pytest.mark.parametrize("count", [1, 2, 4, 5, 8])
+@pytest.mark.parametrize("count", [1, 4, 8])
 @pytest.mark.parametrize("name", ["chain (identity, anderson memory=3, window=30, one-jump, slack=0.3)", "x" * 70])
 def test_nothing_is_cut_off_or_written_over(count: int, grid: Grid, name: str) -> None:
     entries = [entry(f"{name} {i}", [fading(20 + 9 * i, 100)]) for i in range(count)]

@@ -20,9 +20,9 @@ name: study
 tasks:
   - {{name: ddim-sampling, model: shapes, num_inference_steps: 12, batch: 2}}
 solvers: [serial, picard, anderson]
-seeds: {list(range(12))}
+seeds: {list(range(8))}
 """
-CELLS = 36
+CELLS = 24
 COMMAND = [sys.executable, "-m", "fixedpoint", "run", "study.yaml", "--output"]
 TIMINGS = ("seconds", "started", "finished", "checksum")
 

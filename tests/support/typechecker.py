@@ -22,6 +22,7 @@ from jaxtyping import AbstractArray
 __all__ = ["checked", "once_for_each_kind"]
 
 _JAXTYPED = jaxtyping.jaxtyped
+_TOLD, _NESTED = {bool, int, str}, {tuple, list}
 _SHAPED = re.compile(r"\b(Float|Int|Int8|Bool|Shaped)\[")
 
 
@@ -49,7 +50,9 @@ def _decorated(what: Any, *, typechecker: Callable[..., Any]) -> Any:
 
     @functools.wraps(what)
     def function(*arguments: Any, **named: Any) -> Any:
-        kind = (tuple(map(_kind, arguments)), tuple((name, _kind(value)) for name, value in named.items()))
+        kind: Hashable = tuple([_kind(value) for value in arguments])
+        if named:
+            kind = kind, tuple([(name, _kind(value)) for name, value in named.items()])
         if kind in passed:
             return what(*arguments, **named)
         result = careful(*arguments, **named)
@@ -60,13 +63,12 @@ def _decorated(what: Any, *, typechecker: Callable[..., Any]) -> Any:
 
 
 def _kind(value: Any) -> Hashable:
-    if isinstance(value, torch.Tensor):
-        return value.shape, value.dtype
-    if isinstance(value, tuple | list):
-        return type(value), tuple(map(_kind, value))
-    if value is None or isinstance(value, bool | int | str):
-        return value
-    return type(value)
+    what = type(value)
+    if what in _TOLD:
+        return what, value
+    if what in _NESTED:
+        return what, *map(_kind, value)
+    return (value.shape, value.dtype) if issubclass(what, torch.Tensor) else what
 
 
 def _is_shaped(hint: Any) -> bool:

@@ -18,7 +18,6 @@ ESTIMATORS: list[Any] = [
     {"name": "neumann", "terms": 3},
     {"name": "phantom", "steps": 2, "tau": 0.9},
     "shine",
-    "checkpointed-unrolled",
     {"name": "chain-adjoint", "solver": "serial"},
     "unrolled",
 ]
@@ -28,6 +27,7 @@ MORE: list[Any] = [
     {"name": "implicit", "solver": "auto", "termination": {"rtol": 1e-10}},
     {"name": "chain-adjoint", "termination": {"rtol": 1e-10}},
     fp.Shine(refine=2),
+    "checkpointed-unrolled",
     fp.CheckpointedUnrolled(every=1),
     fp.Neumann(terms=1),
     fp.Phantom(steps=1, tau=1.0),

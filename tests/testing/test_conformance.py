@@ -23,12 +23,12 @@ SOLVERS: list[Any] = [
     "serial",
     "deq-ddim",
     "parareal",
-    {"name": "parareal", "blocks": 1},
     "chain",
     {"name": "chain", "preconditioner": "coefficient", "accelerator": {"name": "broyden", "memory": 3}},
     {"name": "chain", "preconditioner": "diagonal"},
 ]
 MORE_SOLVERS: list[Any] = [
+    {"name": "parareal", "blocks": 1},
     fp.Picard(relaxation=0.5),
     fp.Anderson(memory=1),
     fp.Anderson(memory=10, relaxation=0.5),

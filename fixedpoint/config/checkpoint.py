@@ -32,6 +32,8 @@ def save_checkpoint(path: Path, setting: Mapping[str, str], state: Mapping[str, 
 
     Raises
     ------
+    TypeError
+        For keys and values that would not come back as they are; what was at ``path`` stays.
     OSError
         Naming the file, where it cannot be written.
     """
@@ -68,8 +70,10 @@ def load_checkpoint(path: Path, setting: Mapping[str, str], of: str) -> dict[str
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 -- not a dict
     except SafetensorError as error:
         raise ValueError(f"{path} is no checkpoint, or a damaged one: {error}") from None
-    if not metadata.keys() >= {"setting", "state"}:
-        raise ValueError(f"{path} is no checkpoint: it does not say of what")
+    missing = [name for name in ("setting", "state") if name not in metadata]
+    if missing:
+        lacks = " and no ".join(missing)
+        raise ValueError(f"{path} is no checkpoint, or one of an earlier version: it has no {lacks}")
     theirs, ours = json.loads(metadata["setting"]), dict(setting)
     for name in sorted(theirs.keys() | ours.keys()):
         if theirs.get(name) != ours.get(name):
@@ -84,9 +88,12 @@ def _plan(value: Any, tensors: dict[str, Tensor]) -> Any:
     """The value with tensors by their number, and dicts as pairs: JSON has keys of text alone."""
     if isinstance(value, Tensor):
         name = str(len(tensors))
-        tensors[name] = value.detach().contiguous().clone()
+        tensors[name] = value.detach().to("cpu", copy=True).contiguous()
         return {"tensor": name}
     if isinstance(value, Mapping):
+        for key in value:
+            if type(key) not in (str, int):
+                raise TypeError(f"a checkpoint has keys of text or whole numbers, got {key!r}")
         return {"pairs": [[key, _plan(item, tensors)] for key, item in value.items()]}
     if isinstance(value, (list, tuple)):
         return [_plan(item, tensors) for item in value]

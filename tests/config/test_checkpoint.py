@@ -74,6 +74,8 @@ def test_the_old_one_stays_where_a_new_one_cannot_be_written(tmp_path: Path) -> 
     save_checkpoint(path, SETTING, {"step": 1})
     with pytest.raises(TypeError, match="JSON"):
         save_checkpoint(path, SETTING, {"step": object()})
+    with pytest.raises(TypeError, match=r"keys of text or whole numbers, got \(0, 1\)"):
+        save_checkpoint(path, SETTING, {"step": {(0, 1): 2}})
     assert load_checkpoint(path, SETTING, of="training") == {"step": 1}
     assert [each.name for each in tmp_path.iterdir()] == [path.name]
 
@@ -91,5 +93,5 @@ def test_others_are_refused(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="is no checkpoint, or a damaged one"):
             load_checkpoint(path, SETTING, of="training")
     save_file({"x": torch.zeros(1)}, path)
-    with pytest.raises(ValueError, match="is no checkpoint: it does not say of what"):
+    with pytest.raises(ValueError, match="or one of an earlier version: it has no setting and no state"):
         load_checkpoint(path, SETTING, of="training")

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from devices import Device
 
+from fixedpoint.config.checkpoint import load_checkpoint, save_checkpoint
 from fixedpoint.core.transfer import to_device
 
 pytestmark = pytest.mark.gpu
@@ -73,3 +76,12 @@ def test_values_are_those_of_the_host(device: Device) -> None:
     assert there.device == torch.device(device.device)
     torch.testing.assert_close(there.cpu(), z, rtol=0, atol=0)
     torch.testing.assert_close((there.mT @ there).cpu(), z.mT @ z, rtol=1e-13, atol=1e-13)
+
+
+def test_a_checkpoint_of_the_device_comes_back_on_the_host(device: Device, tmp_path: Path) -> None:
+    z = torch.linspace(0, 1, 6).view(3, 2)
+    save_checkpoint(tmp_path / "x.safetensors", {}, {"z": z.to(device.device), "across": z.to(device.device).T})
+    found = load_checkpoint(tmp_path / "x.safetensors", {}, of="training")
+    assert found["z"].device == torch.device("cpu")
+    assert torch.equal(found["z"], z)
+    assert torch.equal(found["across"], z.T)

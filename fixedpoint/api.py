@@ -7,16 +7,21 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch.autograd import forward_ad
 
+from fixedpoint.core.counts import Counts
 from fixedpoint.core.evaluator import Evaluator
-from fixedpoint.core.layout import Layout, Rows
+from fixedpoint.core.layout import Rows
 from fixedpoint.core.loop import Progress
 from fixedpoint.core.problem import FunctionProblem, Problem
+from fixedpoint.core.root import RootProblem, is_flat
 from fixedpoint.core.solution import Solution
 from fixedpoint.core.solver import AdaptsSolver, Solver
+from fixedpoint.core.status import ROOT_DOUBTED, Status
 from fixedpoint.core.termination import Termination
+from fixedpoint.core.transfer import to_device
 from fixedpoint.gradients.estimator import GradientEstimator
 from fixedpoint.registry import Component, registry
 
@@ -119,11 +124,27 @@ def solve(
     return replace(solution, state=estimator.attach(evaluator, solution))
 
 
-def find_root(g: Callable[[Any], Any], z0: Any, *, sign: float = 1.0, **options: Any) -> Solution:
+def find_root(
+    g: Callable[[Any], Any],
+    z0: Any,
+    *,
+    sign: float | None = None,
+    rows: Rows | None = None,
+    termination: Termination | None = None,
+    rtol: float | None = None,
+    atol: float | None = None,
+    max_rounds: int | None = None,
+    **options: Any,
+) -> Solution:
     """Solve ``g(z) = 0`` as the fixed point of ``z + sign * g(z)``.
 
-    Quasi-Newton solvers (the default here is ``"broyden"``) care little for the sign; Picard and Anderson want
-    ``z + sign * g(z)`` to contract, so ``sign=-1`` for a ``g`` that increases with ``z`` (a gradient to descend).
+    Quasi-Newton solvers (the default here is ``"broyden"``) care little for the sign; Picard and Anderson require that
+    ``z + sign * g(z)`` contracts, so ``sign=-1`` for a ``g`` that increases with ``z`` (a gradient to descend).
+
+    A row is a root where ``||g(z)||`` is within ``rtol`` of that of the start *and* the step that the last slope of
+    ``g`` implies is within ``rtol`` of ``||z||``; or where ``||g(z)|| <= atol``. So neither the units of ``z`` nor
+    those of ``g`` matter, and a ``g`` that only comes near zero, or vanishes at infinity, has no root. A solution at
+    zero requires ``atol``. ``solution.error`` is ``||g(z)||``.
 
     Parameters
     ----------
@@ -132,22 +153,36 @@ def find_root(g: Callable[[Any], Any], z0: Any, *, sign: float = 1.0, **options:
     z0
         The start.
     sign
-        ``+1`` or ``-1``, or another factor: a step size.
-    options
-        As for :func:`solve`. The relative tolerance is relative to the size of ``z``, as everywhere.
+        A factor, taken as it is: ``+1``, ``-1`` or a step size. By default +1 times what keeps the first step no longer
+        than the start (than 1 an entry from a start at zero) and long enough for a slope.
+    rows, termination, rtol, atol, max_rounds, options
+        As for :func:`solve`.
     """
     if not callable(g):
         raise TypeError(f"g must be a function, got {type(g).__name__}")
-    if not math.isfinite(sign):
+    if sign is not None and not math.isfinite(sign):
         raise ValueError(f"sign must be a finite number, got {sign}")
     if sign == 0:
         raise ValueError("sign must not be zero")
-    layout = Layout.of(z0, options.get("rows"))
+    rule = _rule(termination, rtol=rtol, atol=atol, max_rounds=max_rounds)
+    problem = RootProblem(g, z0, rows, sign, rule)
+    solution = solve(problem, **{"solver": "broyden", "termination": rule, **options})
+    solution = _unless_flat(problem, solution)
+    doubtful = ~solution.converged & (solution.relative_error <= rule.rtol)
+    return replace(solution, notes={int(row): ROOT_DOUBTED for row in np.flatnonzero(doubtful)})
 
-    def step(z: Any) -> Any:
-        return layout.unpack(layout.pack(z, "z") + sign * layout.pack(g(z), "g(z)"))
 
-    return solve(step, z0, **{"solver": "broyden", **options})
+def _unless_flat(problem: RootProblem, solution: Solution) -> Solution:
+    """Without calling a row converged whose ``g`` is zero because it has underflowed."""
+    zero = solution.converged & (solution.relative_error == 0)
+    if not zero.any():
+        return solution
+    with torch.no_grad():
+        flat = is_flat(problem, solution.state.detach(), to_device(zero, solution.state.device)).cpu().numpy()
+    counts = solution.counts
+    counts.add(Counts(1, 1, zero.astype(np.int64), len(zero), np.zeros_like(counts.products)))
+    status = tuple(Status.STALLED if lost else status for lost, status in zip(flat, solution.status, strict=True))
+    return replace(solution, status=status)
 
 
 def _component(kind: Any, spec: Any, base: type) -> Any:

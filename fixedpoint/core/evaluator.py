@@ -13,7 +13,7 @@ from torch import Tensor
 from fixedpoint.core.calls import Calls
 from fixedpoint.core.counts import Decision
 from fixedpoint.core.point import Best, Evaluated, Point
-from fixedpoint.core.problem import HasMeasure, Measure, Problem
+from fixedpoint.core.problem import HasExactResidual, HasMeasure, Measure, Problem
 from fixedpoint.core.reduce import block_norms
 from fixedpoint.core.transfer import to_device
 
@@ -25,7 +25,8 @@ class Evaluator(Calls):
 
     ``tracks_best`` may be set to False by a loop whose answer is the latest point, not the best. ``wanted`` names what
     a gradient estimator wants of the solver beyond the answer: with ``"inverse"`` the solution carries an estimate of
-    the inverse Jacobian, with ``"decisions"`` the loop keeps its own in ``decisions``.
+    the inverse Jacobian, with ``"decisions"`` the loop keeps its own in ``decisions``. ``origin``: error and scale of
+    the first point, or of that of an earlier solve that this one goes on with.
 
     Parameters
     ----------
@@ -47,7 +48,9 @@ class Evaluator(Calls):
         self.tracks_best = True
         self.wanted: frozenset[str] = frozenset()
         self.decisions: list[Decision] = []
+        self.origin: tuple[Tensor, Tensor] | None = None
         self._own_measure = problem.measure if isinstance(problem, HasMeasure) else None
+        self._exact_residual = problem.exact_residual if isinstance(problem, HasExactResidual) else None
         self._plain = norm == "l2" and self.layout.blocks == 1 and self._own_measure is None
         self._best = Best()
         self._buffers: dict[str, list[Tensor]] = {}
@@ -89,13 +92,19 @@ class Evaluator(Calls):
     def judged(self, z: Tensor, fz: Tensor) -> Evaluated:
         """``z`` and ``fz`` with their measure; counts nothing."""
         residual = torch.sub(fz, z, out=self._recycled("residual"))
+        if self._exact_residual is not None:
+            residual = torch.where(self._live.mask.unsqueeze(1), self._exact_residual(), residual)
         with torch.no_grad():
             measure = self._measure(z.detach(), fz.detach(), residual.detach())
         finite = (measure.error.isfinite() & measure.scale.isfinite()).all(dim=1)
-        return Evaluated(z, fz, measure.error, measure.scale, finite, residual=residual, plain=self._plain)
+        return Evaluated(
+            z, fz, measure.error, measure.scale, finite, residual=residual, plain=self._plain, settled=measure.settled
+        )
 
     def remember(self, at: Evaluated) -> None:
         """Let the best point of every row take part of ``at`` in, and append it to the trace."""
+        if self.origin is None:
+            self.origin = at.error, at.scale
         live = self._live.mask
         error = at.error.amax(dim=1)
         relative = (at.error / at.scale).nan_to_num(nan=0.0, posinf=torch.inf).amax(dim=1)

@@ -77,7 +77,7 @@ def iterate(
         raise ValueError(f"the evaluator measures in the {f.norm} norm, the termination wants {termination.norm}")
     f.limit = limit
     f.tracks_best = not solver.lasting
-    judge = Judge(termination, z0.dtype, lasting=solver.lasting)
+    judge = Judge(termination, z0.dtype, lasting=solver.lasting, origin=f.origin)
     at = solver.begin(f, z0)
     state = solver.init(f, at)
     narrows = _narrows(solver, f)

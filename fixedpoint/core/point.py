@@ -71,10 +71,13 @@ class Evaluated(Point):
     plain
         Whether error and scale are the Euclidean norms of the whole residual and value, so that nobody need take them
         again.
+    settled
+        Shape ``(B,)``: whether the measure lets the row be called converged at all; None where it has nothing to say.
     """
 
     residual: Float[Tensor, "B D"]
     plain: bool = False
+    settled: Bool[Tensor, " B"] | None = None
 
     @functools.cached_property
     def residual_norm(self) -> Float[Tensor, " B"]:
@@ -89,6 +92,9 @@ class Evaluated(Point):
     def where(self, mask: Bool[Tensor, " B"], other: Evaluated) -> Evaluated:
         """This point in the rows of ``mask``, ``other`` elsewhere."""
         column = mask.unsqueeze(1)
+        settled = self.settled
+        if settled is not None and other.settled is not None:
+            settled = torch.where(mask, settled, other.settled)
         return Evaluated(
             z=torch.where(column, self.z, other.z),
             fz=torch.where(column, self.fz, other.fz),
@@ -97,6 +103,7 @@ class Evaluated(Point):
             scale=torch.where(column, self.scale, other.scale),
             finite=torch.where(mask, self.finite, other.finite),
             plain=self.plain and other.plain,
+            settled=settled,
         )
 
 

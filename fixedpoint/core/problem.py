@@ -22,6 +22,7 @@ __all__ = [
     "FunctionProblem",
     "HasCost",
     "HasDerivatives",
+    "HasExactResidual",
     "HasMeasure",
     "HasPairs",
     "HasProduct",
@@ -54,10 +55,15 @@ class Cost(NamedTuple):
 
 
 class Measure(NamedTuple):
-    """How far a point is from solving the problem, and the size it is to be compared with, both ``(B, blocks)``."""
+    """How far a point is from solving the problem, and the size it is to be compared with, both ``(B, blocks)``.
+
+    ``settled``, of shape ``(B,)``: whether a row may be called converged where its error is small beside that size (one
+    within the absolute tolerance may in any case); None where nothing but the error is to be asked.
+    """
 
     error: Float[Tensor, "B blocks"]
     scale: Float[Tensor, "B blocks"]
+    settled: Bool[Tensor, " B"] | None = None
 
 
 @runtime_checkable
@@ -72,6 +78,13 @@ class HasMeasure(Protocol):
     """A problem with its own measure of how far a point is, in place of the norm of ``f(z) - z``."""
 
     def measure(self, z: Float[Tensor, "B D"], fz: Float[Tensor, "B D"], residual: Float[Tensor, "B D"]) -> Measure: ...
+
+
+@runtime_checkable
+class HasExactResidual(Protocol):
+    """A problem that knows ``f(z) - z`` of the point evaluated last more exactly than as a difference."""
+
+    def exact_residual(self) -> Float[Tensor, "B D"]: ...
 
 
 @runtime_checkable

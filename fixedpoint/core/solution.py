@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,10 +16,13 @@ from torch import Tensor
 
 from fixedpoint.core.counts import Counts
 from fixedpoint.core.layout import Layout
-from fixedpoint.core.status import ConvergenceError, Status, floor_sentence
+from fixedpoint.core.status import RAN_AWAY, ConvergenceError, Status, floor_sentence
 from fixedpoint.core.termination import at_rounding_floor
 
 __all__ = ["Claim", "Solution", "Trace"]
+
+# Growth of a row's scale, beside an error that does not fall, that is told as running away.
+_RAN = 10.0
 
 
 @dataclass(frozen=True)
@@ -89,6 +93,8 @@ class Solution:
     extras
         What a solver or gradient estimator wants to hand on (an inverse estimate, an adjoint report, a
         :class:`Claim` of a solver that is judged from outside).
+    notes
+        Of some rows that did not converge: what there is to say of them in place of the sentence of their status.
     """
 
     state: Float[Tensor, "B D"]
@@ -102,6 +108,7 @@ class Solution:
     solver: Any
     layout: Layout
     extras: dict[str, Any] = field(default_factory=dict)
+    notes: Mapping[int, str] = field(default_factory=dict)
 
     @property
     def z(self) -> Any:
@@ -139,14 +146,32 @@ class Solution:
         return "\n".join(lines)
 
     def _sentence(self, row: int, status: Status) -> str:
-        if status is not Status.STALLED or not self._at_floor[row]:
-            return status.sentence
-        return floor_sentence(str(self.layout.dtype).removeprefix("torch."))
+        if row in self.notes and status is not Status.CONVERGED:
+            return self.notes[row]
+        if status is Status.STALLED and self._at_floor[row]:
+            return floor_sentence(str(self.layout.dtype).removeprefix("torch."))
+        if status in (Status.STALLED, Status.MAX_ROUNDS) and self._ran_away[row]:
+            return RAN_AWAY
+        return status.sentence
 
     @functools.cached_property
     def _at_floor(self) -> list[bool]:
         floor: list[bool] = at_rounding_floor(self.error, self.scale, torch.finfo(self.layout.dtype).eps).tolist()
         return floor
+
+    @functools.cached_property
+    def _ran_away(self) -> list[bool]:
+        """Whether the scale of a row has grown tenfold while its error has not fallen to half of the largest one."""
+        error, relative = self.trace.error, self.trace.relative
+        with np.errstate(all="ignore"):
+            scale = np.where(np.isfinite(error) & (relative > 0), error / relative, np.nan)
+        told = np.isfinite(scale)
+        ran = []
+        for row in range(error.shape[1]):
+            known = np.flatnonzero(told[:, row])
+            grown = len(known) > 1 and scale[known[-1], row] > _RAN * scale[known[0], row]
+            ran.append(bool(grown and 2 * error[known[-1], row] > error[known, row].max()))
+        return ran
 
     def raise_for_status(self) -> Solution:
         """This solution if every row converged.

@@ -4,7 +4,17 @@ from __future__ import annotations
 
 import enum
 
-__all__ = ["ConvergenceError", "Status", "floor_sentence"]
+__all__ = ["RAN_AWAY", "ROOT_DOUBTED", "ConvergenceError", "Status", "floor_sentence"]
+
+RAN_AWAY = (
+    "the state ran away: it grew more than tenfold while the error did not fall, so there may be no fixed point, or "
+    "none on that side of the start; check the sign of the update, start elsewhere, or take a smaller relaxation"
+)
+ROOT_DOUBTED = (
+    "g is small beside its value at the start, but the step that its last slope implies is not small beside z: g "
+    "vanishes far out or comes near zero without reaching it, and there may be no root on this side; start elsewhere, "
+    "or give atol if so small a g is enough"
+)
 
 
 class Status(enum.IntEnum):
@@ -44,9 +54,10 @@ _SENTENCES = {
         "another solver (rows that depend on one another need rows='joint'; a solution at zero needs atol > 0)"
     ),
     Status.STALLED: (
-        "the error stopped improving above the tolerance: either the tolerance asks for more than the dtype can "
-        "give (take a wider dtype or a looser tolerance) or the solver is caught (take a smaller relaxation or "
-        "another solver)"
+        "the error neither fell nor rose any further, above the tolerance: either the tolerance asks for more than the "
+        "dtype can give (take a wider dtype or a looser tolerance) or the iterates go round in a cycle or wander (a "
+        "relaxation below 1 damps a cycle; another solver, auto or newton-krylov, or another start may get through; "
+        "rows that depend on one another require rows='joint')"
     ),
     Status.DIVERGED: "the error grew far beyond its first value; take a smaller relaxation or another solver",
     Status.NONFINITE: (

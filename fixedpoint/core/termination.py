@@ -15,14 +15,20 @@ from fixedpoint.core.evaluator import Evaluated
 from fixedpoint.core.options import Options, option
 from fixedpoint.core.status import Status
 
-__all__ = ["Judge", "Termination", "at_rounding_floor"]
+__all__ = ["Judge", "Runaway", "Termination", "at_rounding_floor"]
 
 # Rounding of f moves the residual by a few units in the last place; below this many the error is noise.
 _FLOOR = 16.0
-# Rounds without improvement after which a row whose error is at that floor is done for.
+# Rounds without progress after which a row whose error is at that floor is done for.
 _FLOOR_PATIENCE = 5
-# An error must fall by this factor to count as improved.
-_IMPROVEMENT = 0.999
+# The part of all rounds so far that a row may go without progress: a slow iteration in a coarse dtype repeats an error
+# for many rounds before it falls by one more unit in the last place, the more of them the longer it has taken.
+_WAIT = 0.25
+# Errors of more than this many times the first scale are not those of a bounded map; those below this part of the
+# present one not those of a map that diverges.
+_AT_HOME, _BESIDE = 4.0, 1e-3
+# Growth of the scale that the fall of the error may come with, as a power of it.
+_GROWTH = 1 / 3
 
 
 @dataclass(frozen=True)
@@ -42,7 +48,9 @@ class Termination(Options):
     relative_to: Literal["state", "start"] = option(
         "state", help="what rtol is relative to: the size of the state, or the first error"
     )
-    patience: int = option(50, ge=1, help="rounds without any improvement of the error after which a row is stalled")
+    patience: int = option(
+        50, ge=1, help="rounds without progress after which a row is stalled; at least, and a quarter of all rounds"
+    )
     divergence: float = option(1e8, gt=1.0, help="growth of the error over its first value that means divergence")
 
 
@@ -53,61 +61,181 @@ def at_rounding_floor(
     return (error <= _FLOOR * eps * scale).all(dim=1)
 
 
+Origin = tuple[Tensor, Tensor]
+
+
 class Judge:
     """Applies a :class:`Termination` to the evaluated points of one solve, row by row, without leaving the device.
 
+    **Stalled** is a row that makes no progress for ``patience`` rounds and a quarter of all rounds. Progress is an
+    error smaller than any since the last peak, or than any relative to the scale, or larger than any before: errors
+    of a growth model, or of an EM iteration that leaves a saddle, rise for many rounds before they fall. An error that
+    goes round in a cycle or wanders about sets such records ever more rarely.
+
+    **Converged** is a row within its tolerance, unless it has run away (:class:`Runaway`) or the problem's own measure
+    says that it is not ``settled``. What is within the absolute tolerance needs neither.
+
     ``lasting=True`` is for solvers that end by themselves after a known number of rounds (chains): there the
-    error may grow first, so neither stall nor divergence is concluded from it.
+    error may grow first, so neither stall nor divergence is concluded from it. ``origin``: the first error and scale of
+    an earlier solve that is gone on with.
     """
 
-    def __init__(self, termination: Termination, dtype: torch.dtype, lasting: bool = False) -> None:
+    def __init__(
+        self, termination: Termination, dtype: torch.dtype, lasting: bool = False, origin: Origin | None = None
+    ) -> None:
         self.termination = termination
         self.lasting = lasting
+        self._origin = origin
         self._eps = torch.finfo(dtype).eps
-        self._first: Tensor | None = None
-        self._best: Tensor | None = None
-        self._waited: Tensor | None = None
-        self._broken: Tensor | None = None
+        self._points = 0
+        self._known: _Known | None = None
+        self._runaway: Runaway | None = None
 
     def __call__(self, at: Evaluated) -> tuple[Int8[Tensor, " B"], Bool[Tensor, " B"]]:
         """The status of every row, and the rows to be rescued: not finite now, but they have a finite point."""
-        error = at.error.amax(dim=1)
-        if self._first is None or self._best is None or self._waited is None or self._broken is None:
-            self._first, self._best = at.error, error
-            self._waited = torch.zeros_like(error)
-            self._broken = torch.where(at.finite, 0.0, 2.0)  # a start that is not finite cannot be rescued
-        improved = at.finite & (error < _IMPROVEMENT * self._best)
-        self._waited = torch.where(improved, 0.0, self._waited + 1.0)
-        self._broken = torch.where(improved, 0.0, self._broken + (~at.finite).to(self._broken))
-        self._best = torch.where(at.finite, torch.minimum(error, self._best), self._best)
-
-        status = torch.full_like(error, Status.RUNNING, dtype=torch.int8)
+        self._points += 1
+        self._known = _Known.begin(at) if self._known is None else self._known.seen(at)
+        if not self.lasting and self.termination.relative_to == "state":
+            if self._runaway is None:
+                self._runaway = Runaway.begin(at, self._origin, self._eps)
+            else:
+                self._runaway = self._runaway.seen(at, self._eps)
+        known = self._known
+        status = torch.full_like(known.low, Status.RUNNING, dtype=torch.int8)
         if not self.lasting:
-            grown = at.finite & (at.error > self.termination.divergence * self._first).any(dim=1)
+            # From a start that is nearly a fixed point an error of the size of the state has grown as far.
+            far = (at.error > _AT_HOME * known.scale) & (at.error > _BESIDE * at.scale)
+            grown = at.finite & ((at.error > self.termination.divergence * known.first) & far).any(dim=1)
             status = status.masked_fill(self._stalled(at), Status.STALLED).masked_fill(grown, Status.DIVERGED)
-        lost = self._broken >= (1.0 if self.lasting else 2.0)
+        lost = known.broken >= (1.0 if self.lasting else 2.0)
         status = status.masked_fill(lost, Status.NONFINITE).masked_fill(self.within(at), Status.CONVERGED)
         return status, ~at.finite & ~lost
 
     def tolerance(self, at: Evaluated, scale: Float[Tensor, "B n"] | None = None) -> Float[Tensor, "B m"]:
         """The error that is small enough; ``scale`` in place of the point's own where it is relative to the state."""
         own = at.scale if scale is None else scale
-        start = self._first if self.termination.relative_to == "start" else None
+        start = None if self._known is None or self.termination.relative_to == "state" else self._known.first
         return self.termination.atol + self.termination.rtol * (own if start is None else start)
 
     def within(self, at: Evaluated) -> Bool[Tensor, " B"]:
-        """Whether all blocks of a row are within the tolerance."""
-        return at.finite & (at.error <= self.tolerance(at)).all(dim=1)
+        """Whether all blocks of a row are within the tolerance, and nothing speaks against it."""
+        small = at.error <= self.tolerance(at)
+        sure = torch.ones_like(small) if self._runaway is None else ~self._runaway.doubts(at, self._eps)
+        if at.settled is not None:
+            sure = sure & at.settled.unsqueeze(1)
+        if self.termination.atol > 0.0:
+            sure = sure | (at.error <= self.termination.atol)
+        return at.finite & (small & sure).all(dim=1)
 
     def taken(self, take: Callable[[Any], Any]) -> Judge:
         """The judge of some of the rows, which ``take`` picks from all that it is given."""
         part = copy.copy(self)
-        known = self._first, self._best, self._waited, self._broken
-        part._first, part._best, part._waited, part._broken = take(known)
+        part._known, part._runaway = take((self._known, self._runaway))
         return part
 
     def _stalled(self, at: Evaluated) -> Bool[Tensor, " B"]:
-        assert self._waited is not None
+        assert self._known is not None
         at_floor = at_rounding_floor(at.error, at.scale, self._eps)
         patience = self.termination.patience
-        return at.finite & (self._waited >= torch.where(at_floor, min(_FLOOR_PATIENCE, patience), patience))
+        long = max(patience, int(_WAIT * self._points))
+        return at.finite & (self._known.waited >= torch.where(at_floor, min(_FLOOR_PATIENCE, patience), long))
+
+
+@dataclass(frozen=True)
+class _Known:
+    """What a judge remembers of every row.
+
+    ``first`` and ``scale``: the first error and the first scale, ``(B, blocks)``. All else ``(B,)``: ``best``, the
+    smallest error; ``low`` and ``high``, the smallest one since the last peak and the largest one; ``nearest``, the
+    smallest relative one; ``waited``, points since one of these three changed; ``broken``, points that were not finite
+    since the best one.
+    """
+
+    first: Float[Tensor, "B blocks"]
+    scale: Float[Tensor, "B blocks"]
+    best: Float[Tensor, " B"]
+    low: Float[Tensor, " B"]
+    high: Float[Tensor, " B"]
+    nearest: Float[Tensor, " B"]
+    waited: Float[Tensor, " B"]
+    broken: Float[Tensor, " B"]
+
+    @staticmethod
+    def begin(at: Evaluated) -> _Known:
+        error = at.error.amax(dim=1)
+        # A start that is not finite cannot be rescued.
+        broken = torch.where(at.finite, 0.0, 2.0).to(error)
+        nearest = _relative(at)
+        return _Known(at.error, at.scale, error, error, error, nearest, torch.ones_like(error), broken)
+
+    def seen(self, at: Evaluated) -> _Known:
+        error, relative = at.error.amax(dim=1), _relative(at)
+        better, lower = at.finite & (error < self.best), at.finite & (error < self.low)
+        higher = at.finite & (error > self.high)
+        nearer = at.finite & (relative < self.nearest)
+        return _Known(
+            first=self.first,
+            scale=self.scale,
+            best=torch.where(better, error, self.best),
+            low=torch.where(lower | higher, error, self.low),
+            high=torch.where(higher, error, self.high),
+            nearest=torch.where(nearer, relative, self.nearest),
+            waited=torch.where(lower | higher | nearer, 0.0, self.waited + 1.0),
+            broken=torch.where(better, 0.0, self.broken + (~at.finite).to(self.broken)),
+        )
+
+
+def _relative(at: Evaluated) -> Float[Tensor, " B"]:
+    """Error over scale, the largest of the blocks; zero over zero is zero."""
+    return (at.error / torch.where(at.error > 0, at.scale, 1.0)).amax(dim=1)
+
+
+@dataclass(frozen=True)
+class Runaway:
+    """Whether a row's state runs away: it grows while its error does not fall along with it.
+
+    Relative to a state that has run away everything is small: ``f(z) = z + 1`` has no fixed point, and a residual of
+    1e-6 of ``|z|`` at ``z = 1e6``. Where errors fall as ``e ~ s^-p`` while the scale ``s`` grows, the state runs to
+    infinity by a power law, whatever its size. So a block is in doubt where its scale has grown by more than
+    ``(e'/e)^(1/3)`` since the error was ``e'``, at the start or when it was last halved, until the error is halved
+    without that. An iteration that converges from zero is in doubt at first, and no longer by the time that its error
+    is an eighth of the first one. One long step may lead far out at once, to where all that is left of the error is
+    rounding: that is no power law. An error counts as no smaller than rounding lets it be seen.
+
+    All ``(B, blocks)``: ``error``, the largest one since it was last halved; ``scale``, the one at that time;
+    ``halvings``, how many in a row came with such growth; and ``adrift``, whether there was such growth since the
+    last one.
+    """
+
+    error: Float[Tensor, "B blocks"]
+    scale: Float[Tensor, "B blocks"]
+    halvings: Float[Tensor, "B blocks"]
+    adrift: Bool[Tensor, "B blocks"]
+
+    @staticmethod
+    def begin(at: Evaluated, origin: Origin | None, eps: float) -> Runaway:
+        none = torch.zeros_like(at.error)
+        if origin is None:
+            return Runaway(at.error, at.scale, none, none != 0)
+        # Another solver has led here, perhaps far out: its long steps are not seen, and may have been many.
+        return Runaway(*origin, none + 1.0, none != 0).seen(at, eps)
+
+    def seen(self, at: Evaluated, eps: float) -> Runaway:
+        finite = at.finite.unsqueeze(1)
+        floor = 2.0 * eps * at.scale
+        error = torch.maximum(at.error, floor)
+        largest = torch.where(finite & (at.error > floor), torch.maximum(self.error, at.error), self.error)
+        halved = finite & (2.0 * error <= largest)
+        fall = torch.where(halved, largest / torch.where(error > 0, error, 1.0), 2.0)
+        grown = finite & (at.scale > fall.pow(_GROWTH) * self.scale)
+        return Runaway(
+            error=torch.where(halved, error, largest),
+            scale=torch.where(halved, at.scale, self.scale),
+            halvings=torch.where(halved, torch.where(grown, self.halvings + 1.0, 0.0), self.halvings),
+            adrift=~halved & (self.adrift | grown),
+        )
+
+    def doubts(self, at: Evaluated, eps: float) -> Bool[Tensor, "B blocks"]:
+        """Whether a small error at this point says nothing yet."""
+        rounding = at.error <= _FLOOR * eps * at.scale
+        return self.adrift | (self.halvings > torch.where(rounding, 1.0, 0.0))

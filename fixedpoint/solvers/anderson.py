@@ -21,7 +21,7 @@ Where we differ, and why:
   the oldest quarter of them: a contraction keeps the promise where it is linear, and where it is curved old columns are
   what misleads.
 - A row whose residual has grown by more than ``restart_growth`` over its best forgets its history and takes a
-  plain step.
+  plain step. If it was a plain step that made it grow, another would do the same: then it learns the secant.
 """
 
 from __future__ import annotations
@@ -165,7 +165,7 @@ class Anderson(StepSolver[AndersonState]):
         self, f: Evaluator, at: Evaluated, state: AndersonState
     ) -> tuple[Float[Tensor, "B D"] | Evaluated, AndersonState]:
         size, parts = at.residual_norm, self._parts(f)
-        grown, growth = state.growth.watch(size, self.restart_growth)
+        grown, growth = state.growth.watch(size, self.restart_growth, state.history.valid.any(dim=1))
         ended = None if "inverse" not in f.wanted else to_device(~f.running, at.z.device)
         state = _extended(at, replace(self.reset(state, grown), growth=growth), parts, ended)
         if self.surprise is not None:

@@ -20,13 +20,13 @@ from torch import Tensor
 from fixedpoint.core.evaluator import Evaluator
 from fixedpoint.core.loop import Progress
 from fixedpoint.core.options import option
-from fixedpoint.core.problem import HasCost, HasMeasure, HasTake
 from fixedpoint.core.solution import Solution
 from fixedpoint.core.solver import Solver
 from fixedpoint.core.termination import Termination
 from fixedpoint.solvers.anderson import Anderson
 from fixedpoint.solvers.newton_krylov import NewtonKrylov
-from fixedpoint.solvers.polyalgorithm import Polyalgorithm
+from fixedpoint.solvers.picard import Picard
+from fixedpoint.solvers.polyalgorithm import can_hand_on, hand_on, limit_of
 
 __all__ = ["Auto"]
 
@@ -59,15 +59,20 @@ class Auto(Solver):
     ) -> Solution:
         if not self.hands_on(f):
             return replace(self.anderson(f).solve(f, z0, termination, on_round), solver=self)
-        choice = Polyalgorithm(first=self.anderson(f), then=NewtonKrylov())
-        return replace(choice.solve(f, z0, termination, on_round), solver=self)
+        limit = termination.max_rounds or limit_of(self.anderson(f), f)
+        early = replace(termination, max_rounds=max(limit // 2, 1))
+        found = self.anderson(f).solve(f, z0, early, on_round)
+        for solver, anew, share in ((NewtonKrylov(), False, 0.5), (NewtonKrylov(), True, 0.5), (Picard(), True, 1.0)):
+            spent = found.counts.rounds
+            rule = replace(termination, max_rounds=spent + int(share * (limit - spent)))
+            sound = found.state.isfinite().all(1, keepdim=True)
+            begin = z0 if anew else torch.where(sound, found.state, z0)
+            found = hand_on(f, found, solver, begin, rule, on_round)
+        return replace(found, solver=self)
 
     def hands_on(self, f: Evaluator) -> bool:
         """Whether rows can go on to Newton's method: not while autograd records, nor where they cannot be taken out."""
-        if torch.is_grad_enabled():
-            return False
-        own = isinstance(f.problem, (HasMeasure, HasCost))
-        return f.layout.rows == 1 or isinstance(f.problem, HasTake) or not own
+        return not torch.is_grad_enabled() and can_hand_on(f.problem)
 
     def anderson(self, f: Evaluator) -> Anderson:
         """The first solver for this problem."""

@@ -13,7 +13,7 @@ is kept as ``-I + sum_i c_i d_i^T`` with at most ``m`` pairs.
 
 Where we differ: the oldest pair is given up *before* the update, so that the newest secant ``H dg = dz`` always
 holds; an update whose denominator is rounding is left out; a row whose residual has grown by more than
-``restart_growth`` over its best forgets its pairs.
+``restart_growth`` over its best forgets its pairs, unless it was a plain step that made it grow: it learns that secant.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ class Broyden(StepSolver[BroydenState]):
     def step(
         self, f: Evaluator, at: Evaluated, state: BroydenState
     ) -> tuple[Float[Tensor, "B D"] | Evaluated, BroydenState]:
-        grown, growth = state.growth.watch(at.residual_norm, self.restart_growth)
+        grown, growth = state.growth.watch(at.residual_norm, self.restart_growth, state.history.valid.any(dim=1))
         state = replace(self.reset(state, grown), growth=growth)
         memory = f.empty()  # that of the point before, which is read for the last time while its change is written
         if state.point is None or state.residual is None:

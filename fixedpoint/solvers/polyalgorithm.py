@@ -20,7 +20,8 @@ from fixedpoint.core.counts import Counts
 from fixedpoint.core.evaluator import Evaluator
 from fixedpoint.core.loop import Progress
 from fixedpoint.core.options import option
-from fixedpoint.core.problem import HasCost, HasMeasure, HasTake, Problem
+from fixedpoint.core.problem import HasCost, HasMeasure, HasTake, Measure, Problem
+from fixedpoint.core.root import RootProblem
 from fixedpoint.core.solution import Solution, Trace
 from fixedpoint.core.solver import Solver, StepSolver
 from fixedpoint.core.status import Status
@@ -29,7 +30,7 @@ from fixedpoint.core.transfer import to_device
 from fixedpoint.solvers.anderson import Anderson
 from fixedpoint.solvers.newton_krylov import NewtonKrylov
 
-__all__ = ["Polyalgorithm"]
+__all__ = ["Polyalgorithm", "can_hand_on", "hand_on", "limit_of"]
 
 
 @dataclass(frozen=True)
@@ -48,24 +49,44 @@ class Polyalgorithm(Solver):
         on_round: Callable[[Progress], None] | None = None,
     ) -> Solution:
         problem = f.problem
-        if problem.layout.rows > 1 and not isinstance(problem, HasTake) and isinstance(problem, (HasMeasure, HasCost)):
+        if not can_hand_on(problem):
             raise TypeError(
                 f"{type(problem).__name__} has a measure or cost of its own; to hand some of its rows on, "
                 "it must be able to take them (a take method)"
             )
-        limit = termination.max_rounds or _limit_of(self.first, f)
+        limit = termination.max_rounds or limit_of(self.first, f)
         early = max(int(self.share * limit), 1)
         found = self.first.solve(f, z0, replace(termination, max_rounds=early), on_round)
-        left = limit - found.counts.rounds
-        failed = np.flatnonzero(~found.converged)
-        if not len(failed) or left < 1:
-            return replace(found, solver=self)
-        rule = _continued(replace(termination, max_rounds=left), found, failed)
-        rows = to_device(failed, found.state.device)
-        part = Evaluator(_rows_of(f.problem, rows, found.state), f.norm, f.max_batch)
-        start = torch.where(found.state[rows].isfinite().all(1, keepdim=True), found.state[rows], z0[rows])
-        more = self.then.solve(part, start, rule, _shifted(on_round, found.counts.rounds))
-        return _joined(found, more, failed, rows, self)
+        begin = torch.where(found.state.isfinite().all(1, keepdim=True), found.state, z0)
+        found = hand_on(f, found, self.then, begin, replace(termination, max_rounds=limit), on_round)
+        return replace(found, solver=self)
+
+
+def hand_on(
+    f: Evaluator,
+    found: Solution,
+    solver: Solver,
+    begin: Float[Tensor, "B D"],
+    termination: Termination,
+    on_round: Callable[[Progress], None] | None = None,
+) -> Solution:
+    """``found``, with what a solver makes of the rows that are not solved, each from its ``begin``.
+
+    ``termination.max_rounds`` is the limit on the rounds of both; those of ``found`` count.
+    """
+    assert termination.max_rounds is not None
+    left = termination.max_rounds - found.counts.rounds
+    failed = np.flatnonzero(~found.converged)
+    if not len(failed) or left < 1:
+        return found
+    rule = _continued(replace(termination, max_rounds=left), found, failed)
+    rows = to_device(failed, found.state.device)
+    part = Evaluator(_rows_of(f.problem, rows, found.state), f.norm, f.max_batch)
+    if f.origin is not None:
+        error, scale = f.origin
+        part.origin = error[rows], scale[rows]
+    more = solver.solve(part, begin[rows], rule, _shifted(on_round, found.counts.rounds))
+    return _joined(found, more, failed, rows)
 
 
 class _Rows(Problem):
@@ -82,13 +103,36 @@ class _Rows(Problem):
         return self.rest[self.rows]
 
 
+class _MeasuredRows(_Rows):
+    """The same of a root problem, with its measure."""
+
+    def __init__(self, whole: RootProblem, rows: Int[Tensor, " k"], rest: Float[Tensor, "B D"]) -> None:
+        super().__init__(whole, rows, rest)
+        self._measure, self._root = whole.measure_of(rows), whole
+
+    def exact_residual(self) -> Float[Tensor, "k D"]:
+        return self._root.exact_residual()[self.rows]
+
+    def measure(self, z: Float[Tensor, "k D"], fz: Float[Tensor, "k D"], residual: Float[Tensor, "k D"]) -> Measure:
+        return self._measure(z)
+
+
+def can_hand_on(problem: Problem) -> bool:
+    """Whether some rows of the problem can be gone on with."""
+    own = isinstance(problem, (HasMeasure, HasCost)) and not isinstance(problem, RootProblem)
+    return problem.layout.rows == 1 or isinstance(problem, HasTake) or not own
+
+
 def _rows_of(problem: Problem, rows: Int[Tensor, " k"], rest: Float[Tensor, "B D"]) -> Problem:
     if isinstance(problem, HasTake):
         return problem.take(rows)
+    if isinstance(problem, RootProblem):
+        return _MeasuredRows(problem, rows, rest)
     return problem if len(rows) == problem.layout.rows else _Rows(problem, rows, rest)
 
 
-def _limit_of(solver: Solver, f: Evaluator) -> int:
+def limit_of(solver: Solver, f: Evaluator) -> int:
+    """The solver's own limit on rounds, or 1000."""
     return solver.rounds_bound(f) if isinstance(solver, StepSolver) else 1000
 
 
@@ -106,9 +150,7 @@ def _shifted(on_round: Callable[[Progress], None] | None, rounds: int) -> Callab
     return lambda progress: on_round(replace(progress, round=progress.round + rounds))
 
 
-def _joined(
-    found: Solution, more: Solution, failed: NDArray[np.int64], rows: Int[Tensor, " k"], solver: Polyalgorithm
-) -> Solution:
+def _joined(found: Solution, more: Solution, failed: NDArray[np.int64], rows: Int[Tensor, " k"]) -> Solution:
     """Both halves as one solution; a row that neither solved keeps the better point."""
     better = to_device(more.converged, rows.device)
     better |= more.error.amax(1) <= found.error[rows].amax(1)
@@ -141,7 +183,6 @@ def _joined(
             relative=_stacked(found.trace.relative, more.trace.relative, failed),
             rounds=np.concatenate([found.trace.rounds, one.rounds + more.trace.rounds]),
         ),
-        solver=solver,
         extras={**found.extras, **more.extras},
     )
 

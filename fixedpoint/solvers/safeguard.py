@@ -21,7 +21,12 @@ class Growth:
     def begin(cls, norm: Float[Tensor, " B"]) -> Growth:
         return cls(norm)
 
-    def watch(self, norm: Float[Tensor, " B"], factor: float) -> tuple[Bool[Tensor, " B"], Growth]:
-        """The rows whose residual has grown by more than ``factor``, and the new record (theirs begins anew)."""
+    def watch(
+        self, norm: Float[Tensor, " B"], factor: float, led: Bool[Tensor, " B"]
+    ) -> tuple[Bool[Tensor, " B"], Growth]:
+        """The rows whose residual has grown by more than ``factor``, and the new record (theirs begins anew).
+
+        Of the rows ``led`` by a history only: where a plain step has made it grow there is nothing to be forgotten.
+        """
         grown = norm > factor * self.best
-        return grown, Growth(torch.where(grown, norm, torch.minimum(norm, self.best)))
+        return led & grown, Growth(torch.where(grown, norm, torch.minimum(norm, self.best)))

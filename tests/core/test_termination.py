@@ -83,8 +83,10 @@ def test_growth_beyond_the_limit_is_divergence_and_the_best_point_is_returned():
     assert solution.counts.rounds == 6  # errors 10, 1e2 .. 1e6: the first above 1e4 times 10
 
 
-def test_slow_growth_is_neither_divergence_nor_progress():
-    assert _statuses(lambda z: 1.01 * z + 1, _column(1.0), solver=Picard(), max_rounds=1000) == ["stalled"]
+def test_slow_growth_is_neither_divergence_nor_a_stall():
+    solution = solve(lambda z: 1.01 * z + 1, _column(1.0), solver=Picard(), max_rounds=1000)
+    assert solution.status == (Status.MAX_ROUNDS,)
+    assert "the state ran away" in solution.message
 
 
 def test_the_limit_on_rounds_is_a_status_with_the_best_point():

@@ -1,0 +1,231 @@
+r"""Roots: ``g(z) = 0`` as the fixed point of ``z + c g(z)``, and what it takes to call a point a root.
+
+A residual relative to ``||z||``, as fixed points are judged by, compares two quantities of different units here:
+``1e-9 (x^3 - 5)`` is small beside ``x`` everywhere. A row is a root where
+
+    ||g(z_k)|| <= atol + rtol G,    G = max(||g(z_0)||, ||g(z_1) - g(z_0)|| / ||z_1 - z_0|| ||z_0||)
+
+and where the step that the last slope implies is small beside the point, and that slope is a local one:
+
+    p_k = ||g(z_k)|| ||z_k - z_{k-1}|| / ||g(z_k) - g(z_{k-1})|| <= rtol ||z_k||,
+    ||z_k - z_{k-1}|| <= max(rtol, 1e-3) ||z_k||
+
+The first bound alone holds far out on ``exp(-x)``; the second alone holds beside a jump of ``g``; the third keeps a
+slope from being taken for that at ``z_k`` after one long step. (Dennis & Schnabel 1983, "Numerical methods for
+unconstrained optimization and nonlinear equations", section 7.2, asks for small values and small steps in turn.) ``G``
+is the start's ``||g||``, or what the first slope makes of a start that is nearly a root.
+
+A ``g`` that is exactly zero is a root as well, unless it only underflows. Two things tell: while it fell, the steps
+that it implied did not (:class:`RootMeasure`); or it is zero a little nearer to the start, too (:func:`is_flat`).
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from fixedpoint.core.layout import Layout, Rows
+from fixedpoint.core.problem import FunctionProblem, Measure
+from fixedpoint.core.reduce import block_norms, row_norms
+from fixedpoint.core.termination import Termination
+
+__all__ = ["RootMeasure", "RootProblem", "is_flat"]
+
+# The longest last move, of the size of the point, whose slope is that of g there.
+_LOCAL = 1e-3
+# Multiplicity of a root, beyond which a g that has become zero is said to vanish far out: at a root of multiplicity m
+# the implied steps fall like |g|^(1/m). It is told from points between which g has fallen by this factor.
+_MULTIPLICITY, _APART = 16.0, 1e-3
+# How far back towards the start a row is looked at once more: no simple fraction, where another root may lie.
+_BACK = 1.0903e-3
+
+
+Sample = tuple[Tensor, Tensor]
+
+
+class RootProblem(FunctionProblem):
+    """``g(z) = 0`` as the fixed point of ``z + c g(z)``, judged as a root.
+
+    Parameters
+    ----------
+    function
+        ``g``: takes a value like ``z0`` and returns one of the same structure, shapes, dtype and device.
+    z0
+        The start.
+    rows
+        ``"independent"`` or ``"joint"``; see :meth:`Layout.of`.
+    sign
+        ``c``. None: 1, but made smaller or larger, row by row, where the first step would be longer than the start
+        (than 1 an entry where that is zero), or shorter than the fourth root of the dtype's precision of it: slopes are
+        taken from it.
+    termination
+        The stopping rule the measure is for.
+    """
+
+    def __init__(
+        self, function: Callable[[Any], Any], z0: Any, rows: Rows | None, sign: float | None, termination: Termination
+    ) -> None:
+        layout = Layout.of(z0, rows)
+        self._sign = sign
+        self._factor: Tensor | None = None
+        self._value: Tensor | None = None
+        self._step: Tensor | None = None
+
+        def stepped(z: Any) -> Any:
+            at, g = layout.pack(z, "z"), layout.pack(function(z), "g(z)")
+            step = self._factor_at(at, g) * g
+            if torch._C._functorch.peek_interpreter_stack() is None:  # not within forward mode
+                self._value, self._step = g.detach(), step
+            return layout.unpack(at + step)
+
+        super().__init__(stepped, z0, rows)
+        self._measure = RootMeasure(self, termination)
+
+    @property
+    def value(self) -> Float[Tensor, "B D"]:
+        """``g`` as it was evaluated last: in ``f(z) - z`` it may be lost beside ``z``."""
+        assert self._value is not None  # a point that is measured has been evaluated
+        return self._value
+
+    def exact_residual(self) -> Float[Tensor, "B D"]:
+        """``c g`` as it was evaluated last."""
+        assert self._step is not None  # a point that is judged has been evaluated
+        return self._step
+
+    def measure(self, z: Float[Tensor, "B D"], fz: Float[Tensor, "B D"], residual: Float[Tensor, "B D"]) -> Measure:
+        """``||g||`` beside ``G``, and whether the last slope lets the point be a root."""
+        return self._measure(z)
+
+    def measure_of(self, rows: Int[Tensor, " k"]) -> RootMeasure:
+        """The measure of some of the rows, with what is known of them."""
+        return self._measure.take(rows)
+
+    def _factor_at(self, z: Float[Tensor, "B D"], g: Float[Tensor, "B D"]) -> Float[Tensor, "B 1"]:
+        if self._factor is None:
+            sign = 1.0 if self._sign is None else self._sign
+            factor = torch.full((z.shape[0], 1), sign, dtype=torch.float64, device=z.device)
+            if self._sign is None:
+                factor = _first_factor(z.detach(), g.detach())
+            self._factor = factor.to(z.dtype)
+        return self._factor
+
+
+class RootMeasure:
+    """The measure of roots: it remembers the last point of every row, and ``g`` there, for the last slope."""
+
+    def __init__(self, problem: RootProblem, termination: Termination, rows: Int[Tensor, " k"] | None = None) -> None:
+        self._problem, self._rows = problem, rows
+        self._norm = termination.norm
+        eps = torch.finfo(problem.layout.dtype).eps
+        self._rtol = max(termination.rtol, 4 * eps)
+        # All (B, 1), but for the last point and its value.
+        self._z: Tensor | None = None
+        self._g: Tensor | None = None
+        self._scale: Tensor | None = None
+        self._sloped: Tensor | None = None
+        self._settled: Tensor | None = None
+        # |g| and the step it implied: at the last point, and at two before it with a g some orders larger each time.
+        self._last: Sample | None = None
+        self._recent: Sample | None = None
+        self._old: Sample | None = None
+
+    def __call__(self, z: Float[Tensor, "B D"]) -> Measure:
+        g = self._problem.value if self._rows is None else self._problem.value[self._rows]
+        size = block_norms(g, 1, self._norm)
+        if self._z is None:
+            self._begin(z, g, size)
+        else:
+            self._compare(z, g, size)
+        assert self._scale is not None
+        assert self._settled is not None
+        return Measure(size, self._scale, self._settled.squeeze(1))
+
+    def take(self, rows: Int[Tensor, " k"]) -> RootMeasure:
+        """That of some of the rows: their own first ``g`` stays what it is held against."""
+        part = copy.copy(self)
+        part._rows = rows if self._rows is None else self._rows[rows]
+        for name, value in vars(part).items():
+            if name not in ("_rows", "_problem") and isinstance(value, Tensor):
+                setattr(part, name, value[rows])
+        part._last, part._recent, part._old = (
+            None if each is None else (each[0][rows], each[1][rows]) for each in (self._last, self._recent, self._old)
+        )
+        return part
+
+    def _begin(self, z: Tensor, g: Tensor, size: Tensor) -> None:
+        self._z, self._g = z.clone(), g.clone()
+        self._scale, self._settled = size, size == 0
+        self._sloped = torch.zeros_like(self._settled)
+        unknown = torch.full_like(size, torch.nan)
+        self._last, self._old = (unknown, unknown), (unknown, unknown)
+        self._recent = torch.full_like(size, torch.inf), unknown
+
+    def _compare(self, z: Tensor, g: Tensor, size: Tensor) -> None:
+        assert self._z is not None
+        assert self._g is not None
+        assert self._scale is not None
+        assert self._sloped is not None
+        assert self._settled is not None
+        assert self._recent is not None
+        assert self._last is not None
+        assert self._old is not None
+        moved = row_norms(z - self._z).unsqueeze(1)
+        changed = row_norms(g - self._g).unsqueeze(1)
+        length = row_norms(z).unsqueeze(1)
+        told = (moved > 0) & moved.isfinite() & changed.isfinite()
+        slope = changed / torch.where(told, moved, 1.0)
+        first = told & ~self._sloped
+        self._scale = torch.where(
+            first, torch.maximum(self._scale, slope * row_norms(self._z).unsqueeze(1)), self._scale
+        )
+        self._sloped = self._sloped | told
+        implied = row_norms(g).unsqueeze(1) / slope  # a length of z: all Euclidean, whatever the norm of the error
+        local = (implied <= self._rtol * length) & (moved <= max(self._rtol, _LOCAL) * length)
+        zero = size == 0
+        settled = torch.where(zero, ~self._vanishes(), local)
+        sample = (size, implied)
+        apart = told & ~zero & (size <= _APART * self._recent[0])
+        self._old, self._recent = _kept(apart, self._recent, self._old), _kept(apart, sample, self._recent)
+        self._last = _kept(told & ~zero, sample, self._last)
+        self._settled = torch.where(told | zero, settled, self._settled)
+        self._z = torch.where(told, z, self._z)
+        self._g = torch.where(told, g, self._g)
+
+    def _vanishes(self) -> Tensor:
+        """Whether ``g`` went on falling while the steps that it implied did not: like no root of any multiplicity."""
+        assert self._old is not None
+        assert self._last is not None
+        (size, step), (last, final) = self._old, self._last
+        return size.isfinite() & (final > step * (last / size).pow(1 / _MULTIPLICITY))
+
+
+def is_flat(problem: RootProblem, z: Float[Tensor, "B D"], rows: Bool[Tensor, " B"]) -> Bool[Tensor, " B"]:
+    """Which of ``rows``, where ``g`` is exactly zero at ``z``, have a ``g`` of zero a little nearer to the start, too.
+
+    Costs an evaluation. The other rows are evaluated where they are.
+    """
+    start = problem.initial()
+    back = torch.where(rows.unsqueeze(1), z + _BACK * (start - z), z)
+    problem(back)
+    moved = (z != start).any(dim=1)
+    return rows & moved & (problem.value == 0).all(dim=1)
+
+
+def _kept(mask: Tensor, new: Sample, old: Sample) -> Sample:
+    return torch.where(mask, new[0], old[0]), torch.where(mask, new[1], old[1])
+
+
+def _first_factor(z: Float[Tensor, "B D"], g: Float[Tensor, "B D"]) -> Float[Tensor, "B 1"]:
+    """What keeps the first step between a fourth root of the precision and once the size of the start."""
+    size, step = row_norms(z), row_norms(g)
+    size = torch.where(size > 0, size, math.sqrt(z.shape[1]))
+    least = torch.finfo(z.dtype).eps ** 0.25 * size
+    sound = (step > 0) & step.isfinite()
+    length = torch.minimum(torch.maximum(step, least), size)
+    return torch.where(sound, length / torch.where(sound, step, 1.0), 1.0).unsqueeze(1)

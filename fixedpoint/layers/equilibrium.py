@@ -172,6 +172,7 @@ class EquilibriumLayer(nn.Module):
         self.on_failure = on_failure
         self.statistics = {"training": Statistics(), "evaluation": Statistics()}
 
+    @outside_of_graphs
     def forward(self, *inputs: Any, start: Any = None, samples: Tensor | None = None, **keywords: Any) -> Any:
         """The fixed point; of an empty batch, none.
 
@@ -191,11 +192,16 @@ class EquilibriumLayer(nn.Module):
         ValueError, TypeError
             For inputs, a start or samples that are not as described.
         """
-        return self.solve(*inputs, start=start, samples=samples, **keywords).z
+        return self._equilibrium(inputs, keywords, start, samples).z
 
     @outside_of_graphs
     def solve(self, *inputs: Any, start: Any = None, samples: Tensor | None = None, **keywords: Any) -> Equilibrium:
         """The fixed point, with all that is known of it; parameters as for :meth:`forward`."""
+        return self._equilibrium(inputs, keywords, start, samples)
+
+    def _equilibrium(
+        self, inputs: tuple[Any, ...], keywords: Mapping[str, Any], start: Any, samples: Tensor | None
+    ) -> Equilibrium:
         if not inputs and not keywords:
             raise TypeError("an equilibrium layer wants at least one input")
         given = Inputs.of(self.cell, inputs, keywords, self.shared)
@@ -208,9 +214,9 @@ class EquilibriumLayer(nn.Module):
             before, problem = solution, problem.together()
             solution, kept = self._solved(problem)
             solution.counts.add(before.counts)
-            if "apart" not in solution.extras:  # nothing wrong with the cell
+            if "apart" not in solution.extras:  # nothing is wrong with the cell
                 self._tell_shared(given, len(before.status))
-        elif problem.taking.refusal is not None:
+        elif problem.taking.refusal is not None and "apart" not in solution.extras:
             self._tell_shared(given, len(solution.status), problem.taking.refusal)
         self.statistics[self._mode].add(solution)
         self._tell(solution, problem)
@@ -242,6 +248,7 @@ class EquilibriumLayer(nn.Module):
             termination=self.terminations[self._mode],
             on_round=keep if self.corrections else None,
         )
+        solution.counts.computed += problem.taking.beside
         missing = len(self.corrections) - len(kept)
         return solution, [*kept, *[solution.fstate.detach()] * missing]
 
@@ -292,7 +299,7 @@ class EquilibriumLayer(nn.Module):
             )
         if self.on_failure == "raise":
             raise ConvergenceError(sentence)
-        warnings.warn(EquilibriumWarning(sentence), stacklevel=4)
+        warnings.warn(EquilibriumWarning(sentence), stacklevel=5)
 
     def _tell_shared(self, given: Inputs, rows: int, refusal: Exception | None = None) -> None:
         """Warn that all rows had to be called together, and why."""
@@ -304,7 +311,7 @@ class EquilibriumLayer(nn.Module):
                 f"right, but slower. Tensors taken row by row, since their first dimension is {rows}: inputs {listed}. "
                 "State which of them belong to every row: EquilibriumLayer(cell, shared=[...])"
             ),
-            stacklevel=4,
+            stacklevel=5,
         )
 
     def extra_repr(self) -> str:

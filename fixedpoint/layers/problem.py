@@ -28,15 +28,21 @@ class _Taking:
     ----------
     apart
         Whether the cell is called with the rows alone; all rows are evaluated otherwise.
+    taken
+        Whether rows have been taken.
     used
-        Whether it has been.
+        Whether the cell has been called so.
     refusal
         What the cell raised when it was.
+    beside
+        Rows evaluated beside those that were asked for.
     """
 
     apart: bool
+    taken: bool = False
     used: bool = False
     refusal: Exception | None = None
+    beside: int = 0
 
 
 class CellProblem(FunctionProblem):
@@ -83,8 +89,8 @@ class CellProblem(FunctionProblem):
 
     @property
     def unproven(self) -> bool:
-        """Whether rows have been evaluated by themselves, so that nobody has seen the cell's value of all of them."""
-        return self.taking.used
+        """Whether rows that were done have been left out: nobody has seen the cell's value where all of them ended."""
+        return self.taking.taken
 
     def together(self) -> CellProblem:
         """The same problem, whose rows are always evaluated together."""
@@ -98,6 +104,7 @@ class CellProblem(FunctionProblem):
         Where the cell draws random numbers all rows are evaluated all the same, for what a row is given depends on how
         many there are; where it is compiled, too.
         """
+        self.taking.taken = True
         part = copy.copy(self)
         part.layout = self.layout.take(len(rows))
         part._start = self._start[rows]
@@ -135,4 +142,5 @@ class CellProblem(FunctionProblem):
         whole, rows = self._whole, self._rows
         assert whole is not None  # this is part of one
         assert rows is not None
+        self.taking.beside += whole.layout.rows - len(rows)
         return whole(z.new_zeros(whole._start.shape).index_copy(0, rows, z))[rows]

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from fixedpoint.gradients.one_step import OneStep as OneStep
     from fixedpoint.gradients.phantom import Phantom as Phantom
     from fixedpoint.gradients.report import AdjointReport as AdjointReport
+    from fixedpoint.gradients.completed import UnrolledWarning as UnrolledWarning
     from fixedpoint.gradients.report import AdjointWarning as AdjointWarning
     from fixedpoint.gradients.shine import Shine as Shine
     from fixedpoint.gradients.unrolled import Unrolled as Unrolled
@@ -91,6 +92,7 @@ _EXPORTS = {
     "StepSolver": "fixedpoint.core.solver",
     "Termination": "fixedpoint.core.termination",
     "Unrolled": "fixedpoint.gradients.unrolled",
+    "UnrolledWarning": "fixedpoint.gradients.completed",
     "find_root": "fixedpoint.api",
     "solve": "fixedpoint.api",
 }

@@ -26,13 +26,13 @@ if TYPE_CHECKING:
     from fixedpoint.core.status import Status as Status
     from fixedpoint.core.termination import Termination as Termination
     from fixedpoint.gradients.checkpointed import CheckpointedUnrolled as CheckpointedUnrolled
+    from fixedpoint.gradients.completed import UnrolledWarning as UnrolledWarning
     from fixedpoint.gradients.estimator import GradientEstimator as GradientEstimator
     from fixedpoint.gradients.implicit import Implicit as Implicit
     from fixedpoint.gradients.neumann import Neumann as Neumann
     from fixedpoint.gradients.one_step import OneStep as OneStep
     from fixedpoint.gradients.phantom import Phantom as Phantom
     from fixedpoint.gradients.report import AdjointReport as AdjointReport
-    from fixedpoint.gradients.completed import UnrolledWarning as UnrolledWarning
     from fixedpoint.gradients.report import AdjointWarning as AdjointWarning
     from fixedpoint.gradients.shine import Shine as Shine
     from fixedpoint.gradients.unrolled import Unrolled as Unrolled

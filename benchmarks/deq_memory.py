@@ -21,7 +21,10 @@ import torch
 
 ASSETS = Path(__file__).resolve().parents[1] / "docs" / "assets"
 ROUNDS = (5, 10, 20, 30, 40, 50)
-GRADIENTS = ("implicit", "unrolled")
+GRADIENTS = {
+    "implicit": {"name": "implicit", "termination": {"rtol": 0.0, "max_rounds": 10}},
+    "unrolled": {"name": "unrolled", "complete": False},
+}
 
 
 def measure(gradient: str, rounds: int) -> tuple[float, float]:
@@ -36,9 +39,7 @@ def measure(gradient: str, rounds: int) -> tuple[float, float]:
     layer = EquilibriumLayer(
         Cell(64),
         solver="picard",
-        gradient={"name": gradient, "termination": {"rtol": 0.0, "max_rounds": 10}}
-        if gradient == "implicit"
-        else gradient,
+        gradient=GRADIENTS[gradient],
         training=Termination(rtol=0.0, max_rounds=rounds, patience=1000),
         on_failure="ignore",
     )

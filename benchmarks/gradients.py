@@ -30,9 +30,9 @@ ESTIMATORS: dict[str, Any] = {
     "phantom, 5 steps of 0.5": fixedpoint.Phantom(5, 0.5),
     "shine": "shine",
     "shine, refined 5 times": fixedpoint.Shine(refine=5),
-    "implicit": "implicit",
-    "checkpointed-unrolled": "checkpointed-unrolled",
-    "unrolled": "unrolled",
+    "implicit": fixedpoint.Implicit(termination=fixedpoint.Termination(rtol=1e-6)),
+    "checkpointed-unrolled": fixedpoint.CheckpointedUnrolled(complete=False),
+    "unrolled": fixedpoint.Unrolled(complete=False),
 }
 ADJOINT_SOLVERS = ("krylov", "anderson", "broyden", "picard")
 ROUNDS = (5, 10, 15, 20, 30, 40, 50)
@@ -99,7 +99,7 @@ def picture() -> None:
     left.invert_xaxis()
     left.legend(title="adjoint solver")
     for name in ("implicit", "unrolled"):
-        saved = [solved(name, "picard", rtol=0.0, max_rounds=rounds)[2] / 1024 for rounds in ROUNDS]
+        saved = [solved(ESTIMATORS[name], "picard", rtol=0.0, max_rounds=rounds)[2] / 1024 for rounds in ROUNDS]
         right.plot(ROUNDS, saved, marker=".", label=name)
     right.set(xlabel="rounds of plain iteration", ylabel="KiB saved for the backward pass", ylim=(0, None))
     right.legend()

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from fixedpoint.core.status import Status as Status
     from fixedpoint.core.termination import Termination as Termination
     from fixedpoint.gradients.checkpointed import CheckpointedUnrolled as CheckpointedUnrolled
+    from fixedpoint.gradients.completed import UnrolledWarning as UnrolledWarning
     from fixedpoint.gradients.estimator import GradientEstimator as GradientEstimator
     from fixedpoint.gradients.implicit import Implicit as Implicit
     from fixedpoint.gradients.neumann import Neumann as Neumann
@@ -91,6 +92,7 @@ _EXPORTS = {
     "StepSolver": "fixedpoint.core.solver",
     "Termination": "fixedpoint.core.termination",
     "Unrolled": "fixedpoint.gradients.unrolled",
+    "UnrolledWarning": "fixedpoint.gradients.completed",
     "find_root": "fixedpoint.api",
     "solve": "fixedpoint.api",
 }

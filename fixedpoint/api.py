@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch.autograd import forward_ad
 
+from fixedpoint.core.compiling import outside_of_graphs
 from fixedpoint.core.counts import Counts
 from fixedpoint.core.evaluator import Evaluator
 from fixedpoint.core.layout import Rows
@@ -22,12 +23,14 @@ from fixedpoint.core.solver import AdaptsSolver, Solver
 from fixedpoint.core.status import ROOT_DOUBTED, Status
 from fixedpoint.core.termination import Termination
 from fixedpoint.core.transfer import to_device
+from fixedpoint.core.whole import Unproven, held_against_the_whole
 from fixedpoint.gradients.estimator import GradientEstimator
 from fixedpoint.registry import Component, registry
 
 __all__ = ["find_root", "solve"]
 
 
+@outside_of_graphs
 def solve(
     f: Callable[[Any], Any] | Problem,
     z0: Any = None,
@@ -112,6 +115,7 @@ def solve(
     if isinstance(problem, AdaptsSolver):
         method = problem.adapt(method)
     evaluator = Evaluator(problem, norm=rule.norm, max_batch=max_batch)
+    evaluator.termination = rule
     wanted = torch.is_grad_enabled() or forward_ad._current_level >= 0
     if estimator is not None and wanted:
         evaluator.wanted = estimator.needs
@@ -119,9 +123,14 @@ def solve(
     recorded = estimator is not None and estimator.runs_forward
     with torch.set_grad_enabled(recorded and torch.is_grad_enabled()), forward_ad._set_fwd_grad_enabled(recorded):
         solution = method.solve(evaluator, problem.initial(), rule, on_round)
-    if estimator is None or not wanted:
-        return solution
-    return replace(solution, state=estimator.attach(evaluator, solution))
+    attached = solution.state if estimator is None or not wanted else estimator.attach(evaluator, solution)
+    if evaluator.recorded is None and isinstance(problem, Unproven) and problem.unproven:
+        with torch.no_grad():
+            evaluator.value(solution.state)
+    value, evaluator.recorded = evaluator.recorded, None  # an estimator may keep the evaluator
+    if value is not None:
+        solution = held_against_the_whole(evaluator, solution, rule, value)
+    return replace(solution, state=attached)
 
 
 def find_root(

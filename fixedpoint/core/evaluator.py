@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -17,6 +18,9 @@ from fixedpoint.core.problem import HasExactResidual, HasMeasure, Measure, Probl
 from fixedpoint.core.reduce import block_norms
 from fixedpoint.core.transfer import to_device
 
+if TYPE_CHECKING:
+    from fixedpoint.core.termination import Termination
+
 __all__ = ["Evaluated", "Evaluator"]
 
 
@@ -25,8 +29,10 @@ class Evaluator(Calls):
 
     ``tracks_best`` may be set to False by a loop whose answer is the latest point, not the best. ``wanted`` names what
     a gradient estimator wants of the solver beyond the answer: with ``"inverse"`` the solution carries an estimate of
-    the inverse Jacobian, with ``"decisions"`` the loop keeps its own in ``decisions``. ``origin``: error and scale of
-    the first point, or of that of an earlier solve that this one goes on with.
+    the inverse Jacobian, with ``"decisions"`` the loop keeps its own in ``decisions``. ``termination`` is what the
+    solve was asked for, where somebody has said so: a gradient estimator may want to be as exact. ``recorded`` is the
+    first value of all rows together that was not part of the solve: a gradient estimator's at the solution. ``origin``
+    is error and scale of the first point, or of that of an earlier solve that this one goes on with.
 
     Parameters
     ----------
@@ -47,6 +53,8 @@ class Evaluator(Calls):
         self.judged_after: list[int] = []
         self.tracks_best = True
         self.wanted: frozenset[str] = frozenset()
+        self.termination: Termination | None = None
+        self.recorded: Tensor | None = None
         self.decisions: list[Decision] = []
         self.origin: tuple[Tensor, Tensor] | None = None
         self._own_measure = problem.measure if isinstance(problem, HasMeasure) else None
@@ -65,6 +73,12 @@ class Evaluator(Calls):
         at = self.judged(z, self._running_values(z))
         self.remember(at)
         return at
+
+    def value(self, z: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
+        fz = super().value(z)
+        if self.recorded is None:
+            self.recorded = fz.detach()
+        return fz
 
     @property
     def remaining(self) -> int:

@@ -135,7 +135,7 @@ class Solution:
     @property
     def converged(self) -> NDArray[np.bool_]:
         """Shape ``(B,)``."""
-        return np.array([status is Status.CONVERGED for status in self.status])
+        return np.array([status is Status.CONVERGED for status in self.status], dtype=np.bool_)
 
     @property
     def message(self) -> str:
@@ -189,5 +189,5 @@ class Solution:
         labels = ", ".join(f"{count} {status.label}" for status, count in sorted(Counter(self.status).items()))
         return (
             f"Solution({labels}; {self.counts.rounds} rounds, {int(self.evaluations.sum())} evaluations, "
-            f"relative error {self.relative_error.max():.2g})"
+            f"relative error {self.relative_error.max(initial=0.0):.2g})"
         )

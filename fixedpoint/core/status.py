@@ -26,6 +26,7 @@ class Status(enum.IntEnum):
     STALLED = 3
     DIVERGED = 4
     NONFINITE = 5
+    MIXED = 6
 
     @property
     def label(self) -> str:
@@ -62,6 +63,10 @@ _SENTENCES = {
     Status.DIVERGED: "the error grew far beyond its first value; take a smaller relaxation or another solver",
     Status.NONFINITE: (
         "f returned NaN or Inf; the best finite point is returned. Start nearer to the solution, or check f there"
+    ),
+    Status.MIXED: (
+        "f of all rows together, at the returned point, is not what the row was judged by: rows depend on one another "
+        "(batch normalisation, attention across the batch, nodes of a graph). They are one problem: rows='joint'"
     ),
 }
 

@@ -70,7 +70,7 @@ class NarrowingAdjoint(AdjointProblem):
     linear, g
         As for :class:`AdjointProblem`.
     record
-        ``K`` of some of the rows, shape ``(k,)``, by one evaluation.
+        ``K`` of some of the rows, shape ``(k,)``, by one evaluation; None where they cannot do without the others.
 
     Attributes
     ----------
@@ -78,20 +78,25 @@ class NarrowingAdjoint(AdjointProblem):
         Shape ``(B,)``: those that recording anew has taken.
     """
 
-    def __init__(self, linear: Map, g: Float[Tensor, "B D"], record: Callable[[Tensor], Map]) -> None:
+    def __init__(self, linear: Map, g: Float[Tensor, "B D"], record: Callable[[Tensor], Map | None]) -> None:
         super().__init__(linear, g)
         self.record = record
         self.evaluations = np.zeros(len(g), dtype=np.int64)
         self._recorded: list[tuple[NDArray[np.int64], Map]] = [(np.arange(len(g)), linear)]
+        self._refused = False
 
     def take(self, rows: Int[Tensor, " k"]) -> AdjointProblem:
         """The equation of some of the rows."""
         wanted = rows.numpy()
         kept, linear = next(each for each in reversed(self._recorded) if np.isin(wanted, each[0]).all())
-        if 2 * len(wanted) <= len(kept):
-            kept, linear = wanted, self.record(rows)
-            self._recorded.append((kept, linear))
-            self.evaluations[kept] += 1
+        if 2 * len(wanted) <= len(kept) and not self._refused:
+            anew = self.record(rows)
+            self.evaluations[wanted] += 1
+            if anew is None:
+                self._refused = True
+            else:
+                kept, linear = wanted, anew
+                self._recorded.append((kept, linear))
         if len(kept) == len(wanted):
             return _Taken(self, rows, linear)
         place = torch.from_numpy(np.searchsorted(kept, wanted))
@@ -121,7 +126,7 @@ def solve_adjoint(
     termination: Termination,
     on_failure: OnFailure,
     report: AdjointReport,
-    record: Callable[[Tensor], Map] | None = None,
+    record: Callable[[Tensor], Map | None] | None = None,
 ) -> Float[Tensor, "B D"]:
     """``(I - K)^{-1} g``, row by row, with a report of how that went.
 

@@ -14,6 +14,8 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
+from fixedpoint.core.compiling import outside_of_graphs
+
 __all__ = ["Boundary", "Edge"]
 
 Edge = dict[tuple[Any, int], Tensor]
@@ -38,6 +40,7 @@ class Boundary(TorchFunctionMode):
         self._given: Edge = {(tensor.grad_fn, tensor.output_nr): tensor for tensor in known if tensor.requires_grad}
         self._made: set[Any] = set()
 
+    @outside_of_graphs
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:

@@ -8,11 +8,13 @@ the activations of ``k`` rounds instead of ``T`` of both; ``k`` about the root o
 
 The steps are the solver's own, and what the loop decided between them (which row has ended, which is put back to its
 best point) is what it decided in the solve. The gradient is that of ``unrolled``, to rounding: the solve writes in
-place where autograd must not.
+place where autograd must not. As there, rows that are solved get the derivative of the fixed point
+(``fixedpoint.gradients.completed``), and where all are, no step is taken again.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -29,6 +31,7 @@ from fixedpoint.core.point import Point
 from fixedpoint.core.solution import Solution
 from fixedpoint.core.solver import StepSolver
 from fixedpoint.core.transfer import to_device
+from fixedpoint.gradients.completed import completed
 from fixedpoint.gradients.estimator import GradientEstimator, with_gradient_of
 
 __all__ = ["CheckpointedUnrolled"]
@@ -45,10 +48,16 @@ class CheckpointedUnrolled(GradientEstimator):
     """
 
     every: int = option(10, ge=1, help="k: rounds of a segment")
+    complete: bool = option(True, help="go on with the derivative of solved rows until it is solved, too")
 
     needs = frozenset({"decisions"})
 
     def attach(self, f: Evaluator, solution: Solution) -> Float[Tensor, "B D"]:
+        again = functools.partial(self._again, f, solution)
+        return with_gradient_of(solution.state.detach(), completed(f, solution, again) if self.complete else again())
+
+    def _again(self, f: Evaluator, solution: Solution) -> Float[Tensor, "B D"]:
+        """The state, by the steps of the solve taken again."""
         solver = solution.solver
         assert isinstance(solver, StepSolver)  # no other provides its decisions
         with torch.enable_grad():
@@ -61,7 +70,7 @@ class CheckpointedUnrolled(GradientEstimator):
                 carried = checkpoint(segment, carried, use_reentrant=False)
         ended = carried[2]
         assert ended is not None  # the last decision is that the last row ends
-        return with_gradient_of(solution.state.detach(), ended.z)
+        return ended.z
 
 
 class _Segment:

@@ -6,8 +6,9 @@ With ``z* = f(z*, theta)``, a cotangent ``g`` at ``z*`` and ``J = df/dz`` there,
 
 (Bai, Kolter & Koltun 2019, "Deep equilibrium models"; Krantz & Parks 2002, "The implicit function theorem".)
 Nothing of the forward solve is kept but ``z*`` and one recorded evaluation, whatever the number of rounds and whoever
-found it. ``u`` is itself a fixed point, ``u = J^T u + g``, and any registered solver finds it, to a tolerance of its
-own: the relative error of the gradient follows that tolerance, beside that of the forward solve.
+found it. ``u`` is itself a fixed point, ``u = J^T u + g``, and any registered solver finds it. The relative error of
+the gradient follows its tolerance, beside that of the forward solve; so unless it is told another one, ``u`` is as
+exact as the forward solve was asked to be, whoever asked: a layer, ``solve`` or a run file.
 
 Second derivatives: what the backward pass returns is a function of ``g``, ``z*`` and ``theta``, and ``u`` depends on
 them as a fixed point of ``K(u) = J^T u + g``, whose Jacobian is ``J^T``; so its own derivative is again an implicit
@@ -22,7 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -30,12 +31,14 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from fixedpoint.core.compiling import uncompiled
 from fixedpoint.core.evaluator import Evaluator
 from fixedpoint.core.options import OptionError, option
 from fixedpoint.core.problem import HasTake
 from fixedpoint.core.solution import Solution
 from fixedpoint.core.solver import Solver
 from fixedpoint.core.termination import Termination
+from fixedpoint.core.whole import same_rows
 from fixedpoint.gradients.adjoint import OnFailure, solve_adjoint
 from fixedpoint.gradients.ambient import Ambient
 from fixedpoint.gradients.boundary import Boundary, Edge
@@ -44,7 +47,10 @@ from fixedpoint.gradients.recorded import Map, forward_products, products, sever
 from fixedpoint.gradients.report import AdjointReport
 from fixedpoint.solvers.krylov import Krylov
 
-__all__ = ["Implicit"]
+__all__ = ["Implicit", "followed"]
+
+# Rounds that an adjoint equation has at least.
+_ROUNDS = 50
 
 
 @dataclass(frozen=True)
@@ -56,7 +62,9 @@ class Implicit(GradientEstimator):
     """
 
     solver: Solver = option(factory=Krylov, help="solver of the adjoint equation; any but those of chains")
-    termination: Termination = option(factory=Termination, help="when a row of the adjoint equation is solved")
+    termination: Termination | None = option(
+        None, help="when a row of the adjoint equation is solved; by default as exactly as the forward solve"
+    )
     on_failure: OnFailure = option(
         "warn", help="for rows not solved: warn, raise, or give them the one-step gradient (with the warning)"
     )
@@ -69,12 +77,26 @@ class Implicit(GradientEstimator):
         report = AdjointReport()
         solution.extras["adjoint"] = report
         once = Evaluator(f.problem, f.norm, f.max_batch)  # kept for second derivatives; f holds the solve's memory
-        rule = _Rule(once.value, self, report, Ambient.of(solution.state))
+        rule = _Rule(once.value, self, self.termination or followed(f.termination), report, Ambient.of(solution.state))
         if isinstance(f.problem, HasTake) and f.max_batch is None:
             rule.problem = f.problem
         attached = _attached(rule, solution.state.detach())
         f.counts.add(once.counts)
+        f.recorded, once.recorded = f.recorded if f.recorded is not None else once.recorded, None
         return attached
+
+
+def followed(forward: Termination | None) -> Termination:
+    """The termination of an adjoint equation that is to be as exact as a forward solve.
+
+    Its relative tolerance, 1e-6 where that is zero, in its norm: ``atol`` has the units of the state, which say nothing
+    of a cotangent. Its limit on rounds, too, but for one below 50: few rounds may be enough from a warm start, and the
+    adjoint equation always begins anew.
+    """
+    if forward is None:
+        return Termination()
+    limit = forward.max_rounds and max(forward.max_rounds, _ROUNDS)
+    return replace(forward, rtol=forward.rtol or Termination().rtol, atol=0.0, relative_to="state", max_rounds=limit)
 
 
 @dataclass
@@ -87,6 +109,7 @@ class _Rule:
 
     f: Map
     by: Implicit
+    termination: Termination
     report: AdjointReport
     ambient: Ambient
     known: tuple[Tensor, ...] = ()
@@ -94,30 +117,34 @@ class _Rule:
     problem: HasTake | None = None
 
     def solved(
-        self, linear: Map, g: Float[Tensor, "B D"], record: Callable[[Tensor], Map] | None = None
+        self, linear: Map, g: Float[Tensor, "B D"], record: Callable[[Tensor], Map | None] | None = None
     ) -> Float[Tensor, "B D"]:
         """``(I - linear)^{-1} g``."""
         by = self.by
-        return solve_adjoint(linear, g, by.solver, by.termination, by.on_failure, self.report, record)
+        return solve_adjoint(linear, g, by.solver, self.termination, by.on_failure, self.report, record)
 
-    def transposed(self, z: Float[Tensor, "B D"]) -> Callable[[Tensor], Map] | None:
-        """``J^T v`` at some of the rows of ``z``, by evaluating them once more; None where they cannot be taken."""
+    def transposed(self, z: Float[Tensor, "B D"], fz: Float[Tensor, "B D"]) -> Callable[[Tensor], Map | None] | None:
+        """``J^T v`` at some of the rows of ``z``, by evaluating them once more; None where they cannot be taken.
+
+        That of rows whose value is not what it is among all of them is None, too.
+        """
         problem = self.problem
         if problem is None:
             return None
 
-        def record(rows: Tensor) -> Map:
+        def record(rows: Tensor) -> Map | None:
             part = problem.take(rows)
-            with torch.enable_grad(), self.ambient:
+            with torch.enable_grad(), self.ambient, uncompiled():
                 at = severed(z.detach()[rows])
                 value = part(at)
-            return lambda v: products(value, at, v)
+                same = same_rows(value.detach(), fz.detach()[rows])
+            return (lambda v: products(value, at, v)) if bool(same.all()) else None
 
         return record
 
     def recorded(self, z: Float[Tensor, "B D"]) -> tuple[Float[Tensor, "B D"], Edge | None]:
         """``f(z)``, and what it depends on beside ``z``."""
-        with torch.enable_grad(), self.ambient, Boundary(z, *self.known) as boundary:
+        with torch.enable_grad(), self.ambient, uncompiled(), Boundary(z, *self.known) as boundary:
             fz = self.f(z)
         return fz, boundary.edge(fz, z)
 
@@ -169,7 +196,7 @@ class _FixedPoint(torch.autograd.Function):
         direct: tuple[Tensor | None, ...] = (None,) * len(outside)
         u = None
         if g is not None:
-            u = ctx.rule.solved(lambda v: products(fz, z, v), g, ctx.rule.transposed(z))
+            u = ctx.rule.solved(lambda v: products(fz, z, v), g, ctx.rule.transposed(z, fz))
             if torch.is_grad_enabled():  # autograd is recording a graph for second derivatives
                 direct, u = _differentiable(ctx.rule, g, u, answer, outside), None
         return None, None, u, None, *direct
@@ -194,7 +221,7 @@ def _differentiable(
         )
         return transposed + g
 
-    attached = _attached(_Rule(adjoint, rule.by, rule.report, rule.ambient, known=(z, g)), u)
+    attached = _attached(_Rule(adjoint, rule.by, rule.termination, rule.report, rule.ambient, known=(z, g)), u)
     fz = rule.again(z)
     with _cut((z, *outside)):
         return torch.autograd.grad(fz, outside, attached, create_graph=True, allow_unused=True)

@@ -10,6 +10,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from fixedpoint.core.compiling import uncompiled
+
 __all__ = ["Map", "forward_products", "products", "recorded", "severed", "tangent_of", "watched", "without_tangents"]
 
 Map = Callable[[Tensor], Tensor]
@@ -21,7 +23,7 @@ def recorded(f: Map, value: Float[Tensor, "B D"]) -> tuple[Float[Tensor, "B D"],
     ``f(z)`` depends on whatever ``f`` is closed over, and on ``z``, which depends on nothing: a cotangent sent into it
     ends there, and leaves nothing behind. Where ``f`` depends on nothing else, ``f(z)`` is a constant.
     """
-    with torch.enable_grad():
+    with torch.enable_grad(), uncompiled():
         z = severed(value)
         fz = f(z)
     return z, fz if _depends_on_more(fz, z) else fz.detach()
@@ -35,7 +37,7 @@ def watched(problem: Map, value: Float[Tensor, "B D"]) -> tuple[Float[Tensor, "B
     ValueError
         Where autograd cannot see that ``f(z)`` depends on ``z``.
     """
-    with torch.enable_grad():
+    with torch.enable_grad(), uncompiled():
         z = severed(value)
         fz = problem(z)
     if not fz.requires_grad:

@@ -16,10 +16,11 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_map
 
 from fixedpoint.api import solve
-from fixedpoint.core.layout import Layout
+from fixedpoint.core.compiling import outside_of_graphs
+from fixedpoint.core.layout import Layout, Rows
 from fixedpoint.core.loop import Progress
 from fixedpoint.core.solution import Solution
 from fixedpoint.core.solver import Solver
@@ -28,12 +29,17 @@ from fixedpoint.core.termination import Termination
 from fixedpoint.core.transfer import to_device
 from fixedpoint.gradients.estimator import GradientEstimator
 from fixedpoint.gradients.implicit import Implicit
+from fixedpoint.layers.empty import is_empty, solution_of_none
+from fixedpoint.layers.inputs import Inputs, Shared, shared_paths
 from fixedpoint.layers.problem import CellProblem
 from fixedpoint.layers.statistics import Statistics
 from fixedpoint.layers.warm import WarmStart
 from fixedpoint.registry import registry
 
 __all__ = ["Equilibrium", "EquilibriumLayer", "EquilibriumWarning"]
+
+# How a row ends whose point is no start for the next solve.
+_LOST = (Status.DIVERGED, Status.NONFINITE, Status.MIXED)
 
 
 class EquilibriumWarning(UserWarning):
@@ -67,8 +73,11 @@ class EquilibriumLayer(nn.Module):
     """The fixed point of ``cell(z, *inputs)`` as a layer.
 
     Every row of the state's first dimension is a fixed point of its own, so the cell must not mix them: no batch
-    normalisation in training mode. Rows that are done are left out of the calls that follow: tensors among the inputs
-    whose first dimension is the batch are taken row by row, all others belong to every row.
+    normalisation in training mode. Rows that are done are left out of the calls that follow, and of the inputs that
+    have a row for each of them: tensors, in whatever structure, whose first dimension is the batch. All others belong
+    to every row. One whose first dimension only happens to be the batch does, too; ``shared`` says so. Where nothing is
+    said, the answer is held against the cell's value of all rows, and where that is another one, the solve is made
+    again with all rows in every call, and a warning says what to state.
 
     Parameters
     ----------
@@ -76,11 +85,11 @@ class EquilibriumLayer(nn.Module):
         A module of the state and the inputs; returns a value of the state's structure and shapes: a tensor, or a
         tuple, list or dict of tensors.
     state
-        The start, a function of the inputs; by default zeros like the first input.
+        The start, a function of the inputs, keyword ones included; by default zeros like the first input.
     solver
         A registered name, a mapping of ``name`` and options, or a solver.
     gradient
-        Likewise; by default implicit, its adjoint equation solved to the termination of the training.
+        Likewise; by default implicit, its adjoint equation solved as exactly as the layer.
     training, evaluation
         When a row is done, in training mode and in evaluation mode.
     warm_start
@@ -88,10 +97,18 @@ class EquilibriumLayer(nn.Module):
         where they are given ``samples``, too.
     corrections
         Numbers of rounds, from 1, after which the state is kept for a loss of its own: sparse fixed-point correction
-        (Bai, Geng, Savani & Kolter 2022, "Deep equilibrium optical flow estimation", section 3.2). A solve that ends
-        before leaves them out.
+        (Bai, Geng, Savani & Kolter 2022, "Deep equilibrium optical flow estimation", section 3.2). There are as many
+        states as numbers: where the solve ended before, or tells no state in that round, the next one it has told, in
+        the end the fixed point itself.
     on_failure
         What happens where rows did not converge: a warning, an exception, or nothing. ``statistics`` counts them.
+    shared
+        Which inputs belong to every row whatever their size: positions from 0, names, or paths into a structure, as
+        ``("mask", (1, "memory"))``. It is a statement of all inputs: those that are not named and have the batch for
+        their first dimension are taken row by row. None: nothing is stated.
+    rows
+        ``"independent"``: rows of the state's first dimension. ``"joint"``: they depend on one another (nodes of a
+        graph, attention across the batch), and the whole state is one fixed point, judged as one.
 
     Attributes
     ----------
@@ -124,6 +141,8 @@ class EquilibriumLayer(nn.Module):
         warm_start: WarmStart | None = None,
         corrections: Sequence[int] = (),
         on_failure: Literal["warn", "raise", "ignore"] = "warn",
+        shared: Shared | None = None,
+        rows: Rows = "independent",
     ) -> None:
         super().__init__()
         if not isinstance(cell, nn.Module):
@@ -134,30 +153,33 @@ class EquilibriumLayer(nn.Module):
             raise ValueError(f"on_failure must be 'warn', 'raise' or 'ignore', got {on_failure!r}")
         if list(corrections) != sorted({number for number in corrections if isinstance(number, int) and number >= 1}):
             raise ValueError(f"corrections must be increasing numbers of rounds, from 1, got {corrections!r}")
+        if rows not in ("independent", "joint"):
+            raise ValueError(f"rows must be 'independent' or 'joint', got {rows!r}")
+        if rows == "joint" and warm_start is not None:
+            raise ValueError("a layer with a warm_start wants independent rows: what is kept is kept row by row")
         self.cell = cell
+        self.shared = shared_paths(cell, shared)
+        self.rows: Rows = rows
         self.state = state
         self.solver: Solver = registry.create("solver", solver)
         self.terminations = {
             "training": training or Termination(rtol=1e-3, max_rounds=50),
             "evaluation": evaluation or Termination(rtol=1e-4, max_rounds=100),
         }
-        self.gradient: GradientEstimator = (
-            Implicit(termination=self.terminations["training"])
-            if gradient is None
-            else registry.create("gradient", gradient)
-        )
+        self.gradient: GradientEstimator = Implicit() if gradient is None else registry.create("gradient", gradient)
         self.warm_start = warm_start
         self.corrections = tuple(corrections)
         self.on_failure = on_failure
         self.statistics = {"training": Statistics(), "evaluation": Statistics()}
 
-    def forward(self, *inputs: Any, start: Any = None, samples: Tensor | None = None) -> Any:
-        """The fixed point.
+    @outside_of_graphs
+    def forward(self, *inputs: Any, start: Any = None, samples: Tensor | None = None, **keywords: Any) -> Any:
+        """The fixed point; of an empty batch, none.
 
         Parameters
         ----------
-        inputs
-            What the cell takes beside the state.
+        inputs, keywords
+            What the cell takes beside the state, as the cell is to be given it.
         start
             Where the solve begins, in the structure of the state; by default what ``state`` says.
         samples
@@ -170,45 +192,88 @@ class EquilibriumLayer(nn.Module):
         ValueError, TypeError
             For inputs, a start or samples that are not as described.
         """
-        return self.solve(*inputs, start=start, samples=samples).z
+        return self._equilibrium(inputs, keywords, start, samples).z
 
-    def solve(self, *inputs: Any, start: Any = None, samples: Tensor | None = None) -> Equilibrium:
+    @outside_of_graphs
+    def solve(self, *inputs: Any, start: Any = None, samples: Tensor | None = None, **keywords: Any) -> Equilibrium:
         """The fixed point, with all that is known of it; parameters as for :meth:`forward`."""
-        if not inputs:
+        return self._equilibrium(inputs, keywords, start, samples)
+
+    def _equilibrium(
+        self, inputs: tuple[Any, ...], keywords: Mapping[str, Any], start: Any, samples: Tensor | None
+    ) -> Equilibrium:
+        if not inputs and not keywords:
             raise TypeError("an equilibrium layer wants at least one input")
-        mode = "training" if self.training else "evaluation"
-        problem = CellProblem(self.cell, inputs, self._begin(inputs, start, samples))
-        kept: dict[int, Tensor] = {}
+        given = Inputs.of(self.cell, inputs, keywords, self.shared)
+        begun = self._begin(given, start, samples)
+        if is_empty(begun):
+            return self._of_none(given, begun)
+        problem = CellProblem(self.cell, given, begun, self.rows)
+        solution, kept = self._solved(problem)
+        if self.shared is None and problem.taking.used and "apart" in solution.extras:
+            before, problem = solution, problem.together()
+            solution, kept = self._solved(problem)
+            solution.counts.add(before.counts)
+            if "apart" not in solution.extras:  # nothing is wrong with the cell
+                self._tell_shared(given, len(before.status))
+        elif problem.taking.refusal is not None and "apart" not in solution.extras:
+            self._tell_shared(given, len(solution.status), problem.taking.refusal)
+        self.statistics[self._mode].add(solution)
+        self._tell(solution, problem)
+        if self.warm_start is not None and samples is not None and self.training:
+            lost = np.array([status in _LOST for status in solution.status])
+            good = to_device(~lost, self.warm_start.states.device)
+            state = solution.state.detach().to(self.warm_start.states.device)
+            self.warm_start.keep(samples, state, good)
+        corrections = tuple(problem.value(problem.layout.unpack(state)) for state in kept)
+        return Equilibrium(solution.z, problem.value, solution, corrections)
+
+    @property
+    def _mode(self) -> str:
+        return "training" if self.training else "evaluation"
+
+    def _solved(self, problem: CellProblem) -> tuple[Solution, list[Tensor]]:
+        """The solution, and the states on the way that corrections are made of."""
+        kept: list[Tensor] = []
 
         def keep(progress: Progress) -> None:
-            if progress.round in self.corrections and progress.latest is not None:
-                kept.setdefault(progress.round, progress.latest.detach().clone())
+            due = [number for number in self.corrections[len(kept) :] if number <= progress.round]
+            if due and progress.latest is not None:
+                kept.extend([progress.latest.detach().clone()] * len(due))
 
         solution = solve(
             problem,
             solver=self.solver,
             gradient=self.gradient,
-            termination=self.terminations[mode],
+            termination=self.terminations[self._mode],
             on_round=keep if self.corrections else None,
         )
-        self.statistics[mode].add(solution)
-        self._tell(solution)
-        if self.warm_start is not None and samples is not None and self.training:
-            lost = np.array([status in (Status.DIVERGED, Status.NONFINITE) for status in solution.status])
-            good = to_device(~lost, self.warm_start.states.device)
-            state = solution.state.detach().to(self.warm_start.states.device)
-            self.warm_start.keep(samples, state, good)
-        corrections = tuple(problem.value(problem.layout.unpack(kept[number])) for number in sorted(kept))
-        return Equilibrium(solution.z, problem.value, solution, corrections)
+        solution.counts.computed += problem.taking.beside
+        missing = len(self.corrections) - len(kept)
+        return solution, [*kept, *[solution.fstate.detach()] * missing]
 
-    def _begin(self, inputs: tuple[Any, ...], start: Any, samples: Tensor | None) -> Any:
+    def _of_none(self, given: Inputs, start: Any) -> Equilibrium:
+        """That of an empty batch: no rows, of the cell's own making, so that parameters have the gradient zero."""
+
+        def f(z: Any) -> Any:
+            return self.cell(z, *given.positional, **given.keywords)
+
+        z = f(start)
+        solution = solution_of_none(start, z, self.solver)
+        return Equilibrium(z, f, solution, (z,) * len(self.corrections))
+
+    def _begin(self, given: Inputs, start: Any, samples: Tensor | None) -> Any:
         """Where the solve begins."""
-        if start is None:
-            start = torch.zeros_like(_first(inputs)) if self.state is None else self.state(*inputs)
+        if start is None and self.state is not None:
+            start = self.state(*given.positional, **given.keywords)
+        elif start is None:
+            start = torch.zeros_like(_first(given))
         start = tree_map(lambda leaf: leaf.detach() if isinstance(leaf, Tensor) else leaf, start)
         if self.warm_start is None:
             if samples is not None:
                 raise ValueError("samples are for a layer with a warm_start, which this one has not")
+            return start
+        if is_empty(start):
             return start
         if samples is None:
             if self.training:
@@ -219,7 +284,7 @@ class EquilibriumLayer(nn.Module):
         begun = self.warm_start.start(samples, cold.to(self.warm_start.states.device))
         return layout.unpack(begun.to(cold.device))
 
-    def _tell(self, solution: Solution) -> None:
+    def _tell(self, solution: Solution, problem: CellProblem) -> None:
         failed = int((~solution.converged).sum()) if self.on_failure != "ignore" else 0
         if not failed:
             return
@@ -227,9 +292,27 @@ class EquilibriumLayer(nn.Module):
             f"{failed} of {len(solution.status)} rows of an equilibrium layer did not converge (relative error "
             f"{solution.relative_error.max():.1e}):\n{solution.message}"
         )
+        if problem.taking.used and Status.MIXED in solution.status:
+            taken = ", ".join(problem.inputs.by_row(problem.layout.rows))
+            sentence += (
+                f"\nInputs {taken} were taken row by row; one that belongs to every row is to be named in shared="
+            )
         if self.on_failure == "raise":
             raise ConvergenceError(sentence)
-        warnings.warn(EquilibriumWarning(sentence), stacklevel=4)
+        warnings.warn(EquilibriumWarning(sentence), stacklevel=5)
+
+    def _tell_shared(self, given: Inputs, rows: int, refusal: Exception | None = None) -> None:
+        """Warn that all rows had to be called together, and why."""
+        listed = ", ".join(given.by_row(rows)) or "none"
+        why = "it gives other values" if refusal is None else f"it raises {type(refusal).__name__}: {refusal}"
+        warnings.warn(
+            EquilibriumWarning(
+                f"the cell cannot be called with some of its rows alone ({why}), so all {rows} were in every call: "
+                f"right, but slower. Tensors taken row by row, since their first dimension is {rows}: inputs {listed}. "
+                "State which of them belong to every row: EquilibriumLayer(cell, shared=[...])"
+            ),
+            stacklevel=5,
+        )
 
     def extra_repr(self) -> str:
         """Its options."""
@@ -238,9 +321,8 @@ class EquilibriumLayer(nn.Module):
         return ",\n".join(parts)
 
 
-def _first(inputs: tuple[Any, ...]) -> Tensor:
+def _first(given: Inputs) -> Tensor:
     """The first tensor among the inputs."""
-    for leaf in tree_leaves(inputs):
-        if isinstance(leaf, Tensor):
-            return leaf
+    for leaf in given.tensors:
+        return leaf
     raise TypeError("without state=, an equilibrium layer wants a tensor among its inputs to begin with zeros like it")

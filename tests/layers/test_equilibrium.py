@@ -237,13 +237,41 @@ def test_corrections_are_states_on_the_way() -> None:
     cell = TanhCell()
     layer = EquilibriumLayer(cell, solver="picard", corrections=(1, 3, 500), **TIGHT)
     found = layer.solve(X)
-    assert len(found.corrections) == 2
-    for rounds, state in zip((1, 3), found.corrections, strict=True):
+    assert len(found.corrections) == 3
+    torch.testing.assert_close(found.corrections[2], found.z)
+    for rounds, state in zip((1, 3), found.corrections, strict=False):
         torch.testing.assert_close(state, repeated(cell, X, rounds + 1), rtol=1e-12, atol=1e-12)
     before = repeated(cell, X, 3).detach()
     (wanted,) = torch.autograd.grad(cell(before, X).sum(), cell.linear.weight)
     (given,) = torch.autograd.grad(found.corrections[1].sum(), cell.linear.weight)
     torch.testing.assert_close(given, wanted, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("solver", ["anderson", "newton-krylov", "squarem", "auto"])
+def test_there_are_as_many_corrections_as_were_asked_for(solver: str) -> None:
+    """Solvers that tell no state in some rounds, and solves that end before, included."""
+    found = EquilibriumLayer(TanhCell(), solver=solver, corrections=(1, 2, 3, 4, 600, 700), **TIGHT).solve(X)
+    assert len(found.corrections) == 6
+    torch.testing.assert_close(found.corrections[4:], (found.z, found.z), rtol=1e-9, atol=1e-9)
+    left = [float((state - found.z).detach().norm()) for state in found.corrections]
+    assert left[0] > left[3] > left[5]
+
+
+def test_the_implicit_gradient_is_one_thing_and_follows_the_terminations_of_the_layer() -> None:
+    def errors(gradient: Any, rule: Termination) -> tuple[int, float]:
+        layer = EquilibriumLayer(TanhCell(), gradient=gradient, training=Termination(rtol=1e-1))
+        layer.terminations["training"] = rule
+        found = layer.solve(X)
+        found.z.square().sum().backward()
+        report = found.solution.extras["adjoint"]
+        return int(report.products.sum()), float(report.relative_error.max())
+
+    loose, tight = Termination(rtol=1e-2, max_rounds=50), Termination(rtol=1e-10, max_rounds=50)
+    for rule in (loose, tight):
+        default = errors(None, rule)
+        assert default == errors("implicit", rule) == errors({"name": "implicit"}, rule)
+        assert default[1] <= rule.rtol
+    assert errors(None, loose)[0] < errors(None, tight)[0]
 
 
 def test_layers_are_copied_averaged_converted_and_saved() -> None:

@@ -1,0 +1,48 @@
+"""A batch of no rows, as the last part of a data set may be, or what a router gives to an expert."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map
+
+from fixedpoint.core.counts import Counts
+from fixedpoint.core.layout import Layout
+from fixedpoint.core.solution import Solution, Trace
+
+__all__ = ["is_empty", "solution_of_none"]
+
+
+def is_empty(start: Any) -> bool:
+    """Whether a start has tensors, and no rows."""
+    leaves = [leaf for leaf in tree_leaves(start) if isinstance(leaf, Tensor)]
+    return bool(leaves) and all(leaf.shape[:1] == (0,) for leaf in leaves)
+
+
+def solution_of_none(start: Any, value: Any, solver: Any) -> Solution:
+    """The solution of no rows, ``value``, in the structure of ``start``; one call was made for it.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Where ``value`` has not the structure, the shapes or the dtype of ``start``.
+    """
+    layout = Layout.of(tree_map(lambda leaf: leaf.new_zeros(1, *leaf.shape[1:]), start), "independent").take(0)
+    state = layout.pack(value, "the cell's value")
+    none = torch.zeros(0, 1, dtype=torch.float64, device=layout.device)
+    whole, nothing = np.zeros(0, dtype=np.int64), np.zeros((0, 0))
+    return Solution(
+        state=state,
+        fstate=state.detach(),
+        error=none,
+        scale=none,
+        status=(),
+        rounds=whole,
+        counts=Counts(rounds=0, calls=1, evaluations=whole, computed=0, products=whole),
+        trace=Trace(error=nothing, relative=nothing, rounds=whole),
+        solver=solver,
+        layout=layout,
+    )

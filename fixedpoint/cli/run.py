@@ -32,7 +32,8 @@ def run(
     """Run every task with every solver of a YAML file and report.
 
     Cells that already have a record in the folder are not computed again, so
-    an interrupted run goes on where it stopped.
+    an interrupted run goes on where it stopped; those that another version or
+    other code made are.
 
     \b
     Examples:
@@ -83,8 +84,8 @@ def _run(file: Path, overrides: list[str], output: Path | None, fresh: bool, sai
             outcome = execute(config, folder, fresh, second_interrupt_exits=True)
         for notice in outcome.notices:
             complain(notice)
-        if outcome.reused and not said.quiet and not said.as_json:
-            console().print(f"{outcome.reused} of {len(outcome.records)} cells had their record already")
+        if outcome.story and not said.quiet and not said.as_json:
+            console().print(outcome.story, markup=False)
         try:
             print_report(read_run(folder), quiet=said.quiet, as_json=said.as_json)
         except KeyboardInterrupt:

@@ -15,7 +15,8 @@ from fixedpoint.config.choice import Choice
 from fixedpoint.config.document import Document
 from fixedpoint.config.errors import ConfigError, Path
 from fixedpoint.config.labels import automatic_labels
-from fixedpoint.config.merging import apply_overrides, load_document
+from fixedpoint.config.merging import load_document
+from fixedpoint.config.overrides import apply_overrides
 from fixedpoint.config.resolve import Resolver
 from fixedpoint.config.words import value_words
 from fixedpoint.core.options import Options, option
@@ -131,6 +132,8 @@ class _Reading:
         executor = self.resolver.component("executor", data.get("executor", "in-process"), ("executor",))
         expect = self._expect(data.get("expect", {}))
         self._check_seeds(data.get("seeds", ()))
+        if isinstance(data.get("name"), str) and not data["name"].strip():
+            self.resolver.refuse(("name",), "must not be empty; null is that of the file")
         if self.resolver.mistakes or top is None or termination is None or executor is None:
             raise ConfigError(self.resolver.mistakes)
         return RunConfig(
@@ -172,7 +175,9 @@ class _Reading:
         label = spec.get("label", automatic)
         if isinstance(label, str) and label.strip():
             return label.strip()
-        self.resolver.refuse((*path, "label"), f"must be a string, got {value_words(label)}")
+        here, document = (*path, "label"), self.document
+        got = document.typed(here, label) if label != "" else "an empty one"
+        self.resolver.refuse(here, f"must be a string, got {got}{document.in_quotes(here, label)}")
         return automatic
 
     def _distinct(self, choices: list[Choice], path: Path) -> None:
@@ -195,17 +200,20 @@ class _Reading:
             return  # not there, or refused with the other keys
         for index, seed in enumerate(given):
             if not 0 <= seed < _SEEDS:
-                self.resolver.refuse(("seeds", index), f"must be at least 0 and less than 2^32, got {seed}")
+                got = self.document.typed(("seeds", index), seed)
+                self.resolver.refuse(("seeds", index), f"must be at least 0 and less than 2^32, got {got}")
             if seed in given[:index]:
                 self.resolver.refuse(("seeds", index), f"the seed {seed} stands here twice")
 
     def _expect(self, given: Any) -> dict[str, float]:
         if not isinstance(given, dict):
-            self.resolver.refuse(("expect",), f"must be a mapping of metrics and bounds, got {value_words(given)}")
+            got = self.document.typed(("expect",), given)
+            self.resolver.refuse(("expect",), f"must be a mapping of metrics and bounds, got {got}")
             return {}
         for metric, bound in given.items():
             if isinstance(bound, bool) or not isinstance(bound, (int, float)):
-                self.resolver.refuse(("expect", metric), f"must be a number, got {value_words(bound)}")
+                got = self.document.typed(("expect", metric), bound)
+                self.resolver.refuse(("expect", metric), f"must be a number, got {got}")
         return {} if self.resolver.mistakes else {metric: float(bound) for metric, bound in given.items()}
 
 

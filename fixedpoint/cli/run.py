@@ -71,14 +71,14 @@ def _run(file: Path, overrides: list[str], output: Path | None, fresh: bool, sai
     from fixedpoint.cli.progress import shown_progress
     from fixedpoint.cli.summary import print_report
     from fixedpoint.cli.tables import console
-    from fixedpoint.config.runfile import load
+    from fixedpoint.config.runfile import load, run_folder
     from fixedpoint.report.reading import read_run
     from fixedpoint.runs.lock import BusyFolderError
     from fixedpoint.runs.run import execute
 
     with in_sentences():
-        config = load(file, overrides)
-    folder = output or Path("runs") / config.name
+        config = load(file, overrides, output)
+    folder = output or run_folder(config.name)
     try:
         with contextlib.nullcontext() if said.quiet else shown_progress(console(stderr=True)):
             outcome = execute(config, folder, fresh, second_interrupt_exits=True)

@@ -1,16 +1,17 @@
 """Makers: which distributions made a record, with the version and the code of each; why two makers are not the same.
 
-A result depends on the library, on torch and numpy, on the distributions that brought the components of its cell, nested
-ones included, and on what the code of these imports. Where a version says what code there is (wheels that are no
+A result depends on the library, on torch and numpy, on the distributions that brought the components of its cell,
+nested ones included, and on what the code of these imports. Where a version says what code there is (wheels that are no
 plugins), it is all that is kept; plugins, whatever is installed in editable form, and modules that are just on the path
 change without a new version, so their files are hashed.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,7 +23,7 @@ from fixedpoint.core.options import Options, option_types
 from fixedpoint.registry.owners import is_released, owner_of, version_of
 from fixedpoint.registry.sources import Unit, digest_of, imports_of, unit_of
 
-__all__ = ["UNREADABLE", "Maker", "Part", "changes", "makers_of"]
+__all__ = ["UNREADABLE", "Maker", "Makers", "Part", "changes"]
 
 OWN = "fixedpoint"
 _OWN_DISTRIBUTION = "fixedpoint-solvers"
@@ -100,12 +101,24 @@ class Part:
         return cls(what, source or "this process", version, tuple(classes), tuple(uses))
 
 
-def makers_of(parts: Iterable[Part]) -> dict[str, Maker]:
-    """All that made what these parts make, by distribution; the library itself, torch and numpy always take part."""
-    traced = _Traced()
-    for part in parts:
-        traced.add(part)
-    return traced.makers()
+class Makers:
+    """Finds the makers of cells; what was looked up is kept for as long as it lives, which is one run."""
+
+    def __init__(self) -> None:
+        self.unit_of = functools.cache(unit_of)
+        self.owner_of = functools.cache(owner_of)
+        self.is_released = functools.cache(is_released)
+        self.version_of = functools.cache(version_of)
+        self.digest_of = functools.cache(digest_of)
+        self.imports_of = functools.cache(imports_of)
+        self.of = functools.cache(self._of)
+
+    def _of(self, parts: tuple[Part, ...]) -> dict[str, Maker]:
+        """All that makes what these parts make, by distribution; the library, torch and numpy always take part."""
+        traced = _Traced(self)
+        for part in parts:
+            traced.add(part)
+        return traced.makers()
 
 
 def changes(then: Mapping[str, Maker], now: Mapping[str, Maker]) -> list[str]:
@@ -143,12 +156,13 @@ def said(name: str, maker: Maker) -> str:
 class _Traced:
     """What the parts of a cell are made of, as it is found out."""
 
-    def __init__(self) -> None:
+    def __init__(self, look: Makers) -> None:
+        self._look = look
         self._versions = {OWN: fixedpoint.__version__, "torch": str(torch.__version__), "numpy": np.__version__}
         self._units: dict[str, set[Unit]] = {OWN: set()}
         self._brings: dict[str, list[str]] = {}
         self._unreadable: set[str] = set()
-        own = unit_of(fixedpoint.__name__)
+        own = look.unit_of(fixedpoint.__name__)
         if own is not None:
             self._units[OWN].add(own)
 
@@ -160,10 +174,13 @@ class _Traced:
             brought = self._brings.setdefault(source, [])
             brought += [part.what] if part.what not in brought else []
         for distribution in part.uses:
-            self._versions.setdefault(distribution, version_of(distribution))
+            self._versions.setdefault(distribution, self._look.version_of(distribution))
         for cls in part.classes:
             self._follow(cls.__module__, source)
-            if unit_of(cls.__module__) is None and cls.__module__.partition(".")[0] not in sys.stdlib_module_names:
+            if (
+                self._look.unit_of(cls.__module__) is None
+                and cls.__module__.partition(".")[0] not in sys.stdlib_module_names
+            ):
                 self._unreadable.add(source)
 
     def makers(self) -> dict[str, Maker]:
@@ -178,13 +195,13 @@ class _Traced:
         waiting = [(module, importer)]
         while waiting:
             module, importer = waiting.pop()
-            unit = unit_of(module)
+            unit = self._look.unit_of(module)
             if unit is None or unit in self._units[OWN]:
                 continue
-            owner = _known_as(owner_of(unit) or importer)
-            released = is_released(unit)
+            owner = _known_as(self._look.owner_of(unit) or importer)
+            released = self._look.is_released(unit)
             if not (released and owner.lower() in _TOOLS):
-                self._versions.setdefault(owner, version_of(owner))
+                self._versions.setdefault(owner, self._look.version_of(owner))
             if released:
                 continue
             units = self._units.setdefault(owner, set())
@@ -192,7 +209,7 @@ class _Traced:
                 continue
             units.add(unit)
             if owner != OWN:  # what the library's own components compute with, they name themselves
-                waiting += [(each, owner) for each in sorted(imports_of(unit))]
+                waiting += [(each, owner) for each in sorted(self._look.imports_of(unit))]
 
     def _code(self, name: str) -> str:
         if name in self._unreadable:
@@ -200,7 +217,7 @@ class _Traced:
         units = sorted(self._units.get(name, ()), key=lambda unit: unit.name)
         if not units:
             return ""
-        digests = [f"{unit.name} {digest_of(unit, _SHOWING if unit.name == OWN else ())}" for unit in units]
+        digests = [f"{unit.name} {self._look.digest_of(unit, _SHOWING if unit.name == OWN else ())}" for unit in units]
         return hashlib.sha256("\n".join(digests).encode()).hexdigest()
 
 

@@ -1,7 +1,8 @@
 """``key.path=value`` overrides on top of a run file: what is typed is what is set, or refused.
 
-A shell has taken off the quotes before anybody here sees them, and YAML gives a meaning to what looks like text: a comment,
-an anchor, a tag. What would be dropped or read as something else without a word is refused, with the string to type.
+A shell has taken off the quotes before anybody here sees them, and YAML gives a meaning to what looks like text: a
+comment, an anchor, a tag. What would be dropped or read as something else without a word is refused, with the string
+to type.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ class Resolver:
         A sentence on who brought a component that is not there, by its kind and name; empty where nobody knows.
     """
 
-    def __init__(self, document: Document, remembered: Callable[[Kind, str], str] = lambda kind, name: "") -> None:
+    def __init__(self, document: Document, remembered: Callable[[Kind, str], str] | None = None) -> None:
         self.document = document
         self.remembered = remembered
         self.mistakes: list[Mistake] = []
@@ -88,7 +88,7 @@ class Resolver:
         broken = [row.reason for row in registry.broken() if row.name == name]
         if broken:
             return f'the {kind} "{name}" cannot be used: {broken[0]}'
-        return f'unknown {kind} "{name}"; {self.remembered(kind, name) or nearest(name, known)}'
+        return f'unknown {kind} "{name}"; {(self.remembered and self.remembered(kind, name)) or nearest(name, known)}'
 
     def _options(
         self, cls: type[Options], given: Mapping[str, Any], path: Path, parts: list[Part]

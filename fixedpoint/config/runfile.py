@@ -17,13 +17,14 @@ from fixedpoint.config.errors import ConfigError, Path
 from fixedpoint.config.labels import automatic_labels
 from fixedpoint.config.merging import load_document
 from fixedpoint.config.overrides import apply_overrides
+from fixedpoint.config.remembered import remembered
 from fixedpoint.config.resolve import Resolver
 from fixedpoint.config.words import value_words
 from fixedpoint.core.options import Options, option
 from fixedpoint.core.termination import Termination
 from fixedpoint.registry import Kind
 
-__all__ = ["RunConfig", "RunFile", "load", "to_yaml"]
+__all__ = ["RunConfig", "RunFile", "load", "run_folder", "to_yaml"]
 
 _SEEDS = 2**32
 """What every random generator takes as a seed."""
@@ -80,13 +81,20 @@ class RunConfig:
         return plain if self.threads is None else {**plain, "threads": self.threads}
 
 
-def load(file: str | FilePath, overrides: Iterable[str] = ()) -> RunConfig:
+def run_folder(name: str) -> FilePath:
+    """Where a run of that name goes unless told otherwise."""
+    return FilePath("runs") / name
+
+
+def load(file: str | FilePath, overrides: Iterable[str] = (), output: FilePath | None = None) -> RunConfig:
     """The run that a YAML file describes.
 
     Parameters
     ----------
     overrides
         ``key.path=value`` pairs, e.g. ``tasks[0].batch=4``.
+    output
+        The folder of the run, by default that of its name: its records tell who brought a component that is not there.
 
     Raises
     ------
@@ -95,7 +103,7 @@ def load(file: str | FilePath, overrides: Iterable[str] = ()) -> RunConfig:
     """
     document = load_document(file)
     apply_overrides(document, overrides)
-    return _Reading(document).config(FilePath(file).stem)
+    return _Reading(document, FilePath(file), output).config()
 
 
 def to_yaml(plain: Mapping[str, Any]) -> str:
@@ -112,11 +120,15 @@ def to_yaml(plain: Mapping[str, Any]) -> str:
 class _Reading:
     """Reads one document key by key; the mistakes of all keys are reported together."""
 
-    def __init__(self, document: Document) -> None:
+    def __init__(self, document: Document, file: FilePath, output: FilePath | None) -> None:
         self.document = document
-        self.resolver = Resolver(document)
+        self.stem = file.stem
+        data = document.data
+        named = data.get("name") if isinstance(data, dict) else None
+        folder = output or run_folder(named if isinstance(named, str) and "\0" not in named else file.stem)
+        self.resolver = Resolver(document, lambda kind, name: remembered(kind, name, (folder, file.parent)))
 
-    def config(self, stem: str) -> RunConfig:
+    def config(self) -> RunConfig:
         data = self.document.data
         if data is None:
             raise ConfigError.at(self.document.place(()), "the file is empty; a run wants tasks and solvers")
@@ -137,7 +149,7 @@ class _Reading:
         if self.resolver.mistakes or top is None or termination is None or executor is None:
             raise ConfigError(self.resolver.mistakes)
         return RunConfig(
-            name=top["name"] or stem,
+            name=top["name"] or self.stem,
             seeds=tuple(top["seeds"]),
             tasks=tasks,
             solvers=solvers,

@@ -67,8 +67,12 @@ def _packages() -> Mapping[str, list[str]]:
 
 
 def _is_installed(path: Path) -> bool:
-    sites = {Path(sysconfig.get_path(name)).resolve() for name in ("purelib", "platlib")}
-    return bool(sites & set(path.parents)) or any(part in _SITES for part in path.parts)
+    return bool(_sites() & set(path.parents)) or any(part in _SITES for part in path.parts)
+
+
+@functools.cache
+def _sites() -> frozenset[Path]:
+    return frozenset(Path(sysconfig.get_path(name)).resolve() for name in ("purelib", "platlib"))
 
 
 def _holds(distribution: str, path: Path) -> bool:

@@ -1,8 +1,8 @@
 """Sources: the files that a module's code stands in, a digest of them, and what else that code imports.
 
 A unit is what changes as one: the outermost regular package a module belongs to, with every file in it, data too, or
-the module itself. Files are read once per process: code that was loaded is that of the files as they were then, whatever
-is edited later, unless the module is reloaded.
+the module itself. Files are read once per process: code that was loaded is that of the files as they were then,
+whatever is edited later, unless the module is reloaded.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ class _Loaded:
 
 
 @functools.lru_cache(maxsize=256)
-def _digest_of(unit: Unit, without: tuple[str, ...], loaded: _Loaded) -> str:
+def _digest_of(unit: Unit, without: tuple[str, ...], _loaded: _Loaded) -> str:
     total = hashlib.sha256()
     for name, file in _files(unit, without):
         total.update(f"{name}\0".encode())
@@ -109,7 +109,7 @@ def _digest_of(unit: Unit, without: tuple[str, ...], loaded: _Loaded) -> str:
 
 
 @functools.lru_cache(maxsize=256)
-def _imports_of(unit: Unit, loaded: _Loaded) -> frozenset[str]:
+def _imports_of(unit: Unit, _loaded: _Loaded) -> frozenset[str]:
     found: set[str] = set()
     for name, file in _files(unit, ()):
         if not name.endswith(".py"):

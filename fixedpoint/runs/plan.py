@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
 from typing import Any
 
 from fixedpoint.config.choice import Choice
-from fixedpoint.config.makers import Maker, Part, makers_of
+from fixedpoint.config.makers import Makers
 from fixedpoint.config.runfile import RunConfig
 from fixedpoint.registry import registry
 from fixedpoint.runs.cell import Cell
@@ -18,7 +16,7 @@ __all__ = ["plan"]
 def plan(config: RunConfig) -> list[Cell]:
     """The cells of a run, those of one task together, in the order of the file."""
     gradients: tuple[Choice | None, ...] = config.gradients or (None,)
-    makers = functools.cache(makers_of)
+    makers = Makers()
     return [
         _cell(config, task, solver, gradient, seed, makers)
         for task in config.tasks
@@ -34,7 +32,7 @@ def _cell(
     solver: Choice,
     gradient: Choice | None,
     seed: int,
-    makers: Callable[[tuple[Part, ...]], dict[str, Maker]],
+    makers: Makers,
 ) -> Cell:
     labels = {"task": task.label, "solver": solver.label}
     parts = task.parts + solver.parts
@@ -48,7 +46,7 @@ def _cell(
         termination=config.termination,
         seed=seed,
         labels=labels,
-        made_by=makers(parts),
+        made_by=makers.of(parts),
         skip=_reason_to_skip(task, solver, gradient),
     )
 

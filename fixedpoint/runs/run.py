@@ -13,7 +13,7 @@ import torch
 from fixedpoint.config.expectations import broken_expectations
 from fixedpoint.config.files import SCHEMA
 from fixedpoint.config.folder import Folder, RunInfo
-from fixedpoint.config.makers import makers_of
+from fixedpoint.config.makers import Makers
 from fixedpoint.config.record import Record
 from fixedpoint.config.runfile import RunConfig, to_yaml
 from fixedpoint.registry import registry
@@ -76,8 +76,8 @@ def execute(config: RunConfig, path: Path, fresh: bool = False, second_interrupt
     """Carry out a run in a folder.
 
     Cells whose record is there are reused, unless ``fresh``, where the same versions and code would make it again;
-    failed and damaged ones are computed again. With ``second_interrupt_exits`` a second interrupt ends the process there
-    and then.
+    failed and damaged ones are computed again. With ``second_interrupt_exits`` a second interrupt ends the process
+    there and then.
 
     Raises
     ------
@@ -148,7 +148,7 @@ def _info(config: RunConfig, cells: list[Cell]) -> RunInfo:
         cells=[cell.row for cell in cells],
         expect=config.expect,
         threads=config.threads or torch.get_num_threads(),
-        versions=host.versions(makers | makers_of(config.executor.parts)),
+        versions=host.versions(makers | Makers().of(config.executor.parts)),
         machine=host.machine(),
         started=host.now(),
         finished=None,

@@ -36,6 +36,8 @@ _MOST_VALUES = 100_000
 _LONGEST_TEXT = 60
 # Ten in YAML, eight in C, in Python 2 and for those who learnt YAML 1.1.
 _LEADING_ZERO = re.compile(r"([-+]?)0[0-9_]*[0-9]")
+# After a colon or a dash.
+_TIGHT_COMMENT = re.compile(r"(?:\A\s*:|^\s*-)[ \t]+(#[^#\s][^\n]*)", re.MULTILINE)
 _WRITTEN_INFINITE = re.compile(r"[-+]?\.inf", re.IGNORECASE)
 # As ruamel.yaml shows a token here and there.
 _A_TUPLE = re.compile(r"\(('<[^()]*>'),\)")
@@ -182,14 +184,23 @@ class _Reader:
             raise ConfigError.at(place, "an alias must not repeat without end", path)
         around = (*around, id(node))
         if isinstance(node, MappingNode) and node.tag == f"{_TAG}map":
-            return {key: self.value(inner, (*path, key), around) for key, inner in self._items(node, path)}
+            return {key: self._held(inner, (*path, key), around, end) for key, inner, end in self._items(node, path)}
         if isinstance(node, SequenceNode) and node.tag == f"{_TAG}seq":
-            return [self.value(inner, (*path, index), around) for index, inner in enumerate(node.value)]
+            ends = [node.start_mark.index, *(inner.end_mark.index for inner in node.value)]
+            items = enumerate(zip(node.value, ends, strict=False))
+            return [self._held(inner, (*path, index), around, end) for index, (inner, end) in items]
         if isinstance(node, ScalarNode):
             return self._scalar(node, path)
         raise ConfigError.at(place, f"the tag {node.tag} has no meaning here", path)
 
-    def _items(self, node: MappingNode, path: Path) -> Iterator[tuple[str, Node]]:
+    def _held(self, node: Node, path: Path, around: tuple[int, ...], end: int) -> Any:
+        """The data of a node in a mapping or list, where what stands before it ends at ``end``."""
+        if isinstance(node, ScalarNode) and not node.value and node.style is None:
+            self._check_empty(node, path, self._text[end : node.start_mark.index])
+        return self.value(node, path, around)
+
+    def _items(self, node: MappingNode, path: Path) -> Iterator[tuple[str, Node, int]]:
+        """Keys, values, and where each key ends."""
         seen: dict[str, int] = {}
         for key_node, inner in node.value:
             place = self._place(key_node)
@@ -204,7 +215,7 @@ class _Reader:
                 raise ConfigError.at(place, sentence, (*path, key))
             seen[key] = place.line
             self._document.keys[*path, key] = place
-            yield key, inner
+            yield key, inner, key_node.end_mark.index
 
     def _scalar(self, node: ScalarNode, path: Path) -> Any:
         kind = str(node.tag).removeprefix(_TAG)
@@ -212,8 +223,6 @@ class _Reader:
             return str(node.value)
         if kind in _SCALARS:
             self._document.texts[path] = node.value
-            if not node.value:
-                self._check_empty(node, path)
             try:
                 value = self._yaml.constructor.construct_object(node)
             except ValueError:
@@ -224,12 +233,14 @@ class _Reader:
         said = f"{node.value} has no meaning here" if kind == "merge" else f"the tag {node.tag} has no meaning here"
         raise ConfigError.at(self._place(node), said, path)
 
-    def _check_empty(self, node: ScalarNode, path: Path) -> None:
+    def _check_empty(self, node: ScalarNode, path: Path, before: str) -> None:
         """Refuse ``label: #1``: nobody who leaves out the space means a comment."""
-        rest = self._text[node.end_mark.index :].partition("\n")[0].strip()
-        if re.match(r"#[^#\s]", rest):
-            sentence = f"has no value, for {rest} is a comment; {self._document.as_text(path, rest)}"
-            raise ConfigError.at(self._place(node), sentence, path)
+        comment = _TIGHT_COMMENT.search(before)
+        if comment:
+            text = comment[1].strip()
+            sentence = f"has no value, for {text} is a comment; {self._document.as_text(path, text)}"
+            place = self._document.place(path, key=True)
+            raise ConfigError.at(place, sentence, path)
 
     def _check_number(self, node: ScalarNode, value: float, path: Path) -> None:
         """Refuse numbers that are not what was typed, or may not be."""

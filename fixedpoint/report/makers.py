@@ -72,7 +72,10 @@ def _missing(record: Record) -> list[str]:
             for name, maker in record.made_by.items()
             if maker.brings and maker.version and name not in _ALWAYS and not version_of(name)
         ]
-    others = [(name, version) for name, version in record.versions.items() if name not in _ALWAYS]
+    # What was no distribution has no version.
+    others = [
+        (name, version) for name, version in record.versions.items() if name not in _ALWAYS and version != "unknown"
+    ]
     return [f"{name} {version}, which is not installed" for name, version in others if not version_of(name)]
 
 

@@ -56,7 +56,9 @@ def remarks(run: RunData) -> list[str]:
     said += [f"{_cells(count, len(records))} made by {sentence}" for sentence, count in missing.items()]
     for row in version_rows(run):
         if len(row.versions) > 1:
-            versions = ", ".join(f"{version} in {len(labels)}" for version, labels in row.versions.items())
+            versions = ", ".join(
+                f"{version} in {len(labels)} cell{'s'[: len(labels) != 1]}" for version, labels in row.versions.items()
+            )
             said.append(f"the records were not made by one version of {row.name}: {versions}")
     unsaid = sum(not record.made_by for record in records)
     if unsaid:

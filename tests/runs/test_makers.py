@@ -229,7 +229,10 @@ def test_records_of_several_versions_are_told_cell_by_cell(plugged: Path, tmp_pa
     assert list(rows["torch"]) == [picard.versions["torch"]]
     said = remarks(data)
     assert "1 of 2 cells was made by the solver plugged of the distribution mine 0.9, which is not installed" in said
-    assert f"the records were not made by one version of python: {picard.versions['python']} in 1, 3.99 in 1" in said
+    assert (
+        f"the records were not made by one version of python: {picard.versions['python']} in 1 cell, 3.99 in 1 cell"
+        in said
+    )
     shown = " ".join(page(data, strokes(data.solvers, set()), []).split())
     assert f"<summary>3.99: 1 cell</summary><ul><li>{label}</li></ul>" in shown
     assert "which is not installed.</p>" in shown

@@ -13,10 +13,10 @@ class Fault(str):
     A plain string in ``known_faults`` says that the check's own demand is not met; whatever is raised instead is no
     expected failure. A fault says that this exception, and nothing else, is raised.
 
-    Parameters
+    ``Fault("no double backward", raises=NotImplementedError)``: the reason in a few words, the type of the exception.
+
+    Attributes
     ----------
-    reason
-        The fault in a few words.
     raises
         Type of the exception; subclasses of it count.
     """

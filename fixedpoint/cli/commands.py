@@ -9,6 +9,7 @@ from typer.core import TyperCommand, TyperGroup
 from typer.main import get_command
 
 from fixedpoint.cli.sentences import BAD_INPUT, INTERRUPTED, complain
+from fixedpoint.cli.spelling import Spelled
 
 if TYPE_CHECKING:
     from fixedpoint.registry import Command
@@ -70,7 +71,7 @@ class _Unloaded(TyperCommand):
         return found
 
 
-class _Loaded(TyperCommand):
+class _Loaded(Spelled):
     """A plugin's command: what it returns is the exit status, what it raises a line on stderr."""
 
     def invoke(self, ctx: Any) -> None:

@@ -32,7 +32,8 @@ def run(
     """Run every task with every solver of a YAML file and report.
 
     Cells that already have a record in the folder are not computed again, so
-    an interrupted run goes on where it stopped.
+    an interrupted run goes on where it stopped; those that another version or
+    other code made are.
 
     \b
     Examples:
@@ -70,21 +71,21 @@ def _run(file: Path, overrides: list[str], output: Path | None, fresh: bool, sai
     from fixedpoint.cli.progress import shown_progress
     from fixedpoint.cli.summary import print_report
     from fixedpoint.cli.tables import console
-    from fixedpoint.config.runfile import load
+    from fixedpoint.config.runfile import load, run_folder
     from fixedpoint.report.reading import read_run
     from fixedpoint.runs.lock import BusyFolderError
     from fixedpoint.runs.run import execute
 
     with in_sentences():
-        config = load(file, overrides)
-    folder = output or Path("runs") / config.name
+        config = load(file, overrides, output)
+    folder = output or run_folder(config.name)
     try:
         with contextlib.nullcontext() if said.quiet else shown_progress(console(stderr=True)):
             outcome = execute(config, folder, fresh, second_interrupt_exits=True)
         for notice in outcome.notices:
             complain(notice)
-        if outcome.reused and not said.quiet and not said.as_json:
-            console().print(f"{outcome.reused} of {len(outcome.records)} cells had their record already")
+        if outcome.story and not said.quiet and not said.as_json:
+            console().print(outcome.story, markup=False)
         try:
             print_report(read_run(folder), quiet=said.quiet, as_json=said.as_json)
         except KeyboardInterrupt:

@@ -20,6 +20,7 @@ def print_report(run: RunData, quiet: bool = False, as_json: bool = False) -> No
     from fixedpoint.config.files import json_text
     from fixedpoint.report.build import build
     from fixedpoint.report.data import to_data
+    from fixedpoint.report.makers import remarks
     from fixedpoint.report.table import sections
 
     written = build(run)
@@ -29,6 +30,10 @@ def print_report(run: RunData, quiet: bool = False, as_json: bool = False) -> No
     elif not quiet:
         print_sections(out, sections(run))
         out.print()
+    if not as_json:
+        for sentence in remarks(run):
+            if sentence != run.info.story:  # `run` says it, and it is no news later
+                complain(sentence)
     for sentence in (*run.notices, *run.skips, *run.failures, *run.broken_expectations):
         complain(sentence)
     if written.missing:

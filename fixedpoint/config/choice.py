@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
+from fixedpoint.config.makers import Part
 from fixedpoint.core.options import Options, option_types
 from fixedpoint.registry import KINDS, registry
 from fixedpoint.registry.nesting import nested
@@ -24,13 +25,13 @@ class Choice:
         Its name and every option, plain values; ``registry.create(kind, config)`` builds it.
     label
         What reports call it.
-    versions
-        The distributions that brought it and what is nested in it, with their versions.
+    parts
+        The component and the components within it, with who brought each.
     """
 
     config: dict[str, Any]
     label: str = ""
-    versions: dict[str, str] = field(default_factory=dict)
+    parts: tuple[Part, ...] = ()
 
 
 class UnplainError(TypeError):

@@ -7,6 +7,10 @@ is ever constructed by a file).
 
 from __future__ import annotations
 
+import json
+import math
+import re
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path as FilePath
@@ -16,25 +20,51 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
-from fixedpoint.config.errors import ConfigError, Path, Place
+from fixedpoint.config.errors import ConfigError, Path, Place, where
+from fixedpoint.config.words import value_words
 
-__all__ = ["Document", "parse", "read_text"]
+__all__ = ["OVERRIDE", "Document", "parse", "read_text"]
+
+OVERRIDE = "override"
+"""The file that an override on the command line stands in."""
 
 _TAG = "tag:yaml.org,2002:"
 _AS_WRITTEN = ("str", "timestamp")
 _SCALARS = ("int", "float", "bool", "null")
 # Aliases may repeat a node; a file that grows beyond this many values by them is not a run file.
 _MOST_VALUES = 100_000
+_LONGEST_TEXT = 60
+# Ten in YAML, eight in C, in Python 2 and for those who learnt YAML 1.1.
+_LEADING_ZERO = re.compile(r"([-+]?)0[0-9_]*[0-9]")
+# After a colon or a dash.
+_TIGHT_COMMENT = re.compile(r"(?:\A\s*:|^\s*-)[ \t]+(#[^#\s][^\n]*)", re.MULTILINE)
+_WRITTEN_INFINITE = re.compile(r"[-+]?\.inf", re.IGNORECASE)
+# As ruamel.yaml shows a token here and there.
+_A_TUPLE = re.compile(r"\(('<[^()]*>'),\)")
+_SOME_DIGIT = re.compile(r"[1-9]")
 
 
 @dataclass
 class Document:
-    """Data and places; a value without a place of its own stands where the nearest thing around it stands."""
+    """Data and places; a value without a place of its own stands where the nearest thing around it stands.
+
+    Attributes
+    ----------
+    data
+        Mappings, lists and plain values.
+    file
+        Its name in messages.
+    keys, values
+        Where every key and value stands.
+    texts
+        What was typed for values that are no strings: ``1E234``, and of an override whatever its value is.
+    """
 
     data: Any
     file: str
     keys: dict[Path, Place] = field(default_factory=dict)
     values: dict[Path, Place] = field(default_factory=dict)
+    texts: dict[Path, str] = field(default_factory=dict)
 
     def place(self, path: Path, key: bool = False) -> Place:
         """Where the value at ``path`` stands, or its key."""
@@ -46,10 +76,36 @@ class Document:
         return Place(self.file)
 
     def forget(self, path: Path) -> None:
-        """Drop the places of ``path`` and everything within."""
-        for places in (self.keys, self.values):
-            for known in [known for known in places if known[: len(path)] == path]:
-                del places[known]
+        """Drop what is known of ``path`` and everything within."""
+        facts: tuple[dict[Path, Any], ...] = (self.keys, self.values, self.texts)
+        for known_of in facts:
+            for known in [known for known in known_of if known[: len(path)] == path]:
+                del known_of[known]
+
+    def typed(self, path: Path, value: Any) -> str:
+        """A value in words, as it was typed."""
+        text = self.texts.get(path)
+        words = value_words(value)
+        if text is None or isinstance(value, str):
+            return words
+        if value is None:
+            return {"": "nothing", "null": "null"}.get(text, f"{text}, which is null")
+        if isinstance(value, (bool, int, float)):
+            return text
+        return f"{text}, which is {words}" if len(text) <= _LONGEST_TEXT else words
+
+    def in_quotes(self, path: Path, value: Any) -> str:
+        """The end of a sentence on a value that is no string where one is wanted: how to write the string."""
+        text = self.texts.get(path)
+        return "" if isinstance(value, str) or not text else f"; {self.as_text(path, text)}"
+
+    def as_text(self, path: Path, text: str) -> str:
+        """How what was typed is written where text is meant."""
+        quoted = json.dumps(text, ensure_ascii=False)
+        if self.place(path).file == OVERRIDE:
+            return f"in quotes it is a string: {shlex.quote(f'{where(path)}={quoted}')}"
+        key = f"{path[-1]}: " if path and isinstance(path[-1], str) else ""
+        return f"in quotes it is a string: {key}{quoted}"
 
 
 def read_text(path: FilePath, shown: str, asked: tuple[Place, Path] | None = None) -> str:
@@ -79,8 +135,13 @@ def read_text(path: FilePath, shown: str, asked: tuple[Place, Path] | None = Non
     raise ConfigError.at(place, problem, where)
 
 
-def parse(text: str, file: str) -> Document:
+def parse(text: str, file: str, at: Path = ()) -> Document:
     """The document of a YAML text; an empty one has ``data`` None.
+
+    Parameters
+    ----------
+    at
+        Path of the text within a greater document, for places and messages.
 
     Raises
     ------
@@ -93,7 +154,7 @@ def parse(text: str, file: str) -> Document:
         root: Node | None = yaml.compose(text)
         document = Document(None, file, values={(): Place(file, 1, 1)})
         if root is not None:
-            document.data = _Reader(yaml, document).value(root, (), ())
+            document.data = _Reader(yaml, document, text).value(root, at, ())
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = Place(file, mark.line + 1, mark.column + 1) if mark else Place(file)
@@ -108,9 +169,10 @@ def parse(text: str, file: str) -> Document:
 class _Reader:
     """Turns nodes into data and notes the places."""
 
-    def __init__(self, yaml: YAML, document: Document) -> None:
+    def __init__(self, yaml: YAML, document: Document, text: str) -> None:
         self._yaml = yaml
         self._document = document
+        self._text = text
         self._count = 0
 
     def value(self, node: Node, path: Path, around: tuple[int, ...]) -> Any:
@@ -122,21 +184,30 @@ class _Reader:
             raise ConfigError.at(place, "an alias must not repeat without end", path)
         around = (*around, id(node))
         if isinstance(node, MappingNode) and node.tag == f"{_TAG}map":
-            return {key: self.value(inner, (*path, key), around) for key, inner in self._items(node, path)}
+            return {key: self._held(inner, (*path, key), around, end) for key, inner, end in self._items(node, path)}
         if isinstance(node, SequenceNode) and node.tag == f"{_TAG}seq":
-            return [self.value(inner, (*path, index), around) for index, inner in enumerate(node.value)]
+            ends = [node.start_mark.index, *(inner.end_mark.index for inner in node.value)]
+            items = enumerate(zip(node.value, ends, strict=False))
+            return [self._held(inner, (*path, index), around, end) for index, (inner, end) in items]
         if isinstance(node, ScalarNode):
             return self._scalar(node, path)
         raise ConfigError.at(place, f"the tag {node.tag} has no meaning here", path)
 
-    def _items(self, node: MappingNode, path: Path) -> Iterator[tuple[str, Node]]:
+    def _held(self, node: Node, path: Path, around: tuple[int, ...], end: int) -> Any:
+        """The data of a node in a mapping or list, where what stands before it ends at ``end``."""
+        if isinstance(node, ScalarNode) and not node.value and node.style is None:
+            self._check_empty(node, path, self._text[end : node.start_mark.index])
+        return self.value(node, path, around)
+
+    def _items(self, node: MappingNode, path: Path) -> Iterator[tuple[str, Node, int]]:
+        """Keys, values, and where each key ends."""
         seen: dict[str, int] = {}
         for key_node, inner in node.value:
             place = self._place(key_node)
             if key_node.tag == f"{_TAG}merge":
                 raise ConfigError.at(place, 'merge keys ("<<") are not read; use extends', path)
             if key_node.tag != f"{_TAG}str":
-                shown = key_node.value if isinstance(key_node, ScalarNode) else "a list or mapping"
+                shown = key_node.value or "nothing" if isinstance(key_node, ScalarNode) else "a list or mapping"
                 raise ConfigError.at(place, f"a key must be a string, got {shown}", path)
             key: str = key_node.value
             if key in seen:
@@ -144,18 +215,47 @@ class _Reader:
                 raise ConfigError.at(place, sentence, (*path, key))
             seen[key] = place.line
             self._document.keys[*path, key] = place
-            yield key, inner
+            yield key, inner, key_node.end_mark.index
 
     def _scalar(self, node: ScalarNode, path: Path) -> Any:
         kind = str(node.tag).removeprefix(_TAG)
         if kind in _AS_WRITTEN:
             return str(node.value)
         if kind in _SCALARS:
+            self._document.texts[path] = node.value
             try:
-                return self._yaml.constructor.construct_object(node)
+                value = self._yaml.constructor.construct_object(node)
             except ValueError:
                 raise ConfigError.at(self._place(node), f"{node.value} is no number", path) from None
-        raise ConfigError.at(self._place(node), f"the tag {node.tag} has no meaning here", path)
+            if isinstance(value, (int, float)) and not isinstance(value, bool):
+                self._check_number(node, value, path)
+            return value
+        said = f"{node.value} has no meaning here" if kind == "merge" else f"the tag {node.tag} has no meaning here"
+        raise ConfigError.at(self._place(node), said, path)
+
+    def _check_empty(self, node: ScalarNode, path: Path, before: str) -> None:
+        """Refuse ``label: #1``: nobody who leaves out the space means a comment."""
+        comment = _TIGHT_COMMENT.search(before)
+        if comment:
+            text = comment[1].strip()
+            sentence = f"has no value, for {text} is a comment; {self._document.as_text(path, text)}"
+            place = self._document.place(path, key=True)
+            raise ConfigError.at(place, sentence, path)
+
+    def _check_number(self, node: ScalarNode, value: float, path: Path) -> None:
+        """Refuse numbers that are not what was typed, or may not be."""
+        typed = node.value
+        octal = _LEADING_ZERO.fullmatch(typed)
+        if octal:
+            digits = typed.replace("_", "").lstrip("+-").lstrip("0") or "0"
+            sentence = f"{typed} can be read as decimal or octal; write {octal[1]}{digits} or {octal[1]}0o{digits}"
+            raise ConfigError.at(self._place(node), f"{sentence}; {self._document.as_text(path, typed)}", path)
+        overflows = math.isinf(value) if isinstance(value, float) else False
+        if overflows and not _WRITTEN_INFINITE.fullmatch(typed):
+            sentence = f"{typed} is larger than any number; .inf is infinite"
+            raise ConfigError.at(self._place(node), f"{sentence}; {self._document.as_text(path, typed)}", path)
+        if value == 0 and _SOME_DIGIT.search(re.split("[eE]", typed)[0]):
+            raise ConfigError.at(self._place(node), f"{typed} is so small that it would be read as 0; write 0", path)
 
     def _place(self, node: Node) -> Place:
         mark = node.start_mark
@@ -165,4 +265,5 @@ class _Reader:
 def _explained(problem: str) -> str:
     if r"'\t'" in problem:
         return "a tab cannot indent YAML; use spaces"
-    return f"is not YAML: {' '.join(problem.split())}"
+    problem = _A_TUPLE.sub(r"\1", " ".join(problem.split()))
+    return f"is not YAML: {problem}"

@@ -37,7 +37,17 @@ class CellRow(BaseModel):
 
 
 class RunInfo(BaseModel):
-    """What ``run.json`` says. ``finished`` is None while the run goes on, and where it was interrupted."""
+    """What ``run.json`` says.
+
+    Attributes
+    ----------
+    finished
+        None while the run goes on, and where it was interrupted.
+    reused
+        How many of the cells had a record that is as good as new when the run began.
+    again
+        Why others were run though there was a record of them: reasons, with how many cells each.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
@@ -50,6 +60,24 @@ class RunInfo(BaseModel):
     machine: dict[str, str | int]
     started: str
     finished: str | None
+    reused: int = 0
+    again: dict[str, int] = {}
+
+    @property
+    def story(self) -> str:
+        """What was reused and what was run again, in a sentence; empty where there was nothing before."""
+        total, again = len(self.cells), sum(self.again.values())
+        if not self.reused and not again:
+            return ""
+        if self.reused == total:
+            return f"{total} of {total} cells had their record already"
+        run = total - self.reused
+        reasons = [(reason, count) for reason, count in self.again.items()]
+        if run > again:
+            reasons.append(("new", run - again))
+        said = [reason if len(reasons) == 1 else f"{count} ({reason})" for reason, count in reasons]
+        cells = "cell" if total == 1 else "cells"
+        return f"{total} {cells}: {self.reused} reused, {run} {'run' if self.finished else 'to run'}: {'; '.join(said)}"
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,13 @@ import functools
 import types
 import typing
 from collections.abc import Mapping
-from typing import Annotated, Any, Union
+from typing import Annotated, Any, Literal, Union
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
+from fixedpoint.config.document import Document
 from fixedpoint.config.errors import Path
-from fixedpoint.config.words import bound_broken, type_words, value_words
+from fixedpoint.config.words import bound_broken, type_words
 from fixedpoint.core.options import nearest, option_types
 from fixedpoint.registry.nesting import nested
 
@@ -42,20 +43,28 @@ def model_of(cls: Any) -> type[BaseModel]:
     return model
 
 
-def wrong_options(cls: Any, given: Mapping[str, Any]) -> dict[Path, str]:
-    """What is wrong with the values given for an options class: a sentence by the path within them."""
+def wrong_options(cls: Any, given: Mapping[str, Any], document: Document, at: Path) -> dict[Path, str]:
+    """What is wrong with the values given for an options class: a sentence by the path within them.
+
+    Parameters
+    ----------
+    document, at
+        Where the values come from, so that they are shown as they were typed.
+    """
     try:
         model_of(cls).model_validate(dict(given))
     except ValidationError as error:
         sentences: dict[Path, str] = {}
         for problem in error.errors(include_url=False, include_context=False):
-            path, sentence = _sentence(cls, given, problem["type"], problem["loc"])
+            path, sentence = _sentence(cls, given, problem["type"], problem["loc"], document, at)
             sentences.setdefault(path, sentence)
         return sentences
     return {}
 
 
-def _sentence(cls: Any, given: Mapping[str, Any], kind: str, location: tuple[int | str, ...]) -> tuple[Path, str]:
+def _sentence(
+    cls: Any, given: Mapping[str, Any], kind: str, location: tuple[int | str, ...], document: Document, at: Path
+) -> tuple[Path, str]:
     name = str(location[0])
     if kind == "extra_forbidden":
         return (name,), f"unknown option; {nearest(name, [field.name for field in _options(cls)])}"
@@ -71,8 +80,14 @@ def _sentence(cls: Any, given: Mapping[str, Any], kind: str, location: tuple[int
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         broken = bound_broken(metadata, value)
         if broken:
-            return path, f"must be {broken}, got {value_words(value)}"
-    return path, f"must be {type_words(annotation)}, got {value_words(value)}"
+            return path, f"must be {broken}, got {document.typed((*at, *path), value)}"
+    quoted = document.in_quotes((*at, *path), value) if _admits_text(annotation) else ""
+    return path, f"must be {type_words(annotation)}, got {document.typed((*at, *path), value)}{quoted}"
+
+
+def _admits_text(annotation: Any) -> bool:
+    members = typing.get_args(annotation) or (annotation,)
+    return any(member is str or isinstance(member, str) or typing.get_origin(member) is Literal for member in members)
 
 
 def _strict(annotation: Any, bounds: dict[str, Any]) -> Any:

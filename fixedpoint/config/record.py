@@ -25,6 +25,7 @@ from fixedpoint.config.files import (
     unsealed,
     write_atomically,
 )
+from fixedpoint.config.makers import Maker
 
 __all__ = ["SCHEMA", "Failure", "Record", "arrays_bytes", "read_arrays", "read_record", "write_record"]
 
@@ -60,6 +61,11 @@ class Record(BaseModel):
         Sequential evaluations, evaluations of all rows together, wall-clock time of the solve.
     arrays
         sha256 of the file of traces and images; empty when there is none.
+    made_by
+        The distributions it depends on, with version and code of each; empty in records of fixedpoint 0.1 before it
+        kept them, which are not reused.
+    versions
+        What was installed, Python included: for people, and not compared.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
@@ -80,6 +86,7 @@ class Record(BaseModel):
     message: str = ""
     arrays: str = ""
     threads: int
+    made_by: dict[str, Maker] = {}
     versions: dict[str, str]
     machine: dict[str, str | int]
     started: str

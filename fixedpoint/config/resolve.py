@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from fixedpoint.config.choice import Choice, is_options_class, resolved_options
 from fixedpoint.config.document import Document
 from fixedpoint.config.errors import Mistake, Path, where
+from fixedpoint.config.makers import Part
 from fixedpoint.config.models import wrong_options
-from fixedpoint.config.words import value_words
 from fixedpoint.core.options import OptionError, Options, nearest, option_types
 from fixedpoint.registry import Kind, registry
 from fixedpoint.registry.building import build
@@ -21,10 +20,17 @@ __all__ = ["Resolver"]
 
 
 class Resolver:
-    """Resolves the components of one document; what is wrong is gathered in ``mistakes``."""
+    """Resolves the components of one document; what is wrong is gathered in ``mistakes``.
 
-    def __init__(self, document: Document) -> None:
+    Parameters
+    ----------
+    remembered
+        A sentence on who brought a component that is not there, by its kind and name; empty where nobody knows.
+    """
+
+    def __init__(self, document: Document, remembered: Callable[[Kind, str], str] | None = None) -> None:
         self.document = document
+        self.remembered = remembered
         self.mistakes: list[Mistake] = []
 
     def refuse(self, path: Path, sentence: str, key: bool = False) -> None:
@@ -33,26 +39,28 @@ class Resolver:
 
     def component(self, kind: Kind, given: Any, path: Path) -> Choice | None:
         """A component by name, or by a mapping of name and options; None when there are mistakes."""
-        versions: dict[str, str] = {}
-        config = self._component(kind, given, path, versions)
-        return None if config is None else Choice(config, versions=versions)
+        parts: list[Part] = []
+        config = self._component(kind, given, path, parts)
+        return None if config is None else Choice(config, parts=tuple(parts))
 
     def options(self, cls: type[Options], given: Any, path: Path) -> dict[str, Any] | None:
         """A mapping of options of a class that is no component (the termination, the run file itself)."""
         if not isinstance(given, Mapping):
-            self.refuse(path, f"must be a mapping of options, got {value_words(given)}")
+            self.refuse(path, f"must be a mapping of options, got {self.document.typed(path, given)}")
             return None
-        return self._options(cls, given, path, {})
+        built = self._options(cls, given, path, [])
+        return None if built is None else built[1]
 
-    def _component(self, kind: Kind, given: Any, path: Path, versions: dict[str, str]) -> dict[str, Any] | None:
+    def _component(self, kind: Kind, given: Any, path: Path, parts: list[Part]) -> dict[str, Any] | None:
         spec = {"name": given} if isinstance(given, str) else given
         name_path = path if isinstance(given, str) else (*path, "name")
         if not isinstance(spec, Mapping):
-            self.refuse(path, f"must be the name of a {kind} or a mapping with a name, got {value_words(given)}")
+            got = f"got {self.document.typed(path, given)}{self.document.in_quotes(path, given)}"
+            self.refuse(path, f"must be the name of a {kind} or a mapping with a name, {got}")
             return None
         name = spec.get("name")
         if not isinstance(name, str):
-            got = f"got {value_words(name)}" if "name" in spec else "it has none"
+            got = f"got {self.document.typed(name_path, name)}" if "name" in spec else "it has none"
             self.refuse(name_path, f"a {kind} wants a name, {got}; known: {', '.join(registry.components(kind))}")
             return None
         known = registry.components(kind)
@@ -69,28 +77,29 @@ class Resolver:
         if not is_options_class(factory):
             self.refuse(name_path, f"cannot be used: {kind} {name!r} of {component.source} is no dataclass of options")
             return None
-        options = self._options(factory, {key: value for key, value in spec.items() if key != "name"}, path, versions)
-        if options is None:
+        built = self._options(factory, {key: value for key, value in spec.items() if key != "name"}, path, parts)
+        if built is None:
             return None
-        versions[component.source or "this process"] = component.version
+        instance, options = built
+        parts.append(Part.of(instance, f"{kind} {name}", component.source, component.version))
         return {"name": name, **options}
 
     def _unknown(self, kind: Kind, name: str, known: Mapping[str, Any]) -> str:
         broken = [row.reason for row in registry.broken() if row.name == name]
         if broken:
             return f'the {kind} "{name}" cannot be used: {broken[0]}'
-        return f'unknown {kind} "{name}"; {nearest(name, known)}'
+        return f'unknown {kind} "{name}"; {(self.remembered and self.remembered(kind, name)) or nearest(name, known)}'
 
     def _options(
-        self, cls: type[Options], given: Mapping[str, Any], path: Path, versions: dict[str, str]
-    ) -> dict[str, Any] | None:
-        """Every option of ``cls`` as plain values, or None when there are mistakes."""
+        self, cls: type[Options], given: Mapping[str, Any], path: Path, parts: list[Part]
+    ) -> tuple[Options, dict[str, Any]] | None:
+        """An object of ``cls`` and every option of it as plain values, or None when there are mistakes."""
         before = len(self.mistakes)
-        for inner_path, sentence in wrong_options(cls, given).items():
+        for inner_path, sentence in wrong_options(cls, given, self.document, path).items():
             unknown = len(inner_path) == 1 and inner_path[0] not in option_types(cls)
             self.refuse((*path, *inner_path), sentence, key=unknown)
         resolved = {
-            key: self._nested(cls, key, value, (*path, key), versions)
+            key: self._nested(cls, key, value, (*path, key), parts)
             for key, value in given.items()
             if key in option_types(cls) and nested(cls, key) is not None
         }
@@ -105,24 +114,24 @@ class Resolver:
         except Exception as error:  # what a stranger's component raises when it is built is a mistake in the file
             self.refuse(path, " ".join(str(error).split()) or type(error).__name__)
             return None
-        versions.update({name: _version(name) for name in _used(instance)})
-        return resolved_options(instance, resolved)
+        return instance, resolved_options(instance, resolved)
 
-    def _nested(self, cls: type[Options], key: str, value: Any, path: Path, versions: dict[str, str]) -> Any:
+    def _nested(self, cls: type[Options], key: str, value: Any, path: Path, parts: list[Part]) -> Any:
         inner = nested(cls, key)
         assert inner is not None
         if value is None and type(None) in typing.get_args(option_types(cls)[key]):
             return None
         if not isinstance(inner, Choices):
-            return self._component(inner, value, path, versions)
+            return self._component(inner, value, path, parts)
         if not isinstance(value, (str, Mapping)):
             names = ", ".join(sorted(inner.classes))
-            self.refuse(path, f"must be one of {names}, or a mapping with such a name, got {value_words(value)}")
+            got = f"got {self.document.typed(path, value)}{self.document.in_quotes(path, value)}"
+            self.refuse(path, f"must be one of {names}, or a mapping with such a name, {got}")
             return None
-        return self._choice(inner, value, path, versions)
+        return self._choice(inner, value, path, parts)
 
     def _choice(
-        self, choices: Choices, value: str | Mapping[str, Any], path: Path, versions: dict[str, str]
+        self, choices: Choices, value: str | Mapping[str, Any], path: Path, parts: list[Part]
     ) -> dict[str, Any] | None:
         spec: Mapping[str, Any] = {"name": value} if isinstance(value, str) else value
         names = sorted(choices.classes)
@@ -135,21 +144,5 @@ class Resolver:
             self.refuse(name_path, f'unknown name "{name}"; {nearest(name, names)}')
             return None
         given = {key: inner for key, inner in spec.items() if key != "name"}
-        options = self._options(choices.classes[name], given, path, versions)
-        return None if options is None else {"name": name, **options}
-
-
-def _used(instance: Options) -> Iterator[str]:
-    """The distributions that an object of options and those within it compute with."""
-    yield from type(instance).uses
-    for name in option_types(type(instance)):
-        value = getattr(instance, name)
-        if isinstance(value, Options):
-            yield from _used(value)
-
-
-def _version(distribution: str) -> str:
-    try:
-        return importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError:
-        return ""
+        built = self._options(choices.classes[name], given, path, parts)
+        return None if built is None else {"name": name, **built[1]}

@@ -15,14 +15,16 @@ from fixedpoint.config.choice import Choice
 from fixedpoint.config.document import Document
 from fixedpoint.config.errors import ConfigError, Path
 from fixedpoint.config.labels import automatic_labels
-from fixedpoint.config.merging import apply_overrides, load_document
+from fixedpoint.config.merging import load_document
+from fixedpoint.config.overrides import apply_overrides
+from fixedpoint.config.remembered import remembered
 from fixedpoint.config.resolve import Resolver
 from fixedpoint.config.words import value_words
 from fixedpoint.core.options import Options, option
 from fixedpoint.core.termination import Termination
 from fixedpoint.registry import Kind
 
-__all__ = ["RunConfig", "RunFile", "load", "to_yaml"]
+__all__ = ["RunConfig", "RunFile", "load", "run_folder", "to_yaml"]
 
 _SEEDS = 2**32
 """What every random generator takes as a seed."""
@@ -79,13 +81,20 @@ class RunConfig:
         return plain if self.threads is None else {**plain, "threads": self.threads}
 
 
-def load(file: str | FilePath, overrides: Iterable[str] = ()) -> RunConfig:
+def run_folder(name: str) -> FilePath:
+    """Where a run of that name goes unless told otherwise."""
+    return FilePath("runs") / name
+
+
+def load(file: str | FilePath, overrides: Iterable[str] = (), output: FilePath | None = None) -> RunConfig:
     """The run that a YAML file describes.
 
     Parameters
     ----------
     overrides
         ``key.path=value`` pairs, e.g. ``tasks[0].batch=4``.
+    output
+        The folder of the run, by default that of its name: its records tell who brought a component that is not there.
 
     Raises
     ------
@@ -94,7 +103,7 @@ def load(file: str | FilePath, overrides: Iterable[str] = ()) -> RunConfig:
     """
     document = load_document(file)
     apply_overrides(document, overrides)
-    return _Reading(document).config(FilePath(file).stem)
+    return _Reading(document, FilePath(file), output).config()
 
 
 def to_yaml(plain: Mapping[str, Any]) -> str:
@@ -111,11 +120,15 @@ def to_yaml(plain: Mapping[str, Any]) -> str:
 class _Reading:
     """Reads one document key by key; the mistakes of all keys are reported together."""
 
-    def __init__(self, document: Document) -> None:
+    def __init__(self, document: Document, file: FilePath, output: FilePath | None) -> None:
         self.document = document
-        self.resolver = Resolver(document)
+        self.stem = file.stem
+        data = document.data
+        named = data.get("name") if isinstance(data, dict) else None
+        folder = output or run_folder(named if isinstance(named, str) and "\0" not in named else file.stem)
+        self.resolver = Resolver(document, lambda kind, name: remembered(kind, name, (folder, file.parent)))
 
-    def config(self, stem: str) -> RunConfig:
+    def config(self) -> RunConfig:
         data = self.document.data
         if data is None:
             raise ConfigError.at(self.document.place(()), "the file is empty; a run wants tasks and solvers")
@@ -131,10 +144,12 @@ class _Reading:
         executor = self.resolver.component("executor", data.get("executor", "in-process"), ("executor",))
         expect = self._expect(data.get("expect", {}))
         self._check_seeds(data.get("seeds", ()))
+        if isinstance(data.get("name"), str) and not data["name"].strip():
+            self.resolver.refuse(("name",), "must not be empty; null is that of the file")
         if self.resolver.mistakes or top is None or termination is None or executor is None:
             raise ConfigError(self.resolver.mistakes)
         return RunConfig(
-            name=top["name"] or stem,
+            name=top["name"] or self.stem,
             seeds=tuple(top["seeds"]),
             tasks=tasks,
             solvers=solvers,
@@ -172,7 +187,9 @@ class _Reading:
         label = spec.get("label", automatic)
         if isinstance(label, str) and label.strip():
             return label.strip()
-        self.resolver.refuse((*path, "label"), f"must be a string, got {value_words(label)}")
+        here, document = (*path, "label"), self.document
+        got = document.typed(here, label) if label != "" else "an empty one"
+        self.resolver.refuse(here, f"must be a string, got {got}{document.in_quotes(here, label)}")
         return automatic
 
     def _distinct(self, choices: list[Choice], path: Path) -> None:
@@ -195,17 +212,20 @@ class _Reading:
             return  # not there, or refused with the other keys
         for index, seed in enumerate(given):
             if not 0 <= seed < _SEEDS:
-                self.resolver.refuse(("seeds", index), f"must be at least 0 and less than 2^32, got {seed}")
+                got = self.document.typed(("seeds", index), seed)
+                self.resolver.refuse(("seeds", index), f"must be at least 0 and less than 2^32, got {got}")
             if seed in given[:index]:
                 self.resolver.refuse(("seeds", index), f"the seed {seed} stands here twice")
 
     def _expect(self, given: Any) -> dict[str, float]:
         if not isinstance(given, dict):
-            self.resolver.refuse(("expect",), f"must be a mapping of metrics and bounds, got {value_words(given)}")
+            got = self.document.typed(("expect",), given)
+            self.resolver.refuse(("expect",), f"must be a mapping of metrics and bounds, got {got}")
             return {}
         for metric, bound in given.items():
             if isinstance(bound, bool) or not isinstance(bound, (int, float)):
-                self.resolver.refuse(("expect", metric), f"must be a number, got {value_words(bound)}")
+                got = self.document.typed(("expect", metric), bound)
+                self.resolver.refuse(("expect", metric), f"must be a number, got {got}")
         return {} if self.resolver.mistakes else {metric: float(bound) for metric, bound in given.items()}
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from fixedpoint.config.document import Document
 from fixedpoint.config.errors import ConfigError
-from fixedpoint.config.merging import apply_overrides
+from fixedpoint.config.overrides import apply_overrides
 from fixedpoint.config.resolve import Resolver
 from fixedpoint.registry import Kind
 

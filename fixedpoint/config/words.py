@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 __all__ = ["range_words", "type_words", "value_words"]
@@ -31,11 +31,23 @@ def type_words(annotation: Any) -> str:
     if origin in (typing.Union, types.UnionType):
         return " or ".join(type_words(member) for member in typing.get_args(annotation))
     if origin in (tuple, list):
-        (member,) = set(typing.get_args(annotation)) - {Ellipsis}
-        return f"a list (each {type_words(member)})"
-    if origin is not None and issubclass(origin, Mapping):
+        members = [member for member in typing.get_args(annotation) if member is not Ellipsis]
+        if set(members) == {Any}:
+            return "a list"
+        alike = len(set(members)) == 1
+        return f"a list (each {type_words(members[0])})" if alike else f"a list of {_listed(members)}"
+    kind = origin or annotation
+    if kind is Any:
+        return "anything"
+    if isinstance(kind, type) and issubclass(kind, Mapping):
         return "a mapping"
-    return getattr(annotation, "__name__", str(annotation))
+    if isinstance(kind, type) and issubclass(kind, Sequence):
+        return "a list"
+    return f"a {getattr(kind, '__name__', kind)} (from Python only)"
+
+
+def _listed(members: list[Any]) -> str:
+    return ", ".join(type_words(member) for member in members)
 
 
 def range_words(metadata: Mapping[str, Any]) -> str:

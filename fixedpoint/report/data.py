@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from fixedpoint.report.makers import remarks, version_rows
 from fixedpoint.report.reading import Entry, RunData
 
 __all__ = ["to_data"]
@@ -19,6 +20,8 @@ def to_data(run: RunData, files: Sequence[Path]) -> dict[str, Any]:
         "ok": not run.failures and not run.broken_expectations,
         "cells": [_cell(entry) for entry in run.entries],
         "notices": list(run.notices),
+        "remarks": remarks(run),
+        "versions": {row.name: list(row.versions) for row in version_rows(run)},
         "failures": run.failures,
         "broken_expectations": run.broken_expectations,
         "files": [str(path) for path in files],
@@ -37,5 +40,6 @@ def _cell(entry: Entry) -> dict[str, Any]:
             "evaluations": record.evaluations,
             "seconds": record.seconds,
             "metrics": record.metrics,
+            "versions": record.versions,
         }
     return found

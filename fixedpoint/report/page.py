@@ -13,6 +13,7 @@ from markupsafe import Markup
 from fixedpoint.report.forming import Film
 from fixedpoint.report.gallery import Strip, strip_png
 from fixedpoint.report.learning import learning_figure, learnings_of
+from fixedpoint.report.makers import remarks, version_rows
 from fixedpoint.report.palette import Stroke
 from fixedpoint.report.pictures import Pictures
 from fixedpoint.report.plot import NARROW, WIDE, convergence_figure, svg
@@ -67,6 +68,8 @@ def page(run: RunData, strokes: Mapping[str, Stroke], pictures: Sequence[Picture
         done=sum(entry.record is not None for entry in run.entries),
         rtol=_rtol(run),
         compared=_compared(run),
+        remarks=remarks(run),
+        versions=version_rows(run),
     )
 
 

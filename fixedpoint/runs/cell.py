@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from fixedpoint.config.files import digest, json_text
 from fixedpoint.config.folder import CellRow
+from fixedpoint.config.makers import Maker
 from fixedpoint.config.record import Record
 
 __all__ = ["Cell", "Finished"]
@@ -26,8 +27,8 @@ class Cell:
         Names and options, all filled in.
     labels
         What the run calls ``task``, ``solver`` and ``gradient``.
-    versions
-        Distributions that take part, with their versions.
+    made_by
+        Distributions that take part, with their versions and code.
     skip
         Why it cannot be carried out; empty when it can.
     """
@@ -38,12 +39,12 @@ class Cell:
     termination: dict[str, Any]
     seed: int
     labels: dict[str, str]
-    versions: dict[str, str] = field(default_factory=dict)
+    made_by: dict[str, Maker] = field(default_factory=dict)
     skip: str = ""
 
     @property
     def config(self) -> dict[str, Any]:
-        """All that the result depends on."""
+        """All that is asked for. Who carries it out is in ``made_by``."""
         return {
             "task": self.task,
             "solver": self.solver,
@@ -54,7 +55,7 @@ class Cell:
 
     @cached_property
     def hash(self) -> str:
-        """sha256 of the config as canonical JSON: cells of one hash compute the same, whatever they are called."""
+        """sha256 of the config as canonical JSON: cells of one hash ask for the same, whatever it is called."""
         return digest(json_text(self.config).encode())
 
     @property

@@ -11,22 +11,20 @@ import numpy as np
 import torch
 
 import fixedpoint
+from fixedpoint.config.makers import Maker
 
 __all__ = ["machine", "now", "versions"]
 
-_OWN = "fixedpoint-solvers"
 
-
-def versions(distributions: Mapping[str, str]) -> dict[str, str]:
-    """Versions of Python, of the libraries underneath, and of every distribution that took part."""
+def versions(makers: Mapping[str, Maker]) -> dict[str, str]:
+    """Versions of Python, of the libraries underneath, and of every distribution that takes part."""
     base = {
         "python": platform.python_version(),
         "torch": str(torch.__version__),
         "numpy": np.__version__,
         "fixedpoint": fixedpoint.__version__,
     }
-    others = {name: version for name, version in sorted(distributions.items()) if name != _OWN}
-    return base | {name: version or "unknown" for name, version in others.items()}
+    return base | {name: each.version or "unknown" for name, each in sorted(makers.items()) if name not in base}
 
 
 def machine() -> dict[str, str | int]:

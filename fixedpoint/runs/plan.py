@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from fixedpoint.config.choice import Choice
+from fixedpoint.config.makers import Makers
 from fixedpoint.config.runfile import RunConfig
 from fixedpoint.registry import registry
 from fixedpoint.runs.cell import Cell
@@ -15,8 +16,9 @@ __all__ = ["plan"]
 def plan(config: RunConfig) -> list[Cell]:
     """The cells of a run, those of one task together, in the order of the file."""
     gradients: tuple[Choice | None, ...] = config.gradients or (None,)
+    makers = Makers()
     return [
-        _cell(config, task, solver, gradient, seed)
+        _cell(config, task, solver, gradient, seed, makers)
         for task in config.tasks
         for seed in config.seeds
         for gradient in gradients
@@ -24,12 +26,19 @@ def plan(config: RunConfig) -> list[Cell]:
     ]
 
 
-def _cell(config: RunConfig, task: Choice, solver: Choice, gradient: Choice | None, seed: int) -> Cell:
+def _cell(
+    config: RunConfig,
+    task: Choice,
+    solver: Choice,
+    gradient: Choice | None,
+    seed: int,
+    makers: Makers,
+) -> Cell:
     labels = {"task": task.label, "solver": solver.label}
-    versions = task.versions | solver.versions
+    parts = task.parts + solver.parts
     if gradient is not None:
         labels["gradient"] = gradient.label
-        versions = versions | gradient.versions
+        parts += gradient.parts
     return Cell(
         task=task.config,
         solver=solver.config,
@@ -37,7 +46,7 @@ def _cell(config: RunConfig, task: Choice, solver: Choice, gradient: Choice | No
         termination=config.termination,
         seed=seed,
         labels=labels,
-        versions=versions,
+        made_by=makers.of(parts),
         skip=_reason_to_skip(task, solver, gradient),
     )
 

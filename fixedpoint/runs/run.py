@@ -13,6 +13,7 @@ import torch
 from fixedpoint.config.expectations import broken_expectations
 from fixedpoint.config.files import SCHEMA
 from fixedpoint.config.folder import Folder, RunInfo
+from fixedpoint.config.makers import Makers
 from fixedpoint.config.record import Record
 from fixedpoint.config.runfile import RunConfig, to_yaml
 from fixedpoint.registry import registry
@@ -47,6 +48,8 @@ class Outcome:
         The record of every cell, in the order of the plan.
     reused
         How many of them were there before.
+    story
+        What was reused, what was run again and why; empty where there was nothing before.
     failures
         A sentence for every cell that failed.
     broken
@@ -58,6 +61,7 @@ class Outcome:
     folder: Folder
     records: tuple[Record, ...]
     reused: int
+    story: str
     failures: tuple[str, ...]
     broken: tuple[str, ...]
     notices: tuple[str, ...]
@@ -71,8 +75,9 @@ class Outcome:
 def execute(config: RunConfig, path: Path, fresh: bool = False, second_interrupt_exits: bool = False) -> Outcome:
     """Carry out a run in a folder.
 
-    Cells whose record is there are reused, unless ``fresh``; failed and damaged ones are computed again. With
-    ``second_interrupt_exits`` a second interrupt ends the process there and then.
+    Cells whose record is there are reused, unless ``fresh``, where the same versions and code would make it again;
+    failed and damaged ones are computed again. With ``second_interrupt_exits`` a second interrupt ends the process
+    there and then.
 
     Raises
     ------
@@ -90,16 +95,17 @@ def execute(config: RunConfig, path: Path, fresh: bool = False, second_interrupt
 
 def _execute(config: RunConfig, cells: list[Cell], path: Path, fresh: bool, second_exits: bool) -> Outcome:
     store = Store(path, fresh)
-    records, notices = store.done(cells)
-    reused = len(records)
-    info = _info(config, cells)
+    done = store.done(cells)
+    records, notices = done.records, done.notices
+    info = _info(config, cells).model_copy(update={"reused": len(records), "again": done.again})
     with remembered(second_exits) as check:
         try:
             store.begin(to_yaml(config.plain()), info)
             notices += _carry_out(config, cells, records, store, check)
         except KeyboardInterrupt:
             raise InterruptedRunError(len(records), len(cells)) from None
-    store.folder.write_info(info.model_copy(update={"finished": host.now()}))
+    info = info.model_copy(update={"finished": host.now()})
+    store.folder.write_info(info)
     notices += _tell("run_finished", folder=path)
     rows = [(cell.row, records[cell.hash]) for cell in cells if cell.hash in records]
     failures = [f"{row.label}: {r.error.type}: {r.error.message}" for row, r in rows if r.error is not None]
@@ -107,7 +113,8 @@ def _execute(config: RunConfig, cells: list[Cell], path: Path, fresh: bool, seco
     return Outcome(
         folder=store.folder,
         records=tuple(record for _, record in rows),
-        reused=reused,
+        reused=info.reused,
+        story=info.story,
         failures=tuple(failures),
         broken=tuple(broken_expectations(config.expect, rows)),
         notices=tuple(dict.fromkeys(notices)),
@@ -134,14 +141,14 @@ def _carry_out(
 
 
 def _info(config: RunConfig, cells: list[Cell]) -> RunInfo:
-    distributions = {name: version for cell in cells for name, version in cell.versions.items()}
+    makers = {name: maker for cell in cells for name, maker in cell.made_by.items()}
     return RunInfo(
         schema_version=SCHEMA,
         name=config.name,
         cells=[cell.row for cell in cells],
         expect=config.expect,
         threads=config.threads or torch.get_num_threads(),
-        versions=host.versions(distributions | config.executor.versions),
+        versions=host.versions(makers | Makers().of(config.executor.parts)),
         machine=host.machine(),
         started=host.now(),
         finished=None,

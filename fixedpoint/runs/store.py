@@ -3,17 +3,39 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 from fixedpoint.config.files import TEMPORARY, DamagedError, digest, write_atomically
 from fixedpoint.config.folder import Folder, RunInfo
+from fixedpoint.config.makers import changes
 from fixedpoint.config.record import Record, arrays_bytes, read_arrays, read_record, write_record
 from fixedpoint.runs.cell import Cell, Finished
 
-__all__ = ["Store"]
+__all__ = ["Done", "Store"]
 
 _HASH = re.compile("[0-9a-f]{64}")
+
+
+@dataclass(frozen=True)
+class Done:
+    """What of a run is done already.
+
+    Attributes
+    ----------
+    records
+        Those that can be used again, by hash.
+    notices
+        A sentence for every record that is damaged.
+    again
+        Why others cannot be used again: reasons, with how many cells each.
+    """
+
+    records: dict[str, Record]
+    notices: list[str]
+    again: dict[str, int]
 
 
 class Store:
@@ -54,13 +76,14 @@ class Store:
         write_record(self.folder.record(record.hash), record)
         return record
 
-    def done(self, cells: Iterable[Cell]) -> tuple[dict[str, Record], list[str]]:
-        """The records that can be used again, by hash, and a sentence for every one that is damaged.
+    def done(self, cells: Iterable[Cell]) -> Done:
+        """The records that can be used again.
 
-        A failed cell is not done: it is tried again.
+        A failed cell is not done: it is tried again. Nor is one that something else made than what is there now.
         """
         records: dict[str, Record] = {}
         notices: list[str] = []
+        again: Counter[str] = Counter()
         for cell in cells:
             path = self.folder.record(cell.hash)
             arrays = self.folder.arrays(cell.hash)
@@ -70,12 +93,17 @@ class Store:
                 continue
             except DamagedError as error:
                 notices.append(f"{path} {error}; {cell.row.label} is computed again")
+                again["damaged records"] += 1
                 continue
             try:
                 read_arrays(arrays, record)
             except DamagedError as error:
                 notices.append(f"{arrays} {error}; {cell.row.label} is computed again")
+                again["damaged records"] += 1
                 continue
-            if record.status == "ok":
+            changed = "; ".join(changes(record.made_by, cell.made_by))
+            if record.status == "ok" and not changed:
                 records[cell.hash] = record
-        return records, notices
+            elif record.status != "skipped":
+                again[changed or "failed before"] += 1
+        return Done(records, notices, dict(again))

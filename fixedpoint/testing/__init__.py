@@ -4,8 +4,9 @@
 ``fixedpoint.testing.strategies`` needs hypothesis.
 """
 
+from fixedpoint.core.fault import Fault
 from fixedpoint.testing.checks import CHECKS
 from fixedpoint.testing.conformance import CheckReport, CheckRow, check_gradient, check_solver
 from fixedpoint.testing.gradients.checks import GRADIENT_CHECKS
 
-__all__ = ["CHECKS", "GRADIENT_CHECKS", "CheckReport", "CheckRow", "check_gradient", "check_solver"]
+__all__ = ["CHECKS", "GRADIENT_CHECKS", "CheckReport", "CheckRow", "Fault", "check_gradient", "check_solver"]

@@ -21,11 +21,15 @@ from fixedpoint.core.solver import Solver
 from fixedpoint.core.termination import Termination
 from fixedpoint.testing.wrappers import Tally
 
-__all__ = ["Bench", "CheckFailedError", "NotApplicableError", "independent_error", "require", "sound"]
+__all__ = ["Bench", "CheckFailedError", "NotApplicableError", "UnsoundError", "independent_error", "require", "sound"]
 
 
 class CheckFailedError(AssertionError):
     """What a check demands does not hold; the text says where."""
+
+
+class UnsoundError(CheckFailedError):
+    """An answer is not even finite, or has no status: no fault that a check is expected to show."""
 
 
 class NotApplicableError(Exception):
@@ -129,8 +133,10 @@ def require(holds: bool, detail: str) -> None:
 
 def sound(solution: Solution, name: str) -> None:
     """Demand what any solution has: a final status in every row and a finite point."""
-    require(all(status != 0 for status in solution.status), f"{name}: a row ended without a status")
-    require(bool(solution.state.isfinite().all()), f"{name}: the returned point is not finite")
+    if not all(status != 0 for status in solution.status):
+        raise UnsoundError(f"{name}: a row ended without a status")
+    if not bool(solution.state.isfinite().all()):
+        raise UnsoundError(f"{name}: the returned point is not finite")
 
 
 def independent_error(problem: Problem, z: Float[Tensor, "B D"]) -> tuple[Float[Tensor, " B"], Float[Tensor, " B"]]:

@@ -8,11 +8,12 @@ from typing import Any, Literal, TypeVar
 
 from fixedpoint.chains.serial import Serial
 from fixedpoint.chains.solver import ChainSolver
+from fixedpoint.core.fault import Fault
 from fixedpoint.core.options import Options, nearest
 from fixedpoint.core.solver import Solver
 from fixedpoint.gradients.estimator import GradientEstimator
 from fixedpoint.registry import registry
-from fixedpoint.testing.bench import Bench, CheckFailedError, NotApplicableError
+from fixedpoint.testing.bench import Bench, CheckFailedError, NotApplicableError, UnsoundError
 from fixedpoint.testing.chain_bench import ChainBench, SerialBench
 from fixedpoint.testing.checks import CHECKS, Check
 from fixedpoint.testing.gradients.bench import GradientBench
@@ -35,7 +36,8 @@ class CheckRow:
         The check.
     outcome
         ``"passed"``, ``"failed"``, ``"does not apply"``; for a check that was expected to fail, ``"expected failure"``
-        or, where it did not, ``"unexpected pass"``.
+        where it did in the way that was declared, ``"failed"`` where it did in another, and ``"unexpected pass"`` where
+        it did not.
     detail
         What was seen; where the solver failed; or why the check does not apply.
     explanation
@@ -103,7 +105,9 @@ def check_solver(
         Names of checks; by default all (``fixedpoint.testing.CHECKS``).
     expected
         Checks that are to fail, each with the fault that makes them; by default the solver's ``known_faults``. They
-        are strict: one that passes, or no longer applies, is an ``"unexpected pass"``, which counts as a failure.
+        are strict: one that passes, or no longer applies, is an ``"unexpected pass"``, which counts as a failure. So
+        does an exception: what is expected is that the check's own demand is not met, or, of a :class:`Fault`, the
+        exception that it names.
 
     Returns
     -------
@@ -180,7 +184,7 @@ def _report(
     for name in (*wanted, *faults):
         if name not in checks:
             raise ValueError(f"unknown check {name!r}; {nearest(name, checks)}")
-    return CheckReport(subject, tuple(_against(faults.get(name), _outcome(checks[name], bench)) for name in wanted))
+    return CheckReport(subject, tuple(_against(faults.get(name), *_outcome(checks[name], bench)) for name in wanted))
 
 
 def _bench(solver: Solver) -> Bench:
@@ -191,22 +195,38 @@ def _bench(solver: Solver) -> Bench:
     return PlainBench(solver)
 
 
-def _against(fault: str | None, row: CheckRow) -> CheckRow:
-    """The outcome of a check in the light of the fault that it is expected to show."""
+def _against(fault: str | None, row: CheckRow, error: Exception | None) -> CheckRow:
+    """The outcome of a check in the light of the fault that it is expected to show.
+
+    Parameters
+    ----------
+    error
+        What the check raised, or what it tests; None where it did not fail.
+    """
     if fault is None:
         return row
-    if row.outcome == "failed":
-        return replace(row, outcome="expected failure", detail=f"{fault} ({row.detail})")
+    if error is not None:
+        if _shows(fault, error):
+            return replace(row, outcome="expected failure", detail=f"{fault} ({row.detail})")
+        wanted = f"raise {fault.raises.__name__}" if isinstance(fault, Fault) else "fail"
+        return replace(row, detail=f"{row.detail}; it was expected to {wanted} in another way: {fault}")
     return replace(row, outcome="unexpected pass", detail=f"was expected to fail: {fault} ({row.detail})")
 
 
-def _outcome(check: Check[B], bench: B) -> CheckRow:
+def _shows(fault: str, error: Exception) -> bool:
+    """Whether a failure is the one that a fault declares: an exception it names, or else the check's own demand."""
+    if isinstance(fault, Fault):
+        return isinstance(error, fault.raises) and not isinstance(error, CheckFailedError)
+    return isinstance(error, CheckFailedError) and not isinstance(error, UnsoundError)
+
+
+def _outcome(check: Check[B], bench: B) -> tuple[CheckRow, Exception | None]:
     try:
         detail = check.body(bench)
     except NotApplicableError as reason:
-        return CheckRow(check.name, "does not apply", str(reason), check.explanation)
+        return CheckRow(check.name, "does not apply", str(reason), check.explanation), None
     except CheckFailedError as failure:
-        return CheckRow(check.name, "failed", str(failure), check.explanation)
+        return CheckRow(check.name, "failed", str(failure), check.explanation), failure
     except Exception as error:  # a stranger's code may raise anything; the check says what
-        return CheckRow(check.name, "failed", f"raised {type(error).__name__}: {error}", check.explanation)
-    return CheckRow(check.name, "passed", detail, check.explanation)
+        return CheckRow(check.name, "failed", f"raised {type(error).__name__}: {error}", check.explanation), error
+    return CheckRow(check.name, "passed", detail, check.explanation), None

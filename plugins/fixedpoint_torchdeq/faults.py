@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from fixedpoint.core.fault import Fault
+
 _BATCH = {
     "row-alone": "a row's answer depends on its batch: all rows go on until the worst is within the tolerance",
     "nonfinite-neighbour": "one NaN row stops the stopping test for all: the worst of the batch is NaN ever after",
@@ -30,7 +32,10 @@ ANDERSON: Mapping[str, str] = {
     "solved-start": "two evaluations are made before anything is looked at, and a third before it may stop",
     "best-returned": "max_iter of 2 or less returns the start, whatever was evaluated; later, f of the best point",
     "narrow-dtypes": "rows at the rounding floor are never given up, and half precision cannot be solved on a CPU",
-    "dtype-drift": "bfloat16 and float16 cannot be solved on a CPU: the small system is solved in the state's dtype",
+    "dtype-drift": Fault(
+        "bfloat16 and float16 cannot be solved on a CPU: the small system is solved in the state's dtype",
+        raises=NotImplementedError,
+    ),
 }
 
 BROYDEN: Mapping[str, str] = {

@@ -50,6 +50,8 @@ class TorchdeqSolver(Solver):
     stop_mode: Literal["auto", "abs", "rel"] = option("auto", help=_STOP_MODE)
     return_final: bool = option(False, help=_FINAL)
 
+    uses = ("torchdeq",)
+
     key: ClassVar[str]
     """The name torchdeq has for it."""
 

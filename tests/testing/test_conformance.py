@@ -12,7 +12,7 @@ from fixedpoint.chains.secant import BlockSecant
 from fixedpoint.chains.start import NestedStart
 from fixedpoint.core.solver import Solver
 from fixedpoint.registry import Component, hookimpl, registry
-from fixedpoint.testing import CHECKS, CheckReport, CheckRow, check_solver
+from fixedpoint.testing import CHECKS, CheckReport, CheckRow, Fault, check_solver
 from fixedpoint.testing.mutants import MUTANTS
 
 SOLVERS: list[Any] = [
@@ -200,3 +200,58 @@ def test_a_strangers_broken_solver_does_not_fail_another() -> None:
         assert check_solver(fp.Anderson(memory=3), only=["options"]).passed
     finally:
         registry.unregister(plugin)
+
+
+@pytest.mark.parametrize("name", ["scale", "exception", "contractions"])
+def test_a_crash_is_no_expected_failure(name: str) -> None:
+    (row,) = check_solver(Crashing(), only=[name], expected={name: "some fault of its nature"}).rows
+    assert (row.outcome, row.passed) == ("failed", False)
+    assert row.detail.startswith(
+        "raised ZeroDivisionError: no luck; it was expected to fail in another way: some fault"
+    )
+
+
+def test_an_assertion_of_the_solver_is_a_crash_too() -> None:
+    @dataclass(frozen=True)
+    class Asserting(fp.Picard):
+        def solve(self, f, z0, termination, on_round=None):
+            raise AssertionError("never")
+
+    (row,) = check_solver(Asserting(), only=["scale"], expected={"scale": "a fault"}).rows
+    assert row.outcome == "failed"
+
+
+def test_what_is_wrapped_is_the_checks_own_failure() -> None:
+    (row,) = check_solver(MUTANTS["exception"][0], only=["exception"], expected={"exception": "it wraps them"}).rows
+    assert row.outcome == "expected failure"
+
+
+@pytest.mark.parametrize(
+    ("solver", "fault", "outcome"),
+    [
+        (Crashing(), Fault("divides", raises=ZeroDivisionError), "expected failure"),
+        (Crashing(), Fault("divides", raises=ArithmeticError), "expected failure"),
+        (Crashing(), Fault("divides", raises=OverflowError), "failed"),
+        (MUTANTS["scale"][0], Fault("divides", raises=ZeroDivisionError), "failed"),
+        (MUTANTS["scale"][0], Fault("divides", raises=AssertionError), "failed"),
+        (fp.Picard(), Fault("divides", raises=ZeroDivisionError), "unexpected pass"),
+    ],
+)
+def test_an_exception_is_expected_only_where_it_is_declared(solver: Solver, fault: Fault, outcome: str) -> None:
+    (row,) = check_solver(solver, only=["scale"], expected={"scale": fault}).rows
+    assert row.outcome == outcome
+    assert row.passed is (outcome == "expected failure")
+    assert "divides" in row.detail
+
+
+def test_an_answer_that_is_not_finite_is_no_expected_failure() -> None:
+    @dataclass(frozen=True)
+    class Vanishes(fp.Picard):
+        def solve(self, f, z0, termination, on_round=None):
+            solution = super().solve(f, z0, termination, on_round)
+            solution.state.fill_(float("nan"))
+            return solution
+
+    (row,) = check_solver(Vanishes(), only=["diverging"], expected={"diverging": "it goes on too long"}).rows
+    assert row.outcome == "failed"
+    assert "the returned point is not finite; it was expected to fail in another way" in row.detail

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
+import torch
 
 import fixedpoint as fp
 from fixedpoint.gradients.estimator import GradientEstimator
@@ -92,3 +93,49 @@ def test_bad_input_is_refused() -> None:
         check_gradient("implicit", solver=fp.OneStep())  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"unknown check 'row'; did you mean .rows."):
         check_gradient("implicit", only=["row"])
+
+
+def test_a_crash_is_no_expected_failure() -> None:
+    (row,) = check_gradient(Crashing(), only=["closed-form"], expected={"closed-form": "an approximation"}).rows
+    assert (row.outcome, row.passed) == ("failed", False)
+    assert "raised ZeroDivisionError: no luck; it was expected to fail in another way: an approximation" in row.detail
+
+
+@dataclass(frozen=True)
+class NaN(fp.OneStep):
+    """Its gradients are NaN, which is beyond what an approximation is excused for."""
+
+    def attach(self, f, solution):
+        state = super().attach(f, solution)
+        state.register_hook(lambda grad: grad * float("nan"))
+        return state
+
+
+def test_a_gradient_that_is_not_finite_is_no_expected_failure() -> None:
+    (row,) = check_gradient(NaN(), only=["closed-form"]).rows
+    assert row.outcome == "failed"
+    assert row.detail.startswith("a gradient is not finite; it was expected to fail in another way: it leaves out")
+
+
+@dataclass(frozen=True)
+class Breaks(fp.OneStep):
+    """Breaks in the second derivative, as a slip in its code would; torch raises RuntimeError for that, too."""
+
+    def attach(self, f, solution):
+        state = super().attach(f, solution)
+
+        def broken(grad):
+            if torch.is_grad_enabled():
+                torch.ones(2, 3) @ torch.ones(2, 3)
+            return grad
+
+        state.register_hook(broken)
+        return state
+
+
+def test_a_crash_is_no_refusal_of_second_derivatives() -> None:
+    (row,) = check_gradient(Breaks(), only=["second-derivatives"], expected={}).rows
+    assert row.outcome == "failed"
+    assert row.detail.startswith("raised RuntimeError: mat1 and mat2 shapes cannot be multiplied")
+    (row,) = check_gradient("one-step", only=["second-derivatives"]).rows
+    assert row.detail.startswith("refused: this gradient estimator gives first derivatives only")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from fixedpoint.core.status import Status
 from fixedpoint.testing.bench import Bench, require, sound
 from fixedpoint.testing.checks.table import check
@@ -50,6 +52,8 @@ def exception(bench: Bench) -> str:
     try:
         bench.solve(bench.raising(problem, error))
     except Exception as caught:
+        if error not in _chain(caught):
+            raise  # the solver's own
         require(caught is error, f"arrived as {type(caught).__name__}: {caught}")
         return "the same object"
     require(False, "was swallowed")
@@ -67,6 +71,13 @@ def degenerate(bench: Bench) -> str:
         if name in ("constant map", "unknowns solved from the start"):
             require(bool(solution.converged.all()), f"{name}: ended {solution!r}")
     return f"{len(bench.degenerate())} problems"
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """An exception and those it was raised from, or while handling."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 class _RaisedByTheFunctionError(Exception):

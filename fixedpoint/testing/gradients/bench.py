@@ -15,6 +15,7 @@ from fixedpoint.core.solver import Solver
 from fixedpoint.gradients.estimator import GradientEstimator
 from fixedpoint.solvers.anderson import Anderson
 from fixedpoint.solvers.picard import Picard
+from fixedpoint.testing.bench import UnsoundError
 from fixedpoint.testing.problems import Affine, TanhCell, affine_contraction, tanh_cell
 
 __all__ = ["GradientBench", "relative"]
@@ -111,7 +112,17 @@ def mapped(problem: Affine | TanhCell, matrix: Tensor, offset: Tensor) -> Callab
 
 
 def relative(found: Tensor, exact: Tensor) -> float:
-    """Relative difference of two tensors, in the Euclidean norm of all their entries; Inf unless both are finite."""
+    """Relative difference of two tensors, in the Euclidean norm of all their entries.
+
+    Raises
+    ------
+    UnsoundError
+        When the one that was found is not finite, or has another shape.
+    """
+    if found.shape != exact.shape:
+        raise UnsoundError(f"a gradient has shape {tuple(found.shape)}, not {tuple(exact.shape)}")
+    if not bool(found.isfinite().all()):
+        raise UnsoundError("a gradient is not finite")
     size = float(exact.double().norm())
     gap = float((found.double() - exact.double()).norm()) / (size or 1.0)
     return gap if gap == gap else float("inf")

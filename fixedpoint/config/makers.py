@@ -1,0 +1,235 @@
+"""Makers: which distributions made a record, with the version and the code of each; why two makers are not the same.
+
+A result depends on the library, on torch and numpy, on the distributions that brought the components of its cell,
+nested ones included, and on what the code of these imports. Where a version says what code there is (wheels that are no
+plugins), it is all that is kept; plugins, whatever is installed in editable form, and modules that are just on the path
+change without a new version, so their files are hashed.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict
+
+import fixedpoint
+from fixedpoint.core.options import Options, option_types
+from fixedpoint.registry.owners import is_released, owner_of, version_of
+from fixedpoint.registry.sources import Unit, digest_of, imports_of, unit_of
+
+__all__ = ["UNREADABLE", "Maker", "Makers", "Part", "changes"]
+
+OWN = "fixedpoint"
+_OWN_DISTRIBUTION = "fixedpoint-solvers"
+# What only shows results.
+_SHOWING = ("cli", "report")
+# What shows, checks and tests, and computes nothing: it may change without a result changing.
+_TOOLS = {
+    *(
+        "beartype",
+        "filelock",
+        "hypothesis",
+        "jaxtyping",
+        "jinja2",
+        "matplotlib",
+        "pluggy",
+        "pydantic",
+        "pytest",
+        "rich",
+    ),
+    *("ruamel.yaml", "tqdm", "typer", "typing_extensions"),
+}
+UNREADABLE = "unreadable"
+"""In place of a digest, for code that stands in no file."""
+
+
+class Maker(BaseModel):
+    """A distribution that took part in making a record.
+
+    Attributes
+    ----------
+    version
+        Its version; empty for what is no distribution.
+    code
+        sha256 of its files and of the modules they import that nobody has a version of; empty where the version says
+        what code it is, ``unreadable`` for code that stands in no file.
+    brings
+        The components of the cell that it brought, ``["solver anderson"]``.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    version: str
+    code: str = ""
+    brings: list[str] = []
+
+
+@dataclass(frozen=True)
+class Part:
+    """A component that takes part in a cell, as far as its code is concerned.
+
+    Attributes
+    ----------
+    what
+        Kind and name, ``"solver anderson"``; empty for options that are no component.
+    source, version
+        The distribution that brought it.
+    classes
+        Its class, those of the options within it, and all they derive from.
+    uses
+        Distributions it says it computes with.
+    """
+
+    what: str
+    source: str
+    version: str
+    classes: tuple[type, ...]
+    uses: tuple[str, ...]
+
+    @classmethod
+    def of(cls, instance: Options, what: str, source: str, version: str) -> Part:
+        """The part that an object of options is."""
+        within = list(_within(instance))
+        classes = dict.fromkeys(base for each in within for base in type(each).__mro__)
+        uses = dict.fromkeys(name for each in within for name in type(each).uses)
+        return cls(what, source or "this process", version, tuple(classes), tuple(uses))
+
+
+class Makers:
+    """Finds the makers of cells; what was looked up is kept for as long as it lives, which is one run."""
+
+    def __init__(self) -> None:
+        self.unit_of = functools.cache(unit_of)
+        self.owner_of = functools.cache(owner_of)
+        self.is_released = functools.cache(is_released)
+        self.version_of = functools.cache(version_of)
+        self.digest_of = functools.cache(digest_of)
+        self.imports_of = functools.cache(imports_of)
+        self.of = functools.cache(self._of)
+
+    def _of(self, parts: tuple[Part, ...]) -> dict[str, Maker]:
+        """All that makes what these parts make, by distribution; the library, torch and numpy always take part."""
+        traced = _Traced(self)
+        for part in parts:
+            traced.add(part)
+        return traced.makers()
+
+
+def changes(then: Mapping[str, Maker], now: Mapping[str, Maker]) -> list[str]:
+    """What makes a record of ``then`` unfit for ``now``, each in a few words; empty where it is as good as new."""
+    if not then:
+        return ["nothing in the record says what made it"]
+    versions, others = [], []
+    for name, maker in now.items():
+        before = then.get(name)
+        moved = [what for what in maker.brings if before is None or what not in before.brings]
+        holders = {what: holder for what in moved for holder, each in then.items() if what in each.brings}
+        if maker.code == UNREADABLE:
+            others.append(f"the code of {name} cannot be read, so nobody knows whether it is the same")
+        elif before is None:
+            versions += [
+                f"the {what} is now brought by {said(name, maker)}, was by {said(holder, then[holder])}"
+                for what, holder in holders.items()
+            ]
+            if not holders:
+                others.append(f"{said(name, maker)} takes part now")
+        elif before.version != maker.version:
+            versions.append(f"{name} is now {maker.version or 'without a version'}, was {before.version or 'without'}")
+        elif before.code != maker.code:
+            others.append(f"the code of {said(name, maker)} has changed")
+    others += [f"{said(name, maker)} takes no part now" for name, maker in then.items() if name not in now]
+    # Versions say most; that there is other code then goes without saying.
+    return versions or others
+
+
+def said(name: str, maker: Maker) -> str:
+    """A maker in words: ``mine 1.0``."""
+    return f"{name} {maker.version}".strip()
+
+
+class _Traced:
+    """What the parts of a cell are made of, as it is found out."""
+
+    def __init__(self, look: Makers) -> None:
+        self._look = look
+        self._versions = {OWN: fixedpoint.__version__, "torch": str(torch.__version__), "numpy": np.__version__}
+        self._units: dict[str, set[Unit]] = {OWN: set()}
+        self._brings: dict[str, list[str]] = {}
+        self._unreadable: set[str] = set()
+        own = look.unit_of(fixedpoint.__name__)
+        if own is not None:
+            self._units[OWN].add(own)
+
+    def add(self, part: Part) -> None:
+        """Add a component: its own code, what that imports, what it says it uses."""
+        source = _known_as(part.source)
+        self._versions.setdefault(source, part.version)
+        if part.what:
+            brought = self._brings.setdefault(source, [])
+            brought += [part.what] if part.what not in brought else []
+        for distribution in part.uses:
+            self._versions.setdefault(distribution, self._look.version_of(distribution))
+        for cls in part.classes:
+            self._follow(cls.__module__, source)
+            if (
+                self._look.unit_of(cls.__module__) is None
+                and cls.__module__.partition(".")[0] not in sys.stdlib_module_names
+            ):
+                self._unreadable.add(source)
+
+    def makers(self) -> dict[str, Maker]:
+        """The makers, sorted by name."""
+        return {
+            name: Maker(version=version, code=self._code(name), brings=self._brings.get(name, []))
+            for name, version in sorted(self._versions.items())
+        }
+
+    def _follow(self, module: str, importer: str) -> None:
+        """Note a module's unit, and those of all that its code imports, with who they belong to."""
+        waiting = [(module, importer)]
+        while waiting:
+            module, importer = waiting.pop()
+            unit = self._look.unit_of(module)
+            if unit is None or unit in self._units[OWN]:
+                continue
+            owner = _known_as(self._look.owner_of(unit) or importer)
+            released = self._look.is_released(unit)
+            if not (released and owner.lower() in _TOOLS):
+                self._versions.setdefault(owner, self._look.version_of(owner))
+            if released:
+                continue
+            units = self._units.setdefault(owner, set())
+            if unit in units:
+                continue
+            units.add(unit)
+            if owner != OWN:  # what the library's own components compute with, they name themselves
+                waiting += [(each, owner) for each in sorted(self._look.imports_of(unit))]
+
+    def _code(self, name: str) -> str:
+        if name in self._unreadable:
+            return UNREADABLE
+        units = sorted(self._units.get(name, ()), key=lambda unit: unit.name)
+        if not units:
+            return ""
+        digests = [f"{unit.name} {self._look.digest_of(unit, _SHOWING if unit.name == OWN else ())}" for unit in units]
+        return hashlib.sha256("\n".join(digests).encode()).hexdigest()
+
+
+def _within(instance: Options) -> Iterator[Options]:
+    """An object of options and all those within it."""
+    yield instance
+    for name in option_types(type(instance)):
+        value = getattr(instance, name)
+        for each in value if isinstance(value, (tuple, list)) else (value,):
+            if isinstance(each, Options):
+                yield from _within(each)
+
+
+def _known_as(distribution: str) -> str:
+    return OWN if distribution == _OWN_DISTRIBUTION else distribution

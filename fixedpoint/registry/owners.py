@@ -1,0 +1,81 @@
+"""Owners: which distribution a unit of code belongs to, and whether its version is all there is to say of it."""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import sysconfig
+from collections.abc import Mapping
+from pathlib import Path
+
+from fixedpoint.registry.hookspecs import PROJECT
+from fixedpoint.registry.sources import Unit, unit_of
+
+__all__ = ["is_released", "owner_of", "version_of"]
+
+_SITES = ("site-packages", "dist-packages")
+
+
+def owner_of(unit: Unit) -> str | None:
+    """The distribution that a unit belongs to; None where the metadata of what is installed do not tell.
+
+    They do not for modules on the path, nor for most of what is installed in editable form, unless it is a plugin.
+    """
+    plugin = _plugins().get(unit.name)
+    if plugin is not None:
+        return plugin
+    if not _is_installed(unit.path):
+        return None
+    owners = _packages().get(unit.name.partition(".")[0], [])
+    if len(owners) > 1:  # of a namespace package
+        holding = [name for name in owners if _holds(name, unit.path)]
+        owners = holding or owners
+    return owners[0] if owners else None
+
+
+def is_released(unit: Unit) -> bool:
+    """Whether a unit's version says what code it is: it was installed as built, and is no plugin.
+
+    The code of plugins is looked at in any case, for theirs is what is being compared: a second build of one version
+    would go unnoticed.
+    """
+    return _is_installed(unit.path) and owner_of(unit) not in {None, *_plugins().values()}
+
+
+def version_of(distribution: str) -> str:
+    """The version of a distribution; empty when it is not installed."""
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+
+
+@functools.cache
+def _plugins() -> Mapping[str, str]:
+    """The distributions with plugins, by their units."""
+    found = {}
+    for entry in importlib.metadata.entry_points(group=PROJECT):
+        unit = unit_of(entry.module)
+        if unit is not None and entry.dist is not None:
+            found[unit.name] = entry.dist.name
+    return found
+
+
+@functools.cache
+def _packages() -> Mapping[str, list[str]]:
+    return importlib.metadata.packages_distributions()
+
+
+def _is_installed(path: Path) -> bool:
+    return bool(_sites() & set(path.parents)) or any(part in _SITES for part in path.parts)
+
+
+@functools.cache
+def _sites() -> frozenset[Path]:
+    return frozenset(Path(sysconfig.get_path(name)).resolve() for name in ("purelib", "platlib"))
+
+
+def _holds(distribution: str, path: Path) -> bool:
+    files = importlib.metadata.distribution(distribution).files or []
+    places = (Path(str(file.locate())).resolve() for file in files)
+    return any(path == place or path in place.parents for place in places)

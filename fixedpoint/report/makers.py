@@ -1,0 +1,92 @@
+"""Makers: which versions the records of a run were made with, record by record where they differ."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+from fixedpoint.config.record import Record
+from fixedpoint.config.remembered import gone
+from fixedpoint.registry.owners import version_of
+from fixedpoint.report.reading import RunData
+
+__all__ = ["VersionRow", "remarks", "version_rows"]
+
+# Not distributions by these names, or there whenever anything is.
+_ALWAYS = {"python", "torch", "numpy", "fixedpoint"}
+
+
+@dataclass(frozen=True)
+class VersionRow:
+    """A distribution, and every version of it that is in a run's records, with the labels of the cells that have it."""
+
+    name: str
+    versions: dict[str, list[str]]
+
+
+def version_rows(run: RunData) -> list[VersionRow]:
+    """All distributions that the records name, the library and what is underneath first.
+
+    Where records of one version were made by different code, the beginning of its digest tells them apart. Of a run
+    without records it is what ``run.json`` says.
+    """
+    records = [(entry.cell.label, entry.record) for entry in run.entries if entry.record is not None]
+    if not records:
+        return [VersionRow(name, {version: []}) for name, version in run.info.versions.items()]
+    names = dict.fromkeys(name for _, record in records for name in record.versions)
+    found = []
+    for name in names:
+        codes = {(record.versions.get(name), _code(record, name)) for _, record in records}
+        several = {version for version, count in Counter(version for version, _ in codes).items() if count > 1}
+        versions: dict[str, list[str]] = {}
+        for label, record in records:
+            version = record.versions.get(name)
+            if version is not None:
+                code = _code(record, name)[:8] or "unknown"
+                versions.setdefault(f"{version} (code {code})" if version in several else version, []).append(label)
+        found.append(VersionRow(name, versions))
+    return found
+
+
+def remarks(run: RunData) -> list[str]:
+    """What is to be said of where the results come from: reuse, makers that are gone, versions that differ."""
+    said = [run.info.story] if run.info.story else []
+    records = [entry.record for entry in run.entries if entry.record is not None]
+    missing = Counter(sentence for record in records for sentence in _missing(record))
+    said += [f"{_cells(count, len(records))} made by {sentence}" for sentence, count in missing.items()]
+    for row in version_rows(run):
+        if len(row.versions) > 1:
+            versions = ", ".join(
+                f"{version} in {len(labels)} cell{'s'[: len(labels) != 1]}" for version, labels in row.versions.items()
+            )
+            said.append(f"the records were not made by one version of {row.name}: {versions}")
+    unsaid = sum(not record.made_by for record in records)
+    if unsaid:
+        said.append(f"{_cells(unsaid, len(records))} made before records said what code made them")
+    return said
+
+
+def _missing(record: Record) -> list[str]:
+    """The makers of a record that are not installed, with what they brought."""
+    if record.made_by:
+        return [
+            gone(" and ".join(f"{'the ' * (i > 0)}{what}" for i, what in enumerate(maker.brings)), name, maker.version)
+            for name, maker in record.made_by.items()
+            if maker.brings and maker.version and name not in _ALWAYS and not version_of(name)
+        ]
+    # What was no distribution has no version.
+    others = [
+        (name, version) for name, version in record.versions.items() if name not in _ALWAYS and version != "unknown"
+    ]
+    return [f"{name} {version}, which is not installed" for name, version in others if not version_of(name)]
+
+
+def _cells(count: int, total: int) -> str:
+    if count == total == 1:
+        return "the cell was"
+    return f"{count} of {total} cells {'was' if count == 1 else 'were'}"
+
+
+def _code(record: Record, name: str) -> str:
+    maker = record.made_by.get(name)
+    return maker.code if maker is not None else ""

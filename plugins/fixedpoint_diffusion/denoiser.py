@@ -11,6 +11,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from fixedpoint_diffusion.calling import check_function
+from fixedpoint_diffusion.networks import refusal
+
 __all__ = ["Denoiser", "as_denoiser"]
 
 
@@ -68,12 +71,15 @@ def as_denoiser(model: Denoiser | torch.nn.Module | Callable[[Tensor, Tensor], A
     ----------
     model
         A :class:`Denoiser`, returned as it is; a network, as ``diffusers`` calls them (an unconditional
-        :class:`~fixedpoint_diffusion.network.NetworkDenoiser`); or any function ``g(x, timestep)``.
+        :class:`~fixedpoint_diffusion.network.NetworkDenoiser`); or any function ``g(x, timestep)``, whose arguments are
+        given by position.
 
     Raises
     ------
     TypeError
-        For anything else.
+        For anything else, whole pipelines, classes and names among it, and a function of other arguments.
+    ValueError
+        For a network in training mode, or one that wants more than images and timesteps.
     """
     if isinstance(model, Denoiser):
         return model
@@ -81,6 +87,8 @@ def as_denoiser(model: Denoiser | torch.nn.Module | Callable[[Tensor, Tensor], A
         from fixedpoint_diffusion.network import NetworkDenoiser
 
         return NetworkDenoiser(model)
-    if not callable(model):
-        raise TypeError(f"a denoiser must be a function g(x, timestep) or a Denoiser, got {type(model).__name__}")
+    why = refusal(model)
+    if why is not None:
+        raise TypeError(f"a denoiser must be a function g(x, timestep) or a Denoiser, got {why}")
+    check_function(model)
     return _Function(model)

@@ -9,7 +9,7 @@ what ``DDIMScheduler.from_config`` makes of their configuration, and a sentence 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
@@ -26,6 +26,11 @@ _TAKEN = TAKEN[0]
 _FIELDS = {field.name: field.default for field in fields(DDIMSchedule)}
 # What DDIM steps by that other schedulers have otherwise, or not at all.
 _ADOPTED = ("clip_sample", "timestep_spacing", "set_alpha_to_one", "steps_offset")
+# What they have in common.
+_LEVELS = (
+    *("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas"),
+    *("rescale_betas_zero_snr", "prediction_type"),
+)
 # With these, the noise levels are not those of the betas, or the model is asked at other times.
 _OTHER_LEVELS = {"use_flow_sigmas": (None, False), "timestep_type": (None, "discrete"), "snr_shift_scale": (None, 1.0)}
 _STEPPING = ("step", "scale_model_input", "_get_variance", "_threshold_sample")
@@ -76,11 +81,7 @@ def schedule_of_config(config: Mapping[str, Any]) -> tuple[DDIMSchedule, str]:
             DDIMSchedule(**_options(config))  # what is amiss with its values is said first
             raise ValueError(f"does not name its class (_class_name); a chain wants a {_TAKEN}")
         carried = _carried(config)
-        hint = (
-            f"; sampled by DDIM instead, {carried}: save {_TAKEN}.from_config(scheduler.config) in its place"
-            if carried
-            else ""
-        )
+        hint = f"; to have it sampled by DDIM, save in its place one {carried}" * bool(carried)
         raise ValueError(f"is a {name}, whose steps are not those of a {_TAKEN}{hint}")
     schedule = DDIMSchedule(**_options(config))
     if name == _TAKEN:
@@ -172,25 +173,34 @@ def _refusal(given: Any) -> str:
     if not carried:
         return f"{name}, of other noise levels than a {_TAKEN} can have, so that its models have no DDIM chain"
     also = "; the way from images to noise is fixedpoint_diffusion.invert" * ("Inverse" in name)
-    return f"{name}; to sample by DDIM instead, {carried}, pass {_TAKEN}.from_config(scheduler.config){also}"
+    return f"{name}; to sample by DDIM instead, {carried}{also}"
 
 
 def _carried(config: Mapping[str, Any]) -> str:
-    """What ``DDIMScheduler.from_config`` keeps of a configuration and what it does not; empty where no chain can be."""
+    """What ``DDIMScheduler.from_config`` keeps of a configuration, and the call; empty where there is no DDIM chain."""
     if "beta_schedule" not in config:
         return ""
     if any(config.get(name) not in plain for name, plain in _OTHER_LEVELS.items()):
         return ""
-    # from_config takes defaults of the other class, where nobody chose a value, for its own.
+    # Where nobody chose a value, from_config takes DDIM's default in place of the other class's.
     defaults = config.get("_use_default_values", ())
     kept = {name: value for name, value in _options(config).items() if name not in defaults}
     try:
-        schedule = DDIMSchedule(**kept)
+        schedule, theirs = DDIMSchedule(**kept), DDIMSchedule(**_options(config))
     except ValueError:
         return ""
+    levels = [
+        f"{name}={getattr(theirs, name)!r}" for name in _LEVELS if getattr(theirs, name) != getattr(schedule, name)
+    ]
+    if levels:
+        schedule = replace(schedule, **{name: getattr(theirs, name) for name in _LEVELS})
     others = [
         f"{name}={getattr(schedule, name)!r}"
         for name in _ADOPTED
         if (config[name] != getattr(schedule, name) if name in config else name == "clip_sample")
     ]
-    return "with the same noise levels and prediction type" + f" but {', '.join(others)}" * bool(others)
+    said = f" but {', '.join(others)}" * bool(others)
+    if schedule.clip_sample and not config.get("clip_sample"):
+        said += " (clip_sample=False as an argument leaves the clipping out)"
+    made = f"{_TAKEN}.from_config(scheduler.config)" + f" with the arguments {', '.join(levels)}" * bool(levels)
+    return f"with the same noise levels and prediction type{said}: {made}"

@@ -54,9 +54,10 @@ def network_call(network: torch.nn.Module, names: Iterable[str]) -> NetworkCall:
         Where it wants an argument that is not among them, has none of such a name, or does not say which argument the
         timestep is.
     """
-    names, kind = tuple(names), type(network).__name__
-    parameters = _parameters(network)
-    if parameters is None:
+    names = tuple(names)
+    inner, parameters = _signature(network)
+    kind = type(inner).__name__
+    if not parameters:
         return NetworkCall(network)
     taken = {name: parameter for name, parameter in parameters.items() if parameter.kind not in _VARIADIC}
     kinds = {parameter.kind for parameter in parameters.values()}
@@ -78,7 +79,7 @@ def network_call(network: torch.nn.Module, names: Iterable[str]) -> NetworkCall:
     if unknown and _VARIADIC[1] not in kinds:
         known = [name for name in taken if name not in used]
         raise ValueError(f"{kind} takes no {unknown[0]}; {nearest(unknown[0], known)}")
-    _check_wants(network, [name for name in taken if name not in used], taken, names)
+    _check_wants(inner, [name for name in taken if name not in used], taken, names)
     return call
 
 
@@ -137,17 +138,18 @@ def check_function(function: Callable[..., Any]) -> None:
         raise TypeError(f"{said}, whose {elsewhere[0]} comes elsewhere; wrap it: lambda x, t: ...")
 
 
-def _parameters(network: torch.nn.Module) -> Mapping[str, inspect.Parameter] | None:
-    """Those of its ``forward``, or of that of the module that it wraps; None where there is nothing to see."""
-    module: Any = network
+def _signature(network: torch.nn.Module) -> tuple[torch.nn.Module, Mapping[str, inspect.Parameter]]:
+    """The module that says how it is called, itself or one that it wraps, and its arguments; none if none does."""
+    module = network
     while True:
         try:
             parameters = inspect.signature(module.forward).parameters
         except (TypeError, ValueError):
-            return None
+            return network, {}
         if any(parameter.kind not in _VARIADIC for parameter in parameters.values()):
-            return parameters
+            return module, parameters
         inside = [getattr(module, name, None) for name in _WRAPPED]
-        module = next((each for each in inside if isinstance(each, torch.nn.Module) and each is not module), None)
-        if module is None:
-            return None
+        found = next((each for each in inside if isinstance(each, torch.nn.Module)), None)
+        if found is None:
+            return network, {}
+        module = found

@@ -72,7 +72,8 @@ def as_denoiser(model: Denoiser | torch.nn.Module | Callable[[Tensor, Tensor], A
     model
         A :class:`Denoiser`, returned as it is; a network, as ``diffusers`` calls them (an unconditional
         :class:`~fixedpoint_diffusion.network.NetworkDenoiser`); or any function ``g(x, timestep)``, whose arguments are
-        given by position.
+        given by position: images of any rows and steps in any order, so that what it is conditioned on row by row wants
+        a ``NetworkDenoiser`` or a ``Denoiser``.
 
     Raises
     ------

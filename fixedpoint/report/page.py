@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,6 +65,7 @@ def page(run: RunData, strokes: Mapping[str, Stroke], pictures: Sequence[Picture
         shown=shown,
         learning=_learning(run, strokes),
         messages=_messages(run),
+        notes=_notes(run),
         errors=errors,
         done=sum(entry.record is not None for entry in run.entries),
         rtol=_rtol(run),
@@ -107,15 +109,32 @@ def _frames(film: Film) -> list[_Picture]:
     return [_Picture(strip.label, _data_uri(strip_png(strip))) for strip in single]
 
 
+_OF_ROWS = re.compile(r"\d+ of \d+ rows (\w+)")
+
+
 def _messages(run: RunData) -> list[tuple[str, list[str]]]:
     """What the statuses of the rows mean: each sentence once, with the cells it was said of."""
     said: dict[str, list[str]] = {}
+    for label, line in _lines(run):
+        rows = _OF_ROWS.search(line)
+        if rows is not None and rows[1] != "converged":
+            said.setdefault(line[rows.end() :].removeprefix(": ") or line, []).append(f"{label}: {line[: rows.end()]}")
+    return list(said.items())
+
+
+def _notes(run: RunData) -> list[tuple[str, list[str]]]:
+    """What else was said of cells, notes of tasks and plans of solvers: each sentence once, with its cells."""
+    said: dict[str, list[str]] = {}
+    for label, line in _lines(run):
+        if _OF_ROWS.search(line) is None:
+            said.setdefault(line, []).append(label)
+    return list(said.items())
+
+
+def _lines(run: RunData) -> Iterator[tuple[str, str]]:
     for entry in run.entries:
         for line in entry.record.message.splitlines() if entry.record is not None else ():
-            count, _, sentence = line.partition(": ")
-            if "converged" not in count:
-                said.setdefault(sentence or line, []).append(f"{entry.cell.label}: {count}")
-    return list(said.items())
+            yield entry.cell.label, line
 
 
 def _compared(run: RunData) -> str:

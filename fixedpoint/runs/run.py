@@ -25,6 +25,7 @@ from fixedpoint.runs.lock import locked
 from fixedpoint.runs.plan import plan
 from fixedpoint.runs.store import Store
 from fixedpoint.runs.work import Work, skipped
+from fixedpoint.tasks.task import HasNotes, Task
 
 __all__ = ["InterruptedRunError", "Outcome", "execute"]
 
@@ -55,7 +56,7 @@ class Outcome:
     broken
         A sentence for every expectation that does not hold.
     notices
-        What else is worth saying: damaged records, plugins whose hooks raised.
+        What else is worth saying: notes of the tasks, damaged records, plugins whose hooks raised.
     """
 
     folder: Folder
@@ -96,7 +97,7 @@ def execute(config: RunConfig, path: Path, fresh: bool = False, second_interrupt
 def _execute(config: RunConfig, cells: list[Cell], path: Path, fresh: bool, second_exits: bool) -> Outcome:
     store = Store(path, fresh)
     done = store.done(cells)
-    records, notices = done.records, done.notices
+    records, notices = done.records, _notes(config) + done.notices
     info = _info(config, cells).model_copy(update={"reused": len(records), "again": done.again})
     with remembered(second_exits) as check:
         try:
@@ -119,6 +120,12 @@ def _execute(config: RunConfig, cells: list[Cell], path: Path, fresh: bool, seco
         broken=tuple(broken_expectations(config.expect, rows)),
         notices=tuple(dict.fromkeys(notices)),
     )
+
+
+def _notes(config: RunConfig) -> list[str]:
+    """What the tasks say of themselves."""
+    tasks: list[Task] = [registry.create("task", task.config) for task in config.tasks]
+    return [note for task in tasks if isinstance(task, HasNotes) for note in task.notes()]
 
 
 def _carry_out(

@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ from fixedpoint.tasks.forming import Forming, HasDrawing, Recorder
 from fixedpoint.tasks.images import Images
 from fixedpoint.tasks.steps import step_trace
 
-__all__ = ["Context", "Images", "Judgement", "Result", "SolveTask", "Task"]
+__all__ = ["Context", "HasNotes", "Images", "Judgement", "Result", "SolveTask", "Task"]
 
 T = TypeVar("T")
 
@@ -56,7 +56,7 @@ class Result:
     forming
         Pictures of the first row, round by round.
     message
-        What the statuses mean; before that, what a solver that plans has planned.
+        What the statuses mean; before that, the notes of the task, and what a solver that plans has planned.
     """
 
     metrics: dict[str, float]
@@ -106,6 +106,17 @@ class Task(Options, ABC):
     @abstractmethod
     def run(self, context: Context) -> Result:
         """Run it once and say how it went."""
+
+
+@runtime_checkable
+class HasNotes(Protocol):
+    """A task of which something is to be known before it is run."""
+
+    def notes(self) -> tuple[str, ...]:
+        """What it does that was not asked for in so many words: sentences, each ``subject: what``.
+
+        A run says them, and its records keep them.
+        """
 
 
 @dataclass(frozen=True)
@@ -162,8 +173,14 @@ class SolveTask(Task):
             images=judgement.images,
             reference=judgement.reference,
             forming=forming,
-            message="\n".join([str(told) for told in [solution.extras.get("plan")] if told] + [solution.message]),
+            message="\n".join(
+                [*_notes(self), *map(str, filter(None, [solution.extras.get("plan")])), solution.message]
+            ),
         )
+
+
+def _notes(task: Task) -> tuple[str, ...]:
+    return task.notes() if isinstance(task, HasNotes) else ()
 
 
 def _wait(problem: Problem) -> None:

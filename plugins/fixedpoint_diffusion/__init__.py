@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from fixedpoint_diffusion.noise import row_seeds as row_seeds
     from fixedpoint_diffusion.problem import ddim_problem as ddim_problem
     from fixedpoint_diffusion.schedule import DDIMSchedule as DDIMSchedule
+    from fixedpoint_diffusion.timesteps import quadratic_timesteps as quadratic_timesteps
 
 _EXPORTS = {
     "DDIMChain": "fixedpoint_diffusion.ddim",
@@ -31,6 +32,7 @@ _EXPORTS = {
     "ddim_problem": "fixedpoint_diffusion.problem",
     "draw_noise": "fixedpoint_diffusion.noise",
     "invert": "fixedpoint_diffusion.inversion",
+    "quadratic_timesteps": "fixedpoint_diffusion.timesteps",
     "row_seeds": "fixedpoint_diffusion.noise",
 }
 
@@ -44,6 +46,7 @@ __all__ = [
     "ddim_problem",
     "draw_noise",
     "invert",
+    "quadratic_timesteps",
     "row_seeds",
 ]
 

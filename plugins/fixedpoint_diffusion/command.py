@@ -25,7 +25,13 @@ def invert(
     no_class: Annotated[
         int | None, typer.Option("--no-class", metavar="CLASS", help="The label of a folder's model for no class.")
     ] = None,
-    steps: Annotated[int, typer.Option("--steps", metavar="N", help="Steps of the chain.")] = 50,
+    steps: Annotated[
+        int | None, typer.Option("--steps", metavar="N", help="Steps of the chain.  [default: 50]", show_default=False)
+    ] = None,
+    timesteps: Annotated[
+        str | None,
+        typer.Option("--timesteps", metavar="LIST", help="Its timesteps, by commas from noise to image, or quadratic."),
+    ] = None,
     guidance: Annotated[
         float, typer.Option("--guidance", metavar="S", help="Classifier-free guidance; 1: none.")
     ] = 1.0,
@@ -87,6 +93,7 @@ def invert(
         classes=tuple(part.strip() for text in label or () for part in text.split(",")),
         no_class=no_class,
         steps=steps,
+        timesteps=timesteps,
         guidance=guidance,
         edit_class=edit_class,
         edit_guidance=edit_guidance,

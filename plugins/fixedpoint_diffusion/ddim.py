@@ -27,7 +27,9 @@ from fixedpoint_diffusion.denoiser import Denoiser, as_denoiser
 from fixedpoint_diffusion.extension import Extension
 from fixedpoint_diffusion.jumps import Steps
 from fixedpoint_diffusion.schedule import DDIMSchedule
+from fixedpoint_diffusion.schedulers import schedule_of
 from fixedpoint_diffusion.tables import coefficient_tables
+from fixedpoint_diffusion.timesteps import Timesteps, route_of
 
 __all__ = ["DDIMChain"]
 
@@ -40,9 +42,14 @@ class DDIMChain(Chain):
     denoiser
         A function ``g(x, timestep)`` of states ``(P, *event)`` and timesteps ``(P,)``, or a :class:`Denoiser`.
     schedule
-        The noise schedule.
+        The noise schedule, or a ``diffusers.DDIMScheduler``.
     num_inference_steps
-        ``N``.
+        ``N``: so many timesteps, laid out and stepped as ``DDIMScheduler.set_timesteps`` and ``step`` do. Default: what
+        the scheduler was set to, as it would step; else 50.
+    timesteps
+        The timesteps themselves, from noise to image: each step leads to the next one, the last to the end. Or
+        ``"quadratic"``: :func:`~fixedpoint_diffusion.timesteps.quadratic_timesteps`. What is given here goes before
+        what a scheduler was set to.
     eta
         0: deterministic DDIM; 1: ancestral sampling; from 0 to 1.
     noise
@@ -53,16 +60,20 @@ class DDIMChain(Chain):
     Raises
     ------
     ValueError
-        For an eta out of range, missing or misshapen noise, more steps than timesteps, or a prediction type that
-        cannot be stepped: eps says nothing about the image where there is no signal (zero terminal SNR).
+        For an eta out of range, missing or misshapen noise, more steps than timesteps, timesteps that are not strictly
+        decreasing integers of the training or not ``num_inference_steps``, or a prediction type that cannot be stepped:
+        eps says nothing about the image where there is no signal (zero terminal SNR).
+    TypeError
+        For a schedule or denoiser that cannot be taken, saying what to pass.
     """
 
     def __init__(
         self,
         denoiser: Denoiser | torch.nn.Module | Callable[[Tensor, Tensor], Any],
-        schedule: DDIMSchedule,
-        num_inference_steps: int,
+        schedule: DDIMSchedule | Any,
+        num_inference_steps: int | None = None,
         *,
+        timesteps: Timesteps | None = None,
         eta: float = 0.0,
         noise: Float[Tensor, "B N *event"] | None = None,
         use_clipped_model_output: bool = False,
@@ -70,8 +81,9 @@ class DDIMChain(Chain):
         if not 0.0 <= eta <= 1.0:
             raise ValueError(f"eta must be from 0 to 1, got {eta}")
         self.denoiser = as_denoiser(denoiser)
-        self.schedule = schedule
-        self.length = num_inference_steps
+        self.schedule = schedule = schedule_of(schedule)
+        self.route = route_of(schedule, num_inference_steps, timesteps)
+        self.length = len(self.route)
         self.eta = eta
         self.use_clipped_model_output = use_clipped_model_output
         if eta > 0 and noise is None:
@@ -79,14 +91,13 @@ class DDIMChain(Chain):
         if noise is not None and (noise.ndim < 3 or noise.shape[1] != self.length):
             raise ValueError(f"noise must have shape (B, {self.length}, *event), got {tuple(noise.shape)}")
         self.noise = noise if eta > 0 else None
-        signal, later = schedule.signal(num_inference_steps)
+        signal, later = self.route.levels(schedule)
         if schedule.prediction_type == "epsilon" and bool((signal == 0).any()):
             raise ValueError(
                 "prediction_type='epsilon' cannot be stepped from a state without signal (zero terminal SNR); "
                 "take 'v_prediction' or 'sample'"
             )
-        timesteps = torch.from_numpy(schedule.timesteps(num_inference_steps).copy())
-        self.steps = Steps.ddim(timesteps, signal, later, eta)
+        self.steps = Steps.ddim(self.route.tensor(), signal, later, eta)
         self._tables: dict[tuple[torch.device, torch.dtype], dict[str, Tensor]] = {}
         self._extensions: dict[torch.device, Extension] = {}
 

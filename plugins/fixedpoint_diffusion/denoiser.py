@@ -11,6 +11,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from fixedpoint_diffusion.calling import check_function
+from fixedpoint_diffusion.networks import refusal
+
 __all__ = ["Denoiser", "as_denoiser"]
 
 
@@ -68,12 +71,16 @@ def as_denoiser(model: Denoiser | torch.nn.Module | Callable[[Tensor, Tensor], A
     ----------
     model
         A :class:`Denoiser`, returned as it is; a network, as ``diffusers`` calls them (an unconditional
-        :class:`~fixedpoint_diffusion.network.NetworkDenoiser`); or any function ``g(x, timestep)``.
+        :class:`~fixedpoint_diffusion.network.NetworkDenoiser`); or any function ``g(x, timestep)``, whose arguments are
+        given by position: images of any rows and steps in any order, so that what it is conditioned on row by row wants
+        a ``NetworkDenoiser`` or a ``Denoiser``.
 
     Raises
     ------
     TypeError
-        For anything else.
+        For anything else, whole pipelines, classes and names among it, and a function of other arguments.
+    ValueError
+        For a network in training mode, or one that wants more than images and timesteps.
     """
     if isinstance(model, Denoiser):
         return model
@@ -81,6 +88,8 @@ def as_denoiser(model: Denoiser | torch.nn.Module | Callable[[Tensor, Tensor], A
         from fixedpoint_diffusion.network import NetworkDenoiser
 
         return NetworkDenoiser(model)
-    if not callable(model):
-        raise TypeError(f"a denoiser must be a function g(x, timestep) or a Denoiser, got {type(model).__name__}")
+    why = refusal(model)
+    if why is not None:
+        raise TypeError(f"a denoiser must be a function g(x, timestep) or a Denoiser, got {why}")
+    check_function(model)
     return _Function(model)

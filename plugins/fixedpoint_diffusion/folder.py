@@ -2,7 +2,9 @@
 
 Two layouts are read. A model's own folder has ``config.json`` and ``diffusion_pytorch_model.safetensors``, perhaps
 with ``scheduler_config.json`` beside them; a pipeline's folder has ``model_index.json`` and the parts in folders of
-their own (``unet`` or ``transformer``, ``scheduler``). Nothing is downloaded and nothing is unpickled.
+their own (``unet`` or ``transformer``, ``scheduler``); a part's folder is read as the pipeline's that it is in. Nothing
+is downloaded and nothing is unpickled. What can be taken is known by ``fixedpoint_diffusion.networks`` and
+``fixedpoint_diffusion.schedulers``, and asked before the weights are looked at.
 """
 
 from __future__ import annotations
@@ -10,18 +12,21 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from fixedpoint_diffusion.networks import LATENT_PARTS, check_config, check_index, is_dit
 from fixedpoint_diffusion.schedule import DDIMSchedule
+from fixedpoint_diffusion.schedulers import TAKEN, schedule_of_config
 
 __all__ = ["FolderError", "ModelFolder"]
 
 _PARTS = ("unet", "transformer")
+_INDEX = "model_index.json"
 _WEIGHTS = "diffusion_pytorch_model"
 
 
@@ -43,12 +48,15 @@ class ModelFolder:
         Configuration of the scheduler it was trained with, if it is there.
     files
         All files that say what it computes: configurations and weights.
+    latent
+        The part of its pipeline that decodes its samples (``vae``), which are no images then; empty without one.
     """
 
     path: Path
     config: Mapping[str, Any]
     scheduler: Mapping[str, Any] | None
     files: tuple[Path, ...]
+    latent: str = ""
 
     @classmethod
     def open(cls, path: str | Path) -> ModelFolder:
@@ -57,17 +65,23 @@ class ModelFolder:
         Raises
         ------
         FolderError
-            When it is missing, or holds no model of ``diffusers`` with safetensors.
+            When it is missing, or holds no model of ``diffusers`` with safetensors; when the model is conditioned on
+            texts, or on anything else than classes.
         """
         root = Path(path)
         if not root.is_dir():
             raise FolderError(f"there is no folder {root}; a model is a folder as diffusers' save_pretrained writes it")
+        if root.resolve().name in _PARTS and (root.resolve().parent / _INDEX).is_file():
+            root = root.parent if root.name in _PARTS else root.resolve().parent
+        index = _read_json(root / _INDEX) if (root / _INDEX).is_file() else {}
+        _ask(root, check_index, index)
         network = next((root / part for part in _PARTS if (root / part / "config.json").is_file()), root)
         if not (network / "config.json").is_file():
             raise FolderError(f"{root} has neither a config.json nor a folder unet or transformer with one")
         config = _read_json(network / "config.json")
         if not isinstance(config.get("_class_name"), str):
             raise FolderError(f"{network / 'config.json'} does not name the model's class (_class_name)")
+        _ask(network, check_config, config)
         weights = sorted(network.glob(f"{_WEIGHTS}*.safetensors"))
         if not weights:
             pickled = " (pickled weights are not read; save them again as safetensors)" * any(network.glob("*.bin"))
@@ -75,7 +89,11 @@ class ModelFolder:
         places = (root / "scheduler" / "scheduler_config.json", root / "scheduler_config.json")
         found = [place for place in places if place.is_file()][:1]
         scheduler = _read_json(found[0]) if found else None
-        return cls(network, config, scheduler, (network / "config.json", *weights, *found))
+        named = (index.get("scheduler") or [None, None])[-1]
+        if scheduler is None and named not in (None, *TAKEN):
+            raise FolderError(f"{root} is sampled with a {named}, and has no scheduler_config.json of it")
+        latent = next((part for part in LATENT_PARTS if any(index.get(part) or ())), "")
+        return cls(network, config, scheduler, (network / "config.json", *weights, *found), latent)
 
     @property
     def event_shape(self) -> tuple[int, int, int]:
@@ -99,7 +117,7 @@ class ModelFolder:
     @property
     def classes(self) -> int | None:
         """Number of classes it is conditioned on; None for an unconditional model."""
-        if self.config["_class_name"] == "DiTTransformer2DModel":
+        if is_dit(self.config):
             return int(self.config.get("num_embeds_ada_norm", 1000))
         count = self.config.get("num_class_embeds")
         return int(count) if isinstance(count, int) else None
@@ -107,7 +125,7 @@ class ModelFolder:
     @property
     def unconditional_class(self) -> int | None:
         """The label that stands for no class, where the architecture has one."""
-        return self.classes if self.config["_class_name"] == "DiTTransformer2DModel" else None
+        return self.classes if is_dit(self.config) else None
 
     def schedule(self) -> DDIMSchedule | None:
         """The noise schedule it was trained with, stepped by DDIM; None where the folder has no scheduler.
@@ -117,21 +135,32 @@ class ModelFolder:
         Raises
         ------
         FolderError
-            For a scheduler without a DDIM chain: flow matching, sigmas.
+            For any scheduler but those of DDIM and DDPM, saying what to do.
+        """
+        return None if self.scheduler is None else self._taken(self.scheduler)[0]
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What is done with the model that its folder does not ask for: sentences.
+
+        Raises
+        ------
+        FolderError
+            As :meth:`schedule`.
         """
         if self.scheduler is None:
-            return None
-        if "beta_schedule" not in self.scheduler:
-            raise FolderError(
-                f"the scheduler of {self.path} ({self.scheduler.get('_class_name', 'unnamed')}) has no beta_schedule, "
-                "so it has no DDIM chain"
-            )
-        known = {field.name for field in fields(DDIMSchedule)}
-        given = {key: value for key, value in self.scheduler.items() if key in known}
+            note = "there is no scheduler; its noise levels are taken for diffusers' default (linear, clip_sample=True)"
+        else:
+            note = self._taken(self.scheduler)[1]
+        return (f"{self.path}: {note}",) if note else ()
+
+    def _taken(self, config: Mapping[str, Any]) -> tuple[DDIMSchedule, str]:
         try:
-            return DDIMSchedule(**given)
+            return schedule_of_config(config)
         except ValueError as error:
-            raise FolderError(f"the scheduler of {self.path} cannot be used: {error}") from None
+            said = str(error)
+            verb = "" if said.startswith(("(", "is ", "does ")) else "cannot be used: "
+            raise FolderError(f"the scheduler of {self.path} {verb}{said}") from None
 
     def sha256(self) -> str:
         """Hexadecimal digest of all its files."""
@@ -183,6 +212,14 @@ def _digest(files: tuple[tuple[Path, int, int], ...]) -> str:
         with path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()
+
+
+def _ask(path: Path, check: Callable[[Mapping[str, Any]], None], config: Mapping[str, Any]) -> None:
+    """Whether it can be taken; the refusal with the folder as its subject."""
+    try:
+        check(config)
+    except ValueError as error:
+        raise FolderError(f"{path} {error}") from None
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -23,6 +23,8 @@ from fixedpoint_diffusion.ddim import DDIMChain
 from fixedpoint_diffusion.denoiser import Denoiser
 from fixedpoint_diffusion.problem import ddim_problem
 from fixedpoint_diffusion.schedule import DDIMSchedule
+from fixedpoint_diffusion.schedulers import schedule_of
+from fixedpoint_diffusion.timesteps import Timesteps
 
 __all__ = [
     "Inversion",
@@ -40,7 +42,8 @@ def invert(
     schedule: DDIMSchedule | Any,
     images: Float[Tensor, "B *event"],
     *,
-    num_inference_steps: int = 50,
+    num_inference_steps: int | None = None,
+    timesteps: Timesteps | None = None,
     eta: float = 0.0,
     noise: Float[Tensor, "B N *event"] | None = None,
     method: Inverter | None = None,
@@ -53,7 +56,7 @@ def invert(
 
     Parameters
     ----------
-    denoiser, schedule, num_inference_steps, eta, noise, max_batch
+    denoiser, schedule, num_inference_steps, timesteps, eta, noise, max_batch
         As for :func:`~fixedpoint_diffusion.problem.ddim_problem`; conditioning and guidance are the denoiser's.
     images
         Shape ``(B, *event)``, in the range the model was trained on (as a rule [-1, 1]), float32 or float64.
@@ -81,8 +84,7 @@ def invert(
     """
     if clipping not in ("refuse", "ignore"):
         raise ValueError(f"clipping must be 'refuse' or 'ignore', got {clipping!r}")
-    if not isinstance(schedule, DDIMSchedule):
-        schedule = DDIMSchedule.from_scheduler(schedule)
+    schedule = schedule_of(schedule)
     if schedule.clips and clipping == "ignore":
         schedule = replace(schedule, clip_sample=False, thresholding=False)
     problem = ddim_problem(
@@ -90,6 +92,7 @@ def invert(
         schedule,
         images,
         num_inference_steps=num_inference_steps,
+        timesteps=timesteps,
         eta=eta,
         noise=noise,
         max_batch=max_batch,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Literal
@@ -40,8 +41,21 @@ class Model(Options, ABC):
 
     @property
     def own_schedule(self) -> DDIMSchedule | None:
-        """The noise schedule it was trained with; None for a model that follows any."""
-        return None
+        """The noise schedule it was trained with; None for a model that follows any.
+
+        Warns
+        -----
+        UserWarning
+            Where its scheduler is not DDIM's, saying what is done instead.
+        """
+        schedule, notes = self.schedule_and_notes()
+        for note in notes if schedule is not None else ():
+            warnings.warn(note, stacklevel=2)
+        return schedule
+
+    def schedule_and_notes(self) -> tuple[DDIMSchedule | None, tuple[str, ...]]:
+        """The same without a warning: its sentences, for those who say them elsewhere."""
+        return None, ()
 
     @abstractmethod
     def denoiser(self, schedule: DDIMSchedule, rows: int = 1, device: torch.device | str = "cpu") -> Denoiser:
@@ -131,8 +145,13 @@ class _NetworkModel(Model):
         return self.folder.event_shape
 
     @property
-    def own_schedule(self) -> DDIMSchedule | None:
-        return self.folder.schedule()
+    def is_image(self) -> bool:
+        """Not where its pipeline decodes them."""
+        return super().is_image and not self.folder.latent
+
+    def schedule_and_notes(self) -> tuple[DDIMSchedule | None, tuple[str, ...]]:
+        folder = self.folder
+        return folder.schedule(), folder.notes
 
     def labels(self, rows: int) -> tuple[int, ...] | None:
         """The class of every row: ``classes`` over and over; None for an unconditional model."""

@@ -1,7 +1,8 @@
 r"""Networks as denoisers: conditioning row by row, classifier-free guidance, precision, micro-batches.
 
-A network is called as ``diffusers`` calls its own: ``network(x, timestep, **conditioning)``, and gives a tensor, a
-tuple that starts with one, or an object with a ``sample``.
+A network is called as ``diffusers`` calls its own, with images, timesteps and conditioning by their names in its
+signature (``fixedpoint_diffusion.calling``), and gives a tensor, a tuple that starts with one, or an object with a
+``sample``.
 """
 
 from __future__ import annotations
@@ -10,10 +11,13 @@ from collections.abc import Hashable, Mapping
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Float, Int
 from torch import Tensor
 
+from fixedpoint_diffusion import conditioning as rowwise
+from fixedpoint_diffusion.calling import network_call
 from fixedpoint_diffusion.denoiser import Denoiser
+from fixedpoint_diffusion.networks import refusal
 
 __all__ = ["NetworkDenoiser"]
 
@@ -30,36 +34,44 @@ class NetworkDenoiser(Denoiser):
     Parameters
     ----------
     network
-        A module called as ``network(x, timestep, **conditioning)``, in evaluation mode. It computes in the dtype of
-        its parameters (bfloat16, say), whatever the dtype of the states. Where it gives twice the channels of its
-        input, the second half is a learned variance and is left out.
+        A module of images and timesteps, in evaluation mode. The timesteps are given to its argument ``timestep``,
+        ``timesteps``, ``time_step``, ``time_steps``, ``t`` or ``time``, wherever that stands in its signature, else to
+        the second one. It computes in the dtype of its parameters (bfloat16, say), whatever the dtype of the states.
+        Where it gives twice the channels of its input, the second half is a learned variance and is left out.
     conditioning
         Keyword arguments of the network, each a tensor with one entry per row of the batch: ``class_labels`` of shape
-        ``(B,)``, ``encoder_hidden_states`` of shape ``(B, length, channels)``.
+        ``(B,)``, ``encoder_hidden_states`` of shape ``(B, length, channels)``. Mappings of tensors, and tuples and
+        lists of them, are as good: ``added_cond_kwargs={"text_embeds": ..., "time_ids": ...}``. None is none.
     unconditional
         The same arguments for the unconditional prediction, one entry per row or one for all; wanted where
         ``guidance_scale`` is not 1.
     guidance_scale
         ``s``; 1: no guidance.
+    shared
+        Further keyword arguments, the same for all rows: whatever the network takes, handed on whole at every call,
+        whatever their size (tensors are brought to the device of the states). A mapping that is in ``conditioning``,
+        too, is joined with it.
 
     Raises
     ------
     TypeError
         For a network that is no module, or conditioning that is no tensor.
     ValueError
-        For a network in training mode, guidance without ``unconditional``, or conditioning of different lengths.
+        For a network in training mode, one that wants more than it is given or does not know what it is given,
+        guidance without ``unconditional``, and conditioning of different lengths.
     """
 
     def __init__(
         self,
         network: torch.nn.Module,
         *,
-        conditioning: Mapping[str, Shaped[Tensor, "B *shape"]] | None = None,
-        unconditional: Mapping[str, Shaped[Tensor, "B *shape"]] | None = None,
+        conditioning: Mapping[str, Any] | None = None,
+        unconditional: Mapping[str, Any] | None = None,
         guidance_scale: float = 1.0,
+        shared: Mapping[str, Any] | None = None,
     ) -> None:
         if not isinstance(network, torch.nn.Module):
-            raise TypeError(f"network must be a torch.nn.Module, got {type(network).__name__}")
+            raise TypeError(f"network must be a torch.nn.Module, got {refusal(network) or type(network).__name__}")
         if network.training:
             raise ValueError(
                 "the network is in training mode, where dropout makes every evaluation another function; "
@@ -67,11 +79,13 @@ class NetworkDenoiser(Denoiser):
             )
         self.network = network
         self.guidance_scale = guidance_scale
-        self.conditioning = _per_row("conditioning", conditioning or {})
-        self.rows = min((len(value) for value in self.conditioning.values()), default=None)
-        self.unconditional: dict[str, Tensor] = {}
+        self.conditioning = rowwise.checked("conditioning", conditioning or {})
+        self.rows = rowwise.rows_of(self.conditioning)
+        self.shared = dict(shared or {})
+        self._network = network_call(network, rowwise.merged(self.conditioning, self.shared))
+        self.unconditional: dict[str, Any] = {}
         if guidance_scale != 1.0:
-            self.unconditional = self._unconditional(_per_row("unconditional", unconditional or {}))
+            self.unconditional = self._unconditional(rowwise.checked("unconditional", unconditional or {}))
         self._dtype = next((p.dtype for p in network.parameters() if p.is_floating_point()), None)
 
     def quick_batch(self, device: torch.device) -> int | None:
@@ -86,48 +100,30 @@ class NetworkDenoiser(Denoiser):
     def predict(
         self, x: Float[Tensor, "P *event"], timestep: Int[Tensor, " P"], row: Int[Tensor, " P"]
     ) -> Float[Tensor, "P *event"]:
-        given = _selected(self.conditioning, row, x.device)
+        given = rowwise.selected(self.conditioning, row, x.device)
         if not self.unconditional:
             return self._call(x, timestep, given)
-        without = _selected(self.unconditional, row, x.device)
-        both = {key: torch.cat([without[key], value]) for key, value in given.items()}
+        both = rowwise.paired(rowwise.selected(self.unconditional, row, x.device), given)
         free, guided = self._call(torch.cat([x, x]), torch.cat([timestep, timestep]), both).chunk(2)
         return free + self.guidance_scale * (guided - free)
 
-    def _call(self, x: Tensor, timestep: Tensor, given: dict[str, Tensor]) -> Tensor:
-        value = self.network(x if self._dtype is None else x.to(self._dtype), timestep, **given)
+    def _call(self, x: Tensor, timestep: Tensor, given: dict[str, Any]) -> Tensor:
+        given = rowwise.merged(given, rowwise.whole(self.shared, x.device))
+        value = self._network(x if self._dtype is None else x.to(self._dtype), timestep, given)
         value = _prediction(value).to(x.dtype)
         if value.ndim == x.ndim and value.shape[1] == 2 * x.shape[1]:
             # Networks that learn the variance, too, give it in the second half of the channels.
             value = value[:, : x.shape[1]]
         return value
 
-    def _unconditional(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
+    def _unconditional(self, values: dict[str, Any]) -> dict[str, Any]:
+        scale = f"guidance_scale = {self.guidance_scale:g}"
         if not self.conditioning:
-            raise ValueError(f"guidance_scale = {self.guidance_scale:g} wants conditioning to guide by, got none")
-        if set(values) != set(self.conditioning):
-            raise ValueError(
-                f"guidance_scale = {self.guidance_scale:g} wants unconditional values for "
-                f"{', '.join(self.conditioning)}, got {', '.join(values) or 'none'}"
-            )
-        return {key: values[key].expand_as(wanted) for key, wanted in self.conditioning.items()}
-
-
-def _per_row(name: str, values: Mapping[str, Any]) -> dict[str, Tensor]:
-    for key, value in values.items():
-        if not isinstance(value, Tensor) or value.ndim == 0:
-            raise TypeError(
-                f"{name} {key!r} must be a tensor with one entry per row of the batch, got {type(value).__name__}"
-                + (" of no dimension" if isinstance(value, Tensor) else "")
-            )
-    lengths = {key: len(value) for key, value in values.items()}
-    if len(set(lengths.values())) > 1:
-        raise ValueError(f"{name} must have one entry per row in every argument, got lengths {lengths}")
-    return dict(values)
-
-
-def _selected(values: dict[str, Tensor], row: Tensor, device: torch.device) -> dict[str, Tensor]:
-    return {key: value.to(device)[row] for key, value in values.items()}
+            raise ValueError(f"{scale} wants conditioning to guide by, got none")
+        try:
+            return rowwise.expanded(values, self.conditioning)
+        except ValueError as error:
+            raise ValueError(f"{scale}: {error}" if "must" in str(error) else f"{scale} {error}") from None
 
 
 def _prediction(value: Any) -> Tensor:

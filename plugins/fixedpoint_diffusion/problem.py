@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +14,7 @@ from fixedpoint.chains.chain import ChainProblem
 from fixedpoint_diffusion.ddim import DDIMChain
 from fixedpoint_diffusion.denoiser import Denoiser
 from fixedpoint_diffusion.schedule import DDIMSchedule
+from fixedpoint_diffusion.timesteps import Timesteps
 
 __all__ = ["ddim_problem"]
 
@@ -22,7 +24,8 @@ def ddim_problem(
     schedule: DDIMSchedule | Any,
     x_T: Float[Tensor, "B *event"],
     *,
-    num_inference_steps: int = 50,
+    num_inference_steps: int | None = None,
+    timesteps: Timesteps | None = None,
     eta: float = 0.0,
     noise: Float[Tensor, "B N *event"] | None = None,
     max_batch: int | None = None,
@@ -35,11 +38,13 @@ def ddim_problem(
         A function ``g(x, timestep)``, your ``diffusers`` network, or a :class:`Denoiser` (for conditioning and
         guidance :class:`~fixedpoint_diffusion.network.NetworkDenoiser`).
     schedule
-        A :class:`DDIMSchedule`, or your ``diffusers`` DDIMScheduler.
+        A :class:`DDIMSchedule`, or your ``diffusers`` DDIMScheduler, with the timesteps that were set on it. Other
+        schedulers are refused with what to do.
     x_T
         Starting noise, shape ``(B, *event)``.
-    num_inference_steps, eta, noise
-        As for :class:`DDIMChain`.
+    num_inference_steps, timesteps, eta, noise
+        As for :class:`DDIMChain`: what is given here goes before what a scheduler was set to; without either there are
+        50 steps. ``problem.chain.route`` holds the timesteps.
     max_batch
         Evaluate the denoiser at most at this many states at once; default: what is quickest on the device of ``x_T``
         (networks on a CPU: 16).
@@ -48,16 +53,26 @@ def ddim_problem(
     -------
     ChainProblem
         For ``fixedpoint.solve``; ``solution.z[:, -1]`` are the images.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Before anything is evaluated, for anything that is not as described.
+
+    Warns
+    -----
+    UserWarning
+        Where fewer timesteps are left than were asked for (``"quadratic"``).
     """
-    if not isinstance(schedule, DDIMSchedule):
-        schedule = DDIMSchedule.from_scheduler(schedule)
+    chain = DDIMChain(denoiser, schedule, num_inference_steps, timesteps=timesteps, eta=eta, noise=noise)
+    if chain.route.note:
+        warnings.warn(chain.route.note, stacklevel=2)
     if noise is not None and (noise.shape[0] != x_T.shape[0] or noise.shape[2:] != x_T.shape[1:]):
         raise ValueError(
-            f"noise must have shape ({x_T.shape[0]}, {num_inference_steps}, *{tuple(x_T.shape[1:])}) to go with x_T, "
+            f"noise must have shape ({x_T.shape[0]}, {chain.length}, *{tuple(x_T.shape[1:])}) to go with x_T, "
             f"got {tuple(noise.shape)}"
         )
-    chain = DDIMChain(denoiser, schedule, num_inference_steps, eta=eta, noise=noise)
     rows = chain.denoiser.rows
-    if rows is not None and rows < x_T.shape[0]:
+    if rows is not None and rows != x_T.shape[0]:
         raise ValueError(f"the denoiser is conditioned for {rows} rows, x_T has {x_T.shape[0]}")
     return ChainProblem(chain, x_T, max_batch=max_batch or chain.denoiser.quick_batch(x_T.device))

@@ -7,21 +7,22 @@ then widened to float64, in which all coefficients are computed.
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
 from fixedpoint.core.options import OptionError, Options, option
 
-__all__ = ["DDIMSchedule", "PredictionType", "Spacing"]
+__all__ = ["AssignedSchedule", "DDIMSchedule", "PredictionType", "Spacing"]
 
 PredictionType = Literal["epsilon", "sample", "v_prediction"]
 Spacing = Literal["leading", "trailing", "linspace"]
@@ -62,17 +63,18 @@ class DDIMSchedule(Options):
 
     @classmethod
     def from_scheduler(cls, scheduler: Any) -> DDIMSchedule:
-        """The schedule of a ``diffusers.DDIMScheduler``.
+        """The schedule of a ``diffusers.DDIMScheduler``, with the timesteps it was set to, if it was.
 
         Raises
         ------
         TypeError
-            For any other object.
+            For any other object, subclasses included, saying what to do.
+        ValueError
+            For a scheduler whose tables or methods were changed by hand, and timesteps that no chain can have.
         """
-        config = getattr(scheduler, "config", None)
-        if type(scheduler).__name__ != "DDIMScheduler" or not isinstance(config, Mapping):
-            raise TypeError(f"from_scheduler wants a diffusers DDIMScheduler, got {type(scheduler).__name__}")
-        return cls(**{field.name: config[field.name] for field in fields(cls)})
+        from fixedpoint_diffusion.schedulers import schedule_of
+
+        return schedule_of(scheduler)
 
     @property
     def clips(self) -> bool:
@@ -126,9 +128,39 @@ class DDIMSchedule(Options):
         A step leads ``T // N`` timesteps down, whatever the spacing, as in diffusers.
         """
         steps = torch.from_numpy(self.timesteps(num_inference_steps))
-        before = steps - self.num_train_timesteps // num_inference_steps
+        return self.levels(steps, steps - self.num_train_timesteps // num_inference_steps)
+
+    def levels(
+        self, timesteps: Int[Tensor, " N"], before: Int[Tensor, " N"]
+    ) -> tuple[Float[Tensor, " N"], Float[Tensor, " N"]]:
+        """``ab`` at timesteps, and at those that steps lead to (below 0: the end of the chain), float64."""
         table = self.alphas_cumprod
-        return table[steps], torch.where(before >= 0, table[before.clamp(min=0)], self.final_alpha_cumprod)
+        return table[timesteps], torch.where(before >= 0, table[before.clamp(min=0)], self.final_alpha_cumprod)
+
+    def checked_timesteps(self, timesteps: Sequence[int] | NDArray[np.integer[Any]] | Tensor) -> tuple[int, ...]:
+        """Timesteps somebody has chosen, from noise to image.
+
+        Raises
+        ------
+        ValueError
+            For anything but strictly decreasing integers from 0 to ``T - 1``.
+        """
+        steps = _integers(timesteps)
+        total = self.num_train_timesteps
+        outside = [step for step in steps if not 0 <= step < total]
+        if outside:
+            raise ValueError(f"timesteps must be from 0 to num_train_timesteps - 1 = {total - 1}, got {outside[0]}")
+        for one, other in itertools.pairwise(steps):
+            if one <= other:
+                hint = (
+                    "leave out what is there twice"
+                    if one == other
+                    else "a chain goes from noise to image, so reverse them"
+                    if list(steps) == sorted(steps)
+                    else "sort them, from noise to image"
+                )
+                raise ValueError(f"timesteps must be strictly decreasing, got {one} before {other}; {hint}")
+        return steps
 
     def _betas(self) -> Float[Tensor, " T"]:
         count = self.num_train_timesteps
@@ -142,6 +174,48 @@ class DDIMSchedule(Options):
             [min(1.0 - _cosine((i + 1) / count) / _cosine(i / count), 0.999) for i in range(count)],
             dtype=torch.float32,
         )
+
+
+@dataclass(frozen=True)
+class AssignedSchedule(DDIMSchedule):
+    """The schedule of a scheduler on which timesteps were set, by ``set_timesteps`` or by hand: what it would do.
+
+    A chain has them unless it is asked for others.
+    """
+
+    num_inference_steps: int = option(50, ge=1, help="as set_timesteps sets it")
+    assigned_timesteps: tuple[int, ...] | None = option(
+        None, help="what scheduler.timesteps holds in place of those that set_timesteps lays out"
+    )
+
+    def check(self) -> None:
+        super().check()
+        if self.assigned_timesteps is not None:
+            self.checked_timesteps(self.assigned_timesteps)
+
+    @property
+    def stride(self) -> int:
+        """How many timesteps each step leads down; ``scheduler.step`` reckons it so whatever the timesteps are."""
+        return self.num_train_timesteps // self.num_inference_steps
+
+    def route(self) -> tuple[int, ...]:
+        """The timesteps."""
+        return self.assigned_timesteps or tuple(self.timesteps(self.num_inference_steps).tolist())
+
+
+def _integers(values: Any) -> tuple[int, ...]:
+    """One after another; floats that happen to be whole are none."""
+    if isinstance(values, Tensor):
+        values = values.detach().cpu().numpy()
+    found = np.asarray(values) if isinstance(values, (list, tuple, range, np.ndarray)) else np.empty(0, dtype=object)
+    if found.ndim != 1 or len(found) == 0 or not np.issubdtype(found.dtype, np.integer):
+        raise ValueError(f"timesteps must be a list of integers, from noise to image, got {_shortly(values)}")
+    return tuple(int(step) for step in found)
+
+
+def _shortly(values: Any) -> str:
+    said = " ".join(repr(values).split())
+    return said if len(said) <= 60 else f"{said[:56]} ..."
 
 
 def _cosine(share: float) -> float:

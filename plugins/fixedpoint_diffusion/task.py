@@ -20,7 +20,8 @@ from fixedpoint.tasks.task import Context, Images, Judgement, SolveTask
 from fixedpoint_diffusion.models import DiffusersModel, FashionMNISTModel, MixtureModel, Model, ShapesModel
 from fixedpoint_diffusion.noise import draw_noise, row_seeds
 from fixedpoint_diffusion.problem import ddim_problem
-from fixedpoint_diffusion.schedule import DDIMSchedule
+from fixedpoint_diffusion.schedule import AssignedSchedule, DDIMSchedule
+from fixedpoint_diffusion.timesteps import Route, route_of
 
 __all__ = ["DDIMSampling"]
 
@@ -37,7 +38,14 @@ class DDIMSampling(SolveTask):
     schedule: DDIMSchedule | None = option(
         None, help="noise schedule, as diffusers' DDIMScheduler has it; default: the one the model was trained with"
     )
-    num_inference_steps: int = option(50, ge=1, help="N, the number of steps of the chain")
+    num_inference_steps: int | None = option(
+        None, ge=1, help="N, the number of steps of the chain; default: as many as timesteps has, else 50"
+    )
+    timesteps: tuple[int, ...] | Literal["quadratic"] | None = option(
+        None,
+        help="the timesteps, from noise to image, or quadratic: each step leads to the next; default: N in the "
+        "schedule's spacing",
+    )
     eta: float = option(0.0, ge=0.0, le=1.0, help="0: deterministic DDIM; 1: ancestral sampling")
     batch: int = option(16, ge=1, help="number of samples")
     dtype: Literal["float32", "float64"] = option("float32", help="of the states")
@@ -49,10 +57,22 @@ class DDIMSampling(SolveTask):
     @property
     def chain_schedule(self) -> DDIMSchedule:
         """The schedule asked for, else the model's own, else diffusers' default."""
-        return self.schedule or self.model.own_schedule or DDIMSchedule()
+        return self.schedule or self.model.schedule_and_notes()[0] or DDIMSchedule()
+
+    @property
+    def route(self) -> Route:
+        """The timesteps of the chain."""
+        return route_of(self.chain_schedule, self.num_inference_steps, self.timesteps)
+
+    def notes(self) -> tuple[str, ...]:
+        """What is done that the model's folder, or the number of steps, does not ask for."""
+        notes = self.model.schedule_and_notes()[1] if self.schedule is None else ()
+        route = self.route
+        return (*notes, f"timesteps: {route.note}") if route.note else notes
 
     def check(self) -> None:
-        own = self.model.own_schedule
+        self._check_route()
+        own = self.model.schedule_and_notes()[0]
         if self.schedule is None or own is None:
             return
         if self.schedule.prediction_type != own.prediction_type:
@@ -69,11 +89,24 @@ class DDIMSampling(SolveTask):
                 "must have the noise levels the model was trained with (num_train_timesteps, betas)",
             )
 
+    def _check_route(self) -> None:
+        if isinstance(self.schedule, AssignedSchedule):
+            raise OptionError(
+                type(self).__name__,
+                "schedule",
+                "comes with timesteps of its own; give those to the task, as num_inference_steps or timesteps",
+            )
+        try:
+            route_of(self.chain_schedule, self.num_inference_steps, self.timesteps)
+        except ValueError as error:
+            which = "num_inference_steps" if self.timesteps is None else "timesteps"
+            raise OptionError(type(self).__name__, which, f"cannot be had: {error}") from None
+
     def problem(self, seed: int) -> Problem:
         model: Model = self.model
-        schedule = self.chain_schedule
+        schedule, route = self.chain_schedule, self.route
         dtype = getattr(torch, self.dtype)
-        steps = self.num_inference_steps if self.eta > 0 else 0
+        steps = len(route) if self.eta > 0 else 0
         x_T, noise = draw_noise(
             row_seeds(seed, self.batch), model.event_shape, steps, dtype=dtype, device=torch.device(self.device)
         )
@@ -81,7 +114,8 @@ class DDIMSampling(SolveTask):
             model.denoiser(schedule, self.batch, self.device),
             schedule,
             x_T,
-            num_inference_steps=self.num_inference_steps,
+            num_inference_steps=len(route) if self.timesteps is None else None,
+            timesteps=None if self.timesteps is None else route.timesteps,
             eta=self.eta,
             noise=noise,
             max_batch=self.max_batch,

@@ -6,15 +6,26 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from diffusers import DDIMPipeline, DDIMScheduler, DDPMScheduler, FlowMatchEulerDiscreteScheduler, UNet2DModel
+from diffusers import (
+    DDIMPipeline,
+    DDIMScheduler,
+    DDPMScheduler,
+    EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    UNet2DModel,
+)
+from typer.testing import CliRunner
 
 import fixedpoint
+from fixedpoint.cli.main import app
 from fixedpoint.config.errors import ConfigError
 from fixedpoint.config.runfile import load
 from fixedpoint.core.options import OptionError
+from fixedpoint.tasks.task import Context
 from fixedpoint_diffusion import DDIMSchedule
 from fixedpoint_diffusion.folder import ModelFolder
 from fixedpoint_diffusion.models import DiffusersModel
@@ -82,6 +93,166 @@ def test_ddpm_folders_are_stepped_by_ddim(bare: Path) -> None:
     assert ModelFolder.open(bare).schedule() == expected
 
 
+def test_a_ddpm_folder_says_what_is_done_with_it(bare: Path, unet: UNet2DModel, tmp_path: Path) -> None:
+    """In Python by a warning, in a run by its notes and records; the samples are those of from_config's own loop."""
+    DDPMScheduler(beta_schedule="scaled_linear").save_pretrained(bare)
+    note = (
+        f"{bare}: the scheduler is a DDPMScheduler; sampled by DDIM, as DDIMScheduler.from_config takes it, with the "
+        "predicted image clipped to +-1 (clip_sample=True, its own)"
+    )
+    with pytest.warns(UserWarning, match="sampled by DDIM") as said:
+        own = DiffusersModel(path=str(bare)).own_schedule
+    assert [str(each.message) for each in said] == [note]
+    assert own is not None
+    assert own.clip_sample
+    built = task(bare)  # without a warning: a task has its notes
+    assert built.notes() == (note,)
+    context = Context(solver=fixedpoint.Serial(), termination=fixedpoint.Termination(), seed=0)
+    assert built.run(context).message.splitlines()[0] == note
+    scheduler, x = DDIMScheduler.from_config(DDPMScheduler.load_config(bare)), built.problem(0).x0
+    scheduler.set_timesteps(6)
+    with torch.no_grad():
+        for t in scheduler.timesteps:
+            x = scheduler.step(unet(x, t, class_labels=torch.arange(3)).sample, t, x).prev_sample
+    serial = fixedpoint.solve(built.problem(0), solver="serial").z[:, -1]
+    torch.testing.assert_close(serial, x, rtol=1e-3, atol=1e-4)
+    config = json.loads((bare / "scheduler_config.json").read_text())
+    del config["clip_sample"]
+    (bare / "scheduler_config.json").write_text(json.dumps(config))
+    assert "clip_sample=True, diffusers' default, filled in" in task(bare).notes()[0]
+    mine = DDIMSchedule(beta_schedule="scaled_linear", clip_sample=False)
+    assert DDIMSampling(model=DiffusersModel(path=str(bare)), schedule=mine).notes() == ()
+
+
+def test_a_run_says_so_on_the_terminal_and_in_its_report(
+    bare: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    DDPMScheduler().save_pretrained(bare)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run.yaml").write_text(
+        "name: hub\n"
+        "tasks:\n  - {name: ddim-sampling, model: {name: diffusers, path: bare}, batch: 1, timesteps: [700, 20]}\n"
+        "solvers: [serial]\n"
+    )
+    done = CliRunner().invoke(app, ["run", "run.yaml"], env={"COLUMNS": "80"}, catch_exceptions=False)
+    assert done.exit_code == 0
+    said = (
+        "the scheduler is a DDPMScheduler; sampled by DDIM, as DDIMScheduler.from_config takes it, with the predicted"
+    )
+    assert f"bare: {said}" in done.stderr
+    (record,) = (tmp_path / "runs" / "hub" / "records").glob("*.json")
+    assert said in record.read_text()
+    assert said in (tmp_path / "runs" / "hub" / "report.html").read_text()
+
+
+def test_a_folder_without_a_scheduler_says_what_is_assumed(bare: Path) -> None:
+    (note,) = task(bare).notes()
+    assert "there is no scheduler; its noise levels are taken for diffusers' default (linear, clip_sample=True)" in note
+    assert DiffusersModel(path=str(bare)).own_schedule is None
+
+
+def test_a_part_of_a_pipeline_has_the_pipelines_scheduler(pipeline: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert task(pipeline / "unet").chain_schedule == task(pipeline).chain_schedule
+    monkeypatch.chdir(pipeline / "unet")
+    assert task(Path()).chain_schedule.beta_schedule == "scaled_linear"
+
+
+def index_of(path: Path, name: str, **parts: tuple[str | None, str | None]) -> None:
+    named = {part: list(value) for part, value in parts.items()}
+    (path / "model_index.json").write_text(json.dumps({"_class_name": name, "_diffusers_version": "0.42.1", **named}))
+
+
+CLIP = ("transformers", "CLIPTextModel")
+TOKENS = ("transformers", "CLIPTokenizer")
+UNET, TRANSFORMER = ("diffusers", "UNet2DConditionModel"), ("diffusers", "SD3Transformer2DModel")
+VAE = ("diffusers", "AutoencoderKL")
+
+
+@pytest.mark.parametrize(
+    ("name", "parts", "sentence"),
+    [
+        (
+            "StableDiffusionPipeline",
+            {"unet": UNET, "text_encoder": CLIP, "tokenizer": TOKENS, "vae": VAE},
+            r"conditioned on texts \(text_encoder, tokenizer\)",
+        ),
+        (
+            "StableDiffusionXLPipeline",
+            {"unet": UNET, "text_encoder": CLIP, "text_encoder_2": CLIP, "tokenizer": TOKENS},
+            r"conditioned on texts \(text_encoder, text_encoder_2, tokenizer\)",
+        ),
+        ("StableDiffusion3Pipeline", {"transformer": TRANSFORMER, "text_encoder_3": CLIP}, "conditioned on texts"),
+        ("FluxPipeline", {"transformer": ("diffusers", "FluxTransformer2DModel"), "tokenizer_2": TOKENS}, "on texts"),
+        ("LDMTextToImagePipeline", {"unet": UNET, "bert": ("diffusers", "LDMBertModel")}, "conditioned on texts"),
+        (
+            "UnCLIPImageVariationPipeline",
+            {"decoder": UNET, "image_encoder": ("transformers", "CLIPVisionModel")},
+            "whose decoder, image_encoder have a say in its samples",
+        ),
+    ],
+)
+def test_a_pipeline_of_more_than_a_network_is_refused_by_its_index(
+    tmp_path: Path, name: str, parts: dict[str, Any], sentence: str
+) -> None:
+    """Before weights are looked for: there are none here. In Python, in a run file and on the command line alike."""
+    index_of(tmp_path, name, scheduler=("diffusers", "DDIMScheduler"), safety_checker=(None, None), **parts)
+    for place in (tmp_path, *([tmp_path / "unet"] if "unet" in parts else [])):
+        place.mkdir(exist_ok=True)
+        with pytest.raises(OptionError, match=f"is a {name}, .*{sentence}.*NetworkDenoiser"):
+            DiffusersModel(path=str(place))
+    (tmp_path / "run.yaml").write_text(
+        f"tasks: [{{name: ddim-sampling, model: {{name: diffusers, path: {tmp_path}}}}}]\nsolvers: [serial]\n"
+    )
+    with pytest.raises(ConfigError, match=f"is a {name}"):
+        load(tmp_path / "run.yaml", [])
+    done = CliRunner().invoke(app, ["invert", "a.png", "--model", str(tmp_path)], catch_exceptions=False)
+    assert done.exit_code == 2
+    assert f"is a {name}" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("config", "sentence"),
+    [
+        ({"_class_name": "UNet2DConditionModel", "cross_attention_dim": 8}, "holds a UNet2DConditionModel, which may"),
+        ({"_class_name": "SD3Transformer2DModel"}, "holds a SD3Transformer2DModel"),
+        ({"_class_name": "PixArtTransformer2DModel"}, "holds a PixArtTransformer2DModel"),
+        ({"_class_name": "AutoencoderKL"}, "folders are read of networks conditioned on classes or nothing"),
+        ({"_class_name": "Transformer2DModel", "norm_type": "ada_norm_single"}, "holds a Transformer2DModel"),
+        ({"class_embed_type": "timestep", "num_class_embeds": None}, r"embeds numbers in place of classes \(timestep"),
+        ({"in_channels": 6, "out_channels": 3}, "is given 6 channels and predicts 3"),
+    ],
+)
+def test_a_network_of_more_than_classes_is_refused_by_its_configuration(
+    bare: Path, config: dict[str, Any], sentence: str
+) -> None:
+    told = json.loads((bare / "config.json").read_text())
+    (bare / "config.json").write_text(json.dumps({**told, **config}))
+    with pytest.raises(OptionError, match=sentence):
+        DiffusersModel(path=str(bare))
+
+
+def test_a_dit_of_before_its_name(bare: Path) -> None:
+    """As the public DiT folders are: a Transformer2DModel by name, whose norm says what it is."""
+    told = {"_class_name": "Transformer2DModel", "norm_type": "ada_norm_zero", "num_embeds_ada_norm": 5}
+    (bare / "config.json").write_text(json.dumps({**told, "in_channels": 4, "out_channels": 8, "sample_size": 8}))
+    model = DiffusersModel(path=str(bare))
+    assert (model.folder.classes, model.unconditional_class) == (5, 5)
+
+
+def test_latents_are_no_pictures(pipeline: Path) -> None:
+    assert DiffusersModel(path=str(pipeline)).is_image
+    index_of(pipeline, "LDMPipeline", unet=("diffusers", "UNet2DModel"), vqvae=("diffusers", "VQModel"))
+    model = DiffusersModel(path=str(pipeline))
+    assert (model.is_image, model.folder.latent) == (False, "vqvae")
+
+
+def test_an_index_that_names_a_scheduler_that_is_not_there(pipeline: Path) -> None:
+    shutil.rmtree(pipeline / "scheduler")
+    index_of(pipeline, "PNDMPipeline", unet=("diffusers", "UNet2DModel"), scheduler=("diffusers", "PNDMScheduler"))
+    with pytest.raises(OptionError, match=r"is sampled with a PNDMScheduler, and has no scheduler_config.json"):
+        DiffusersModel(path=str(pipeline))
+
+
 def test_a_schedule_of_ones_own_must_be_that_of_the_training(pipeline: Path) -> None:
     model = DiffusersModel(path=str(pipeline))
     spaced = DDIMSchedule(
@@ -108,6 +279,7 @@ def test_classes_and_guidance(bare: Path) -> None:
 def test_a_network_is_loaded_once_and_again_when_it_has_changed(bare: Path, unet: UNet2DModel) -> None:
     first, second = (DiffusersModel(path=str(bare)) for _ in range(2))
     assert first.denoiser(DDIMSchedule()).network is second.denoiser(DDIMSchedule()).network
+    torch.manual_seed(1)
     changed = UNet2DModel.from_config(unet.config)
     changed.save_pretrained(bare)
     third = DiffusersModel(path=str(bare))
@@ -153,6 +325,14 @@ def strange_schedule(path: Path) -> None:
     (path / "scheduler_config.json").write_text(json.dumps({"beta_schedule": "sigmoid"}))
 
 
+def unnamed_schedule(path: Path) -> None:
+    (path / "scheduler_config.json").write_text(json.dumps({"beta_schedule": "linear"}))
+
+
+def other_schedule(path: Path) -> None:
+    EulerDiscreteScheduler().save_pretrained(path)
+
+
 def missing(path: Path) -> None:
     shutil.rmtree(path)
 
@@ -169,6 +349,8 @@ def missing(path: Path) -> None:
         (sizeless, "must say in_channels and sample_size .* got 3 and None"),
         (flowing, r"\(FlowMatchEulerDiscreteScheduler\) has no beta_schedule, so it has no DDIM chain"),
         (strange_schedule, "beta_schedule must be one of 'linear'"),
+        (unnamed_schedule, "does not name its class"),
+        (other_schedule, r"is a EulerDiscreteScheduler, .* DDIMScheduler.from_config\(scheduler.config\)"),
     ],
 )
 def test_an_unusable_folder_is_a_sentence(bare: Path, spoil: Callable[[Path], None], sentence: str) -> None:

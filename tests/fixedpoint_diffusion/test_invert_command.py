@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import Result
-from diffusers import DDIMPipeline, DDIMScheduler, DiTTransformer2DModel, UNet2DModel
+from diffusers import DDIMPipeline, DDIMScheduler, DDPMScheduler, DiTTransformer2DModel, UNet2DModel
 from PIL import Image
 from rich.console import Console
 from safetensors import safe_open
@@ -25,14 +26,14 @@ from typer.testing import CliRunner
 
 import fixedpoint
 from fixedpoint.cli.main import app
-from fixedpoint_diffusion import ddim_problem
+from fixedpoint_diffusion import ddim_problem, quadratic_timesteps
 from fixedpoint_diffusion.fashion_mnist import DENOISER
 from fixedpoint_diffusion.fashion_mnist.images import held_out_images
 from fixedpoint_diffusion.inversion import InversionProgress, slerp
 from fixedpoint_diffusion.inverting import said, work
 from fixedpoint_diffusion.inverting.model import choose
 from fixedpoint_diffusion.inverting.pictures import as_png, drawn
-from fixedpoint_diffusion.models import FashionMNISTModel
+from fixedpoint_diffusion.models import DiffusersModel, FashionMNISTModel
 
 STEPS = 5
 QUICK = ("--steps", str(STEPS), "--tolerance", "0.05")
@@ -274,9 +275,38 @@ def test_a_model_of_something_else_than_pictures(here: Path) -> None:
     assert list(here.glob("runs/invert/**/*.png")) == []
 
 
+def test_timesteps_of_ones_own_and_the_schedulers_note(here: Path) -> None:
+    folder_of(small_unet(4), here / "model", clip_sample=False)
+    DDPMScheduler().save_pretrained(here / "model" / "scheduler")
+    np.save("a.npy", np.zeros((1, 4, 8, 8), dtype=np.float32))
+    asked = ("a.npy", "--model", "model", "--clip", "ignore", "--tolerance", 9)
+    done = invoke(*asked, "--timesteps", "900,500,20")
+    note = "model/unet: the scheduler is a DDPMScheduler; sampled by DDIM, as DDIMScheduler.from_config takes it, "
+    assert note in done.stderr
+    told = json.loads(Path("runs/invert/report.json").read_text())
+    assert (told["num_inference_steps"], told["timesteps"]) == (3, [900, 500, 20])
+    assert [each.startswith(note) for each in told["notes"]] == [True]
+    stored = load_file("runs/invert/latents.safetensors")
+    with pytest.warns(UserWarning, match="sampled by DDIM"):
+        schedule = replace(DiffusersModel(path="model").own_schedule, clip_sample=False)
+    network = DiffusersModel(path="model").denoiser(schedule)
+    problem = ddim_problem(network, schedule, stored["latents"], timesteps=[900, 500, 20])
+    serial = fixedpoint.solve(problem, solver="serial").z[:, -1]
+    torch.testing.assert_close(serial, stored["reconstructions"], rtol=1e-3, atol=1e-3)
+    done = invoke(*asked, "--timesteps", "quadratic", "--steps", 40, "--quiet")
+    told = json.loads(Path("runs/invert/report.json").read_text())
+    assert told["timesteps"] == list(quadratic_timesteps(40))
+    assert told["num_inference_steps"] == len(told["timesteps"]) < 40
+    assert "40 steps of quadratic spacing are" in told["notes"][1]
+    assert done.stderr == ""
+
+
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
+        (("a.png", "--timesteps", "3,2,2"), "--timesteps: timesteps must be strictly decreasing, got 2 before 2; "),
+        (("a.png", "--timesteps", "3,x"), '--timesteps: must be integers by commas, or quadratic, got "3,x"'),
+        (("a.png", "--timesteps", "9,1", "--steps", "3"), "--timesteps: num_inference_steps = 3 does not go with 2 "),
         (("gone.png",), "gone.png: no such file or folder\nno image is left to invert"),
         (("a.png", "--class", "sokcs"), '--class: must be from 0 to 9 or a name, got "sokcs"; known: '),
         (

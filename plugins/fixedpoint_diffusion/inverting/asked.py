@@ -27,7 +27,8 @@ class Asked:
     model: str
     classes: tuple[str, ...]
     no_class: int | None
-    steps: int
+    steps: int | None
+    timesteps: str | None
     guidance: float
     edit_class: str | None
     edit_guidance: float | None
@@ -54,21 +55,26 @@ def job_of(asked: Asked, quiet: bool = False) -> Job:
     if not (math.isfinite(asked.tolerance) and asked.tolerance > 0):
         raise CommandError(f"--tolerance: must be positive, got {asked.tolerance:g}")
     _check_device(asked.device)
-    chosen = choose(asked.model, asked.no_class, asked.steps, ignore)
+    chosen = choose(asked.model, asked.no_class, asked.steps, ignore, _timesteps(asked.timesteps))
     chosen.guided(asked.guidance, "--guidance")
     if asked.edit_guidance is not None:
         chosen.guided(asked.edit_guidance, "--edit-guidance")
     edit_label = None if asked.edit_class is None else chosen.label(asked.edit_class, "--edit-class")
     entries, passed = find(asked.images)
     if not quiet:
-        for sentence in passed:
+        for sentence in (*chosen.notes, *passed):
             complain(sentence)
     return Job(
         chosen=chosen,
         entries=tuple(entries),
         labels=_labels(chosen, asked.classes, len(entries)),
-        wanted=Wanted(chosen.model.event_shape, asked.resize, asked.pad, cast(Literal["black", "white"], background)),
-        steps=asked.steps,
+        wanted=Wanted(
+            chosen.model.event_shape,
+            asked.resize,
+            asked.pad,
+            cast(Literal["black", "white"], background),
+            pictures=not chosen.model.folder.latent,
+        ),
         guidance=asked.guidance,
         edit_label=edit_label,
         edit_guidance=asked.edit_guidance,
@@ -91,6 +97,15 @@ def _labels(chosen: ChosenModel, classes: tuple[str, ...], count: int) -> tuple[
         images = f"{count} {'image' if count == 1 else 'images'}"
         raise CommandError(f"--class: {len(labels)} classes for {images}; one for all, or one for each")
     return labels * (count if len(labels) == 1 else 1)
+
+
+def _timesteps(text: str | None) -> tuple[int, ...] | Literal["quadratic"] | None:
+    if text is None or text == "quadratic":
+        return cast(Literal["quadratic"] | None, text)
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise CommandError(f'--timesteps: must be integers by commas, or quadratic, got "{text}"') from None
 
 
 def _one_of(flag: str, value: str, known: tuple[str, ...]) -> str:

@@ -59,17 +59,20 @@ class Wanted:
         Set smaller images in the middle of the background.
     background
         What is behind transparent parts and around padded images.
+    pictures
+        Whether they can be pictures at all; latents are none.
     """
 
     shape: tuple[int, ...]
     resize: bool = False
     pad: bool = False
     background: Literal["black", "white"] = "black"
+    pictures: bool = True
 
     @property
     def drawn(self) -> bool:
         """Whether the model's images are pictures: grey or RGB."""
-        return len(self.shape) == 3 and self.shape[0] in (1, 3)
+        return self.pictures and len(self.shape) == 3 and self.shape[0] in (1, 3)
 
 
 @dataclass(frozen=True)
@@ -150,7 +153,8 @@ def read(entry: Entry, wanted: Wanted) -> Read:
 
         return Read(read_row(entry.path, entry.row, wanted))
     if not wanted.drawn:
-        raise RefusedError(f"is a picture, the model's images have shape {wanted.shape}; give tensors (.npy)")
+        what = "images" if wanted.pictures else "latents"
+        raise RefusedError(f"is a picture, the model's {what} have shape {wanted.shape}; give tensors (.npy)")
     from fixedpoint_diffusion.inverting.pictures import read_picture
 
     pixels, notices = read_picture(entry.path, wanted)

@@ -152,7 +152,8 @@ class Results:
             "model": job.chosen.name,
             "sha256": job.chosen.model.sha256,
             "schedule": asdict(job.chosen.schedule),
-            "num_inference_steps": job.steps,
+            "num_inference_steps": job.chosen.steps,
+            "timesteps": None if job.chosen.timesteps is None else list(job.chosen.timesteps),
             "guidance_scale": job.guidance,
         }
 
@@ -166,6 +167,7 @@ class Results:
             "interpolate": job.interpolate,
             "ok": self.ok,
             "interrupted": interrupted,
+            "notes": list(job.chosen.notes),
             "images": list(self._plain_rows()),
             "folder": str(self.folder),
             "files": [file for files in self.files.values() for file in files],

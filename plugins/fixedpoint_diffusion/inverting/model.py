@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -33,11 +34,27 @@ class ChosenModel:
         As it was typed.
     schedule
         Its own; without clipping where that is to be ignored.
+    timesteps
+        Those of the chain as they were given; None for as many as ``steps`` in the schedule's spacing.
+    steps
+        How many steps the chain has.
+    notes
+        What is done that was not asked for in so many words: sentences.
     """
 
     name: str
     model: FashionMNISTModel | DiffusersModel
     schedule: DDIMSchedule
+    steps: int
+    timesteps: tuple[int, ...] | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def route(self) -> dict[str, Any]:
+        """The arguments of a chain that say its timesteps."""
+        if self.timesteps is None:
+            return {"num_inference_steps": self.steps}
+        return {"timesteps": self.timesteps}
 
     @property
     def bundled(self) -> bool:
@@ -110,14 +127,20 @@ class ChosenModel:
             raise CommandError(f"the model {self.name} cannot be used: {' '.join(str(error).split())}") from None
 
 
-def choose(name: str, no_class: int | None, steps: int, ignore_clipping: bool) -> ChosenModel:
+def choose(
+    name: str,
+    no_class: int | None,
+    steps: int | None,
+    ignore_clipping: bool,
+    timesteps: tuple[int, ...] | Literal["quadratic"] | None = None,
+) -> ChosenModel:
     """The bundled model, or the one in a folder.
 
     Raises
     ------
     CommandError
-        For a folder that holds no model of images and classes with its schedule, and for a chain of so many steps that
-        there is not, or that has no inverse.
+        For a folder that holds no model of images and classes with its schedule, and for a chain of steps that there is
+        not, or that has no inverse.
     """
     if name == BUNDLED and no_class is not None:
         raise CommandError(f"--no-class is for models in folders; {BUNDLED} knows its own")
@@ -126,20 +149,22 @@ def choose(name: str, no_class: int | None, steps: int, ignore_clipping: bool) -
     except OptionError as error:
         flag = "--no-class" if error.option == "no_class" else f"--model {name}"
         raise CommandError(f"{flag}: {error.reason}") from None
-    if model.folder.config["_class_name"] == "UNet2DConditionModel":
-        raise CommandError(f"--model {name}: is conditioned on texts, of which this command knows nothing")
-    schedule = model.own_schedule
+    schedule, notes = model.schedule_and_notes()
     if schedule is None:
         raise CommandError(f"--model {name}: has no scheduler_config.json, so its noise levels are not known")
     if ignore_clipping:
         schedule = replace(schedule, clip_sample=False, thresholding=False)
     try:
-        why = DDIMChain(_nothing, schedule, steps).no_inverse()
+        chain = DDIMChain(_nothing, schedule, steps, timesteps=timesteps)
     except ValueError as error:
-        raise CommandError(f"--steps {steps}: {error}") from None
+        given = f"--steps {steps}" if timesteps is None else "--timesteps"
+        raise CommandError(f"{given}: {error}") from None
+    why = chain.no_inverse()
     if why is not None:
         raise CommandError(f"--model {name}: {why.partition(';')[0]}; --clip ignore leaves it out")
-    return ChosenModel(name, model, schedule)
+    if chain.route.note:
+        notes = (*notes, f"--timesteps: {chain.route.note}")
+    return ChosenModel(name, model, schedule, chain.length, None if timesteps is None else chain.route.timesteps, notes)
 
 
 def _nothing(x: Tensor, _: Tensor) -> Tensor:

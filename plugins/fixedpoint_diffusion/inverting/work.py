@@ -39,7 +39,6 @@ class Job:
     entries: tuple[Entry, ...]
     labels: tuple[int, ...] | None
     wanted: Wanted
-    steps: int
     guidance: float
     edit_label: int | None
     edit_guidance: float | None
@@ -154,7 +153,7 @@ def _batch(
             job.chosen.denoiser(labels, len(images), job.guidance, job.device),
             job.chosen.schedule,
             images.to(job.device),
-            num_inference_steps=job.steps,
+            **job.chosen.route,
             tolerance=job.tolerance,
             on_round=told,
         )
@@ -207,7 +206,7 @@ def _sampled(job: Job, latents: Tensor, labels: Sequence[int] | None, guidance: 
         job.chosen.denoiser(labels, len(latents), guidance, job.device),
         job.chosen.schedule,
         latents.to(job.device),
-        num_inference_steps=job.steps,
+        **job.chosen.route,
     )
     images: Tensor = fixedpoint.solve(problem, solver="serial").z[:, -1]
     return images

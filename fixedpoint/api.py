@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
 import torch
+from torch import Tensor
 from torch.autograd import forward_ad
 
 from fixedpoint.core.evaluator import Evaluator
@@ -17,6 +19,7 @@ from fixedpoint.core.problem import FunctionProblem, Problem
 from fixedpoint.core.solution import Solution
 from fixedpoint.core.solver import AdaptsSolver, Solver
 from fixedpoint.core.termination import Termination
+from fixedpoint.core.yardstick import Yardstick
 from fixedpoint.gradients.estimator import GradientEstimator
 from fixedpoint.registry import Component, registry
 
@@ -31,11 +34,13 @@ def solve(
     gradient: str | Mapping[str, Any] | GradientEstimator | None = None,
     rows: Rows | None = None,
     termination: Termination | None = None,
-    rtol: float | None = None,
-    atol: float | None = None,
+    rtol: Any = None,
+    atol: Any = None,
+    per: Literal["row", "leaf", "entry"] | None = None,
     max_rounds: int | None = None,
     max_batch: int | None = None,
     on_round: Callable[[Progress], None] | None = None,
+    has_aux: bool = False,
 ) -> Solution:
     """Solve ``z = f(z)``.
 
@@ -43,11 +48,13 @@ def solve(
     ----------
     f
         A function from a value like ``z0`` to one of the same structure, shapes, dtype and device; or a problem.
-        What it is given is valid during the call; it must clone what it keeps, and return a new value.
+        What it is given is valid during the call; it must clone what it keeps, and leave its argument as it is. It may
+        fill the same memory again at every call, unless autograd records the iterations.
     z0
-        The start: a tensor or array, a float, or tuples, lists or dicts of tensors or of arrays. By default the
-        first dimension of states of two dimensions and more is a batch of independent problems; a vector is one
-        problem (see ``rows``).
+        The start: a tensor or array, a float, or tuples, lists or dicts of tensors or of arrays; real or complex, all
+        of one dtype. By default the first dimension of states of two dimensions and more is a batch of independent
+        problems; a vector is one problem (see ``rows``). A complex problem is solved as a real one of twice the
+        unknowns; ``f`` need not be holomorphic.
     solver
         The name of a registered solver, a mapping of ``name`` and options, or a solver. ``"auto"``: Anderson
         acceleration with a long memory, and Newton-Krylov for the rows it does not solve; a chain step by step or
@@ -59,11 +66,21 @@ def solve(
         ``"independent"``: each row of the first dimension is a problem of its own; ``f`` must not mix rows.
         ``"joint"``: the whole value is one problem.
     termination
-        The stopping rule; ``rtol``, ``atol`` and ``max_rounds`` override its fields.
+        The stopping rule; ``rtol``, ``atol``, ``per`` and ``max_rounds`` override its fields.
+    rtol, atol
+        Numbers, or values of the structure of ``z0``: for each of its tensors a number (then every tensor is held
+        against its own, ``per="leaf"``), or numbers of its shape (then every entry is, ``per="entry"``).
+    per
+        What is held against the tolerance: the norm of a whole ``"row"``, of each tensor of it (``"leaf"``), or each
+        ``"entry"``, for states that span magnitudes.
     max_batch
         Evaluate at most this many rows at once; for problems whose rows can be taken.
     on_round
         Called after every round.
+    has_aux
+        ``f`` returns a pair ``(value, aux)``; ``aux`` is anything. ``solution.aux`` is that of one more evaluation, at
+        the very point that is returned, which is counted as a round of every row, beyond ``max_rounds`` if need be.
+        With ``gradient`` autograd records it: what ``aux`` depends on, the solution included, gets its gradient.
 
     Returns
     -------
@@ -89,11 +106,13 @@ def solve(
             raise TypeError("a problem brings its own start; leave out z0")
         if rows is not None:
             raise TypeError("a problem says itself whether its rows are independent; leave out rows")
+        if has_aux:
+            raise TypeError("has_aux is for plain functions; a problem says itself whether it returns more")
         problem = f
     else:
         if z0 is None:
             raise TypeError("solve wants a start z0 for a plain function")
-        problem = FunctionProblem(f, z0, rows)
+        problem = FunctionProblem(f, z0, rows, has_aux=has_aux)
     if on_round is not None and not callable(on_round):
         raise TypeError(f"on_round must be a function, got {type(on_round).__name__}")
     method: Solver = _component("solver", solver, Solver)
@@ -101,12 +120,13 @@ def solve(
         None if gradient is None else _component("gradient", gradient, GradientEstimator)
     )
     if estimator is not None and problem.layout.namespace != "torch":
-        came = {"numpy": "numpy arrays", "python": "a float"}[problem.layout.namespace]
+        number = "a complex number" if problem.layout.is_complex else "a float"
+        came = {"numpy": "numpy arrays", "python": number}[problem.layout.namespace]
         raise TypeError(f"gradient wants a start of torch tensors, got {came}")
-    rule = _rule(termination, rtol=rtol, atol=atol, max_rounds=max_rounds)
+    rule, yardstick = _rule(problem.layout, termination, rtol, atol, per=per, max_rounds=max_rounds)
     if isinstance(problem, AdaptsSolver):
         method = problem.adapt(method)
-    evaluator = Evaluator(problem, norm=rule.norm, max_batch=max_batch)
+    evaluator = Evaluator(problem, yardstick, max_batch)
     wanted = torch.is_grad_enabled() or forward_ad._current_level >= 0
     if estimator is not None and wanted:
         evaluator.wanted = estimator.needs
@@ -114,9 +134,13 @@ def solve(
     recorded = estimator is not None and estimator.runs_forward
     with torch.set_grad_enabled(recorded and torch.is_grad_enabled()), forward_ad._set_fwd_grad_enabled(recorded):
         solution = method.solve(evaluator, problem.initial(), rule, on_round)
-    if estimator is None or not wanted:
+    recorded = estimator is not None and wanted
+    if estimator is not None and recorded:
+        solution = replace(solution, state=estimator.attach(evaluator, solution))
+    if not (isinstance(problem, FunctionProblem) and problem.has_aux):
         return solution
-    return replace(solution, state=estimator.attach(evaluator, solution))
+    with torch.set_grad_enabled(recorded and torch.is_grad_enabled()), forward_ad._set_fwd_grad_enabled(recorded):
+        return replace(solution, aux=evaluator.aux(solution.state.clone()))
 
 
 def find_root(g: Callable[[Any], Any], z0: Any, *, sign: float = 1.0, **options: Any) -> Solution:
@@ -134,7 +158,8 @@ def find_root(g: Callable[[Any], Any], z0: Any, *, sign: float = 1.0, **options:
     sign
         ``+1`` or ``-1``, or another factor: a step size.
     options
-        As for :func:`solve`. The relative tolerance is relative to the size of ``z``, as everywhere.
+        As for :func:`solve`; with ``has_aux``, ``g`` returns ``(value, aux)``. The relative tolerance is
+         relative to the size of ``z``, as everywhere.
     """
     if not callable(g):
         raise TypeError(f"g must be a function, got {type(g).__name__}")
@@ -142,12 +167,20 @@ def find_root(g: Callable[[Any], Any], z0: Any, *, sign: float = 1.0, **options:
         raise ValueError(f"sign must be a finite number, got {sign}")
     if sign == 0:
         raise ValueError("sign must not be zero")
-    layout = Layout.of(z0, options.get("rows"))
+    rows, has_aux = options.pop("rows", None), bool(options.pop("has_aux", False))
+    problem = _Step(g, z0, rows, has_aux=has_aux, called="g")
+    problem.sign = sign
+    return solve(problem, **{"solver": "broyden", **options})
 
-    def step(z: Any) -> Any:
-        return layout.unpack(layout.pack(z, "z") + sign * layout.pack(g(z), "g(z)"))
 
-    return solve(step, z0, **{"solver": "broyden", **options})
+class _Step(FunctionProblem):
+    """``z + sign * g(z)``."""
+
+    sign: float
+
+    def with_aux(self, z: Tensor) -> tuple[Tensor, Any]:
+        value, aux = super().with_aux(z)
+        return z + self.sign * value, aux
 
 
 def _component(kind: Any, spec: Any, base: type) -> Any:
@@ -177,8 +210,26 @@ def _provides(component: Component, needs: frozenset[str]) -> bool:
         return False
 
 
-def _rule(termination: Termination | None, **overrides: Any) -> Termination:
+def _rule(
+    layout: Layout, termination: Termination | None, rtol: Any, atol: Any, **overrides: Any
+) -> tuple[Termination, Yardstick]:
+    """The stopping rule, and what it measures with; of several tolerances the rule has the strictest."""
     if termination is not None and not isinstance(termination, Termination):
         raise TypeError(f"termination must be a Termination, got {termination!r}; for one tolerance say rtol=")
-    given = {key: value for key, value in overrides.items() if value is not None}
-    return replace(termination or Termination(), **given)
+    tolerances = {name: value for name, value in (("rtol", rtol), ("atol", atol)) if value is not None}
+    tolerances = {name: float(value) if _is_scalar(value) else value for name, value in tolerances.items()}
+    several = {name: value for name, value in tolerances.items() if not isinstance(value, (int, float, str))}
+    given: dict[str, Any] = {key: value for key, value in overrides.items() if value is not None}
+    given |= {name: value for name, value in tolerances.items() if name not in several}
+    rule = replace(termination or Termination(), **given)
+    yardstick = rule.yardstick
+    if several:
+        yardstick = yardstick.with_tolerances(layout, **several)
+        strictest: dict[str, Any] = {name: float(getattr(yardstick, name).min()) for name in several}
+        rule = replace(rule, per=yardstick.per, **strictest)
+    return rule, yardstick
+
+
+def _is_scalar(value: Any) -> bool:
+    """Whether it is one number of a library."""
+    return isinstance(value, (np.generic, Tensor)) and value.ndim == 0 and value.dtype not in (bool, torch.bool)

@@ -73,7 +73,8 @@ class Solution:
     state, fstate
         Shape ``(B, D)``: the point, and ``f`` evaluated at that very point.
     error, scale
-        Shape ``(B, blocks)``, float64: the measure of that point.
+        Shape ``(B, m)``, float64: the measure of that point, with a column for every block, or (``Termination.per``)
+        every tensor or entry.
     status
         Shape ``(B,)``: why each row stopped.
     rounds
@@ -89,6 +90,8 @@ class Solution:
     extras
         What a solver or gradient estimator wants to hand on (an inverse estimate, an adjoint report, a
         :class:`Claim` of a solver that is judged from outside).
+    aux
+        What the function returned beside its value at this very point, where it was solved with ``has_aux``.
     """
 
     state: Float[Tensor, "B D"]
@@ -102,6 +105,7 @@ class Solution:
     solver: Any
     layout: Layout
     extras: dict[str, Any] = field(default_factory=dict)
+    aux: Any = None
 
     @property
     def z(self) -> Any:
@@ -120,7 +124,7 @@ class Solution:
 
     @property
     def relative_error(self) -> NDArray[np.float64]:
-        """Shape ``(B,)``: error over scale, the largest over the blocks."""
+        """Shape ``(B,)``: error over scale, the largest over the columns."""
         ratio = np.asarray((self.error / self.scale).detach().cpu(), dtype=np.float64)
         worst: NDArray[np.float64] = np.nan_to_num(ratio, nan=0.0, posinf=np.inf).max(axis=1)
         return worst

@@ -83,13 +83,14 @@ class _LinearSteps(StepSolver[Float[Tensor, "B blocks"]]):
         self, f: Evaluator, at: Evaluated, state: Float[Tensor, "B blocks"]
     ) -> tuple[Float[Tensor, "B D"] | Evaluated, Float[Tensor, "B blocks"]]:
         running = f.running
-        # One round is kept for the evaluation at the new point.
-        budget = f.remaining - 1
+        # One round is kept for the evaluation at the new point, one for finding out that forward mode is missing.
+        budget = f.remaining - 1 - f.at_stake()
         if budget < 1 or (self.method.method == "bicgstab" and budget < 2):
             return at.fz.clone(), state
         rule = self.termination
         scale = at.scale if rule.relative_to == "state" else state
-        allowed = _MARGIN * (rule.atol + rule.rtol * scale) / torch.where(at.error > 0, at.error, 1.0)
+        wanted = f.yardstick.tolerance(scale) if f.yardstick.fine else rule.atol + rule.rtol * scale
+        allowed = _MARGIN * wanted / torch.where(at.error > 0, at.error, 1.0)
         floor = _ROUNDINGS * torch.finfo(at.z.dtype).eps
         rtol = allowed.amin(dim=1).nan_to_num(nan=_MARGIN).clamp(min=floor, max=_MARGIN)
         live = to_device(running, at.z.device).unsqueeze(1)

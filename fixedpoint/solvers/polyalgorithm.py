@@ -26,6 +26,7 @@ from fixedpoint.core.solver import Solver, StepSolver
 from fixedpoint.core.status import Status
 from fixedpoint.core.termination import Termination
 from fixedpoint.core.transfer import to_device
+from fixedpoint.core.yardstick import Yardstick
 from fixedpoint.solvers.anderson import Anderson
 from fixedpoint.solvers.newton_krylov import NewtonKrylov
 
@@ -62,10 +63,11 @@ class Polyalgorithm(Solver):
             return replace(found, solver=self)
         rule = _continued(replace(termination, max_rounds=left), found, failed)
         rows = to_device(failed, found.state.device)
-        part = Evaluator(_rows_of(f.problem, rows, found.state), f.norm, f.max_batch)
+        part = Evaluator(_rows_of(f.problem, rows, found.state), f.yardstick.take(rows), f.max_batch)
+        part.learn(f)
         start = torch.where(found.state[rows].isfinite().all(1, keepdim=True), found.state[rows], z0[rows])
         more = self.then.solve(part, start, rule, _shifted(on_round, found.counts.rounds))
-        return _joined(found, more, failed, rows, self)
+        return _joined(found, more, failed, rows, self, part.yardstick)
 
 
 class _Rows(Problem):
@@ -107,11 +109,16 @@ def _shifted(on_round: Callable[[Progress], None] | None, rounds: int) -> Callab
 
 
 def _joined(
-    found: Solution, more: Solution, failed: NDArray[np.int64], rows: Int[Tensor, " k"], solver: Polyalgorithm
+    found: Solution,
+    more: Solution,
+    failed: NDArray[np.int64],
+    rows: Int[Tensor, " k"],
+    solver: Polyalgorithm,
+    yardstick: Yardstick,
 ) -> Solution:
     """Both halves as one solution; a row that neither solved keeps the better point."""
     better = to_device(more.converged, rows.device)
-    better |= more.error.amax(1) <= found.error[rows].amax(1)
+    better |= yardstick.merit(more.error, more.scale) <= yardstick.merit(found.error[rows], found.scale[rows])
     chosen = rows[better]
 
     def merged(first: Tensor, second: Tensor) -> Tensor:

@@ -89,18 +89,19 @@ class Judge:
 
     def __call__(self, at: Evaluated) -> tuple[Int8[Tensor, " B"], Bool[Tensor, " B"]]:
         """The status of every row, and the rows to be rescued: not finite now, but they have a finite point."""
-        error = self.yardstick.merit(at.error, at.scale)
-        measured = error.unsqueeze(1) if self.yardstick.fine else at.error
+        stick = self.yardstick
+        error = stick.progress(at.error, at.scale)
+        measured = stick.merit(at.error, at.scale).unsqueeze(1) if stick.fine else at.error
         if self._first is None or self._best is None or self._waited is None or self._broken is None:
             self._first, self._best = measured, error
-            self._waited = torch.zeros_like(error)
+            self._waited = torch.zeros_like(error[:, 0])
             self._broken = torch.where(at.finite, 0.0, 2.0)  # a start that is not finite cannot be rescued
-        improved = at.finite & (error < _IMPROVEMENT * self._best)
+        improved = at.finite & stick.improved(error, self._best, _IMPROVEMENT)
         self._waited = torch.where(improved, 0.0, self._waited + 1.0)
         self._broken = torch.where(improved, 0.0, self._broken + (~at.finite).to(self._broken))
-        self._best = torch.where(at.finite, torch.minimum(error, self._best), self._best)
+        self._best = torch.where(at.finite.unsqueeze(1), torch.minimum(error, self._best), self._best)
 
-        status = torch.full_like(error, Status.RUNNING, dtype=torch.int8)
+        status = torch.full_like(self._waited, Status.RUNNING, dtype=torch.int8)
         if not self.lasting:
             grown = at.finite & (measured > self.termination.divergence * self._first).any(dim=1)
             status = status.masked_fill(self._stalled(at), Status.STALLED).masked_fill(grown, Status.DIVERGED)

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from fixedpoint.core.layout import Layout
@@ -66,6 +66,24 @@ class Yardstick:
         units = error / (self.atol + wanted * scale)
         return torch.where(error == 0, 0.0, units).amax(dim=1)
 
+    def progress(self, error: Float[Tensor, "B m"], scale: Float[Tensor, "B m"]) -> Float[Tensor, "B k"]:
+        """Numbers one of which falls as a row goes on: its largest error; if fine, logarithms of three.
+
+        They are the largest error in units of its tolerance, and the products of all errors and of all in such units.
+        An entry on its way to a small value stays as far off, relative to itself, for long; one on its way to a large
+        value has errors that grow. Errors within their tolerance count as that.
+        """
+        if not self.fine:
+            return error.amax(dim=1, keepdim=True)
+        least, allowed = torch.finfo(torch.float64).tiny, self.tolerance(scale)
+        logs = torch.maximum(error, allowed).clamp(min=least).log()
+        units = logs - allowed.clamp(min=least).log()
+        return torch.stack([self.merit(error, scale).clamp(min=least).log(), logs.sum(dim=1), units.sum(dim=1)], dim=1)
+
+    def improved(self, now: Float[Tensor, "B k"], best: Float[Tensor, "B k"], factor: float) -> Bool[Tensor, " B"]:
+        """Whether a number of :meth:`progress` has fallen by that factor."""
+        return (now < (best + math.log(factor) if self.fine else factor * best)).any(dim=1)
+
     def take(self, rows: Int[Tensor, " k"]) -> Yardstick:
         """That of some of the rows."""
         parts: dict[str, Any] = {
@@ -119,7 +137,7 @@ def _checked(name: str, where: str, value: Any, shape: tuple[int, ...]) -> float
     kinds = (int, float, np.ndarray, np.generic, Tensor)
     if isinstance(value, bool) or not isinstance(value, kinds):
         raise TypeError(f"{where} must be a number or one for every entry, got {value!r}")
-    numbers = torch.as_tensor(np.asarray(value.detach().cpu().double() if isinstance(value, Tensor) else value))
+    numbers = value.detach().cpu() if isinstance(value, Tensor) else torch.as_tensor(np.asarray(value))
     if numbers.is_complex() or numbers.dtype == torch.bool:
         raise TypeError(f"{where} must be real numbers, got {numbers.dtype}")
     numbers = numbers.double()

@@ -16,7 +16,6 @@ from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fixedpoint.core.counts import Counts
 from fixedpoint.core.evaluator import Evaluator
 from fixedpoint.core.loop import Progress
 from fixedpoint.core.options import option
@@ -128,10 +127,12 @@ def _joined(
     for position, row in enumerate(failed):
         status[row] = more.status[position]
         rounds[row] = found.counts.rounds + more.rounds[position]
-    one, two = found.counts, more.counts
-    evaluations, products = one.evaluations.copy(), one.products.copy()
-    evaluations[failed] += two.evaluations
-    products[failed] += two.products
+    begun, counts, two = found.counts.rounds, found.counts, more.counts  # those of the evaluator, which may go on
+    counts.rounds += two.rounds
+    counts.calls += two.calls
+    counts.computed += two.computed
+    counts.evaluations[failed] += two.evaluations
+    counts.products[failed] += two.products
     return replace(
         found,
         state=merged(found.state, more.state),
@@ -140,13 +141,10 @@ def _joined(
         scale=merged(found.scale, more.scale),
         status=tuple(Status(code) for code in status),
         rounds=rounds,
-        counts=Counts(
-            one.rounds + two.rounds, one.calls + two.calls, evaluations, one.computed + two.computed, products
-        ),
         trace=Trace(
             error=_stacked(found.trace.error, more.trace.error, failed),
             relative=_stacked(found.trace.relative, more.trace.relative, failed),
-            rounds=np.concatenate([found.trace.rounds, one.rounds + more.trace.rounds]),
+            rounds=np.concatenate([found.trace.rounds, begun + more.trace.rounds]),
         ),
         solver=solver,
         extras={**found.extras, **more.extras},

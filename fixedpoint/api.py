@@ -126,14 +126,19 @@ def solve(
     rule, yardstick = _rule(problem.layout, termination, rtol, atol, per=per, max_rounds=max_rounds)
     if isinstance(problem, AdaptsSolver):
         method = problem.adapt(method)
-    evaluator = Evaluator(problem, yardstick, max_batch)
+    evaluator, start = Evaluator(problem, yardstick, max_batch), problem.initial()
+    if start.is_complex():
+        raise TypeError(
+            "the states of a problem are real; its layout packs complex values into one (layout.pack), and solve(f, z0) "
+            "does for a function and a complex start"
+        )
     wanted = torch.is_grad_enabled() or forward_ad._current_level >= 0
     if estimator is not None and wanted:
         evaluator.wanted = estimator.needs
         _refuse_lacking(estimator, method)
     recorded = estimator is not None and estimator.runs_forward
     with torch.set_grad_enabled(recorded and torch.is_grad_enabled()), forward_ad._set_fwd_grad_enabled(recorded):
-        solution = method.solve(evaluator, problem.initial(), rule, on_round)
+        solution = method.solve(evaluator, start, rule, on_round)
     recorded = estimator is not None and wanted
     if estimator is not None and recorded:
         solution = replace(solution, state=estimator.attach(evaluator, solution))

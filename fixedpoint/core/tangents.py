@@ -52,7 +52,7 @@ def tangent(
         return problem.product(z, v)
     z, v = z.detach(), v.detach()
     if way is Way.TRANSFORM:
-        _prepare()
+        _prepare_forward_mode()
         transformed: Tensor = torch.func.jvp(problem, (z,), (v,), strict=strict)[1]
         return transformed
     with forward_ad._set_fwd_grad_enabled(True), forward_ad.dual_level():
@@ -63,7 +63,7 @@ def tangent(
 
 
 @functools.cache
-def _prepare() -> None:
+def _prepare_forward_mode() -> None:
     """Have torch load what forward mode needs: at its first use it warns of a deprecation within itself."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)

@@ -12,6 +12,7 @@ from torch import Tensor
 from fixedpoint import NewtonKrylov, Termination, find_root, solve
 from fixedpoint.core.layout import Layout
 from fixedpoint.core.yardstick import Yardstick
+from fixedpoint.testing.problems import Constant
 
 N = 5
 RNG = np.random.default_rng(0)
@@ -167,6 +168,10 @@ REFUSED = {
     "a number that turned complex": (
         lambda: solve(lambda z: z**0.5, -1.0),
         r"f\(z\) must be a float like z0, got complex128; for complex states start from a complex z0",
+    ),
+    "a problem": (
+        lambda: solve(Constant(torch.ones(2, 3) * 1j, torch.ones(2, 3) * 1j)),
+        "the states of a problem are real; its layout packs complex values",
     ),
     "half precision": (
         lambda: solve(lambda z: z, torch.zeros(2, dtype=torch.float16).to(torch.float32).to(torch.complex32)),

@@ -129,8 +129,8 @@ def solve(
     evaluator, start = Evaluator(problem, yardstick, max_batch), problem.initial()
     if start.is_complex():
         raise TypeError(
-            "the states of a problem are real; its layout packs complex values into one (layout.pack), and solve(f, z0) "
-            "does for a function and a complex start"
+            "the states of a problem are real; its layout packs complex values into one (layout.pack), and so does "
+            "solve(f, z0) for a function and a complex start"
         )
     wanted = torch.is_grad_enabled() or forward_ad._current_level >= 0
     if estimator is not None and wanted:

@@ -75,6 +75,7 @@ class Calls:
         self._live = _Live(everything, to_device(everything, self.layout.device))
         self.limit = sys.maxsize
         self._way = Way.TRANSFORM if self.layout.namespace == "torch" else Way.DIFFERENCE
+        self._tried = False  # a way has failed, so that a round is gone that nobody had reckoned with
         self._receive = Receiver()
 
     def _running_values(self, z: Tensor) -> Tensor:
@@ -108,13 +109,16 @@ class Calls:
         evaluation), ``h = sqrt(eps) ||z|| / ||v||``, which loses half of the digits. Finished rows get zero.
 
         Where forward mode is tried and fails, the function was called all the same: another round, and an evaluation
-        of the rows it was called with (see :meth:`at_stake`).
+        of the rows it was called with. From then on a product is zero where the limit leaves no round for it and one
+        for the point that is made of it.
 
         Parameters
         ----------
         exact
             True: forward mode or its exception; False: the difference; None: what works.
         """
+        if self._tried and self.remaining < 2:
+            return torch.zeros_like(v)
         way = Way.DIFFERENCE if exact is False else self._first_way(exact)
         while way is not Way.DIFFERENCE:
             self.counts.rounds += 1
@@ -124,16 +128,16 @@ class Calls:
                     found = self._forward(at.z, v, tried, way, strict=not exact)
             except torch.OutOfMemoryError:
                 raise
-            except (
-                RuntimeError,
-                NotImplementedError,
-            ) as error:  # torch has none of its own for what lacks a forward mode
-                # A function that fails for another reason fails in the difference, too.
+            except (RuntimeError, NotImplementedError) as error:
+                # Torch has no exception of its own for what lacks forward mode. A function that fails for another
+                # reason fails in the difference, too.
                 way = Way.DIFFERENCE if isinstance(self.problem, HasProduct) else way.after(error)
                 if way is Way.DIFFERENCE and (exact or isinstance(self.problem, HasProduct)):
                     raise
-                self._way = way
+                self._way, self._tried = way, True
                 self.counts.evaluations += np.where(self._live.host, tried, 0)
+                if self.remaining < 2:
+                    return torch.zeros_like(v)
             else:
                 self.counts.products += np.where(self._live.host, tried, 0)
                 return found
@@ -206,12 +210,6 @@ class Calls:
     def remaining(self) -> int:
         """Rounds left before the limit of the solve."""
         return max(self.limit - self.counts.rounds, 0)
-
-    def at_stake(self, exact: bool | None = None) -> int:
-        """Rounds that products may cost beyond one each: as many as ways of forward mode may yet fail."""
-        if exact is False or isinstance(self.problem, HasProduct):
-            return 0
-        return (Way.DUAL if exact else Way.DIFFERENCE) - self._first_way(exact)
 
     def learn(self, other: Calls) -> None:
         """Take over what other calls have shown of the same function."""

@@ -83,8 +83,8 @@ class _LinearSteps(StepSolver[Float[Tensor, "B blocks"]]):
         self, f: Evaluator, at: Evaluated, state: Float[Tensor, "B blocks"]
     ) -> tuple[Float[Tensor, "B D"] | Evaluated, Float[Tensor, "B blocks"]]:
         running = f.running
-        # One round is kept for the evaluation at the new point, one for finding out that forward mode is missing.
-        budget = f.remaining - 1 - f.at_stake()
+        # One round is kept for the evaluation at the new point.
+        budget = f.remaining - 1
         if budget < 1 or (self.method.method == "bicgstab" and budget < 2):
             return at.fz.clone(), state
         rule = self.termination

@@ -80,8 +80,8 @@ class NewtonKrylov(StepSolver[NewtonKrylovState]):
         exact = {"auto": None, "forward": True, "difference": False}[self.jacobian]
         running = f.running
         residual = torch.where(to_device(running, at.z.device).unsqueeze(1), at.residual, 0.0)
-        # One round is kept for the evaluation at the new point, one for finding out that forward mode is missing.
-        budget = min(self.max_products, f.remaining - 1 - f.at_stake(exact))
+        # One round is kept for the evaluation at the new point.
+        budget = min(self.max_products, f.remaining - 1)
         if budget < 1:
             return f(at.fz), state
 

@@ -75,7 +75,7 @@ class ForgetsTheTry(_Plain):
 
     def step(self, f: Evaluator, at: Evaluated, state: Any) -> Step:
         known = f.differs
-        if f.remaining < 2 + f.at_stake():
+        if f.remaining < 4:
             return at.fz, None
         f.product(at, at.residual)
         f.counts.evaluations -= f.running & (f.differs and not known)

@@ -5,16 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.autograd import forward_ad
 
 from fixedpoint.core.compiling import outside_of_graphs
 from fixedpoint.core.counts import Counts
 from fixedpoint.core.evaluator import Evaluator
-from fixedpoint.core.layout import Rows
+from fixedpoint.core.layout import Layout, Rows
 from fixedpoint.core.loop import Progress
 from fixedpoint.core.problem import FunctionProblem, Problem
 from fixedpoint.core.root import RootProblem, is_flat
@@ -24,6 +25,7 @@ from fixedpoint.core.status import ROOT_DOUBTED, Status
 from fixedpoint.core.termination import Termination
 from fixedpoint.core.transfer import to_device
 from fixedpoint.core.whole import Unproven, held_against_the_whole
+from fixedpoint.core.yardstick import Yardstick
 from fixedpoint.gradients.estimator import GradientEstimator
 from fixedpoint.registry import Component, registry
 
@@ -39,11 +41,13 @@ def solve(
     gradient: str | Mapping[str, Any] | GradientEstimator | None = None,
     rows: Rows | None = None,
     termination: Termination | None = None,
-    rtol: float | None = None,
-    atol: float | None = None,
+    rtol: Any = None,
+    atol: Any = None,
+    per: Literal["row", "leaf", "entry"] | None = None,
     max_rounds: int | None = None,
     max_batch: int | None = None,
     on_round: Callable[[Progress], None] | None = None,
+    has_aux: bool = False,
 ) -> Solution:
     """Solve ``z = f(z)``.
 
@@ -51,11 +55,13 @@ def solve(
     ----------
     f
         A function from a value like ``z0`` to one of the same structure, shapes, dtype and device; or a problem.
-        What it is given is valid during the call; it must clone what it keeps, and return a new value.
+        What it is given is valid during the call; it must clone what it keeps, and leave its argument as it is. It may
+        fill the same memory again at every call, unless autograd records the iterations.
     z0
-        The start: a tensor or array, a float, or tuples, lists or dicts of tensors or of arrays. By default the
-        first dimension of states of two dimensions and more is a batch of independent problems; a vector is one
-        problem (see ``rows``).
+        The start: a tensor or array, a float, or tuples, lists or dicts of tensors or of arrays; real or complex, all
+        of one dtype. By default the first dimension of states of two dimensions and more is a batch of independent
+        problems; a vector is one problem (see ``rows``). A complex problem is solved as a real one of twice the
+        unknowns; ``f`` need not be holomorphic.
     solver
         The name of a registered solver, a mapping of ``name`` and options, or a solver. ``"auto"``: Anderson
         acceleration with a long memory, and Newton-Krylov for the rows it does not solve; a chain step by step or
@@ -67,11 +73,21 @@ def solve(
         ``"independent"``: each row of the first dimension is a problem of its own; ``f`` must not mix rows.
         ``"joint"``: the whole value is one problem.
     termination
-        The stopping rule; ``rtol``, ``atol`` and ``max_rounds`` override its fields.
+        The stopping rule; ``rtol``, ``atol``, ``per`` and ``max_rounds`` override its fields.
+    rtol, atol
+        Numbers, or values of the structure of ``z0``: for each of its tensors a number (then every tensor is held
+        against its own, ``per="leaf"``), or numbers of its shape (then every entry is, ``per="entry"``).
+    per
+        What is held against the tolerance: the norm of a whole ``"row"``, of each tensor of it (``"leaf"``), or each
+        ``"entry"``, for states that span magnitudes.
     max_batch
         Evaluate at most this many rows at once; for problems whose rows can be taken.
     on_round
         Called after every round.
+    has_aux
+        ``f`` returns a pair ``(value, aux)``; ``aux`` is anything. ``solution.aux`` is that of one more evaluation, at
+        the very point that is returned, which is counted as a round of every row, beyond ``max_rounds`` if need be.
+        With ``gradient`` autograd records it: what ``aux`` depends on, the solution included, gets its gradient.
 
     Returns
     -------
@@ -97,11 +113,13 @@ def solve(
             raise TypeError("a problem brings its own start; leave out z0")
         if rows is not None:
             raise TypeError("a problem says itself whether its rows are independent; leave out rows")
+        if has_aux:
+            raise TypeError("has_aux is for plain functions; a problem says itself whether it returns more")
         problem = f
     else:
         if z0 is None:
             raise TypeError("solve wants a start z0 for a plain function")
-        problem = FunctionProblem(f, z0, rows)
+        problem = FunctionProblem(f, z0, rows, has_aux=has_aux)
     if on_round is not None and not callable(on_round):
         raise TypeError(f"on_round must be a function, got {type(on_round).__name__}")
     method: Solver = _component("solver", solver, Solver)
@@ -109,12 +127,18 @@ def solve(
         None if gradient is None else _component("gradient", gradient, GradientEstimator)
     )
     if estimator is not None and problem.layout.namespace != "torch":
-        came = {"numpy": "numpy arrays", "python": "a float"}[problem.layout.namespace]
+        number = "a complex number" if problem.layout.is_complex else "a float"
+        came = {"numpy": "numpy arrays", "python": number}[problem.layout.namespace]
         raise TypeError(f"gradient wants a start of torch tensors, got {came}")
-    rule = _rule(termination, rtol=rtol, atol=atol, max_rounds=max_rounds)
+    rule, yardstick = _rule(problem.layout, termination, rtol, atol, per=per, max_rounds=max_rounds)
     if isinstance(problem, AdaptsSolver):
         method = problem.adapt(method)
-    evaluator = Evaluator(problem, norm=rule.norm, max_batch=max_batch)
+    evaluator, start = Evaluator(problem, yardstick, max_batch), problem.initial()
+    if start.is_complex():
+        raise TypeError(
+            "the states of a problem are real; its layout packs complex values into one (layout.pack), and so does "
+            "solve(f, z0) for a function and a complex start"
+        )
     evaluator.termination = rule
     wanted = torch.is_grad_enabled() or forward_ad._current_level >= 0
     if estimator is not None and wanted:
@@ -122,15 +146,20 @@ def solve(
         _refuse_lacking(estimator, method)
     recorded = estimator is not None and estimator.runs_forward
     with torch.set_grad_enabled(recorded and torch.is_grad_enabled()), forward_ad._set_fwd_grad_enabled(recorded):
-        solution = method.solve(evaluator, problem.initial(), rule, on_round)
-    attached = solution.state if estimator is None or not wanted else estimator.attach(evaluator, solution)
+        solution = method.solve(evaluator, start, rule, on_round)
+    recorded = estimator is not None and wanted
+    attached = estimator.attach(evaluator, solution) if estimator is not None and recorded else solution.state
     if evaluator.recorded is None and isinstance(problem, Unproven) and problem.unproven:
         with torch.no_grad():
             evaluator.value(solution.state)
     value, evaluator.recorded = evaluator.recorded, None  # an estimator may keep the evaluator
     if value is not None:
         solution = held_against_the_whole(evaluator, solution, rule, value)
-    return replace(solution, state=attached)
+    solution = replace(solution, state=attached)
+    if not (isinstance(problem, FunctionProblem) and problem.has_aux):
+        return solution
+    with torch.set_grad_enabled(recorded and torch.is_grad_enabled()), forward_ad._set_fwd_grad_enabled(recorded):
+        return replace(solution, aux=evaluator.aux(solution.state.clone()))
 
 
 def find_root(
@@ -143,6 +172,7 @@ def find_root(
     rtol: float | None = None,
     atol: float | None = None,
     max_rounds: int | None = None,
+    has_aux: bool = False,
     **options: Any,
 ) -> Solution:
     """Solve ``g(z) = 0`` as the fixed point of ``z + sign * g(z)``.
@@ -164,8 +194,8 @@ def find_root(
     sign
         A factor, taken as it is: ``+1``, ``-1`` or a step size. By default +1 times what keeps the first step no longer
         than the start (than 1 an entry from a start at zero) and long enough for a slope.
-    rows, termination, rtol, atol, max_rounds, options
-        As for :func:`solve`.
+    rows, termination, rtol, atol, max_rounds, has_aux, options
+        As for :func:`solve`, with numbers for ``rtol`` and ``atol``; with ``has_aux``, ``g`` returns ``(value, aux)``.
     """
     if not callable(g):
         raise TypeError(f"g must be a function, got {type(g).__name__}")
@@ -173,8 +203,8 @@ def find_root(
         raise ValueError(f"sign must be a finite number, got {sign}")
     if sign == 0:
         raise ValueError("sign must not be zero")
-    rule = _rule(termination, rtol=rtol, atol=atol, max_rounds=max_rounds)
-    problem = RootProblem(g, z0, rows, sign, rule)
+    rule, _ = _rule(Layout.of(z0, rows), termination, rtol, atol, max_rounds=max_rounds)
+    problem = RootProblem(g, z0, rows, sign, rule, has_aux)
     solution = solve(problem, **{"solver": "broyden", "termination": rule, **options})
     solution = _unless_flat(problem, solution)
     doubtful = ~solution.converged & (solution.relative_error <= rule.rtol)
@@ -221,8 +251,26 @@ def _provides(component: Component, needs: frozenset[str]) -> bool:
         return False
 
 
-def _rule(termination: Termination | None, **overrides: Any) -> Termination:
+def _rule(
+    layout: Layout, termination: Termination | None, rtol: Any, atol: Any, **overrides: Any
+) -> tuple[Termination, Yardstick]:
+    """The stopping rule, and what it measures with; of several tolerances the rule has the strictest."""
     if termination is not None and not isinstance(termination, Termination):
         raise TypeError(f"termination must be a Termination, got {termination!r}; for one tolerance say rtol=")
-    given = {key: value for key, value in overrides.items() if value is not None}
-    return replace(termination or Termination(), **given)
+    tolerances = {name: value for name, value in (("rtol", rtol), ("atol", atol)) if value is not None}
+    tolerances = {name: float(value) if _is_scalar(value) else value for name, value in tolerances.items()}
+    several = {name: value for name, value in tolerances.items() if not isinstance(value, (int, float, str))}
+    given: dict[str, Any] = {key: value for key, value in overrides.items() if value is not None}
+    given |= {name: value for name, value in tolerances.items() if name not in several}
+    rule = replace(termination or Termination(), **given)
+    yardstick = rule.yardstick
+    if several:
+        yardstick = yardstick.with_tolerances(layout, **several)
+        strictest: dict[str, Any] = {name: float(getattr(yardstick, name).min()) for name in several}
+        rule = replace(rule, per=yardstick.per, **strictest)
+    return rule, yardstick
+
+
+def _is_scalar(value: Any) -> bool:
+    """Whether it is one number of a library."""
+    return isinstance(value, (np.generic, Tensor)) and value.ndim == 0 and value.dtype not in (bool, torch.bool)

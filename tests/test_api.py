@@ -132,14 +132,15 @@ def test_raise_for_status() -> None:
 ONES = torch.ones(2, 3)
 
 
-def test_memory_filled_anew_is_refused() -> None:
+def test_memory_filled_anew_is_copied() -> None:
     buffer = torch.empty(2, 3)
 
     def fills(z: torch.Tensor) -> torch.Tensor:
         return torch.cos(z, out=buffer)
 
-    with pytest.raises(ValueError, match="filled anew"):
-        fixedpoint.solve(fills, ONES)
+    for solver in ("picard", "anderson", "auto"):
+        solution = fixedpoint.solve(fills, ONES, solver=solver)
+        assert torch.equal(solution.z, fixedpoint.solve(torch.cos, ONES, solver=solver).z)
 
 
 def test_a_function_that_returns_one_constant_tensor_is_fine() -> None:

@@ -58,7 +58,10 @@ STARTS = {
     "integer array": (lambda: solve(np.cos, np.ones(3, dtype=int)), "z0 must be of a floating-point dtype, got int64"),
     "an int": (lambda: solve(np.cos, 1), "z0 must be a tensor, an array or a float, got int"),
     "booleans": (lambda: solve(torch.cos, X > 0), "floating-point dtype, got torch.bool"),
-    "complex": (lambda: solve(torch.cos, X * 1j), r"must be real, got torch.complex64; pass torch.view_as_real\(z\)"),
+    "real and complex": (
+        lambda: solve(lambda z: z, (X, X * 1j)),
+        r"all of z0 must have one dtype: z0\[0\] is torch.float32, z0\[1\] is torch.complex64",
+    ),
     "float8": (
         lambda: solve(torch.cos, X.to(torch.float8_e4m3fn)),
         "z0 must be float64, float32, bfloat16 or float16, got torch.float8_e4m3fn",
@@ -91,7 +94,10 @@ FUNCTIONS = {
     "a broadcast shape": (lambda: solve(lambda z: z.mean(), X), r"the shape of z0, \(2, 3\), got \(\)"),
     "another dtype": (lambda: solve(torch.Tensor.double, X), "the dtype of z0, torch.float32, got torch.float64"),
     "integer values": (lambda: solve(torch.Tensor.long, X), "floating-point dtype, got torch.int64"),
-    "complex values": (lambda: solve(lambda z: z * 1j, X), r"f\(z\) must be real, got torch.complex64"),
+    "complex values": (
+        lambda: solve(lambda z: z * 1j, X),
+        "dtype of z0, torch.float32, got torch.complex64; for complex states start from a complex z0",
+    ),
     "another device": (lambda: solve(lambda z: z.to("meta"), X), r"f\(z\) must be on cpu like z0, got meta"),
     "another structure": (lambda: solve(lambda z: (z, z), X), "must have the structure of z0"),
     "one of two": (lambda: solve(lambda z: {"a": z["a"]}, {"a": X, "b": X}), "must have the structure of z0"),

@@ -13,6 +13,7 @@ trajectory; a plain round makes at least one more state exact, so that ``N`` rou
 from __future__ import annotations
 
 import copy
+import functools
 from abc import ABC, abstractmethod
 from typing import Literal
 
@@ -26,6 +27,7 @@ from fixedpoint.chains.faults import place_of
 from fixedpoint.chains.measure import implied, state_norms
 from fixedpoint.chains.solver import as_chain_solver
 from fixedpoint.core.layout import Layout
+from fixedpoint.core.memory import Receiver
 from fixedpoint.core.problem import Cost, Measure, Problem
 from fixedpoint.core.solver import Solver
 
@@ -175,9 +177,9 @@ class ChainProblem(Problem):
             )
         shape = (x[0].numel(), x[0].numel()) if whole else x.shape[1:]
         size = self.max_batch or max(len(x), 1)
-        found = []
+        receive, found = Receiver(), []
         for pairs in zip(x.split(size), index.split(size), self.rows[row].split(size), strict=True):
-            part = derive(*pairs)
+            part = receive(functools.partial(derive, *pairs))
             if part.shape != (len(pairs[0]), *shape) or part.dtype != x.dtype:
                 raise ValueError(
                     f"{name} must return shape {(len(pairs[0]), *shape)}, {x.dtype}, "
@@ -232,7 +234,8 @@ class ChainProblem(Problem):
             raise TypeError(f"{type(self.chain).__name__} does not know its states' jumps from x0 (no method jumps)")
         size = self.max_batch or len(self.x0)
         batches = zip(self.x0.split(size), self.rows.split(size), strict=True)
-        return torch.cat([self.chain.jumps(x0, rows) for x0, rows in batches]).flatten(1)
+        receive = Receiver()
+        return torch.cat([receive(functools.partial(self.chain.jumps, *batch)) for batch in batches]).flatten(1)
 
     def extend(
         self,
@@ -274,10 +277,10 @@ class ChainProblem(Problem):
 
     def _in_batches(self, x: Tensor, index: Tensor, row: Tensor) -> Tensor:
         size = self.max_batch or max(len(x), 1)
-        pieces = []
+        receive, pieces = Receiver(), []
         for pairs in zip(x.split(size), index.split(size), row.split(size), strict=True):
             try:
-                pieces.append(self._step(*pairs))
+                pieces.append(receive(functools.partial(self._step, *pairs)))
             except Exception as error:  # a denoiser may raise anything: it goes on its way, with its place
                 error.add_note(place_of(error, self._step, self.length, *pairs))
                 raise

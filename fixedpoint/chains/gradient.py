@@ -110,7 +110,7 @@ class _Rule:
         chain = AdjointChain(problem, states.view(shape), direct if several else None)
         last = direct[:, -1].contiguous()
         joint = ChainProblem(chain, last, max_batch=problem.max_batch)
-        solution = by.solver.solve(Evaluator(joint, norm=by.termination.norm), joint.initial(), by.termination)
+        solution = by.solver.solve(Evaluator(joint, norm=by.termination.yardstick), joint.initial(), by.termination)
         failed = failed_rows(solution)
         self._tell(solution, failed)
         found: Tensor = torch.cat([solution.z.flip(1), last.unsqueeze(1)], dim=1)

@@ -147,7 +147,7 @@ class Workbench:
     ) -> Solution:
         tell = self.tell
         on_round = None if tell is None else lambda progress: tell(stage, progress)
-        solution = solver.solve(Evaluator(problem, norm=rule.norm), problem.initial(), rule, on_round)
+        solution = solver.solve(Evaluator(problem, norm=rule.yardstick), problem.initial(), rule, on_round)
         self.spent(stage, solution.counts, rows)
         return solution
 

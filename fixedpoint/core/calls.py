@@ -4,22 +4,33 @@ from __future__ import annotations
 
 import functools
 import math
-import warnings
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.multiprocessing.reductions import StorageWeakRef
 
 from fixedpoint.core.counts import Counts
+from fixedpoint.core.memory import REFILLED, Receiver
 from fixedpoint.core.point import Evaluated
-from fixedpoint.core.problem import Cost, HasCost, HasDerivatives, HasPairs, HasProduct, HasTake, Problem
+from fixedpoint.core.problem import (
+    Cost,
+    FunctionProblem,
+    HasCost,
+    HasDerivatives,
+    HasPairs,
+    HasProduct,
+    HasTake,
+    Problem,
+)
 from fixedpoint.core.reduce import row_norms
+from fixedpoint.core.tangents import Way, tangent
 from fixedpoint.core.transfer import to_device
 
 __all__ = ["Calls"]
@@ -62,8 +73,10 @@ class Calls:
         self.counts = Counts(rounds=0, calls=0, evaluations=none, computed=0, products=none.copy())
         everything = np.ones(self.layout.rows, dtype=np.bool_)
         self._live = _Live(everything, to_device(everything, self.layout.device))
-        self._differs = self.layout.namespace != "torch"
-        self._last: tuple[StorageWeakRef, int] | None = None
+        self.limit = sys.maxsize
+        self._way = Way.TRANSFORM if self.layout.namespace == "torch" else Way.DIFFERENCE
+        self._tried = False  # a way has failed, so that a round is gone that nobody had reckoned with
+        self._receive = Receiver()
 
     def _running_values(self, z: Tensor) -> Tensor:
         """``f(z)`` at the running rows, ``z`` at the others: a round."""
@@ -79,6 +92,15 @@ class Calls:
         with self._noted():
             return self._micro_batches(self.problem, z)
 
+    def aux(self, z: Float[Tensor, "B D"]) -> Any:
+        """What else the function returns at ``z``, whose value is let go: a round of every row, counted like any."""
+        problem = self.problem
+        assert isinstance(problem, FunctionProblem)  # no other has any
+        self.counts.rounds += 1
+        self.counts.evaluations += self._count(problem, self.layout.rows)
+        with self._noted():
+            return problem.with_aux(z)[1]
+
     def product(self, at: Evaluated, v: Float[Tensor, "B D"], exact: bool | None = None) -> Float[Tensor, "B D"]:
         """``J v``, the Jacobian of ``f`` at a point times a vector, of the running rows; costs one round.
 
@@ -86,25 +108,40 @@ class Calls:
         one (both counted in ``counts.products``); else by the difference ``(f(z + h v) - f(z)) / h`` (counted as an
         evaluation), ``h = sqrt(eps) ||z|| / ||v||``, which loses half of the digits. Finished rows get zero.
 
+        Where forward mode is tried and fails, the function was called all the same: another round, and an evaluation
+        of the rows it was called with. From then on a product is zero where the limit leaves no round for it and one
+        for the point that is made of it.
+
         Parameters
         ----------
         exact
             True: forward mode or its exception; False: the difference; None: what works.
         """
-        self.counts.rounds += 1
-        if exact is not False and (exact or not self._differs):
+        if self._tried and self.remaining < 2:
+            return torch.zeros_like(v)
+        way = Way.DIFFERENCE if exact is False else self._first_way(exact)
+        while way is not Way.DIFFERENCE:
+            self.counts.rounds += 1
+            tried = np.zeros(self.layout.rows, dtype=np.int64)
             try:
                 with self._noted():
-                    found = self._forward(at.z, v)
+                    found = self._forward(at.z, v, tried, way, strict=not exact)
             except torch.OutOfMemoryError:
                 raise
-            except (RuntimeError, NotImplementedError):  # torch has no exception of its own for what lacks forward mode
-                if exact:
+            except (RuntimeError, NotImplementedError) as error:
+                # Torch has no exception of its own for what lacks forward mode. A function that fails for another
+                # reason fails in the difference, too.
+                way = Way.DIFFERENCE if isinstance(self.problem, HasProduct) else way.after(error)
+                if way is Way.DIFFERENCE and (exact or isinstance(self.problem, HasProduct)):
                     raise
-                self._differs = True  # a function that fails for another reason fails in the difference, too
+                self._way, self._tried = way, True
+                self.counts.evaluations += np.where(self._live.host, tried, 0)
+                if self.remaining < 2:
+                    return torch.zeros_like(v)
             else:
-                self.counts.products[self._live.host] += 1
+                self.counts.products += np.where(self._live.host, tried, 0)
                 return found
+        self.counts.rounds += 1
         self.counts.evaluations[self._live.host] += _cost(self.problem, self.layout.rows).evaluations
         reach = row_norms(at.z)
         length = row_norms(v)
@@ -132,7 +169,7 @@ class Calls:
         """
         self.counts.rounds += not same_round
         self.counts.evaluations += np.bincount(row, minlength=self.layout.rows)
-        return torch.cat([self._taken(chain.pairs, chain, *part) for part in self._parts(x, index, row)])
+        return torch.cat(self._taken(chain.pairs, chain, x, index, row))
 
     def derivatives(
         self,
@@ -148,7 +185,7 @@ class Calls:
         """
         self.counts.products += np.bincount(row, minlength=self.layout.rows)
         derive = functools.partial(chain.derivatives, whole=whole)
-        return torch.cat([self._taken(derive, chain, *part) for part in self._parts(x, index, row)])
+        return torch.cat(self._taken(derive, chain, x, index, row))
 
     @property
     def running(self) -> NDArray[np.bool_]:
@@ -167,7 +204,20 @@ class Calls:
     @property
     def differs(self) -> bool:
         """Whether products are made by differences, since the problem has no forward mode."""
-        return self._differs
+        return self._way is Way.DIFFERENCE
+
+    @property
+    def remaining(self) -> int:
+        """Rounds left before the limit of the solve."""
+        return max(self.limit - self.counts.rounds, 0)
+
+    def learn(self, other: Calls) -> None:
+        """Take over what other calls have shown of the same function."""
+        self._way, self._receive = other._way, other._receive
+
+    def _first_way(self, exact: bool | None) -> Way:
+        """The way to begin with: of exact products always one of forward mode."""
+        return Way.TRANSFORM if exact and self.differs else self._way
 
     def _parts(self, x: Tensor, index: Tensor, row: NDArray[np.int64]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """The pairs, of at most ``max_batch`` rows at a time."""
@@ -179,37 +229,48 @@ class Calls:
                 yield x[part], index[part], rows[part]
 
     def _taken(
-        self, take: Callable[..., Tensor], chain: HasPairs | HasDerivatives, x: Tensor, index: Tensor, row: Tensor
-    ) -> Tensor:
-        self.counts.calls += chain.calls(len(x))
-        self.counts.computed += len(x)
-        with self._noted():
-            return take(x, index, row)
+        self,
+        take: Callable[..., Tensor],
+        chain: HasPairs | HasDerivatives,
+        x: Tensor,
+        index: Tensor,
+        row: NDArray[np.int64],
+    ) -> list[Tensor]:
+        """What is taken of the pairs, part by part, none of them overwritten by a later one."""
+        receive, found = Receiver(), []
+        for part in self._parts(x, index, row):
+            self.counts.calls += chain.calls(len(part[0]))
+            self.counts.computed += len(part[0])
+            with self._noted():
+                found.append(receive(functools.partial(take, *part)))
+        return found
 
     @contextmanager
     def _noted(self) -> Iterator[None]:
         try:
             yield
         except Exception as error:
-            error.add_note(f"raised by f in round {self.counts.rounds} of the solve")
+            called = getattr(self.problem, "called", "f")
+            error.add_note(f"raised by {called} in round {self.counts.rounds} of the solve")
             raise
 
-    def _forward(self, z: Tensor, v: Tensor) -> Tensor:
-        """``J v`` of the running rows in forward mode, zero elsewhere."""
+    def _forward(self, z: Tensor, v: Tensor, tried: NDArray[np.int64], way: Way, strict: bool) -> Tensor:
+        """``J v`` of the running rows in forward mode, zero elsewhere; ``tried`` has what it took of each."""
         live = self._live
-        if live.index is None or live.problem is None:
-            return torch.where(live.mask.unsqueeze(1), self._tangent(self.problem, z, v), 0.0)
-        part = self._tangent(live.problem, z[live.index], v[live.index])
-        return torch.zeros_like(v).index_copy(0, live.index, part)
 
-    def _tangent(self, problem: Problem, z: Tensor, v: Tensor) -> Tensor:
-        self.counts.calls += 1
-        self.counts.computed += z.shape[0]
-        if isinstance(problem, HasProduct):
-            return problem.product(z, v)
-        _prepare_forward_mode()
-        tangent: Tensor = torch.func.jvp(problem, (z.detach(),), (v.detach(),))[1]
-        return tangent
+        def tangents(problem: Problem, z: Tensor, v: Tensor, rows: NDArray[np.int64]) -> Tensor:
+            found = []
+            for part, own in self._batches(problem, z):
+                evaluations = self._count(own, len(z[part]))
+                tried[rows[part]] += evaluations
+                found.append(tangent(own, z[part], v[part], way, strict))
+            return found[0] if len(found) == 1 else torch.cat(found)
+
+        if live.index is None or live.problem is None:
+            everyone = np.arange(self.layout.rows)
+            return torch.where(live.mask.unsqueeze(1), tangents(self.problem, z, v, everyone), 0.0)
+        part = tangents(live.problem, z[live.index], v[live.index], np.flatnonzero(live.host))
+        return torch.zeros_like(v).index_copy(0, live.index, part)
 
     def _values(self, z: Tensor) -> Tensor:
         live = self._live
@@ -220,43 +281,49 @@ class Calls:
         return z.index_copy(0, live.index, self._micro_batches(live.problem, z.index_select(0, live.index)))
 
     def _micro_batches(self, problem: Problem, z: Tensor) -> Tensor:
-        if self.max_batch is None or z.shape[0] <= self.max_batch:
-            return self._call(problem, z)
+        found = [self._call(own, z[part]) for part, own in self._batches(problem, z)]
+        return found[0] if len(found) == 1 else torch.cat(found)
+
+    def _batches(self, problem: Problem, z: Tensor) -> Iterator[tuple[slice, Problem]]:
+        """The problem, of at most ``max_batch`` of its rows at a time."""
+        if self.max_batch is None or len(z) <= self.max_batch:
+            yield slice(None), problem
+            return
         assert isinstance(problem, HasTake)  # checked on construction
-        rows = torch.arange(z.shape[0], device=z.device).split(self.max_batch)
-        return torch.cat([self._call(problem.take(part), z[part]) for part in rows])
+        for first in range(0, len(z), self.max_batch):
+            part = slice(first, min(first + self.max_batch, len(z)))
+            yield part, problem.take(torch.arange(part.start, part.stop, device=z.device))
 
     def _call(self, problem: Problem, z: Tensor) -> Tensor:
-        cost = _cost(problem, z.shape[0])
+        self._count(problem, z.shape[0])
+        theirs, version = self._receive.gave(z), z._version
+        try:
+            fz = self._receive(lambda: self._checked(problem, z))
+        except ValueError:
+            if theirs and z._version != version:
+                raise ValueError(f"{REFILLED}, and leave its argument as it is") from None
+            raise
+        if self._receive.copied:  # f writes into what it keeps in forward mode, too
+            self._way = max(self._way, Way.DUAL)
+        if torch.is_grad_enabled() and fz.untyped_storage().data_ptr() == z.untyped_storage().data_ptr():
+            return fz.clone()
+        return fz
+
+    def _count(self, problem: Problem, rows: int) -> int:
+        """Count the calls, and what is computed, of one evaluation of so many rows; the evaluations of each."""
+        cost = _cost(problem, rows)
         self.counts.calls += cost.calls
-        self.counts.computed += cost.evaluations * z.shape[0]
+        self.counts.computed += cost.evaluations * rows
+        return cost.evaluations
+
+    def _checked(self, problem: Problem, z: Tensor) -> Tensor:
         fz = problem(z)
         if fz.shape != z.shape or fz.dtype != z.dtype or fz.device != z.device:
             raise ValueError(
                 f"f must return shape {tuple(z.shape)}, {z.dtype} on {z.device}, "
                 f"got {tuple(fz.shape)}, {fz.dtype} on {fz.device}"
             )
-        return self._owned(z, fz)
-
-    def _owned(self, z: Tensor, fz: Tensor) -> Tensor:
-        """``fz`` in memory that stays as it is: a view of ``z`` is copied, memory filled anew is refused."""
-        if fz.untyped_storage().data_ptr() == z.untyped_storage().data_ptr():
-            return fz.clone()
-        storage = StorageWeakRef(fz.untyped_storage())
-        if self._last is not None:
-            last, version = self._last
-            if storage == last and not last.expired() and fz._version != version:
-                raise ValueError("f returned memory it had returned before, filled anew; it must return a new tensor")
-        self._last = (storage, fz._version)
         return fz
-
-
-@functools.cache
-def _prepare_forward_mode() -> None:
-    """Have torch load what forward mode needs: at its first use it warns of a deprecation within itself."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        torch.func.jvp(torch.sin, (torch.zeros(1),), (torch.zeros(1),))
 
 
 def _cost(problem: Problem, rows: int) -> Cost:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,8 +14,8 @@ from fixedpoint.core.calls import Calls
 from fixedpoint.core.counts import Decision
 from fixedpoint.core.point import Best, Evaluated, Point
 from fixedpoint.core.problem import HasExactResidual, HasMeasure, Measure, Problem
-from fixedpoint.core.reduce import block_norms
 from fixedpoint.core.transfer import to_device
+from fixedpoint.core.yardstick import Yardstick
 
 if TYPE_CHECKING:
     from fixedpoint.core.termination import Termination
@@ -39,15 +38,20 @@ class Evaluator(Calls):
     problem
         The problem.
     norm
-        ``"l2"``, ``"rms"`` or ``"max"``: the norm of ``f(z) - z`` for problems without a measure of their own.
+        ``"l2"``, ``"rms"`` or ``"max"``: the norm of ``f(z) - z`` for problems without a measure of their own; or a
+        yardstick, which says what it is taken of, too.
     max_batch
         Evaluate at most this many rows in one call (the problem must be able to ``take`` rows).
+
+    Raises
+    ------
+    ValueError
+        Where a problem with a measure of its own is to be measured in parts.
     """
 
-    def __init__(self, problem: Problem, norm: str = "l2", max_batch: int | None = None) -> None:
+    def __init__(self, problem: Problem, norm: str | Yardstick = "l2", max_batch: int | None = None) -> None:
         super().__init__(problem, max_batch)
-        self.norm = norm
-        self.limit = sys.maxsize
+        self.yardstick = Yardstick(norm) if isinstance(norm, str) else norm
         self.errors: list[Tensor] = []
         self.relative: list[Tensor] = []
         self.judged_after: list[int] = []
@@ -59,8 +63,14 @@ class Evaluator(Calls):
         self.origin: tuple[Tensor, Tensor] | None = None
         self._own_measure = problem.measure if isinstance(problem, HasMeasure) else None
         self._exact_residual = problem.exact_residual if isinstance(problem, HasExactResidual) else None
-        self._plain = norm == "l2" and self.layout.blocks == 1 and self._own_measure is None
-        self._best = Best()
+        own = self._own_measure is not None or self.layout.blocks > 1
+        if own and self.yardstick.fine:
+            raise ValueError(
+                f"per={self.yardstick.per!r} is for problems measured by f(z) - z; {type(problem).__name__} has a "
+                "measure of its own, so leave per at 'row'"
+            )
+        self._plain = self.yardstick.norm == "l2" and not self.yardstick.fine and not own
+        self._best = Best(None, self.yardstick.merit)
         self._buffers: dict[str, list[Tensor]] = {}
 
     def __call__(self, z: Float[Tensor, "B D"]) -> Evaluated:
@@ -79,11 +89,6 @@ class Evaluator(Calls):
         if self.recorded is None:
             self.recorded = fz.detach()
         return fz
-
-    @property
-    def remaining(self) -> int:
-        """Rounds left before the limit of the solve."""
-        return max(self.limit - self.counts.rounds, 0)
 
     def empty(self) -> Float[Tensor, "B D"] | None:
         """Memory for a proposal, used again two proposals later; None while gradients flow.
@@ -144,7 +149,7 @@ class Evaluator(Calls):
 
     def recall(self, known: Point | None) -> None:
         """Take what another evaluator of this problem knew for one's own."""
-        self._best = Best(known)
+        self._best = Best(known, self.yardstick.merit)
 
     def keep(self, rows: NDArray[np.bool_], at: Evaluated) -> None:
         """Say that these rows end at this point."""
@@ -172,8 +177,8 @@ class Evaluator(Calls):
     def _measure(self, z: Tensor, fz: Tensor, residual: Tensor) -> Measure:
         if self._own_measure is not None:
             return self._own_measure(z, fz, residual)
-        blocks = self.layout.blocks
-        return Measure(block_norms(residual, blocks, self.norm), block_norms(fz, blocks, self.norm))
+        measured = self.yardstick.norms
+        return Measure(measured(residual, self.layout), measured(fz, self.layout))
 
     def _recycled(self, name: str) -> Tensor | None:
         """One of two buffers of the state's shape in turn; None while gradients flow."""

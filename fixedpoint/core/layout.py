@@ -4,32 +4,37 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from fixedpoint.core.structure import filled, leaves, numbered, outline
+
 __all__ = ["Layout", "Rows"]
 
 Rows = Literal["independent", "joint"]
+Namespace = Literal["torch", "numpy", "python"]
 
 _DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+_COMPLEX = {torch.complex128: torch.float64, torch.complex64: torch.float32}
+_ARRAYS = (np.float16, np.float32, np.float64, np.complex64, np.complex128)
 
 
 @dataclass(frozen=True)
 class Leaf:
-    """One tensor of the user's state: where it stands and the shape of one row of it."""
+    """One tensor of the user's state: where it stands, the shape of one row of it, and the unknowns of an entry."""
 
     path: str
     shape: tuple[int, ...]
+    width: int = 1
 
     @property
     def size(self) -> int:
-        return math.prod(self.shape)
+        return math.prod(self.shape) * self.width
 
 
 @dataclass(frozen=True)
@@ -45,13 +50,16 @@ class Layout:
     template
         The value with leaf numbers in place of tensors.
     dtype, device
-        Of the state.
+        Of the state, which is real: two unknowns stand for a complex number, its real and its imaginary part.
     namespace
-        ``"torch"``, ``"numpy"`` or ``"python"`` (a plain float): what the user's function takes and returns.
+        ``"torch"``, ``"numpy"`` or ``"python"`` (a plain float or complex number): what the user's function takes and
+        returns.
     joint
         The whole value is one problem (rows depend on one another).
     blocks
         Number of equal blocks a row is made of (the steps of a chain); 1 otherwise.
+    is_complex
+        The user's value is complex.
     """
 
     rows: int
@@ -59,14 +67,20 @@ class Layout:
     template: Any = field(hash=False)
     dtype: torch.dtype
     device: torch.device
-    namespace: Literal["torch", "numpy", "python"] = "torch"
+    namespace: Namespace = "torch"
     joint: bool = False
     blocks: int = 1
+    is_complex: bool = False
 
     @functools.cached_property
     def size(self) -> int:
-        """``D``, the number of unknowns of one row."""
+        """``D``, the number of real unknowns of one row."""
         return sum(leaf.size for leaf in self.leaves)
+
+    @property
+    def width(self) -> int:
+        """Unknowns of an entry of the user's value: 2 of a complex one."""
+        return 2 if self.is_complex else 1
 
     @property
     def slices(self) -> tuple[slice, ...]:
@@ -85,35 +99,37 @@ class Layout:
         Raises
         ------
         TypeError, ValueError
-            When the value holds no floating-point tensor or array, mixes dtypes or devices, is empty, or its
+            When the value holds no floating-point or complex tensor or array, mixes dtypes or devices, is empty, or its
             batch dimensions disagree.
         """
         if rows not in (None, "independent", "joint"):
             raise ValueError(f"rows must be 'independent' or 'joint', got {rows!r}")
-        found = list(_leaves(value, "z0"))
+        found = list(leaves(value, "z0"))
         if not found:
             raise ValueError(f"z0 holds no tensor, got {value!r}")
         namespace = _namespace(found)
         tensors = [(path, _as_tensor(path, leaf)) for path, leaf in found]
-        _refuse_mixed(tensors)
+        _refuse_mixed(tensors, namespace)
         shapes = [tuple(tensor.shape) for _, tensor in tensors]
         joint = rows == "joint" or (rows is None and not _is_batched(shapes))
         if (not joint and len({shape[:1] for shape in shapes}) != 1) or (not joint and not shapes[0]):
             listed = ", ".join(f"{path} {shape}" for (path, _), shape in zip(tensors, shapes, strict=True))
             raise ValueError(f"rows='independent' wants one batch size as the first dimension of all, got {listed}")
         first = tensors[0][1]
-        leaves = tuple(
-            Leaf(path, shape if joint else shape[1:]) for (path, _), shape in zip(tensors, shapes, strict=True)
+        width = 2 if first.is_complex() else 1
+        places = tuple(
+            Leaf(path, shape if joint else shape[1:], width) for (path, _), shape in zip(tensors, shapes, strict=True)
         )
         layout = cls(
             rows=1 if joint else shapes[0][0],
-            leaves=leaves,
-            template=_number(value),
-            dtype=first.dtype,
+            leaves=places,
+            template=numbered(value),
+            dtype=_COMPLEX.get(first.dtype, first.dtype),
             device=first.device,
             namespace=namespace,
             joint=joint,
             blocks=blocks,
+            is_complex=width == 2,
         )
         if layout.rows == 0 or layout.size == 0:
             raise ValueError(f"z0 is empty, got shape {shapes[0]}")
@@ -129,23 +145,28 @@ class Layout:
         TypeError, ValueError
             Naming what differs from the layout: structure, shape, dtype or device.
         """
-        found: dict[str, Any] = dict(_leaves(value, "z0"))
+        found: dict[str, Any] = dict(leaves(value, "z0"))
         if set(found) != {leaf.path for leaf in self.leaves}:
-            arrays = self.namespace == "python" and isinstance(value, np.ndarray)
-            hint = "; for a function of arrays start from an array" if arrays else ""
-            raise TypeError(f"{name} must have the structure of z0, {self._structure()}, got {_outline(value)}{hint}")
+            raise TypeError(
+                f"{name} must have the structure of z0, {self._structure()}, got {outline(value, name)}"
+                f"{self._hint(value, name)}"
+            )
         parts = []
         for leaf in self.leaves:
             where = name + leaf.path.removeprefix("z0")
             self._refuse_kind(where, found[leaf.path])
             tensor = _as_tensor(where, found[leaf.path])
-            shape = leaf.shape if self.joint else (self.rows, *leaf.shape)
+            shape = self.shape_of(leaf)
             if tuple(tensor.shape) != shape:
                 raise ValueError(f"{where} must have the shape of {leaf.path}, {shape}, got {tuple(tensor.shape)}")
-            if tensor.dtype != self.dtype:
-                raise TypeError(f"{where} must have the dtype of {leaf.path}, {self.dtype}, got {tensor.dtype}")
+            if self.namespace == "python" and self.is_complex and tensor.dtype == torch.float64:
+                tensor = tensor.to(torch.complex128)  # in Python a float is a complex number
+            if tensor.dtype != self.value_dtype:
+                raise TypeError(self._another_dtype(where, leaf.path, tensor.dtype))
             if tensor.device != self.device:
                 raise ValueError(f"{where} must be on {self.device} like {leaf.path}, got {tensor.device}")
+            if self.is_complex:
+                tensor = torch.view_as_real(tensor.resolve_conj())
             parts.append(tensor.reshape(self.rows, leaf.size))
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
@@ -153,8 +174,20 @@ class Layout:
         """The value of a state, in the user's own structure and namespace (views of the state's memory)."""
         parts = state.split([leaf.size for leaf in self.leaves], dim=1)
         lead = () if self.joint else (state.shape[0],)
-        tensors = [part.reshape((*lead, *leaf.shape)) for part, leaf in zip(parts, self.leaves, strict=True)]
-        return _fill(self.template, [self._present(tensor) for tensor in tensors])
+        pair = (2,) if self.is_complex else ()
+        tensors = [part.reshape((*lead, *leaf.shape, *pair)) for part, leaf in zip(parts, self.leaves, strict=True)]
+        if self.is_complex:
+            tensors = [torch.view_as_complex(_paired(tensor)) for tensor in tensors]
+        return filled(self.template, [self._present(tensor) for tensor in tensors])
+
+    @property
+    def value_dtype(self) -> torch.dtype:
+        """Of the user's value: that of the state, or the complex one made of it."""
+        return self.dtype.to_complex() if self.is_complex else self.dtype
+
+    def shape_of(self, leaf: Leaf) -> tuple[int, ...]:
+        """The shape of one tensor of the user's value."""
+        return leaf.shape if self.joint else (self.rows, *leaf.shape)
 
     def take(self, count: int) -> Layout:
         """The layout of ``count`` of the rows."""
@@ -162,63 +195,48 @@ class Layout:
 
     def _refuse_kind(self, where: str, leaf: Any) -> None:
         """A tensor for an array, or the other way round: converting it would cut the graph, unasked."""
-        wanted = {"torch": "a torch tensor", "numpy": "a numpy array", "python": "a float"}[self.namespace]
+        wanted = {"torch": "a torch tensor", "numpy": "a numpy array", "python": self._number}[self.namespace]
         if _kind(where, leaf) != self.namespace and "torch" in (_kind(where, leaf), self.namespace):
             raise TypeError(f"{where} must be {wanted} like z0, got {type(leaf).__name__}")
+
+    @property
+    def _number(self) -> str:
+        return "a complex number" if self.is_complex else "a float"
 
     def _present(self, tensor: Tensor) -> Any:
         if self.namespace == "torch":
             return tensor
         array = tensor.detach().cpu().numpy()
         if self.namespace == "python":
-            return float(array)
+            return array.item()
         array.flags.writeable = False
         return array
 
     def _structure(self) -> str:
         if self.namespace == "python":
-            return ", ".join(f"{leaf.path} a float" for leaf in self.leaves)
+            return ", ".join(f"{leaf.path} {self._number}" for leaf in self.leaves)
         return ", ".join(f"{leaf.path} {leaf.shape}" for leaf in self.leaves)
 
+    def _hint(self, value: Any, name: str) -> str:
+        """What may have been meant by a value of another structure."""
+        if self.namespace == "python" and isinstance(value, np.ndarray):
+            return "; for a function of arrays start from an array"
+        paths = {leaf.path for leaf in self.leaves}
+        pair = isinstance(value, tuple) and len(value) == 2
+        if pair and (paths == {"z0"} or {path for path, _ in leaves(value[0], "z0")} == paths):
+            return f"; where {name} is a pair (value, aux), say has_aux=True"
+        return ""
 
-@runtime_checkable
-class _NamedTuple(Protocol):
-    _fields: tuple[str, ...]
-
-
-def _leaves(value: Any, path: str) -> Iterator[tuple[str, Any]]:
-    if isinstance(value, Mapping):
-        for key in value:
-            yield from _leaves(value[key], f"{path}[{key!r}]")
-    elif isinstance(value, (tuple, list)):
-        for index, item in enumerate(value):
-            yield from _leaves(item, f"{path}[{index}]")
-    else:
-        yield path, value
-
-
-def _number(value: Any, counter: list[int] | None = None) -> Any:
-    """``value`` with the running number of every leaf in its place."""
-    counter = [0] if counter is None else counter
-    if isinstance(value, Mapping):
-        return {key: _number(value[key], counter) for key in value}
-    if isinstance(value, (tuple, list)):
-        items = [_number(item, counter) for item in value]
-        return type(value)(*items) if isinstance(value, _NamedTuple) else type(value)(items)
-    counter[0] += 1
-    return counter[0] - 1
+    def _another_dtype(self, where: str, path: str, came: torch.dtype) -> str:
+        if self.namespace == "python":
+            sentence = f"{where} must be {self._number} like {path}, got {_called(came, 'numpy')}"
+        else:
+            wanted, came_called = (_called(dtype, self.namespace) for dtype in (self.value_dtype, came))
+            sentence = f"{where} must have the dtype of {path}, {wanted}, got {came_called}"
+        return sentence + ("; for complex states start from a complex z0" if came.is_complex else "")
 
 
-def _fill(template: Any, tensors: Sequence[Any]) -> Any:
-    if isinstance(template, dict):
-        return {key: _fill(item, tensors) for key, item in template.items()}
-    if isinstance(template, (tuple, list)):
-        items = [_fill(item, tensors) for item in template]
-        return type(template)(*items) if isinstance(template, _NamedTuple) else type(template)(items)
-    return tensors[template]
-
-
-def _namespace(found: list[tuple[str, Any]]) -> Literal["torch", "numpy", "python"]:
+def _namespace(found: list[tuple[str, Any]]) -> Namespace:
     kinds = {_kind(path, leaf) for path, leaf in found}
     if len(kinds) > 1:
         raise TypeError("z0 must hold torch tensors or numpy arrays, not both")
@@ -226,12 +244,12 @@ def _namespace(found: list[tuple[str, Any]]) -> Literal["torch", "numpy", "pytho
     return kind
 
 
-def _kind(path: str, leaf: Any) -> Literal["torch", "numpy", "python"]:
+def _kind(path: str, leaf: Any) -> Namespace:
     if isinstance(leaf, Tensor):
         return "torch"
     if isinstance(leaf, (np.ndarray, np.generic)):
         return "numpy"
-    if isinstance(leaf, float):
+    if isinstance(leaf, (float, complex)):
         return "python"
     raise TypeError(f"{path} must be a tensor, an array or a float, got {type(leaf).__name__}")
 
@@ -240,15 +258,15 @@ def _as_tensor(path: str, leaf: Any) -> Tensor:
     if not isinstance(leaf, Tensor):
         _kind(path, leaf)
         array = np.array(leaf, order="C")  # a copy: the user's function may fill the same array every time
-        if array.dtype not in (np.float16, np.float32, np.float64):
+        if array.dtype not in _ARRAYS:
             raise TypeError(f"{path} must be of a floating-point dtype, got {array.dtype}")
         leaf = torch.from_numpy(array)
     tensor: Tensor = leaf
-    if tensor.is_complex():
-        raise TypeError(f"{path} must be real, got {tensor.dtype}; pass torch.view_as_real(z) instead")
-    if not tensor.is_floating_point():
+    if tensor.is_complex() and tensor.dtype not in _COMPLEX:
+        raise TypeError(f"{path} must be complex128 or complex64, got {tensor.dtype}")
+    if not tensor.is_floating_point() and not tensor.is_complex():
         raise TypeError(f"{path} must be of a floating-point dtype, got {tensor.dtype}")
-    if tensor.dtype not in _DTYPES:
+    if tensor.is_floating_point() and tensor.dtype not in _DTYPES:
         raise TypeError(f"{path} must be float64, float32, bfloat16 or float16, got {tensor.dtype}")
     if tensor.layout != torch.strided:
         raise TypeError(f"{path} must be a dense tensor, got {tensor.layout}")
@@ -259,14 +277,25 @@ def _is_batched(shapes: list[tuple[int, ...]]) -> bool:
     return all(len(shape) >= 2 for shape in shapes) and len({shape[0] for shape in shapes}) == 1
 
 
-def _refuse_mixed(tensors: list[tuple[str, Tensor]]) -> None:
-    for what in ("dtype", "device"):
-        kinds = {str(getattr(tensor, what)): path for path, tensor in tensors}
+def _refuse_mixed(tensors: list[tuple[str, Tensor]], namespace: Namespace) -> None:
+    told = {
+        "dtype": [(path, _called(tensor.dtype, namespace)) for path, tensor in tensors],
+        "device": [(path, str(tensor.device)) for path, tensor in tensors],
+    }
+    for what, of_each in told.items():
+        kinds = {kind: path for path, kind in of_each}
         if len(kinds) > 1:
             listed = ", ".join(f"{path} is {kind}" for kind, path in kinds.items())
             raise TypeError(f"all of z0 must have one {what}: {listed}")
 
 
-def _outline(value: Any) -> str:
-    paths = ", ".join(f"{path} {tuple(getattr(leaf, 'shape', ()))}" for path, leaf in _leaves(value, "f(z)"))
-    return paths or repr(value)
+def _called(dtype: torch.dtype, namespace: Namespace) -> str:
+    """A dtype as the user's library calls it."""
+    return str(dtype) if namespace == "torch" else str(dtype).removeprefix("torch.")
+
+
+def _paired(tensor: Tensor) -> Tensor:
+    """With pairs side by side in memory, as a complex view wants them; copied where they are not."""
+    strides = tensor.stride()
+    regular = strides[-1] == 1 and not tensor.storage_offset() % 2 and not any(step % 2 for step in strides[:-1])
+    return tensor if regular else tensor.clone(memory_format=torch.contiguous_format)

@@ -69,15 +69,18 @@ def iterate(
     Raises
     ------
     ValueError
-        When the evaluator measures in another norm than the termination wants.
+        When the evaluator measures otherwise than the termination wants.
     """
     whole, part = f, None
     limit = termination.max_rounds or solver.rounds_bound(f)
-    if f.norm != termination.norm:
-        raise ValueError(f"the evaluator measures in the {f.norm} norm, the termination wants {termination.norm}")
+    measured, wanted = (f.yardstick.norm, f.yardstick.per), (termination.norm, termination.per)
+    if measured != wanted:
+        raise ValueError(
+            f"the evaluator measures in the {' norm per '.join(measured)}, the termination wants {' per '.join(wanted)}"
+        )
     f.limit = limit
     f.tracks_best = not solver.lasting
-    judge = Judge(termination, z0.dtype, lasting=solver.lasting, origin=f.origin)
+    judge = Judge(termination, z0.dtype, lasting=solver.lasting, origin=f.origin, yardstick=f.yardstick)
     at = solver.begin(f, z0)
     state = solver.init(f, at)
     narrows = _narrows(solver, f)
@@ -114,6 +117,7 @@ def iterate(
             part = Part(whole, rows)
             at, state, judge = _taken_rows(to_device(chosen, z0.device), at, state, judge)
             f, host, running = part.f, host[:, chosen], running[chosen]
+            judge.yardstick = f.yardstick
         f.narrow(running)
         if (host[1].astype(np.bool_) & running).any():
             at = f.best.where(rescued, at)

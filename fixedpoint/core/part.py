@@ -48,9 +48,10 @@ class Part:
         assert isinstance(whole.problem, HasTake)  # asked before
         self.whole, self.rows = whole, rows
         self.index = to_device(rows, whole.layout.device)
-        self.f = Evaluator(whole.problem.take(self.index), whole.norm, whole.max_batch)
+        self.f = Evaluator(whole.problem.take(self.index), whole.yardstick.take(self.index), whole.max_batch)
         self.f.limit, self.f.tracks_best = whole.limit, whole.tracks_best
         self.f.counts.rounds = whole.counts.rounds
+        self.f.learn(whole)
         known = whole.known
         self.f.recall(None if known is None else taken(known, self.index))
         whole.give_up_memory()
@@ -71,6 +72,7 @@ class Part:
     def give_back(self) -> None:
         """Put all that has been found and spent where it belongs in the whole."""
         whole, part = self.whole, self.f
+        whole.learn(part)
         whole.counts.rounds = part.counts.rounds
         whole.counts.calls += part.counts.calls
         whole.counts.computed += part.counts.computed

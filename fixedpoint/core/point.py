@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -112,22 +113,24 @@ class Best:
 
     The point seen last is merged in when it is asked for or when the next one comes, so that nothing is copied where
     the host finds out in time that it is the best of every row: then it is *lent*, and copied only when its memory is
-    about to be used again.
+    about to be used again. By ``merit`` points are compared: the largest of their errors, or another number made of
+    errors and scales.
     """
 
-    def __init__(self, point: Point | None = None) -> None:
+    def __init__(self, point: Point | None, merit: Callable[[Tensor, Tensor], Tensor]) -> None:
         self._point = point
+        self._merit = merit
         self._pending: tuple[Evaluated, Tensor] | None = None
         self._lent = False
 
     def see(self, at: Evaluated, live: Bool[Tensor, " B"]) -> None:
         """Take in a point, in the rows of ``live``."""
         self._merge()
-        known, error = self._point, at.error.amax(dim=1)
+        known, merit = self._point, self._merit(at.error, at.scale)
         if known is None:
             better = torch.ones_like(live)
         else:
-            better = live & at.finite & ((error < known.error.amax(dim=1)) | ~known.finite)
+            better = live & at.finite & ((merit < self._merit(known.error, known.scale)) | ~known.finite)
         self._pending = at, better
 
     @property

@@ -140,15 +140,33 @@ class FunctionProblem(Problem):
         ``f``: takes a value like ``z0`` and returns one of the same structure, shapes, dtype and device. What it is
         given is valid during the call: its memory is used again.
     z0
-        The start: a tensor, a numpy array, a float, or tuples, lists or dicts of tensors or of arrays.
+        The start: a tensor, a numpy array, a float, or tuples, lists or dicts of tensors or of arrays; real or complex.
     rows
         ``"independent"`` or ``"joint"``; see :meth:`Layout.of`.
+    has_aux
+        ``f`` returns a pair: its value, and anything else, which :meth:`with_aux` returns, too.
+    called
+        What sentences call the function.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For a start, and at every call for a value, that is not as described.
     """
 
-    def __init__(self, function: Callable[[Any], Any], z0: Any, rows: Rows | None = None) -> None:
+    def __init__(
+        self,
+        function: Callable[[Any], Any],
+        z0: Any,
+        rows: Rows | None = None,
+        *,
+        has_aux: bool = False,
+        called: str = "f",
+    ) -> None:
         if not callable(function):
-            raise TypeError(f"f must be a function, got {type(function).__name__}")
+            raise TypeError(f"{called} must be a function, got {type(function).__name__}")
         self.function = function
+        self.has_aux, self.called = has_aux, called
         self.layout = Layout.of(z0, rows)
         self._start = self.layout.pack(z0, "z0")
         if self._start.is_meta:
@@ -158,11 +176,30 @@ class FunctionProblem(Problem):
             raise ValueError(f"z0 must be finite, got {count} entries that are NaN or Inf")
 
     def __call__(self, z: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
+        return self.with_aux(z)[0]
+
+    def with_aux(self, z: Float[Tensor, "B D"]) -> tuple[Float[Tensor, "B D"], Any]:
+        """``f(z)``, and what else the function returned; None without ``has_aux``."""
         version = z._version
-        value = self.layout.pack(self.function(self.layout.unpack(z)))
+        try:
+            value = self.function(self.layout.unpack(z))
+        except ValueError as error:
+            if self.layout.namespace != "numpy" or "read-only" not in str(error):
+                raise
+            raise ValueError(
+                f"{self.called} wrote into a read-only array ({error}), as its argument is: it must not change that in "
+                "place, but return a new value"
+            ) from error
+        aux = None
+        if self.has_aux:
+            if not isinstance(value, tuple) or len(value) != 2:
+                came = f"{len(value)} of them" if isinstance(value, tuple) else type(value).__name__
+                raise TypeError(f"with has_aux=True {self.called} must return a tuple (value, aux), got {came}")
+            value, aux = value
+        state = self.layout.pack(value, f"{self.called}(z)")
         if z._version != version:
-            raise ValueError("f changed its argument in place; it must return a new value")
-        return value
+            raise ValueError(f"{self.called} changed its argument in place; it must return a new value")
+        return state, aux
 
     def initial(self) -> Float[Tensor, "B D"]:
         return self._start

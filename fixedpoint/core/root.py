@@ -24,15 +24,16 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from fixedpoint.core.layout import Layout, Rows
+from fixedpoint.core.layout import Rows
 from fixedpoint.core.problem import FunctionProblem, Measure
-from fixedpoint.core.reduce import block_norms, row_norms
+from fixedpoint.core.reduce import row_norms
 from fixedpoint.core.termination import Termination
 
 __all__ = ["RootMeasure", "RootProblem", "is_flat"]
@@ -66,26 +67,32 @@ class RootProblem(FunctionProblem):
         taken from it.
     termination
         The stopping rule the measure is for.
+    has_aux
+        ``g`` returns a pair: its value, and anything else.
     """
 
     def __init__(
-        self, function: Callable[[Any], Any], z0: Any, rows: Rows | None, sign: float | None, termination: Termination
+        self,
+        function: Callable[[Any], Any],
+        z0: Any,
+        rows: Rows | None,
+        sign: float | None,
+        termination: Termination,
+        has_aux: bool = False,
     ) -> None:
-        layout = Layout.of(z0, rows)
+        super().__init__(function, z0, rows, has_aux=has_aux, called="g")
         self._sign = sign
         self._factor: Tensor | None = None
         self._value: Tensor | None = None
         self._step: Tensor | None = None
-
-        def stepped(z: Any) -> Any:
-            at, g = layout.pack(z, "z"), layout.pack(function(z), "g(z)")
-            step = self._factor_at(at, g) * g
-            if torch._C._functorch.peek_interpreter_stack() is None:  # not within forward mode
-                self._value, self._step = g.detach(), step
-            return layout.unpack(at + step)
-
-        super().__init__(stepped, z0, rows)
         self._measure = RootMeasure(self, termination)
+
+    def with_aux(self, z: Float[Tensor, "B D"]) -> tuple[Float[Tensor, "B D"], Any]:
+        g, aux = super().with_aux(z)
+        step = self._factor_at(z, g) * g
+        if torch._C._functorch.peek_interpreter_stack() is None:  # not within forward mode
+            self._value, self._step = g.detach(), step
+        return z + step, aux
 
     @property
     def value(self) -> Float[Tensor, "B D"]:
@@ -121,7 +128,7 @@ class RootMeasure:
 
     def __init__(self, problem: RootProblem, termination: Termination, rows: Int[Tensor, " k"] | None = None) -> None:
         self._problem, self._rows = problem, rows
-        self._norm = termination.norm
+        self._yardstick = replace(termination, per="row").yardstick
         eps = torch.finfo(problem.layout.dtype).eps
         self._rtol = max(termination.rtol, 4 * eps)
         # All (B, 1), but for the last point and its value.
@@ -137,7 +144,7 @@ class RootMeasure:
 
     def __call__(self, z: Float[Tensor, "B D"]) -> Measure:
         g = self._problem.value if self._rows is None else self._problem.value[self._rows]
-        size = block_norms(g, 1, self._norm)
+        size = self._yardstick.norms(g, self._problem.layout)
         if self._z is None:
             self._begin(z, g, size)
         else:

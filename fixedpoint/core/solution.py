@@ -77,7 +77,8 @@ class Solution:
     state, fstate
         Shape ``(B, D)``: the point, and ``f`` evaluated at that very point.
     error, scale
-        Shape ``(B, blocks)``, float64: the measure of that point.
+        Shape ``(B, m)``, float64: the measure of that point, with a column for every block, or (``Termination.per``)
+        every tensor or entry.
     status
         Shape ``(B,)``: why each row stopped.
     rounds
@@ -95,6 +96,8 @@ class Solution:
         :class:`Claim` of a solver that is judged from outside).
     notes
         Of some rows that did not converge: what there is to say of them in place of the sentence of their status.
+    aux
+        What the function returned beside its value at this very point, where it was solved with ``has_aux``.
     """
 
     state: Float[Tensor, "B D"]
@@ -109,6 +112,7 @@ class Solution:
     layout: Layout
     extras: dict[str, Any] = field(default_factory=dict)
     notes: Mapping[int, str] = field(default_factory=dict)
+    aux: Any = None
 
     @property
     def z(self) -> Any:
@@ -127,7 +131,7 @@ class Solution:
 
     @property
     def relative_error(self) -> NDArray[np.float64]:
-        """Shape ``(B,)``: error over scale, the largest over the blocks."""
+        """Shape ``(B,)``: error over scale, the largest over the columns."""
         ratio = np.asarray((self.error / self.scale).detach().cpu(), dtype=np.float64)
         worst: NDArray[np.float64] = np.nan_to_num(ratio, nan=0.0, posinf=np.inf).max(axis=1)
         return worst

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -12,8 +13,9 @@ from jaxtyping import Bool, Float, Int8
 from torch import Tensor
 
 from fixedpoint.core.evaluator import Evaluated
-from fixedpoint.core.options import Options, option
+from fixedpoint.core.options import OptionError, Options, option
 from fixedpoint.core.status import Status
+from fixedpoint.core.yardstick import Yardstick
 
 __all__ = ["Judge", "Runaway", "Termination", "at_rounding_floor"]
 
@@ -36,7 +38,8 @@ class Termination(Options):
     """The stopping rule, judged per row on the problem itself, never on a relaxed step.
 
     A row converges when, in every one of its blocks, ``error <= atol + rtol * scale``. For plain problems
-    ``error = ||f(z) - z||`` and ``scale = ||f(z)||``; a chain brings its own measure.
+    ``error = ||f(z) - z||`` and ``scale = ||f(z)||``, of the whole row, or (``per``) of every tensor of the state or
+    every entry by itself, for states that span magnitudes; a chain brings its own measure.
     """
 
     rtol: float = option(1e-6, ge=0.0, lt=1.0, help="relative tolerance")
@@ -45,6 +48,9 @@ class Termination(Options):
         None, ge=1, help="limit on rounds; by default the solver's own bound (a chain: N + 1), else 1000"
     )
     norm: Literal["l2", "rms", "max"] = option("l2", help="norm of the residual")
+    per: Literal["row", "leaf", "entry"] = option(
+        "row", help="what is held against its tolerance: the norm of a whole row, of each tensor of it, or each entry"
+    )
     relative_to: Literal["state", "start"] = option(
         "state", help="what rtol is relative to: the size of the state, or the first error"
     )
@@ -52,6 +58,15 @@ class Termination(Options):
         50, ge=1, help="rounds without progress after which a row is stalled; at least, and a quarter of all rounds"
     )
     divergence: float = option(1e8, gt=1.0, help="growth of the error over its first value that means divergence")
+
+    def check(self) -> None:
+        if self.per != "row" and self.relative_to == "start":
+            raise OptionError("Termination", "per", f"must be 'row' where relative_to is 'start', got {self.per!r}")
+
+    @property
+    def yardstick(self) -> Yardstick:
+        """What it measures in, and with which tolerances."""
+        return Yardstick(self.norm, self.per, self.rtol, self.atol)
 
 
 def at_rounding_floor(
@@ -77,13 +92,20 @@ class Judge:
 
     ``lasting=True`` is for solvers that end by themselves after a known number of rounds (chains): there the
     error may grow first, so neither stall nor divergence is concluded from it. ``origin``: the first error and scale of
-    an earlier solve that is gone on with.
+    an earlier solve that is gone on with. ``yardstick``: that of the evaluator, which has the tolerances of every
+    tensor or entry where there are several; by default the termination's.
     """
 
     def __init__(
-        self, termination: Termination, dtype: torch.dtype, lasting: bool = False, origin: Origin | None = None
+        self,
+        termination: Termination,
+        dtype: torch.dtype,
+        lasting: bool = False,
+        origin: Origin | None = None,
+        yardstick: Yardstick | None = None,
     ) -> None:
         self.termination = termination
+        self.yardstick = yardstick or termination.yardstick
         self.lasting = lasting
         self._origin = origin
         self._eps = torch.finfo(dtype).eps
@@ -94,19 +116,18 @@ class Judge:
     def __call__(self, at: Evaluated) -> tuple[Int8[Tensor, " B"], Bool[Tensor, " B"]]:
         """The status of every row, and the rows to be rescued: not finite now, but they have a finite point."""
         self._points += 1
-        self._known = _Known.begin(at) if self._known is None else self._known.seen(at)
+        progress = self.yardstick.progress(at.error, at.scale)
+        self._known = _Known.begin(at, progress) if self._known is None else self._known.seen(at, progress)
         if not self.lasting and self.termination.relative_to == "state":
             if self._runaway is None:
                 self._runaway = Runaway.begin(at, self._origin, self._eps)
             else:
                 self._runaway = self._runaway.seen(at, self._eps)
         known = self._known
-        status = torch.full_like(known.low, Status.RUNNING, dtype=torch.int8)
+        status = torch.full_like(known.waited, Status.RUNNING, dtype=torch.int8)
         if not self.lasting:
-            # From a start that is nearly a fixed point an error of the size of the state has grown as far.
-            far = (at.error > _AT_HOME * known.scale) & (at.error > _BESIDE * at.scale)
-            grown = at.finite & ((at.error > self.termination.divergence * known.first) & far).any(dim=1)
-            status = status.masked_fill(self._stalled(at), Status.STALLED).masked_fill(grown, Status.DIVERGED)
+            status = status.masked_fill(self._stalled(at), Status.STALLED)
+            status = status.masked_fill(self._diverged(at, progress), Status.DIVERGED)
         lost = known.broken >= (1.0 if self.lasting else 2.0)
         status = status.masked_fill(lost, Status.NONFINITE).masked_fill(self.within(at), Status.CONVERGED)
         return status, ~at.finite & ~lost
@@ -114,6 +135,8 @@ class Judge:
     def tolerance(self, at: Evaluated, scale: Float[Tensor, "B n"] | None = None) -> Float[Tensor, "B m"]:
         """The error that is small enough; ``scale`` in place of the point's own where it is relative to the state."""
         own = at.scale if scale is None else scale
+        if self.yardstick.fine:
+            return self.yardstick.tolerance(own)
         start = None if self._known is None or self.termination.relative_to == "state" else self._known.first
         return self.termination.atol + self.termination.rtol * (own if start is None else start)
 
@@ -123,8 +146,9 @@ class Judge:
         sure = torch.ones_like(small) if self._runaway is None else ~self._runaway.doubts(at, self._eps)
         if at.settled is not None:
             sure = sure & at.settled.unsqueeze(1)
-        if self.termination.atol > 0.0:
-            sure = sure | (at.error <= self.termination.atol)
+        atol = self.yardstick.atol
+        if isinstance(atol, Tensor) or atol > 0.0:
+            sure = sure | ((at.error <= atol) & torch.as_tensor(atol > 0.0, device=at.error.device))
         return at.finite & (small & sure).all(dim=1)
 
     def taken(self, take: Callable[[Any], Any]) -> Judge:
@@ -132,6 +156,14 @@ class Judge:
         part = copy.copy(self)
         part._known, part._runaway = take((self._known, self._runaway))
         return part
+
+    def _diverged(self, at: Evaluated, progress: Float[Tensor, "B k"]) -> Bool[Tensor, " B"]:
+        assert self._known is not None
+        if self.yardstick.fine:  # logarithms, in units of the tolerance
+            return at.finite & (progress[:, 0] > self._known.begun + math.log(self.termination.divergence))
+        # From a start that is nearly a fixed point an error of the size of the state has grown as far.
+        far = (at.error > _AT_HOME * self._known.scale) & (at.error > _BESIDE * at.scale)
+        return at.finite & ((at.error > self.termination.divergence * self._known.first) & far).any(dim=1)
 
     def _stalled(self, at: Evaluated) -> Bool[Tensor, " B"]:
         assert self._known is not None
@@ -145,49 +177,43 @@ class Judge:
 class _Known:
     """What a judge remembers of every row.
 
-    ``first`` and ``scale``: the first error and the first scale, ``(B, blocks)``. All else ``(B,)``: ``best``, the
-    smallest error; ``low`` and ``high``, the smallest one since the last peak and the largest one; ``nearest``, the
-    smallest relative one; ``waited``, points since one of these three changed; ``broken``, points that were not finite
+    ``first`` and ``scale``: the first error and the first scale, ``(B, blocks)``. ``low``: the smallest values since
+    the last peak of the numbers that fall as a row goes on (``Yardstick.progress``), ``(B, k)``, the first of which is
+    what points are compared by. All else ``(B,)``: the first, the smallest and the largest of these, ``begun``,
+    ``best`` and ``high``; ``waited``, points since ``low`` or ``high`` changed; ``broken``, points that were not finite
     since the best one.
     """
 
     first: Float[Tensor, "B blocks"]
     scale: Float[Tensor, "B blocks"]
-    best: Float[Tensor, " B"]
-    low: Float[Tensor, " B"]
+    low: Float[Tensor, "B k"]
+    begun: Float[Tensor, " B"]
     high: Float[Tensor, " B"]
-    nearest: Float[Tensor, " B"]
+    best: Float[Tensor, " B"]
     waited: Float[Tensor, " B"]
     broken: Float[Tensor, " B"]
 
     @staticmethod
-    def begin(at: Evaluated) -> _Known:
-        error = at.error.amax(dim=1)
-        # A start that is not finite cannot be rescued.
-        broken = torch.where(at.finite, 0.0, 2.0).to(error)
-        nearest = _relative(at)
-        return _Known(at.error, at.scale, error, error, error, nearest, torch.ones_like(error), broken)
+    def begin(at: Evaluated, progress: Float[Tensor, "B k"]) -> _Known:
+        error = progress[:, 0]
+        broken = torch.where(at.finite, 0.0, 2.0).to(error)  # a start that is not finite cannot be rescued
+        return _Known(at.error, at.scale, progress, error, error, error, torch.ones_like(error), broken)
 
-    def seen(self, at: Evaluated) -> _Known:
-        error, relative = at.error.amax(dim=1), _relative(at)
-        better, lower = at.finite & (error < self.best), at.finite & (error < self.low)
-        higher = at.finite & (error > self.high)
-        nearer = at.finite & (relative < self.nearest)
+    def seen(self, at: Evaluated, progress: Float[Tensor, "B k"]) -> _Known:
+        error = progress[:, 0]
+        better, higher = at.finite & (error < self.best), at.finite & (error > self.high)
+        lower = at.finite & (progress < self.low).any(dim=1)
+        low = torch.where(at.finite.unsqueeze(1), torch.minimum(progress, self.low), self.low)
         return _Known(
             first=self.first,
             scale=self.scale,
-            best=torch.where(better, error, self.best),
-            low=torch.where(lower | higher, error, self.low),
+            begun=self.begun,
+            low=torch.where(higher.unsqueeze(1), progress, low),
             high=torch.where(higher, error, self.high),
-            nearest=torch.where(nearer, relative, self.nearest),
-            waited=torch.where(lower | higher | nearer, 0.0, self.waited + 1.0),
+            best=torch.where(better, error, self.best),
+            waited=torch.where(lower | higher, 0.0, self.waited + 1.0),
             broken=torch.where(better, 0.0, self.broken + (~at.finite).to(self.broken)),
         )
-
-
-def _relative(at: Evaluated) -> Float[Tensor, " B"]:
-    """Error over scale, the largest of the blocks; zero over zero is zero."""
-    return (at.error / torch.where(at.error > 0, at.scale, 1.0)).amax(dim=1)
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from fixedpoint.core.solution import Solution
 from fixedpoint.core.status import Status
 from fixedpoint.core.termination import Judge, Termination
 from fixedpoint.core.transfer import to_device
+from fixedpoint.core.yardstick import Yardstick
 
 __all__ = ["Unproven", "held_against_the_whole", "same_rows"]
 
@@ -64,7 +65,7 @@ def held_against_the_whole(
             return solution
         at = f.judged(z, value)
         claimed = to_device(solution.converged, z.device)
-        apart = apart & ~(claimed & _within(at, solution, termination))
+        apart = apart & ~(claimed & _within(at, solution, termination, f.yardstick))
         wrong = apart & claimed
         column = wrong.unsqueeze(1)
         mixed = wrong.tolist()
@@ -84,11 +85,11 @@ def same_rows(value: Float[Tensor, "B D"], other: Float[Tensor, "B D"]) -> Bool[
     return (moved <= _rounding(value) * size).all(dim=1)
 
 
-def _within(at: Evaluated, solution: Solution, termination: Termination) -> Bool[Tensor, " B"]:
+def _within(at: Evaluated, solution: Solution, termination: Termination, yardstick: Yardstick) -> Bool[Tensor, " B"]:
     """Whether the rows are within the tolerance at a point of the whole."""
     if termination.relative_to == "start":  # the first error is not there any more; what the solve ended at is
         return (at.error <= 2 * solution.error).all(dim=1)
-    return Judge(termination, at.z.dtype).within(at)
+    return Judge(termination, at.z.dtype, yardstick=yardstick).within(at)
 
 
 def _rounding(value: Tensor) -> float:

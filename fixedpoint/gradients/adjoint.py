@@ -143,7 +143,7 @@ def solve_adjoint(
         problem = AdjointProblem(linear, unit)
         if record is not None and g.device.type == "cpu":
             problem = NarrowingAdjoint(linear, unit, record)
-        evaluator = Evaluator(problem, norm=termination.norm)
+        evaluator = Evaluator(problem, norm=termination.yardstick)
         solution = solver.solve(evaluator, problem.initial(), termination)
         failed = failed_rows(solution)
         answer = solution.state

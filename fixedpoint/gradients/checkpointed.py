@@ -102,6 +102,6 @@ class _Segment:
 
 
 def _evaluator(f: Evaluator) -> Evaluator:
-    again = Evaluator(f.problem, f.norm, f.max_batch)
+    again = Evaluator(f.problem, f.yardstick, f.max_batch)
     again.limit, again.tracks_best = f.limit, f.tracks_best
     return again

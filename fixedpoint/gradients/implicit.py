@@ -76,7 +76,7 @@ class Implicit(GradientEstimator):
     def attach(self, f: Evaluator, solution: Solution) -> Float[Tensor, "B D"]:
         report = AdjointReport()
         solution.extras["adjoint"] = report
-        once = Evaluator(f.problem, f.norm, f.max_batch)  # kept for second derivatives; f holds the solve's memory
+        once = Evaluator(f.problem, f.yardstick, f.max_batch)  # kept for second derivatives; f holds the solve's memory
         rule = _Rule(once.value, self, self.termination or followed(f.termination), report, Ambient.of(solution.state))
         if isinstance(f.problem, HasTake) and f.max_batch is None:
             rule.problem = f.problem

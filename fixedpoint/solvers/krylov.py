@@ -89,7 +89,8 @@ class _LinearSteps(StepSolver[Float[Tensor, "B blocks"]]):
             return at.fz.clone(), state
         rule = self.termination
         scale = at.scale if rule.relative_to == "state" else state
-        allowed = _MARGIN * (rule.atol + rule.rtol * scale) / torch.where(at.error > 0, at.error, 1.0)
+        wanted = f.yardstick.tolerance(scale) if f.yardstick.fine else rule.atol + rule.rtol * scale
+        allowed = _MARGIN * wanted / torch.where(at.error > 0, at.error, 1.0)
         floor = _ROUNDINGS * torch.finfo(at.z.dtype).eps
         rtol = allowed.amin(dim=1).nan_to_num(nan=_MARGIN).clamp(min=floor, max=_MARGIN)
         live = to_device(running, at.z.device).unsqueeze(1)

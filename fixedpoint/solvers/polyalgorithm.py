@@ -16,7 +16,6 @@ from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fixedpoint.core.counts import Counts
 from fixedpoint.core.evaluator import Evaluator
 from fixedpoint.core.loop import Progress
 from fixedpoint.core.options import option
@@ -27,6 +26,7 @@ from fixedpoint.core.solver import Solver, StepSolver
 from fixedpoint.core.status import Status
 from fixedpoint.core.termination import Termination
 from fixedpoint.core.transfer import to_device
+from fixedpoint.core.yardstick import Yardstick
 from fixedpoint.solvers.anderson import Anderson
 from fixedpoint.solvers.newton_krylov import NewtonKrylov
 
@@ -81,12 +81,13 @@ def hand_on(
         return found
     rule = _continued(replace(termination, max_rounds=left), found, failed)
     rows = to_device(failed, found.state.device)
-    part = Evaluator(_rows_of(f.problem, rows, found.state), f.norm, f.max_batch)
+    part = Evaluator(_rows_of(f.problem, rows, found.state), f.yardstick.take(rows), f.max_batch)
+    part.learn(f)
     if f.origin is not None:
         error, scale = f.origin
         part.origin = error[rows], scale[rows]
     more = solver.solve(part, begin[rows], rule, _shifted(on_round, found.counts.rounds))
-    return _joined(found, more, failed, rows)
+    return _joined(found, more, failed, rows, part.yardstick)
 
 
 class _Rows(Problem):
@@ -150,10 +151,12 @@ def _shifted(on_round: Callable[[Progress], None] | None, rounds: int) -> Callab
     return lambda progress: on_round(replace(progress, round=progress.round + rounds))
 
 
-def _joined(found: Solution, more: Solution, failed: NDArray[np.int64], rows: Int[Tensor, " k"]) -> Solution:
+def _joined(
+    found: Solution, more: Solution, failed: NDArray[np.int64], rows: Int[Tensor, " k"], yardstick: Yardstick
+) -> Solution:
     """Both halves as one solution; a row that neither solved keeps the better point."""
     better = to_device(more.converged, rows.device)
-    better |= more.error.amax(1) <= found.error[rows].amax(1)
+    better |= yardstick.merit(more.error, more.scale) <= yardstick.merit(found.error[rows], found.scale[rows])
     chosen = rows[better]
 
     def merged(first: Tensor, second: Tensor) -> Tensor:
@@ -163,10 +166,12 @@ def _joined(found: Solution, more: Solution, failed: NDArray[np.int64], rows: In
     for position, row in enumerate(failed):
         status[row] = more.status[position]
         rounds[row] = found.counts.rounds + more.rounds[position]
-    one, two = found.counts, more.counts
-    evaluations, products = one.evaluations.copy(), one.products.copy()
-    evaluations[failed] += two.evaluations
-    products[failed] += two.products
+    begun, counts, two = found.counts.rounds, found.counts, more.counts  # those of the evaluator, which may go on
+    counts.rounds += two.rounds
+    counts.calls += two.calls
+    counts.computed += two.computed
+    counts.evaluations[failed] += two.evaluations
+    counts.products[failed] += two.products
     return replace(
         found,
         state=merged(found.state, more.state),
@@ -175,13 +180,10 @@ def _joined(found: Solution, more: Solution, failed: NDArray[np.int64], rows: In
         scale=merged(found.scale, more.scale),
         status=tuple(Status(code) for code in status),
         rounds=rounds,
-        counts=Counts(
-            one.rounds + two.rounds, one.calls + two.calls, evaluations, one.computed + two.computed, products
-        ),
         trace=Trace(
             error=_stacked(found.trace.error, more.trace.error, failed),
             relative=_stacked(found.trace.relative, more.trace.relative, failed),
-            rounds=np.concatenate([found.trace.rounds, one.rounds + more.trace.rounds]),
+            rounds=np.concatenate([found.trace.rounds, begun + more.trace.rounds]),
         ),
         extras={**found.extras, **more.extras},
     )

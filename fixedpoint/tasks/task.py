@@ -149,7 +149,7 @@ class SolveTask(Task):
         drawing = self.drawing(problem) if isinstance(self, HasDrawing) else None
         recorder = None if drawing is None else Recorder(drawing, problem.layout.rows, context.on_round)
         with torch.no_grad():
-            evaluator = Evaluator(problem, norm=context.termination.norm)
+            evaluator = Evaluator(problem, norm=context.termination.yardstick)
             _wait(problem)
             began = time.perf_counter()
             solution = solver.solve(

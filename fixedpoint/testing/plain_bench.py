@@ -25,7 +25,7 @@ from fixedpoint.testing.problems import (
     affine_contraction,
     tanh_cell,
 )
-from fixedpoint.testing.wrappers import Counted, Mixed, Poisoned, Raising, Scaled, Tally, Walled
+from fixedpoint.testing.wrappers import Counted, Mixed, Opaque, Poisoned, Raising, Scaled, Tally, Walled
 
 __all__ = ["PlainBench"]
 
@@ -105,6 +105,10 @@ class PlainBench(Bench):
     def counted(self, problem: Problem) -> tuple[Problem, Tally]:
         tally = Tally()
         return Counted(_takeable(problem), tally), tally
+
+    def opaque(self, problem: Problem) -> Problem:
+        """The problem by operations that have no forward mode."""
+        return Opaque(_takeable(problem))
 
     def raising(self, problem: Problem, error: Exception) -> Problem:
         return Raising(_takeable(problem), error, grace=1)

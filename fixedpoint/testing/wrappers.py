@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass, field, replace
-from typing import Self
+from typing import Any, Self
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -13,7 +13,7 @@ from torch import Tensor
 from fixedpoint.core.layout import Layout
 from fixedpoint.testing.problems import TakeableProblem
 
-__all__ = ["Counted", "Mixed", "Poisoned", "Raising", "Scaled", "Tally", "Walled", "Wrapper"]
+__all__ = ["Counted", "Mixed", "Opaque", "Poisoned", "Raising", "Scaled", "Tally", "Walled", "Wrapper"]
 
 
 @dataclass
@@ -140,6 +140,27 @@ class Counted(Wrapper):
 
     def _rows(self) -> Int[Tensor, " B"]:
         return torch.arange(self.layout.rows) if self.rows is None else self.rows
+
+
+@dataclass(eq=False)
+class Opaque(Wrapper):
+    """The same function by an operation that has no forward mode, as fused kernels have not."""
+
+    def __call__(self, z: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
+        through: Tensor = _Backwards.apply(z)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        return self.inner(through)
+
+
+class _Backwards(torch.autograd.Function):
+    """The identity, with a backward pass alone."""
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor) -> Tensor:
+        return z.clone()
+
+    @staticmethod
+    def backward(ctx: Any, cotangent: Tensor) -> Tensor:
+        return cotangent
 
 
 @dataclass(eq=False)

@@ -160,14 +160,16 @@ def test_points_of_another_dtype_or_shape_are_refused_before_f_sees_them():
     assert tally.calls == 0
 
 
-def test_memory_that_f_fills_anew_is_refused():
+def test_memory_that_f_fills_anew_is_refused_while_autograd_records():
     buffer = torch.empty(2, 3, dtype=torch.float64)
+    solver, start = Picard(relaxation=0.5), torch.ones(2, 3, dtype=torch.float64)
 
     def f(z):
-        return torch.mul(z, 0.5, out=buffer)
+        return torch.mul(z.detach(), 0.5, out=buffer)
 
-    with pytest.raises(ValueError, match="memory it had returned before, filled anew"):
-        solve(f, torch.ones(2, 3, dtype=torch.float64), solver=Picard(relaxation=0.5))
+    with pytest.raises(ValueError, match="filled memory anew that it had returned before; while autograd records"):
+        solve(f, start, solver=solver, gradient="unrolled")
+    assert torch.equal(solve(f, start, solver=solver).z, solve(lambda z: 0.5 * z, start, solver=solver).z)
 
 
 def test_a_view_of_the_argument_is_taken_for_what_it_says():

@@ -41,6 +41,9 @@ ACCEPTED = {
     "tensors that share no batch": ((_t(2, 3), _t(3, 2)), None, 1, 12),
     "tensors of which one is a vector": ((_t(2, 3), _t(2)), None, 1, 8),
     "a batch with a column": ((_t(2, 3), _t(2)), "independent", 2, 4),
+    "complex numbers": (_t(2, 3) * (1 + 2j), None, 2, 6),
+    "a complex vector": (np.arange(3) * 1j, None, 1, 6),
+    "a complex number": (1j, None, 1, 2),
     "bfloat16": (_t(2, 3, dtype=torch.bfloat16), None, 2, 3),
 }
 
@@ -73,7 +76,11 @@ REFUSED = {
         "z0 must be of a floating-point dtype, got torch.int64",
     ),
     "an integer array": (np.ones(3, dtype=int), TypeError, "z0 must be of a floating-point dtype, got int64"),
-    "complex": (torch.ones(2, dtype=torch.complex64), TypeError, r"must be real, .*view_as_real"),
+    "real and complex": (
+        (_t(2, 1), _t(2, 1) * 1j),
+        TypeError,
+        r"one dtype: z0\[0\] is torch.float64, z0\[1\] is torch.c",
+    ),
     "a string": ("start", TypeError, "z0 must be a tensor, an array or a float, got str"),
     "None inside": ({"a": _t(2, 1), "b": None}, TypeError, r"z0\['b'\] must be a tensor, an array or a float"),
     "nothing": ((), ValueError, r"z0 holds no tensor, got \(\)"),

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from torch.autograd import forward_ad
 
 import fixedpoint as fp
-from fixedpoint.core.calls import _prepare_forward_mode
 from fixedpoint.core.options import OptionError
+from fixedpoint.core.tangents import _prepare_forward_mode
 from fixedpoint.registry import registry
 from fixedpoint.testing.chains import wave_chain
 from fixedpoint.testing.problems import affine_contraction

@@ -14,7 +14,7 @@ MUTANTS: dict[str, tuple[Solver, ...]] = {
     "contractions": (steps.StandsStill(), steps.Overshoots()),
     "solved-start": (steps.WarmsUp(),),
     "max-rounds": (loops.GoesOn(),),
-    "counts": (steps.PeeksBehind(), steps.EvaluatesTwice()),
+    "counts": (steps.PeeksBehind(), steps.EvaluatesTwice(), steps.ForgetsTheTry()),
     "start-kept": (steps.WritesInPlace(),),
     "row-alone": (steps.MixesRows(),),
     "nonfinite-neighbour": (steps.SpreadsNaN(),),

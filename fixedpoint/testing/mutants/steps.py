@@ -70,6 +70,19 @@ class EvaluatesTwice(_Plain):
 
 
 @dataclass(frozen=True)
+class ForgetsTheTry(_Plain):
+    """Takes a Jacobian-vector product, and an evaluation out of the counts if that has found forward mode missing."""
+
+    def step(self, f: Evaluator, at: Evaluated, state: Any) -> Step:
+        known = f.differs
+        if f.remaining < 4:
+            return at.fz, None
+        f.product(at, at.residual)
+        f.counts.evaluations -= f.running & (f.differs and not known)
+        return at.fz, None
+
+
+@dataclass(frozen=True)
 class WritesInPlace(_Plain):
     """Begins with the caller's start itself, and updates the point in place."""
 

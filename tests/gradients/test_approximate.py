@@ -213,15 +213,16 @@ def test_checkpointed_takes_the_way_back_from_a_point_that_is_not_finite() -> No
 
 
 def test_checkpointed_ends_where_the_solve_ended_though_another_point_was_better() -> None:
-    # The error of z + a (1 + z / 100) grows, its size relative to z falls: the first point has the smallest error.
+    # Logistic growth from little: the error rises before it falls, and the first point has the smallest.
     found = []
     for gradient in (fp.Unrolled(complete=False), fp.CheckpointedUnrolled(every=4, complete=False)):
-        a = torch.tensor(0.1, dtype=torch.float64, requires_grad=True)
-        start = torch.zeros(1, 1, dtype=torch.float64)
-        solution = fp.solve(lambda z, a=a: z + a * (1 + z / 100), start, solver="picard", rtol=0.1, gradient=gradient)
+        a = torch.tensor(0.15, dtype=torch.float64, requires_grad=True)
+        start = torch.full((1, 1), 0.01, dtype=torch.float64)
+        solution = fp.solve(lambda z, a=a: z + a * z * (1 - z), start, solver="picard", rtol=5e-3, gradient=gradient)
         assert solution.converged.all()
+        assert float(solution.error) > 0.15 * 0.01
         found.append(torch.autograd.grad(solution.z.sum(), a)[0])
-    assert float(found[0]) > 5
+    assert float(found[0]) > 0.1
     assert torch.allclose(*found, rtol=1e-12)
 
 

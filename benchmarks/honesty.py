@@ -2,8 +2,8 @@
 
     python benchmarks/honesty.py [--solves 20000]
 
-Half of our solves are of the classic problems, beside other libraries; half are of the kinds of ``honesty_kinds.py``, on
-which a claim, or a gradient, is wrong most easily.
+Half of our solves are of the classic problems, beside other libraries; half are of the kinds of ``honesty_kinds.py``,
+on which a claim, or a gradient, is wrong most easily.
 
 Every row that a solver calls converged is evaluated anew, by plain norms in float64, and its residual compared with
 the tolerance. SciPy's solvers claim by returning without an exception, torchdeq's by the residual they report; they are

@@ -91,7 +91,7 @@ def equations_with_roots(r: random.Random) -> Verdict:
 
 
 def runaway_maps(r: random.Random) -> Verdict:
-    """Maps that have no fixed point: no row converges."""
+    """Maps that have no fixed point: no row converges that was not within the tolerance at its start."""
     step = 10 ** r.uniform(-2, 2)
     f = r.choice(
         [
@@ -106,7 +106,8 @@ def runaway_maps(r: random.Random) -> Verdict:
     z0 = r.choice([0.0, 1.0, 10.0]) * torch.rand(3, r.randint(1, 4), generator=_generator(r), dtype=_dtype(r))
     solver = r.choice([*STEPPING, "auto", "newton-krylov"])
     found = fixedpoint.solve(f, z0, solver=solver, rtol=10 ** -r.uniform(2, 7), max_rounds=r.choice([50, 200]))
-    return Verdict(int(found.converged.sum()), int(found.converged.sum()))
+    claimed = found.converged & (found.rounds > 1)  # a start may be within the tolerance
+    return Verdict(int(claimed.sum()), int(claimed.sum()))
 
 
 def slow_maps(r: random.Random) -> Verdict:

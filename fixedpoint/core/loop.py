@@ -80,7 +80,8 @@ def iterate(
         )
     f.limit = limit
     f.tracks_best = not solver.lasting
-    judge = Judge(termination, z0.dtype, lasting=solver.lasting, origin=f.origin, yardstick=f.yardstick)
+    kind = {"lasting": solver.lasting, "affine": solver.affine}
+    judge = Judge(termination, z0.dtype, **kind, origin=f.origin, yardstick=f.yardstick)
     at = solver.begin(f, z0)
     state = solver.init(f, at)
     narrows = _narrows(solver, f)

@@ -68,6 +68,9 @@ class StepSolver(Solver, Generic[S]):
 
     provides: ClassVar[frozenset[str]] = frozenset({"decisions"})
 
+    affine: ClassVar[bool] = False
+    """Takes the map for affine: its solution may be any distance away, and is reached in one long step."""
+
     lasting: ClassVar[bool] = False
     """Ends by itself after a known number of rounds, whatever the error does meanwhile; the answer is the latest
     point, not the best."""

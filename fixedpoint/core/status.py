@@ -7,8 +7,9 @@ import enum
 __all__ = ["RAN_AWAY", "ROOT_DOUBTED", "ConvergenceError", "Status", "floor_sentence"]
 
 RAN_AWAY = (
-    "the state ran away: it grew more than tenfold while the error did not fall, so there may be no fixed point, or "
-    "none on that side of the start; check the sign of the update, start elsewhere, or take a smaller relaxation"
+    "the limit on rounds or on patience was reached, and meanwhile the state ran away: it grew more than tenfold while "
+    "the error did not fall, so there may be no fixed point, or none on that side of the start; check the sign of the "
+    "update, start elsewhere, or take a smaller relaxation"
 )
 ROOT_DOUBTED = (
     "g is small beside its value at the start, but the step that its last slope implies is not small beside z: g "

@@ -29,6 +29,8 @@ _WAIT = 0.25
 # Errors of more than this many times the first scale are not those of a bounded map; those below this part of the
 # present one not those of a map that diverges.
 _AT_HOME, _BESIDE = 4.0, 1e-3
+# Relative tolerances above this are for a few digits' work, where a state from zero is still growing when it is enough.
+_LOOSE = 1e-2
 # Growth of the scale that the fall of the error may come with, as a power of it.
 _GROWTH = 1 / 3
 
@@ -83,17 +85,19 @@ class Judge:
     """Applies a :class:`Termination` to the evaluated points of one solve, row by row, without leaving the device.
 
     **Stalled** is a row that makes no progress for ``patience`` rounds and a quarter of all rounds. Progress is an
-    error smaller than any since the last peak, or than any relative to the scale, or larger than any before: errors
-    of a growth model, or of an EM iteration that leaves a saddle, rise for many rounds before they fall. An error that
-    goes round in a cycle or wanders about sets such records ever more rarely.
+    error smaller than any since the last peak, or larger than any before: errors of a growth model, or of an EM
+    iteration that leaves a saddle, rise for many rounds before they fall. An error that goes round in a cycle or
+    wanders about sets such records ever more rarely.
 
-    **Converged** is a row within its tolerance, unless it has run away (:class:`Runaway`) or the problem's own measure
-    says that it is not ``settled``. What is within the absolute tolerance needs neither.
+    **Converged** is a row within its tolerance, unless it has run away (:class:`Runaway`; where ``rtol`` is at most
+    1e-2) or the problem's own measure says that it is not ``settled``. What is within the absolute tolerance needs
+    neither.
 
     ``lasting=True`` is for solvers that end by themselves after a known number of rounds (chains): there the
     error may grow first, so neither stall nor divergence is concluded from it. ``origin``: the first error and scale of
     an earlier solve that is gone on with. ``yardstick``: that of the evaluator, which has the tolerances of every
-    tensor or entry where there are several; by default the termination's.
+    tensor or entry where there are several; by default the termination's. ``affine=True`` is for solvers that take the
+    map for affine: they make one long step to a solution that may be far out.
     """
 
     def __init__(
@@ -101,12 +105,14 @@ class Judge:
         termination: Termination,
         dtype: torch.dtype,
         lasting: bool = False,
+        affine: bool = False,
         origin: Origin | None = None,
         yardstick: Yardstick | None = None,
     ) -> None:
         self.termination = termination
         self.yardstick = yardstick or termination.yardstick
         self.lasting = lasting
+        self._wary = not lasting and not affine and termination.relative_to == "state" and termination.rtol <= _LOOSE
         self._origin = origin
         self._eps = torch.finfo(dtype).eps
         self._points = 0
@@ -118,7 +124,7 @@ class Judge:
         self._points += 1
         progress = self.yardstick.progress(at.error, at.scale)
         self._known = _Known.begin(at, progress) if self._known is None else self._known.seen(at, progress)
-        if not self.lasting and self.termination.relative_to == "state":
+        if self._wary:
             if self._runaway is None:
                 self._runaway = Runaway.begin(at, self._origin, self._eps)
             else:
@@ -228,13 +234,14 @@ class Runaway:
     is an eighth of the first one. One long step may lead far out at once, to where all that is left of the error is
     rounding: that is no power law. An error counts as no smaller than rounding lets it be seen.
 
-    All ``(B, blocks)``: ``error``, the largest one since it was last halved; ``scale``, the one at that time;
-    ``halvings``, how many in a row came with such growth; and ``adrift``, whether there was such growth since the
-    last one.
+    All ``(B, blocks)``: ``base`` and ``scale``, error and scale when the error was last halved; ``error``, the largest
+    one since (to come back from a step too far is no halving, unless the scale is another by then); ``halvings``, how
+    many in a row came with such growth; and ``adrift``, whether there was such growth since the last one.
     """
 
-    error: Float[Tensor, "B blocks"]
+    base: Float[Tensor, "B blocks"]
     scale: Float[Tensor, "B blocks"]
+    error: Float[Tensor, "B blocks"]
     halvings: Float[Tensor, "B blocks"]
     adrift: Bool[Tensor, "B blocks"]
 
@@ -242,21 +249,23 @@ class Runaway:
     def begin(at: Evaluated, origin: Origin | None, eps: float) -> Runaway:
         none = torch.zeros_like(at.error)
         if origin is None:
-            return Runaway(at.error, at.scale, none, none != 0)
+            return Runaway(at.error, at.scale, at.error, none, none != 0)
         # Another solver has led here, perhaps far out: its long steps are not seen, and may have been many.
-        return Runaway(*origin, none + 1.0, none != 0).seen(at, eps)
+        return Runaway(*origin, origin[0], none + 1.0, none != 0).seen(at, eps)
 
     def seen(self, at: Evaluated, eps: float) -> Runaway:
         finite = at.finite.unsqueeze(1)
         floor = 2.0 * eps * at.scale
         error = torch.maximum(at.error, floor)
         largest = torch.where(finite & (at.error > floor), torch.maximum(self.error, at.error), self.error)
-        halved = finite & (2.0 * error <= largest)
+        fallen = (2.0 * error <= self.base) | (at.scale > 2.0 * self.scale)
+        halved = finite & (2.0 * error <= largest) & fallen
         fall = torch.where(halved, largest / torch.where(error > 0, error, 1.0), 2.0)
         grown = finite & (at.scale > fall.pow(_GROWTH) * self.scale)
         return Runaway(
-            error=torch.where(halved, error, largest),
+            base=torch.where(halved, error, self.base),
             scale=torch.where(halved, at.scale, self.scale),
+            error=torch.where(halved, error, largest),
             halvings=torch.where(halved, torch.where(grown, self.halvings + 1.0, 0.0), self.halvings),
             adrift=~halved & (self.adrift | grown),
         )

@@ -67,15 +67,14 @@ class Yardstick:
         return torch.where(error == 0, 0.0, units).amax(dim=1)
 
     def progress(self, error: Float[Tensor, "B m"], scale: Float[Tensor, "B m"]) -> Float[Tensor, "B k"]:
-        """Numbers one of which falls as a row goes on: its largest error, and the largest relative to its scale.
+        """Numbers one of which falls as a row goes on: its largest error; if fine, logarithms of three.
 
-        If fine, logarithms of three: the largest error in units of its tolerance, and the products of all errors and of
-        all in such units. An entry on its way to a small value stays as far off, relative to itself, for long; one on
+        They are the largest error in units of its tolerance, and the products of all errors and of all in such units.
+        An entry on its way to a small value stays as far off, relative to itself, for long; one on
         its way to a large value has errors that grow. Errors within their tolerance count as that.
         """
         if not self.fine:
-            relative = error / torch.where(error > 0, scale, 1.0)
-            return torch.stack([error.amax(dim=1), relative.amax(dim=1)], dim=1)
+            return error.amax(dim=1, keepdim=True)
         least, allowed = torch.finfo(torch.float64).tiny, self.tolerance(scale)
         logs = torch.maximum(error, allowed).clamp(min=least).log()
         units = logs - allowed.clamp(min=least).log()

@@ -72,6 +72,8 @@ class _LinearSteps(StepSolver[Float[Tensor, "B blocks"]]):
     method: Krylov
     termination: Termination
 
+    affine = True
+
     @property
     def narrows(self) -> bool:
         return True

@@ -187,7 +187,8 @@ def test_gradients_of_a_function_with_buffers_are_right_or_refused(gradient: str
 
     buffers = Rotating(lambda _: torch.empty(1, SIZE, dtype=torch.float64), count)
     fresh = loss(lambda y: y)
-    if gradient in ("implicit", "one-step", "neumann", "shine"):  # one recorded evaluation
+    # One recorded evaluation; checkpointed rounds are not taken again where all rows are solved.
+    if gradient in ("implicit", "one-step", "neumann", "shine", "checkpointed-unrolled"):
         assert torch.equal(loss(lambda y: buffers.next().detach().copy_(y)), fresh)
         return
     with pytest.raises(ValueError, match="f filled memory anew that it had returned before; while autograd records"):

@@ -43,7 +43,6 @@ GROWS = {
     "a slow contraction from zero": (lambda z: 0.99 * z + 1, 0.0, 100.0),
     "a ten times slower one": (lambda z: 0.999 * z + 1, 0.0, 1e3),
     "a growth model from little": (lambda z: z + 0.1 * z * (1 - z), 1e-6, 1.0),
-    "a cap that is reached at last": (lambda z: torch.minimum(z + 1, torch.full_like(z, 300.0)), 0.0, 300.0),
 }
 
 

@@ -52,7 +52,8 @@ def test_1_the_ridge_of_anderson_is_absolute(h: HEquation) -> None:
 def test_1_so_that_it_is_slower_than_plain_iteration(h: HEquation) -> None:
     spent = {name: run(name, h, h.initial(), max_iter=400, tol=1e-8)[2] for name in ALL}
     assert spent == {"fixed_point_iter": 84, "anderson": 189, "broyden": 10}
-    assert run("anderson", h, h.initial(), max_iter=400, tol=1e-8, lam=0.0)[2] == 14
+    # Without the ridge its systems are nearly singular, and the machine's rounding decides the last evaluations.
+    assert run("anderson", h, h.initial(), max_iter=400, tol=1e-8, lam=0.0)[2] in range(11, 17)
 
 
 @pytest.mark.parametrize(("name", "least", "most"), [("fixed_point_iter", 1.3, 2.9), ("anderson", 0.69, 2.0)])

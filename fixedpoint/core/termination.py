@@ -26,6 +26,8 @@ _FLOOR_PATIENCE = 5
 # The part of all rounds so far that a row may go without progress: a slow iteration in a coarse dtype repeats an error
 # for many rounds before it falls by one more unit in the last place, the more of them the longer it has taken.
 _WAIT = 0.25
+# Rounds in which an error has gone one way, after which that is no accident.
+_ONE_WAY = 8
 # Errors of more than this many times the first scale are not those of a bounded map; those below this part of the
 # present one not those of a map that diverges.
 _AT_HOME, _BESIDE = 4.0, 1e-3
@@ -85,9 +87,9 @@ class Judge:
     """Applies a :class:`Termination` to the evaluated points of one solve, row by row, without leaving the device.
 
     **Stalled** is a row that makes no progress for ``patience`` rounds and a quarter of all rounds. Progress is an
-    error smaller than any since the last peak, or larger than any before: errors of a growth model, or of an EM
-    iteration that leaves a saddle, rise for many rounds before they fall. An error that goes round in a cycle or
-    wanders about sets such records ever more rarely.
+    error smaller than any since the largest one, or larger than any before, or one that has gone one way, up or down,
+    for eight rounds: errors of a growth model, or of an EM iteration that leaves a saddle, rise for many rounds before
+    they fall. An error that goes round in a cycle or wanders about turns sooner, and sets records ever more rarely.
 
     **Converged** is a row within its tolerance, unless it has run away (:class:`Runaway`; where ``rtol`` is at most
     1e-2) or the problem's own measure says that it is not ``settled``. What is within the absolute tolerance needs
@@ -186,8 +188,8 @@ class _Known:
     ``first`` and ``scale``: the first error and the first scale, ``(B, blocks)``. ``low``: the smallest values since
     the last peak of the numbers that fall as a row goes on (``Yardstick.progress``), ``(B, k)``, the first of which is
     what points are compared by. All else ``(B,)``: the first, the smallest and the largest of these, ``begun``,
-    ``best`` and ``high``; ``waited``, points since ``low`` or ``high`` changed; ``broken``, points that were not finite
-    since the best one.
+    ``best`` and ``high``; ``last``, that of the last point, and ``run``, for how many points it has gone up, or down
+    where negative; ``waited``, points without progress; ``broken``, points that were not finite since the best one.
     """
 
     first: Float[Tensor, "B blocks"]
@@ -196,6 +198,8 @@ class _Known:
     begun: Float[Tensor, " B"]
     high: Float[Tensor, " B"]
     best: Float[Tensor, " B"]
+    last: Float[Tensor, " B"]
+    run: Float[Tensor, " B"]
     waited: Float[Tensor, " B"]
     broken: Float[Tensor, " B"]
 
@@ -203,12 +207,16 @@ class _Known:
     def begin(at: Evaluated, progress: Float[Tensor, "B k"]) -> _Known:
         error = progress[:, 0]
         broken = torch.where(at.finite, 0.0, 2.0).to(error)  # a start that is not finite cannot be rescued
-        return _Known(at.error, at.scale, progress, error, error, error, torch.ones_like(error), broken)
+        one = torch.ones_like(error)
+        return _Known(at.error, at.scale, progress, error, error, error, error, 0.0 * one, one, broken)
 
     def seen(self, at: Evaluated, progress: Float[Tensor, "B k"]) -> _Known:
         error = progress[:, 0]
         better, higher = at.finite & (error < self.best), at.finite & (error > self.high)
         lower = at.finite & (progress < self.low).any(dim=1)
+        up = (error > self.last).to(error) - (error < self.last).to(error)
+        run = torch.where(up * self.run >= 0, self.run, 0.0) * up.abs() + up
+        moved = lower | higher | (at.finite & (run.abs() >= _ONE_WAY))
         low = torch.where(at.finite.unsqueeze(1), torch.minimum(progress, self.low), self.low)
         return _Known(
             first=self.first,
@@ -217,7 +225,9 @@ class _Known:
             low=torch.where(higher.unsqueeze(1), progress, low),
             high=torch.where(higher, error, self.high),
             best=torch.where(better, error, self.best),
-            waited=torch.where(lower | higher, 0.0, self.waited + 1.0),
+            last=error,
+            run=run,
+            waited=torch.where(moved, 0.0, self.waited + 1.0),
             broken=torch.where(better, 0.0, self.broken + (~at.finite).to(self.broken)),
         )
 

@@ -55,6 +55,23 @@ def test_an_em_iteration_that_leaves_a_saddle_converges() -> None:
     assert int(error.argmax()) > 100  # it rose for longer than the patience
 
 
+def test_an_error_that_falls_rises_and_falls_converges() -> None:
+    """As EM's does on its way past a saddle: the peak is neither the largest error nor the fall from it a record."""
+    z0 = torch.tensor([[1.0, 1e-5]], dtype=torch.float64)
+
+    def f(z: torch.Tensor) -> torch.Tensor:
+        return torch.stack([0.5 * z[:, 0], z[:, 1] + 0.1 * z[:, 1] * (1 - z[:, 1])], dim=1)
+
+    solution = solve(f, z0, solver="picard", rtol=1e-8, max_rounds=1000)
+    assert solution.converged.all(), solution.message
+    error = solution.trace.error[:, 0]
+    least = int(error[:50].argmin())
+    peak = least + int(error[least:].argmax())
+    assert peak > least + 60
+    assert error[peak] < error[0]
+    assert torch.allclose(solution.z, torch.tensor([[0.0, 1.0]], dtype=torch.float64), atol=1e-6)
+
+
 CAUGHT = {
     "a cycle of two": lambda z: 2.0 - z,
     "a cycle of three": lambda z: 3.831874 * z * (1 - z),

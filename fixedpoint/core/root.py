@@ -24,7 +24,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -32,6 +32,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from fixedpoint.core.layout import Rows
+from fixedpoint.core.part import taken
 from fixedpoint.core.problem import FunctionProblem, Measure
 from fixedpoint.core.reduce import row_norms
 from fixedpoint.core.termination import Termination
@@ -123,93 +124,88 @@ class RootProblem(FunctionProblem):
         return self._factor
 
 
+@dataclass(frozen=True)
+class _Seen:
+    """What a measure remembers of every row: the last point and ``g`` there, ``(B, D)``; all else ``(B, 1)``.
+
+    ``scale`` is ``G``; ``sloped``, whether a slope is in it; ``settled``, whether the last point may be a root. Samples
+    are ``|g|`` and the step it implied: at the last point, and at two before it with a ``g`` some orders larger each
+    time.
+    """
+
+    z: Float[Tensor, "B D"]
+    g: Float[Tensor, "B D"]
+    scale: Float[Tensor, "B 1"]
+    sloped: Bool[Tensor, "B 1"]
+    settled: Bool[Tensor, "B 1"]
+    last: Sample
+    recent: Sample
+    old: Sample
+
+
 class RootMeasure:
     """The measure of roots: it remembers the last point of every row, and ``g`` there, for the last slope."""
 
-    def __init__(self, problem: RootProblem, termination: Termination, rows: Int[Tensor, " k"] | None = None) -> None:
-        self._problem, self._rows = problem, rows
+    def __init__(self, problem: RootProblem, termination: Termination) -> None:
+        self._problem = problem
+        self._rows: Tensor | None = None
+        self._seen: _Seen | None = None
         self._yardstick = replace(termination, per="row").yardstick
-        eps = torch.finfo(problem.layout.dtype).eps
-        self._rtol = max(termination.rtol, 4 * eps)
-        # All (B, 1), but for the last point and its value.
-        self._z: Tensor | None = None
-        self._g: Tensor | None = None
-        self._scale: Tensor | None = None
-        self._sloped: Tensor | None = None
-        self._settled: Tensor | None = None
-        # |g| and the step it implied: at the last point, and at two before it with a g some orders larger each time.
-        self._last: Sample | None = None
-        self._recent: Sample | None = None
-        self._old: Sample | None = None
+        self._rtol = max(termination.rtol, 4 * torch.finfo(problem.layout.dtype).eps)
 
     def __call__(self, z: Float[Tensor, "B D"]) -> Measure:
         g = self._problem.value if self._rows is None else self._problem.value[self._rows]
         size = self._yardstick.norms(g, self._problem.layout)
-        if self._z is None:
-            self._begin(z, g, size)
-        else:
-            self._compare(z, g, size)
-        assert self._scale is not None
-        assert self._settled is not None
-        return Measure(size, self._scale, self._settled.squeeze(1))
+        self._seen = self._begun(z, g, size) if self._seen is None else self._compared(self._seen, z, g, size)
+        return Measure(size, self._seen.scale, self._seen.settled.squeeze(1))
 
     def take(self, rows: Int[Tensor, " k"]) -> RootMeasure:
         """That of some of the rows: their own first ``g`` stays what it is held against."""
         part = copy.copy(self)
         part._rows = rows if self._rows is None else self._rows[rows]
-        for name, value in vars(part).items():
-            if name not in ("_rows", "_problem") and isinstance(value, Tensor):
-                setattr(part, name, value[rows])
-        part._last, part._recent, part._old = (
-            None if each is None else (each[0][rows], each[1][rows]) for each in (self._last, self._recent, self._old)
-        )
+        part._seen = None if self._seen is None else taken(self._seen, rows)
         return part
 
-    def _begin(self, z: Tensor, g: Tensor, size: Tensor) -> None:
-        self._z, self._g = z.clone(), g.clone()
-        self._scale, self._settled = size, size == 0
-        self._sloped = torch.zeros_like(self._settled)
+    def _begun(self, z: Tensor, g: Tensor, size: Tensor) -> _Seen:
         unknown = torch.full_like(size, torch.nan)
-        self._last, self._old = (unknown, unknown), (unknown, unknown)
-        self._recent = torch.full_like(size, torch.inf), unknown
+        return _Seen(
+            z=z.clone(),
+            g=g.clone(),
+            scale=size,
+            sloped=torch.zeros_like(size, dtype=torch.bool),
+            settled=size == 0,
+            last=(unknown, unknown),
+            recent=(torch.full_like(size, torch.inf), unknown),
+            old=(unknown, unknown),
+        )
 
-    def _compare(self, z: Tensor, g: Tensor, size: Tensor) -> None:
-        assert self._z is not None
-        assert self._g is not None
-        assert self._scale is not None
-        assert self._sloped is not None
-        assert self._settled is not None
-        assert self._recent is not None
-        assert self._last is not None
-        assert self._old is not None
-        moved = row_norms(z - self._z).unsqueeze(1)
-        changed = row_norms(g - self._g).unsqueeze(1)
+    def _compared(self, seen: _Seen, z: Tensor, g: Tensor, size: Tensor) -> _Seen:
+        moved = row_norms(z - seen.z).unsqueeze(1)
+        changed = row_norms(g - seen.g).unsqueeze(1)
         length = row_norms(z).unsqueeze(1)
         told = (moved > 0) & moved.isfinite() & changed.isfinite()
         slope = changed / torch.where(told, moved, 1.0)
-        first = told & ~self._sloped
-        self._scale = torch.where(
-            first, torch.maximum(self._scale, slope * row_norms(self._z).unsqueeze(1)), self._scale
-        )
-        self._sloped = self._sloped | told
+        first = torch.maximum(seen.scale, slope * row_norms(seen.z).unsqueeze(1))
         implied = row_norms(g).unsqueeze(1) / slope  # a length of z: all Euclidean, whatever the norm of the error
         local = (implied <= self._rtol * length) & (moved <= max(self._rtol, _LOCAL) * length)
-        zero = size == 0
-        settled = torch.where(zero, ~self._vanishes(), local)
-        sample = (size, implied)
-        apart = told & ~zero & (size <= _APART * self._recent[0])
-        self._old, self._recent = _kept(apart, self._recent, self._old), _kept(apart, sample, self._recent)
-        self._last = _kept(told & ~zero, sample, self._last)
-        self._settled = torch.where(told | zero, settled, self._settled)
-        self._z = torch.where(told, z, self._z)
-        self._g = torch.where(told, g, self._g)
+        zero, sample = size == 0, (size, implied)
+        apart = told & ~zero & (size <= _APART * seen.recent[0])
+        return _Seen(
+            z=torch.where(told, z, seen.z),
+            g=torch.where(told, g, seen.g),
+            scale=torch.where(told & ~seen.sloped, first, seen.scale),
+            sloped=seen.sloped | told,
+            settled=torch.where(told | zero, torch.where(zero, ~_vanishes(seen), local), seen.settled),
+            last=_kept(told & ~zero, sample, seen.last),
+            recent=_kept(apart, sample, seen.recent),
+            old=_kept(apart, seen.recent, seen.old),
+        )
 
-    def _vanishes(self) -> Tensor:
-        """Whether ``g`` went on falling while the steps that it implied did not: like no root of any multiplicity."""
-        assert self._old is not None
-        assert self._last is not None
-        (size, step), (last, final) = self._old, self._last
-        return size.isfinite() & (final > step * (last / size).pow(1 / _MULTIPLICITY))
+
+def _vanishes(seen: _Seen) -> Bool[Tensor, "B 1"]:
+    """Whether ``g`` went on falling while the steps that it implied did not: like no root of any multiplicity."""
+    (size, step), (last, final) = seen.old, seen.last
+    return size.isfinite() & (final > step * (last / size).pow(1 / _MULTIPLICITY))
 
 
 def is_flat(problem: RootProblem, z: Float[Tensor, "B D"], rows: Bool[Tensor, " B"]) -> Bool[Tensor, " B"]:

@@ -14,10 +14,11 @@ from torch import Tensor
 
 from fixedpoint.core.evaluator import Evaluated
 from fixedpoint.core.options import OptionError, Options, option
+from fixedpoint.core.runaway import Origin, Runaway
 from fixedpoint.core.status import Status
 from fixedpoint.core.yardstick import Yardstick
 
-__all__ = ["Judge", "Runaway", "Termination", "at_rounding_floor"]
+__all__ = ["Judge", "Termination", "at_rounding_floor"]
 
 # Rounding of f moves the residual by a few units in the last place; below this many the error is noise.
 _FLOOR = 16.0
@@ -33,8 +34,6 @@ _ONE_WAY = 8
 _AT_HOME, _BESIDE = 4.0, 1e-3
 # Relative tolerances above this are for a few digits' work, where a state from zero is still growing when it is enough.
 _LOOSE = 1e-2
-# Growth of the scale that the fall of the error may come with, as a power of it.
-_GROWTH = 1 / 3
 
 
 @dataclass(frozen=True)
@@ -78,9 +77,6 @@ def at_rounding_floor(
 ) -> Bool[Tensor, " B"]:
     """Whether all that is left of a row's error is rounding of a dtype with that ``eps``."""
     return (error <= _FLOOR * eps * scale).all(dim=1)
-
-
-Origin = tuple[Tensor, Tensor]
 
 
 class Judge:
@@ -151,7 +147,11 @@ class Judge:
     def within(self, at: Evaluated) -> Bool[Tensor, " B"]:
         """Whether all blocks of a row are within the tolerance, and nothing speaks against it."""
         small = at.error <= self.tolerance(at)
-        sure = torch.ones_like(small) if self._runaway is None else ~self._runaway.doubts(at, self._eps)
+        sure = (
+            torch.ones_like(small)
+            if self._runaway is None
+            else ~self._runaway.doubts(at.error <= _FLOOR * self._eps * at.scale)
+        )
         if at.settled is not None:
             sure = sure & at.settled.unsqueeze(1)
         atol = self.yardstick.atol
@@ -230,57 +230,3 @@ class _Known:
             waited=torch.where(moved, 0.0, self.waited + 1.0),
             broken=torch.where(better, 0.0, self.broken + (~at.finite).to(self.broken)),
         )
-
-
-@dataclass(frozen=True)
-class Runaway:
-    """Whether a row's state runs away: it grows while its error does not fall along with it.
-
-    Relative to a state that has run away everything is small: ``f(z) = z + 1`` has no fixed point, and a residual of
-    1e-6 of ``|z|`` at ``z = 1e6``. Where errors fall as ``e ~ s^-p`` while the scale ``s`` grows, the state runs to
-    infinity by a power law, whatever its size. So a block is in doubt where its scale has grown by more than
-    ``(e'/e)^(1/3)`` since the error was ``e'``, at the start or when it was last halved, until the error is halved
-    without that. An iteration that converges from zero is in doubt at first, and no longer by the time that its error
-    is an eighth of the first one. One long step may lead far out at once, to where all that is left of the error is
-    rounding: that is no power law. An error counts as no smaller than rounding lets it be seen.
-
-    All ``(B, blocks)``: ``base`` and ``scale``, error and scale when the error was last halved; ``error``, the largest
-    one since (to come back from a step too far is no halving, unless the scale is another by then); ``halvings``, how
-    many in a row came with such growth; and ``adrift``, whether there was such growth since the last one.
-    """
-
-    base: Float[Tensor, "B blocks"]
-    scale: Float[Tensor, "B blocks"]
-    error: Float[Tensor, "B blocks"]
-    halvings: Float[Tensor, "B blocks"]
-    adrift: Bool[Tensor, "B blocks"]
-
-    @staticmethod
-    def begin(at: Evaluated, origin: Origin | None, eps: float) -> Runaway:
-        none = torch.zeros_like(at.error)
-        if origin is None:
-            return Runaway(at.error, at.scale, at.error, none, none != 0)
-        # Another solver has led here, perhaps far out: its long steps are not seen, and may have been many.
-        return Runaway(*origin, origin[0], none + 1.0, none != 0).seen(at, eps)
-
-    def seen(self, at: Evaluated, eps: float) -> Runaway:
-        finite = at.finite.unsqueeze(1)
-        floor = 2.0 * eps * at.scale
-        error = torch.maximum(at.error, floor)
-        largest = torch.where(finite & (at.error > floor), torch.maximum(self.error, at.error), self.error)
-        fallen = (2.0 * error <= self.base) | (at.scale > 2.0 * self.scale)
-        halved = finite & (2.0 * error <= largest) & fallen
-        fall = torch.where(halved, largest / torch.where(error > 0, error, 1.0), 2.0)
-        grown = finite & (at.scale > fall.pow(_GROWTH) * self.scale)
-        return Runaway(
-            base=torch.where(halved, error, self.base),
-            scale=torch.where(halved, at.scale, self.scale),
-            error=torch.where(halved, error, largest),
-            halvings=torch.where(halved, torch.where(grown, self.halvings + 1.0, 0.0), self.halvings),
-            adrift=~halved & (self.adrift | grown),
-        )
-
-    def doubts(self, at: Evaluated, eps: float) -> Bool[Tensor, "B blocks"]:
-        """Whether a small error at this point says nothing yet."""
-        rounding = at.error <= _FLOOR * eps * at.scale
-        return self.adrift | (self.halvings > torch.where(rounding, 1.0, 0.0))

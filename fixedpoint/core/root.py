@@ -16,7 +16,8 @@ unconstrained optimization and nonlinear equations", section 7.2, asks for small
 is the start's ``||g||``, or what the first slope makes of a start that is nearly a root.
 
 A ``g`` that is exactly zero is a root as well, unless it only underflows. Two things tell: while it fell, the steps
-that it implied did not (:class:`RootMeasure`); or it is zero a little nearer to the start, too (:func:`is_flat`).
+that it implied did not (:class:`RootMeasure`); or it is zero a little nearer to the start, too (:func:`is_flat`). The
+first tells as much of a ``g`` that is not zero: far enough out, any step is within a loose tolerance of ``||z||``.
 """
 
 from __future__ import annotations
@@ -195,11 +196,11 @@ class RootMeasure:
         implied = row_norms(g).unsqueeze(1) / slope  # a length of z: all Euclidean, whatever the norm of the error
         local = (implied <= self._rtol * length) & (moved <= max(self._rtol, _LOCAL) * length)
         zero = size == 0
-        settled = torch.where(zero, ~self._vanishes(), local)
         sample = (size, implied)
         apart = told & ~zero & (size <= _APART * self._recent[0])
         self._old, self._recent = _kept(apart, self._recent, self._old), _kept(apart, sample, self._recent)
         self._last = _kept(told & ~zero, sample, self._last)
+        settled = (zero | local) & ~self._vanishes()
         self._settled = torch.where(told | zero, settled, self._settled)
         self._z = torch.where(told, z, self._z)
         self._g = torch.where(told, g, self._g)

@@ -3,7 +3,7 @@ r"""Roots: ``g(z) = 0`` as the fixed point of ``z + c g(z)``, and what it takes 
 A residual relative to ``||z||``, as fixed points are judged by, compares two quantities of different units here:
 ``1e-9 (x^3 - 5)`` is small beside ``x`` everywhere. A row is a root where
 
-    ||g(z_k)|| <= atol + rtol G,    G = max(||g(z_0)||, ||g(z_1) - g(z_0)|| / ||z_1 - z_0|| ||z_0||)
+    ||g(z_k)|| <= atol + rtol G,    G = max(||g(z_0)||, c ||g(z_1) - g(z_0)|| / ||z_1 - z_0|| ||z_0||)
 
 and where the step that the last slope implies is small beside the point, and that slope is a local one:
 
@@ -13,7 +13,10 @@ and where the step that the last slope implies is small beside the point, and th
 The first bound alone holds far out on ``exp(-x)``; the second alone holds beside a jump of ``g``; the third keeps a
 slope from being taken for that at ``z_k`` after one long step. (Dennis & Schnabel 1983, "Numerical methods for
 unconstrained optimization and nonlinear equations", section 7.2, asks for small values and small steps in turn.) ``G``
-is the start's ``||g||``, or what the first slope makes of a start that is nearly a root.
+is the start's ``||g||``. Rounding may not let ``g`` fall that far from a start that is nearly a root, so it is what the
+first slope makes of the start (``c = 1``) where that is within ``rtol``, and within the square root of the precision,
+of a root by that slope; elsewhere ``c`` is 16 units of rounding over ``rtol``. Where one unknown is far stiffer than
+the others (Powell's badly scaled function) the first slope is that one's, and says nothing of them.
 
 A ``g`` that is exactly zero is a root as well, unless it only underflows. Two things tell: while it fell, the steps
 that it implied did not (:class:`RootMeasure`); or it is zero a little nearer to the start, too (:func:`is_flat`). The
@@ -41,6 +44,8 @@ __all__ = ["RootMeasure", "RootProblem", "is_flat"]
 
 # The longest last move, of the size of the point, whose slope is that of g there.
 _LOCAL = 1e-3
+# Units in the last place of z that g is not asked to tell apart, whatever its value at the start.
+_ROUNDING = 16.0
 # Multiplicity of a root, beyond which a g that has become zero is said to vanish far out: at a root of multiplicity m
 # the implied steps fall like |g|^(1/m). It is told from points between which g has fallen by this factor.
 _MULTIPLICITY, _APART = 16.0, 1e-3
@@ -132,6 +137,8 @@ class RootMeasure:
         self._yardstick = replace(termination, per="row").yardstick
         eps = torch.finfo(problem.layout.dtype).eps
         self._rtol = max(termination.rtol, 4 * eps)
+        self._near = min(self._rtol, math.sqrt(eps))
+        self._least = min(_ROUNDING * eps / self._rtol, 1.0)
         # All (B, 1), but for the last point and its value.
         self._z: Tensor | None = None
         self._g: Tensor | None = None
@@ -189,9 +196,9 @@ class RootMeasure:
         told = (moved > 0) & moved.isfinite() & changed.isfinite()
         slope = changed / torch.where(told, moved, 1.0)
         first = told & ~self._sloped
-        self._scale = torch.where(
-            first, torch.maximum(self._scale, slope * row_norms(self._z).unsqueeze(1)), self._scale
-        )
+        linear = slope * row_norms(self._z).unsqueeze(1)
+        share = torch.where(self._scale <= self._near * linear, 1.0, self._least)
+        self._scale = torch.where(first, torch.maximum(self._scale, share * linear), self._scale)
         self._sloped = self._sloped | told
         implied = row_norms(g).unsqueeze(1) / slope  # a length of z: all Euclidean, whatever the norm of the error
         local = (implied <= self._rtol * length) & (moved <= max(self._rtol, _LOCAL) * length)

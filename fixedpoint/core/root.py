@@ -3,7 +3,7 @@ r"""Roots: ``g(z) = 0`` as the fixed point of ``z + c g(z)``, and what it takes 
 A residual relative to ``||z||``, as fixed points are judged by, compares two quantities of different units here:
 ``1e-9 (x^3 - 5)`` is small beside ``x`` everywhere. A row is a root where
 
-    ||g(z_k)|| <= atol + rtol G,    G = max(||g(z_0)||, ||g(z_1) - g(z_0)|| / ||z_1 - z_0|| ||z_0||)
+    ||g(z_k)|| <= atol + rtol G,    G = max(||g(z_0)||, c ||g(z_1) - g(z_0)|| / ||z_1 - z_0|| ||z_0||)
 
 and where the step that the last slope implies is small beside the point, and that slope is a local one:
 
@@ -13,10 +13,14 @@ and where the step that the last slope implies is small beside the point, and th
 The first bound alone holds far out on ``exp(-x)``; the second alone holds beside a jump of ``g``; the third keeps a
 slope from being taken for that at ``z_k`` after one long step. (Dennis & Schnabel 1983, "Numerical methods for
 unconstrained optimization and nonlinear equations", section 7.2, asks for small values and small steps in turn.) ``G``
-is the start's ``||g||``, or what the first slope makes of a start that is nearly a root.
+is the start's ``||g||``. Rounding may not let ``g`` fall that far from a start that is nearly a root, so it is what the
+first slope makes of the start (``c = 1``) where that is within ``rtol``, and within the square root of the precision,
+of a root by that slope; elsewhere ``c`` is 16 units of rounding over ``rtol``. Where one unknown is far stiffer than
+the others (Powell's badly scaled function) the first slope is that one's, and says nothing of them.
 
 A ``g`` that is exactly zero is a root as well, unless it only underflows. Two things tell: while it fell, the steps
-that it implied did not (:class:`RootMeasure`); or it is zero a little nearer to the start, too (:func:`is_flat`).
+that it implied did not (:class:`RootMeasure`); or it is zero a little nearer to the start, too (:func:`is_flat`). The
+first tells as much of a ``g`` that is not zero: far enough out, any step is within a loose tolerance of ``||z||``.
 """
 
 from __future__ import annotations
@@ -41,6 +45,8 @@ __all__ = ["RootMeasure", "RootProblem", "is_flat"]
 
 # The longest last move, of the size of the point, whose slope is that of g there.
 _LOCAL = 1e-3
+# Units in the last place of z that g is not asked to tell apart, whatever its value at the start.
+_ROUNDING = 16.0
 # Multiplicity of a root, beyond which a g that has become zero is said to vanish far out: at a root of multiplicity m
 # the implied steps fall like |g|^(1/m). It is told from points between which g has fallen by this factor.
 _MULTIPLICITY, _APART = 16.0, 1e-3
@@ -151,7 +157,10 @@ class RootMeasure:
         self._rows: Tensor | None = None
         self._seen: _Seen | None = None
         self._yardstick = replace(termination, per="row").yardstick
-        self._rtol = max(termination.rtol, 4 * torch.finfo(problem.layout.dtype).eps)
+        eps = torch.finfo(problem.layout.dtype).eps
+        self._rtol = max(termination.rtol, 4 * eps)
+        self._near = min(self._rtol, math.sqrt(eps))
+        self._least = min(_ROUNDING * eps / self._rtol, 1.0)
 
     def __call__(self, z: Float[Tensor, "B D"]) -> Measure:
         g = self._problem.value if self._rows is None else self._problem.value[self._rows]
@@ -185,26 +194,29 @@ class RootMeasure:
         length = row_norms(z).unsqueeze(1)
         told = (moved > 0) & moved.isfinite() & changed.isfinite()
         slope = changed / torch.where(told, moved, 1.0)
-        first = torch.maximum(seen.scale, slope * row_norms(seen.z).unsqueeze(1))
+        linear = slope * row_norms(seen.z).unsqueeze(1)
+        first = torch.maximum(seen.scale, torch.where(seen.scale <= self._near * linear, 1.0, self._least) * linear)
         implied = row_norms(g).unsqueeze(1) / slope  # a length of z: all Euclidean, whatever the norm of the error
         local = (implied <= self._rtol * length) & (moved <= max(self._rtol, _LOCAL) * length)
         zero, sample = size == 0, (size, implied)
         apart = told & ~zero & (size <= _APART * seen.recent[0])
+        last, old = _kept(told & ~zero, sample, seen.last), _kept(apart, seen.recent, seen.old)
+        settled = (zero | local) & ~_vanishes(old, last)
         return _Seen(
             z=torch.where(told, z, seen.z),
             g=torch.where(told, g, seen.g),
             scale=torch.where(told & ~seen.sloped, first, seen.scale),
             sloped=seen.sloped | told,
-            settled=torch.where(told | zero, torch.where(zero, ~_vanishes(seen), local), seen.settled),
-            last=_kept(told & ~zero, sample, seen.last),
+            settled=torch.where(told | zero, settled, seen.settled),
+            last=last,
             recent=_kept(apart, sample, seen.recent),
-            old=_kept(apart, seen.recent, seen.old),
+            old=old,
         )
 
 
-def _vanishes(seen: _Seen) -> Bool[Tensor, "B 1"]:
+def _vanishes(before: Sample, now: Sample) -> Bool[Tensor, "B 1"]:
     """Whether ``g`` went on falling while the steps that it implied did not: like no root of any multiplicity."""
-    (size, step), (last, final) = seen.old, seen.last
+    (size, step), (last, final) = before, now
     return size.isfinite() & (final > step * (last / size).pow(1 / _MULTIPLICITY))
 
 

@@ -13,8 +13,8 @@ RAN_AWAY = (
 )
 ROOT_DOUBTED = (
     "g is small beside its value at the start, but the step that its last slope implies is not small beside z: g "
-    "vanishes far out or comes near zero without reaching it, and there may be no root on this side; start elsewhere, "
-    "or give atol if so small a g is enough"
+    "vanishes far out or comes near zero without reaching it, and there may be no root on this side, or the root is at "
+    "z = 0; start elsewhere, or give atol if so small a g is enough, as a root at z = 0 requires"
 )
 
 

@@ -9,7 +9,7 @@ out is held against the cell's value of all rows (``fixedpoint.core.whole``).
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -100,7 +100,7 @@ def shared_paths(cell: nn.Module, shared: Shared | None) -> frozenset[Path] | No
     """
     if shared is None:
         return None
-    if isinstance(shared, str):
+    if isinstance(shared, str) or not isinstance(shared, Collection):
         raise TypeError(f"shared must be a list of positions, names or paths of inputs, got {shared!r}")
     known, paths = _names(cell), set()
     for each in shared:
@@ -111,6 +111,8 @@ def shared_paths(cell: nn.Module, shared: Shared | None) -> frozenset[Path] | No
             raise ValueError(f"shared names {path[0]!r}, and the cell takes {', '.join(known)} beside the state")
         if isinstance(path[0], int) and path[0] < 0:
             raise ValueError(f"shared must name positions from 0, the first input beside the state, got {path[0]}")
+        if isinstance(path[0], int) and known and path[0] >= len(known):
+            raise ValueError(f"shared names position {path[0]}, and the cell takes {', '.join(known)} beside the state")
         paths.add(path)
     return frozenset(paths)
 

@@ -255,6 +255,8 @@ def test_an_empty_batch_passes(training: bool) -> None:
         (["memori"], "names 'memori', and the cell takes x, memory beside the state"),
         ([-1], "must name positions from 0"),
         ([1.0], "got 1.0 in it"),
+        ([2], "names position 2, and the cell takes x, memory beside the state"),
+        (1, "must be a list of positions, names or paths of inputs, got 1"),
     ],
 )
 def test_a_statement_that_says_nothing_is_refused(shared: Any, sentence: str) -> None:

@@ -50,6 +50,8 @@ class ModelFolder:
         All files that say what it computes: configurations and weights.
     latent
         The part of its pipeline that decodes its samples (``vae``), which are no images then; empty without one.
+    named
+        Class of the scheduler that its pipeline names; empty where it names none.
     """
 
     path: Path
@@ -57,6 +59,7 @@ class ModelFolder:
     scheduler: Mapping[str, Any] | None
     files: tuple[Path, ...]
     latent: str = ""
+    named: str = ""
 
     @classmethod
     def open(cls, path: str | Path) -> ModelFolder:
@@ -93,7 +96,7 @@ class ModelFolder:
         if scheduler is None and named not in (None, *TAKEN):
             raise FolderError(f"{root} is sampled with a {named}, and has no scheduler_config.json of it")
         latent = next((part for part in LATENT_PARTS if any(index.get(part) or ())), "")
-        return cls(network, config, scheduler, (network / "config.json", *weights, *found), latent)
+        return cls(network, config, scheduler, (network / "config.json", *weights, *found), latent, str(named or ""))
 
     @property
     def event_shape(self) -> tuple[int, int, int]:
@@ -152,7 +155,14 @@ class ModelFolder:
             note = "there is no scheduler; its noise levels are taken for diffusers' default (linear, clip_sample=True)"
         else:
             note = self._taken(self.scheduler)[1]
-        return (f"{self.path}: {note}",) if note else ()
+        return tuple(f"{self.path}: {each}" for each in (note, self._otherwise_named()) if each)
+
+    def _otherwise_named(self) -> str:
+        """Where pipeline and scheduler disagree, the scheduler's own file is followed, and this is said."""
+        own = (self.scheduler or {}).get("_class_name")
+        if not self.named or own in (None, self.named):
+            return ""
+        return f"{_INDEX} names a {self.named}, its scheduler_config.json a {own}, which is what is followed"
 
     def _taken(self, config: Mapping[str, Any]) -> tuple[DDIMSchedule, str]:
         try:

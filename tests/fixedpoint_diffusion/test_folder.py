@@ -253,6 +253,13 @@ def test_an_index_that_names_a_scheduler_that_is_not_there(pipeline: Path) -> No
         DiffusersModel(path=str(pipeline))
 
 
+@pytest.mark.parametrize("named", ["PNDMScheduler", "DDPMScheduler"])
+def test_an_index_that_names_another_scheduler_than_there_is(pipeline: Path, named: str) -> None:
+    index_of(pipeline, "DDPMPipeline", unet=("diffusers", "UNet2DModel"), scheduler=("diffusers", named))
+    (note,) = ModelFolder.open(pipeline).notes
+    assert f"model_index.json names a {named}, its scheduler_config.json a DDIMScheduler, which is what is" in note
+
+
 def test_a_schedule_of_ones_own_must_be_that_of_the_training(pipeline: Path) -> None:
     model = DiffusersModel(path=str(pipeline))
     spaced = DDIMSchedule(

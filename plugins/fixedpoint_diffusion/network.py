@@ -79,11 +79,7 @@ class NetworkDenoiser(Denoiser):
                 "the network is in training mode, where dropout makes every evaluation another function; "
                 "call network.eval() first"
             )
-        scalar = isinstance(guidance_scale, Real) or (isinstance(guidance_scale, Tensor) and guidance_scale.ndim == 0)
-        if not scalar or isinstance(guidance_scale, bool):
-            raise TypeError(f"guidance_scale must be a number, got {type(guidance_scale).__name__}")
-        if not math.isfinite(guidance_scale):
-            raise ValueError(f"guidance_scale must be finite, got {guidance_scale}")
+        _check_number("guidance_scale", guidance_scale)
         self.network = network
         self.guidance_scale = guidance_scale
         self.conditioning = rowwise.checked("conditioning", {} if conditioning is None else conditioning)
@@ -133,6 +129,14 @@ class NetworkDenoiser(Denoiser):
             return rowwise.expanded(values, self.conditioning)
         except ValueError as error:
             raise ValueError(f"{scale}: {error}" if "must" in str(error) else f"{scale} {error}") from None
+
+
+def _check_number(name: str, value: Any) -> None:
+    scalar = isinstance(value, Real) or (isinstance(value, Tensor) and value.ndim == 0)
+    if not scalar or isinstance(value, bool):
+        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
+    if not math.isfinite(value):
+        raise ValueError(f"{name} must be finite, got {value}")
 
 
 def _prediction(value: Any) -> Tensor:

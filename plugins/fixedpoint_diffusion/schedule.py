@@ -209,14 +209,12 @@ def _integers(values: Any) -> tuple[int, ...]:
         values = values.detach().cpu().numpy()
     found = np.asarray(values) if isinstance(values, (list, tuple, range, np.ndarray)) else np.empty(0, dtype=object)
     if found.ndim != 1 or len(found) == 0 or not np.issubdtype(found.dtype, np.integer):
-        raise ValueError(
-            f"timesteps must be a list of integers, from noise to image, got {_shortly(list(values) if isinstance(values, tuple) else values)}"
-        )
+        raise ValueError(f"timesteps must be a list of integers, from noise to image, got {_shortly(values)}")
     return tuple(int(step) for step in found)
 
 
 def _shortly(values: Any) -> str:
-    said = " ".join(repr(values).split())
+    said = " ".join(repr(list(values) if isinstance(values, tuple) else values).split())
     return said if len(said) <= 60 else f"{said[:56]} ..."
 
 

@@ -182,7 +182,7 @@ class ModelFolder:
         Raises
         ------
         FolderError
-            For a class that diffusers has not.
+            For a class that diffusers has not, and a folder of which it cannot make a network.
         ModuleNotFoundError
             Without diffusers.
         """
@@ -209,9 +209,12 @@ def _load(path: Path, class_name: str, dtype: torch.dtype, device: torch.device)
     found = getattr(diffusers, class_name, None)
     if not (isinstance(found, type) and issubclass(found, diffusers.ModelMixin)):
         raise FolderError(f"{path / 'config.json'} names the class {class_name}, which diffusers has not")
-    network: torch.nn.Module = found.from_pretrained(
-        path, use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False, torch_dtype=dtype
-    )
+    try:
+        network: torch.nn.Module = found.from_pretrained(
+            path, use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False, torch_dtype=dtype
+        )
+    except Exception as error:  # of a configuration that makes no network diffusers raises whatever comes of it
+        raise FolderError(f"{path} cannot be loaded: {type(error).__name__}: {error}") from error
     return network.to(device).eval().requires_grad_(False)
 
 

@@ -42,7 +42,8 @@ class Spelled(TyperCommand):
         if near and not (overrides and ("." in name or "[" in name)):
             return f'there is no option {name}; did you mean "{near[0]}"?'
         if overrides:
-            line = f"{program} {shlex.join(_as_overrides(args, known))}"
+            first = next((each for each in self.params if each.nargs == 1 and each.param_type_name == "argument"), None)
+            line = f"{program} {shlex.join(_as_overrides(args, known, (first and first.metavar) or ''))}"
             return f"there is no option {name}; what it sets is written without dashes: {line}"
         return f"there is no option {name}; known: {', '.join(sorted(long))}"
 
@@ -68,9 +69,13 @@ def _unknown(args: Sequence[str], known: Mapping[str, Any]) -> int | None:
     return None
 
 
-def _as_overrides(args: Sequence[str], known: Mapping[str, Any]) -> list[str]:
-    """The arguments, those that are no options without their dashes: ``--memory 3`` and ``--memory=3`` alike."""
+def _as_overrides(args: Sequence[str], known: Mapping[str, Any], first: str) -> list[str]:
+    """The arguments, those that are no options without their dashes: ``--memory 3`` and ``--memory=3`` alike.
+
+    Overrides stand behind the ``first`` argument, which one of them would be taken for.
+    """
     written: list[str] = []
+    waiting: list[str] | None = [] if first else None
     rest = list(args)
     while rest:
         arg = rest.pop(0)
@@ -78,9 +83,11 @@ def _as_overrides(args: Sequence[str], known: Mapping[str, Any]) -> list[str]:
             written.append(arg)
             if arg in known and not getattr(known[arg], "is_flag", False) and rest:
                 written.append(rest.pop(0))
+            elif waiting is not None and not arg.startswith("-"):
+                written, waiting = [*written, *waiting], None
             continue
         name, equals, value = arg.lstrip("-").partition("=")
         if not equals:
             value = rest.pop(0) if rest and not rest[0].startswith("--") else "VALUE"
-        written.append(f"{name}={value}")
-    return written
+        (written if waiting is None else waiting).append(f"{name}={value}")
+    return written if waiting is None else [*written, first, *waiting]

@@ -56,12 +56,12 @@ class Resolver:
         name_path = path if isinstance(given, str) else (*path, "name")
         if not isinstance(spec, Mapping):
             got = f"got {self.document.typed(path, given)}{self.document.in_quotes(path, given)}"
-            self.refuse(path, f"must be the name of a {kind} or a mapping with a name, {got}")
+            self.refuse(path, f"must be the name of {_one(kind)} or a mapping with a name, {got}")
             return None
         name = spec.get("name")
         if not isinstance(name, str):
             got = f"got {self.document.typed(name_path, name)}" if "name" in spec else "it has none"
-            self.refuse(name_path, f"a {kind} wants a name, {got}; known: {', '.join(registry.components(kind))}")
+            self.refuse(name_path, f"{_one(kind)} wants a name, {got}; known: {', '.join(registry.components(kind))}")
             return None
         known = registry.components(kind)
         if name not in known:
@@ -146,3 +146,7 @@ class Resolver:
         given = {key: inner for key, inner in spec.items() if key != "name"}
         built = self._options(choices.classes[name], given, path, parts)
         return None if built is None else {"name": name, **built[1]}
+
+
+def _one(kind: Kind) -> str:
+    return f"{'an' if kind[0] in 'aeiou' else 'a'} {kind}"

@@ -103,6 +103,9 @@ def load(file: str | FilePath, overrides: Iterable[str] = (), output: FilePath |
     """
     document = load_document(file)
     apply_overrides(document, overrides)
+    if isinstance(document.data, dict) and "extends" in document.data:  # what stood in the file has been read
+        key: Path = ("extends",)
+        raise ConfigError.at(document.place(key), "is read of files alone; write it into the run file", key)
     return _Reading(document, FilePath(file), output).config()
 
 

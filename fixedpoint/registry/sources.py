@@ -72,7 +72,10 @@ def digest_of(unit: Unit, without: tuple[str, ...] = ()) -> str:
 
 
 def imports_of(unit: Unit) -> frozenset[str]:
-    """The modules that a unit's own files import, anywhere in them; of ``from a import b`` both ``a`` and ``a.b``."""
+    """The modules that a unit's own files import, anywhere in them; of ``from a import b`` both ``a`` and ``a.b``.
+
+    Of imports by a call those whose name stands there.
+    """
     return _imports_of(unit, _Loaded(unit.name))
 
 
@@ -131,6 +134,19 @@ def _imports(tree: ast.AST, parts: list[str]) -> Iterator[str]:
             if base:
                 yield base
                 yield from (f"{base}.{alias.name}" for alias in node.names if alias.name != "*")
+        elif isinstance(node, ast.Call):
+            yield from _imported_by_call(node)
+
+
+def _imported_by_call(call: ast.Call) -> Iterator[str]:
+    """The module of ``import_module("name")`` and ``__import__("name")``; a relative one is within its package."""
+    function = call.func
+    name = function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")
+    if name not in ("import_module", "__import__"):
+        return
+    given = call.args[0] if call.args else next((each.value for each in call.keywords if each.arg == "name"), None)
+    if isinstance(given, ast.Constant) and isinstance(given.value, str) and not given.value.startswith((".", " ")):
+        yield given.value
 
 
 def _path_of(name: str) -> Path | None:

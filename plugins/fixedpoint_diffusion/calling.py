@@ -33,13 +33,18 @@ class NetworkCall:
         Keyword of the timesteps; None where they come second (or, ``swapped``, first).
     swapped
         Whether timesteps come before images, as in the right-hand sides of differential equations.
+    image
+        Keyword of the images, for networks that take nothing by position.
     """
 
     network: torch.nn.Module
     time: str | None = None
     swapped: bool = False
+    image: str | None = None
 
     def __call__(self, x: Tensor, timestep: Tensor, given: Mapping[str, Any]) -> Any:
+        if self.image is not None and self.time is not None:
+            return self.network(**{self.image: x, self.time: timestep}, **given)
         if self.time is not None:
             return self.network(x, **{self.time: timestep}, **given)
         return self.network(timestep, x, **given) if self.swapped else self.network(x, timestep, **given)
@@ -67,14 +72,24 @@ def network_call(network: torch.nn.Module, names: Iterable[str]) -> NetworkCall:
         time = places[1]
         if time in names or time in _CONDITIONS:
             raise ValueError(f"{kind} does not say which of its arguments is the timestep: {', '.join(taken)}")
+    if time not in _TIMES and is_of_diffusers(type(inner)):  # all that denoise name it
+        raise ValueError(f"{kind} takes no timestep: its arguments are {', '.join(taken) or 'none'}")
     if time is None:
         if _VARIADIC[0] not in kinds:
             raise ValueError(f"{kind} takes no timestep: its arguments are {', '.join(taken) or 'none'}")
         call, used = NetworkCall(network), places[:1]
+    elif not places and _VARIADIC[0] not in kinds:
+        image = next((name for name in taken if name not in (time, *names)), None)
+        if image is None:
+            raise ValueError(f"{kind} takes no images: its arguments are {', '.join(taken)}")
+        call, used = NetworkCall(network, time, image=image), [time, image]
     else:
         first = places[0] if places else None
         call = NetworkCall(network, None if time in places[:2] else time, swapped=time == first)
         used = [time, *places[: 2 if time == first else 1]]
+    twice = [name for name in names if name in used]
+    if twice:
+        raise ValueError(f"{kind} is given its {twice[0]} by the chain; leave it out of the conditioning")
     unknown = [name for name in names if name not in taken]
     if unknown and _VARIADIC[1] not in kinds:
         known = [name for name in taken if name not in used]
@@ -133,9 +148,16 @@ def check_function(function: Callable[..., Any]) -> None:
         signature.bind(None, None)
     except TypeError:
         raise TypeError(f"{said}; wrap it: lambda x, t: ...") from None
+    # First stands the image, whatever the timestep is called; further back a short name may be anything.
     elsewhere = [name for name in _TIMES[:2] if name in names and names.index(name) != 1]
+    elsewhere += [names[0]] if names[0] in _TIMES[2:] else []
     if elsewhere and signature.parameters[names[0]].kind is not inspect.Parameter.VAR_POSITIONAL:
         raise TypeError(f"{said}, whose {elsewhere[0]} comes elsewhere; wrap it: lambda x, t: ...")
+
+
+def _names_time(module: torch.nn.Module) -> bool:
+    """Whether a module has an argument that is called as timesteps are: the only part of another is called by it."""
+    return any(name in _TIMES for name in _signature(module)[1])
 
 
 def _signature(network: torch.nn.Module) -> tuple[torch.nn.Module, Mapping[str, inspect.Parameter]]:
@@ -151,5 +173,8 @@ def _signature(network: torch.nn.Module) -> tuple[torch.nn.Module, Mapping[str, 
         inside = [getattr(module, name, None) for name in _WRAPPED]
         found = next((each for each in inside if isinstance(each, torch.nn.Module)), None)
         if found is None:
-            return network, {}
+            children = list(module.children())
+            if len(children) != 1 or not _names_time(children[0]):
+                return network, {}
+            found = children[0]
         module = found

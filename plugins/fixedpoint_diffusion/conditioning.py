@@ -12,19 +12,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["checked", "expanded", "merged", "paired", "rows_of", "selected", "whole"]
+__all__ = ["checked", "expanded", "merged", "named", "paired", "rows_of", "selected", "whole"]
 
 
-def checked(name: str, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Values per row, checked to be such.
+def checked(name: str, values: Mapping[str, Any], one_for_all: bool = False) -> dict[str, Any]:
+    """Values per row, checked to be such; or ``one_for_all`` where that may be.
 
     Raises
     ------
     TypeError
-        For what is no tensor with an entry per row, at whatever depth.
+        For what is no mapping by names of arguments, or no tensor with an entry per row, at whatever depth.
     ValueError
         For tensors of different lengths.
     """
+    named(name, values)
     lengths: dict[str, int] = {}
     for path, value in _leaves(values):
         if value is None:
@@ -36,9 +37,24 @@ def checked(name: str, values: Mapping[str, Any]) -> dict[str, Any]:
                 + "; what is the same for all rows goes in shared"
             )
         lengths[path] = len(value)
-    if len(set(lengths.values())) > 1:
+    if len({length for length in lengths.values() if not (one_for_all and length == 1)}) > 1:
         raise ValueError(f"{name} must have one entry per row in every argument, got lengths {lengths}")
     return dict(values)
+
+
+def named(name: str, values: Any) -> None:
+    """Refuse what cannot be the arguments of a call.
+
+    Raises
+    ------
+    TypeError
+        For anything but a mapping with strings for keys.
+    """
+    if not isinstance(values, Mapping):
+        raise TypeError(f"{name} must be a mapping of arguments by name, got {type(values).__name__}")
+    odd = [key for key in values if not isinstance(key, str)]
+    if odd:
+        raise TypeError(f"{name} must have names of arguments for keys, got {odd[0]!r}")
 
 
 def rows_of(values: Mapping[str, Any]) -> int | None:
@@ -120,7 +136,9 @@ def _mapped(change: Callable[..., Any], value: Any, *others: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _mapped(change, each, *(other[key] for other in others)) for key, each in value.items()}
     if _is_group(value):
-        return type(value)(_mapped(change, *each) for each in zip(value, *others, strict=True))
+        found = [_mapped(change, *each) for each in zip(value, *others, strict=True)]
+        make = getattr(type(value), "_make", type(value))  # named tuples
+        return make(found)
     return change(value, *others)
 
 

@@ -78,8 +78,9 @@ class DDIMChain(Chain):
         noise: Float[Tensor, "B N *event"] | None = None,
         use_clipped_model_output: bool = False,
     ) -> None:
-        if not 0.0 <= eta <= 1.0:
-            raise ValueError(f"eta must be from 0 to 1, got {eta}")
+        given: Any = eta
+        if isinstance(given, str) or not 0.0 <= given <= 1.0:
+            raise ValueError(f"eta must be from 0 to 1, got {eta!r}")
         self.denoiser = as_denoiser(denoiser)
         self.schedule = schedule = schedule_of(schedule)
         self.route = route_of(schedule, num_inference_steps, timesteps)

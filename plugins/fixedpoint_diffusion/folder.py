@@ -50,6 +50,8 @@ class ModelFolder:
         All files that say what it computes: configurations and weights.
     latent
         The part of its pipeline that decodes its samples (``vae``), which are no images then; empty without one.
+    named
+        Class of the scheduler that its pipeline names; empty where it names none.
     """
 
     path: Path
@@ -57,6 +59,7 @@ class ModelFolder:
     scheduler: Mapping[str, Any] | None
     files: tuple[Path, ...]
     latent: str = ""
+    named: str = ""
 
     @classmethod
     def open(cls, path: str | Path) -> ModelFolder:
@@ -93,7 +96,7 @@ class ModelFolder:
         if scheduler is None and named not in (None, *TAKEN):
             raise FolderError(f"{root} is sampled with a {named}, and has no scheduler_config.json of it")
         latent = next((part for part in LATENT_PARTS if any(index.get(part) or ())), "")
-        return cls(network, config, scheduler, (network / "config.json", *weights, *found), latent)
+        return cls(network, config, scheduler, (network / "config.json", *weights, *found), latent, str(named or ""))
 
     @property
     def event_shape(self) -> tuple[int, int, int]:
@@ -152,7 +155,14 @@ class ModelFolder:
             note = "there is no scheduler; its noise levels are taken for diffusers' default (linear, clip_sample=True)"
         else:
             note = self._taken(self.scheduler)[1]
-        return (f"{self.path}: {note}",) if note else ()
+        return tuple(f"{self.path}: {each}" for each in (note, self._otherwise_named()) if each)
+
+    def _otherwise_named(self) -> str:
+        """Where pipeline and scheduler disagree, the scheduler's own file is followed, and this is said."""
+        own = (self.scheduler or {}).get("_class_name")
+        if not self.named or own in (None, self.named):
+            return ""
+        return f"{_INDEX} names a {self.named}, its scheduler_config.json a {own}, which is what is followed"
 
     def _taken(self, config: Mapping[str, Any]) -> tuple[DDIMSchedule, str]:
         try:
@@ -172,7 +182,7 @@ class ModelFolder:
         Raises
         ------
         FolderError
-            For a class that diffusers has not.
+            For a class that diffusers has not, and a folder of which it cannot make a network.
         ModuleNotFoundError
             Without diffusers.
         """
@@ -199,9 +209,12 @@ def _load(path: Path, class_name: str, dtype: torch.dtype, device: torch.device)
     found = getattr(diffusers, class_name, None)
     if not (isinstance(found, type) and issubclass(found, diffusers.ModelMixin)):
         raise FolderError(f"{path / 'config.json'} names the class {class_name}, which diffusers has not")
-    network: torch.nn.Module = found.from_pretrained(
-        path, use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False, torch_dtype=dtype
-    )
+    try:
+        network: torch.nn.Module = found.from_pretrained(
+            path, use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False, torch_dtype=dtype
+        )
+    except Exception as error:  # of a configuration that makes no network diffusers raises whatever comes of it
+        raise FolderError(f"{path} cannot be loaded: {type(error).__name__}: {error}") from error
     return network.to(device).eval().requires_grad_(False)
 
 

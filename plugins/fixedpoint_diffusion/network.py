@@ -7,7 +7,9 @@ signature (``fixedpoint_diffusion.calling``), and gives a tensor, a tuple that s
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Mapping
+from numbers import Real
 from typing import Any
 
 import torch
@@ -46,7 +48,7 @@ class NetworkDenoiser(Denoiser):
         The same arguments for the unconditional prediction, one entry per row or one for all; wanted where
         ``guidance_scale`` is not 1.
     guidance_scale
-        ``s``; 1: no guidance.
+        ``s``, a finite number, the same for all rows; 1: no guidance.
     shared
         Further keyword arguments, the same for all rows: whatever the network takes, handed on whole at every call,
         whatever their size (tensors are brought to the device of the states). A mapping that is in ``conditioning``,
@@ -55,10 +57,10 @@ class NetworkDenoiser(Denoiser):
     Raises
     ------
     TypeError
-        For a network that is no module, or conditioning that is no tensor.
+        For a network that is no module, conditioning that is no tensor, or a guidance scale that is no number.
     ValueError
         For a network in training mode, one that wants more than it is given or does not know what it is given,
-        guidance without ``unconditional``, and conditioning of different lengths.
+        guidance that is not finite or without ``unconditional``, and conditioning of different lengths.
     """
 
     def __init__(
@@ -77,15 +79,17 @@ class NetworkDenoiser(Denoiser):
                 "the network is in training mode, where dropout makes every evaluation another function; "
                 "call network.eval() first"
             )
+        _check_number("guidance_scale", guidance_scale)
         self.network = network
         self.guidance_scale = guidance_scale
-        self.conditioning = rowwise.checked("conditioning", conditioning or {})
+        self.conditioning = rowwise.checked("conditioning", {} if conditioning is None else conditioning)
         self.rows = rowwise.rows_of(self.conditioning)
+        rowwise.named("shared", {} if shared is None else shared)
         self.shared = dict(shared or {})
         self._network = network_call(network, rowwise.merged(self.conditioning, self.shared))
         self.unconditional: dict[str, Any] = {}
         if guidance_scale != 1.0:
-            self.unconditional = self._unconditional(rowwise.checked("unconditional", unconditional or {}))
+            self.unconditional = self._unconditional(unconditional)
         self._dtype = next((p.dtype for p in network.parameters() if p.is_floating_point()), None)
 
     def quick_batch(self, device: torch.device) -> int | None:
@@ -116,7 +120,8 @@ class NetworkDenoiser(Denoiser):
             value = value[:, : x.shape[1]]
         return value
 
-    def _unconditional(self, values: dict[str, Any]) -> dict[str, Any]:
+    def _unconditional(self, given: Mapping[str, Any] | None) -> dict[str, Any]:
+        values = rowwise.checked("unconditional", {} if given is None else given, one_for_all=True)
         scale = f"guidance_scale = {self.guidance_scale:g}"
         if not self.conditioning:
             raise ValueError(f"{scale} wants conditioning to guide by, got none")
@@ -124,6 +129,14 @@ class NetworkDenoiser(Denoiser):
             return rowwise.expanded(values, self.conditioning)
         except ValueError as error:
             raise ValueError(f"{scale}: {error}" if "must" in str(error) else f"{scale} {error}") from None
+
+
+def _check_number(name: str, value: Any) -> None:
+    scalar = isinstance(value, Real) or (isinstance(value, Tensor) and value.ndim == 0)
+    if not scalar or isinstance(value, bool):
+        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
+    if not math.isfinite(value):
+        raise ValueError(f"{name} must be finite, got {value}")
 
 
 def _prediction(value: Any) -> Tensor:

@@ -44,6 +44,9 @@ def refusal(given: Any) -> str | None:
     name = type(given).__name__
     if isinstance(given, type):
         return f"the class {given.__name__} itself; pass an instance, in evaluation mode"
+    owner = getattr(given, "__self__", None)
+    if owner is not None and is_pipeline(owner):
+        return refusal(owner)
     if is_pipeline(given):
         part = next((part for part in ("unet", "transformer") if getattr(given, part, None) is not None), "unet")
         return (

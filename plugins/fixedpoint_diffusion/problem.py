@@ -64,6 +64,8 @@ def ddim_problem(
     UserWarning
         Where fewer timesteps are left than were asked for (``"quadratic"``).
     """
+    if not isinstance(x_T, Tensor):
+        raise TypeError(f"x_T must be a tensor of shape (B, *event), got {type(x_T).__name__}")
     chain = DDIMChain(denoiser, schedule, num_inference_steps, timesteps=timesteps, eta=eta, noise=noise)
     if chain.route.note:
         warnings.warn(chain.route.note, stacklevel=2)
@@ -75,4 +77,6 @@ def ddim_problem(
     rows = chain.denoiser.rows
     if rows is not None and rows != x_T.shape[0]:
         raise ValueError(f"the denoiser is conditioned for {rows} rows, x_T has {x_T.shape[0]}")
-    return ChainProblem(chain, x_T, max_batch=max_batch or chain.denoiser.quick_batch(x_T.device))
+    if max_batch is None:
+        max_batch = chain.denoiser.quick_batch(x_T.device)
+    return ChainProblem(chain, x_T, max_batch=max_batch)

@@ -214,7 +214,7 @@ def _integers(values: Any) -> tuple[int, ...]:
 
 
 def _shortly(values: Any) -> str:
-    said = " ".join(repr(values).split())
+    said = " ".join(repr(list(values) if isinstance(values, tuple) else values).split())
     return said if len(said) <= 60 else f"{said[:56]} ..."
 
 

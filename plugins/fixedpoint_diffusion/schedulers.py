@@ -58,7 +58,10 @@ def schedule_of(given: Any) -> DDIMSchedule:
     config = getattr(given, "config", None)
     if not (type(given).__name__ == _TAKEN and is_of_diffusers(type(given)) and isinstance(config, Mapping)):
         raise TypeError(f"the schedule wants a diffusers {_TAKEN}, got {_refusal(given)}")
-    schedule = DDIMSchedule(**_options(config))
+    # Not the entries of its configuration but the attributes, which ``scheduler.config.clip_sample = False`` changes,
+    # are what the scheduler itself steps by.
+    effective = {name: getattr(config, name, value) for name, value in config.items()}
+    schedule = DDIMSchedule(**_options(effective))
     _check_unchanged(given, schedule)
     return _assigned(given, schedule)
 

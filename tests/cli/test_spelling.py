@@ -41,7 +41,20 @@ def test_an_override_with_dashes_is_told_without(typed: str, written: str, tmp_p
     assert load(tmp_path / "study.yaml", overrides)  # what is told is right
 
 
+@pytest.mark.parametrize(
+    ("typed", "written"),
+    [
+        ("--name=x study.yaml", "study.yaml name=x"),
+        ("-o out --name x study.yaml threads=1", "-o out study.yaml name=x threads=1"),
+        ("--solvers[0]=x", "FILE 'solvers[0]=x'"),
+    ],
+)
+def test_an_override_is_never_told_in_the_place_of_the_file(typed: str, written: str) -> None:
+    assert said("run", *shlex.split(typed)).endswith(f"written without dashes: fixedpoint run {written}")
+
+
 def test_so_it_is_for_every_command_that_takes_overrides() -> None:
+    assert said("check", "--memory", "3", "anderson").endswith("without dashes: fixedpoint check anderson memory=3")
     assert said("check", "anderson", "--memory", "3").endswith("without dashes: fixedpoint check anderson memory=3")
 
 

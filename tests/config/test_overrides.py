@@ -72,6 +72,13 @@ def test_a_name_is_not_empty(tmp_path: Path, override: str) -> None:
     assert "must not be empty" in refused(tmp_path, GOOD, override)
 
 
+def test_what_a_file_extends_is_no_override(tmp_path: Path) -> None:
+    (tmp_path / "base.yaml").write_text(GOOD + "seeds: [3]\n")
+    for text in (GOOD, "extends: base.yaml\n"):
+        for value in ("base.yaml", "null", "5"):
+            assert "extends: is read of files alone" in refused(tmp_path, text, f"extends={value}")
+
+
 def test_a_value_that_is_what_was_wanted_is_set(tmp_path: Path) -> None:
     config = loaded(tmp_path, GOOD, "seeds=[0x10, 1_000, 3]", "termination={rtol: 1e-3}", "threads=+2", 'name="#1"')
     assert (config.seeds, config.termination["rtol"], config.threads, config.name) == ((16, 1000, 3), 1e-3, 2, "#1")

@@ -42,6 +42,10 @@ def paired(x: torch.Tensor, timestep: torch.Tensor) -> tuple[torch.Tensor]:
         (lambda: ddim_problem(half, DDPMScheduler(), X), "wants a diffusers DDIMScheduler, got DDPMScheduler"),
         (lambda: ddim_problem(half, PLAIN, X, eta=1.5), "eta must be from 0 to 1, got 1.5"),
         (lambda: ddim_problem(half, PLAIN, X, eta=0.5), "eta > 0 wants noise"),
+        (lambda: ddim_problem(half, PLAIN, X, eta="0"), "eta must be from 0 to 1, got '0'"),
+        (lambda: ddim_problem(half, PLAIN, X.numpy()), "x_T must be a tensor of shape .* got ndarray"),
+        (lambda: ddim_problem(half, PLAIN, X, max_batch=0), "max_batch must be at least 1, got 0"),
+        (lambda: ddim_problem(half, PLAIN, X, timesteps=()), r"a list of integers, .* got \[\]"),
         (lambda: ddim_problem(half, PLAIN, X, num_inference_steps=0), "num_inference_steps must be from 1"),
         (
             lambda: ddim_problem(half, PLAIN, X, num_inference_steps=4, eta=1.0, noise=torch.zeros(2, 3, 3)),

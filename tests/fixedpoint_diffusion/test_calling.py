@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, PixArtTransformer2DModel, SD3Transformer2DModel, UNet2DConditionModel, UNet2DModel
+from diffusers import (
+    AutoencoderKL,
+    DDIMPipeline,
+    DDIMScheduler,
+    PixArtTransformer2DModel,
+    SD3Transformer2DModel,
+    UNet2DConditionModel,
+    UNet2DModel,
+)
 from torch import Tensor, nn
 
 import fixedpoint
@@ -137,6 +145,34 @@ def test_tuples_of_tensors_and_none() -> None:
     assert found[:, 0].tolist() == [72.0, 50.0, 50.0, 61.0]
 
 
+def test_named_tuples_of_tensors() -> None:
+    class Pair(NamedTuple):
+        one: Tensor
+        other: Tensor
+
+    class Paired(nn.Module):
+        def forward(self, x: Tensor, t: Tensor, pair: Pair) -> Tensor:
+            return x * 0 + (pair.one + 10 * pair.other).view(-1, 1)
+
+    pair = Pair(torch.arange(3.0), torch.arange(3.0) + 5)
+    denoiser = NetworkDenoiser(Paired().eval(), conditioning={"pair": pair})
+    found = denoiser.predict(torch.zeros(2, 1), torch.zeros(2), torch.tensor([2, 0]))
+    assert found[:, 0].tolist() == [72.0, 50.0]
+
+
+def test_of_unconditional_values_some_may_be_one_for_all(sdxl: UNet2DConditionModel) -> None:
+    given, free = texts(ROWS, 1), texts(ROWS, 11)
+    one = {**free, "encoder_hidden_states": free["encoder_hidden_states"][:1]}
+    full = {**free, "encoder_hidden_states": one["encoder_hidden_states"].expand(ROWS, -1, -1)}
+    at = (drawn(ROWS, 2, 8, 8), torch.full((ROWS,), 5), torch.arange(ROWS))
+    with torch.no_grad():
+        found, wanted = (
+            NetworkDenoiser(sdxl, conditioning=given, unconditional=each, guidance_scale=SCALE).predict(*at)
+            for each in (one, full)
+        )
+    assert torch.equal(found, wanted)
+
+
 class First(nn.Module):
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         return x + t
@@ -163,6 +199,11 @@ class KeywordOnly(nn.Module):
         return x + timestep
 
 
+class AllKeywords(nn.Module):
+    def forward(self, *, sample: Tensor, timestep: Tensor) -> Tensor:
+        return sample + timestep
+
+
 class Unnamed(nn.Module):
     def forward(self, x: Tensor, noise_level: Tensor) -> Tensor:
         return x + noise_level
@@ -173,7 +214,18 @@ class Anything(nn.Module):
         return arguments[0] + arguments[1]
 
 
-KINDS = [First, ByPosition, Swapped, Later, KeywordOnly, Unnamed, Anything]
+class Around(nn.Module):
+    """Somebody's own wrapper, whose part has a name of its own."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.denoising = network
+
+    def forward(self, *arguments: Any, **named: Any) -> Any:
+        return self.denoising(*arguments, **named)
+
+
+KINDS = [First, ByPosition, Swapped, Later, KeywordOnly, AllKeywords, Unnamed, Anything]
 
 
 def compiled(network: nn.Module) -> Any:
@@ -188,6 +240,7 @@ def compiled(network: nn.Module) -> Any:
         *((kind, nn.DataParallel) for kind in KINDS),
         (Later, compiled),
         (Swapped, compiled),
+        *((kind, Around) for kind in KINDS),
     ],
 )
 def test_the_timestep_goes_where_the_signature_has_it(kind: type[nn.Module], wrap: Any) -> None:
@@ -254,8 +307,16 @@ def of_one(x: Tensor) -> Tensor:
     return x
 
 
+def guided(scale: Any) -> NetworkDenoiser:
+    return NetworkDenoiser(class_conditional(), conditioning=LABELS, unconditional=LABELS, guidance_scale=scale)
+
+
 def of_three(x: Tensor, y: Tensor, z: Tensor) -> Tensor:
     return x * y * z
+
+
+def of_time_first(t: Tensor, x: Tensor) -> Tensor:
+    return x * t
 
 
 def of_texts(x: Tensor, text: Tensor | None = None, timestep: Tensor | None = None) -> Tensor:
@@ -282,6 +343,22 @@ def of_texts(x: Tensor, text: Tensor | None = None, timestep: Tensor | None = No
         (lambda: as_denoiser(of_one), r"a function g\(x, timestep\), got one of \(x\)"),
         (lambda: as_denoiser(of_three), r"got one of \(x, y, z\)"),
         (lambda: as_denoiser(of_texts), "whose timestep comes elsewhere"),
+        (lambda: as_denoiser(of_time_first), r"got one of \(t, x\), whose t comes elsewhere"),
+        (lambda: as_denoiser(AutoencoderKL().eval()), "AutoencoderKL takes no timestep"),
+        (
+            lambda: as_denoiser(DDIMPipeline(class_conditional(), DDIMScheduler()).__call__),
+            "got a whole DDIMPipeline; pass its parts",
+        ),
+        (
+            lambda: NetworkDenoiser(class_conditional(), conditioning={**LABELS, "sample": torch.zeros(2)}),
+            "UNet2DModel is given its sample by the chain; leave it out",
+        ),
+        (lambda: NetworkDenoiser(class_conditional(), conditioning=[1]), "conditioning must be a mapping .* got list"),
+        (lambda: NetworkDenoiser(class_conditional(), shared=torch.zeros(2)), "shared must be a mapping .* got Tensor"),
+        (lambda: NetworkDenoiser(class_conditional(), shared={1: 2}), "shared must have names .* got 1"),
+        (lambda: guided("2"), "guidance_scale must be a number, got str"),
+        (lambda: guided(torch.ones(2)), "guidance_scale must be a number, got Tensor"),
+        (lambda: guided(float("nan")), "guidance_scale must be finite, got nan"),
         (lambda: as_denoiser(DDIMScheduler()), "got DDIMScheduler"),
         (
             lambda: NetworkDenoiser(class_conditional(), conditioning=LABELS, shared=LABELS),

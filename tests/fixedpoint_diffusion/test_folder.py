@@ -27,7 +27,7 @@ from fixedpoint.config.runfile import load
 from fixedpoint.core.options import OptionError
 from fixedpoint.tasks.task import Context
 from fixedpoint_diffusion import DDIMSchedule
-from fixedpoint_diffusion.folder import ModelFolder
+from fixedpoint_diffusion.folder import FolderError, ModelFolder
 from fixedpoint_diffusion.models import DiffusersModel
 from fixedpoint_diffusion.task import DDIMSampling
 
@@ -253,6 +253,13 @@ def test_an_index_that_names_a_scheduler_that_is_not_there(pipeline: Path) -> No
         DiffusersModel(path=str(pipeline))
 
 
+@pytest.mark.parametrize("named", ["PNDMScheduler", "DDPMScheduler"])
+def test_an_index_that_names_another_scheduler_than_there_is(pipeline: Path, named: str) -> None:
+    index_of(pipeline, "DDPMPipeline", unet=("diffusers", "UNet2DModel"), scheduler=("diffusers", named))
+    (note,) = ModelFolder.open(pipeline).notes
+    assert f"model_index.json names a {named}, its scheduler_config.json a DDIMScheduler, which is what is" in note
+
+
 def test_a_schedule_of_ones_own_must_be_that_of_the_training(pipeline: Path) -> None:
     model = DiffusersModel(path=str(pipeline))
     spaced = DDIMSchedule(
@@ -379,6 +386,17 @@ def test_a_class_that_diffusers_has_not(bare: Path) -> None:
     (bare / "config.json").write_text(json.dumps({**config, "_class_name": "Nothing2DModel"}))
     with pytest.raises(ValueError, match="names the class Nothing2DModel, which diffusers has not"):
         task(bare).problem(0)
+
+
+@pytest.mark.parametrize("spoilt", ["config.json", "diffusion_pytorch_model.safetensors"])
+def test_a_folder_that_makes_no_network_is_a_sentence(bare: Path, spoilt: str) -> None:
+    if spoilt == "config.json":
+        config = json.loads((bare / spoilt).read_text())
+        (bare / spoilt).write_text(json.dumps({**config, "block_out_channels": "xy"}))
+    else:
+        (bare / spoilt).write_bytes((bare / spoilt).read_bytes()[:100])
+    with pytest.raises(FolderError, match=r"cannot be loaded: (?:Type|OS)Error: "):
+        ModelFolder.open(bare).load(torch.float32, torch.device("cpu"))
 
 
 def test_a_run_file_points_at_the_path(tmp_path: Path) -> None:

@@ -157,6 +157,26 @@ def test_betas_of_numpy() -> None:
     torch.testing.assert_close(ours(scheduler, start()), looped(scheduler, start()), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("clip_sample", True),
+        ("prediction_type", "v_prediction"),
+        ("timestep_spacing", "trailing"),
+        ("thresholding", True),
+        ("steps_offset", 1),
+    ],
+)
+def test_a_configuration_is_taken_as_it_was_changed(name: str, value: Any) -> None:
+    """``scheduler.config.clip_sample = False`` changes an attribute, by which the scheduler steps, and no entry."""
+    scheduler = DDIMScheduler(clip_sample=False)
+    setattr(scheduler.config, name, value)
+    scheduler.set_timesteps(7)
+    x = 2 * start()
+    torch.testing.assert_close(ours(scheduler, x), looped(scheduler, x), rtol=1e-4, atol=1e-4)
+    assert getattr(DDIMSchedule.from_scheduler(scheduler), name) == value
+
+
 class Derived(DDIMScheduler):
     """Somebody's own."""
 

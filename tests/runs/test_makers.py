@@ -118,6 +118,10 @@ def plugged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     (package / "deep" / "inner.py").write_text("from ...plugged_package import other\n")
     (package / "other.py").write_text("def f():\n    import plugged_helper\n")
     (tmp_path / "code" / "plugged_helper.py").write_text("")
+    (package / "called.py").write_text(
+        "import importlib\n\n\ndef f():\n    importlib.import_module('plugged_called')\n    __import__('json')\n"
+    )
+    (tmp_path / "code" / "plugged_called.py").write_text("")
     (package / "solver.py").write_text(
         "from dataclasses import dataclass\nfrom fixedpoint import Picard\n"
         "from fixedpoint.registry import Component, hookimpl\n\n"
@@ -145,7 +149,9 @@ def edited(file: Path) -> None:
     sources._imports_of.cache_clear()
 
 
-@pytest.mark.parametrize("file", ["solver.py", "other.py", "deep/inner.py", "table.json", "../plugged_helper.py"])
+@pytest.mark.parametrize(
+    "file", ["solver.py", "other.py", "deep/inner.py", "table.json", "../plugged_helper.py", "../plugged_called.py"]
+)
 def test_every_file_of_a_package_counts_and_so_does_what_it_imports(plugged: Path, tmp_path: Path, file: str) -> None:
     run(tmp_path)
     assert run(tmp_path).story == "2 of 2 cells had their record already"
@@ -176,7 +182,14 @@ def test_imports_are_found_wherever_they_stand(plugged: Path) -> None:
     unit = unit_of("plugged_package")
     assert unit is not None
     found = imports_of(unit)
-    assert {"plugged_helper", "plugged_package.other", "fixedpoint.Picard", "fixedpoint"} <= found
+    assert {
+        "plugged_helper",
+        "plugged_called",
+        "json",
+        "plugged_package.other",
+        "fixedpoint.Picard",
+        "fixedpoint",
+    } <= found
     assert unit_of("json.decoder") is None
     assert unit_of("no_such_module") is None
 

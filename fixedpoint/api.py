@@ -183,7 +183,8 @@ def find_root(
     A row is a root where ``||g(z)||`` is within ``rtol`` of that of the start *and* the step that the last slope of
     ``g`` implies is within ``rtol`` of ``||z||``; or where ``||g(z)|| <= atol``. So neither the units of ``z`` nor
     those of ``g`` matter, and a ``g`` that only comes near zero, or vanishes at infinity, has no root. A solution at
-    zero requires ``atol``. ``solution.error`` is ``||g(z)||``.
+    zero requires ``atol``. The norms are those of a row: an unknown whose equation is in far smaller units than the
+    others' is not seen, so bring equations to one size. ``solution.error`` is ``||g(z)||``.
 
     Parameters
     ----------

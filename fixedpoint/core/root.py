@@ -164,7 +164,8 @@ class RootMeasure:
 
     def __call__(self, z: Float[Tensor, "B D"]) -> Measure:
         g = self._problem.value if self._rows is None else self._problem.value[self._rows]
-        size = self._yardstick.norms(g, self._problem.layout)
+        there = z.isfinite().all(dim=1, keepdim=True)  # infinity is no point, though g may vanish there
+        size = torch.where(there, self._yardstick.norms(g, self._problem.layout), torch.nan)
         self._seen = self._begun(z, g, size) if self._seen is None else self._compared(self._seen, z, g, size)
         return Measure(size, self._seen.scale, self._seen.settled.squeeze(1))
 
@@ -243,4 +244,5 @@ def _first_factor(z: Float[Tensor, "B D"], g: Float[Tensor, "B D"]) -> Float[Ten
     least = torch.finfo(z.dtype).eps ** 0.25 * size
     sound = (step > 0) & step.isfinite()
     length = torch.minimum(torch.maximum(step, least), size)
-    return torch.where(sound, length / torch.where(sound, step, 1.0), 1.0).unsqueeze(1)
+    factor = length / torch.where(sound, step, 1.0)
+    return torch.where(sound & factor.isfinite(), factor, 1.0).unsqueeze(1)

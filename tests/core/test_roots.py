@@ -136,6 +136,18 @@ def test_a_start_that_is_a_root_stays_it(start: float) -> None:
     assert int(solution.evaluations[0]) <= 6
 
 
+def test_infinity_is_no_root() -> None:
+    """Where ``g`` has all but underflowed no factor makes a step of it; and one that is given may lead to infinity."""
+    z0 = torch.tensor([[726.0]], dtype=torch.float64)
+    for sign in (None, 1e308):
+        solution = fixedpoint.find_root(lambda x: torch.exp(-x), z0, sign=sign, solver="aitken", max_rounds=50)
+        assert solution.z.isfinite().all()
+        assert not solution.converged.any()
+    far = fixedpoint.find_root(lambda x: 1 / (1 + x), torch.ones(1, 1), sign=1e38, solver="picard", max_rounds=50)
+    assert far.z.isfinite().all()
+    assert not far.converged.any()
+
+
 def test_an_absolute_tolerance_is_enough_by_itself() -> None:
     solution = fixedpoint.find_root(lambda x: x * x + 1e-7, np.array([1.0]), atol=1e-6)
     assert solution.converged.all()

@@ -3,7 +3,10 @@
 A long memory makes Anderson acceleration of a linear map as good as GMRES (Walker & Ni 2011, theorem 2.2), and on
 nonlinear ones the filter and the ridge keep old columns, which a curved map has made wrong, from doing harm. Measured
 on the seven problems of the solver table (``docs/which-solver.md``) it takes the fewest evaluations of all methods in
-the geometric mean. Rows that do not converge that way are handed on to Newton's method, which needs no contraction.
+the geometric mean. Rows that do not converge that way are handed on to Newton's method, which needs no contraction:
+from their best point, and, since that may be where extrapolation has led astray (a far point of small residual, another
+fixed point that repels), once more from the start. What is left gets plain rounds from the start: what these solve is
+not to be lost.
 
 The history is the cost: ``2 m`` states. ``m`` is 100, or as many as fit into ``history_limit``, never fewer than 5.
 """
@@ -31,13 +34,18 @@ from fixedpoint.solvers.polyalgorithm import can_hand_on, hand_on, limit_of
 __all__ = ["Auto"]
 
 _LONGEST, _SHORTEST = 100, 5
+# What rows get one after another that Anderson has not solved: the solver, whether it begins at the start, and its part
+# of the rounds that are left.
+_FALLBACKS = ((NewtonKrylov(), False, 0.5), (NewtonKrylov(), True, 0.5), (Picard(), True, 1.0))
 
 
 @dataclass(frozen=True)
 class Auto(Solver):
-    """Anderson acceleration with a long memory; rows it does not solve go on to Newton-Krylov.
+    """Anderson acceleration with a long memory; rows it does not solve go on to Newton-Krylov, and to plain iteration.
 
-    Not while autograd records the iterations, nor where a problem with a measure of its own cannot take rows.
+    Anderson has half of the rounds; Newton-Krylov half of what is left, from the best point, and half of what is left
+    then, from the start; plain iteration from the start the rest. While autograd records the iterations, and where a
+    problem with a measure of its own cannot take rows, there is Anderson alone.
 
     On a chain it plans: it measures what steps cost, one and several at once, and goes step by step or jointly, in a
     window or not, whichever is expected to be quickest; ``solution.extras["plan"]`` says what and why.
@@ -62,7 +70,7 @@ class Auto(Solver):
         limit = termination.max_rounds or limit_of(self.anderson(f), f)
         early = replace(termination, max_rounds=max(limit // 2, 1))
         found = self.anderson(f).solve(f, z0, early, on_round)
-        for solver, anew, share in ((NewtonKrylov(), False, 0.5), (NewtonKrylov(), True, 0.5), (Picard(), True, 1.0)):
+        for solver, anew, share in _FALLBACKS:
             spent = found.counts.rounds
             rule = replace(termination, max_rounds=spent + int(share * (limit - spent)))
             sound = found.state.isfinite().all(1, keepdim=True)

@@ -49,7 +49,9 @@ _LOCAL = 1e-3
 _ROUNDING = 16.0
 # Multiplicity of a root, beyond which a g that has become zero is said to vanish far out: at a root of multiplicity m
 # the implied steps fall like |g|^(1/m). It is told from points between which g has fallen by this factor.
-_MULTIPLICITY, _APART = 16.0, 1e-3
+_MULTIPLICITY, _APART = 10.0, 1e-3
+# The least such factor from which it is told at all, where no two points lie further apart.
+_FALLEN = 0.1
 # How far back towards the start a row is looked at once more: no simple fraction, where another root may lie.
 _BACK = 1.0903e-3
 
@@ -202,7 +204,7 @@ class RootMeasure:
         zero, sample = size == 0, (size, implied)
         apart = told & ~zero & (size <= _APART * seen.recent[0])
         last, old = _kept(told & ~zero, sample, seen.last), _kept(apart, seen.recent, seen.old)
-        settled = (zero | local) & ~_vanishes(old, last)
+        settled = (zero | local) & ~_vanishes(_kept(old[0].isfinite(), old, seen.recent), last)
         return _Seen(
             z=torch.where(told, z, seen.z),
             g=torch.where(told, g, seen.g),
@@ -218,7 +220,7 @@ class RootMeasure:
 def _vanishes(before: Sample, now: Sample) -> Bool[Tensor, "B 1"]:
     """Whether ``g`` went on falling while the steps that it implied did not: like no root of any multiplicity."""
     (size, step), (last, final) = before, now
-    return size.isfinite() & (final > step * (last / size).pow(1 / _MULTIPLICITY))
+    return size.isfinite() & (last <= _FALLEN * size) & (final > step * (last / size).pow(1 / _MULTIPLICITY))
 
 
 def is_flat(problem: RootProblem, z: Float[Tensor, "B D"], rows: Bool[Tensor, " B"]) -> Bool[Tensor, " B"]:

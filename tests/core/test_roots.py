@@ -57,7 +57,7 @@ def test_a_root_is_a_root_in_any_units_of_g(name: str, units: float) -> None:
     assert float(solution.error) == abs(float(units * g(solution.z)))
 
 
-@pytest.mark.parametrize("multiplicity", [2, 3, 5])
+@pytest.mark.parametrize("multiplicity", [2, 3, 5, 7])
 def test_a_multiple_root_is_one(multiplicity: int) -> None:
     """``|g|`` falls far sooner than the steps that it implies."""
     solution = fixedpoint.find_root(lambda x: (x - 3) ** multiplicity, torch.tensor([[2.0]], dtype=torch.float64))
@@ -179,3 +179,12 @@ def test_what_is_differentiated_is_the_root() -> None:
     solution = fixedpoint.find_root(lambda x: 1e-7 * (x**3 - a), torch.full_like(a, 2.0), gradient="implicit")
     solution.z.sum().backward()
     assert torch.allclose(a.grad, 1 / (3 * a.detach() ** (2 / 3)), rtol=1e-4)
+
+
+@pytest.mark.parametrize("solver", ["anderson", "broyden"])
+def test_from_within_a_tail_the_first_slope_is_no_measure_of_it(solver: str) -> None:
+    """``exp(-x^2)`` from 1e-229: the first secant is a long one, and implies too long a step."""
+    z0 = torch.tensor([[-22.96]], dtype=torch.float64)
+    for rtol in (1e-2, 1.3e-3, 1e-4):
+        solution = fixedpoint.find_root(lambda x: torch.exp(-x * x), z0, solver=solver, rtol=rtol, max_rounds=60)
+        assert not solution.converged.any(), solution.message

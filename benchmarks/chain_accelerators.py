@@ -12,7 +12,7 @@ import torch
 
 import fixedpoint
 from fixedpoint_diffusion.models import MixtureModel, ShapesModel
-from fixedpoint_diffusion.schedule import DDIMSchedule
+from fixedpoint_diffusion.schedulers import DDIMSchedule
 from fixedpoint_diffusion.task import DDIMSampling
 
 MODELS: dict[str, MixtureModel | ShapesModel] = {

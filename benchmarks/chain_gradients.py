@@ -30,7 +30,7 @@ from fixedpoint.chains.chain import ChainProblem
 from fixedpoint.chains.gradient import ChainAdjoint
 from fixedpoint.chains.preconditioner import Coefficient, Gaussian, Identity
 from fixedpoint.chains.secant import BlockSecant
-from fixedpoint.core.loop import Progress
+from fixedpoint.core.progress import Progress
 from fixedpoint_diffusion import DDIMChain, ddim_problem
 from fixedpoint_diffusion.fashion_mnist.images import held_out_images
 from fixedpoint_diffusion.models import FashionMNISTModel

@@ -11,7 +11,7 @@ from torch import Tensor
 
 import fixedpoint
 from fixedpoint.chains.chain import ChainProblem
-from fixedpoint.core.loop import Progress
+from fixedpoint.core.progress import Progress
 from fixedpoint.core.solution import Solution
 
 

@@ -18,10 +18,10 @@ if TYPE_CHECKING:
     from fixedpoint.chains.parareal import Parareal as Parareal
     from fixedpoint.chains.serial import Serial as Serial
     from fixedpoint.chains.solver import ChainSolver as ChainSolver
+    from fixedpoint.core.loop import StepSolver as StepSolver
     from fixedpoint.core.problem import Problem as Problem
     from fixedpoint.core.solution import Solution as Solution
     from fixedpoint.core.solver import Solver as Solver
-    from fixedpoint.core.solver import StepSolver as StepSolver
     from fixedpoint.core.status import ConvergenceError as ConvergenceError
     from fixedpoint.core.status import Status as Status
     from fixedpoint.core.termination import Termination as Termination
@@ -89,7 +89,7 @@ _EXPORTS = {
     "Solution": "fixedpoint.core.solution",
     "Solver": "fixedpoint.core.solver",
     "Status": "fixedpoint.core.status",
-    "StepSolver": "fixedpoint.core.solver",
+    "StepSolver": "fixedpoint.core.loop",
     "Termination": "fixedpoint.core.termination",
     "Unrolled": "fixedpoint.gradients.unrolled",
     "UnrolledWarning": "fixedpoint.gradients.completed",

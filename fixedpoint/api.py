@@ -16,8 +16,8 @@ from fixedpoint.core.compiling import outside_of_graphs
 from fixedpoint.core.counts import Counts
 from fixedpoint.core.evaluator import Evaluator
 from fixedpoint.core.layout import Layout, Rows
-from fixedpoint.core.loop import Progress
 from fixedpoint.core.problem import FunctionProblem, Problem
+from fixedpoint.core.progress import Progress
 from fixedpoint.core.root import RootProblem, is_flat
 from fixedpoint.core.solution import Solution
 from fixedpoint.core.solver import AdaptsSolver, Solver

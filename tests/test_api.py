@@ -10,8 +10,8 @@ import torch
 
 import fixedpoint
 from fixedpoint import Anderson, Picard, Status, Termination, solve
-from fixedpoint.core.loop import Progress
 from fixedpoint.core.problem import FunctionProblem, Problem, check_row_independence
+from fixedpoint.core.progress import Progress
 from fixedpoint.core.solution import Solution
 from fixedpoint.testing.problems import DOTTIE, affine_contraction
 

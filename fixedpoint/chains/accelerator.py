@@ -18,9 +18,9 @@ from torch import Tensor
 from fixedpoint.chains.linear import Band, Derivatives, LinearPart
 from fixedpoint.core.evaluator import Evaluated, Evaluator
 from fixedpoint.core.layout import Layout
+from fixedpoint.core.loop import StepSolver
 from fixedpoint.core.problem import Problem
 from fixedpoint.core.shift import Shift
-from fixedpoint.core.solver import StepSolver
 
 __all__ = ["Accelerator", "Slides", "StepAccelerator", "Window", "slides"]
 

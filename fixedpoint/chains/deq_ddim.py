@@ -27,9 +27,9 @@ from fixedpoint.chains.linear import LinearPart
 from fixedpoint.chains.preconditioner import Coefficient
 from fixedpoint.core.evaluator import Evaluated, Evaluator
 from fixedpoint.core.history import History
+from fixedpoint.core.loop import StepSolver
 from fixedpoint.core.options import option
 from fixedpoint.core.reduce import add_combination, block_dots
-from fixedpoint.core.solver import StepSolver
 
 __all__ = ["DEQDDIM", "DEQDDIMState"]
 

@@ -42,8 +42,8 @@ from fixedpoint.chains.seen import Examiner, HostMask, Seen, moved
 from fixedpoint.chains.slopes import Slopes
 from fixedpoint.chains.tails import Tails
 from fixedpoint.core.evaluator import Evaluator
-from fixedpoint.core.loop import Progress
 from fixedpoint.core.point import Point
+from fixedpoint.core.progress import Progress
 from fixedpoint.core.shift import Shift
 from fixedpoint.core.termination import Termination
 from fixedpoint.core.transfer import to_device

@@ -27,7 +27,7 @@ from fixedpoint.chains.inverters import Inverter, JointInversion
 from fixedpoint.chains.solver import ChainSolver
 from fixedpoint.chains.workbench import Workbench
 from fixedpoint.core.evaluator import Evaluator
-from fixedpoint.core.loop import Progress
+from fixedpoint.core.progress import Progress
 from fixedpoint.core.solution import Solution
 from fixedpoint.core.termination import Termination
 from fixedpoint.core.transfer import to_device

@@ -25,8 +25,9 @@ from fixedpoint.chains.capabilities import HasGaussianSlopes
 from fixedpoint.chains.chain import Chain
 from fixedpoint.chains.preconditioner import Coefficient, Identity
 from fixedpoint.chains.workbench import AnySlope, Workbench
+from fixedpoint.core.loop import StepSolver
 from fixedpoint.core.options import OptionError, Options, option
-from fixedpoint.core.solver import Solver, StepSolver
+from fixedpoint.core.solver import Solver
 from fixedpoint.core.termination import Termination
 from fixedpoint.solvers.anderson import Anderson
 from fixedpoint.solvers.picard import Picard

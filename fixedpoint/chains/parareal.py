@@ -30,8 +30,9 @@ from torch import Tensor
 from fixedpoint.chains.chain import ChainProblem
 from fixedpoint.chains.coarse import evenly_kept
 from fixedpoint.core.evaluator import Evaluated, Evaluator
-from fixedpoint.core.loop import Progress, solution_at
+from fixedpoint.core.loop import solution_at
 from fixedpoint.core.options import option
+from fixedpoint.core.progress import Progress
 from fixedpoint.core.solution import Solution
 from fixedpoint.core.solver import Solver
 from fixedpoint.core.status import Status

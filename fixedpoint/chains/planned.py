@@ -27,8 +27,8 @@ from fixedpoint.chains.serial import Serial, walk
 from fixedpoint.chains.solver import ChainSolver
 from fixedpoint.chains.start import ConstantStart, OneJumpStart
 from fixedpoint.core.evaluator import Evaluator
-from fixedpoint.core.loop import Progress
 from fixedpoint.core.options import option
+from fixedpoint.core.progress import Progress
 from fixedpoint.core.reduce import row_norms
 from fixedpoint.core.solution import Solution
 from fixedpoint.core.solver import Solver

@@ -12,8 +12,8 @@ from fixedpoint.chains.buffers import Buffers
 from fixedpoint.chains.seen import Seen
 from fixedpoint.chains.step_errors import StepErrors
 from fixedpoint.core.evaluator import Evaluated
-from fixedpoint.core.loop import Progress
 from fixedpoint.core.point import Point
+from fixedpoint.core.progress import Progress
 from fixedpoint.core.status import Status
 
 __all__ = ["Rows"]

@@ -25,8 +25,8 @@ from torch import Tensor
 from fixedpoint.chains.accelerator import Accelerator, Window
 from fixedpoint.chains.linear import LinearPart
 from fixedpoint.core.evaluator import Evaluator
-from fixedpoint.core.loop import Progress
 from fixedpoint.core.options import option
+from fixedpoint.core.progress import Progress
 from fixedpoint.core.reduce import block_dots, row_dots
 from fixedpoint.core.shift import Shift
 from fixedpoint.core.solution import Solution

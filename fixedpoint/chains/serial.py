@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fixedpoint.core.evaluator import Evaluated, Evaluator
-from fixedpoint.core.loop import Progress, solution_at
+from fixedpoint.core.loop import solution_at
+from fixedpoint.core.progress import Progress
 from fixedpoint.core.reduce import row_norms
 from fixedpoint.core.solution import Solution
 from fixedpoint.core.solver import Solver

@@ -43,10 +43,11 @@ from fixedpoint.chains.secant import BlockSecant
 from fixedpoint.chains.start import ConstantStart, NestedStart, OneJumpStart
 from fixedpoint.core.evaluator import Evaluator
 from fixedpoint.core.layout import Layout
-from fixedpoint.core.loop import Progress, solution_at
+from fixedpoint.core.loop import StepSolver, solution_at
 from fixedpoint.core.options import OptionError, option
+from fixedpoint.core.progress import Progress
 from fixedpoint.core.solution import Solution
-from fixedpoint.core.solver import Solver, StepSolver
+from fixedpoint.core.solver import Solver
 from fixedpoint.core.termination import Termination
 from fixedpoint.solvers.auto import Auto
 from fixedpoint.solvers.picard import Picard

@@ -16,7 +16,7 @@ from fixedpoint.chains.inverse import InverseProblem
 from fixedpoint.chains.preconditioner import Coefficient, Gaussian, Identity
 from fixedpoint.core.counts import Counts
 from fixedpoint.core.evaluator import Evaluator
-from fixedpoint.core.loop import Progress
+from fixedpoint.core.progress import Progress
 from fixedpoint.core.reduce import row_norms
 from fixedpoint.core.solution import Solution
 from fixedpoint.core.solver import Solver

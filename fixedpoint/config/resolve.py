@@ -106,7 +106,7 @@ class Resolver:
         if len(self.mistakes) > before:
             return None
         try:
-            instance: Options = build(cls, {**given, **resolved}, registry)
+            instance: Options = build(cls, {**given, **resolved}, registry.create)
         except OptionError as error:
             own = error.option in option_types(cls)
             self.refuse((*path, error.option) if own else path, error.reason if own else str(error))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
@@ -14,11 +12,9 @@ from fixedpoint.core.calls import Calls
 from fixedpoint.core.counts import Decision
 from fixedpoint.core.point import Best, Evaluated, Point
 from fixedpoint.core.problem import HasExactResidual, HasMeasure, Measure, Problem
+from fixedpoint.core.termination import Termination
 from fixedpoint.core.transfer import to_device
 from fixedpoint.core.yardstick import Yardstick
-
-if TYPE_CHECKING:
-    from fixedpoint.core.termination import Termination
 
 __all__ = ["Evaluated", "Evaluator"]
 

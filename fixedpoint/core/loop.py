@@ -1,57 +1,101 @@
-"""The one loop: evaluate, judge, step; rows that finished keep their answer bit for bit."""
+"""Step solvers and the one loop: evaluate, judge, step; rows that finished keep their answer bit for bit."""
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, ClassVar, Generic, TypeVar
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from numpy.typing import NDArray
 from torch import Tensor
 
 from fixedpoint.core.counts import Decision
 from fixedpoint.core.evaluator import Evaluated, Evaluator
+from fixedpoint.core.inverse import InverseEstimate
 from fixedpoint.core.part import Part, is_small, taken
 from fixedpoint.core.point import Point
 from fixedpoint.core.problem import HasTake
+from fixedpoint.core.progress import Progress
 from fixedpoint.core.solution import Solution, Trace
+from fixedpoint.core.solver import Solver
 from fixedpoint.core.status import Status
 from fixedpoint.core.termination import Judge, Termination
 from fixedpoint.core.transfer import to_device
 
-if TYPE_CHECKING:
-    from fixedpoint.core.solver import StepSolver
+__all__ = ["StepSolver", "iterate", "solution_at"]
 
-__all__ = ["Progress", "iterate", "solution_at"]
+S = TypeVar("S")
 
 
-@dataclass(frozen=True)
-class Progress:
-    """Where a solve stands after a round: for progress displays and hooks.
+class StepSolver(Solver, Generic[S]):
+    """A solver that proposes one point after another; the loop does all the rest.
 
-    Attributes
-    ----------
-    round
-        Rounds so far.
-    running
-        Rows that are.
-    relative_error
-        The largest of any row; NaN where a solver has none to tell.
-    evaluations
-        Shape ``(B,)``: evaluations of every row so far; None where a solver has none to tell.
-    latest
-        ``f`` at the point the round evaluated, shape ``(B, D)``; of a chain, what its last step makes of the state
-        before, shape ``(B, d)``: the image as it forms. Its memory is used again; None where a solver has none.
+    ``S`` is its state: whatever it keeps between steps, held per row along the first dimension.
     """
 
-    round: int
-    running: int
-    relative_error: float
-    evaluations: NDArray[np.int64] | None = None
-    latest: Float[Tensor, "B n"] | None = None
+    provides: ClassVar[frozenset[str]] = frozenset({"decisions"})
+
+    affine: ClassVar[bool] = False
+    """Takes the map for affine: its solution may be any distance away, and is reached in one long step."""
+
+    lasting: ClassVar[bool] = False
+    """Ends by itself after a known number of rounds, whatever the error does meanwhile; the answer is the latest
+    point, not the best."""
+
+    def solve(
+        self,
+        f: Evaluator,
+        z0: Float[Tensor, "B D"],
+        termination: Termination,
+        on_round: Callable[[Progress], None] | None = None,
+    ) -> Solution:
+        return iterate(self, f, z0, termination, on_round)
+
+    def begin(self, f: Evaluator, z0: Float[Tensor, "B D"]) -> Evaluated:
+        """The first evaluated point: the start, in memory that is not the user's."""
+        return f(z0.clone())
+
+    def rounds_bound(self, f: Evaluator) -> int:
+        """Limit on rounds where the termination sets none."""
+        return 1000
+
+    @property
+    def narrows(self) -> bool:
+        """Whether the loop may go on with some of its rows alone, once the others have ended.
+
+        It may where every tensor of the state, in dataclasses, tuples, lists and dicts, has the rows for its first
+        dimension, and nothing is kept elsewhere.
+        """
+        return False
+
+    @abstractmethod
+    def init(self, f: Evaluator, at: Evaluated) -> S:
+        """The state before the first step."""
+
+    @abstractmethod
+    def step(self, f: Evaluator, at: Evaluated, state: S) -> tuple[Float[Tensor, "B D"] | Evaluated, S]:
+        """The next proposal, or the next point already evaluated, and the new state.
+
+        Rows must not mix, and nothing may wait for the device (no ``.item()``, no boolean indexing).
+        """
+
+    def reset(self, state: S, rows: Bool[Tensor, " B"]) -> S:
+        """Forget the history of ``rows``: the loop has put them back to their best point."""
+        return state
+
+    def extras(self, state: S) -> dict[str, Any]:
+        """What the solution is to carry from the final state."""
+        return {}
+
+    def inverse(self, state: S) -> InverseEstimate:
+        """The estimate of ``(J - I)^{-1}`` in the final state; of solvers that provide ``"inverse"``.
+
+        Row by row it belongs to the point that is returned: what a row is given after it has finished takes no part.
+        """
+        raise TypeError(f"{type(self).__name__} keeps no estimate of the inverse Jacobian")
 
 
 def iterate(

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from fixedpoint.core.evaluator import Evaluated
+from fixedpoint.core.point import Evaluated
 
 __all__ = ["Origin", "Runaway"]
 

@@ -1,24 +1,21 @@
-"""Solver: what finds a fixed point. Most are StepSolvers, driven by the one loop."""
+"""Solver: what finds a fixed point."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, Generic, Protocol, TypeVar, runtime_checkable
+from typing import ClassVar, Protocol, runtime_checkable
 
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
-from fixedpoint.core.evaluator import Evaluated, Evaluator
-from fixedpoint.core.inverse import InverseEstimate
-from fixedpoint.core.loop import Progress, iterate
+from fixedpoint.core.evaluator import Evaluator
 from fixedpoint.core.options import Options
+from fixedpoint.core.progress import Progress
 from fixedpoint.core.solution import Solution
 from fixedpoint.core.termination import Termination
 
-__all__ = ["AdaptsSolver", "Solver", "StepSolver"]
-
-S = TypeVar("S")
+__all__ = ["AdaptsSolver", "Solver"]
 
 
 class Solver(Options, ABC):
@@ -26,7 +23,7 @@ class Solver(Options, ABC):
 
     ``needs`` and ``provides`` are names by which a run finds out, before it starts, which solver cannot go with which
     problem or gradient estimator. Estimators ask for ``"inverse"`` (an estimate of the inverse Jacobian, see
-    :meth:`StepSolver.inverse`) and ``"decisions"`` (that the loop is the library's, and its steps can be taken again
+    :meth:`.StepSolver.inverse`) and ``"decisions"`` (that the loop is the library's, and its steps can be taken again
     while autograd records).
     """
 
@@ -58,71 +55,3 @@ class AdaptsSolver(Protocol):
     """A problem that wants any solver it is given wrapped in one that knows its structure."""
 
     def adapt(self, solver: Solver) -> Solver: ...
-
-
-class StepSolver(Solver, Generic[S]):
-    """A solver that proposes one point after another; the loop does all the rest.
-
-    ``S`` is its state: whatever it keeps between steps, held per row along the first dimension.
-    """
-
-    provides: ClassVar[frozenset[str]] = frozenset({"decisions"})
-
-    affine: ClassVar[bool] = False
-    """Takes the map for affine: its solution may be any distance away, and is reached in one long step."""
-
-    lasting: ClassVar[bool] = False
-    """Ends by itself after a known number of rounds, whatever the error does meanwhile; the answer is the latest
-    point, not the best."""
-
-    def solve(
-        self,
-        f: Evaluator,
-        z0: Float[Tensor, "B D"],
-        termination: Termination,
-        on_round: Callable[[Progress], None] | None = None,
-    ) -> Solution:
-        return iterate(self, f, z0, termination, on_round)
-
-    def begin(self, f: Evaluator, z0: Float[Tensor, "B D"]) -> Evaluated:
-        """The first evaluated point: the start, in memory that is not the user's."""
-        return f(z0.clone())
-
-    def rounds_bound(self, f: Evaluator) -> int:
-        """Limit on rounds where the termination sets none."""
-        return 1000
-
-    @property
-    def narrows(self) -> bool:
-        """Whether the loop may go on with some of its rows alone, once the others have ended.
-
-        It may where every tensor of the state, in dataclasses, tuples, lists and dicts, has the rows for its first
-        dimension, and nothing is kept elsewhere.
-        """
-        return False
-
-    @abstractmethod
-    def init(self, f: Evaluator, at: Evaluated) -> S:
-        """The state before the first step."""
-
-    @abstractmethod
-    def step(self, f: Evaluator, at: Evaluated, state: S) -> tuple[Float[Tensor, "B D"] | Evaluated, S]:
-        """The next proposal, or the next point already evaluated, and the new state.
-
-        Rows must not mix, and nothing may wait for the device (no ``.item()``, no boolean indexing).
-        """
-
-    def reset(self, state: S, rows: Bool[Tensor, " B"]) -> S:
-        """Forget the history of ``rows``: the loop has put them back to their best point."""
-        return state
-
-    def extras(self, state: S) -> dict[str, Any]:
-        """What the solution is to carry from the final state."""
-        return {}
-
-    def inverse(self, state: S) -> InverseEstimate:
-        """The estimate of ``(J - I)^{-1}`` in the final state; of solvers that provide ``"inverse"``.
-
-        Row by row it belongs to the point that is returned: what a row is given after it has finished takes no part.
-        """
-        raise TypeError(f"{type(self).__name__} keeps no estimate of the inverse Jacobian")

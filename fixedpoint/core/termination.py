@@ -12,8 +12,8 @@ import torch
 from jaxtyping import Bool, Float, Int8
 from torch import Tensor
 
-from fixedpoint.core.evaluator import Evaluated
 from fixedpoint.core.options import OptionError, Options, option
+from fixedpoint.core.point import Evaluated
 from fixedpoint.core.runaway import Origin, Runaway
 from fixedpoint.core.status import Status
 from fixedpoint.core.yardstick import Yardstick

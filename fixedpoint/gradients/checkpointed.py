@@ -26,10 +26,10 @@ from torch.utils.checkpoint import checkpoint
 
 from fixedpoint.core.counts import Decision
 from fixedpoint.core.evaluator import Evaluated, Evaluator
+from fixedpoint.core.loop import StepSolver
 from fixedpoint.core.options import option
 from fixedpoint.core.point import Point
 from fixedpoint.core.solution import Solution
-from fixedpoint.core.solver import StepSolver
 from fixedpoint.core.transfer import to_device
 from fixedpoint.gradients.completed import completed
 from fixedpoint.gradients.estimator import GradientEstimator, with_gradient_of

@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_map
 from fixedpoint.api import solve
 from fixedpoint.core.compiling import outside_of_graphs
 from fixedpoint.core.layout import Layout, Rows
-from fixedpoint.core.loop import Progress
+from fixedpoint.core.progress import Progress
 from fixedpoint.core.solution import Solution
 from fixedpoint.core.solver import Solver
 from fixedpoint.core.status import ConvergenceError, Status

@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from fixedpoint.core.options import nearest
-
-if TYPE_CHECKING:
-    from fixedpoint.registry.manager import Registry
+from fixedpoint.registry.component import Kind
 
 __all__ = ["build"]
 
 
-def build(factory: Any, options: Mapping[str, Any], registry: Registry) -> Any:
-    """An instance of an options class from plain values; nested components and choices are built, recursively."""
+class Create(Protocol):
+    """Makes a component of a kind from its name, or from a mapping with its name and options."""
+
+    def __call__(self, kind: Kind, spec: Any, /) -> Any: ...
+
+
+def build(factory: Any, options: Mapping[str, Any], create: Create) -> Any:
+    """An instance of an options class from plain values; nested components and choices are built, recursively.
+
+    ``create`` makes the nested components: :meth:`.Registry.create`.
+    """
     from fixedpoint.registry.nesting import Choices, nested  # loads torch, so not before something is built
 
     known = [field.name for field in dataclasses.fields(factory) if field.init]
@@ -28,7 +35,7 @@ def build(factory: Any, options: Mapping[str, Any], registry: Registry) -> Any:
             built[key] = value
         elif isinstance(inner, Choices):
             spec = {"name": value} if isinstance(value, str) else dict(value)
-            built[key] = build(inner.pick(f"{factory.__name__}: {key}", spec.pop("name", None)), spec, registry)
+            built[key] = build(inner.pick(f"{factory.__name__}: {key}", spec.pop("name", None)), spec, create)
         else:
-            built[key] = registry.create(inner, value)
+            built[key] = create(inner, value)
     return factory(**built)

@@ -117,7 +117,7 @@ class Registry:
         if not isinstance(spec.get("name"), str):
             raise TypeError(f"a {kind} wants a name, got {dict(spec)!r}")
         factory = self.get(kind, spec["name"]).load()
-        return build(factory, {key: value for key, value in spec.items() if key != "name"}, self)
+        return build(factory, {key: value for key, value in spec.items() if key != "name"}, self.create)
 
     def register(self, plugin: Any, name: str | None = None) -> None:
         """Register a plugin (a module or object with hooks) of this process.

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from fixedpoint.config.files import SCHEMA, json_text
 from fixedpoint.config.record import Failure, Record
-from fixedpoint.core.loop import Progress
+from fixedpoint.core.progress import Progress
 from fixedpoint.core.termination import Termination
 from fixedpoint.registry import registry
 from fixedpoint.runs import host

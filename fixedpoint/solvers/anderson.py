@@ -37,10 +37,10 @@ from torch import Tensor
 from fixedpoint.core.evaluator import Evaluated, Evaluator
 from fixedpoint.core.history import History
 from fixedpoint.core.inverse import InverseEstimate, LowRankInverse
+from fixedpoint.core.loop import StepSolver
 from fixedpoint.core.options import option
 from fixedpoint.core.reduce import add_combination, block_dots, row_dots, row_norms
 from fixedpoint.core.shift import Shift
-from fixedpoint.core.solver import StepSolver
 from fixedpoint.core.transfer import to_device
 from fixedpoint.solvers.least_squares import solve_gram
 from fixedpoint.solvers.relaxation import Distance, by_gain

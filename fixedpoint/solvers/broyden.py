@@ -28,9 +28,9 @@ from torch import Tensor
 from fixedpoint.core.evaluator import Evaluated, Evaluator
 from fixedpoint.core.history import History
 from fixedpoint.core.inverse import InverseEstimate, LowRankInverse
+from fixedpoint.core.loop import StepSolver
 from fixedpoint.core.options import option
 from fixedpoint.core.reduce import add_combination, row_dots, row_norms, vecdot
-from fixedpoint.core.solver import StepSolver
 from fixedpoint.core.transfer import to_device
 from fixedpoint.solvers.safeguard import Growth
 

@@ -17,8 +17,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from fixedpoint.core.evaluator import Evaluated, Evaluator
+from fixedpoint.core.loop import StepSolver
 from fixedpoint.core.options import OptionError, option
-from fixedpoint.core.solver import StepSolver
 from fixedpoint.solvers.anderson import Anderson
 
 __all__ = ["Damped"]

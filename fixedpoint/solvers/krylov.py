@@ -26,10 +26,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fixedpoint.core.evaluator import Evaluated, Evaluator
-from fixedpoint.core.loop import Progress
+from fixedpoint.core.loop import StepSolver
 from fixedpoint.core.options import option
+from fixedpoint.core.progress import Progress
 from fixedpoint.core.solution import Solution
-from fixedpoint.core.solver import Solver, StepSolver
+from fixedpoint.core.solver import Solver
 from fixedpoint.core.termination import Termination
 from fixedpoint.core.transfer import to_device
 from fixedpoint.solvers.bicgstab import BiCGSTAB

@@ -29,9 +29,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fixedpoint.core.evaluator import Evaluated, Evaluator
+from fixedpoint.core.loop import StepSolver
 from fixedpoint.core.options import option
 from fixedpoint.core.reduce import row_norms
-from fixedpoint.core.solver import StepSolver
 from fixedpoint.core.transfer import to_device
 from fixedpoint.solvers.gmres import GMRES
 

@@ -17,9 +17,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from fixedpoint.core.evaluator import Evaluated, Evaluator
+from fixedpoint.core.loop import StepSolver
 from fixedpoint.core.options import option
 from fixedpoint.core.shift import Shift
-from fixedpoint.core.solver import StepSolver
 
 __all__ = ["Picard"]
 

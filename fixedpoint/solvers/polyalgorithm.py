@@ -17,12 +17,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fixedpoint.core.evaluator import Evaluator
-from fixedpoint.core.loop import Progress
+from fixedpoint.core.loop import StepSolver
 from fixedpoint.core.options import option
 from fixedpoint.core.problem import HasCost, HasMeasure, HasTake, Measure, Problem
+from fixedpoint.core.progress import Progress
 from fixedpoint.core.root import RootProblem
 from fixedpoint.core.solution import Solution, Trace
-from fixedpoint.core.solver import Solver, StepSolver
+from fixedpoint.core.solver import Solver
 from fixedpoint.core.status import Status
 from fixedpoint.core.termination import Termination
 from fixedpoint.core.transfer import to_device

@@ -31,9 +31,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from fixedpoint.core.evaluator import Evaluated, Evaluator
+from fixedpoint.core.loop import StepSolver
 from fixedpoint.core.options import option
 from fixedpoint.core.reduce import row_norms, vecdot
-from fixedpoint.core.solver import StepSolver
 
 __all__ = ["Squarem", "SquaremState"]
 

@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fixedpoint.core.loop import Progress
 from fixedpoint.core.problem import Problem
+from fixedpoint.core.progress import Progress
 from fixedpoint.core.solution import Solution
 from fixedpoint.tasks.images import Images
 

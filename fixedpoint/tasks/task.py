@@ -14,9 +14,9 @@ import torch
 from numpy.typing import NDArray
 
 from fixedpoint.core.evaluator import Evaluator
-from fixedpoint.core.loop import Progress
 from fixedpoint.core.options import Options
 from fixedpoint.core.problem import Problem
+from fixedpoint.core.progress import Progress
 from fixedpoint.core.solution import Solution
 from fixedpoint.core.solver import AdaptsSolver, Solver
 from fixedpoint.core.termination import Termination

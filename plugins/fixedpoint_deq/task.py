@@ -12,8 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fixedpoint.core.loop import Progress
 from fixedpoint.core.options import OptionError, option
+from fixedpoint.core.progress import Progress
 from fixedpoint.core.solution import Solution
 from fixedpoint.core.termination import Termination
 from fixedpoint.layers import EquilibriumLayer, WarmStart, spectral_radius

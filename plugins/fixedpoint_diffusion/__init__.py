@@ -10,25 +10,25 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from fixedpoint_diffusion.convert import as_denoiser as as_denoiser
     from fixedpoint_diffusion.ddim import DDIMChain as DDIMChain
     from fixedpoint_diffusion.denoiser import Denoiser as Denoiser
-    from fixedpoint_diffusion.denoiser import as_denoiser as as_denoiser
     from fixedpoint_diffusion.inversion import invert as invert
     from fixedpoint_diffusion.mixture import GaussianMixture as GaussianMixture
     from fixedpoint_diffusion.network import NetworkDenoiser as NetworkDenoiser
     from fixedpoint_diffusion.noise import draw_noise as draw_noise
     from fixedpoint_diffusion.noise import row_seeds as row_seeds
     from fixedpoint_diffusion.problem import ddim_problem as ddim_problem
-    from fixedpoint_diffusion.schedule import DDIMSchedule as DDIMSchedule
+    from fixedpoint_diffusion.schedulers import DDIMSchedule as DDIMSchedule
     from fixedpoint_diffusion.timesteps import quadratic_timesteps as quadratic_timesteps
 
 _EXPORTS = {
     "DDIMChain": "fixedpoint_diffusion.ddim",
-    "DDIMSchedule": "fixedpoint_diffusion.schedule",
+    "DDIMSchedule": "fixedpoint_diffusion.schedulers",
     "Denoiser": "fixedpoint_diffusion.denoiser",
     "GaussianMixture": "fixedpoint_diffusion.mixture",
     "NetworkDenoiser": "fixedpoint_diffusion.network",
-    "as_denoiser": "fixedpoint_diffusion.denoiser",
+    "as_denoiser": "fixedpoint_diffusion.convert",
     "ddim_problem": "fixedpoint_diffusion.problem",
     "draw_noise": "fixedpoint_diffusion.noise",
     "invert": "fixedpoint_diffusion.inversion",

@@ -23,11 +23,11 @@ from torch import Tensor
 from fixedpoint.chains.chain import Chain
 from fixedpoint.chains.coarse import check_kept
 from fixedpoint_diffusion.clipping import clipped
-from fixedpoint_diffusion.denoiser import Denoiser, as_denoiser
+from fixedpoint_diffusion.convert import as_denoiser
+from fixedpoint_diffusion.denoiser import Denoiser
 from fixedpoint_diffusion.extension import Extension
 from fixedpoint_diffusion.jumps import Steps
-from fixedpoint_diffusion.schedule import DDIMSchedule
-from fixedpoint_diffusion.schedulers import schedule_of
+from fixedpoint_diffusion.schedulers import DDIMSchedule, schedule_of
 from fixedpoint_diffusion.tables import coefficient_tables
 from fixedpoint_diffusion.timesteps import Timesteps, route_of
 

@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Hashable
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from fixedpoint_diffusion.calling import check_function
-from fixedpoint_diffusion.networks import refusal
-
-__all__ = ["Denoiser", "as_denoiser"]
+__all__ = ["Denoiser"]
 
 
 class Denoiser(ABC):
@@ -51,45 +46,3 @@ class Denoiser(ABC):
     def cost_key(self) -> tuple[object, Hashable]:
         """What its evaluations take their time by, and what else that depends on; see ``HasCostKey``."""
         return self, None
-
-
-@dataclass(frozen=True)
-class _Function(Denoiser):
-    function: Callable[[Tensor, Tensor], Any]
-
-    def predict(self, x: Tensor, timestep: Tensor, row: Tensor) -> Tensor:
-        value = self.function(x, timestep)
-        if not isinstance(value, Tensor):
-            raise TypeError(f"a denoiser must return a tensor, got {type(value).__name__}")
-        return value
-
-
-def as_denoiser(model: Denoiser | torch.nn.Module | Callable[[Tensor, Tensor], Any]) -> Denoiser:
-    """A denoiser of whatever denoises.
-
-    Parameters
-    ----------
-    model
-        A :class:`Denoiser`, returned as it is; a network, as ``diffusers`` calls them (an unconditional
-        :class:`~fixedpoint_diffusion.network.NetworkDenoiser`); or any function ``g(x, timestep)``, whose arguments are
-        given by position: images of any rows and steps in any order, so that what it is conditioned on row by row wants
-        a ``NetworkDenoiser`` or a ``Denoiser``.
-
-    Raises
-    ------
-    TypeError
-        For anything else, whole pipelines, classes and names among it, and a function of other arguments.
-    ValueError
-        For a network in training mode, or one that wants more than images and timesteps.
-    """
-    if isinstance(model, Denoiser):
-        return model
-    if isinstance(model, torch.nn.Module):
-        from fixedpoint_diffusion.network import NetworkDenoiser
-
-        return NetworkDenoiser(model)
-    why = refusal(model)
-    if why is not None:
-        raise TypeError(f"a denoiser must be a function g(x, timestep) or a Denoiser, got {why}")
-    check_function(model)
-    return _Function(model)

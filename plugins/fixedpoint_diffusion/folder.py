@@ -20,8 +20,7 @@ from typing import Any
 import torch
 
 from fixedpoint_diffusion.networks import LATENT_PARTS, check_config, check_index, is_dit
-from fixedpoint_diffusion.schedule import DDIMSchedule
-from fixedpoint_diffusion.schedulers import TAKEN, schedule_of_config
+from fixedpoint_diffusion.schedulers import TAKEN, DDIMSchedule, schedule_of_config
 
 __all__ = ["FolderError", "ModelFolder"]
 

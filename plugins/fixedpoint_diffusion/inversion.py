@@ -22,8 +22,7 @@ from fixedpoint.chains.inverters import Inverter, JointInversion, StepwiseInvers
 from fixedpoint_diffusion.ddim import DDIMChain
 from fixedpoint_diffusion.denoiser import Denoiser
 from fixedpoint_diffusion.problem import ddim_problem
-from fixedpoint_diffusion.schedule import DDIMSchedule
-from fixedpoint_diffusion.schedulers import schedule_of
+from fixedpoint_diffusion.schedulers import DDIMSchedule, schedule_of
 from fixedpoint_diffusion.timesteps import Timesteps
 
 __all__ = [

@@ -21,7 +21,8 @@ from torch import Tensor
 
 from fixedpoint.core.reduce import row_dots
 from fixedpoint_diffusion.denoiser import Denoiser
-from fixedpoint_diffusion.schedule import DDIMSchedule, PredictionType
+from fixedpoint_diffusion.schedule import PredictionType
+from fixedpoint_diffusion.schedulers import DDIMSchedule
 
 __all__ = ["GaussianMixture"]
 

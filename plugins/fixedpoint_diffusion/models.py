@@ -17,7 +17,7 @@ from fixedpoint_diffusion.fashion_mnist import DENOISER
 from fixedpoint_diffusion.folder import FolderError, ModelFolder
 from fixedpoint_diffusion.mixture import GaussianMixture
 from fixedpoint_diffusion.network import NetworkDenoiser
-from fixedpoint_diffusion.schedule import DDIMSchedule
+from fixedpoint_diffusion.schedulers import DDIMSchedule
 from fixedpoint_diffusion.shapes import SHAPES, draw_shapes
 
 __all__ = ["DiffusersModel", "FashionMNISTModel", "MixtureModel", "Model", "ShapesModel"]

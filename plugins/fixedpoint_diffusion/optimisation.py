@@ -15,41 +15,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fixedpoint.core.options import OptionError, Options, option
 from fixedpoint_diffusion.ddim import DDIMChain
-from fixedpoint_diffusion.latent_gradients import AnyLatentGradient, Exact
-from fixedpoint_diffusion.optimisation_run import Optimisation, OptimisedLatents, Step
+from fixedpoint_diffusion.optimisation_run import Optimisation, OptimisedLatents, Settings, Step
 
 __all__ = ["OptimisedInversion"]
 
 
 @dataclass(frozen=True)
-class OptimisedInversion(Options):
+class OptimisedInversion(Settings):
     """Finds the noise whose sample is an image, by gradients of the squared error."""
-
-    gradient: AnyLatentGradient = option(factory=Exact, help="how gradients are found")
-    optimiser: Literal["adam", "lbfgs"] = option("adam", help="lbfgs: with a strong Wolfe line search, row by row")
-    learning_rate: float | None = option(
-        None, gt=0.0, help="of adam, default 0.01; of lbfgs the first length it tries, default 1"
-    )
-    steps: int = option(200, ge=1, help="updates")
-    enough: float = option(0.5, ge=0.0, help="a row stops at a loss below this")
-    memory: int = option(10, ge=1, help="lbfgs: pairs of differences it keeps")
-    searches: int = option(20, ge=1, help="lbfgs: evaluations of a line search, at most")
-    redraw: bool = option(False, help="eta > 0: draw the noise of the steps anew for every update")
-    seed: int = option(0, ge=0, help="of noise that is drawn anew")
-
-    def check(self) -> None:
-        if self.redraw and self.optimiser == "lbfgs":
-            raise OptionError(
-                "OptimisedInversion", "redraw", "wants adam: lbfgs compares losses of one and the same function"
-            )
 
     def invert(
         self,
@@ -117,18 +95,3 @@ class OptimisedInversion(Options):
         if self.redraw and chain.noise is None:
             raise ValueError("redraw=True wants a stochastic chain (eta > 0)")
         return Optimisation(self, chain, images, start, max_batch or chain.denoiser.quick_batch(images.device))
-
-    def optimiser_of(self, parameters: list[Tensor]) -> torch.optim.Optimizer:
-        """The optimiser of a row."""
-        if self.optimiser == "adam":
-            return torch.optim.Adam(parameters, lr=self.learning_rate or 0.01)
-        return torch.optim.LBFGS(
-            parameters,
-            lr=self.learning_rate or 1.0,
-            max_iter=1,
-            max_eval=1 + self.searches,
-            history_size=self.memory,
-            tolerance_grad=0.0,
-            tolerance_change=0.0,
-            line_search_fn="strong_wolfe",
-        )

@@ -13,7 +13,7 @@ import time
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Literal
 
 import numpy as np
 import torch
@@ -23,15 +23,52 @@ from torch import Tensor
 
 from fixedpoint.chains.chain import ChainProblem
 from fixedpoint.config.checkpoint import load_checkpoint, save_checkpoint
+from fixedpoint.core.options import OptionError, Options, option
 from fixedpoint_diffusion.ddim import DDIMChain
 from fixedpoint_diffusion.descent import Descent, Stop
+from fixedpoint_diffusion.latent_gradients import AnyLatentGradient, Exact
 from fixedpoint_diffusion.noise import draw_noise, row_seeds
 from fixedpoint_diffusion.secant import at_rest
 
-if TYPE_CHECKING:
-    from fixedpoint_diffusion.optimisation import OptimisedInversion
+__all__ = ["Optimisation", "OptimisedLatents", "Settings", "Step"]
 
-__all__ = ["Optimisation", "OptimisedLatents", "Step"]
+
+@dataclass(frozen=True)
+class Settings(Options):
+    """How an inversion goes: the options of ``OptimisedInversion``."""
+
+    gradient: AnyLatentGradient = option(factory=Exact, help="how gradients are found")
+    optimiser: Literal["adam", "lbfgs"] = option("adam", help="lbfgs: with a strong Wolfe line search, row by row")
+    learning_rate: float | None = option(
+        None, gt=0.0, help="of adam, default 0.01; of lbfgs the first length it tries, default 1"
+    )
+    steps: int = option(200, ge=1, help="updates")
+    enough: float = option(0.5, ge=0.0, help="a row stops at a loss below this")
+    memory: int = option(10, ge=1, help="lbfgs: pairs of differences it keeps")
+    searches: int = option(20, ge=1, help="lbfgs: evaluations of a line search, at most")
+    redraw: bool = option(False, help="eta > 0: draw the noise of the steps anew for every update")
+    seed: int = option(0, ge=0, help="of noise that is drawn anew")
+
+    def check(self) -> None:
+        if self.redraw and self.optimiser == "lbfgs":
+            raise OptionError(
+                "OptimisedInversion", "redraw", "wants adam: lbfgs compares losses of one and the same function"
+            )
+
+    def optimiser_of(self, parameters: list[Tensor]) -> torch.optim.Optimizer:
+        """The optimiser of a row."""
+        if self.optimiser == "adam":
+            return torch.optim.Adam(parameters, lr=self.learning_rate or 0.01)
+        return torch.optim.LBFGS(
+            parameters,
+            lr=self.learning_rate or 1.0,
+            max_iter=1,
+            max_eval=1 + self.searches,
+            history_size=self.memory,
+            tolerance_grad=0.0,
+            tolerance_change=0.0,
+            line_search_fn="strong_wolfe",
+        )
 
 
 @dataclass(frozen=True)
@@ -106,7 +143,7 @@ class Optimisation:
 
     def __init__(
         self,
-        options: OptimisedInversion,
+        options: Settings,
         chain: DDIMChain,
         images: Float[Tensor, "B *event"],
         start: Float[Tensor, "B *event"],
@@ -218,7 +255,7 @@ class Optimisation:
         return chain
 
 
-def _setting(options: OptimisedInversion, chain: DDIMChain, images: Tensor, start: Tensor) -> dict[str, str]:
+def _setting(options: Settings, chain: DDIMChain, images: Tensor, start: Tensor) -> dict[str, str]:
     """What makes an inversion what it is, by name; the number of steps is not part of it."""
     fields = [field.name for field in dataclasses.fields(options) if field.name != "steps"]
     setting = {name: repr(getattr(options, name)) for name in fields}

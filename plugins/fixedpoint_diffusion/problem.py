@@ -13,7 +13,7 @@ from torch import Tensor
 from fixedpoint.chains.chain import ChainProblem
 from fixedpoint_diffusion.ddim import DDIMChain
 from fixedpoint_diffusion.denoiser import Denoiser
-from fixedpoint_diffusion.schedule import DDIMSchedule
+from fixedpoint_diffusion.schedulers import DDIMSchedule
 from fixedpoint_diffusion.timesteps import Timesteps
 
 __all__ = ["ddim_problem"]

@@ -22,18 +22,15 @@ from torch import Tensor
 
 from fixedpoint.core.options import OptionError, Options, option
 
-__all__ = ["AssignedSchedule", "DDIMSchedule", "PredictionType", "Spacing"]
+__all__ = ["NoiseSchedule", "PredictionType", "Spacing"]
 
 PredictionType = Literal["epsilon", "sample", "v_prediction"]
 Spacing = Literal["leading", "trailing", "linspace"]
 
 
 @dataclass(frozen=True)
-class DDIMSchedule(Options):
-    """The configuration of a ``diffusers.DDIMScheduler``, field for field.
-
-    :meth:`from_scheduler` copies a scheduler's own.
-    """
+class NoiseSchedule(Options):
+    """The configuration of a ``diffusers.DDIMScheduler``, field for field, and the tables it stands for."""
 
     num_train_timesteps: int = option(1000, ge=1, help="steps of the training process")
     beta_start: float = option(1e-4, ge=0.0, lt=1.0, help="variance added in the first training step")
@@ -60,21 +57,6 @@ class DDIMSchedule(Options):
                 "trained_betas",
                 f"must hold num_train_timesteps = {self.num_train_timesteps} values, got {len(self.trained_betas)}",
             )
-
-    @classmethod
-    def from_scheduler(cls, scheduler: Any) -> DDIMSchedule:
-        """The schedule of a ``diffusers.DDIMScheduler``, with the timesteps it was set to, if it was.
-
-        Raises
-        ------
-        TypeError
-            For any other object, subclasses included, saying what to do.
-        ValueError
-            For a scheduler whose tables or methods were changed by hand, and timesteps that no chain can have.
-        """
-        from fixedpoint_diffusion.schedulers import schedule_of
-
-        return schedule_of(scheduler)
 
     @property
     def clips(self) -> bool:
@@ -174,33 +156,6 @@ class DDIMSchedule(Options):
             [min(1.0 - _cosine((i + 1) / count) / _cosine(i / count), 0.999) for i in range(count)],
             dtype=torch.float32,
         )
-
-
-@dataclass(frozen=True)
-class AssignedSchedule(DDIMSchedule):
-    """The schedule of a scheduler on which timesteps were set, by ``set_timesteps`` or by hand: what it would do.
-
-    A chain has them unless it is asked for others.
-    """
-
-    num_inference_steps: int = option(50, ge=1, help="as set_timesteps sets it")
-    assigned_timesteps: tuple[int, ...] | None = option(
-        None, help="what scheduler.timesteps holds in place of those that set_timesteps lays out"
-    )
-
-    def check(self) -> None:
-        super().check()
-        if self.assigned_timesteps is not None:
-            self.checked_timesteps(self.assigned_timesteps)
-
-    @property
-    def stride(self) -> int:
-        """How many timesteps each step leads down; ``scheduler.step`` reckons it so whatever the timesteps are."""
-        return self.num_train_timesteps // self.num_inference_steps
-
-    def route(self) -> tuple[int, ...]:
-        """The timesteps."""
-        return self.assigned_timesteps or tuple(self.timesteps(self.num_inference_steps).tolist())
 
 
 def _integers(values: Any) -> tuple[int, ...]:

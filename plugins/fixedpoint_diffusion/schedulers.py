@@ -9,16 +9,66 @@ what ``DDIMScheduler.from_config`` makes of their configuration, and a sentence 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
+from fixedpoint.core.options import option
 from fixedpoint_diffusion.networks import is_of_diffusers, is_pipeline
-from fixedpoint_diffusion.schedule import AssignedSchedule, DDIMSchedule
+from fixedpoint_diffusion.schedule import NoiseSchedule
 
-__all__ = ["TAKEN", "schedule_of", "schedule_of_config"]
+__all__ = ["TAKEN", "AssignedSchedule", "DDIMSchedule", "schedule_of", "schedule_of_config"]
+
+
+@dataclass(frozen=True)
+class DDIMSchedule(NoiseSchedule):
+    """The configuration of a ``diffusers.DDIMScheduler``, field for field.
+
+    :meth:`from_scheduler` copies a scheduler's own.
+    """
+
+    @classmethod
+    def from_scheduler(cls, scheduler: Any) -> DDIMSchedule:
+        """The schedule of a ``diffusers.DDIMScheduler``, with the timesteps it was set to, if it was.
+
+        Raises
+        ------
+        TypeError
+            For any other object, subclasses included, saying what to do.
+        ValueError
+            For a scheduler whose tables or methods were changed by hand, and timesteps that no chain can have.
+        """
+        return schedule_of(scheduler)
+
+
+@dataclass(frozen=True)
+class AssignedSchedule(DDIMSchedule):
+    """The schedule of a scheduler on which timesteps were set, by ``set_timesteps`` or by hand: what it would do.
+
+    A chain has them unless it is asked for others.
+    """
+
+    num_inference_steps: int = option(50, ge=1, help="as set_timesteps sets it")
+    assigned_timesteps: tuple[int, ...] | None = option(
+        None, help="what scheduler.timesteps holds in place of those that set_timesteps lays out"
+    )
+
+    def check(self) -> None:
+        super().check()
+        if self.assigned_timesteps is not None:
+            self.checked_timesteps(self.assigned_timesteps)
+
+    @property
+    def stride(self) -> int:
+        """How many timesteps each step leads down; ``scheduler.step`` reckons it so whatever the timesteps are."""
+        return self.num_train_timesteps // self.num_inference_steps
+
+    def route(self) -> tuple[int, ...]:
+        """The timesteps."""
+        return self.assigned_timesteps or tuple(self.timesteps(self.num_inference_steps).tolist())
+
 
 # Whose configurations a chain is made of; of objects, the first alone.
 TAKEN = ("DDIMScheduler", "DDPMScheduler")

@@ -20,7 +20,7 @@ from fixedpoint.tasks.task import Context, Images, Judgement, SolveTask
 from fixedpoint_diffusion.models import DiffusersModel, FashionMNISTModel, MixtureModel, Model, ShapesModel
 from fixedpoint_diffusion.noise import draw_noise, row_seeds
 from fixedpoint_diffusion.problem import ddim_problem
-from fixedpoint_diffusion.schedule import AssignedSchedule, DDIMSchedule
+from fixedpoint_diffusion.schedulers import AssignedSchedule, DDIMSchedule
 from fixedpoint_diffusion.timesteps import Route, route_of
 
 __all__ = ["DDIMSampling"]

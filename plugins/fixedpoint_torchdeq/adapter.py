@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from fixedpoint.core.evaluator import Evaluator
+from fixedpoint.core.loop import StepSolver
 from fixedpoint.core.options import nearest
 from fixedpoint.core.problem import FunctionProblem
-from fixedpoint.core.solver import StepSolver
 from fixedpoint.core.termination import Termination
 from fixedpoint_torchdeq.sampling import Sampled, SampledToTheEnd
 from fixedpoint_torchdeq.stat import solver_stat, unsolved

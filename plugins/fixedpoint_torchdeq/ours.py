@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from fixedpoint.core.solver import StepSolver
+from fixedpoint.core.loop import StepSolver
 from fixedpoint.registry import UnknownComponentError, registry
 from fixedpoint_torchdeq.adapter import TorchdeqCallable
 from fixedpoint_torchdeq.library import torchdeq

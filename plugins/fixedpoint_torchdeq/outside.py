@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fixedpoint.core.evaluator import Evaluated, Evaluator
-from fixedpoint.core.loop import Progress
+from fixedpoint.core.progress import Progress
 from fixedpoint.core.status import Status
 from fixedpoint.core.termination import Judge, Termination
 

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from fixedpoint.core.evaluator import Evaluated, Evaluator
-from fixedpoint.core.solver import StepSolver
+from fixedpoint.core.loop import StepSolver
 
 __all__ = ["Sampled", "SampledToTheEnd"]
 

@@ -20,8 +20,8 @@ from fixedpoint.chains.costs import Costs, measured_costs
 from fixedpoint.chains.plan import Plan, expected, plan
 from fixedpoint.chains.planned import PlannedChainSolver
 from fixedpoint.core.evaluator import Evaluator
-from fixedpoint.core.loop import Progress
 from fixedpoint.core.problem import FunctionProblem
+from fixedpoint.core.progress import Progress
 from fixedpoint.core.status import Status
 from fixedpoint.core.termination import Termination
 from fixedpoint.testing.chains import LinearChain, wave_chain

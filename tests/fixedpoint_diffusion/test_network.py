@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import fixedpoint
 from fixedpoint_diffusion import DDIMSchedule, ddim_problem, draw_noise
-from fixedpoint_diffusion.denoiser import as_denoiser
+from fixedpoint_diffusion.convert import as_denoiser
 from fixedpoint_diffusion.network import NetworkDenoiser
 
 SCHEDULE = DDIMSchedule(clip_sample=False)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import fixedpoint
-from fixedpoint.core.loop import Progress
+from fixedpoint.core.progress import Progress
 from fixedpoint.registry import registry
 from fixedpoint.tasks.task import Context, Result
 from fixedpoint_diffusion import DDIMSchedule, Denoiser, ddim_problem, draw_noise

@@ -20,9 +20,9 @@ from fixedpoint import (
     solve,
 )
 from fixedpoint.core.evaluator import Evaluator
-from fixedpoint.core.loop import Progress
 from fixedpoint.core.options import OptionError
 from fixedpoint.core.problem import FunctionProblem, Measure
+from fixedpoint.core.progress import Progress
 from fixedpoint.testing.problems import affine_contraction, tanh_cell
 
 

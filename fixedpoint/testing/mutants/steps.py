@@ -10,8 +10,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fixedpoint.core.evaluator import Evaluated, Evaluator
+from fixedpoint.core.loop import StepSolver
 from fixedpoint.core.options import option
-from fixedpoint.core.solver import StepSolver
 
 Step = tuple[Float[Tensor, "B D"] | Evaluated, Any]
 

@@ -11,9 +11,10 @@ import torch
 
 from fixedpoint.core.options import nearest
 from fixedpoint.registry import CommandError
-from fixedpoint_diffusion.inverting.files import Wanted, find
+from fixedpoint_diffusion.inverting.files import find
 from fixedpoint_diffusion.inverting.model import ChosenModel, choose
 from fixedpoint_diffusion.inverting.said import complain
+from fixedpoint_diffusion.inverting.wanted import Wanted
 from fixedpoint_diffusion.inverting.work import Job
 
 __all__ = ["Asked", "job_of"]

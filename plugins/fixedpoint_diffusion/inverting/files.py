@@ -5,20 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-__all__ = ["Entry", "Read", "RefusedError", "Wanted", "find", "read"]
+from fixedpoint_diffusion.inverting.wanted import RefusedError, Wanted
+
+__all__ = ["Entry", "Read", "find", "read"]
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
 TENSORS = (".npy", ".safetensors")
-
-
-class RefusedError(ValueError):
-    """A file is not what was wanted; the sentence says what came and what was wanted, without the file's name."""
 
 
 @dataclass(frozen=True)
@@ -43,36 +40,6 @@ class Entry:
     def name(self) -> str:
         """The file, and which image of it."""
         return str(self.path) if self.row is None else f"{self.path}[{self.row}]"
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """What a model's images are, and how others may be made such.
-
-    Attributes
-    ----------
-    shape
-        ``(channels, height, width)``.
-    resize
-        Resize images of another size.
-    pad
-        Set smaller images in the middle of the background.
-    background
-        What is behind transparent parts and around padded images.
-    pictures
-        Whether they can be pictures at all; latents are none.
-    """
-
-    shape: tuple[int, ...]
-    resize: bool = False
-    pad: bool = False
-    background: Literal["black", "white"] = "black"
-    pictures: bool = True
-
-    @property
-    def drawn(self) -> bool:
-        """Whether the model's images are pictures: grey or RGB."""
-        return self.pictures and len(self.shape) == 3 and self.shape[0] in (1, 3)
 
 
 @dataclass(frozen=True)

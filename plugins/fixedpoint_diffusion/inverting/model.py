@@ -17,7 +17,7 @@ from fixedpoint_diffusion.fashion_mnist import CLASSES
 from fixedpoint_diffusion.folder import FolderError
 from fixedpoint_diffusion.models import DiffusersModel, FashionMNISTModel
 from fixedpoint_diffusion.network import NetworkDenoiser
-from fixedpoint_diffusion.schedule import DDIMSchedule
+from fixedpoint_diffusion.schedulers import DDIMSchedule
 
 __all__ = ["BUNDLED", "ChosenModel", "choose"]
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from fixedpoint_diffusion.inverting.files import RefusedError, Wanted
+from fixedpoint_diffusion.inverting.wanted import RefusedError, Wanted
 
 __all__ = ["as_png", "drawn", "read_picture", "sheet"]
 

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from fixedpoint_diffusion.inverting.files import RefusedError, Wanted
+from fixedpoint_diffusion.inverting.wanted import RefusedError, Wanted
 
 __all__ = ["count", "read_row"]
 

@@ -12,8 +12,9 @@ from torch import Tensor
 import fixedpoint
 from fixedpoint.registry import CommandError
 from fixedpoint_diffusion.inversion import Inversion, InversionProgress, invert, slerp
-from fixedpoint_diffusion.inverting.files import Entry, RefusedError, Wanted, read
+from fixedpoint_diffusion.inverting.files import Entry, read
 from fixedpoint_diffusion.inverting.model import ChosenModel
+from fixedpoint_diffusion.inverting.wanted import RefusedError, Wanted
 from fixedpoint_diffusion.problem import ddim_problem
 
 __all__ = ["Between", "Done", "Job", "Row", "between", "inverted"]

@@ -17,7 +17,7 @@ __all__ = ["print_report"]
 
 def print_report(run: RunData, quiet: bool = False, as_json: bool = False) -> None:
     """Write the files of the report and print it: as a table, as JSON, or (quiet) only what went wrong."""
-    from fixedpoint.config.files import json_text
+    from fixedpoint.execution.plain import json_text
     from fixedpoint.report.build import build
     from fixedpoint.report.data import to_data
     from fixedpoint.report.makers import remarks

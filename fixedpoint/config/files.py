@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import math
 import os
 from collections.abc import Mapping
 from contextlib import suppress
@@ -13,13 +11,13 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ValidationError
 
+from fixedpoint.execution.plain import digest, json_text
+
 __all__ = [
     "SCHEMA",
     "TEMPORARY",
     "DamagedError",
     "Number",
-    "digest",
-    "json_text",
     "parse_model",
     "sealed",
     "unsealed",
@@ -71,18 +69,6 @@ def write_atomically(path: Path, content: bytes) -> None:
         raise
 
 
-def json_text(data: Any, canonical: bool = True) -> str:
-    """JSON; NaN and infinities, which JSON lacks, become ``"nan"``, ``"inf"`` and ``"-inf"``.
-
-    Parameters
-    ----------
-    canonical
-        One line with sorted keys, to be hashed; else for people, in the order given.
-    """
-    indent = None if canonical else 2
-    return json.dumps(_finite(data), sort_keys=canonical, indent=indent, ensure_ascii=False, allow_nan=False)
-
-
 def sealed(data: Mapping[str, Any]) -> bytes:
     """The content of a file of facts: JSON for people, with a checksum of what it says."""
     return (json_text({**data, "checksum": _checksum(data)}, canonical=False) + "\n").encode()
@@ -116,11 +102,6 @@ def _checksum(data: Mapping[str, Any]) -> str:
     return digest(json_text(data).encode())
 
 
-def digest(content: bytes) -> str:
-    """sha256, in hexadecimal digits."""
-    return hashlib.sha256(content).hexdigest()
-
-
 def parse_model(model: type[M], data: Any) -> M:
     """``data`` as a model.
 
@@ -135,13 +116,3 @@ def parse_model(model: type[M], data: Any) -> M:
         first = error.errors(include_url=False)[0]
         place = ".".join(str(part) for part in first["loc"])
         raise DamagedError(f"does not have the right form ({place or 'all of it'}: {first['msg']})") from None
-
-
-def _finite(data: Any) -> Any:
-    if isinstance(data, float) and not math.isfinite(data):
-        return str(data)
-    if isinstance(data, Mapping):
-        return {str(key): _finite(value) for key, value in data.items()}
-    if isinstance(data, (list, tuple)):
-        return [_finite(value) for value in data]
-    return data

@@ -14,6 +14,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict
 
 from fixedpoint.config.files import SCHEMA, DamagedError, Number, parse_model, sealed, unsealed, write_atomically
+from fixedpoint.execution.cell import Cell
 
 __all__ = ["CellRow", "Folder", "RunInfo"]
 
@@ -28,6 +29,18 @@ class CellRow(BaseModel):
     solver: str
     gradient: str | None
     seed: int
+
+    @classmethod
+    def of(cls, cell: Cell) -> CellRow:
+        """The line of a cell in ``run.json``."""
+        labels = cell.labels
+        return cls(
+            hash=cell.hash,
+            task=labels["task"],
+            solver=labels["solver"],
+            gradient=labels.get("gradient"),
+            seed=cell.seed,
+        )
 
     @property
     def label(self) -> str:

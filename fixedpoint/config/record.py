@@ -19,13 +19,13 @@ from fixedpoint.config.files import (
     SCHEMA,
     DamagedError,
     Number,
-    digest,
     parse_model,
     sealed,
     unsealed,
     write_atomically,
 )
 from fixedpoint.config.makers import Maker
+from fixedpoint.execution.plain import digest
 
 __all__ = ["SCHEMA", "Failure", "Record", "arrays_bytes", "read_arrays", "read_record", "write_record"]
 

@@ -172,7 +172,7 @@ def fixedpoint_gradients() -> list[Component]:
 @hookimpl
 def fixedpoint_executors() -> list[Component]:
     return [
-        Component("in-process", "fixedpoint.runs.executors:InProcess", "one cell after another, in this process"),
+        Component("in-process", "fixedpoint.execution.executor:InProcess", "one cell after another, in this process"),
     ]
 
 

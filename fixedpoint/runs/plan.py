@@ -7,8 +7,8 @@ from typing import Any
 from fixedpoint.config.choice import Choice
 from fixedpoint.config.makers import Makers
 from fixedpoint.config.runfile import RunConfig
+from fixedpoint.execution.cell import Cell
 from fixedpoint.registry import registry
-from fixedpoint.runs.cell import Cell
 
 __all__ = ["plan"]
 

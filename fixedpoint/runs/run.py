@@ -12,14 +12,14 @@ import torch
 
 from fixedpoint.config.expectations import broken_expectations
 from fixedpoint.config.files import SCHEMA
-from fixedpoint.config.folder import Folder, RunInfo
+from fixedpoint.config.folder import CellRow, Folder, RunInfo
 from fixedpoint.config.makers import Makers
 from fixedpoint.config.record import Record
 from fixedpoint.config.runfile import RunConfig, to_yaml
+from fixedpoint.execution.cell import Cell, Finished
+from fixedpoint.execution.executor import Executor
 from fixedpoint.registry import registry
 from fixedpoint.runs import host
-from fixedpoint.runs.cell import Cell, Finished
-from fixedpoint.runs.executors import Executor
 from fixedpoint.runs.interrupts import remembered
 from fixedpoint.runs.lock import locked
 from fixedpoint.runs.plan import plan
@@ -108,9 +108,9 @@ def _execute(config: RunConfig, cells: list[Cell], path: Path, fresh: bool, seco
     info = info.model_copy(update={"finished": host.now()})
     store.folder.write_info(info)
     notices += _tell("run_finished", folder=path)
-    rows = [(cell.row, records[cell.hash]) for cell in cells if cell.hash in records]
+    rows = [(CellRow.of(cell), records[cell.hash]) for cell in cells if cell.hash in records]
     failures = [f"{row.label}: {r.error.type}: {r.error.message}" for row, r in rows if r.error is not None]
-    failures += [f"{cell.row.label}: the executor gave no record" for cell in cells if cell.hash not in records]
+    failures += [f"{CellRow.of(cell).label}: the executor gave no record" for cell in cells if cell.hash not in records]
     return Outcome(
         folder=store.folder,
         records=tuple(record for _, record in rows),
@@ -152,7 +152,7 @@ def _info(config: RunConfig, cells: list[Cell]) -> RunInfo:
     return RunInfo(
         schema_version=SCHEMA,
         name=config.name,
-        cells=[cell.row for cell in cells],
+        cells=[CellRow.of(cell) for cell in cells],
         expect=config.expect,
         threads=config.threads or torch.get_num_threads(),
         versions=host.versions(makers | Makers().of(config.executor.parts)),

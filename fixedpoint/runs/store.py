@@ -8,11 +8,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from fixedpoint.config.files import TEMPORARY, DamagedError, digest, write_atomically
-from fixedpoint.config.folder import Folder, RunInfo
+from fixedpoint.config.files import TEMPORARY, DamagedError, write_atomically
+from fixedpoint.config.folder import CellRow, Folder, RunInfo
 from fixedpoint.config.makers import changes
 from fixedpoint.config.record import Record, arrays_bytes, read_arrays, read_record, write_record
-from fixedpoint.runs.cell import Cell, Finished
+from fixedpoint.execution.cell import Cell, Finished
+from fixedpoint.execution.plain import digest
 
 __all__ = ["Done", "Store"]
 
@@ -68,7 +69,7 @@ class Store:
 
     def keep(self, finished: Finished) -> Record:
         """Write a record, its arrays first: a record that is there is complete."""
-        record = finished.record
+        record: Record = finished.record
         if finished.arrays:
             content = arrays_bytes(finished.arrays)
             write_atomically(self.folder.arrays(record.hash), content)
@@ -92,13 +93,13 @@ class Store:
             except FileNotFoundError:
                 continue
             except DamagedError as error:
-                notices.append(f"{path} {error}; {cell.row.label} is computed again")
+                notices.append(f"{path} {error}; {CellRow.of(cell).label} is computed again")
                 again["damaged records"] += 1
                 continue
             try:
                 read_arrays(arrays, record)
             except DamagedError as error:
-                notices.append(f"{arrays} {error}; {cell.row.label} is computed again")
+                notices.append(f"{arrays} {error}; {CellRow.of(cell).label} is computed again")
                 again["damaged records"] += 1
                 continue
             changed = "; ".join(changes(record.made_by, cell.made_by))

@@ -12,13 +12,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fixedpoint.config.files import SCHEMA, json_text
+from fixedpoint.config.files import SCHEMA
+from fixedpoint.config.folder import CellRow
 from fixedpoint.config.record import Failure, Record
 from fixedpoint.core.progress import Progress
 from fixedpoint.core.termination import Termination
+from fixedpoint.execution.cell import Cell, Finished
+from fixedpoint.execution.plain import json_text
 from fixedpoint.registry import registry
 from fixedpoint.runs import host
-from fixedpoint.runs.cell import Cell, Finished
 from fixedpoint.tasks.task import Context, Images, Result, Task
 
 __all__ = ["Work", "skipped"]
@@ -126,7 +128,7 @@ def _teller(cell: Cell) -> Callable[[Progress], None] | None:
     hook = registry.hook.fixedpoint_round
     if not hook.get_hookimpls():
         return None
-    label = cell.row.label
+    label = CellRow.of(cell).label
 
     def tell(progress: Progress) -> None:
         hook(cell=label, round=progress.round, running=progress.running, relative_error=progress.relative_error)

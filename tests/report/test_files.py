@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 from matplotlib import pyplot
 
-from fixedpoint.config.files import digest
 from fixedpoint.config.record import arrays_bytes, write_record
+from fixedpoint.execution.plain import digest
 from fixedpoint.report.build import build
 from fixedpoint.report.curves import curves_of, solvers_with_curve
 from fixedpoint.report.forming import films_of

@@ -7,7 +7,7 @@ from typing import Any
 
 import typer
 
-from fixedpoint.config.files import json_text
+from fixedpoint.execution.plain import json_text
 from fixedpoint.registry import CommandError
 from fixedpoint_diffusion.inverting.folder import Results
 from fixedpoint_diffusion.inverting.said import Teller, print_table, told

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from safetensors.torch import save
 from torch import Tensor
 
-from fixedpoint.config.files import json_text, write_atomically
+from fixedpoint.config.files import write_atomically
+from fixedpoint.execution.plain import json_text
 from fixedpoint_diffusion.inverting.pictures import as_png, drawn, sheet
 from fixedpoint_diffusion.inverting.work import Between, Done, Job, Row
 

@@ -9,10 +9,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from fixedpoint.config.files import digest, json_text
-from fixedpoint.config.folder import CellRow
-from fixedpoint.config.makers import Maker
-from fixedpoint.config.record import Record
+from fixedpoint.execution.plain import digest, json_text
 
 __all__ = ["Cell", "Finished"]
 
@@ -28,7 +25,8 @@ class Cell:
     labels
         What the run calls ``task``, ``solver`` and ``gradient``.
     made_by
-        Distributions that take part, with their versions and code.
+        Distributions that take part, each with its version and code: compared with those of records, handed on as
+        they are.
     skip
         Why it cannot be carried out; empty when it can.
     """
@@ -39,7 +37,7 @@ class Cell:
     termination: dict[str, Any]
     seed: int
     labels: dict[str, str]
-    made_by: dict[str, Maker] = field(default_factory=dict)
+    made_by: dict[str, Any] = field(default_factory=dict)
     skip: str = ""
 
     @property
@@ -58,21 +56,18 @@ class Cell:
         """sha256 of the config as canonical JSON: cells of one hash ask for the same, whatever it is called."""
         return digest(json_text(self.config).encode())
 
-    @property
-    def row(self) -> CellRow:
-        """Its line in ``run.json``."""
-        return CellRow(
-            hash=self.hash,
-            task=self.labels["task"],
-            solver=self.labels["solver"],
-            gradient=self.labels.get("gradient"),
-            seed=self.seed,
-        )
-
 
 @dataclass(frozen=True)
 class Finished:
-    """What carrying out a cell gives: its record, and the arrays that go beside it."""
+    """What carrying out a cell gives.
 
-    record: Record
+    Attributes
+    ----------
+    record
+        What is written of it: handed on as it is.
+    arrays
+        What goes beside the record, by name.
+    """
+
+    record: Any
     arrays: Mapping[str, NDArray[Any]] = field(default_factory=dict)

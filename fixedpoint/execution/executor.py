@@ -7,7 +7,7 @@ from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 
 from fixedpoint.core.options import Options
-from fixedpoint.runs.cell import Cell, Finished
+from fixedpoint.execution.cell import Cell, Finished
 
 __all__ = ["Executor", "InProcess"]
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
+from mutants import MUTANTS
 
 import fixedpoint as fp
 from fixedpoint.chains.secant import BlockSecant
@@ -13,7 +14,6 @@ from fixedpoint.chains.start import NestedStart
 from fixedpoint.core.solver import Solver
 from fixedpoint.registry import Component, hookimpl, registry
 from fixedpoint.testing import CHECKS, CheckReport, CheckRow, Fault, check_solver
-from fixedpoint.testing.mutants import MUTANTS
 
 SOLVERS: list[Any] = [
     "picard",

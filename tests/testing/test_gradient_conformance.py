@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import torch
+from mutants.gradients import GRADIENT_MUTANTS
 
 import fixedpoint as fp
 from fixedpoint.gradients.estimator import GradientEstimator
 from fixedpoint.testing import GRADIENT_CHECKS, check_gradient
-from fixedpoint.testing.mutants.gradients import GRADIENT_MUTANTS
 
 ESTIMATORS: list[Any] = [
     "implicit",

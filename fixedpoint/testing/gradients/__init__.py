@@ -1,1 +1,1 @@
-"""The conformance suite for gradient estimators: its bench, its checks and their mutants."""
+"""The conformance suite for gradient estimators: its bench and its checks."""

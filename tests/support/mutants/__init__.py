@@ -4,7 +4,7 @@ A check that no broken solver fails protects nothing. Most of these defects were
 """
 
 from fixedpoint.core.solver import Solver
-from fixedpoint.testing.mutants import loops, steps
+from mutants import loops, steps
 
 __all__ = ["MUTANTS"]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, Generic, Protocol, TypeVar, runtime_checkable
+from typing import Any, ClassVar, Generic, TypeVar
 
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -13,10 +13,11 @@ from fixedpoint.core.evaluator import Evaluated, Evaluator
 from fixedpoint.core.inverse import InverseEstimate
 from fixedpoint.core.loop import Progress, iterate
 from fixedpoint.core.options import Options
+from fixedpoint.core.shift import Shift
 from fixedpoint.core.solution import Solution
 from fixedpoint.core.termination import Termination
 
-__all__ = ["AdaptsSolver", "Solver", "StepSolver"]
+__all__ = ["AdaptsSolver", "Slides", "Solver", "StepSolver"]
 
 S = TypeVar("S")
 
@@ -25,9 +26,10 @@ class Solver(Options, ABC):
     """A method for ``z = f(z)``: a frozen dataclass of options, comparable and printable.
 
     ``needs`` and ``provides`` are names by which a run finds out, before it starts, which solver cannot go with which
-    problem or gradient estimator. Estimators ask for ``"inverse"`` (an estimate of the inverse Jacobian, see
-    :meth:`StepSolver.inverse`) and ``"decisions"`` (that the loop is the library's, and its steps can be taken again
-    while autograd records).
+    problem or gradient estimator. They are asked of the instance: where they hang on the options, ``by_options``
+    (``fixedpoint.core.options``) makes them of these. Estimators ask for ``"inverse"`` (an estimate of the inverse
+    Jacobian, see :meth:`StepSolver.inverse`) and ``"decisions"`` (that the loop is the library's, and its steps can be
+    taken again while autograd records).
     """
 
     needs: ClassVar[frozenset[str]] = frozenset()
@@ -53,11 +55,24 @@ class Solver(Options, ABC):
         """Find a fixed point from ``z0``, evaluating the problem through ``f`` alone."""
 
 
-@runtime_checkable
-class AdaptsSolver(Protocol):
+class AdaptsSolver(ABC):
     """A problem that wants any solver it is given wrapped in one that knows its structure."""
 
-    def adapt(self, solver: Solver) -> Solver: ...
+    @abstractmethod
+    def adapt(self, solver: Solver) -> Solver:
+        """The solver that the problem is solved by."""
+
+
+class Slides(ABC):
+    """A step solver that can accelerate a window that slides along a chain."""
+
+    @abstractmethod
+    def slide(self, f: Evaluator, state: Any, shift: Shift) -> Any:
+        """Move all that is kept of earlier points along with the blocks of the state."""
+
+    @abstractmethod
+    def renew(self, state: Any, at: Evaluated, blocks: Bool[Tensor, "B blocks"]) -> Any:
+        """Take it that in these blocks the point before ``at`` is not comparable with it."""
 
 
 class StepSolver(Solver, Generic[S]):

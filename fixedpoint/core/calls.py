@@ -20,7 +20,6 @@ from fixedpoint.core.counts import Counts
 from fixedpoint.core.memory import REFILLED, Receiver
 from fixedpoint.core.point import Evaluated
 from fixedpoint.core.problem import (
-    AbilityError,
     Cost,
     FunctionProblem,
     HasCost,
@@ -64,7 +63,7 @@ class Calls:
         if max_batch is not None and max_batch < 1:
             raise ValueError(f"max_batch must be at least 1, got {max_batch}")
         if max_batch is not None and not isinstance(problem, HasTake):
-            raise AbilityError(
+            raise TypeError(
                 f"max_batch wants a problem whose rows can be taken (a take method), got {type(problem).__name__}; "
                 "declare it: class Mine(Problem, HasTake)"
             )

@@ -16,7 +16,7 @@ from fixedpoint.core.compiling import outside_of_graphs
 from fixedpoint.core.counts import Counts
 from fixedpoint.core.evaluator import Evaluator
 from fixedpoint.core.layout import Layout, Rows
-from fixedpoint.core.problem import FunctionProblem, Problem
+from fixedpoint.core.problem import AbilityError, FunctionProblem, Problem
 from fixedpoint.core.progress import Progress
 from fixedpoint.core.root import RootProblem, is_flat
 from fixedpoint.core.solution import Solution
@@ -237,7 +237,7 @@ def _refuse_lacking(estimator: GradientEstimator, solver: Solver) -> None:
     lacking = estimator.needs - solver.provides
     if lacking:
         able = [name for name, entry in registry.components("solver").items() if _provides(entry, estimator.needs)]
-        raise TypeError(
+        raise AbilityError(
             f"gradient {estimator!r} needs of the solver {', '.join(sorted(lacking))}, which {solver!r} does not "
             f"provide; {', '.join(able)} do"
         )
@@ -246,8 +246,8 @@ def _refuse_lacking(estimator: GradientEstimator, solver: Solver) -> None:
 def _provides(component: Component, needs: frozenset[str]) -> bool:
     """Whether a registered solver, a stranger's among them, can be loaded and provides all that."""
     try:
-        factory: Any = component.load()
-        return "chain" not in factory.needs and needs <= factory.provides
+        solver = registry.create("solver", component.name)
+        return "chain" not in solver.needs and needs <= solver.provides
     except Exception:  # a stranger's module may raise anything as it is imported
         return False
 

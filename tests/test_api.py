@@ -10,7 +10,7 @@ import torch
 
 import fixedpoint
 from fixedpoint import Anderson, Picard, Status, Termination, solve
-from fixedpoint.core.problem import FunctionProblem, Problem, check_row_independence
+from fixedpoint.core.problem import FunctionProblem, HasTake, Problem, check_row_independence
 from fixedpoint.core.progress import Progress
 from fixedpoint.core.solution import Solution
 from fixedpoint.testing.problems import DOTTIE, affine_contraction
@@ -101,7 +101,7 @@ def test_progress_after_every_round() -> None:
 
 
 def test_micro_batches_of_a_problem_that_can_be_taken() -> None:
-    class Shifted(Problem):
+    class Shifted(Problem, HasTake):
         def __init__(self, shift: torch.Tensor) -> None:
             self.shift = shift
             self.layout = FunctionProblem(torch.cos, shift).layout

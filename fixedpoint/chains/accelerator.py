@@ -1,7 +1,8 @@
 """Accelerators: what makes of the sweep of a window of a chain the states of the next round.
 
 A step solver accelerates the preconditioned map ``G(X) = X + M r`` of the window. One that keeps columns of earlier
-rounds must be able to move them with the window (:class:`Slides`) where the window is shorter than the chain.
+rounds must be able to move them with the window (``fixedpoint.core.solver.Slides``) where the window is shorter than
+the chain.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Generic, NoReturn, Protocol, TypeVar, runtime_checkable
+from typing import Any, Generic, NoReturn, TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -18,11 +19,11 @@ from torch import Tensor
 from fixedpoint.chains.linear import Band, Derivatives, LinearPart
 from fixedpoint.core.evaluator import Evaluated, Evaluator
 from fixedpoint.core.layout import Layout
-from fixedpoint.core.loop import StepSolver
-from fixedpoint.core.problem import Problem
+from fixedpoint.core.loop import Slides, StepSolver
+from fixedpoint.core.problem import AbilityError, Problem
 from fixedpoint.core.shift import Shift
 
-__all__ = ["Accelerator", "Slides", "StepAccelerator", "Window", "slides"]
+__all__ = ["Accelerator", "StepAccelerator", "Window", "slides"]
 
 S = TypeVar("S")
 
@@ -120,19 +121,6 @@ class Accelerator(ABC, Generic[S]):
         """Follow the window."""
 
 
-@runtime_checkable
-class Slides(Protocol):
-    """A step solver that can accelerate a window that slides along a chain."""
-
-    def slide(self, f: Evaluator, state: Any, shift: Shift) -> Any:
-        """Move all that is kept of earlier points along with the blocks of the state."""
-        ...
-
-    def renew(self, state: Any, at: Evaluated, blocks: Bool[Tensor, "B blocks"]) -> Any:
-        """Take it that in these blocks the point before ``at`` is not comparable with it."""
-        ...
-
-
 def slides(solver: object) -> bool:
     """Whether an accelerator can follow a window."""
     return isinstance(solver, (Slides, Accelerator))
@@ -181,7 +169,7 @@ class _Unevaluated(Problem):
         self.layout = layout
 
     def __call__(self, z: Float[Tensor, "B D"]) -> NoReturn:
-        raise TypeError(f"{type(self.solver).__name__} evaluates within its step and cannot accelerate a chain")
+        raise AbilityError(f"{type(self.solver).__name__} evaluates within its step and cannot accelerate a chain")
 
     def initial(self) -> NoReturn:
         raise TypeError("a window has no start of its own")

@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from fixedpoint.chains.capabilities import HasCoefficients
+from fixedpoint.chains.capabilities import HasCoefficients, HasGaussianSlopes
 from fixedpoint.chains.chain import Chain, ChainProblem
 from fixedpoint.gradients.ambient import Ambient
 from fixedpoint.gradients.boundary import Boundary, Edge
@@ -27,7 +27,7 @@ from fixedpoint.gradients.recorded import products, severed
 __all__ = ["AdjointChain", "recorded_steps"]
 
 
-class AdjointChain(Chain):
+class AdjointChain(Chain, HasCoefficients, HasGaussianSlopes):
     """From the cotangent of the last state to that of the start: state ``j`` is ``lambda_{N-j}``.
 
     Parameters
@@ -50,15 +50,15 @@ class AdjointChain(Chain):
 
     def coefficients(self) -> Float[Tensor, " N"] | None:
         """The coefficients of the chain, from its end; None where it knows none."""
-        chain = self.problem.chain
-        return chain.coefficients().flip(0) if isinstance(chain, HasCoefficients) else None
+        known = self.problem.coefficients()
+        return None if known is None else known.flip(0)
 
     def gaussian_slopes(self, variance: float) -> Float[Tensor, " N"]:
         """The slopes of the chain's steps for Gaussian data, from its end.
 
         Raises
         ------
-        TypeError
+        AbilityError
             Where the chain does not know them.
         """
         return self.problem.gaussian_slopes(variance).flip(0)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 __all__ = [
+    "CHAIN_ABILITIES",
     "HasCoefficients",
     "HasGaussianSlopes",
     "HasJacobians",
@@ -17,22 +18,30 @@ __all__ = [
     "HasSlopes",
     "step_jacobians",
     "step_slopes",
+    "undeclared",
 ]
 
 
-@runtime_checkable
-class HasCoefficients(Protocol):
+CHAIN_ABILITIES = frozenset({"coarse", "coefficients", "extension", "gaussian-slopes", "jacobians", "jumps", "slopes"})
+"""Names in ``needs`` and ``provides`` of what a chain may know beyond its steps: each an ability that it declares,
+``HasCoarse`` and so on."""
+
+
+class HasCoefficients(ABC):
     """A chain each of whose steps has a known scalar slope in its own state: ``Phi_i(x) = A_i x + ...``."""
 
-    def coefficients(self) -> Float[Tensor, " N"]:
-        """``A_0 .. A_{N-1}``, float64. ``A_0`` is never used (``x_0`` is given) and may be infinite."""
-        ...
+    @abstractmethod
+    def coefficients(self) -> Float[Tensor, " N"] | None:
+        """``A_0 .. A_{N-1}``, float64. ``A_0`` is never used (``x_0`` is given) and may be infinite.
+
+        None where a chain that is made of another knows them only if that one does.
+        """
 
 
-@runtime_checkable
-class HasGaussianSlopes(Protocol):
+class HasGaussianSlopes(ABC):
     """A chain that is affine, with known scalar slopes, where the data it was made for is one Gaussian."""
 
+    @abstractmethod
     def gaussian_slopes(self, variance: float) -> Float[Tensor, " N"]:
         """``dPhi_i / dx`` for data of this variance in every unknown, float64; the first is never used.
 
@@ -41,38 +50,43 @@ class HasGaussianSlopes(Protocol):
         variance
             Of the data about its mean, in the units of the states; positive.
         """
-        ...
 
 
-@runtime_checkable
-class HasNoInverse(Protocol):
+class HasNoInverse(ABC):
     """A chain whose steps may be ones that cannot be undone."""
 
+    @abstractmethod
     def no_inverse(self) -> str | None:
         """Why there is no inverse, as the end of a sentence that says what to do; None where there is one."""
-        ...
 
 
-@runtime_checkable
-class HasSlopes(Protocol):
+class HasSlopes(ABC):
     """A chain that knows how each unknown of a state moves its own successor, at any state."""
 
+    @abstractmethod
     def slopes(
         self, x: Float[Tensor, "P *event"], index: Int[Tensor, " P"], row: Int[Tensor, " P"]
     ) -> Float[Tensor, "P *event"]:
         """The diagonal of ``dPhi_i / dx`` of every pair (arguments as of ``Chain.step``)."""
-        ...
 
 
-@runtime_checkable
-class HasJacobians(Protocol):
+class HasJacobians(ABC):
     """A chain that knows the Jacobians of its steps, at any state."""
 
+    @abstractmethod
     def jacobians(
         self, x: Float[Tensor, "P *event"], index: Int[Tensor, " P"], row: Int[Tensor, " P"]
     ) -> Float[Tensor, "P d d"]:
         """``dPhi_i / dx`` of every pair (arguments as of ``Chain.step``); ``d`` unknowns a state, flattened."""
-        ...
+
+
+def undeclared(chain: object, ability: type[ABC], otherwise: str) -> str:
+    """The part of a sentence that says why a chain has not an ability: it has methods of these names, or ``otherwise``.
+
+    Asked only after the ability was missed: what has the methods may well mean something else by them.
+    """
+    missing = [name for name in ability.__abstractmethods__ if not hasattr(type(chain), name)]
+    return otherwise if missing else f"does not declare its own (its class must inherit from {ability.__name__})"
 
 
 def step_jacobians(

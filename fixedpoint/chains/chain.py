@@ -21,15 +21,25 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
-from fixedpoint.chains.capabilities import HasCoefficients, HasGaussianSlopes, HasJacobians, HasSlopes
+from fixedpoint.chains.capabilities import HasCoefficients, HasGaussianSlopes, HasJacobians, HasSlopes, undeclared
 from fixedpoint.chains.coarse import HasCoarse, HasExtension, HasJumps
 from fixedpoint.chains.faults import place_of
 from fixedpoint.chains.measure import implied, state_norms
 from fixedpoint.chains.solver import as_chain_solver
 from fixedpoint.core.layout import Layout
 from fixedpoint.core.memory import Receiver
-from fixedpoint.core.problem import Cost, Measure, Problem
-from fixedpoint.core.solver import Solver
+from fixedpoint.core.problem import (
+    AbilityError,
+    Cost,
+    HasCost,
+    HasDerivatives,
+    HasMeasure,
+    HasPairs,
+    HasTake,
+    Measure,
+    Problem,
+)
+from fixedpoint.core.solver import AdaptsSolver, Solver
 
 __all__ = ["Chain", "ChainProblem"]
 
@@ -62,7 +72,7 @@ class Chain(ABC):
         """
 
 
-class ChainProblem(Problem):
+class ChainProblem(Problem, HasTake, HasMeasure, HasCost, HasPairs, HasDerivatives, AdaptsSolver):
     """The joint fixed point of a chain's states.
 
     States are ``(B, N d)``; ``solution.z`` has shape ``(B, N, *event)`` and ``solution.z[:, -1]`` is the chain's
@@ -159,7 +169,7 @@ class ChainProblem(Problem):
 
         Raises
         ------
-        TypeError
+        AbilityError
             When the chain does not know them.
         ValueError
             When it returns them in another shape or dtype.
@@ -170,9 +180,10 @@ class ChainProblem(Problem):
         elif not whole and isinstance(chain, HasSlopes):
             derive = chain.slopes
         else:
-            raise TypeError(
+            lacks = undeclared(chain, HasJacobians if whole else HasSlopes, "has none")
+            raise AbilityError(
                 f"preconditioner={'jacobian' if whole else 'diagonal'!r} wants a chain with a method "
-                f"{name}(x, index, row), and {type(chain).__name__} has none; write it with "
+                f"{name}(x, index, row), and {type(chain).__name__} {lacks}; write it with "
                 f"fixedpoint.chains.capabilities.step_{name}, or take 'identity' or 'zero'"
             )
         shape = (x[0].numel(), x[0].numel()) if whole else x.shape[1:]
@@ -209,17 +220,17 @@ class ChainProblem(Problem):
 
         Raises
         ------
-        TypeError
+        AbilityError
             When the chain has no coarser ones.
         """
         if not isinstance(self.chain, HasCoarse):
-            raise TypeError(f"{type(self.chain).__name__} has no coarser chains (no methods coarse and interpolate)")
+            raise self._lacks(HasCoarse, "has no coarser chains (no methods coarse and interpolate)")
         return ChainProblem(self.chain.coarse(kept), self.x0, max_batch=self.max_batch, rows=self.rows)
 
     def interpolate(self, states: Float[Tensor, "B n *event"], kept: Int[Tensor, " n"]) -> Float[Tensor, "B D"]:
         """All states from those that were kept; see :class:`HasCoarse`."""
         if not isinstance(self.chain, HasCoarse):
-            raise TypeError(f"{type(self.chain).__name__} has no coarser chains (no methods coarse and interpolate)")
+            raise self._lacks(HasCoarse, "has no coarser chains (no methods coarse and interpolate)")
         return self.chain.interpolate(self.x0, states, kept, self.rows).flatten(1)
 
     def jumps(self) -> Float[Tensor, "B D"]:
@@ -227,11 +238,11 @@ class ChainProblem(Problem):
 
         Raises
         ------
-        TypeError
+        AbilityError
             When the chain does not know them.
         """
         if not isinstance(self.chain, HasJumps):
-            raise TypeError(f"{type(self.chain).__name__} does not know its states' jumps from x0 (no method jumps)")
+            raise self._lacks(HasJumps, "does not know its states' jumps from x0 (no method jumps)")
         size = self.max_batch or len(self.x0)
         batches = zip(self.x0.split(size), self.rows.split(size), strict=True)
         receive = Receiver()
@@ -249,11 +260,11 @@ class ChainProblem(Problem):
 
         Raises
         ------
-        TypeError
+        AbilityError
             When the chain does not know them.
         """
         if not isinstance(self.chain, HasExtension):
-            raise TypeError(f"{type(self.chain).__name__} does not know what a step says of later states (no extend)")
+            raise self._lacks(HasExtension, "does not know what a step says of later states (no extend)")
         return self.chain.extend(x, value, index, target, self.rows[row])
 
     def coefficients(self) -> Float[Tensor, " N"] | None:
@@ -265,15 +276,21 @@ class ChainProblem(Problem):
 
         Raises
         ------
-        TypeError
+        AbilityError
             When the chain does not know them.
         """
         if not isinstance(self.chain, HasGaussianSlopes):
-            raise TypeError(
+            raise AbilityError(
                 f"preconditioner='gaussian' wants a chain with a method gaussian_slopes(variance), and "
-                f"{type(self.chain).__name__} has none; take 'identity' or 'zero'"
+                f"{type(self.chain).__name__} {undeclared(self.chain, HasGaussianSlopes, 'has none')}; "
+                "take 'identity' or 'zero'"
             )
         return self.chain.gaussian_slopes(variance)
+
+    def _lacks(self, ability: type[ABC], otherwise: str) -> AbilityError:
+        known = ", ".join(sorted(ability.__abstractmethods__))
+        kind, lacks = type(self.chain).__name__, undeclared(self.chain, ability, "")
+        return AbilityError(f"{kind} {otherwise}" if not lacks else f"{kind}, asked for {known}, {lacks}")
 
     def _in_batches(self, x: Tensor, index: Tensor, row: Tensor) -> Tensor:
         size = self.max_batch or max(len(x), 1)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from itertools import pairwise
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float, Int
@@ -15,13 +16,13 @@ if TYPE_CHECKING:
 __all__ = ["HasCoarse", "HasExtension", "HasJumps", "check_kept", "evenly_kept"]
 
 
-@runtime_checkable
-class HasCoarse(Protocol):
+class HasCoarse(ABC):
     """A chain that can go from any of its states to any later one in a single step.
 
     States are numbered as everywhere: 0 is the start ``x_0``, ``i + 1`` is where step ``i`` leads, ``N`` the result.
     """
 
+    @abstractmethod
     def coarse(self, kept: Int[Tensor, " n"]) -> Chain:
         """The chain whose step ``j`` goes in one jump from state ``kept[j - 1]`` (0 for ``j = 0``) to ``kept[j]``.
 
@@ -38,8 +39,8 @@ class HasCoarse(Protocol):
         ValueError
             For any other ``kept``.
         """
-        ...
 
+    @abstractmethod
     def interpolate(
         self,
         x0: Float[Tensor, "B *event"],
@@ -60,13 +61,12 @@ class HasCoarse(Protocol):
         row
             Which row of the chain's conditioning and noise each one is.
         """
-        ...
 
 
-@runtime_checkable
-class HasJumps(Protocol):
+class HasJumps(ABC):
     """A chain that knows every state's one jump from the start by a single evaluation."""
 
+    @abstractmethod
     def jumps(self, x0: Float[Tensor, "B *event"], row: Int[Tensor, " B"]) -> Float[Tensor, "B N *event"]:
         """State ``i`` as the one jump from ``x_0`` to it: one evaluation per row, all in one call.
 
@@ -79,13 +79,12 @@ class HasJumps(Protocol):
         row
             Which row of the chain's conditioning and noise each one is.
         """
-        ...
 
 
-@runtime_checkable
-class HasExtension(Protocol):
+class HasExtension(ABC):
     """A chain of which one step that was taken says where later states are to be expected."""
 
+    @abstractmethod
     def extend(
         self,
         x: Float[Tensor, "P *event"],
@@ -116,7 +115,6 @@ class HasExtension(Protocol):
         ValueError
             When ``x`` and ``value`` do not go together.
         """
-        ...
 
 
 def check_kept(kept: Int[Tensor, " n"], length: int) -> Int[Tensor, " n"]:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 import weakref
+from abc import ABC, abstractmethod
 from bisect import bisect_left
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -22,16 +23,15 @@ _CALLS = 3
 _QUICKER = 0.95
 
 
-@runtime_checkable
-class HasCostKey(Protocol):
+class HasCostKey(ABC):
     """A chain whose steps cost what those of other chains do, so that they are measured once."""
 
+    @abstractmethod
     def cost_key(self) -> tuple[object, Hashable]:
         """What takes the time, a network say, and whatever else of the chain the time depends on.
 
         What is measured is kept for as long as the first of the two lives; it must allow weak references.
         """
-        ...
 
 
 @dataclass(frozen=True)

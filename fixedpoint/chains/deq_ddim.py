@@ -23,12 +23,14 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from fixedpoint.chains.capabilities import HasCoefficients, undeclared
 from fixedpoint.chains.linear import LinearPart
 from fixedpoint.chains.preconditioner import Coefficient
 from fixedpoint.core.evaluator import Evaluated, Evaluator
 from fixedpoint.core.history import History
 from fixedpoint.core.loop import StepSolver
 from fixedpoint.core.options import option
+from fixedpoint.core.problem import AbilityError
 from fixedpoint.core.reduce import add_combination, block_dots
 
 __all__ = ["DEQDDIM", "DEQDDIMState"]
@@ -50,7 +52,7 @@ class DEQDDIM(StepSolver[DEQDDIMState]):
     ridge: float = option(1e-3, ge=0.0, help="lambda: absolute, added to squared lengths of defects")
     relaxation: float = option(1.0, gt=0.0, le=2.0, help="beta: share of the images; the rest is taken of the points")
 
-    needs = frozenset({"chain"})
+    needs = frozenset({"chain", "coefficients"})
 
     @property
     def known_faults(self) -> dict[str, str]:
@@ -61,9 +63,10 @@ class DEQDDIM(StepSolver[DEQDDIMState]):
 
         problem: object = f.problem
         if not isinstance(problem, ChainProblem):
-            raise TypeError(f"deq-ddim wants a chain (ChainProblem), got {type(f.problem).__name__}")
+            raise AbilityError(f"deq-ddim wants a chain (ChainProblem), got {type(f.problem).__name__}")
         if problem.coefficients() is None:
-            raise TypeError("deq-ddim wants a chain that knows its coefficients, and this one has none")
+            lacks = undeclared(problem.chain, HasCoefficients, "has none")
+            raise AbilityError(f"deq-ddim wants a chain that knows its coefficients, and this one {lacks}")
         return f(z0.clone())
 
     def init(self, f: Evaluator, at: Evaluated) -> DEQDDIMState:

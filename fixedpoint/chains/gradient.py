@@ -24,6 +24,7 @@ from fixedpoint.chains.chain import ChainProblem
 from fixedpoint.chains.solver import ChainSolver
 from fixedpoint.core.evaluator import Evaluator
 from fixedpoint.core.options import OptionError, option
+from fixedpoint.core.problem import AbilityError
 from fixedpoint.core.solution import Solution
 from fixedpoint.core.solver import Solver
 from fixedpoint.core.termination import Termination
@@ -58,7 +59,7 @@ class ChainAdjoint(GradientEstimator):
         problem: object = f.problem
         if not isinstance(problem, ChainProblem) or problem.keep != "all":
             kept = f"{type(problem).__name__}" + (" with keep='last'" if isinstance(problem, ChainProblem) else "")
-            raise TypeError(f"gradient {self!r} wants a chain all of whose states are kept, got {kept}")
+            raise AbilityError(f"gradient {self!r} wants a chain all of whose states are kept, got {kept}")
         report = AdjointReport()
         solution.extras["adjoint"] = report
         edge = _depends_on(problem)

@@ -35,12 +35,12 @@ from fixedpoint.chains.measure import relative, state_norms
 from fixedpoint.chains.preconditioner import Identity, Preconditioner
 from fixedpoint.chains.scan import linear_recurrence, running_sums
 from fixedpoint.core.layout import Layout
-from fixedpoint.core.problem import Cost, Measure, Problem
+from fixedpoint.core.problem import Cost, HasCost, HasMeasure, HasTake, Measure, Problem
 
 __all__ = ["InverseProblem"]
 
 
-class InverseProblem(Problem):
+class InverseProblem(Problem, HasTake, HasMeasure, HasCost):
     """The states of a chain that ends in ``x_N``.
 
     States are ``(B, N d)``; ``solution.z`` has shape ``(B, N, *event)``, and ``solution.z[:, 0]`` is the start.

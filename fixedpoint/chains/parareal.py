@@ -32,6 +32,7 @@ from fixedpoint.chains.coarse import evenly_kept
 from fixedpoint.core.evaluator import Evaluated, Evaluator
 from fixedpoint.core.loop import solution_at
 from fixedpoint.core.options import option
+from fixedpoint.core.problem import AbilityError
 from fixedpoint.core.progress import Progress
 from fixedpoint.core.solution import Solution
 from fixedpoint.core.solver import Solver
@@ -67,7 +68,7 @@ class Parareal(Solver):
         on_round: Callable[[Progress], None] | None = None,
     ) -> Solution:
         if not isinstance(f.problem, ChainProblem):
-            raise TypeError(f"parareal wants a chain (ChainProblem), got {type(f.problem).__name__}")
+            raise AbilityError(f"parareal wants a chain (ChainProblem), got {type(f.problem).__name__}")
         sweeps = _Sweeps(f, f.problem, self)
         limit = termination.max_rounds or np.inf
         judge = Judge(termination, z0.dtype, lasting=True)

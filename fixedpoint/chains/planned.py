@@ -28,6 +28,7 @@ from fixedpoint.chains.solver import ChainSolver
 from fixedpoint.chains.start import ConstantStart, OneJumpStart
 from fixedpoint.core.evaluator import Evaluator
 from fixedpoint.core.options import option
+from fixedpoint.core.problem import AbilityError
 from fixedpoint.core.progress import Progress
 from fixedpoint.core.reduce import row_norms
 from fixedpoint.core.solution import Solution
@@ -79,7 +80,7 @@ class PlannedChainSolver(Solver):
 
         problem: object = f.problem
         if not isinstance(problem, ChainProblem):
-            raise TypeError(f"a chain solver wants a chain (ChainProblem), got {type(problem).__name__}")
+            raise AbilityError(f"a chain solver wants a chain (ChainProblem), got {type(problem).__name__}")
         limit = termination.max_rounds
         limited = limit is not None and limit < problem.length
         if limited or torch.is_grad_enabled() or problem.start is not None:

@@ -27,8 +27,10 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
+from fixedpoint.chains.capabilities import HasCoefficients, undeclared
 from fixedpoint.chains.linear import Band, LinearPart
 from fixedpoint.core.options import Options, option
+from fixedpoint.core.problem import AbilityError
 
 if TYPE_CHECKING:
     from fixedpoint.chains.chain import ChainProblem
@@ -55,6 +57,9 @@ class Preconditioner(Options, ABC):
     whole: ClassVar[bool] = False
     """Whether it wants whole Jacobians, where it is made of derivatives."""
 
+    needs: ClassVar[frozenset[str]] = frozenset()
+    """What it needs of the chain (``fixedpoint.chains.capabilities.CHAIN_ABILITIES``)."""
+
     @abstractmethod
     def linear_part(self, problem: ChainProblem, like: Tensor) -> LinearPart | Band | None:
         """The linear part of a chain; None where it is made of the derivatives of every round.
@@ -68,7 +73,7 @@ class Preconditioner(Options, ABC):
 
         Raises
         ------
-        TypeError
+        AbilityError
             When the chain does not know what the linear part is made of.
         ValueError
             When what it knows is of another shape, or not finite.
@@ -117,12 +122,14 @@ class Coefficient(Preconditioner):
     """The coefficient of its own state in every step, where the chain knows it (Pokle, Geng & Kolter 2022, eq. 9)."""
 
     variant = "coefficient"
+    needs = frozenset({"coefficients"})
 
     def linear_part(self, problem: ChainProblem, like: Tensor) -> LinearPart:
         slopes = problem.coefficients()
         if slopes is None:
-            raise TypeError(
-                "preconditioner='coefficient' wants a chain that knows its coefficients, and this one has none; take "
+            lacks = undeclared(problem.chain, HasCoefficients, "has none")
+            raise AbilityError(
+                f"preconditioner='coefficient' wants a chain that knows its coefficients, and this one {lacks}; take "
                 "'identity' or 'zero'"
             )
         return _known("coefficients", slopes, problem, like)
@@ -137,6 +144,7 @@ class Gaussian(Preconditioner):
     """
 
     variant = "gaussian"
+    needs = frozenset({"gaussian-slopes"})
 
     variance: float = option(
         0.25,
@@ -154,6 +162,7 @@ class Diagonal(Preconditioner):
     """The diagonals of the Jacobians at the states of the round (quasi-DEER, Gonzalez et al. 2024)."""
 
     variant = "diagonal"
+    needs = frozenset({"slopes"})
     scalar = False
 
     def linear_part(self, problem: ChainProblem, like: Tensor) -> None:
@@ -165,6 +174,7 @@ class Jacobian(Preconditioner):
     """The Jacobians at the states of the round: Newton's method (DEER, Lim et al. 2024)."""
 
     variant = "jacobian"
+    needs = frozenset({"jacobians"})
     scalar = False
     whole = True
 

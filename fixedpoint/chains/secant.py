@@ -26,6 +26,7 @@ from fixedpoint.chains.accelerator import Accelerator, Window
 from fixedpoint.chains.linear import LinearPart
 from fixedpoint.core.evaluator import Evaluator
 from fixedpoint.core.options import option
+from fixedpoint.core.problem import AbilityError
 from fixedpoint.core.progress import Progress
 from fixedpoint.core.reduce import block_dots, row_dots
 from fixedpoint.core.shift import Shift
@@ -74,7 +75,9 @@ class BlockSecant(Solver, Accelerator[SecantState]):
         from fixedpoint.chains.solver import ChainSolver  # which names this accelerator among its options
 
         if not isinstance(f.problem, ChainProblem):
-            raise TypeError("block-secant accelerates chains (ChainProblem); take another solver for a plain problem")
+            raise AbilityError(
+                "block-secant accelerates chains (ChainProblem); take another solver for a plain problem"
+            )
         return ChainSolver(accelerator=self).solve(f, z0, termination, on_round)
 
     def init(self, window: Window) -> SecantState:

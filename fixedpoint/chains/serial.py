@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fixedpoint.core.evaluator import Evaluated, Evaluator
 from fixedpoint.core.loop import solution_at
+from fixedpoint.core.problem import AbilityError
 from fixedpoint.core.progress import Progress
 from fixedpoint.core.reduce import row_norms
 from fixedpoint.core.solution import Solution
@@ -49,7 +50,7 @@ class Serial(Solver):
 
         problem: object = f.problem
         if not isinstance(problem, ChainProblem):
-            raise TypeError(f"the serial solver wants a chain, got {type(problem).__name__}")
+            raise AbilityError(f"the serial solver wants a chain, got {type(problem).__name__}")
         states: list[Tensor] = []
         for at in walk(f, problem, problem.x0, np.zeros(len(problem.x0), dtype=np.int64)):
             if problem.keep == "last":

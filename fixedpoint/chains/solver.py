@@ -44,7 +44,8 @@ from fixedpoint.chains.start import ConstantStart, NestedStart, OneJumpStart
 from fixedpoint.core.evaluator import Evaluator
 from fixedpoint.core.layout import Layout
 from fixedpoint.core.loop import StepSolver, solution_at
-from fixedpoint.core.options import OptionError, option
+from fixedpoint.core.options import OptionError, by_options, option
+from fixedpoint.core.problem import AbilityError
 from fixedpoint.core.progress import Progress
 from fixedpoint.core.solution import Solution
 from fixedpoint.core.solver import Solver
@@ -83,8 +84,13 @@ class ChainSolver(Solver):
         help="share of the tolerance by which a state may be left as it is, its step not evaluated again; 0: none",
     )
 
-    needs = frozenset({"chain"})
     provides = frozenset({"trajectory"})
+
+    @by_options("chain")
+    def needs(self) -> frozenset[str]:
+        """A chain, and what its parts need of any; in a window an extension may stand for jumps."""
+        start = self.start.needs if self.window is None else frozenset()
+        return frozenset({"chain"}) | self.preconditioner.needs | self.accelerator.needs | start
 
     def check(self) -> None:
         name = type(self).__name__
@@ -115,7 +121,7 @@ class ChainSolver(Solver):
 
         problem: object = f.problem
         if not isinstance(problem, ChainProblem):
-            raise TypeError(f"a chain solver wants a chain (ChainProblem), got {type(problem).__name__}")
+            raise AbilityError(f"a chain solver wants a chain (ChainProblem), got {type(problem).__name__}")
         f.limit = termination.max_rounds or problem.length + 1
         f.tracks_best = False
         width = min(self.window or problem.length, problem.length)
@@ -190,5 +196,5 @@ def as_chain_solver(solver: Solver) -> Solver:
 
         return PlannedChainSolver(solver.history_limit)
     if not isinstance(solver, StepSolver):
-        raise TypeError(f"a chain wants a step solver, and {type(solver).__name__} owns its loop")
+        raise AbilityError(f"a chain wants a step solver, and {type(solver).__name__} owns its loop")
     return ChainSolver(accelerator=solver)

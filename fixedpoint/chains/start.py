@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 from fixedpoint.chains.coarse import evenly_kept
 from fixedpoint.core.counts import Counts
 from fixedpoint.core.evaluator import Evaluator
-from fixedpoint.core.options import OptionError, Options, option
+from fixedpoint.core.options import OptionError, Options, by_options, option
 from fixedpoint.core.solver import Solver
 from fixedpoint.core.termination import Termination
 from fixedpoint.solvers.picard import Picard
@@ -47,6 +47,9 @@ class Begun(NamedTuple):
 class Start(Options, ABC):
     """Options that make a trajectory to start from."""
 
+    needs: ClassVar[frozenset[str]] = frozenset()
+    """What it needs of a chain whatever its length (``fixedpoint.chains.capabilities.CHAIN_ABILITIES``)."""
+
     @abstractmethod
     def trajectory(self, problem: ChainProblem, most: int = sys.maxsize) -> Begun:
         """All states of the chain by at most so many rounds.
@@ -76,6 +79,7 @@ class OneJumpStart(Start):
     """
 
     variant = "one-jump"
+    needs = frozenset({"jumps"})
 
     def trajectory(self, problem: ChainProblem, most: int = sys.maxsize) -> Begun:
         if most < 1:
@@ -109,6 +113,11 @@ class NestedStart(Start):
             raise OptionError(
                 type(self).__name__, "steps", f"must be numbers of steps, at least 1 and increasing, got {self.steps!r}"
             )
+
+    @by_options()
+    def needs(self) -> frozenset[str]:
+        """Those of the first start. Coarser chains are needed only where the chain is longer than a level."""
+        return self.begin.needs
 
     @property
     def levels(self) -> tuple[int, ...]:

@@ -56,7 +56,7 @@ class Calls:
     problem
         The problem.
     max_batch
-        Evaluate at most this many rows in one call (the problem must be able to ``take`` rows).
+        Evaluate at most this many rows in one call (the problem must be a ``HasTake``).
     """
 
     def __init__(self, problem: Problem, max_batch: int | None = None) -> None:
@@ -64,7 +64,8 @@ class Calls:
             raise ValueError(f"max_batch must be at least 1, got {max_batch}")
         if max_batch is not None and not isinstance(problem, HasTake):
             raise TypeError(
-                f"max_batch wants a problem whose rows can be taken (a take method), got {type(problem).__name__}"
+                f"max_batch wants a problem whose rows can be taken (a take method), got {type(problem).__name__}; "
+                "declare it: class Mine(Problem, HasTake)"
             )
         self.problem = problem
         self.layout = problem.layout
@@ -250,7 +251,7 @@ class Calls:
         try:
             yield
         except Exception as error:
-            called = getattr(self.problem, "called", "f")
+            called = self.problem.called if isinstance(self.problem, FunctionProblem) else "f"
             error.add_note(f"raised by {called} in round {self.counts.rounds} of the solve")
             raise
 
@@ -327,9 +328,4 @@ class Calls:
 
 
 def _cost(problem: Problem, rows: int) -> Cost:
-    return problem.cost(rows) if _has_cost(type(problem)) and isinstance(problem, HasCost) else _ONE
-
-
-@functools.cache
-def _has_cost(kind: type) -> bool:
-    return issubclass(kind, HasCost)  # to ask an instance takes longer than what is asked for
+    return problem.cost(rows) if isinstance(problem, HasCost) else _ONE

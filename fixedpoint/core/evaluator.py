@@ -37,7 +37,7 @@ class Evaluator(Calls):
         ``"l2"``, ``"rms"`` or ``"max"``: the norm of ``f(z) - z`` for problems without a measure of their own; or a
         yardstick, which says what it is taken of, too.
     max_batch
-        Evaluate at most this many rows in one call (the problem must be able to ``take`` rows).
+        Evaluate at most this many rows in one call (the problem must be a ``HasTake``).
 
     Raises
     ------

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
 
 from jaxtyping import Float
 from torch import Tensor
@@ -14,24 +14,23 @@ from fixedpoint.core.reduce import add_combination, row_dots
 __all__ = ["InverseEstimate", "LowRankInverse"]
 
 
-@runtime_checkable
-class InverseEstimate(Protocol):
+class InverseEstimate(ABC):
     """``H``, an estimate of ``(J - I)^{-1}``, the inverse Jacobian of ``f(z) - z``, row by row.
 
     ``solution.extras["inverse"]`` where a gradient estimator asked for it; its rows are those of the solution.
     """
 
+    @abstractmethod
     def apply(self, v: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
         """``H v``."""
-        ...
 
+    @abstractmethod
     def transpose_apply(self, v: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
         """``H^T v``."""
-        ...
 
 
 @dataclass(frozen=True)
-class LowRankInverse:
+class LowRankInverse(InverseEstimate):
     """``H = -I + L S R^T`` with the columns ``L`` and ``R`` and a small symmetric ``S``, in float64.
 
     Attributes

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -19,15 +19,28 @@ from fixedpoint.core.part import Part, is_small, taken
 from fixedpoint.core.point import Point
 from fixedpoint.core.problem import HasTake
 from fixedpoint.core.progress import Progress
+from fixedpoint.core.shift import Shift
 from fixedpoint.core.solution import Solution, Trace
 from fixedpoint.core.solver import Solver
 from fixedpoint.core.status import Status
 from fixedpoint.core.termination import Judge, Termination
 from fixedpoint.core.transfer import to_device
 
-__all__ = ["StepSolver", "iterate", "solution_at"]
+__all__ = ["Slides", "StepSolver", "iterate", "solution_at"]
 
 S = TypeVar("S")
+
+
+class Slides(ABC):
+    """A step solver that can accelerate a window that slides along a chain."""
+
+    @abstractmethod
+    def slide(self, f: Evaluator, state: Any, shift: Shift) -> Any:
+        """Move all that is kept of earlier points along with the blocks of the state."""
+
+    @abstractmethod
+    def renew(self, state: Any, at: Evaluated, blocks: Bool[Tensor, "B blocks"]) -> Any:
+        """Take it that in these blocks the point before ``at`` is not comparable with it."""
 
 
 class StepSolver(Solver, Generic[S]):

@@ -15,7 +15,7 @@ import typing
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar, Literal, Self
 
-__all__ = ["OptionError", "Options", "nearest", "option", "option_types"]
+__all__ = ["OptionError", "Options", "by_options", "nearest", "option", "option_types"]
 
 
 class OptionError(ValueError, TypeError):
@@ -57,6 +57,28 @@ def option(
     if factory is not None:
         return dataclasses.field(default_factory=factory, metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
+
+
+class _ByOptions:
+    """A set of names that an instance makes of its options; on the class, that of the default options."""
+
+    def __init__(self, default: frozenset[str], of: Callable[[Any], frozenset[str]]) -> None:
+        self.default, self.of = default, of
+        self.__doc__ = of.__doc__
+
+    def __get__(self, instance: object, owner: type) -> frozenset[str]:
+        return self.default if instance is None else self.of(instance)
+
+
+def by_options(*default: str) -> Callable[[Callable[[Any], frozenset[str]]], Any]:
+    """Decorate ``needs`` or ``provides`` where they hang on the options: ``@by_options("chain") def needs(self): ...``.
+
+    Parameters
+    ----------
+    default
+        The names that hold with the default options: what is read from the class.
+    """
+    return lambda of: _ByOptions(frozenset(default), of)
 
 
 def option_types(cls: type) -> Mapping[str, Any]:

@@ -1,15 +1,19 @@
-"""Problems ``z = f(z)``, and the narrow protocols a problem may add.
+"""Problems ``z = f(z)``, and the abilities a problem may declare.
 
 A problem is a map of the state ``(B, D)``. Rows are independent: ``f(z)[i]`` depends on ``z[i]`` alone, which is
-what makes convergence per row, batching and fair counting possible (``check_row_independence`` tests it). What
-a problem can do beyond being evaluated it says with one of the protocols below.
+what makes convergence per row, batching and fair counting possible (``check_row_independence`` tests it).
+
+An ability is an abstract class that a problem inherits from, beside :class:`Problem`: ``class Mine(Problem, HasTake)``.
+It is never concluded from the names of methods, since ``take``, ``cost`` or ``measure`` may mean anything in a class of
+somebody else. Python refuses an instance of a class that declares an ability and lacks a method of it, naming it. What
+lacks an ability that it is asked for raises :class:`AbilityError`.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -18,6 +22,7 @@ from torch import Tensor
 from fixedpoint.core.layout import Layout, Rows
 
 __all__ = [
+    "AbilityError",
     "Cost",
     "FunctionProblem",
     "HasCost",
@@ -47,6 +52,13 @@ class Problem(ABC):
         """The start; nobody writes into it."""
 
 
+class AbilityError(TypeError):
+    """A problem, or a solver, lacks an ability that it was asked for: it and what asked cannot go together.
+
+    A run skips the cell, with this sentence.
+    """
+
+
 class Cost(NamedTuple):
     """What evaluating some rows costs: ``calls`` of the user's function, and ``evaluations`` per row."""
 
@@ -66,69 +78,72 @@ class Measure(NamedTuple):
     settled: Bool[Tensor, " B"] | None = None
 
 
-@runtime_checkable
-class HasTake(Protocol):
+class HasTake(ABC):
     """A problem whose rows can be taken out: the sub-problem of ``rows``, conditioning included."""
 
-    def take(self, rows: Int[Tensor, " k"]) -> Problem: ...
+    @abstractmethod
+    def take(self, rows: Int[Tensor, " k"]) -> Problem:
+        """The problem of some of the rows, which come in the order they are asked for."""
 
 
-@runtime_checkable
-class HasMeasure(Protocol):
+class HasMeasure(ABC):
     """A problem with its own measure of how far a point is, in place of the norm of ``f(z) - z``."""
 
-    def measure(self, z: Float[Tensor, "B D"], fz: Float[Tensor, "B D"], residual: Float[Tensor, "B D"]) -> Measure: ...
+    @abstractmethod
+    def measure(self, z: Float[Tensor, "B D"], fz: Float[Tensor, "B D"], residual: Float[Tensor, "B D"]) -> Measure:
+        """Error and scale at ``z``, where the problem has just been evaluated as ``fz = residual + z``."""
 
 
-@runtime_checkable
-class HasExactResidual(Protocol):
+class HasExactResidual(ABC):
     """A problem that knows ``f(z) - z`` of the point evaluated last more exactly than as a difference."""
 
-    def exact_residual(self) -> Float[Tensor, "B D"]: ...
+    @abstractmethod
+    def exact_residual(self) -> Float[Tensor, "B D"]:
+        """``f(z) - z`` at the point evaluated last."""
 
 
-@runtime_checkable
-class HasProduct(Protocol):
+class HasProduct(ABC):
     """A problem with Jacobian-vector products of its own, in place of forward mode: ``J v`` at ``z``."""
 
-    def product(self, z: Float[Tensor, "B D"], v: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]: ...
+    @abstractmethod
+    def product(self, z: Float[Tensor, "B D"], v: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
+        """``J v``, the Jacobian at ``z``."""
 
 
-@runtime_checkable
-class HasCost(Protocol):
+class HasCost(ABC):
     """A problem one of whose evaluations is many calls or evaluations of the user's function."""
 
-    def cost(self, rows: int) -> Cost: ...
+    @abstractmethod
+    def cost(self, rows: int) -> Cost:
+        """What one evaluation of so many rows costs."""
 
 
-@runtime_checkable
-class HasPairs(Protocol):
+class HasPairs(ABC):
     """A chain whose steps can be taken at any pairs of a state and a step."""
 
+    @abstractmethod
     def pairs(
         self, x: Float[Tensor, "P *event"], index: Int[Tensor, " P"], row: Int[Tensor, " P"]
     ) -> Float[Tensor, "P *event"]:
         """``Phi_index(x)``, each pair of the row ``0 .. B-1`` it names."""
-        ...
 
+    @abstractmethod
     def calls(self, pairs: int) -> int:
         """In how many calls of the user's function so many pairs are taken."""
-        ...
 
 
-@runtime_checkable
-class HasDerivatives(Protocol):
+class HasDerivatives(ABC):
     """A chain that can be asked for the derivatives of its steps."""
 
+    @abstractmethod
     def derivatives(
         self, x: Float[Tensor, "P *event"], index: Int[Tensor, " P"], row: Int[Tensor, " P"], whole: bool
     ) -> Float[Tensor, "P d"] | Float[Tensor, "P d d"]:
         """Jacobians of the steps at any pairs of a state and a step: diagonals, or the whole."""
-        ...
 
+    @abstractmethod
     def calls(self, pairs: int) -> int:
         """In how many calls of the user's function so many pairs are taken."""
-        ...
 
 
 class FunctionProblem(Problem):

@@ -37,7 +37,7 @@ from torch import Tensor
 
 from fixedpoint.core.layout import Rows
 from fixedpoint.core.part import taken
-from fixedpoint.core.problem import FunctionProblem, Measure
+from fixedpoint.core.problem import FunctionProblem, HasExactResidual, HasMeasure, Measure
 from fixedpoint.core.reduce import row_norms
 from fixedpoint.core.termination import Termination
 
@@ -59,7 +59,7 @@ _BACK = 1.0903e-3
 Sample = tuple[Tensor, Tensor]
 
 
-class RootProblem(FunctionProblem):
+class RootProblem(FunctionProblem, HasExactResidual, HasMeasure):
     """``g(z) = 0`` as the fixed point of ``z + c g(z)``, judged as a root.
 
     Parameters

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import ClassVar, Protocol, runtime_checkable
+from typing import ClassVar
 
 from jaxtyping import Float
 from torch import Tensor
@@ -22,9 +22,10 @@ class Solver(Options, ABC):
     """A method for ``z = f(z)``: a frozen dataclass of options, comparable and printable.
 
     ``needs`` and ``provides`` are names by which a run finds out, before it starts, which solver cannot go with which
-    problem or gradient estimator. Estimators ask for ``"inverse"`` (an estimate of the inverse Jacobian, see
-    :meth:`.StepSolver.inverse`) and ``"decisions"`` (that the loop is the library's, and its steps can be taken again
-    while autograd records).
+    problem or gradient estimator. They are asked of the instance: where they hang on the options, ``by_options``
+    (``fixedpoint.core.options``) makes them of these. Estimators ask for ``"inverse"`` (an estimate of the inverse
+    Jacobian, see :meth:`.StepSolver.inverse`) and ``"decisions"`` (that the loop is the library's, and its steps can be
+    taken again while autograd records).
     """
 
     needs: ClassVar[frozenset[str]] = frozenset()
@@ -50,8 +51,9 @@ class Solver(Options, ABC):
         """Find a fixed point from ``z0``, evaluating the problem through ``f`` alone."""
 
 
-@runtime_checkable
-class AdaptsSolver(Protocol):
+class AdaptsSolver(ABC):
     """A problem that wants any solver it is given wrapped in one that knows its structure."""
 
-    def adapt(self, solver: Solver) -> Solver: ...
+    @abstractmethod
+    def adapt(self, solver: Solver) -> Solver:
+        """The solver that the problem is solved by."""

@@ -9,8 +9,8 @@ together, and that shows it for nothing.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import replace
-from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float
@@ -28,12 +28,13 @@ from fixedpoint.core.yardstick import Yardstick
 __all__ = ["Unproven", "held_against_the_whole", "same_rows"]
 
 
-@runtime_checkable
-class Unproven(Protocol):
+class Unproven(ABC):
     """A problem that knows whether its rows have been evaluated apart from one another on trust."""
 
     @property
-    def unproven(self) -> bool: ...
+    @abstractmethod
+    def unproven(self) -> bool:
+        """Whether they have been."""
 
 
 def held_against_the_whole(

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from fixedpoint.core.evaluator import Evaluator
 from fixedpoint.core.layout import Layout
-from fixedpoint.core.problem import Problem
+from fixedpoint.core.problem import HasProduct, HasTake, Problem
 from fixedpoint.core.reduce import row_norms
 from fixedpoint.core.solution import Solution
 from fixedpoint.core.solver import Solver
@@ -35,7 +35,7 @@ __all__ = ["AdjointProblem", "OnFailure", "failed_rows", "scaled_rows", "solve_a
 OnFailure = Literal["warn", "raise", "one-step"]
 
 
-class AdjointProblem(Problem):
+class AdjointProblem(Problem, HasProduct):
     """``u = K u + g`` for a linear ``K`` that is given by its products, from the start ``u = g``.
 
     Parameters
@@ -61,7 +61,7 @@ class AdjointProblem(Problem):
         return self.g
 
 
-class NarrowingAdjoint(AdjointProblem):
+class NarrowingAdjoint(AdjointProblem, HasTake):
     """An adjoint equation whose rows can be taken out: once half of those that are recorded are done, the others are
     recorded anew, by themselves, and products are of them alone. On the host's own device only: it must know the rows.
 
@@ -107,7 +107,7 @@ class NarrowingAdjoint(AdjointProblem):
         return _Taken(self, rows, part)
 
 
-class _Taken(AdjointProblem):
+class _Taken(AdjointProblem, HasTake):
     """Some of the rows of an adjoint equation."""
 
     def __init__(self, whole: NarrowingAdjoint, rows: Int[Tensor, " k"], linear: Map) -> None:

@@ -67,7 +67,8 @@ class Shine(GradientEstimator):
 
     def attach(self, f: Evaluator, solution: Solution) -> Float[Tensor, "B D"]:
         inverse, value, report = solution.extras["inverse"], solution.state.detach(), AdjointReport()
-        assert isinstance(inverse, InverseEstimate)  # asked for before the solve
+        if not isinstance(inverse, InverseEstimate):
+            raise TypeError(f"extras['inverse'] must be an InverseEstimate, got {type(inverse).__name__}")
         solution.extras["adjoint"] = report
         z, fz = recorded(f.value, value)
 

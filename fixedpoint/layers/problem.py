@@ -13,7 +13,8 @@ from torch.utils._pytree import tree_map
 
 from fixedpoint.core.compiling import is_compiled
 from fixedpoint.core.layout import Rows
-from fixedpoint.core.problem import FunctionProblem
+from fixedpoint.core.problem import FunctionProblem, HasTake
+from fixedpoint.core.whole import Unproven
 from fixedpoint.layers.held import Held
 from fixedpoint.layers.inputs import Inputs
 
@@ -45,7 +46,7 @@ class _Taking:
     beside: int = 0
 
 
-class CellProblem(FunctionProblem):
+class CellProblem(FunctionProblem, HasTake, Unproven):
     """``z = cell(z, *inputs)``, row by row, or the whole state one row.
 
     Under automatic mixed precision the cell may answer in the dtype that autocast computes in; its value is taken back

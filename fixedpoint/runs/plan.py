@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
+from fixedpoint.chains.capabilities import CHAIN_ABILITIES
 from fixedpoint.config.choice import Choice
 from fixedpoint.config.makers import Makers
 from fixedpoint.config.runfile import RunConfig
 from fixedpoint.execution.cell import Cell
-from fixedpoint.registry import registry
+from fixedpoint.registry import Kind, registry
 
 __all__ = ["plan"]
+
+# What a task of chains need not name. (Without "coarse" it never had solvers that need coarser chains.)
+_SAID = CHAIN_ABILITIES - {"coarse"}
 
 
 def plan(config: RunConfig) -> list[Cell]:
@@ -52,19 +56,31 @@ def _cell(
 
 
 def _reason_to_skip(task: Choice, solver: Choice, gradient: Choice | None) -> str:
-    """What a solver or gradient estimator says it needs and nobody says they provide."""
-    task_class: Any = registry.get("task", task.config["name"]).load()
-    solver_class: Any = registry.get("solver", solver.config["name"]).load()
-    lacking = solver_class.needs - task_class.provides
+    """What a solver or gradient estimator says it needs, with these options, and nobody says they provide."""
+    provided = _of("task", task).provides
+    built = _of("solver", solver)
+    lacking = _lacking(built.needs, provided)
     if lacking:
         return f"{solver.label} needs {_listed(lacking)}, which {task.label} does not provide"
     if gradient is None:
         return ""
-    gradient_class: Any = registry.get("gradient", gradient.config["name"]).load()
-    lacking = gradient_class.needs - solver_class.provides - task_class.provides
+    lacking = _lacking(_of("gradient", gradient).needs - built.provides, provided)
     if lacking:
         return f"{gradient.label} needs {_listed(lacking)}, which neither {solver.label} nor {task.label} provides"
     return ""
+
+
+def _of(kind: Kind, choice: Choice) -> Any:
+    return registry.create(kind, choice.config)
+
+
+def _lacking(needs: frozenset[str], provided: frozenset[str]) -> frozenset[str]:
+    """What is needed and not provided, as far as the task says.
+
+    A task of chains that names nothing of what they know leaves that to the chain itself: whoever asks it for what it
+    does not know ends with an ``AbilityError``, and the cell is skipped then.
+    """
+    return needs - provided - (frozenset() if provided & _SAID else _SAID)
 
 
 def _listed(names: frozenset[str]) -> str:

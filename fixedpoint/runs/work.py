@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from fixedpoint.config.files import SCHEMA
 from fixedpoint.config.folder import CellRow
 from fixedpoint.config.record import Failure, Record
+from fixedpoint.core.problem import AbilityError
 from fixedpoint.core.progress import Progress
 from fixedpoint.core.termination import Termination
 from fixedpoint.execution.cell import Cell, Finished
@@ -51,6 +52,8 @@ class Work:
         with _threads(self.threads):
             try:
                 return self._finished(cell, started)
+            except AbilityError as error:  # known only now: a task need not say all that its problems can do
+                return Finished(_record(cell, started, "skipped", reason=str(error)))
             except Exception as error:  # a task may raise anything; the record says what, and the run goes on
                 return Finished(_record(cell, started, "failed", error=_failure(error)))
 

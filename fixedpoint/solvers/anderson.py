@@ -37,8 +37,9 @@ from torch import Tensor
 from fixedpoint.core.evaluator import Evaluated, Evaluator
 from fixedpoint.core.history import History
 from fixedpoint.core.inverse import InverseEstimate, LowRankInverse
-from fixedpoint.core.loop import StepSolver
+from fixedpoint.core.loop import Slides, StepSolver
 from fixedpoint.core.options import option
+from fixedpoint.core.problem import AbilityError
 from fixedpoint.core.reduce import add_combination, block_dots, row_dots, row_norms
 from fixedpoint.core.shift import Shift
 from fixedpoint.core.transfer import to_device
@@ -67,7 +68,7 @@ class AndersonState:
 
 
 @dataclass(frozen=True)
-class Anderson(StepSolver[AndersonState]):
+class Anderson(StepSolver[AndersonState], Slides):
     """Anderson acceleration (type II): combines the last steps so that their residuals nearly cancel."""
 
     memory: int = option(5, ge=1, help="m: number of earlier steps combined")
@@ -109,7 +110,7 @@ class Anderson(StepSolver[AndersonState]):
 
     def begin(self, f: Evaluator, z0: Float[Tensor, "B D"]) -> Evaluated:
         if "inverse" in f.wanted and self._parts(f).count > 1:
-            raise TypeError(
+            raise AbilityError(
                 f"an estimate of the inverse Jacobian wants one set of weights per row (mixing='joint'), got "
                 f"mixing={self.mixing!r} on {self._parts(f).count} parts"
             )

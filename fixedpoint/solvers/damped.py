@@ -18,7 +18,7 @@ from torch import Tensor
 
 from fixedpoint.core.evaluator import Evaluated, Evaluator
 from fixedpoint.core.loop import StepSolver
-from fixedpoint.core.options import OptionError, option
+from fixedpoint.core.options import OptionError, by_options, option
 from fixedpoint.solvers.anderson import Anderson
 
 __all__ = ["Damped"]
@@ -34,6 +34,16 @@ class Damped(StepSolver[Any]):
     def check(self) -> None:
         if "chain" in self.solver.needs:
             raise OptionError("Damped", "solver", f"must not be a solver of chains, got {self.solver!r}")
+
+    @by_options()
+    def needs(self) -> frozenset[str]:
+        """What the solver within needs."""
+        return self.solver.needs
+
+    @by_options("decisions")
+    def provides(self) -> frozenset[str]:
+        """The decisions, where the solver within provides its own."""
+        return self.solver.provides & {"decisions"}
 
     @property
     def narrows(self) -> bool:

@@ -28,6 +28,7 @@ from torch import Tensor
 from fixedpoint.core.evaluator import Evaluated, Evaluator
 from fixedpoint.core.loop import StepSolver
 from fixedpoint.core.options import option
+from fixedpoint.core.problem import AbilityError
 from fixedpoint.core.progress import Progress
 from fixedpoint.core.solution import Solution
 from fixedpoint.core.solver import Solver
@@ -62,7 +63,7 @@ class Krylov(Solver):
         on_round: Callable[[Progress], None] | None = None,
     ) -> Solution:
         if torch.is_grad_enabled():
-            raise TypeError("Krylov cannot be unrolled: autograd would not see its linear systems")
+            raise AbilityError("Krylov cannot be unrolled: autograd would not see its linear systems")
         return replace(_LinearSteps(self, termination).solve(f, z0, termination, on_round), solver=self)
 
 

@@ -31,6 +31,7 @@ from torch import Tensor
 from fixedpoint.core.evaluator import Evaluated, Evaluator
 from fixedpoint.core.loop import StepSolver
 from fixedpoint.core.options import option
+from fixedpoint.core.problem import AbilityError
 from fixedpoint.core.reduce import row_norms
 from fixedpoint.core.transfer import to_device
 from fixedpoint.solvers.gmres import GMRES
@@ -76,7 +77,7 @@ class NewtonKrylov(StepSolver[NewtonKrylovState]):
         self, f: Evaluator, at: Evaluated, state: NewtonKrylovState
     ) -> tuple[Float[Tensor, "B D"] | Evaluated, NewtonKrylovState]:
         if torch.is_grad_enabled():
-            raise TypeError("NewtonKrylov cannot be unrolled: autograd would not see its linear systems")
+            raise AbilityError("NewtonKrylov cannot be unrolled: autograd would not see its linear systems")
         exact = {"auto": None, "forward": True, "difference": False}[self.jacobian]
         running = f.running
         residual = torch.where(to_device(running, at.z.device).unsqueeze(1), at.residual, 0.0)

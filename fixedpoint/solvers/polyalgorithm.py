@@ -18,8 +18,8 @@ from torch import Tensor
 
 from fixedpoint.core.evaluator import Evaluator
 from fixedpoint.core.loop import StepSolver
-from fixedpoint.core.options import option
-from fixedpoint.core.problem import HasCost, HasMeasure, HasTake, Measure, Problem
+from fixedpoint.core.options import by_options, option
+from fixedpoint.core.problem import AbilityError, HasCost, HasExactResidual, HasMeasure, HasTake, Measure, Problem
 from fixedpoint.core.progress import Progress
 from fixedpoint.core.root import RootProblem
 from fixedpoint.core.solution import Solution, Trace
@@ -42,6 +42,11 @@ class Polyalgorithm(Solver):
     then: Solver = option(factory=NewtonKrylov, help="what the rows get that did not converge")
     share: float = option(0.5, gt=0.0, lt=1.0, help="part of the rounds the first solver may use")
 
+    @by_options()
+    def needs(self) -> frozenset[str]:
+        """What either of them needs."""
+        return self.first.needs | self.then.needs
+
     def solve(
         self,
         f: Evaluator,
@@ -51,9 +56,9 @@ class Polyalgorithm(Solver):
     ) -> Solution:
         problem = f.problem
         if not can_hand_on(problem):
-            raise TypeError(
+            raise AbilityError(
                 f"{type(problem).__name__} has a measure or cost of its own; to hand some of its rows on, "
-                "it must be able to take them (a take method)"
+                "it must be able to take them (a take method), and declare it (HasTake)"
             )
         limit = termination.max_rounds or limit_of(self.first, f)
         early = max(int(self.share * limit), 1)
@@ -105,7 +110,7 @@ class _Rows(Problem):
         return self.rest[self.rows]
 
 
-class _MeasuredRows(_Rows):
+class _MeasuredRows(_Rows, HasExactResidual, HasMeasure):
     """The same of a root problem, with its measure."""
 
     def __init__(self, whole: RootProblem, rows: Int[Tensor, " k"], rest: Float[Tensor, "B D"]) -> None:

@@ -6,9 +6,9 @@ second round is looked at, and so on. What is held is thus spread over all the r
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,10 +41,10 @@ class Forming:
     rounds: NDArray[np.int64]
 
 
-@runtime_checkable
-class HasDrawing(Protocol):
+class HasDrawing(ABC):
     """A task that can draw what a round has made of a row."""
 
+    @abstractmethod
     def drawing(self, problem: Problem) -> Callable[[Tensor], Images] | None:
         """What draws ``Progress.latest`` of some rows, a picture a row; None where there is nothing to be seen."""
 

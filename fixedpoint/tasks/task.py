@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import torch
@@ -108,10 +108,10 @@ class Task(Options, ABC):
         """Run it once and say how it went."""
 
 
-@runtime_checkable
-class HasNotes(Protocol):
+class HasNotes(ABC):
     """A task of which something is to be known before it is run."""
 
+    @abstractmethod
     def notes(self) -> tuple[str, ...]:
         """What it does that was not asked for in so many words: sentences, each ``subject: what``.
 

@@ -9,9 +9,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from fixedpoint.chains.capabilities import step_jacobians
+from fixedpoint.chains.capabilities import HasCoefficients, HasJacobians, HasSlopes, step_jacobians
 from fixedpoint.chains.chain import Chain
-from fixedpoint.chains.coarse import check_kept
+from fixedpoint.chains.coarse import HasCoarse, check_kept
 from fixedpoint.testing.wrappers import Tally
 
 __all__ = [
@@ -29,7 +29,7 @@ __all__ = [
 ]
 
 
-class CoefficientChain(Chain):
+class CoefficientChain(Chain, HasCoefficients, HasJacobians, HasSlopes, HasCoarse):
     """A chain with known slopes and derivatives, so that every preconditioner can be tried on it."""
 
     @abstractmethod

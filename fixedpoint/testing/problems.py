@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from fixedpoint.core.layout import Layout
-from fixedpoint.core.problem import Problem
+from fixedpoint.core.problem import HasTake, Problem
 
 __all__ = [
     "DOTTIE",
@@ -38,7 +38,7 @@ DOTTIE = 0.7390851332151606
 """The number that equals its own cosine."""
 
 
-class TakeableProblem(Problem):
+class TakeableProblem(Problem, HasTake):
     """A problem whose rows can be taken out."""
 
     @abstractmethod

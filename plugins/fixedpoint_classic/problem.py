@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fixedpoint.core.layout import Layout
 from fixedpoint.core.options import OptionError, option
-from fixedpoint.core.problem import Problem
+from fixedpoint.core.problem import HasTake, Problem
 from fixedpoint.core.reduce import row_norms
 from fixedpoint.core.solution import Solution
 from fixedpoint.tasks.task import Context, Judgement, SolveTask
@@ -41,7 +41,7 @@ def apply(matrix: Float[Tensor, "*A D E"], z: Float[Tensor, "*B E"]) -> Float[Te
 
 
 @dataclass(eq=False)
-class ClassicProblem(Problem):
+class ClassicProblem(Problem, HasTake):
     """A problem given by tensors whose first dimension is the batch; ``start``, shape ``(B, D)``, is one of them."""
 
     layout: Layout = field(init=False, repr=False)

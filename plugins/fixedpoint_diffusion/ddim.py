@@ -20,8 +20,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from fixedpoint.chains.capabilities import HasCoefficients, HasGaussianSlopes, HasNoInverse
 from fixedpoint.chains.chain import Chain
-from fixedpoint.chains.coarse import check_kept
+from fixedpoint.chains.coarse import HasCoarse, HasExtension, HasJumps, check_kept
+from fixedpoint.chains.costs import HasCostKey
 from fixedpoint_diffusion.clipping import clipped
 from fixedpoint_diffusion.convert import as_denoiser
 from fixedpoint_diffusion.denoiser import Denoiser
@@ -34,7 +36,7 @@ from fixedpoint_diffusion.timesteps import Timesteps, route_of
 __all__ = ["DDIMChain"]
 
 
-class DDIMChain(Chain):
+class DDIMChain(Chain, HasCoefficients, HasGaussianSlopes, HasNoInverse, HasCoarse, HasJumps, HasExtension, HasCostKey):
     """``N`` DDIM steps of a model, from noise to image.
 
     Parameters

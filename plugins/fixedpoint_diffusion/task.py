@@ -16,7 +16,8 @@ from fixedpoint.core.options import OptionError, option
 from fixedpoint.core.problem import Problem
 from fixedpoint.core.solution import Solution
 from fixedpoint.core.termination import Termination
-from fixedpoint.tasks.task import Context, Images, Judgement, SolveTask
+from fixedpoint.tasks.forming import HasDrawing
+from fixedpoint.tasks.task import Context, HasNotes, Images, Judgement, SolveTask
 from fixedpoint_diffusion.models import DiffusersModel, FashionMNISTModel, MixtureModel, Model, ShapesModel
 from fixedpoint_diffusion.noise import draw_noise, row_seeds
 from fixedpoint_diffusion.problem import ddim_problem
@@ -27,10 +28,10 @@ __all__ = ["DDIMSampling"]
 
 
 @dataclass(frozen=True)
-class DDIMSampling(SolveTask):
+class DDIMSampling(SolveTask, HasNotes, HasDrawing):
     """Samples of a diffusion model by DDIM, all steps of the chain solved as one fixed point."""
 
-    provides = frozenset({"chain", "coarse"})
+    provides = frozenset({"chain", "coarse", "jumps", "extension", "coefficients", "gaussian-slopes"})
 
     model: FashionMNISTModel | DiffusersModel | ShapesModel | MixtureModel = option(
         factory=ShapesModel, help="what denoises"

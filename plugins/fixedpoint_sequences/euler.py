@@ -14,15 +14,16 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from fixedpoint.chains.capabilities import step_jacobians, step_slopes
+from fixedpoint.chains.capabilities import HasJacobians, HasSlopes, step_jacobians, step_slopes
 from fixedpoint.chains.chain import Chain, ChainProblem
+from fixedpoint.chains.coarse import HasExtension
 
 __all__ = ["EulerChain", "VectorField", "euler_problem"]
 
 VectorField = Callable[[Tensor, Tensor], Tensor]
 
 
-class EulerChain(Chain):
+class EulerChain(Chain, HasSlopes, HasJacobians, HasExtension):
     """The steps of the explicit Euler method.
 
     Knows its ``slopes`` and ``jacobians`` by autograd, at ``d`` backward passes of the field.

@@ -23,7 +23,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import linear
 
-from fixedpoint.chains.capabilities import step_jacobians, step_slopes
+from fixedpoint.chains.capabilities import HasJacobians, HasSlopes, step_jacobians, step_slopes
 from fixedpoint.chains.chain import Chain, ChainProblem
 
 __all__ = ["Cell", "RecurrentChain", "recurrent_problem"]
@@ -31,7 +31,7 @@ __all__ = ["Cell", "RecurrentChain", "recurrent_problem"]
 Cell = torch.nn.Module | Callable[[Tensor, Tensor], Tensor]
 
 
-class RecurrentChain(Chain):
+class RecurrentChain(Chain, HasSlopes, HasJacobians):
     """A recurrent cell run over sequences of inputs.
 
     Knows its ``slopes`` and ``jacobians``: in closed form for torch.nn.RNNCell and torch.nn.GRUCell, else by autograd.

@@ -30,7 +30,7 @@ class SequenceTask(SolveTask):
     state; both of the worst row. ``derivatives`` are the steps of all rows whose Jacobian or its diagonal was taken.
     """
 
-    provides = frozenset({"chain"})
+    provides = frozenset({"chain", "slopes", "jacobians"})
 
     length: int = option(200, ge=1, help="N, the number of steps")
     batch: int = option(4, ge=1, help="sequences solved at once")

@@ -47,11 +47,11 @@ def register(**named: StepSolver[Any] | str | Mapping[str, Any]) -> tuple[str, .
         if name in solvers or component.missing():
             continue
         try:
-            factory = component.load()
+            solver = registry.create("solver", name)
         except Exception:  # a stranger's component may raise anything; ``fixedpoint list`` says what
             continue
-        if isinstance(factory, type) and issubclass(factory, StepSolver) and "chain" not in factory.needs:
-            solvers[name] = TorchdeqCallable(factory())
+        if isinstance(solver, StepSolver) and "chain" not in solver.needs:
+            solvers[name] = TorchdeqCallable(solver)
     table = torchdeq("solver")
     for name, solver in solvers.items():
         table.register_solver(_PREFIX + name, solver)

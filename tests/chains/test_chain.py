@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fixedpoint
+from fixedpoint.chains.capabilities import HasCoefficients
 from fixedpoint.chains.chain import Chain, ChainProblem
 from fixedpoint.core.status import Status
 
@@ -16,7 +17,7 @@ PRECONDITIONERS = ("zero", "identity", "coefficient")
 COEFFICIENT = {"name": "chain", "preconditioner": "coefficient"}
 
 
-class TanhChain(Chain):
+class TanhChain(Chain, HasCoefficients):
     """``x' = c_i x + tanh(W_i x + b_row)``: a nonlinear chain with known slopes and conditioning per row."""
 
     def __init__(self, length: int, size: int, seed: int, rows: int = 8, gain: float = 0.3) -> None:
@@ -187,7 +188,7 @@ def test_states_about_to_overflow_are_not_within_a_tolerance_of_their_own_size(s
 
 
 def test_affine_chain_with_its_own_coefficients_needs_one_sweep() -> None:
-    class Affine(Chain):
+    class Affine(Chain, HasCoefficients):
         length = 30
 
         def coefficients(self) -> torch.Tensor:

@@ -23,7 +23,7 @@ def draw(seed: int, *shape: int) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-class GatedChain(Chain):
+class GatedChain(Chain, HasSlopes, HasJacobians):
     """``x' = tanh(gain W_i x + b_row) * sigmoid(x)``, on states of shape ``(2, 2)``, with derivatives by autograd."""
 
     def __init__(self, length: int, seed: int, gain: float = 1.0, rows: int = 4) -> None:
@@ -155,7 +155,7 @@ class Plain(Chain):
         return x / 2
 
 
-class Misshapen(Plain):
+class Misshapen(Plain, HasSlopes, HasJacobians):
     def slopes(self, x: torch.Tensor, index: torch.Tensor, row: torch.Tensor) -> torch.Tensor:
         return torch.zeros(len(x))
 

@@ -14,6 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 import fixedpoint as fp
+from fixedpoint.chains.capabilities import HasCoefficients
 from fixedpoint.chains.chain import Chain
 from fixedpoint.chains.inverse import InverseProblem
 from fixedpoint.chains.preconditioner import Banded, Coefficient, Diagonal, Gaussian, Identity, Zero
@@ -57,7 +58,7 @@ def test_any_solver_inverts_a_chain_whose_steps_contract(solver: str) -> None:
     torch.testing.assert_close(solution.z[:, 0], x_0, rtol=1e-9, atol=1e-9)
 
 
-class Network(Chain):
+class Network(Chain, HasCoefficients):
     """``1.1 x + tanh(W x + c_row) / 5`` with ``||W|| = 1``."""
 
     length = 12

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import fixedpoint
+from fixedpoint.chains.capabilities import HasCoefficients, HasGaussianSlopes
 from fixedpoint.chains.chain import Chain, ChainProblem
 from fixedpoint.chains.linear import Band, LinearPart
 from fixedpoint.chains.preconditioner import Banded, Coefficient, Gaussian, Identity, Preconditioner, Zero
@@ -167,7 +168,7 @@ def test_a_chain_without_slope_is_carried_as_far_as_the_band() -> None:
 def test_an_affine_chain_with_its_own_slopes_needs_one_sweep(kind: str, preconditioner: Preconditioner) -> None:
     """Whatever their signs, and however small their product."""
 
-    class Known(LinearChain):
+    class Known(LinearChain, HasGaussianSlopes):
         def gaussian_slopes(self, variance: float) -> torch.Tensor:
             assert variance == 0.5
             return self.slope
@@ -206,7 +207,7 @@ class Plain(Chain):
         return x / 2
 
 
-class Known(Plain):
+class Known(Plain, HasCoefficients, HasGaussianSlopes):
     def __init__(self, slopes: list[float]) -> None:
         self.found = torch.tensor(slopes, dtype=torch.float64)
 

@@ -17,7 +17,7 @@ import fixedpoint as fp
 import fixedpoint.core.loop
 from fixedpoint.core.layout import Layout
 from fixedpoint.core.part import taken
-from fixedpoint.core.problem import Problem
+from fixedpoint.core.problem import HasTake, Problem
 from fixedpoint.registry import registry
 
 SOLVERS = [
@@ -38,7 +38,7 @@ SOLVERS = [
 ]
 
 
-class Tanh(Problem):
+class Tanh(Problem, HasTake):
     """``tanh(gain W z + x)`` with a gain and an ``x`` for every row, so that rows take different numbers of rounds."""
 
     def __init__(self, weight: Tensor, gain: Tensor, x: Tensor) -> None:

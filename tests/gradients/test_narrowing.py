@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import fixedpoint as fp
-from fixedpoint.core.problem import FunctionProblem
+from fixedpoint.core.problem import FunctionProblem, HasTake
 from fixedpoint.gradients.adjoint import NarrowingAdjoint
 from fixedpoint.testing.problems import TanhCell, tanh_cell
 
@@ -67,7 +67,7 @@ def test_they_are_recorded_anew_once_they_are_half() -> None:
     assert whole.evaluations.tolist() == [0, 1, 0, 1, 0, 2, 0, 3]
 
 
-class Taken(FunctionProblem):
+class Taken(FunctionProblem, HasTake):
     """Tanh cells of differing gains, of which rows can be taken; notes which are evaluated once ``noting``."""
 
     def __init__(self, cell: TanhCell, offset: torch.Tensor, gains: torch.Tensor) -> None:

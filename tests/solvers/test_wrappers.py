@@ -21,7 +21,7 @@ from fixedpoint import (
 )
 from fixedpoint.core.evaluator import Evaluator
 from fixedpoint.core.options import OptionError
-from fixedpoint.core.problem import FunctionProblem, Measure
+from fixedpoint.core.problem import FunctionProblem, HasMeasure, HasTake, Measure
 from fixedpoint.core.progress import Progress
 from fixedpoint.testing.problems import affine_contraction, tanh_cell
 
@@ -85,7 +85,7 @@ def test_chains_have_a_wrapper_of_their_own(wrapper: type) -> None:
 def test_only_the_rows_that_failed_are_handed_on(takes: bool) -> None:
     calls: list[int] = []
 
-    class Takeable(FunctionProblem):
+    class Takeable(FunctionProblem, HasTake):
         def take(self, rows: torch.Tensor) -> Takeable:
             return Takeable(self.function, self.initial()[rows])
 
@@ -161,7 +161,7 @@ def test_auto_solves_what_contracts_and_what_does_not() -> None:
     assert solution.solver == Auto()
 
 
-class Measured(FunctionProblem):
+class Measured(FunctionProblem, HasMeasure):
     """A problem with a measure of its own whose rows cannot be taken."""
 
     def measure(self, z: torch.Tensor, fz: torch.Tensor, residual: torch.Tensor) -> Measure:

@@ -11,7 +11,7 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from fixedpoint.core.problem import Problem
+from fixedpoint.core.problem import HasTake, Problem
 from fixedpoint.testing.problems import RowProblem
 
 __all__ = ["Cuda", "Device", "Watched", "moved", "waits_between", "watched"]
@@ -52,7 +52,7 @@ class Cuda:
         return sum("synchronizing CUDA operation" in str(warning.message) for warning in self._seen)
 
 
-class Watched(Problem):
+class Watched(Problem, HasTake):
     """A problem that notes, whenever it is called, how often the host has waited so far."""
 
     def __init__(self, problem: RowProblem, device: Device, seen: list[int]) -> None:

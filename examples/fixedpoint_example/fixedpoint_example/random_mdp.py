@@ -20,6 +20,7 @@ from torch import Tensor
 from fixedpoint import Problem, Solution, solve
 from fixedpoint.core.layout import Layout
 from fixedpoint.core.options import option
+from fixedpoint.core.problem import HasTake
 from fixedpoint.gradients.estimator import GradientEstimator
 from fixedpoint.tasks.task import Context, Judgement, SolveTask
 
@@ -27,7 +28,7 @@ __all__ = ["BellmanProblem", "RandomMDP"]
 
 
 @dataclass(eq=False)
-class BellmanProblem(Problem):
+class BellmanProblem(Problem, HasTake):
     """Bellman's operator of a batch of decision processes.
 
     Attributes

@@ -57,7 +57,7 @@ def bare(text: str) -> str:
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_with_all_it_takes(name: str) -> None:
-    section = sections("docs/command-line.md").get(name)
+    section = sections("docs/reference/command-line.md").get(name)
     assert section is not None, f"no section on {name}"
     for parameter in COMMANDS[name].params:
         names = parameter.opts if parameter.param_type_name == "option" else [parameter.metavar]
@@ -68,7 +68,7 @@ def test_every_command_with_all_it_takes(name: str) -> None:
 def test_no_command_or_option_that_is_none() -> None:
     known = {option for command in COMMANDS.values() for p in command.params for option in p.opts}
     known |= {option for p in PROGRAM.params for option in p.opts} | {"--help", "-h"}
-    for title, text in sections("docs/command-line.md").items():
+    for title, text in sections("docs/reference/command-line.md").items():
         shown = set(re.findall(r"`(--?[a-z][a-z-]*)", text))
         assert shown <= known, title
         if re.search(r"^`[^`]+`( \.\.\.)?(, `[^`]+`)*\n:   ", text, re.MULTILINE):
@@ -77,30 +77,30 @@ def test_no_command_or_option_that_is_none() -> None:
 
 @pytest.mark.parametrize("name", HOOKS)
 def test_every_hook(name: str) -> None:
-    rows = table_rows(sections("docs/write-a-plugin-package.md")["Every hook"])
+    rows = table_rows(sections("docs/how-to/write-a-plugin-package.md")["Every hook"])
     assert name in rows
     for argument in inspect.signature(getattr(hookspecs, name)).parameters:
         assert spelt(rows[name], argument), f"{name}: {argument}"
-    implemented = "".join(path for path in sections("docs/write-a-plugin-package.md").values())
+    implemented = "".join(path for path in sections("docs/how-to/write-a-plugin-package.md").values())
     assert f"@hookimpl\ndef {name}(" in implemented, f"no example of {name}"
 
 
 @pytest.mark.parametrize("status", [status for status in Status if status is not Status.RUNNING])
 def test_every_status_with_what_it_means(status: Status) -> None:
-    rows = table_rows(sections("docs/getting-started.md")["When is it done?"])
+    rows = table_rows(sections("docs/concepts/fixed-points.md")["Statuses"])
     assert status.label in rows
     gist = re.split(r"[;:(]|, ", status.sentence)[0].strip()
     assert gist in rows[status.label].replace("`", ""), gist
 
 
 def test_the_table_of_statuses_has_no_other() -> None:
-    rows = table_rows(sections("docs/getting-started.md")["When is it done?"])
+    rows = table_rows(sections("docs/concepts/fixed-points.md")["Statuses"])
     assert set(rows) == {status.label for status in Status} - {"running"}
 
 
 @pytest.mark.parametrize(("heading", "options"), [("Keys", RunFile), ("Termination", Termination)])
 def test_every_key_of_a_run_file(heading: str, options: type) -> None:
-    assert set(table_rows(sections("docs/run-files.md")[heading])) == set(option_types(options))
+    assert set(table_rows(sections("docs/reference/run-files.md")[heading])) == set(option_types(options))
 
 
 @pytest.mark.parametrize("name", fixedpoint.__all__)
@@ -114,10 +114,10 @@ def test_every_component_has_its_page(site: Path, kind: str, name: str) -> None:
     component = registry.components(kind)[name]
     if component.source != "fixedpoint-solvers":
         pytest.skip("brought by somebody else")
-    index = (site / "components" / "index.html").read_text()
+    index = (site / "reference" / "components" / "index.html").read_text()
     assert f'href="{kind}s/{name}/"' in index
     assert component.summary in plain_text(index)
-    page = (site / "components" / f"{kind}s" / name / "index.html").read_text()
+    page = (site / "reference" / "components" / f"{kind}s" / name / "index.html").read_text()
     text = plain_text(page)
     found = describe(kind, name)
     assert found.example in text

@@ -131,6 +131,8 @@ def _markdown(text: str) -> str:
 def _plain(line: str) -> str:
     parts = re.split(r"(``.*?``|`[^`]*`)", line)
     return "".join(
-        p if p.startswith("`") else p.replace("<", "&lt;").replace("_", r"\_").replace("$", r"\$")
+        p
+        if p.startswith("`")
+        else p.replace("<", "&lt;").replace("_", r"\_").replace("$", r"\$")
         for p in parts
     )

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import html
 import inspect
+import itertools
 import re
+import subprocess
+import tomllib
 from pathlib import Path
 
 import pytest
 import typer
 import typer.main
 from doc_pages import ROOT, sections
+from ruamel.yaml import YAML
 
 import fixedpoint
 from fixedpoint.cli.main import app
@@ -131,3 +135,35 @@ def test_every_component_has_its_page(site: Path, kind: str, name: str) -> None:
         said = f"{row.type}, {row.range}" if row.range else row.type
         assert f"{said}; {'required' if row.default is None else f'default {row.default}'}" in text, row.name
         assert row.help.replace("`", "") in text, row.name
+
+
+def test_the_citation_is_of_this_version() -> None:
+    text = (ROOT / "CITATION.cff").read_text()
+    cited = YAML(typ="safe").load(text)
+    assert cited["version"] == fixedpoint.__version__
+    assert cited["license"] == tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["license"]
+    assert cited["references"][0]["title"] in (ROOT / "README.md").read_text()
+
+
+def test_make_help_lists_every_command() -> None:
+    lists = subprocess.run(
+        ["make", "--no-print-directory", "help"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    phony = re.search(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert phony is not None
+    assert re.findall(r"^  make (\S+)\s+\S", lists.stdout, re.MULTILINE) == phony[1].split()
+
+
+def test_every_page_has_its_place_in_the_navigation(site: Path) -> None:
+    shown = (site / "index.html").read_text()
+    for path in (ROOT / "docs").rglob("*.md"):
+        where = path.relative_to(ROOT / "docs").with_suffix("").as_posix()
+        if where != "index" and not where.startswith("assets/"):
+            assert f'href="{where}/"' in shown, where
+
+
+def test_words_are_explained_once() -> None:
+    lines = (ROOT / "docs/concepts/glossary.md").read_text().splitlines()
+    words = [word for word, after in itertools.pairwise(lines) if after.startswith(":   ")]
+    assert len(words) > 60
+    assert len(set(words)) == len(words)

@@ -4,7 +4,13 @@ BIN := .venv/bin
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 OUTPUT ?= runs/demo
 
-.PHONY: demo test test-all test-gpu lint docs wheel clean
+# `make` alone is `make demo`: the two commands of the README are all that a reader types.
+.DEFAULT_GOAL := demo
+
+.PHONY: help demo test test-all test-gpu lint docs wheel clean
+
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
 
 demo: .venv/.demo ## sample the demo serially and jointly; table, pictures, report.html
 	$(BIN)/fixedpoint run configs/demo.yaml --output $(OUTPUT)
@@ -15,7 +21,7 @@ test: .venv/.dev ## everything but the slow suites
 test-all: .venv/.dev ## the slow suites, too
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not gpu"
 
-test-gpu: .venv/.dev ## what wants CUDA, on a machine that has it
+test-gpu: .venv/.dev ## what requires CUDA, on a machine that has it
 	$(BIN)/python -m pytest -m gpu
 
 lint: .venv/.dev ## formatting, style, types, arrows
@@ -30,7 +36,7 @@ docs: .venv/.dev ## the documentation, into site/
 wheel: .venv/.dev ## a wheel, into dist/
 	$(BIN)/python -m build --wheel --no-isolation
 
-clean:
+clean: ## remove .venv, dist, site and runs
 	rm -rf .venv dist site runs
 
 # torch first, so that nothing installed later can bring another build of it.

@@ -21,7 +21,8 @@ TITLES: dict[Kind, str] = {
     "task": "Tasks",
     "executor": "Executors",
 }
-INDEX = "components.md"
+FOLDER = "reference"
+INDEX = f"{FOLDER}/components.md"
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
@@ -70,7 +71,7 @@ def _components(kind: Kind) -> Iterable[Component]:
 
 
 def _address(kind: Kind, component: Component) -> str:
-    return f"components/{kind}s/{component.name}.md"
+    return f"{FOLDER}/components/{kind}s/{component.name}.md"
 
 
 def _index() -> Iterator[str]:
@@ -80,7 +81,8 @@ def _index() -> Iterator[str]:
     for kind in KINDS:
         yield f"## {TITLES[kind]}\n"
         for component in _components(kind):
-            yield f"[`{component.name}`]({_address(kind, component)})"
+            address = _address(kind, component).removeprefix(f"{FOLDER}/")
+            yield f"[`{component.name}`]({address})"
             yield f":   {_markdown(component.summary)}\n"
 
 
@@ -129,6 +131,8 @@ def _markdown(text: str) -> str:
 def _plain(line: str) -> str:
     parts = re.split(r"(``.*?``|`[^`]*`)", line)
     return "".join(
-        p if p.startswith("`") else p.replace("<", "&lt;").replace("_", r"\_")
+        p
+        if p.startswith("`")
+        else p.replace("<", "&lt;").replace("_", r"\_").replace("$", r"\$")
         for p in parts
     )

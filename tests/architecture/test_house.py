@@ -104,6 +104,13 @@ def test_the_wheel_holds_library_and_plugins(wheel: Path) -> None:
             assert expected.as_posix() in names
 
 
+def test_every_package_says_that_it_is_typed(wheel: Path) -> None:
+    names = zipfile.ZipFile(wheel).namelist()
+    assert [
+        top for top in {name.split("/")[0] for name in names if name.endswith(".py")} if f"{top}/py.typed" not in names
+    ] == []
+
+
 def test_the_wheel_installed_elsewhere_runs_the_demo(wheel: Path, tmp_path: Path) -> None:
     target = tmp_path / "site"
     assert_clean(

@@ -11,8 +11,8 @@ from __future__ import annotations
 import torch
 
 import fixedpoint
+from fixedpoint_diffusion import DDIMSchedule
 from fixedpoint_diffusion.models import MixtureModel, ShapesModel
-from fixedpoint_diffusion.schedulers import DDIMSchedule
 from fixedpoint_diffusion.task import DDIMSampling
 
 MODELS: dict[str, MixtureModel | ShapesModel] = {

@@ -19,9 +19,8 @@ from chain_accelerators import MODELS
 from recorded import apart, serial
 
 import fixedpoint
-from fixedpoint.chains.chain import ChainProblem
-from fixedpoint.chains.start import ConstantStart, OneJumpStart
-from fixedpoint_diffusion.schedulers import DDIMSchedule
+from fixedpoint.chains import ChainProblem, ConstantStart, OneJumpStart
+from fixedpoint_diffusion import DDIMSchedule
 from fixedpoint_diffusion.task import DDIMSampling
 
 TOLERANCES = (1e-1, 3e-2, 1e-2, 3e-3, 1e-3, 1e-4)

@@ -21,8 +21,8 @@ import torch
 import typer
 
 import fixedpoint
-from fixedpoint.chains.start import OneJumpStart
-from fixedpoint_diffusion.models import FashionMNISTModel
+from fixedpoint.chains import OneJumpStart
+from fixedpoint_diffusion import FashionMNISTModel
 from fixedpoint_diffusion.task import DDIMSampling
 
 LENGTHS = (25, 100, 300)

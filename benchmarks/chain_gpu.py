@@ -30,11 +30,17 @@ import torch
 import typer
 
 import fixedpoint
-from fixedpoint.chains.chain import ChainProblem
-from fixedpoint_diffusion import DDIMSchedule, NetworkDenoiser, ddim_problem, draw_noise
-from fixedpoint_diffusion.denoiser import Denoiser
-from fixedpoint_diffusion.models import DiffusersModel, FashionMNISTModel
-from fixedpoint_diffusion.noise import row_seeds
+from fixedpoint.chains import ChainProblem
+from fixedpoint_diffusion import (
+    DDIMSchedule,
+    Denoiser,
+    DiffusersModel,
+    FashionMNISTModel,
+    NetworkDenoiser,
+    ddim_problem,
+    draw_noise,
+    row_seeds,
+)
 
 MEMORY = 2
 BUFFERS = 2 * MEMORY + 8  # of the size of the window, at most, that such a solve holds

@@ -25,16 +25,9 @@ import torch
 from torch import Tensor
 
 import fixedpoint
-from fixedpoint.chains.adjoint import AdjointChain
-from fixedpoint.chains.chain import ChainProblem
-from fixedpoint.chains.gradient import ChainAdjoint
-from fixedpoint.chains.preconditioner import Coefficient, Gaussian, Identity
-from fixedpoint.chains.secant import BlockSecant
-from fixedpoint.core.progress import Progress
-from fixedpoint_diffusion import DDIMChain, ddim_problem
-from fixedpoint_diffusion.fashion_mnist.images import held_out_images
-from fixedpoint_diffusion.models import FashionMNISTModel
-from fixedpoint_diffusion.noise import draw_noise, row_seeds
+from fixedpoint.chains import AdjointChain, BlockSecant, ChainAdjoint, ChainProblem, Coefficient, Gaussian, Identity
+from fixedpoint.plugin import Progress
+from fixedpoint_diffusion import DDIMChain, FashionMNISTModel, ddim_problem, draw_noise, held_out_images, row_seeds
 
 WAYS = {
     "identity": fixedpoint.ChainSolver(preconditioner=Identity()),

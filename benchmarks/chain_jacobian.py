@@ -19,9 +19,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from fixedpoint_diffusion import DDIMChain, ddim_problem, draw_noise, row_seeds
-from fixedpoint_diffusion.fashion_mnist.images import held_out_images
-from fixedpoint_diffusion.models import FashionMNISTModel
+from fixedpoint_diffusion import DDIMChain, FashionMNISTModel, ddim_problem, draw_noise, held_out_images, row_seeds
 
 BATCH = 64
 COUNTS = (1, 10, 50, 200)

@@ -20,7 +20,7 @@ import torch
 import typer
 
 import fixedpoint
-from fixedpoint.chains.chain import Chain, ChainProblem
+from fixedpoint.chains import Chain, ChainProblem
 
 
 class Toy(Chain):

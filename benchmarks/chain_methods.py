@@ -39,10 +39,7 @@ from recorded import apart, jacobi_rounds, record
 from torch import Tensor
 
 import fixedpoint
-from fixedpoint.chains.chain import ChainProblem
-from fixedpoint.chains.preconditioner import Coefficient, Zero
-from fixedpoint.chains.secant import BlockSecant
-from fixedpoint.chains.start import NestedStart, OneJumpStart
+from fixedpoint.chains import BlockSecant, ChainProblem, Coefficient, NestedStart, OneJumpStart, Zero
 from fixedpoint_diffusion import DDIMChain
 
 __all__ = ["KINDS", "METHODS", "TOLERANCES", "History", "Method", "Outcome", "Seen"]

@@ -23,11 +23,10 @@ import torch
 import typer
 
 import fixedpoint
-from fixedpoint.chains.chain import ChainProblem
+from fixedpoint.chains import ChainProblem, Serial
 from fixedpoint.chains.plan import expected
 from fixedpoint.chains.planned import joint
-from fixedpoint.chains.serial import Serial
-from fixedpoint_diffusion.models import DiffusersModel, FashionMNISTModel
+from fixedpoint_diffusion import DiffusersModel, FashionMNISTModel
 from fixedpoint_diffusion.task import DDIMSampling
 
 WINDOWS = (8, 16, 32, 64, 128)

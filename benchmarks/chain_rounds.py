@@ -31,8 +31,8 @@ from recorded import serial
 from torch import Tensor
 from verdict import verdict
 
-from fixedpoint.chains.chain import ChainProblem
-from fixedpoint_diffusion.models import DiffusersModel, FashionMNISTModel
+from fixedpoint.chains import ChainProblem
+from fixedpoint_diffusion import DiffusersModel, FashionMNISTModel
 from fixedpoint_diffusion.task import DDIMSampling
 
 LENGTHS = (25, 50, 100, 250, 1000)

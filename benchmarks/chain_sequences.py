@@ -26,12 +26,11 @@ from matplotlib.lines import Line2D
 from torch import Tensor
 
 import fixedpoint
-from fixedpoint.chains.chain import ChainProblem
-from fixedpoint.core.solution import Solution
-from fixedpoint_sequences.euler import EulerChain
+from fixedpoint import Solution
+from fixedpoint.chains import ChainProblem
+from fixedpoint_sequences import EulerChain, RecurrentChain
 from fixedpoint_sequences.euler_task import EulerODE
 from fixedpoint_sequences.fields import Decay, Lorenz, LotkaVolterra, VanDerPol
-from fixedpoint_sequences.recurrent import RecurrentChain
 from fixedpoint_sequences.recurrent_task import RecurrentNetwork
 from fixedpoint_sequences.task import SequenceTask
 

@@ -22,7 +22,7 @@ def main() -> None:
     imported = time.perf_counter()
     diffusers.DiTTransformer2DModel  # noqa: B018 -- diffusers imports what its models need when one is first named
     named = time.perf_counter()
-    from fixedpoint_diffusion.models import FashionMNISTModel
+    from fixedpoint_diffusion import FashionMNISTModel
 
     model = FashionMNISTModel()
     schedule = model.own_schedule

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 import fixedpoint
-from fixedpoint.tasks.task import Context
+from fixedpoint.plugin import Context
 from fixedpoint_deq.data import SPLITS
 from fixedpoint_deq.model import Classifier, Repeated
 from fixedpoint_deq.task import DigitsDEQ

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 import fixedpoint
-from fixedpoint.tasks.task import Context
+from fixedpoint.plugin import Context
 from fixedpoint_deq.task import DigitsDEQ
 
 RTOL = 1e-2

@@ -13,8 +13,8 @@ import typer
 from recorded import record, serial
 
 import fixedpoint
+from fixedpoint_diffusion import FashionMNISTModel
 from fixedpoint_diffusion.fashion_mnist import CLASSES
-from fixedpoint_diffusion.models import FashionMNISTModel
 from fixedpoint_diffusion.task import DDIMSampling
 
 SHOWN = (1, 2, 3, 4, 5, 6, 8, 10, 12)

@@ -18,7 +18,7 @@ import matplotlib.pyplot as plt
 import torch
 
 import fixedpoint
-from fixedpoint.testing.problems import tanh_cell
+from fixedpoint.testing import tanh_cell
 
 ASSETS = Path(__file__).resolve().parents[1] / "docs" / "assets"
 PROBLEM = tanh_cell(size=64, gain=0.9, seed=0)

@@ -29,8 +29,7 @@ from honesty_kinds import KINDS
 from rich.progress import track
 
 import fixedpoint
-from fixedpoint.core.problem import Problem
-from fixedpoint.registry import registry
+from fixedpoint.plugin import Problem, registry
 from fixedpoint_classic.problem import ClassicProblem
 
 TASKS: dict[str, Callable[[random.Random], dict[str, Any]]] = {

@@ -24,16 +24,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 import fixedpoint
-from fixedpoint.chains.chain import Chain
-from fixedpoint.chains.inversion import invert_chain
-from fixedpoint.chains.inverters import Inverter, JointInversion, StepwiseInversion
-from fixedpoint.chains.preconditioner import Identity
-from fixedpoint.chains.workbench import Workbench
-from fixedpoint_diffusion import DDIMChain, ddim_problem
+from fixedpoint.chains import Chain, Identity, Inverter, JointInversion, StepwiseInversion, Workbench, invert_chain
+from fixedpoint_diffusion import DDIMChain, FashionMNISTModel, ddim_problem, held_out_images, slerp
 from fixedpoint_diffusion.fashion_mnist import CLASSES
-from fixedpoint_diffusion.fashion_mnist.images import held_out_images
-from fixedpoint_diffusion.inversion import slerp
-from fixedpoint_diffusion.models import FashionMNISTModel
 
 BATCH = 16
 ITERATIONS = (1, 2, 3, 5, 10)

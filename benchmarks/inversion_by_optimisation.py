@@ -24,14 +24,22 @@ import torch
 from torch import Tensor
 
 import fixedpoint
-from fixedpoint.chains.chain import ChainProblem
-from fixedpoint.chains.secant import BlockSecant
-from fixedpoint_diffusion import DDIMChain, draw_noise, row_seeds
-from fixedpoint_diffusion.fashion_mnist.images import held_out_images
-from fixedpoint_diffusion.latent_gradients import Exact, LatentGradient, OneStep, Phantom, Serial
-from fixedpoint_diffusion.models import FashionMNISTModel
-from fixedpoint_diffusion.optimisation import OptimisedInversion
-from fixedpoint_diffusion.optimisation_run import Optimisation, OptimisedLatents
+from fixedpoint.chains import BlockSecant, ChainProblem
+from fixedpoint_diffusion import (
+    DDIMChain,
+    Exact,
+    FashionMNISTModel,
+    LatentGradient,
+    OneStep,
+    Optimisation,
+    OptimisedInversion,
+    OptimisedLatents,
+    Phantom,
+    Serial,
+    draw_noise,
+    held_out_images,
+    row_seeds,
+)
 
 ASSETS = Path(__file__).resolve().parents[1] / "docs" / "assets"
 SOLVER = fixedpoint.ChainSolver(accelerator=BlockSecant())

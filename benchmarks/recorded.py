@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 import fixedpoint
-from fixedpoint.chains.chain import ChainProblem
-from fixedpoint.core.progress import Progress
-from fixedpoint.core.solution import Solution
+from fixedpoint import Solution
+from fixedpoint.chains import ChainProblem
+from fixedpoint.plugin import Progress
 
 
 class Recorded:

@@ -18,10 +18,9 @@ import typer
 from torch import Tensor
 
 import fixedpoint
+from fixedpoint_diffusion import FashionMNISTModel, frechet_distance, held_out_images, load_classifier, reference
 from fixedpoint_diffusion.fashion_mnist import CLASSES
-from fixedpoint_diffusion.fashion_mnist.classifier import Gaussian, frechet_distance, load_classifier, reference
-from fixedpoint_diffusion.fashion_mnist.images import held_out_images
-from fixedpoint_diffusion.models import FashionMNISTModel
+from fixedpoint_diffusion.fashion_mnist.classifier import Gaussian
 from fixedpoint_diffusion.task import DDIMSampling
 
 

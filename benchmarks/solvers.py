@@ -25,7 +25,7 @@ from counted import MOST, OURS, SOLVERS, THEIRS, TOLERANCES, Counts, count
 from honesty import by_ours, by_scipy
 
 from fixedpoint.config.runfile import load
-from fixedpoint.registry import registry
+from fixedpoint.plugin import registry
 from fixedpoint_classic.problem import ClassicProblem, ClassicTask
 
 ROOT = Path(__file__).parents[1]

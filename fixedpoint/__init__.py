@@ -5,8 +5,9 @@ Nothing heavy is imported until it is used.
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from fixedpoint.lazy import exported
 
 if TYPE_CHECKING:
     from fixedpoint.api import find_root as find_root
@@ -18,8 +19,11 @@ if TYPE_CHECKING:
     from fixedpoint.chains.parareal import Parareal as Parareal
     from fixedpoint.chains.serial import Serial as Serial
     from fixedpoint.chains.solver import ChainSolver as ChainSolver
+    from fixedpoint.core.layout import Layout as Layout
     from fixedpoint.core.loop import StepSolver as StepSolver
     from fixedpoint.core.problem import Problem as Problem
+    from fixedpoint.core.progress import Progress as Progress
+    from fixedpoint.core.solution import Claim as Claim
     from fixedpoint.core.solution import Solution as Solution
     from fixedpoint.core.solver import Solver as Solver
     from fixedpoint.core.status import ConvergenceError as ConvergenceError
@@ -45,6 +49,8 @@ if TYPE_CHECKING:
     from fixedpoint.solvers.damped import Damped as Damped
     from fixedpoint.solvers.gmres import GMRES as GMRES
     from fixedpoint.solvers.krylov import Krylov as Krylov
+    from fixedpoint.solvers.linear import LinearSolution as LinearSolution
+    from fixedpoint.solvers.linear import LinearSolver as LinearSolver
     from fixedpoint.solvers.newton_krylov import NewtonKrylov as NewtonKrylov
     from fixedpoint.solvers.picard import Picard as Picard
     from fixedpoint.solvers.polyalgorithm import Polyalgorithm as Polyalgorithm
@@ -53,60 +59,67 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_EXPORTS = {
-    "AdjointReport": "fixedpoint.gradients.report",
-    "AdjointWarning": "fixedpoint.gradients.report",
-    "Implicit": "fixedpoint.gradients.implicit",
-    "Neumann": "fixedpoint.gradients.neumann",
-    "Phantom": "fixedpoint.gradients.phantom",
-    "Shine": "fixedpoint.gradients.shine",
-    "CheckpointedUnrolled": "fixedpoint.gradients.checkpointed",
-    "Krylov": "fixedpoint.solvers.krylov",
-    "BiCGSTAB": "fixedpoint.solvers.bicgstab",
-    "Squarem": "fixedpoint.solvers.squarem",
-    "Restarted": "fixedpoint.solvers.restarted",
-    "Polyalgorithm": "fixedpoint.solvers.polyalgorithm",
-    "NewtonKrylov": "fixedpoint.solvers.newton_krylov",
-    "GMRES": "fixedpoint.solvers.gmres",
-    "Damped": "fixedpoint.solvers.damped",
-    "Auto": "fixedpoint.solvers.auto",
-    "AndersonTypeOne": "fixedpoint.solvers.anderson_type1",
-    "Aitken": "fixedpoint.solvers.aitken",
-    "Anderson": "fixedpoint.solvers.anderson",
-    "Broyden": "fixedpoint.solvers.broyden",
-    "Chain": "fixedpoint.chains.chain",
-    "ChainAdjoint": "fixedpoint.chains.gradient",
-    "ChainProblem": "fixedpoint.chains.chain",
-    "ChainSolver": "fixedpoint.chains.solver",
-    "Parareal": "fixedpoint.chains.parareal",
-    "DEQDDIM": "fixedpoint.chains.deq_ddim",
-    "ConvergenceError": "fixedpoint.core.status",
-    "GradientEstimator": "fixedpoint.gradients.estimator",
-    "OneStep": "fixedpoint.gradients.one_step",
-    "Picard": "fixedpoint.solvers.picard",
-    "Problem": "fixedpoint.core.problem",
-    "Serial": "fixedpoint.chains.serial",
-    "Solution": "fixedpoint.core.solution",
-    "Solver": "fixedpoint.core.solver",
-    "Status": "fixedpoint.core.status",
-    "StepSolver": "fixedpoint.core.loop",
-    "Termination": "fixedpoint.core.termination",
-    "Unrolled": "fixedpoint.gradients.unrolled",
-    "UnrolledWarning": "fixedpoint.gradients.completed",
-    "find_root": "fixedpoint.api",
-    "solve": "fixedpoint.api",
-}
-
-__all__ = ["__version__", *sorted(_EXPORTS)]
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _EXPORTS:
-        raise AttributeError(f"module 'fixedpoint' has no attribute {name!r}")
-    value = getattr(importlib.import_module(_EXPORTS[name]), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return __all__
+__getattr__, __dir__, __all__ = exported(
+    __name__,
+    {
+        "fixedpoint.api": (
+            "find_root",
+            "solve",
+        ),
+        "fixedpoint.chains.chain": (
+            "Chain",
+            "ChainProblem",
+        ),
+        "fixedpoint.chains.deq_ddim": ("DEQDDIM",),
+        "fixedpoint.chains.gradient": ("ChainAdjoint",),
+        "fixedpoint.chains.parareal": ("Parareal",),
+        "fixedpoint.chains.serial": ("Serial",),
+        "fixedpoint.chains.solver": ("ChainSolver",),
+        "fixedpoint.core.layout": ("Layout",),
+        "fixedpoint.core.loop": ("StepSolver",),
+        "fixedpoint.core.problem": ("Problem",),
+        "fixedpoint.core.progress": ("Progress",),
+        "fixedpoint.core.solution": (
+            "Claim",
+            "Solution",
+        ),
+        "fixedpoint.core.solver": ("Solver",),
+        "fixedpoint.core.status": (
+            "ConvergenceError",
+            "Status",
+        ),
+        "fixedpoint.core.termination": ("Termination",),
+        "fixedpoint.gradients.checkpointed": ("CheckpointedUnrolled",),
+        "fixedpoint.gradients.completed": ("UnrolledWarning",),
+        "fixedpoint.gradients.estimator": ("GradientEstimator",),
+        "fixedpoint.gradients.implicit": ("Implicit",),
+        "fixedpoint.gradients.neumann": ("Neumann",),
+        "fixedpoint.gradients.one_step": ("OneStep",),
+        "fixedpoint.gradients.phantom": ("Phantom",),
+        "fixedpoint.gradients.report": (
+            "AdjointReport",
+            "AdjointWarning",
+        ),
+        "fixedpoint.gradients.shine": ("Shine",),
+        "fixedpoint.gradients.unrolled": ("Unrolled",),
+        "fixedpoint.solvers.aitken": ("Aitken",),
+        "fixedpoint.solvers.anderson": ("Anderson",),
+        "fixedpoint.solvers.anderson_type1": ("AndersonTypeOne",),
+        "fixedpoint.solvers.auto": ("Auto",),
+        "fixedpoint.solvers.bicgstab": ("BiCGSTAB",),
+        "fixedpoint.solvers.broyden": ("Broyden",),
+        "fixedpoint.solvers.damped": ("Damped",),
+        "fixedpoint.solvers.gmres": ("GMRES",),
+        "fixedpoint.solvers.krylov": ("Krylov",),
+        "fixedpoint.solvers.linear": (
+            "LinearSolution",
+            "LinearSolver",
+        ),
+        "fixedpoint.solvers.newton_krylov": ("NewtonKrylov",),
+        "fixedpoint.solvers.picard": ("Picard",),
+        "fixedpoint.solvers.polyalgorithm": ("Polyalgorithm",),
+        "fixedpoint.solvers.restarted": ("Restarted",),
+        "fixedpoint.solvers.squarem": ("Squarem",),
+    },
+    also=("__version__",),
+)

@@ -19,6 +19,8 @@ class Executor(Options, ABC):
     def run(self, cells: Sequence[Cell], work: Callable[[Cell], Finished]) -> Generator[Finished, None, None]:
         """Each cell's result as soon as there is one, in any order.
 
+        When the generator is closed (an interrupt), what is under way must be stopped.
+
         Parameters
         ----------
         cells
@@ -26,8 +28,6 @@ class Executor(Options, ABC):
         work
             Carries out one cell and never raises for what goes wrong in it. It can be pickled; every process keeps
             its own copy, so that what the cells of a task share is made once per process.
-
-        When the generator is closed (an interrupt), what is under way must be stopped.
         """
 
 

@@ -3,10 +3,10 @@
 A long memory makes Anderson acceleration of a linear map as good as GMRES (Walker & Ni 2011, theorem 2.2), and on
 nonlinear ones the filter and the ridge keep old columns, which a curved map has made wrong, from doing harm. Measured
 on the seven problems of the solver table (``docs/how-to/which-solver.md``) it takes the fewest evaluations of all
-methods in the geometric mean. Rows that do not converge that way are handed on to Newton's method, which needs no contraction:
-from their best point, and, since that may be where extrapolation has led astray (a far point of small residual, another
-fixed point that repels), once more from the start. What is left gets plain rounds from the start: what these solve is
-not to be lost.
+methods in the geometric mean. Rows that do not converge that way are handed on to Newton's method, which needs no
+contraction: from their best point, and, since that may be where extrapolation has led astray (a far point of small
+residual, another fixed point that repels), once more from the start. What is left gets plain rounds from the start:
+what these solve is not to be lost.
 
 The history is the cost: ``2 m`` states. ``m`` is 100, or as many as fit into ``history_limit``, never fewer than 5.
 """

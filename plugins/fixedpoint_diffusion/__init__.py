@@ -6,58 +6,86 @@ finds the noise of images. Nothing heavy is imported until it is used, so that l
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from fixedpoint.lazy import exported
 
 if TYPE_CHECKING:
     from fixedpoint_diffusion.convert import as_denoiser as as_denoiser
     from fixedpoint_diffusion.ddim import DDIMChain as DDIMChain
     from fixedpoint_diffusion.denoiser import Denoiser as Denoiser
+    from fixedpoint_diffusion.fashion_mnist import DENOISER as DENOISER
+    from fixedpoint_diffusion.fashion_mnist.classifier import Classifier as Classifier
+    from fixedpoint_diffusion.fashion_mnist.classifier import frechet_distance as frechet_distance
+    from fixedpoint_diffusion.fashion_mnist.classifier import load_classifier as load_classifier
+    from fixedpoint_diffusion.fashion_mnist.classifier import reference as reference
+    from fixedpoint_diffusion.fashion_mnist.images import held_out_images as held_out_images
+    from fixedpoint_diffusion.folder import ModelFolder as ModelFolder
     from fixedpoint_diffusion.inversion import invert as invert
+    from fixedpoint_diffusion.inversion import slerp as slerp
+    from fixedpoint_diffusion.latent_gradients import Exact as Exact
+    from fixedpoint_diffusion.latent_gradients import Found as Found
+    from fixedpoint_diffusion.latent_gradients import LatentGradient as LatentGradient
+    from fixedpoint_diffusion.latent_gradients import OneStep as OneStep
+    from fixedpoint_diffusion.latent_gradients import Phantom as Phantom
+    from fixedpoint_diffusion.latent_gradients import Serial as Serial
     from fixedpoint_diffusion.mixture import GaussianMixture as GaussianMixture
+    from fixedpoint_diffusion.models import DiffusersModel as DiffusersModel
+    from fixedpoint_diffusion.models import FashionMNISTModel as FashionMNISTModel
     from fixedpoint_diffusion.network import NetworkDenoiser as NetworkDenoiser
     from fixedpoint_diffusion.noise import draw_noise as draw_noise
     from fixedpoint_diffusion.noise import row_seeds as row_seeds
+    from fixedpoint_diffusion.optimisation import OptimisedInversion as OptimisedInversion
+    from fixedpoint_diffusion.optimisation_run import Optimisation as Optimisation
+    from fixedpoint_diffusion.optimisation_run import OptimisedLatents as OptimisedLatents
     from fixedpoint_diffusion.problem import ddim_problem as ddim_problem
     from fixedpoint_diffusion.schedulers import DDIMSchedule as DDIMSchedule
     from fixedpoint_diffusion.timesteps import quadratic_timesteps as quadratic_timesteps
 
-_EXPORTS = {
-    "DDIMChain": "fixedpoint_diffusion.ddim",
-    "DDIMSchedule": "fixedpoint_diffusion.schedulers",
-    "Denoiser": "fixedpoint_diffusion.denoiser",
-    "GaussianMixture": "fixedpoint_diffusion.mixture",
-    "NetworkDenoiser": "fixedpoint_diffusion.network",
-    "as_denoiser": "fixedpoint_diffusion.convert",
-    "ddim_problem": "fixedpoint_diffusion.problem",
-    "draw_noise": "fixedpoint_diffusion.noise",
-    "invert": "fixedpoint_diffusion.inversion",
-    "quadratic_timesteps": "fixedpoint_diffusion.timesteps",
-    "row_seeds": "fixedpoint_diffusion.noise",
-}
-
-__all__ = [
-    "DDIMChain",
-    "DDIMSchedule",
-    "Denoiser",
-    "GaussianMixture",
-    "NetworkDenoiser",
-    "as_denoiser",
-    "ddim_problem",
-    "draw_noise",
-    "invert",
-    "quadratic_timesteps",
-    "row_seeds",
-]
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _EXPORTS:
-        raise AttributeError(f"module 'fixedpoint_diffusion' has no attribute {name!r}")
-    value = getattr(importlib.import_module(_EXPORTS[name]), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return __all__
+__getattr__, __dir__, __all__ = exported(
+    __name__,
+    {
+        "fixedpoint_diffusion.convert": ("as_denoiser",),
+        "fixedpoint_diffusion.ddim": ("DDIMChain",),
+        "fixedpoint_diffusion.denoiser": ("Denoiser",),
+        "fixedpoint_diffusion.fashion_mnist": ("DENOISER",),
+        "fixedpoint_diffusion.fashion_mnist.classifier": (
+            "Classifier",
+            "frechet_distance",
+            "load_classifier",
+            "reference",
+        ),
+        "fixedpoint_diffusion.fashion_mnist.images": ("held_out_images",),
+        "fixedpoint_diffusion.folder": ("ModelFolder",),
+        "fixedpoint_diffusion.inversion": (
+            "invert",
+            "slerp",
+        ),
+        "fixedpoint_diffusion.latent_gradients": (
+            "Exact",
+            "Found",
+            "LatentGradient",
+            "OneStep",
+            "Phantom",
+            "Serial",
+        ),
+        "fixedpoint_diffusion.mixture": ("GaussianMixture",),
+        "fixedpoint_diffusion.models": (
+            "DiffusersModel",
+            "FashionMNISTModel",
+        ),
+        "fixedpoint_diffusion.network": ("NetworkDenoiser",),
+        "fixedpoint_diffusion.noise": (
+            "draw_noise",
+            "row_seeds",
+        ),
+        "fixedpoint_diffusion.optimisation": ("OptimisedInversion",),
+        "fixedpoint_diffusion.optimisation_run": (
+            "Optimisation",
+            "OptimisedLatents",
+        ),
+        "fixedpoint_diffusion.problem": ("ddim_problem",),
+        "fixedpoint_diffusion.schedulers": ("DDIMSchedule",),
+        "fixedpoint_diffusion.timesteps": ("quadratic_timesteps",),
+    },
+)

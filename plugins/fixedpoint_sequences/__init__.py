@@ -6,8 +6,9 @@ states after every step. Nothing heavy is imported until it is used, so that lis
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from fixedpoint.lazy import exported
 
 if TYPE_CHECKING:
     from fixedpoint_sequences.euler import EulerChain as EulerChain
@@ -15,23 +16,16 @@ if TYPE_CHECKING:
     from fixedpoint_sequences.recurrent import RecurrentChain as RecurrentChain
     from fixedpoint_sequences.recurrent import recurrent_problem as recurrent_problem
 
-_EXPORTS = {
-    "EulerChain": "fixedpoint_sequences.euler",
-    "RecurrentChain": "fixedpoint_sequences.recurrent",
-    "euler_problem": "fixedpoint_sequences.euler",
-    "recurrent_problem": "fixedpoint_sequences.recurrent",
-}
-
-__all__ = ["EulerChain", "RecurrentChain", "euler_problem", "recurrent_problem"]
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _EXPORTS:
-        raise AttributeError(f"module 'fixedpoint_sequences' has no attribute {name!r}")
-    value = getattr(importlib.import_module(_EXPORTS[name]), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return __all__
+__getattr__, __dir__, __all__ = exported(
+    __name__,
+    {
+        "fixedpoint_sequences.euler": (
+            "EulerChain",
+            "euler_problem",
+        ),
+        "fixedpoint_sequences.recurrent": (
+            "RecurrentChain",
+            "recurrent_problem",
+        ),
+    },
+)

@@ -7,8 +7,9 @@ torchdeq's, with them registered. torchdeq is imported when something of it is u
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from fixedpoint.lazy import exported
 
 if TYPE_CHECKING:
     from fixedpoint_torchdeq.ours import as_torchdeq_solver as as_torchdeq_solver
@@ -18,32 +19,18 @@ if TYPE_CHECKING:
     from fixedpoint_torchdeq.theirs import TorchdeqBroyden as TorchdeqBroyden
     from fixedpoint_torchdeq.theirs import TorchdeqPicard as TorchdeqPicard
 
-_EXPORTS = {
-    "TorchdeqAnderson": "fixedpoint_torchdeq.theirs",
-    "TorchdeqBroyden": "fixedpoint_torchdeq.theirs",
-    "TorchdeqPicard": "fixedpoint_torchdeq.theirs",
-    "as_torchdeq_solver": "fixedpoint_torchdeq.ours",
-    "get_deq": "fixedpoint_torchdeq.ours",
-    "register": "fixedpoint_torchdeq.ours",
-}
-
-__all__ = [
-    "TorchdeqAnderson",
-    "TorchdeqBroyden",
-    "TorchdeqPicard",
-    "as_torchdeq_solver",
-    "get_deq",
-    "register",
-]
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _EXPORTS:
-        raise AttributeError(f"module 'fixedpoint_torchdeq' has no attribute {name!r}")
-    value = getattr(importlib.import_module(_EXPORTS[name]), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return __all__
+__getattr__, __dir__, __all__ = exported(
+    __name__,
+    {
+        "fixedpoint_torchdeq.ours": (
+            "as_torchdeq_solver",
+            "get_deq",
+            "register",
+        ),
+        "fixedpoint_torchdeq.theirs": (
+            "TorchdeqAnderson",
+            "TorchdeqBroyden",
+            "TorchdeqPicard",
+        ),
+    },
+)

@@ -20,8 +20,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from safetensors.torch import save_file
 
 from fixedpoint import Implicit, Termination
-from fixedpoint.registry import registry
-from fixedpoint.tasks.task import Context
+from fixedpoint.plugin import Context, registry
 from fixedpoint_deq.task import DigitsDEQ
 from fixedpoint_deq.training import Epoch, Training
 

@@ -19,7 +19,8 @@ from rich.progress import track
 from safetensors.torch import save_file
 from torch.nn.functional import cross_entropy
 
-from fixedpoint_diffusion.fashion_mnist.classifier import Classifier, Gaussian
+from fixedpoint_diffusion import Classifier
+from fixedpoint_diffusion.fashion_mnist.classifier import Gaussian
 
 
 def main(

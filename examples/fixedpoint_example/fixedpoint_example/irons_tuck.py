@@ -21,9 +21,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from fixedpoint import StepSolver
-from fixedpoint.core.evaluator import Evaluated, Evaluator
-from fixedpoint.core.options import OptionError, option
-from fixedpoint.core.reduce import row_norms, vecdot
+from fixedpoint.plugin import Evaluated, Evaluator, OptionError, option, row_norms, vecdot
 
 __all__ = ["IronsTuck", "IronsTuckState"]
 

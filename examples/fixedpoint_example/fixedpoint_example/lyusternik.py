@@ -19,11 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fixedpoint import GradientEstimator, Solution
-from fixedpoint.core.evaluator import Evaluator
-from fixedpoint.core.options import option
-from fixedpoint.core.reduce import vecdot
-from fixedpoint.gradients.estimator import with_gradient_of
-from fixedpoint.gradients.recorded import products, recorded
+from fixedpoint.plugin import Evaluator, option, products, recorded, vecdot, with_gradient_of
 
 __all__ = ["Lyusternik"]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fixedpoint.registry import Component, hookimpl
+from fixedpoint.plugin import Component, hookimpl
 
 
 @hookimpl

@@ -18,11 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from fixedpoint import Problem, Solution, solve
-from fixedpoint.core.layout import Layout
-from fixedpoint.core.options import option
-from fixedpoint.core.problem import HasTake
-from fixedpoint.gradients.estimator import GradientEstimator
-from fixedpoint.tasks.task import Context, Judgement, SolveTask
+from fixedpoint.plugin import Context, GradientEstimator, HasTake, Judgement, Layout, SolveTask, option
 
 __all__ = ["BellmanProblem", "RandomMDP"]
 

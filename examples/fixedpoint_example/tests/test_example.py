@@ -10,10 +10,8 @@ from fixedpoint_example.random_mdp import RandomMDP
 
 import fixedpoint
 from fixedpoint import OneStep, Unrolled
-from fixedpoint.core.options import OptionError
-from fixedpoint.tasks.task import Context
-from fixedpoint.testing import check_solver
-from fixedpoint.testing.problems import affine_contraction
+from fixedpoint.plugin import Context, OptionError
+from fixedpoint.testing import affine_contraction, check_solver
 
 
 def test_the_solver_does_what_solvers_promise():

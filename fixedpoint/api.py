@@ -108,28 +108,11 @@ def solve(
             "a solve cannot be transformed by torch.func (grad, jvp, vmap ...); use torch.autograd with gradient=..., "
             "in forward mode torch.autograd.forward_ad, and rows instead of vmap"
         )
-    if isinstance(f, Problem):
-        if z0 is not None:
-            raise TypeError("a problem brings its own start; leave out z0")
-        if rows is not None:
-            raise TypeError("a problem says itself whether its rows are independent; leave out rows")
-        if has_aux:
-            raise TypeError("has_aux is for plain functions; a problem says itself whether it returns more")
-        problem = f
-    else:
-        if z0 is None:
-            raise TypeError("solve wants a start z0 for a plain function")
-        problem = FunctionProblem(f, z0, rows, has_aux=has_aux)
+    problem = _problem(f, z0, rows, has_aux)
     if on_round is not None and not callable(on_round):
         raise TypeError(f"on_round must be a function, got {type(on_round).__name__}")
     method: Solver = _component("solver", solver, Solver)
-    estimator: GradientEstimator | None = (
-        None if gradient is None else _component("gradient", gradient, GradientEstimator)
-    )
-    if estimator is not None and problem.layout.namespace != "torch":
-        number = "a complex number" if problem.layout.is_complex else "a float"
-        came = {"numpy": "numpy arrays", "python": number}[problem.layout.namespace]
-        raise TypeError(f"gradient wants a start of torch tensors, got {came}")
+    estimator = _estimator(gradient, problem.layout)
     rule, yardstick = _rule(problem.layout, termination, rtol, atol, per=per, max_rounds=max_rounds)
     if isinstance(problem, AdaptsSolver):
         method = problem.adapt(method)
@@ -160,6 +143,35 @@ def solve(
         return solution
     with torch.set_grad_enabled(recorded and torch.is_grad_enabled()), forward_ad._set_fwd_grad_enabled(recorded):
         return replace(solution, aux=evaluator.aux(solution.state.clone()))
+
+
+def _problem(f: Problem | Callable[[Any], Any], z0: Any, rows: Rows | None, has_aux: bool) -> Problem:
+    """A problem as it is, with nothing given twice; a function with its start as one."""
+    if not isinstance(f, Problem):
+        if z0 is None:
+            raise TypeError("solve wants a start z0 for a plain function")
+        return FunctionProblem(f, z0, rows, has_aux=has_aux)
+    if z0 is not None:
+        raise TypeError("a problem brings its own start; leave out z0")
+    if rows is not None:
+        raise TypeError("a problem says itself whether its rows are independent; leave out rows")
+    if has_aux:
+        raise TypeError("has_aux is for plain functions; a problem says itself whether it returns more")
+    return f
+
+
+def _estimator(
+    gradient: str | Mapping[str, Any] | GradientEstimator | None, layout: Layout
+) -> GradientEstimator | None:
+    """The estimator that was asked for; autograd knows nothing of other values than tensors."""
+    estimator: GradientEstimator | None = (
+        None if gradient is None else _component("gradient", gradient, GradientEstimator)
+    )
+    if estimator is not None and layout.namespace != "torch":
+        number = "a complex number" if layout.is_complex else "a float"
+        came = {"numpy": "numpy arrays", "python": number}[layout.namespace]
+        raise TypeError(f"gradient wants a start of torch tensors, got {came}")
+    return estimator
 
 
 def find_root(

@@ -129,16 +129,9 @@ def iterate(
         When the evaluator measures otherwise than the termination wants.
     """
     whole, part = f, None
-    limit = termination.max_rounds or solver.rounds_bound(f)
-    measured, wanted = (f.yardstick.norm, f.yardstick.per), (termination.norm, termination.per)
-    if measured != wanted:
-        raise ValueError(
-            f"the evaluator measures in the {' norm per '.join(measured)}, the termination wants {' per '.join(wanted)}"
-        )
-    f.limit = limit
+    judge = _judge(solver, f, termination, z0.dtype)
+    f.limit = limit = termination.max_rounds or solver.rounds_bound(f)
     f.tracks_best = not solver.lasting
-    kind = {"lasting": solver.lasting, "affine": solver.affine}
-    judge = Judge(termination, z0.dtype, **kind, origin=f.origin, yardstick=f.yardstick)
     at = solver.begin(f, z0)
     state = solver.init(f, at)
     narrows = _narrows(solver, f)
@@ -185,11 +178,19 @@ def iterate(
         at = proposal if isinstance(proposal, Evaluated) else f(proposal)
     if part is not None:
         part.give_back()
-    extras = solver.extras(state)
-    if "inverse" in whole.wanted:
-        extras["inverse"] = solver.inverse(state)
+    extras = {**solver.extras(state), **({"inverse": solver.inverse(state)} if "inverse" in whole.wanted else {})}
     del state, at  # the history makes room for a copy of the answer
     return solution_at(whole.answer, tuple(Status(int(code)) for code in status), rounds, whole, solver, extras)
+
+
+def _judge(solver: StepSolver[Any], f: Evaluator, termination: Termination, dtype: torch.dtype) -> Judge:
+    measured, wanted = (f.yardstick.norm, f.yardstick.per), (termination.norm, termination.per)
+    if measured != wanted:
+        raise ValueError(
+            f"the evaluator measures in the {' norm per '.join(measured)}, the termination wants {' per '.join(wanted)}"
+        )
+    kind = {"lasting": solver.lasting, "affine": solver.affine}
+    return Judge(termination, dtype, **kind, origin=f.origin, yardstick=f.yardstick)
 
 
 def solution_at(

@@ -11,6 +11,11 @@ __all__: list[str] = []
 
 @hookimpl
 def fixedpoint_solvers() -> list[Component]:
+    return [*_methods(), *_combinations(), *_of_chains()]
+
+
+def _methods() -> list[Component]:
+    """Solvers of plain problems."""
     return [
         Component(
             "auto",
@@ -66,6 +71,12 @@ def fixedpoint_solvers() -> list[Component]:
             "squared and cyclic extrapolation, for EM and other slow monotone maps",
             ("Varadhan & Roland 2008", "Lepage-Saucier 2024"),
         ),
+    ]
+
+
+def _combinations() -> list[Component]:
+    """Solvers made of others."""
+    return [
         Component(
             "damped",
             "fixedpoint.solvers.damped:Damped",
@@ -83,6 +94,12 @@ def fixedpoint_solvers() -> list[Component]:
             "one solver, then another for the rows it did not solve",
             ("Rice 1969",),
         ),
+    ]
+
+
+def _of_chains() -> list[Component]:
+    """Solvers of chains."""
+    return [
         Component(
             "chain",
             "fixedpoint.chains.solver:ChainSolver",

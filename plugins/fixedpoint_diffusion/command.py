@@ -10,54 +10,62 @@ import typer
 __all__ = ["invert"]
 
 
+_Images = Annotated[
+    list[Path], typer.Argument(metavar="IMAGES", help="Image files, and folders of them.", show_default=False)
+]
+_Model = Annotated[str, typer.Option("--model", metavar="MODEL", help="fashion-mnist, or a folder of diffusers'.")]
+_Label = Annotated[
+    list[str] | None,
+    typer.Option("--class", metavar="CLASS", help="Class of the images: one, or one for each, by commas."),
+]
+_NoClass = Annotated[
+    int | None, typer.Option("--no-class", metavar="CLASS", help="The label of a folder's model for no class.")
+]
+_Steps = Annotated[
+    int | None, typer.Option("--steps", metavar="N", help="Steps of the chain.  [default: 50]", show_default=False)
+]
+_Timesteps = Annotated[
+    str | None,
+    typer.Option("--timesteps", metavar="LIST", help="Its timesteps, by commas from noise to image, or quadratic."),
+]
+_Guidance = Annotated[float, typer.Option("--guidance", metavar="S", help="Classifier-free guidance; 1: none.")]
+_EditClass = Annotated[
+    str | None, typer.Option("--edit-class", metavar="CLASS", help="Sample the latents with this class, too.")
+]
+_EditGuidance = Annotated[
+    float | None, typer.Option("--edit-guidance", metavar="S", help="Sample the latents with this guidance, too.")
+]
+_Interpolate = Annotated[
+    int, typer.Option("--interpolate", metavar="K", min=0, max=99, help="Images between one and the next.")
+]
+_Background = Annotated[
+    str, typer.Option("--background", metavar="COLOUR", help="Behind transparent parts: black or white.")
+]
+_Clip = Annotated[
+    str, typer.Option("--clip", metavar="HOW", help="A scheduler that clips: refuse, or ignore the clipping.")
+]
+_Tolerance = Annotated[float, typer.Option("--tolerance", metavar="RMS", help="Round trip that counts as inverted.")]
+
+
 def invert(
-    images: Annotated[
-        list[Path],
-        typer.Argument(metavar="IMAGES", help="Image files, and folders of them.", show_default=False),
-    ],
-    model: Annotated[
-        str, typer.Option("--model", metavar="MODEL", help="fashion-mnist, or a folder of diffusers'.")
-    ] = "fashion-mnist",
-    label: Annotated[
-        list[str] | None,
-        typer.Option("--class", metavar="CLASS", help="Class of the images: one, or one for each, by commas."),
-    ] = None,
-    no_class: Annotated[
-        int | None, typer.Option("--no-class", metavar="CLASS", help="The label of a folder's model for no class.")
-    ] = None,
-    steps: Annotated[
-        int | None, typer.Option("--steps", metavar="N", help="Steps of the chain.  [default: 50]", show_default=False)
-    ] = None,
-    timesteps: Annotated[
-        str | None,
-        typer.Option("--timesteps", metavar="LIST", help="Its timesteps, by commas from noise to image, or quadratic."),
-    ] = None,
-    guidance: Annotated[
-        float, typer.Option("--guidance", metavar="S", help="Classifier-free guidance; 1: none.")
-    ] = 1.0,
-    edit_class: Annotated[
-        str | None, typer.Option("--edit-class", metavar="CLASS", help="Sample the latents with this class, too.")
-    ] = None,
-    edit_guidance: Annotated[
-        float | None, typer.Option("--edit-guidance", metavar="S", help="Sample the latents with this guidance, too.")
-    ] = None,
-    interpolate: Annotated[
-        int, typer.Option("--interpolate", metavar="K", min=0, max=99, help="Images between one and the next.")
-    ] = 0,
+    images: _Images,
+    model: _Model = "fashion-mnist",
+    label: _Label = None,
+    no_class: _NoClass = None,
+    steps: _Steps = None,
+    timesteps: _Timesteps = None,
+    guidance: _Guidance = 1.0,
+    edit_class: _EditClass = None,
+    edit_guidance: _EditGuidance = None,
+    interpolate: _Interpolate = 0,
     output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Where everything is written.")] = Path(
         "runs/invert"
     ),
     resize: Annotated[bool, typer.Option("--resize", help="Resize images of another size (Lanczos).")] = False,
     pad: Annotated[bool, typer.Option("--pad", help="Set smaller images on the background.")] = False,
-    background: Annotated[
-        str, typer.Option("--background", metavar="COLOUR", help="Behind transparent parts: black or white.")
-    ] = "black",
-    clip: Annotated[
-        str, typer.Option("--clip", metavar="HOW", help="A scheduler that clips: refuse, or ignore the clipping.")
-    ] = "refuse",
-    tolerance: Annotated[
-        float, typer.Option("--tolerance", metavar="RMS", help="Round trip that counts as inverted.")
-    ] = 2e-3,
+    background: _Background = "black",
+    clip: _Clip = "refuse",
+    tolerance: _Tolerance = 2e-3,
     batch: Annotated[int, typer.Option("--batch", metavar="B", min=1, help="Images at once.")] = 16,
     device: Annotated[str, typer.Option("--device", metavar="DEVICE", help="E.g. cuda.")] = "cpu",
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say only what went wrong.")] = False,

@@ -12,7 +12,7 @@ import torch
 
 import fixedpoint
 from fixedpoint_diffusion import DDIMSchedule
-from fixedpoint_diffusion.models import MixtureModel, ShapesModel
+from fixedpoint_diffusion.models.choices import MixtureModel, ShapesModel
 from fixedpoint_diffusion.task import DDIMSampling
 
 MODELS: dict[str, MixtureModel | ShapesModel] = {

@@ -24,8 +24,8 @@ import typer
 
 import fixedpoint
 from fixedpoint.chains import ChainProblem, Serial
-from fixedpoint.chains.plan import expected
-from fixedpoint.chains.planned import joint
+from fixedpoint.chains.planning.plan import expected
+from fixedpoint.chains.planning.planned import joint
 from fixedpoint_diffusion import DiffusersModel, FashionMNISTModel
 from fixedpoint_diffusion.task import DDIMSampling
 

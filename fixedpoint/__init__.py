@@ -7,18 +7,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from fixedpoint.lazy import exported
+from fixedpoint._lazy import exported
 
 if TYPE_CHECKING:
     from fixedpoint.api import find_root as find_root
     from fixedpoint.api import solve as solve
+    from fixedpoint.chains.adjoint.gradient import ChainAdjoint as ChainAdjoint
     from fixedpoint.chains.chain import Chain as Chain
     from fixedpoint.chains.chain import ChainProblem as ChainProblem
-    from fixedpoint.chains.deq_ddim import DEQDDIM as DEQDDIM
-    from fixedpoint.chains.gradient import ChainAdjoint as ChainAdjoint
-    from fixedpoint.chains.parareal import Parareal as Parareal
-    from fixedpoint.chains.serial import Serial as Serial
-    from fixedpoint.chains.solver import ChainSolver as ChainSolver
+    from fixedpoint.chains.joint.solver import ChainSolver as ChainSolver
+    from fixedpoint.chains.methods.deq_ddim import DEQDDIM as DEQDDIM
+    from fixedpoint.chains.methods.parareal import Parareal as Parareal
+    from fixedpoint.chains.methods.serial import Serial as Serial
     from fixedpoint.core.layout import Layout as Layout
     from fixedpoint.core.loop import StepSolver as StepSolver
     from fixedpoint.core.problem import Problem as Problem
@@ -70,11 +70,11 @@ __getattr__, __dir__, __all__ = exported(
             "Chain",
             "ChainProblem",
         ),
-        "fixedpoint.chains.deq_ddim": ("DEQDDIM",),
-        "fixedpoint.chains.gradient": ("ChainAdjoint",),
-        "fixedpoint.chains.parareal": ("Parareal",),
-        "fixedpoint.chains.serial": ("Serial",),
-        "fixedpoint.chains.solver": ("ChainSolver",),
+        "fixedpoint.chains.methods.deq_ddim": ("DEQDDIM",),
+        "fixedpoint.chains.adjoint.gradient": ("ChainAdjoint",),
+        "fixedpoint.chains.methods.parareal": ("Parareal",),
+        "fixedpoint.chains.methods.serial": ("Serial",),
+        "fixedpoint.chains.joint.solver": ("ChainSolver",),
         "fixedpoint.core.layout": ("Layout",),
         "fixedpoint.core.loop": ("StepSolver",),
         "fixedpoint.core.problem": ("Problem",),

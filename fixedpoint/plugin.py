@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from fixedpoint.lazy import exported
+from fixedpoint._lazy import exported
 
 if TYPE_CHECKING:
     from fixedpoint.core.evaluator import Evaluator as Evaluator
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from fixedpoint.core.inverse import InverseEstimate as InverseEstimate
     from fixedpoint.core.layout import Layout as Layout
     from fixedpoint.core.loop import StepSolver as StepSolver
+    from fixedpoint.core.loop import solution_at as solution_at
     from fixedpoint.core.options import OptionError as OptionError
     from fixedpoint.core.options import Options as Options
     from fixedpoint.core.options import by_options as by_options
@@ -76,7 +77,7 @@ __getattr__, __dir__, __all__ = exported(
         "fixedpoint.core.history": ("History",),
         "fixedpoint.core.inverse": ("InverseEstimate",),
         "fixedpoint.core.layout": ("Layout",),
-        "fixedpoint.core.loop": ("StepSolver",),
+        "fixedpoint.core.loop": ("StepSolver", "solution_at"),
         "fixedpoint.core.options": (
             "OptionError",
             "Options",

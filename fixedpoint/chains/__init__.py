@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from fixedpoint.lazy import exported
+from fixedpoint._lazy import exported
 
 if TYPE_CHECKING:
-    from fixedpoint.chains.adjoint import AdjointChain as AdjointChain
+    from fixedpoint.chains.adjoint.adjoint import AdjointChain as AdjointChain
+    from fixedpoint.chains.adjoint.gradient import ChainAdjoint as ChainAdjoint
     from fixedpoint.chains.capabilities import HasCoefficients as HasCoefficients
     from fixedpoint.chains.capabilities import HasGaussianSlopes as HasGaussianSlopes
     from fixedpoint.chains.capabilities import HasJacobians as HasJacobians
@@ -20,46 +21,45 @@ if TYPE_CHECKING:
     from fixedpoint.chains.coarse import HasCoarse as HasCoarse
     from fixedpoint.chains.coarse import HasExtension as HasExtension
     from fixedpoint.chains.coarse import HasJumps as HasJumps
-    from fixedpoint.chains.costs import HasCostKey as HasCostKey
-    from fixedpoint.chains.deq_ddim import DEQDDIM as DEQDDIM
-    from fixedpoint.chains.gradient import ChainAdjoint as ChainAdjoint
-    from fixedpoint.chains.inverse import InverseProblem as InverseProblem
-    from fixedpoint.chains.inversion import InversionProgress as InversionProgress
-    from fixedpoint.chains.inversion import invert_chain as invert_chain
-    from fixedpoint.chains.inverted import Inversion as Inversion
-    from fixedpoint.chains.inverted import InversionStatus as InversionStatus
-    from fixedpoint.chains.inverters import Inverter as Inverter
-    from fixedpoint.chains.inverters import JointInversion as JointInversion
-    from fixedpoint.chains.inverters import StepwiseInversion as StepwiseInversion
-    from fixedpoint.chains.linear import Band as Band
-    from fixedpoint.chains.linear import Derivatives as Derivatives
-    from fixedpoint.chains.linear import LinearPart as LinearPart
-    from fixedpoint.chains.parareal import Parareal as Parareal
-    from fixedpoint.chains.plan import Plan as Plan
-    from fixedpoint.chains.plan import Setting as Setting
-    from fixedpoint.chains.planned import PlannedChainSolver as PlannedChainSolver
-    from fixedpoint.chains.preconditioner import AnyPreconditioner as AnyPreconditioner
-    from fixedpoint.chains.preconditioner import Banded as Banded
-    from fixedpoint.chains.preconditioner import Coefficient as Coefficient
-    from fixedpoint.chains.preconditioner import Diagonal as Diagonal
-    from fixedpoint.chains.preconditioner import Gaussian as Gaussian
-    from fixedpoint.chains.preconditioner import Identity as Identity
-    from fixedpoint.chains.preconditioner import Jacobian as Jacobian
-    from fixedpoint.chains.preconditioner import Preconditioner as Preconditioner
-    from fixedpoint.chains.preconditioner import Zero as Zero
-    from fixedpoint.chains.scan import linear_recurrence as linear_recurrence
-    from fixedpoint.chains.secant import BlockSecant as BlockSecant
-    from fixedpoint.chains.serial import Serial as Serial
-    from fixedpoint.chains.solver import ChainSolver as ChainSolver
-    from fixedpoint.chains.start import ConstantStart as ConstantStart
-    from fixedpoint.chains.start import NestedStart as NestedStart
-    from fixedpoint.chains.start import OneJumpStart as OneJumpStart
-    from fixedpoint.chains.workbench import Workbench as Workbench
+    from fixedpoint.chains.inversion.inverse import InverseProblem as InverseProblem
+    from fixedpoint.chains.inversion.invert import InversionProgress as InversionProgress
+    from fixedpoint.chains.inversion.invert import invert_chain as invert_chain
+    from fixedpoint.chains.inversion.inverted import Inversion as Inversion
+    from fixedpoint.chains.inversion.inverted import InversionStatus as InversionStatus
+    from fixedpoint.chains.inversion.inverters import Inverter as Inverter
+    from fixedpoint.chains.inversion.inverters import JointInversion as JointInversion
+    from fixedpoint.chains.inversion.inverters import StepwiseInversion as StepwiseInversion
+    from fixedpoint.chains.inversion.workbench import Workbench as Workbench
+    from fixedpoint.chains.joint.solver import ChainSolver as ChainSolver
+    from fixedpoint.chains.joint.start import ConstantStart as ConstantStart
+    from fixedpoint.chains.joint.start import NestedStart as NestedStart
+    from fixedpoint.chains.joint.start import OneJumpStart as OneJumpStart
+    from fixedpoint.chains.methods.deq_ddim import DEQDDIM as DEQDDIM
+    from fixedpoint.chains.methods.parareal import Parareal as Parareal
+    from fixedpoint.chains.methods.serial import Serial as Serial
+    from fixedpoint.chains.planning.costs import HasCostKey as HasCostKey
+    from fixedpoint.chains.planning.plan import Plan as Plan
+    from fixedpoint.chains.planning.plan import Setting as Setting
+    from fixedpoint.chains.planning.planned import PlannedChainSolver as PlannedChainSolver
+    from fixedpoint.chains.slope.linear import Band as Band
+    from fixedpoint.chains.slope.linear import Derivatives as Derivatives
+    from fixedpoint.chains.slope.linear import LinearPart as LinearPart
+    from fixedpoint.chains.slope.preconditioner import AnyPreconditioner as AnyPreconditioner
+    from fixedpoint.chains.slope.preconditioner import Banded as Banded
+    from fixedpoint.chains.slope.preconditioner import Coefficient as Coefficient
+    from fixedpoint.chains.slope.preconditioner import Diagonal as Diagonal
+    from fixedpoint.chains.slope.preconditioner import Gaussian as Gaussian
+    from fixedpoint.chains.slope.preconditioner import Identity as Identity
+    from fixedpoint.chains.slope.preconditioner import Jacobian as Jacobian
+    from fixedpoint.chains.slope.preconditioner import Preconditioner as Preconditioner
+    from fixedpoint.chains.slope.preconditioner import Zero as Zero
+    from fixedpoint.chains.slope.scan import linear_recurrence as linear_recurrence
+    from fixedpoint.chains.slope.secant import BlockSecant as BlockSecant
 
 __getattr__, __dir__, __all__ = exported(
     __name__,
     {
-        "fixedpoint.chains.adjoint": ("AdjointChain",),
+        "fixedpoint.chains.adjoint.adjoint": ("AdjointChain",),
         "fixedpoint.chains.capabilities": (
             "HasCoefficients",
             "HasGaussianSlopes",
@@ -78,35 +78,35 @@ __getattr__, __dir__, __all__ = exported(
             "HasExtension",
             "HasJumps",
         ),
-        "fixedpoint.chains.costs": ("HasCostKey",),
-        "fixedpoint.chains.deq_ddim": ("DEQDDIM",),
-        "fixedpoint.chains.gradient": ("ChainAdjoint",),
-        "fixedpoint.chains.inverse": ("InverseProblem",),
-        "fixedpoint.chains.inversion": (
+        "fixedpoint.chains.planning.costs": ("HasCostKey",),
+        "fixedpoint.chains.methods.deq_ddim": ("DEQDDIM",),
+        "fixedpoint.chains.adjoint.gradient": ("ChainAdjoint",),
+        "fixedpoint.chains.inversion.inverse": ("InverseProblem",),
+        "fixedpoint.chains.inversion.invert": (
             "InversionProgress",
             "invert_chain",
         ),
-        "fixedpoint.chains.inverted": (
+        "fixedpoint.chains.inversion.inverted": (
             "Inversion",
             "InversionStatus",
         ),
-        "fixedpoint.chains.inverters": (
+        "fixedpoint.chains.inversion.inverters": (
             "Inverter",
             "JointInversion",
             "StepwiseInversion",
         ),
-        "fixedpoint.chains.linear": (
+        "fixedpoint.chains.slope.linear": (
             "Band",
             "Derivatives",
             "LinearPart",
         ),
-        "fixedpoint.chains.parareal": ("Parareal",),
-        "fixedpoint.chains.plan": (
+        "fixedpoint.chains.methods.parareal": ("Parareal",),
+        "fixedpoint.chains.planning.plan": (
             "Plan",
             "Setting",
         ),
-        "fixedpoint.chains.planned": ("PlannedChainSolver",),
-        "fixedpoint.chains.preconditioner": (
+        "fixedpoint.chains.planning.planned": ("PlannedChainSolver",),
+        "fixedpoint.chains.slope.preconditioner": (
             "AnyPreconditioner",
             "Banded",
             "Coefficient",
@@ -117,15 +117,15 @@ __getattr__, __dir__, __all__ = exported(
             "Preconditioner",
             "Zero",
         ),
-        "fixedpoint.chains.scan": ("linear_recurrence",),
-        "fixedpoint.chains.secant": ("BlockSecant",),
-        "fixedpoint.chains.serial": ("Serial",),
-        "fixedpoint.chains.solver": ("ChainSolver",),
-        "fixedpoint.chains.start": (
+        "fixedpoint.chains.slope.scan": ("linear_recurrence",),
+        "fixedpoint.chains.slope.secant": ("BlockSecant",),
+        "fixedpoint.chains.methods.serial": ("Serial",),
+        "fixedpoint.chains.joint.solver": ("ChainSolver",),
+        "fixedpoint.chains.joint.start": (
             "ConstantStart",
             "NestedStart",
             "OneJumpStart",
         ),
-        "fixedpoint.chains.workbench": ("Workbench",),
+        "fixedpoint.chains.inversion.workbench": ("Workbench",),
     },
 )

@@ -24,8 +24,8 @@ from torch import Tensor
 from fixedpoint.chains.capabilities import HasCoefficients, HasGaussianSlopes, HasJacobians, HasSlopes, undeclared
 from fixedpoint.chains.coarse import HasCoarse, HasExtension, HasJumps
 from fixedpoint.chains.faults import place_of
+from fixedpoint.chains.joint.solver import as_chain_solver
 from fixedpoint.chains.measure import implied, state_norms
-from fixedpoint.chains.solver import as_chain_solver
 from fixedpoint.core.layout import Layout
 from fixedpoint.core.memory import Receiver
 from fixedpoint.core.problem import (

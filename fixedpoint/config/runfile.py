@@ -57,7 +57,7 @@ class RunConfig:
     tasks, solvers, gradients
         What is compared; without gradients every cell has none.
     termination
-        Fields of :class:`fixedpoint.core.termination.Termination`.
+        Fields of :class:`fixedpoint.Termination`.
     expect
         Upper bound by metric.
     """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from fixedpoint.lazy import exported
+from fixedpoint._lazy import exported
 
 if TYPE_CHECKING:
     from fixedpoint.layers.equilibrium import Equilibrium as Equilibrium

@@ -102,31 +102,31 @@ def _of_chains() -> list[Component]:
     return [
         Component(
             "chain",
-            "fixedpoint.chains.solver:ChainSolver",
+            "fixedpoint.chains.joint.solver:ChainSolver",
             "a chain as one joint fixed point: preconditioner and accelerator",
             ("Pokle, Geng & Kolter 2022", "Shih et al. 2023", "Tang et al. 2024"),
         ),
         Component(
             "block-secant",
-            "fixedpoint.chains.secant:BlockSecant",
+            "fixedpoint.chains.slope.secant:BlockSecant",
             "for chains: the slope of every step, corrected by its own last moves",
             ("Fang & Saad 2009",),
         ),
         Component(
             "deq-ddim",
-            "fixedpoint.chains.deq_ddim:DEQDDIM",
+            "fixedpoint.chains.methods.deq_ddim:DEQDDIM",
             "DEQ-DDIM as published: its joint map, every state mixed alone",
             ("Pokle, Geng & Kolter 2022",),
         ),
         Component(
             "parareal",
-            "fixedpoint.chains.parareal:Parareal",
+            "fixedpoint.chains.methods.parareal:Parareal",
             "a chain in blocks: fine steps in all of them at once, coarse jumps in sequence (SRDS)",
             ("Lions, Maday & Turinici 2001", "Selvam et al. 2024"),
         ),
         Component(
             "serial",
-            "fixedpoint.chains.serial:Serial",
+            "fixedpoint.chains.methods.serial:Serial",
             "a chain one step after another: the reference",
         ),
     ]
@@ -173,7 +173,7 @@ def fixedpoint_gradients() -> list[Component]:
         ),
         Component(
             "chain-adjoint",
-            "fixedpoint.chains.gradient:ChainAdjoint",
+            "fixedpoint.chains.adjoint.gradient:ChainAdjoint",
             "the exact gradient of a chain, by its adjoint chain in parallel rounds",
             ("Pontryagin et al. 1962",),
         ),

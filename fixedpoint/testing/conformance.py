@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeVar
 
-from fixedpoint.chains.serial import Serial
-from fixedpoint.chains.solver import ChainSolver
+from fixedpoint.chains.joint.solver import ChainSolver
+from fixedpoint.chains.methods.serial import Serial
 from fixedpoint.core.fault import Fault
 from fixedpoint.core.options import Options, nearest
 from fixedpoint.core.solver import Solver

@@ -8,46 +8,46 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from fixedpoint.lazy import exported
+from fixedpoint._lazy import exported
 
 if TYPE_CHECKING:
-    from fixedpoint_diffusion.convert import as_denoiser as as_denoiser
-    from fixedpoint_diffusion.ddim import DDIMChain as DDIMChain
-    from fixedpoint_diffusion.denoiser import Denoiser as Denoiser
+    from fixedpoint_diffusion.denoisers.convert import as_denoiser as as_denoiser
+    from fixedpoint_diffusion.denoisers.denoiser import Denoiser as Denoiser
+    from fixedpoint_diffusion.denoisers.mixture import GaussianMixture as GaussianMixture
+    from fixedpoint_diffusion.denoisers.network import NetworkDenoiser as NetworkDenoiser
     from fixedpoint_diffusion.fashion_mnist import DENOISER as DENOISER
     from fixedpoint_diffusion.fashion_mnist.classifier import Classifier as Classifier
     from fixedpoint_diffusion.fashion_mnist.classifier import frechet_distance as frechet_distance
     from fixedpoint_diffusion.fashion_mnist.classifier import load_classifier as load_classifier
     from fixedpoint_diffusion.fashion_mnist.classifier import reference as reference
     from fixedpoint_diffusion.fashion_mnist.images import held_out_images as held_out_images
-    from fixedpoint_diffusion.folder import ModelFolder as ModelFolder
-    from fixedpoint_diffusion.inversion import invert as invert
-    from fixedpoint_diffusion.inversion import slerp as slerp
-    from fixedpoint_diffusion.latent_gradients import Exact as Exact
-    from fixedpoint_diffusion.latent_gradients import Found as Found
-    from fixedpoint_diffusion.latent_gradients import LatentGradient as LatentGradient
-    from fixedpoint_diffusion.latent_gradients import OneStep as OneStep
-    from fixedpoint_diffusion.latent_gradients import Phantom as Phantom
-    from fixedpoint_diffusion.latent_gradients import Serial as Serial
-    from fixedpoint_diffusion.mixture import GaussianMixture as GaussianMixture
-    from fixedpoint_diffusion.models import DiffusersModel as DiffusersModel
-    from fixedpoint_diffusion.models import FashionMNISTModel as FashionMNISTModel
-    from fixedpoint_diffusion.network import NetworkDenoiser as NetworkDenoiser
-    from fixedpoint_diffusion.noise import draw_noise as draw_noise
-    from fixedpoint_diffusion.noise import row_seeds as row_seeds
-    from fixedpoint_diffusion.optimisation import OptimisedInversion as OptimisedInversion
-    from fixedpoint_diffusion.optimisation_run import Optimisation as Optimisation
-    from fixedpoint_diffusion.optimisation_run import OptimisedLatents as OptimisedLatents
-    from fixedpoint_diffusion.problem import ddim_problem as ddim_problem
-    from fixedpoint_diffusion.schedulers import DDIMSchedule as DDIMSchedule
-    from fixedpoint_diffusion.timesteps import quadratic_timesteps as quadratic_timesteps
+    from fixedpoint_diffusion.inversion.invert import invert as invert
+    from fixedpoint_diffusion.inversion.invert import slerp as slerp
+    from fixedpoint_diffusion.inversion.latent_gradients import Exact as Exact
+    from fixedpoint_diffusion.inversion.latent_gradients import Found as Found
+    from fixedpoint_diffusion.inversion.latent_gradients import LatentGradient as LatentGradient
+    from fixedpoint_diffusion.inversion.latent_gradients import OneStep as OneStep
+    from fixedpoint_diffusion.inversion.latent_gradients import Phantom as Phantom
+    from fixedpoint_diffusion.inversion.latent_gradients import Serial as Serial
+    from fixedpoint_diffusion.inversion.optimisation import OptimisedInversion as OptimisedInversion
+    from fixedpoint_diffusion.inversion.optimisation_run import Optimisation as Optimisation
+    from fixedpoint_diffusion.inversion.optimisation_run import OptimisedLatents as OptimisedLatents
+    from fixedpoint_diffusion.models.choices import DiffusersModel as DiffusersModel
+    from fixedpoint_diffusion.models.choices import FashionMNISTModel as FashionMNISTModel
+    from fixedpoint_diffusion.models.folder import ModelFolder as ModelFolder
+    from fixedpoint_diffusion.samplers.ddim import DDIMChain as DDIMChain
+    from fixedpoint_diffusion.samplers.noise import draw_noise as draw_noise
+    from fixedpoint_diffusion.samplers.noise import row_seeds as row_seeds
+    from fixedpoint_diffusion.samplers.problem import ddim_problem as ddim_problem
+    from fixedpoint_diffusion.samplers.schedulers import DDIMSchedule as DDIMSchedule
+    from fixedpoint_diffusion.samplers.timesteps import quadratic_timesteps as quadratic_timesteps
 
 __getattr__, __dir__, __all__ = exported(
     __name__,
     {
-        "fixedpoint_diffusion.convert": ("as_denoiser",),
-        "fixedpoint_diffusion.ddim": ("DDIMChain",),
-        "fixedpoint_diffusion.denoiser": ("Denoiser",),
+        "fixedpoint_diffusion.denoisers.convert": ("as_denoiser",),
+        "fixedpoint_diffusion.samplers.ddim": ("DDIMChain",),
+        "fixedpoint_diffusion.denoisers.denoiser": ("Denoiser",),
         "fixedpoint_diffusion.fashion_mnist": ("DENOISER",),
         "fixedpoint_diffusion.fashion_mnist.classifier": (
             "Classifier",
@@ -56,12 +56,12 @@ __getattr__, __dir__, __all__ = exported(
             "reference",
         ),
         "fixedpoint_diffusion.fashion_mnist.images": ("held_out_images",),
-        "fixedpoint_diffusion.folder": ("ModelFolder",),
-        "fixedpoint_diffusion.inversion": (
+        "fixedpoint_diffusion.models.folder": ("ModelFolder",),
+        "fixedpoint_diffusion.inversion.invert": (
             "invert",
             "slerp",
         ),
-        "fixedpoint_diffusion.latent_gradients": (
+        "fixedpoint_diffusion.inversion.latent_gradients": (
             "Exact",
             "Found",
             "LatentGradient",
@@ -69,23 +69,23 @@ __getattr__, __dir__, __all__ = exported(
             "Phantom",
             "Serial",
         ),
-        "fixedpoint_diffusion.mixture": ("GaussianMixture",),
-        "fixedpoint_diffusion.models": (
+        "fixedpoint_diffusion.denoisers.mixture": ("GaussianMixture",),
+        "fixedpoint_diffusion.models.choices": (
             "DiffusersModel",
             "FashionMNISTModel",
         ),
-        "fixedpoint_diffusion.network": ("NetworkDenoiser",),
-        "fixedpoint_diffusion.noise": (
+        "fixedpoint_diffusion.denoisers.network": ("NetworkDenoiser",),
+        "fixedpoint_diffusion.samplers.noise": (
             "draw_noise",
             "row_seeds",
         ),
-        "fixedpoint_diffusion.optimisation": ("OptimisedInversion",),
-        "fixedpoint_diffusion.optimisation_run": (
+        "fixedpoint_diffusion.inversion.optimisation": ("OptimisedInversion",),
+        "fixedpoint_diffusion.inversion.optimisation_run": (
             "Optimisation",
             "OptimisedLatents",
         ),
-        "fixedpoint_diffusion.problem": ("ddim_problem",),
-        "fixedpoint_diffusion.schedulers": ("DDIMSchedule",),
-        "fixedpoint_diffusion.timesteps": ("quadratic_timesteps",),
+        "fixedpoint_diffusion.samplers.problem": ("ddim_problem",),
+        "fixedpoint_diffusion.samplers.schedulers": ("DDIMSchedule",),
+        "fixedpoint_diffusion.samplers.timesteps": ("quadratic_timesteps",),
     },
 )

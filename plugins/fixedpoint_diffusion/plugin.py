@@ -22,7 +22,7 @@ def fixedpoint_commands() -> list[Command]:
     return [
         Command(
             "invert",
-            "fixedpoint_diffusion.command:invert",
+            "fixedpoint_diffusion.command.invert:invert",
             "Find the noise that a diffusion model makes images of.",
             ("Song, Meng & Ermon 2021", "Pokle, Geng & Kolter 2022"),
             requires=("diffusers", "safetensors", "PIL"),

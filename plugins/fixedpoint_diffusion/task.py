@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fixedpoint.chains.chain import ChainProblem
-from fixedpoint.chains.serial import Serial
+from fixedpoint.chains.methods.serial import Serial
 from fixedpoint.core.evaluator import Evaluator
 from fixedpoint.core.options import OptionError, option
 from fixedpoint.core.problem import Problem
@@ -18,11 +18,11 @@ from fixedpoint.core.solution import Solution
 from fixedpoint.core.termination import Termination
 from fixedpoint.tasks.forming import HasDrawing
 from fixedpoint.tasks.task import Context, HasNotes, Images, Judgement, SolveTask
-from fixedpoint_diffusion.models import DiffusersModel, FashionMNISTModel, MixtureModel, Model, ShapesModel
-from fixedpoint_diffusion.noise import draw_noise, row_seeds
-from fixedpoint_diffusion.problem import ddim_problem
-from fixedpoint_diffusion.schedulers import AssignedSchedule, DDIMSchedule
-from fixedpoint_diffusion.timesteps import Route, route_of
+from fixedpoint_diffusion.models.choices import DiffusersModel, FashionMNISTModel, MixtureModel, Model, ShapesModel
+from fixedpoint_diffusion.samplers.noise import draw_noise, row_seeds
+from fixedpoint_diffusion.samplers.problem import ddim_problem
+from fixedpoint_diffusion.samplers.schedulers import AssignedSchedule, DDIMSchedule
+from fixedpoint_diffusion.samplers.timesteps import Route, route_of
 
 __all__ = ["DDIMSampling"]
 

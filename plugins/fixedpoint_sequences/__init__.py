@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from fixedpoint.lazy import exported
+from fixedpoint._lazy import exported
 
 if TYPE_CHECKING:
     from fixedpoint_sequences.euler import EulerChain as EulerChain

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fixedpoint.chains.chain import ChainProblem
-from fixedpoint.chains.serial import Serial
+from fixedpoint.chains.methods.serial import Serial
 from fixedpoint.core.evaluator import Evaluator
 from fixedpoint.core.options import option
 from fixedpoint.core.problem import Problem

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from fixedpoint.lazy import exported
+from fixedpoint._lazy import exported
 
 if TYPE_CHECKING:
+    from fixedpoint_torchdeq.adapter import GLOBALS as GLOBALS
     from fixedpoint_torchdeq.ours import as_torchdeq_solver as as_torchdeq_solver
     from fixedpoint_torchdeq.ours import get_deq as get_deq
     from fixedpoint_torchdeq.ours import register as register
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 __getattr__, __dir__, __all__ = exported(
     __name__,
     {
+        "fixedpoint_torchdeq.adapter": ("GLOBALS",),
         "fixedpoint_torchdeq.ours": (
             "as_torchdeq_solver",
             "get_deq",

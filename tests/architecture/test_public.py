@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import re
+import textwrap
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -75,16 +76,47 @@ def test_every_public_name_is_documented_once() -> None:
 
 
 @pytest.mark.parametrize("path", READ, ids=lambda path: str(path.relative_to(ROOT)))
-def test_docs_and_examples_import_public_modules_alone(path: Path) -> None:
-    for module in _imported(path):
-        if module.split(".")[0] in {facade.split(".")[0] for facade in FACADES}:
+def test_docs_and_examples_import_public_names_alone(path: Path) -> None:
+    ours = {facade.split(".")[0] for facade in FACADES}
+    for module, name in _imported(path):
+        if module.split(".")[0] in ours:
             assert module in PUBLIC, module
+            if module in FACADES and name is not None and f"{module}.{name}" not in PUBLIC:
+                assert name in importlib.import_module(module).__all__, f"{module}.{name}"
 
 
-def _imported(path: Path) -> Iterator[str]:
+@pytest.mark.parametrize(
+    "path",
+    [each for each in READ if each.name not in ("CONTRIBUTING.md", "design.md")],
+    ids=lambda path: str(path.relative_to(ROOT)),
+)
+def test_pages_name_nothing_that_is_private(path: Path) -> None:
+    """In backticks and alone: a module below the public ones."""
+    for word in re.findall(r"`(fixedpoint[\w.]*)`", path.read_text()):
+        parts = word.split(".")
+        module = next(
+            (".".join(parts[:n]) for n in (len(parts), len(parts) - 1) if ".".join(parts[:n]) in PUBLIC), None
+        )
+        assert module is not None or len(parts) == 1, word
+
+
+def test_private_imports_are_seen(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("```python\nfrom fixedpoint_diffusion import (\n    models,\n)\nimport fixedpoint.core\n```\n")
+    assert list(_imported(page)) == [("fixedpoint_diffusion", "models"), ("fixedpoint.core", None)]
+
+
+def _imported(path: Path) -> Iterator[tuple[str, str | None]]:
     text = path.read_text()
     blocks = [text] if path.suffix == ".py" else re.findall(r"^ *```python[^\n]*\n(.*?)^ *```", text, re.DOTALL | re.M)
     for block in blocks:
-        for line in re.findall(r"^\s*(?:>>> )?((?:from|import) [\w., ]+)", block, re.MULTILINE):
-            words = line.split()
-            yield from [words[1]] if words[0] == "from" else [each.strip(",") for each in words[1:]]
+        plain = re.sub(r"^(>>>|\.\.\.) ?", "", textwrap.dedent(block), flags=re.MULTILINE)
+        try:
+            tree = ast.parse(plain)
+        except SyntaxError:  # a session with its output: line by line
+            tree = ast.parse("\n".join(line for line in plain.splitlines() if re.match(r"(from|import) [^(]+$", line)))
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Import):
+                yield from ((alias.name, None) for alias in node.names)
+            elif isinstance(node, ast.ImportFrom):
+                yield from ((node.module or "", alias.name) for alias in node.names)

@@ -13,8 +13,9 @@ LINES, STATEMENTS = 350, 60
 KNOWN_CYCLE = {
     f"fixedpoint.chains.{name}"
     for name in (
-        *("chain", "coarse", "costs", "engine", "overhead", "plan", "planned"),
-        *("preconditioner", "secant", "serial", "slopes", "solver", "start", "tails"),
+        *("chain", "coarse", "joint.engine", "joint.solver", "joint.start", "joint.tails", "methods.serial"),
+        *("planning.costs", "planning.overhead", "planning.plan", "planning.planned"),
+        *("slope.preconditioner", "slope.secant", "slope.slopes"),
     )
 }
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import fixedpoint
 from fixedpoint_diffusion import DDIMSchedule
-from fixedpoint_diffusion.models import MixtureModel
+from fixedpoint_diffusion.models.choices import MixtureModel
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 

@@ -15,10 +15,10 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 import fixedpoint as fp
+from fixedpoint.chains.adjoint.gradient import ChainAdjoint
 from fixedpoint.chains.chain import Chain, ChainProblem
-from fixedpoint.chains.gradient import ChainAdjoint
-from fixedpoint.chains.preconditioner import Gaussian
-from fixedpoint.chains.secant import BlockSecant
+from fixedpoint.chains.slope.preconditioner import Gaussian
+from fixedpoint.chains.slope.secant import BlockSecant
 from fixedpoint.gradients.report import AdjointWarning
 
 SOLVERS: list[Any] = [
@@ -134,7 +134,7 @@ def test_what_is_not_a_leaf_passes_its_gradient_on() -> None:
 def test_gaussian_slopes_are_those_of_the_chain_from_its_end() -> None:
     """Data that is one Gaussian has affine steps, and one sweep of the adjoint chain solves it."""
     from fixedpoint_diffusion import DDIMSchedule, ddim_problem
-    from fixedpoint_diffusion.mixture import GaussianMixture
+    from fixedpoint_diffusion.denoisers.mixture import GaussianMixture
 
     schedule = DDIMSchedule(clip_sample=False)
     model = GaussianMixture(draw(6, 1, 5), torch.tensor([0.3]), torch.tensor([1.0]), schedule)

@@ -13,7 +13,7 @@ from fixedpoint.chains.chain import Chain, ChainProblem
 from fixedpoint.core.evaluator import Evaluator
 from fixedpoint.testing.chains import linear_chain, trajectory, wave_chain
 from fixedpoint_diffusion import DDIMSchedule, ddim_problem, draw_noise
-from fixedpoint_diffusion.models import MixtureModel
+from fixedpoint_diffusion.models.choices import MixtureModel
 
 
 def start(rows: int, size: int, seed: int) -> torch.Tensor:

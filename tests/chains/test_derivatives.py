@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 import fixedpoint
 from fixedpoint.chains.capabilities import HasJacobians, HasSlopes, step_jacobians, step_slopes
 from fixedpoint.chains.chain import Chain, ChainProblem
-from fixedpoint.chains.linear import Derivatives
+from fixedpoint.chains.slope.linear import Derivatives
 from fixedpoint.core.status import Status
 from fixedpoint.testing.chains import CountedChain, linear_chain, trajectory, wave_chain
 

@@ -16,8 +16,8 @@ from torch import Tensor
 import fixedpoint as fp
 from fixedpoint.chains.capabilities import HasCoefficients
 from fixedpoint.chains.chain import Chain
-from fixedpoint.chains.inverse import InverseProblem
-from fixedpoint.chains.preconditioner import Banded, Coefficient, Diagonal, Gaussian, Identity, Zero
+from fixedpoint.chains.inversion.inverse import InverseProblem
+from fixedpoint.chains.slope.preconditioner import Banded, Coefficient, Diagonal, Gaussian, Identity, Zero
 
 
 def draw(seed: int, *shape: int) -> Tensor:

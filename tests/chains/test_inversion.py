@@ -16,13 +16,13 @@ from torch import Tensor
 
 import fixedpoint as fp
 from fixedpoint.chains.chain import Chain
-from fixedpoint.chains.inverse import InverseProblem
-from fixedpoint.chains.inversion import InversionProgress, invert_chain
-from fixedpoint.chains.inverted import Inversion, InversionStatus
-from fixedpoint.chains.inverters import JointInversion, StepwiseInversion, clean_end_of
-from fixedpoint.chains.preconditioner import Gaussian, Identity
+from fixedpoint.chains.inversion.inverse import InverseProblem
+from fixedpoint.chains.inversion.invert import InversionProgress, invert_chain
+from fixedpoint.chains.inversion.inverted import Inversion, InversionStatus
+from fixedpoint.chains.inversion.inverters import JointInversion, StepwiseInversion, clean_end_of
+from fixedpoint.chains.slope.preconditioner import Gaussian, Identity
 from fixedpoint_diffusion import DDIMSchedule, ddim_problem, draw_noise
-from fixedpoint_diffusion.models import MixtureModel
+from fixedpoint_diffusion.models.choices import MixtureModel
 
 TIGHT = JointInversion(rtol=1e-12, clean_rounds=300, max_rounds=400)
 

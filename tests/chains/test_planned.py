@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import fixedpoint
-import fixedpoint.chains.planned
+import fixedpoint.chains.planning.planned
 from fixedpoint.chains.chain import Chain, ChainProblem
-from fixedpoint.chains.costs import Costs, measured_costs
-from fixedpoint.chains.plan import Plan, expected, plan
-from fixedpoint.chains.planned import PlannedChainSolver
+from fixedpoint.chains.planning.costs import Costs, measured_costs
+from fixedpoint.chains.planning.plan import Plan, expected, plan
+from fixedpoint.chains.planning.planned import PlannedChainSolver
 from fixedpoint.core.evaluator import Evaluator
 from fixedpoint.core.problem import FunctionProblem
 from fixedpoint.core.progress import Progress
@@ -187,8 +187,8 @@ def simulated(monkeypatch: pytest.MonkeyPatch) -> None:
         chain = problem.chain
         return measured_costs(problem, *rest, clock=lambda: chain.now)
 
-    monkeypatch.setattr(fixedpoint.chains.planned, "measured_costs", measured)
-    monkeypatch.setattr(fixedpoint.chains.planned, "seconds_beside", lambda _: 0.0)
+    monkeypatch.setattr(fixedpoint.chains.planning.planned, "measured_costs", measured)
+    monkeypatch.setattr(fixedpoint.chains.planning.planned, "seconds_beside", lambda _: 0.0)
 
 
 @pytest.mark.usefixtures("simulated")

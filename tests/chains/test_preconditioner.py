@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 import fixedpoint
 from fixedpoint.chains.capabilities import HasCoefficients, HasGaussianSlopes
 from fixedpoint.chains.chain import Chain, ChainProblem
-from fixedpoint.chains.linear import Band, LinearPart
-from fixedpoint.chains.preconditioner import Banded, Coefficient, Gaussian, Identity, Preconditioner, Zero
-from fixedpoint.chains.solver import ChainSolver
-from fixedpoint.chains.start import ConstantStart, OneJumpStart
+from fixedpoint.chains.joint.solver import ChainSolver
+from fixedpoint.chains.joint.start import ConstantStart, OneJumpStart
+from fixedpoint.chains.slope.linear import Band, LinearPart
+from fixedpoint.chains.slope.preconditioner import Banded, Coefficient, Gaussian, Identity, Preconditioner, Zero
 from fixedpoint.core.options import OptionError
 from fixedpoint.registry import registry
 from fixedpoint.testing.chains import LinearChain, linear_chain, trajectory, wave_chain

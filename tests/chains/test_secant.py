@@ -8,12 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fixedpoint
-from fixedpoint.chains.accelerator import Window
 from fixedpoint.chains.chain import Chain, ChainProblem
-from fixedpoint.chains.linear import LinearPart
-from fixedpoint.chains.preconditioner import Banded
-from fixedpoint.chains.secant import BlockSecant
-from fixedpoint.chains.solver import ChainSolver
+from fixedpoint.chains.joint.accelerator import Window
+from fixedpoint.chains.joint.solver import ChainSolver
+from fixedpoint.chains.slope.linear import LinearPart
+from fixedpoint.chains.slope.preconditioner import Banded
+from fixedpoint.chains.slope.secant import BlockSecant
 from fixedpoint.core.options import OptionError
 from fixedpoint.testing.chains import wave_chain
 

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 import fixedpoint
 from fixedpoint.chains.chain import Chain, ChainProblem
 from fixedpoint.chains.coarse import evenly_kept
-from fixedpoint.chains.start import ConstantStart, NestedStart, OneJumpStart, Start
+from fixedpoint.chains.joint.start import ConstantStart, NestedStart, OneJumpStart, Start
 from fixedpoint.core.options import OptionError
 from fixedpoint.core.termination import Termination
 from fixedpoint.testing.chains import CountedChain, wave_chain
-from fixedpoint_diffusion.models import FashionMNISTModel
+from fixedpoint_diffusion.models.choices import FashionMNISTModel
 from fixedpoint_diffusion.task import DDIMSampling
 
 STARTS = [

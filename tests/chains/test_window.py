@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 import fixedpoint
 from fixedpoint import Anderson, Broyden, ChainSolver, Picard
 from fixedpoint.chains.chain import Chain, ChainProblem
-from fixedpoint.chains.secant import BlockSecant
-from fixedpoint.chains.start import NestedStart
+from fixedpoint.chains.joint.start import NestedStart
+from fixedpoint.chains.slope.secant import BlockSecant
 from fixedpoint.core.options import OptionError
 from fixedpoint.core.shift import Shift
 from fixedpoint.core.status import Status

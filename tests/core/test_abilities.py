@@ -13,14 +13,15 @@ import torch
 from torch import Tensor
 
 import fixedpoint
-from fixedpoint.chains import capabilities, coarse, costs
+from fixedpoint.chains import capabilities, coarse
 from fixedpoint.chains.capabilities import CHAIN_ABILITIES
 from fixedpoint.chains.chain import Chain, ChainProblem
-from fixedpoint.chains.inversion import invert_chain
-from fixedpoint.chains.solver import ChainSolver
+from fixedpoint.chains.inversion.invert import invert_chain
+from fixedpoint.chains.joint.solver import ChainSolver
+from fixedpoint.chains.planning import costs
+from fixedpoint.core import loop, whole
 from fixedpoint.core import problem as problems
 from fixedpoint.core import solver as solvers
-from fixedpoint.core import whole
 from fixedpoint.core.inverse import InverseEstimate
 from fixedpoint.core.layout import Layout
 from fixedpoint.core.options import OptionError
@@ -35,7 +36,7 @@ from fixedpoint.testing.problems import affine_contraction
 
 ABILITIES = [
     each
-    for module in (problems, solvers, whole, capabilities, coarse, costs, task, forming)
+    for module in (problems, solvers, loop, whole, capabilities, coarse, costs, task, forming)
     for name, each in vars(module).items()
     if inspect.isclass(each) and each.__module__ == module.__name__
     if name.startswith("Has") or name in ("AdaptsSolver", "Slides", "Unproven")
@@ -249,8 +250,8 @@ def test_every_ability_is_a_base_class(ability: type) -> None:
 def test_nothing_in_the_library_is_told_by_the_names_of_methods() -> None:
     """But values that are named tuples, which is no ability."""
     root = Path(fixedpoint.__file__).parent
-    found = [file for file in root.parent.glob("**/*.py") if "runtime_checkable" in file.read_text(encoding="utf-8")]
-    library = [file for file in found if root in file.parents or "plugins" in file.parts]
+    files = [*root.rglob("*.py"), *(root.parent / "plugins").rglob("*.py")]
+    library = [file for file in files if "runtime_checkable" in file.read_text(encoding="utf-8")]
     assert [file.name for file in library] == ["structure.py"]
 
 
@@ -302,7 +303,7 @@ def test_a_class_says_what_its_default_options_need(kind: Any) -> None:
         ({"name": "polyalgorithm", "first": "parareal", "then": "serial"}, {"chain", "coarse"}),
         ("damped", set()),
     ],
-    ids=str,
+    ids=lambda given: "+".join(sorted(given)) if isinstance(given, set) else str(given),
 )
 def test_options_say_what_is_needed(solver: Any, needs: set[str]) -> None:
     found = registry.create("solver", solver).needs

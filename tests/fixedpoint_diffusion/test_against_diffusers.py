@@ -11,7 +11,7 @@ from diffusers import DDIMScheduler, UNet2DModel
 
 import fixedpoint
 from fixedpoint_diffusion import DDIMChain, DDIMSchedule, ddim_problem, draw_noise
-from fixedpoint_diffusion.noise import row_seeds
+from fixedpoint_diffusion.samplers.noise import row_seeds
 
 SHAPE = (2, 6, 6)
 

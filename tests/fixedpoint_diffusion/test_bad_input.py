@@ -8,7 +8,7 @@ from diffusers import DDPMScheduler
 
 import fixedpoint
 from fixedpoint_diffusion import DDIMChain, DDIMSchedule, GaussianMixture, as_denoiser, ddim_problem
-from fixedpoint_diffusion.models import MixtureModel
+from fixedpoint_diffusion.models.choices import MixtureModel
 from fixedpoint_diffusion.task import DDIMSampling
 
 X = torch.zeros(2, 3)

@@ -18,7 +18,7 @@ from fixedpoint.chains.chain import ChainProblem
 from fixedpoint_diffusion.fashion_mnist import CLASSES, DENOISER
 from fixedpoint_diffusion.fashion_mnist.classifier import Gaussian, frechet_distance, load_classifier, reference
 from fixedpoint_diffusion.fashion_mnist.images import held_out_images
-from fixedpoint_diffusion.models import FashionMNISTModel
+from fixedpoint_diffusion.models.choices import FashionMNISTModel
 from fixedpoint_diffusion.task import DDIMSampling
 
 JOINT = {

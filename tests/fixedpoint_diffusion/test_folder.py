@@ -27,8 +27,8 @@ from fixedpoint.config.runfile import load
 from fixedpoint.core.options import OptionError
 from fixedpoint.tasks.task import Context
 from fixedpoint_diffusion import DDIMSchedule
-from fixedpoint_diffusion.folder import FolderError, ModelFolder
-from fixedpoint_diffusion.models import DiffusersModel
+from fixedpoint_diffusion.models.choices import DiffusersModel
+from fixedpoint_diffusion.models.folder import FolderError, ModelFolder
 from fixedpoint_diffusion.task import DDIMSampling
 
 CHANNELS = 3

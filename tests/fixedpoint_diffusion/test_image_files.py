@@ -11,10 +11,10 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from fixedpoint_diffusion.command.files import Entry, find, read
+from fixedpoint_diffusion.command.pictures import as_png, drawn, sheet
+from fixedpoint_diffusion.command.wanted import RefusedError, Wanted
 from fixedpoint_diffusion.fashion_mnist.images import held_out_images
-from fixedpoint_diffusion.inverting.files import Entry, find, read
-from fixedpoint_diffusion.inverting.pictures import as_png, drawn, sheet
-from fixedpoint_diffusion.inverting.wanted import RefusedError, Wanted
 
 GREY = Wanted((1, 8, 6))
 RGB = Wanted((3, 8, 6))

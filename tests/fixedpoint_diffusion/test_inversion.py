@@ -11,8 +11,8 @@ from torch import Tensor
 import fixedpoint as fp
 from fixedpoint_diffusion import DDIMSchedule, ddim_problem, draw_noise
 from fixedpoint_diffusion.fashion_mnist.images import held_out_images
-from fixedpoint_diffusion.inversion import Inversion, JointInversion, StepwiseInversion, invert, slerp
-from fixedpoint_diffusion.models import FashionMNISTModel, MixtureModel
+from fixedpoint_diffusion.inversion.invert import Inversion, JointInversion, StepwiseInversion, invert, slerp
+from fixedpoint_diffusion.models.choices import FashionMNISTModel, MixtureModel
 
 
 def draw(seed: int, *shape: int) -> Tensor:

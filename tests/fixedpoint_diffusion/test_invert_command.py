@@ -27,13 +27,13 @@ from typer.testing import CliRunner
 import fixedpoint
 from fixedpoint.cli.main import app
 from fixedpoint_diffusion import ddim_problem, quadratic_timesteps
+from fixedpoint_diffusion.command import said, work
+from fixedpoint_diffusion.command.model import choose
+from fixedpoint_diffusion.command.pictures import as_png, drawn
 from fixedpoint_diffusion.fashion_mnist import DENOISER
 from fixedpoint_diffusion.fashion_mnist.images import held_out_images
-from fixedpoint_diffusion.inversion import InversionProgress, slerp
-from fixedpoint_diffusion.inverting import said, work
-from fixedpoint_diffusion.inverting.model import choose
-from fixedpoint_diffusion.inverting.pictures import as_png, drawn
-from fixedpoint_diffusion.models import DiffusersModel, FashionMNISTModel
+from fixedpoint_diffusion.inversion.invert import InversionProgress, slerp
+from fixedpoint_diffusion.models.choices import DiffusersModel, FashionMNISTModel
 
 STEPS = 5
 QUICK = ("--steps", str(STEPS), "--tolerance", "0.05")

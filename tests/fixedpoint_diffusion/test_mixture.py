@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 import fixedpoint
 from fixedpoint_diffusion import DDIMSchedule, GaussianMixture, ddim_problem, draw_noise
-from fixedpoint_diffusion.models import MixtureModel, ShapesModel
-from fixedpoint_diffusion.noise import row_seeds
+from fixedpoint_diffusion.models.choices import MixtureModel, ShapesModel
+from fixedpoint_diffusion.samplers.noise import row_seeds
 
 
 def log_density(x: torch.Tensor, signal: torch.Tensor, model: GaussianMixture) -> torch.Tensor:

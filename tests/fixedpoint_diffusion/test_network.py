@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 import fixedpoint
 from fixedpoint_diffusion import DDIMSchedule, ddim_problem, draw_noise
-from fixedpoint_diffusion.convert import as_denoiser
-from fixedpoint_diffusion.network import NetworkDenoiser
+from fixedpoint_diffusion.denoisers.convert import as_denoiser
+from fixedpoint_diffusion.denoisers.network import NetworkDenoiser
 
 SCHEDULE = DDIMSchedule(clip_sample=False)
 

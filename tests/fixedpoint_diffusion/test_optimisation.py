@@ -16,11 +16,11 @@ from torch import Tensor
 
 import fixedpoint
 from fixedpoint.chains.chain import Chain, ChainProblem
-from fixedpoint.chains.preconditioner import Coefficient
+from fixedpoint.chains.slope.preconditioner import Coefficient
 from fixedpoint_diffusion import DDIMChain, DDIMSchedule, Denoiser, draw_noise, row_seeds
-from fixedpoint_diffusion.latent_gradients import Exact, Found, OneStep, Phantom, Serial, joint_map
-from fixedpoint_diffusion.models import MixtureModel
-from fixedpoint_diffusion.optimisation import OptimisedInversion
+from fixedpoint_diffusion.inversion.latent_gradients import Exact, Found, OneStep, Phantom, Serial, joint_map
+from fixedpoint_diffusion.inversion.optimisation import OptimisedInversion
+from fixedpoint_diffusion.models.choices import MixtureModel
 
 TIGHT = fixedpoint.Termination(rtol=1e-12)
 EXACT = Exact(termination=TIGHT, adjoint_termination=TIGHT)

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 import fixedpoint
 from fixedpoint.chains.chain import ChainProblem
 from fixedpoint_diffusion import DDIMChain, DDIMSchedule, draw_noise
-from fixedpoint_diffusion.latent_gradients import Exact
-from fixedpoint_diffusion.models import MixtureModel
-from fixedpoint_diffusion.secant import Secant, at_rest
+from fixedpoint_diffusion.inversion.latent_gradients import Exact
+from fixedpoint_diffusion.inversion.secant import Secant, at_rest
+from fixedpoint_diffusion.models.choices import MixtureModel
 
 DTYPES = st.sampled_from([torch.float32, torch.float64])
 

@@ -13,8 +13,8 @@ from fixedpoint.core.progress import Progress
 from fixedpoint.registry import registry
 from fixedpoint.tasks.task import Context, Result
 from fixedpoint_diffusion import DDIMSchedule, Denoiser, ddim_problem, draw_noise
-from fixedpoint_diffusion.models import MixtureModel
-from fixedpoint_diffusion.noise import row_seeds
+from fixedpoint_diffusion.models.choices import MixtureModel
+from fixedpoint_diffusion.samplers.noise import row_seeds
 from fixedpoint_diffusion.task import DDIMSampling
 
 TASK = DDIMSampling(schedule=DDIMSchedule(clip_sample=False), num_inference_steps=30, batch=3)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 import fixedpoint
 from fixedpoint.core.options import OptionError
 from fixedpoint_diffusion import DDIMChain, DDIMSchedule, ddim_problem, draw_noise, invert, quadratic_timesteps
-from fixedpoint_diffusion.models import MixtureModel
+from fixedpoint_diffusion.models.choices import MixtureModel
 from fixedpoint_diffusion.task import DDIMSampling
 
 PLAIN = DDIMSchedule(clip_sample=False)

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from fixedpoint.chains.chain import ChainProblem
 from fixedpoint_diffusion import DDIMChain, DDIMSchedule, ddim_problem, draw_noise
-from fixedpoint_diffusion.models import MixtureModel
-from fixedpoint_diffusion.noise import row_seeds
+from fixedpoint_diffusion.models.choices import MixtureModel
+from fixedpoint_diffusion.samplers.noise import row_seeds
 
 __all__ = ["Case", "cases", "fixed_image_chains", "with_fixed_image"]
 

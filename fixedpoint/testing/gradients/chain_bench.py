@@ -16,8 +16,8 @@ from torch import Tensor
 
 from fixedpoint.api import solve
 from fixedpoint.chains.chain import Chain, ChainProblem
-from fixedpoint.chains.serial import Serial
-from fixedpoint.chains.solver import ChainSolver
+from fixedpoint.chains.joint.solver import ChainSolver
+from fixedpoint.chains.methods.serial import Serial
 from fixedpoint.core.layout import Layout
 from fixedpoint.core.solution import Solution
 from fixedpoint.core.solver import Solver

@@ -1,0 +1,1 @@
+"""The adjoint of a chain, and the gradient estimator made of it."""

@@ -1,0 +1,157 @@
+r"""Chain adjoint: the exact gradient of a chain's states, in parallel rounds and bounded memory.
+
+The backward pass solves the adjoint chain along the trajectory that was found (``fixedpoint.chains.adjoint.adjoint``),
+jointly or step by step, as the solver has it, to a tolerance of its own; then one pass over all steps gathers the
+gradient by whatever the steps depend on: the parameters of a network, its conditioning, the noise.
+
+The general implicit gradient records all ``N`` steps at once and holds their activations; this one holds a micro-batch
+of them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fixedpoint.chains.adjoint.adjoint import AdjointChain, recorded_steps
+from fixedpoint.chains.chain import ChainProblem
+from fixedpoint.chains.joint.solver import ChainSolver
+from fixedpoint.core.evaluator import Evaluator
+from fixedpoint.core.options import OptionError, option
+from fixedpoint.core.problem import AbilityError
+from fixedpoint.core.solution import Solution
+from fixedpoint.core.solver import Solver
+from fixedpoint.core.termination import Termination
+from fixedpoint.gradients.adjoint import failed_rows, scaled_rows, tell_failure
+from fixedpoint.gradients.ambient import Ambient
+from fixedpoint.gradients.boundary import Edge
+from fixedpoint.gradients.estimator import GradientEstimator, refuse_derivatives
+from fixedpoint.gradients.report import AdjointReport
+
+__all__ = ["ChainAdjoint"]
+
+
+@dataclass(frozen=True)
+class ChainAdjoint(GradientEstimator):
+    """The exact gradient of a chain, in parallel rounds, in the memory of its states and one micro-batch of steps.
+
+    ``solution.extras["adjoint"]`` is an ``AdjointReport``, which a backward pass fills in. Second derivatives and
+    forward mode are refused. The states must be those of a solve that keeps all of them.
+    """
+
+    solver: Solver = option(factory=ChainSolver, help="solver of the adjoint chain; serial: one step after another")
+    termination: Termination = option(factory=Termination, help="when a row of the adjoint chain is solved")
+    on_failure: Literal["warn", "raise"] = option("warn", help="what happens where rows are not solved")
+
+    needs = frozenset({"trajectory"})
+
+    def check(self) -> None:
+        if "chain" not in self.solver.needs:
+            raise OptionError("ChainAdjoint", "solver", f"must be a solver of chains, got {self.solver!r}")
+
+    def attach(self, f: Evaluator, solution: Solution) -> Float[Tensor, "B D"]:
+        problem: object = f.problem
+        if not isinstance(problem, ChainProblem) or problem.keep != "all":
+            kept = f"{type(problem).__name__}" + (" with keep='last'" if isinstance(problem, ChainProblem) else "")
+            raise AbilityError(f"gradient {self!r} wants a chain all of whose states are kept, got {kept}")
+        report = AdjointReport()
+        solution.extras["adjoint"] = report
+        edge = _depends_on(problem)
+        f.counts.rounds += 1
+        f.counts.evaluations += 1
+        f.counts.calls += problem.calls(len(problem.x0))
+        f.counts.computed += len(problem.x0)
+        rule = _Rule(self, problem, edge, report)
+        attached: Tensor = _Attached.apply(rule, solution.state.detach(), problem.x0, *edge.values())  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        return attached
+
+
+def _depends_on(problem: ChainProblem) -> Edge:
+    """What steps depend on beside their states, as the first one of every row shows.
+
+    Raises
+    ------
+    RuntimeError
+        Where that cannot be told.
+    """
+    rows = torch.arange(len(problem.x0), device=problem.x0.device)
+    _, edge = recorded_steps(problem, problem.x0, torch.zeros_like(rows), rows, Ambient.of(problem.x0))
+    if edge is None:
+        raise RuntimeError(
+            "a chain's gradient wants to know all that its steps depend on; these hide it in operations that torch "
+            "cannot watch (an autograd.Function applied to what is not a leaf)"
+        )
+    return edge
+
+
+@dataclass
+class _Rule:
+    """What a backward pass goes by."""
+
+    by: ChainAdjoint
+    problem: ChainProblem
+    edge: Edge
+    report: AdjointReport
+
+    def solved(
+        self, states: Float[Tensor, "B D"], g: Float[Tensor, "B D"]
+    ) -> tuple[AdjointChain, Float[Tensor, "B n *event"]]:
+        """The adjoint chain and ``lambda_0 .. lambda_N``."""
+        by, problem = self.by, self.problem
+        shape = (len(states), problem.length, *problem.x0.shape[1:])
+        unit, size = scaled_rows(g)
+        direct = unit.view(shape)
+        several = problem.length > 1 and bool((direct[:, :-1] != 0).any())
+        chain = AdjointChain(problem, states.view(shape), direct if several else None)
+        last = direct[:, -1].contiguous()
+        joint = ChainProblem(chain, last, max_batch=problem.max_batch)
+        solution = by.solver.solve(Evaluator(joint, norm=by.termination.yardstick), joint.initial(), by.termination)
+        failed = failed_rows(solution)
+        self._tell(solution, failed)
+        found: Tensor = torch.cat([solution.z.flip(1), last.unsqueeze(1)], dim=1)
+        return chain, (found.double() * size.view(-1, *[1] * (found.ndim - 1))).to(g.dtype)
+
+    def _tell(self, solution: Solution, failed: NDArray[np.bool_]) -> None:
+        report = self.report
+        report.backwards += 1
+        report.status = solution.status
+        report.rounds = solution.counts.rounds
+        report.products = solution.counts.evaluations
+        report.relative_error = solution.relative_error
+        report.replaced = np.zeros_like(failed)
+        report.message = solution.message
+        tell_failure(failed, report, self.by.on_failure)
+
+
+class _Attached(torch.autograd.Function):
+    """The states, whose cotangent goes by the adjoint chain to the start and to whatever the steps depend on."""
+
+    @staticmethod
+    def forward(ctx: Any, rule: _Rule, states: Tensor, x0: Tensor, *outside: Tensor) -> Tensor:
+        ctx.rule = rule
+        ctx.save_for_backward(states, x0, *outside)
+        return states.clone()
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        states, x0, *outside = ctx.saved_tensors
+        with torch.no_grad():
+            chain, cotangents = ctx.rule.solved(states, g.detach())
+            gathered: tuple[Tensor | None, ...] = (None,) * len(outside)
+            if outside:
+                gathered = chain.gathered(cotangents[:, 1:], ctx.rule.edge)
+        found = [None if each is None else refuse_derivatives(each, g, x0, *outside) for each in gathered]
+        start = refuse_derivatives(cotangents[:, 0], g, x0, *outside) if ctx.needs_input_grad[2] else None
+        return None, None, start, *found
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Tensor:
+        raise RuntimeError(
+            "gradient='chain-adjoint' has no forward mode; gradient='implicit' and gradient='unrolled' have"
+        )

@@ -1,0 +1,1 @@
+"""The inverse of a chain: the start that leads to a given end."""

@@ -1,0 +1,121 @@
+r"""Ways to invert a chain: which states lead to a given last one.
+
+**Jointly.** Where a chain ends in data its last steps nearly project onto it: whatever leads off the data is wiped out,
+and the inverse equation ``Phi_i(x) = x_{i+1}`` hardly says anything of it, or has no solution. Seen from the end every
+step before hands on what these leave over. So the *clean end* is inverted first, one step after another, each by an
+accelerated fixed point that keeps its best point; then all the steps before it, as one joint fixed point
+(``fixedpoint.chains.inversion.inverse``), which contracts.
+
+Which steps these are the chain knows (``HasGaussianSlopes``): with data of no variance at all a step hands on the
+share of a change that leads off the data. Where less than two fifths are left, plain rounds take long.
+
+**Step by step**, as it is done elsewhere. With the coefficients of the epsilon form and one evaluation a step it is
+"DDIM inversion" (Song, Meng & Ermon 2021; diffusers' ``DDIMInverseScheduler``): the network is evaluated at the state
+it comes from, not at the one it goes to. More evaluations a step make it a fixed point (Pan et al. 2023,
+"Effective real image editing with accelerated iterative diffusion inversion", plain or with Anderson acceleration;
+Meiri et al. 2023, "Fixed-point inversion for text-to-image diffusion models").
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+from fixedpoint.chains.capabilities import HasGaussianSlopes
+from fixedpoint.chains.chain import Chain
+from fixedpoint.chains.inversion.workbench import AnySlope, Workbench
+from fixedpoint.chains.slope.preconditioner import Coefficient, Identity
+from fixedpoint.core.loop import StepSolver
+from fixedpoint.core.options import OptionError, Options, option
+from fixedpoint.core.solver import Solver
+from fixedpoint.core.termination import Termination
+from fixedpoint.solvers.anderson import Anderson
+from fixedpoint.solvers.picard import Picard
+
+__all__ = ["Inverter", "JointInversion", "StepwiseInversion", "clean_end_of"]
+
+# Steps that hand on less than this share of what leads off the data are the clean end.
+_PROJECTS = 0.4
+# Data of no variance, as far as slopes can be computed of it.
+_NO_VARIANCE = 1e-12
+# Rounds after which a step of the clean end that gets no nearer has been solved as far as it can be.
+_PATIENCE = 10
+
+
+def clean_end_of(chain: Chain) -> int:
+    """How many steps at the end of a chain nearly project; 0 for a chain that does not know."""
+    if not isinstance(chain, HasGaussianSlopes):
+        return 0
+    passing = chain.gaussian_slopes(_NO_VARIANCE) >= _PROJECTS
+    return int((passing.flip(0).cumsum(0) == 0).sum())
+
+
+class Inverter(Options, ABC):
+    """Options that find the states of a chain from its last one."""
+
+    @abstractmethod
+    def fill(self, work: Workbench) -> None:
+        """Find all states."""
+
+    @abstractmethod
+    def clean_steps(self, chain: Chain) -> int:
+        """How many steps at the end are told apart, as what no start need lead to."""
+
+
+@dataclass(frozen=True)
+class JointInversion(Inverter):
+    """The clean end step by step, then all steps before it as one joint fixed point."""
+
+    variant = "joint"
+
+    clean_end: int | None = option(None, ge=0, help="steps of the clean end; default: those that the chain knows")
+    clean_rounds: int = option(20, ge=1, help="evaluations of each of them, at most")
+    clean_solver: Solver = option(factory=lambda: Anderson(memory=3), help="their solver")
+    solver: Solver = option(factory=lambda: Anderson(memory=3), help="solver of the joint part")
+    preconditioner: AnySlope = option(factory=Identity, help="slopes of the steps, by which defects are swept back")
+    rtol: float = option(1e-5, ge=0.0, lt=1.0, help="change of any state, of its size, at which a row is done")
+    max_rounds: int = option(40, ge=1, help="rounds of the joint part, at most")
+
+    def check(self) -> None:
+        for name in ("clean_solver", "solver"):
+            if "chain" in getattr(self, name).needs:
+                solver = getattr(self, name)
+                raise OptionError(type(self).__name__, name, f"must not be a solver of chains, got {solver!r}")
+
+    def clean_steps(self, chain: Chain) -> int:
+        known = clean_end_of(chain) if self.clean_end is None else self.clean_end
+        return min(known, chain.length)
+
+    def fill(self, work: Workbench) -> None:
+        clean = self.clean_steps(work.chain)
+        rule = Termination(rtol=self.rtol, max_rounds=self.clean_rounds, patience=_PATIENCE)
+        for step in reversed(range(work.chain.length - clean, work.chain.length)):
+            work.solve_apart("clean end", step, self.clean_solver, rule, self.preconditioner)
+        if clean < work.chain.length:
+            rule = Termination(rtol=self.rtol, max_rounds=self.max_rounds)
+            steps = range(work.chain.length - clean)
+            work.joint = work.solve("joint", steps, self.solver, rule, self.preconditioner)
+
+
+@dataclass(frozen=True)
+class StepwiseInversion(Inverter):
+    """Every step by so many evaluations of a fixed point of its own, one after the other: to compare with.
+
+    With ``iterations=1`` and the coefficients of the epsilon form it is DDIM inversion, as diffusers has it for models
+    that predict epsilon.
+    """
+
+    variant = "stepwise"
+
+    iterations: int = option(1, ge=1, help="k: evaluations of every step")
+    solver: StepSolver = option(factory=Picard, help="what iterates")  # type: ignore[type-arg]
+    preconditioner: AnySlope = option(factory=Coefficient, help="slope of every step")
+
+    def clean_steps(self, chain: Chain) -> int:
+        return clean_end_of(chain)
+
+    def fill(self, work: Workbench) -> None:
+        rule = Termination(rtol=0.0, max_rounds=self.iterations)
+        for step in reversed(range(work.chain.length)):
+            work.step_on("step by step", step, self.solver, rule, self.preconditioner)
+        work.look("residuals")

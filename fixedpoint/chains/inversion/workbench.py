@@ -1,0 +1,157 @@
+"""Workbench: the states of a chain as an inverter finds them, and what is left of each step's equation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fixedpoint.chains.chain import Chain
+from fixedpoint.chains.inversion.inverse import InverseProblem
+from fixedpoint.chains.slope.preconditioner import Coefficient, Gaussian, Identity
+from fixedpoint.core.counts import Counts
+from fixedpoint.core.evaluator import Evaluator
+from fixedpoint.core.progress import Progress
+from fixedpoint.core.reduce import row_norms
+from fixedpoint.core.solution import Solution
+from fixedpoint.core.solver import Solver
+from fixedpoint.core.termination import Termination
+from fixedpoint.core.transfer import to_device
+from fixedpoint.solvers.picard import Picard
+
+__all__ = ["AnySlope", "Workbench"]
+
+AnySlope = Identity | Coefficient | Gaussian
+"""Preconditioners by which defects can be swept back."""
+
+
+@dataclass
+class Workbench:
+    """What an inverter works on: the states of a chain as they are found, from the last one back.
+
+    Attributes
+    ----------
+    chain
+        The chain.
+    end
+        ``x_N``, shape ``(B, *event)``.
+    max_batch
+        Evaluate at most so many pairs of a state and a step at once.
+    tell
+        Told after every round: the stage, and how its solve stands.
+    clean
+        Steps of the clean end.
+    states
+        ``x_0 .. x_{N-1}``, shape ``(B, N, *event)``.
+    residuals
+        Shape ``(B, N)``, float64: rms of ``Phi_i(x_i) - x_{i+1}``.
+    left
+        Shape ``(B, *event)``: the sum of ``Phi_i(x_i) - x_{i+1}`` over the clean end.
+    counts
+        What was spent.
+    stages
+        Rounds of every stage.
+    joint
+        The solve of all steps before the clean end.
+    """
+
+    chain: Chain
+    end: Float[Tensor, "B *event"]
+    max_batch: int | None
+    tell: Callable[[str, Progress], None] | None
+    clean: int
+    states: Float[Tensor, "B N *event"] = field(init=False)
+    residuals: Float[Tensor, "B N"] = field(init=False)
+    left: Float[Tensor, "B *event"] = field(init=False)
+    counts: Counts = field(init=False)
+    stages: dict[str, int] = field(default_factory=dict)
+    joint: Solution | None = None
+
+    def __post_init__(self) -> None:
+        rows, length = len(self.end), self.chain.length
+        self.states = self.end.new_empty(rows, length, *self.end.shape[1:])
+        self.residuals = torch.zeros(rows, length, dtype=torch.float64, device=self.end.device)
+        self.left = torch.zeros_like(self.end)
+        none = np.zeros(rows, dtype=np.int64)
+        self.counts = Counts(rounds=0, calls=0, evaluations=none, computed=0, products=none.copy())
+
+    def solve(self, stage: str, steps: range, solver: Solver, rule: Termination, preconditioner: AnySlope) -> Solution:
+        """Find the states before some steps from the one after them."""
+        problem = self.problem(steps, preconditioner)
+        solution = self._solved(stage, problem, solver, rule)
+        self.states[:, steps.start : steps.stop] = solution.z
+        self._note(problem.defects(solution.state, solution.fstate), steps)
+        return solution
+
+    def solve_apart(self, stage: str, step: int, solver: Solver, rule: Termination, preconditioner: AnySlope) -> None:
+        """Find the state before one step that nearly projects.
+
+        Where a step hands on nothing of a direction, an accelerated solver may go there as far as it likes. A row that
+        has gone farther than plain rounds could have led is given plain rounds instead.
+        """
+        steps = range(step, step + 1)
+        problem = self.problem(steps, preconditioner)
+        solution = self._solved(stage, problem, solver, rule)
+        state, value = solution.state.clone(), solution.fstate.clone()
+        reach = float(rule.max_rounds or 1) * solution.trace.error[0]
+        gone = row_norms(state - problem.forward.x0.flatten(1)).cpu().numpy()
+        far = np.flatnonzero(~(gone <= reach) & np.isfinite(reach))
+        if len(far):
+            rows = to_device(far, state.device)
+            again = self._solved(stage, problem.take(rows), Picard(), rule, rows=far)
+            state[rows], value[rows] = again.state, again.fstate
+        self.states[:, step] = state.view_as(self.end)
+        self._note(problem.defects(state, value), steps)
+
+    def step_on(self, stage: str, step: int, solver: Solver, rule: Termination, preconditioner: AnySlope) -> None:
+        """Find the state before one step, by one more plain round at the best point; :meth:`look` has to judge it."""
+        steps = range(step, step + 1)
+        solution = self._solved(stage, self.problem(steps, preconditioner), solver, rule)
+        self.states[:, step] = solution.fz[:, 0]
+
+    def problem(self, steps: range, preconditioner: AnySlope) -> InverseProblem:
+        """The inverse of some steps, from the state after them."""
+        after = self.end if steps.stop == self.chain.length else self.states[:, steps.stop]
+        return InverseProblem(self.chain, after, preconditioner=preconditioner, max_batch=self.max_batch, steps=steps)
+
+    def look(self, stage: str) -> None:
+        """Evaluate every step at the states that were found, in one round."""
+        problem = InverseProblem(self.chain, self.end, max_batch=self.max_batch, start=self.states)
+        evaluator = Evaluator(problem)
+        at = evaluator(problem.initial())
+        self._note(problem.defects(at.z, at.fz), range(self.chain.length))
+        self.spent(stage, evaluator.counts)
+
+    def spent(self, stage: str, counts: Counts, rows: NDArray[np.int64] | None = None) -> None:
+        """Count what a stage has spent, on some of the rows."""
+        if rows is not None:
+            none = np.zeros(len(self.end), dtype=np.int64)
+            evaluations, products = none.copy(), none
+            evaluations[rows], products[rows] = counts.evaluations, counts.products
+            counts = replace(counts, evaluations=evaluations, products=products)
+        self.counts.add(counts)
+        self.stages[stage] = self.stages.get(stage, 0) + counts.rounds
+
+    def _solved(
+        self,
+        stage: str,
+        problem: InverseProblem,
+        solver: Solver,
+        rule: Termination,
+        rows: NDArray[np.int64] | None = None,
+    ) -> Solution:
+        tell = self.tell
+        on_round = None if tell is None else lambda progress: tell(stage, progress)
+        solution = solver.solve(Evaluator(problem, norm=rule.yardstick), problem.initial(), rule, on_round)
+        self.spent(stage, solution.counts, rows)
+        return solution
+
+    def _note(self, defects: Float[Tensor, "B n d"], steps: range) -> None:
+        self.residuals[:, steps.start : steps.stop] = defects.double().square().mean(dim=2).sqrt()
+        for place in range(max(steps.start, self.chain.length - self.clean), steps.stop):
+            self.left += defects[:, place - steps.start].view_as(self.left)

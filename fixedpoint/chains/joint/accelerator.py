@@ -1,0 +1,189 @@
+"""Accelerators: what makes of the sweep of a window of a chain the states of the next round.
+
+A step solver accelerates the preconditioned map ``G(X) = X + M r`` of the window. One that keeps columns of earlier
+rounds must be able to move them with the window (``fixedpoint.core.solver.Slides``) where the window is shorter than
+the chain.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Generic, NoReturn, TypeVar
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from fixedpoint.chains.slope.linear import Band, Derivatives, LinearPart
+from fixedpoint.core.evaluator import Evaluated, Evaluator
+from fixedpoint.core.layout import Layout
+from fixedpoint.core.loop import Slides, StepSolver
+from fixedpoint.core.problem import AbilityError, Problem
+from fixedpoint.core.shift import Shift
+
+__all__ = ["Accelerator", "StepAccelerator", "Window", "slides"]
+
+S = TypeVar("S")
+
+
+@dataclass(frozen=True, eq=False)
+class Window:
+    """``p`` steps of a chain as a round left them, and what of them is to be changed.
+
+    Attributes
+    ----------
+    base
+        Shape ``(B, d)``: the state before the first step.
+    states
+        Shape ``(B, p, d)``: the states that the steps are to lead to.
+    outcomes
+        Shape ``(B, p, d)``: what they lead to; anything where a step is not known.
+    known
+        Shape ``(B, p)``: the states that may change, and whose step is known and finite.
+    left
+        Shape ``(B, 1, d)``: what the final states before them would still have changed.
+    begins
+        Shape ``(B, p)``: the first state of a row that may change.
+    first
+        Shape ``(B,)``, int64: number of the first step; None where all are 0.
+    fresh
+        Shape ``(B, p)``: steps that were not in the window in the round before; None where none are.
+    linear
+        The preconditioner's linear part.
+    implied
+        Shape ``(B, p, d)``: what the identity's linear part makes of the defects; the accelerator may write into it.
+    """
+
+    base: Float[Tensor, "B d"]
+    states: Float[Tensor, "B p d"]
+    outcomes: Float[Tensor, "B p d"]
+    known: Bool[Tensor, "B p"]
+    left: Float[Tensor, "B 1 d"]
+    begins: Bool[Tensor, "B p"]
+    first: Int[Tensor, " B"] | None
+    fresh: Bool[Tensor, "B p"] | None
+    linear: LinearPart | Band | Derivatives
+    implied: Float[Tensor, "B p d"]
+
+    @property
+    def inputs(self) -> Float[Tensor, "B p d"]:
+        """The states before the steps."""
+        return torch.cat([self.base.unsqueeze(1), self.states[:, :-1]], dim=1)
+
+    @property
+    def values(self) -> Float[Tensor, "B p d"]:
+        """What the steps lead to; the states themselves where that is not known."""
+        return torch.where(self.known.unsqueeze(2), self.outcomes, self.states)
+
+    @property
+    def defects(self) -> Float[Tensor, "B p d"]:
+        """``values - states``, with what is left of the final states in the first one."""
+        defects = torch.where(self.known.unsqueeze(2), self.outcomes - self.states, 0.0)
+        return torch.where(self.begins.unsqueeze(2), defects + self.left, defects)
+
+    @cached_property
+    def swept(self) -> Float[Tensor, "B p d"]:
+        """``M r``: the change of every state."""
+        if isinstance(self.linear, LinearPart) and self.linear.hands_on:
+            change = self.implied.to(self.states.dtype)
+        elif self.first is None or isinstance(self.linear, Derivatives):
+            change = self.linear.sweep(self.defects)
+        else:
+            change = self.linear.sweep(self.defects, self.first)
+        unknown = ~self.known.unsqueeze(2)
+        return change.masked_fill(unknown, 0.0) if torch.is_grad_enabled() else change.masked_fill_(unknown, 0.0)
+
+    @cached_property
+    def mapped(self) -> Float[Tensor, "B p d"]:
+        """``X + M r``: the states after a plain round."""
+        return self.states + self.swept
+
+
+class Accelerator(ABC, Generic[S]):
+    """Proposes the states of the next round; ``S`` is what it keeps, held per row along the first dimension."""
+
+    @abstractmethod
+    def init(self, window: Window) -> S:
+        """The state before the first proposal."""
+
+    @abstractmethod
+    def propose(self, window: Window, state: S) -> tuple[Float[Tensor, "B p d"], S]:
+        """The states of the next round, and the new state. Rows must not mix, nothing may wait for the device."""
+
+    @abstractmethod
+    def reset(self, state: S, rows: Bool[Tensor, " B"]) -> S:
+        """Forget what is known of ``rows``."""
+
+    @abstractmethod
+    def slide(self, state: S, shift: Shift) -> S:
+        """Follow the window."""
+
+
+def slides(solver: object) -> bool:
+    """Whether an accelerator can follow a window."""
+    return isinstance(solver, (Slides, Accelerator))
+
+
+class StepAccelerator(Accelerator[Any]):
+    """A step solver on the preconditioned map of the window.
+
+    Parameters
+    ----------
+    solver
+        The step solver.
+    layout
+        Of the window's states, in blocks.
+    """
+
+    def __init__(self, solver: StepSolver[Any], layout: Layout) -> None:
+        self.solver = solver
+        self.f = Evaluator(_Unevaluated(solver, layout))
+
+    def init(self, window: Window) -> Any:
+        return self.solver.init(self.f, _point(window))
+
+    def propose(self, window: Window, state: Any) -> tuple[Float[Tensor, "B p d"], Any]:
+        at = _point(window)
+        if window.fresh is not None:
+            assert isinstance(self.solver, Slides)  # checked at the start
+            state = self.solver.renew(state, at, window.fresh)
+        proposal, state = self.solver.step(self.f, at, state)
+        assert isinstance(proposal, Tensor)  # nobody can evaluate here
+        return proposal.view(window.states.shape), state
+
+    def reset(self, state: Any, rows: Bool[Tensor, " B"]) -> Any:
+        return self.solver.reset(state, rows)
+
+    def slide(self, state: Any, shift: Shift) -> Any:
+        assert isinstance(self.solver, Slides)  # checked at the start
+        return self.solver.slide(self.f, state, shift)
+
+
+class _Unevaluated(Problem):
+    """Gives a step solver the shape of a window, and nothing to evaluate."""
+
+    def __init__(self, solver: StepSolver[Any], layout: Layout) -> None:
+        self.solver = solver
+        self.layout = layout
+
+    def __call__(self, z: Float[Tensor, "B D"]) -> NoReturn:
+        raise AbilityError(f"{type(self.solver).__name__} evaluates within its step and cannot accelerate a chain")
+
+    def initial(self) -> NoReturn:
+        raise TypeError("a window has no start of its own")
+
+
+def _point(window: Window) -> Evaluated:
+    """The preconditioned map's point."""
+    none = torch.zeros(len(window.states), 1, dtype=torch.float64, device=window.states.device)
+    return Evaluated(
+        z=window.states.flatten(1),
+        fz=window.mapped.flatten(1),
+        error=none,
+        scale=none,
+        finite=none[:, 0] == 0,
+        residual=window.swept.flatten(1),
+        plain=False,
+    )

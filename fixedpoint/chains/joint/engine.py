@@ -1,0 +1,280 @@
+r"""The rounds of a joint solve of a chain, in a window that slides along it, another one for every row.
+
+States ``offset .. offset + p`` of a row are held. A round evaluates the steps whose input has moved, carries the
+defects along the window, and from the change ``delta_i`` that they imply at every state decides:
+
+- States from the first one on that would hardly change, ``||delta_i|| <= slack * tolerance``, are *final*: they stay as
+  they are. The window slides up to them.
+- The next state takes its plain step from them, with what they would still have changed, and is final, too. So every
+  round makes at least one state final: ``N`` rounds are enough, whatever preconditioner and accelerator do.
+- Other states that would hardly change are *quiet*: they are left where they are, and their steps, evaluated there,
+  need no evaluation. Nothing is lost: their defects remain, are swept on with the others', and move the state once
+  they add up.
+- All others move to where the accelerator wants them.
+
+Every defect is thus that of the states as they are, never of states moved since, and what is returned needs no
+verification. The error of a row is the largest change implied anywhere, at final states as they were left.
+
+The host decides from one transfer a round. In a window that is ``n`` times shorter than the chain, the share of the
+tolerance by which a state may be left is ``slack / sqrt(n)``: what is left behind at one place after another adds up at
+the end of the chain, as independent errors do.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fixedpoint.chains.chain import ChainProblem
+from fixedpoint.chains.joint.accelerator import Accelerator, Window
+from fixedpoint.chains.joint.buffers import Buffers, Trail
+from fixedpoint.chains.joint.rows import Rows
+from fixedpoint.chains.joint.seen import Examiner, HostMask, Seen, moved
+from fixedpoint.chains.joint.tails import Tails
+from fixedpoint.chains.measure import finite_states
+from fixedpoint.chains.slope.linear import Band, LinearPart
+from fixedpoint.chains.slope.slopes import Slopes
+from fixedpoint.core.evaluator import Evaluator
+from fixedpoint.core.point import Point
+from fixedpoint.core.progress import Progress
+from fixedpoint.core.shift import Shift
+from fixedpoint.core.termination import Termination
+from fixedpoint.core.transfer import to_device
+
+__all__ = ["Engine"]
+
+
+class Engine:
+    """One solve.
+
+    Parameters
+    ----------
+    f
+        The evaluator of the chain.
+    problem
+        The chain.
+    states
+        Shape ``(B, N, d)``: what the states start from; ``(B, p, d)``: the first ones alone, none of which is left out;
+        ``(B, 1, d)``: the same for all.
+    exact
+        Shape ``(B,)``: how many of them are final.
+    width
+        ``p``, steps of the window.
+    slack
+        Share of the tolerance by which states may be left.
+    accelerator
+        What proposes.
+    linear
+        The linear part where it is known beforehand; else ``whole`` says which derivatives make it.
+    extended
+        Whether states that come into the window start from the jump of the last step before them.
+    """
+
+    def __init__(
+        self,
+        f: Evaluator,
+        problem: ChainProblem,
+        states: Float[Tensor, "B n d"],
+        exact: NDArray[np.int64],
+        *,
+        width: int,
+        slack: float,
+        accelerator: Accelerator[Any],
+        linear: LinearPart | Band | None,
+        whole: bool = False,
+        extended: bool = False,
+    ) -> None:
+        self.f = f
+        self.problem = problem
+        self.width = width
+        self.slack = slack * math.sqrt(width / problem.length)
+        self.accelerator = accelerator
+        self.length = problem.length
+        self.rows = Rows(exact, problem.length, f.counts.rounds)
+        guess = states if states.shape[1] == self.length > width else None
+        self.tails = Tails(problem, guess, extended)
+        self.slopes = Slopes(f, problem, linear, whole=whole, width=width)
+        self.trail = self._trail(states) if width < self.length and problem.keep == "all" else None
+        self.buffers = self._opened(states, exact)
+
+    def run(self, termination: Termination, limit: int, on_round: Callable[[Progress], None] | None) -> Point:
+        """Rounds until no row is running; what became of the rows is in :attr:`rows`."""
+        rows = self.rows
+        examiner = Examiner(termination, self.buffers.values.dtype, self.slack)
+        state: Any = None
+        fresh: HostMask | None = None
+        self._evaluate(self._after(rows.exact))
+        while True:
+            seen, at = examiner.examine(self.buffers, rows.exact, rows.left)
+            self.f.remember(at)
+            rows.settle(seen, at, self.buffers, self.f.counts.rounds, over=self.f.counts.rounds >= limit)
+            del at
+            self.f.narrow(rows.running)
+            if on_round is not None:
+                on_round(rows.progress(self.f.counts.evaluations, self.buffers.values[:, -1]))
+            if not rows.running.any():
+                break
+            by, final_to = self._advanced(seen)
+            left = self._left(seen.changes, final_to)
+            if by.any():
+                shift = Shift(self.buffers.place(by), self.width)
+                seen = seen.slid(shift, by)
+                state = None if state is None else self.accelerator.slide(state, shift)
+                fresh = None if fresh is None else moved(fresh, by)
+                self._slide(shift, by)
+            window = self._window(seen, left, fresh, final_to, by)
+            state = self.accelerator.init(window) if state is None else state
+            proposal, state = self.accelerator.propose(window, state)
+            sound = finite_states(proposal).all(dim=1)
+            state = self.accelerator.reset(state, ~sound)
+            fresh = self._entered(by) if by.any() else None
+            wanted = self._move(window, proposal, sound, seen, final_to, by)
+            del window, proposal, seen, left
+            self._evaluate(wanted)
+        return self._answer()
+
+    def _trail(self, states: Float[Tensor, "B n d"]) -> Trail:
+        begun = states if states.shape[1] in (1, self.length) else self.problem.x0.flatten(1).unsqueeze(1)
+        return Trail(begun.expand(-1, self.length, -1).clone(memory_format=torch.contiguous_format))
+
+    def _opened(self, states: Float[Tensor, "B n d"], exact: NDArray[np.int64]) -> Buffers:
+        """The first window."""
+        x0 = self.problem.x0.flatten(1)
+        if states.shape[1] < self.length:  # one for all of them, or the first ones
+            held = states.expand(-1, self.width, -1).clone(memory_format=torch.contiguous_format)
+            return Buffers(x0, held, held.clone(), np.zeros(len(x0), dtype=np.int64))
+        if self.width == self.length:
+            return Buffers(x0, states.clone(), states.clone(), np.zeros(len(x0), dtype=np.int64))
+        offset = np.minimum(exact, self.length - self.width)
+        rows = np.arange(len(x0)) * (self.length + 1)
+        places = to_device((rows + offset)[:, None] + np.arange(self.width + 1), x0.device)
+        held = torch.cat([x0.unsqueeze(1), states], dim=1).flatten(0, 1)[places]
+        return Buffers(held[:, 0].clone(), held[:, 1:].clone(), held[:, 1:].clone(), offset)
+
+    def _after(self, exact: NDArray[np.int64]) -> HostMask:
+        """The steps of the window that follow on the final states."""
+        return self.buffers.numbers >= exact[:, None]
+
+    def _evaluate(self, wanted: HostMask) -> None:
+        """Take these steps, of the rows that are running: one round, if there are any."""
+        rows, slots = np.nonzero(wanted & self.rows.running[:, None])
+        self.slopes.note(wanted)
+        size = self.problem.max_batch or max(len(rows), 1)
+        self.rows.stepped(rows, self.f.counts.rounds + 1)
+        for first in range(0, len(rows), size):
+            row, slot = rows[first : first + size], slots[first : first + size]
+            x = self.buffers.before(row, slot).view(-1, *self.problem.x0.shape[1:])
+            index = self.buffers.place(self.buffers.offset[row] + slot)
+            values = self.f.pairs(self.problem, x, index, row, same_round=first > 0)
+            self.buffers.put(values.flatten(1), row, slot)
+
+    def _advanced(self, seen: Seen) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """By how much each row's window slides, and up to which state it is final before the next plain step."""
+        later = self._after(self.rows.exact)
+        passed = np.logical_and.accumulate(seen.quiet | ~later, axis=1)
+        rows = self.rows
+        reached = np.maximum(rows.exact, self.buffers.offset + passed.sum(axis=1))
+        final_to = np.where(rows.running, reached, rows.exact)
+        newly = passed & later & rows.running[:, None]
+        rows.left = np.maximum(rows.left, np.where(newly, seen.errors, 0.0).max(axis=1))
+        offset = np.where(self.rows.running, np.minimum(final_to, self.length - self.width), self.buffers.offset)
+        return offset - self.buffers.offset, final_to
+
+    def _left(self, changes: Float[Tensor, "B p d"], final_to: NDArray[np.int64]) -> Float[Tensor, "B 1 d"]:
+        """What the last final state would still have changed."""
+        slot = final_to - self.buffers.offset - 1
+        found = changes.flatten(0, 1)[self.buffers.place(np.arange(len(final_to)) * self.width + np.maximum(slot, 0))]
+        kept = self.buffers.mask(slot >= 0).unsqueeze(1)
+        return torch.where(kept, found, 0.0).to(self.buffers.states.dtype).unsqueeze(1)
+
+    def _slide(self, shift: Shift, by: NDArray[np.int64]) -> None:
+        if self.trail is not None:
+            self.trail.store(self.buffers, by)
+        self.buffers.slide(shift, by)
+        self.slopes.slide(shift, moved(self.slopes.stale, by))
+
+    def _window(
+        self,
+        seen: Seen,
+        left: Float[Tensor, "B 1 d"],
+        fresh: HostMask | None,
+        final_to: NDArray[np.int64],
+        by: NDArray[np.int64],
+    ) -> Window:
+        """What the accelerator is shown: nothing is to change up to the final states, whose change is handed on."""
+        later = self._after(final_to)
+        return Window(
+            base=self.buffers.base,
+            states=self.buffers.states,
+            outcomes=self.buffers.values,
+            known=self.buffers.mask(later & ~self._entered(by) & seen.sound),
+            left=left,
+            begins=self.buffers.mask(later & (self.buffers.numbers == final_to[:, None])),
+            first=self.buffers.place(self.buffers.offset) if self.width < self.length else None,
+            fresh=None if fresh is None else self.buffers.mask(fresh),
+            linear=self.slopes.at(self.buffers, self.rows.running, self._after(self.rows.exact)),
+            implied=seen.changes,
+        )
+
+    def _move(
+        self,
+        window: Window,
+        proposal: Float[Tensor, "B p d"],
+        sound: Bool[Tensor, " B"],
+        seen: Seen,
+        final_to: NDArray[np.int64],
+        by: NDArray[np.int64],
+    ) -> HostMask:
+        """Make the states those of the next round, in the memory of the proposal; the steps whose input is another.
+
+        A first step that is not finite, at its final state, is not taken: it stays for the judge. A state whose
+        proposal is not finite becomes that of a plain round, or of its own step.
+        """
+        running = self.rows.running[:, None]
+        later, entered = self._after(final_to) & running, self._entered(by) & running
+        first = later & (self.buffers.numbers == final_to[:, None]) & ~entered
+        plain, moves = first & seen.done, later & ~seen.quiet & ~entered & ~first
+        states = _chosen(proposal, ~sound.view(-1, 1, 1), window.mapped)
+        for other in (window.outcomes, window.states):
+            states = _chosen(states, ~finite_states(states).unsqueeze(2), other)
+        states = _chosen(states, self.buffers.mask(~moves).unsqueeze(2), window.states)
+        rows, slots = np.nonzero(plain)
+        places = self.buffers.place(rows * self.width + slots)
+        taken = window.outcomes.flatten(0, 1)[places] + window.left.squeeze(1)[self.buffers.place(rows)]
+        states = states.flatten(0, 1).index_copy(0, places, taken) if torch.is_grad_enabled() else states
+        if not torch.is_grad_enabled():
+            states.view(-1, states.shape[2]).index_copy_(0, places, taken)
+        states = states.view(window.states.shape)
+        if by.any():
+            states = self.tails.fill(self.buffers, states, entered)
+        self.buffers.states = states
+        self.rows.exact = np.where(self.rows.running, final_to + plain.any(axis=1), self.rows.exact)
+        changed = moves | plain | entered
+        wanted = np.concatenate([np.zeros((len(changed), 1), dtype=np.bool_), changed[:, :-1]], axis=1) | entered
+        return wanted & self._after(self.rows.exact)
+
+    def _answer(self) -> Point:
+        states, values = self.buffers.states, self.buffers.values
+        if self.trail is not None:
+            self.trail.store(self.buffers, np.full(len(states), self.width))
+            states, values = self.trail.states, self.trail.values
+        elif self.problem.keep == "last":
+            states, values = states[:, -1:].clone(), values[:, -1:].clone()
+        return self.rows.answer(states, values, self.buffers)
+
+    def _entered(self, by: NDArray[np.int64]) -> HostMask:
+        """The steps that have come into the window."""
+        entered: HostMask = np.arange(self.width) >= self.width - by[:, None]
+        return entered
+
+
+def _chosen(states: Tensor, mask: Bool[Tensor, "B p 1"], other: Tensor) -> Tensor:
+    """``other`` where the mask says so; in the memory of the states unless gradients flow."""
+    return torch.where(mask, other, states, out=None if torch.is_grad_enabled() else states)

@@ -1,0 +1,102 @@
+"""The rows of a solve: which of them run, how the others ended, and what was seen of each on the way."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fixedpoint.chains.joint.buffers import Buffers
+from fixedpoint.chains.joint.seen import Seen
+from fixedpoint.chains.step_errors import StepErrors
+from fixedpoint.core.evaluator import Evaluated
+from fixedpoint.core.point import Point
+from fixedpoint.core.progress import Progress
+from fixedpoint.core.status import Status
+
+__all__ = ["Rows"]
+
+
+class Rows:
+    """Rows of a solve, on the host but for the measure they ended with.
+
+    Parameters
+    ----------
+    exact
+        Shape ``(B,)``: how many states of a row are final.
+    length
+        ``N``.
+    begun
+        Rounds that were spent before.
+    """
+
+    def __init__(self, exact: NDArray[np.int64], length: int, begun: int) -> None:
+        self.exact = exact
+        self.length = length
+        self.left = np.zeros(len(exact))
+        """Shape ``(B,)``: the largest relative change that was left undone at final states."""
+        self.running = np.ones(len(exact), dtype=np.bool_)
+        self.rounds = np.zeros(len(exact), dtype=np.int64)
+        self._codes = np.full(len(exact), Status.RUNNING, dtype=np.int8)
+        self._latest = np.full(len(exact), begun, dtype=np.int64)
+        self._kept: tuple[Tensor, Tensor, Tensor] | None = None
+        self._errors: list[NDArray[np.float32]] = []
+        self._offsets: list[NDArray[np.int64]] = []
+        self._numbers: list[int] = []
+
+    @property
+    def status(self) -> tuple[Status, ...]:
+        """How they ended."""
+        return tuple(Status(int(code)) for code in self._codes)
+
+    @property
+    def step_errors(self) -> StepErrors:
+        """What was seen of every state."""
+        return StepErrors(tuple(self._errors), tuple(self._offsets), self.length, tuple(self._numbers))
+
+    def stepped(self, rows: NDArray[np.int64], round: int) -> None:
+        """Say which rows take steps in a round."""
+        self._latest[rows] = round
+
+    def settle(self, seen: Seen, at: Evaluated, buffers: Buffers, round: int, *, over: bool) -> None:
+        """Judge the rows that run, after so many rounds; with ``over`` none goes on."""
+        codes = seen.status.copy()
+        codes[(codes == Status.CONVERGED) & self._short(buffers)] = Status.RUNNING
+        codes[(codes == Status.RUNNING) & (over | (self.exact == self.length))] = Status.MAX_ROUNDS
+        self.rounds[self.running] = self._latest[self.running]
+        self._codes[self.running] = codes[self.running]
+        self._keep(at, buffers)
+        with np.errstate(over="ignore"):
+            self._errors.append(np.where(self.running[:, None], seen.errors, np.nan).astype(np.float32))
+        self._offsets.append(buffers.offset)
+        self._numbers.append(round)
+        self.running = self._codes == Status.RUNNING
+
+    def answer(self, states: Float[Tensor, "B n d"], values: Float[Tensor, "B n d"], buffers: Buffers) -> Point:
+        """These states, with the measure that every row ended with: infinite where its last state is not known."""
+        assert self._kept is not None  # at least one round was judged
+        error, scale, finite = self._kept
+        error = error.masked_fill(buffers.mask(self._short(buffers)).unsqueeze(1), torch.inf)
+        return Point(states.flatten(1), values.flatten(1), error, scale, finite)
+
+    def progress(self, evaluations: NDArray[np.int64], last: Float[Tensor, "B d"]) -> Progress:
+        """Where the solve stands."""
+        known = self._errors[-1][~np.isnan(self._errors[-1])]
+        error = float(known.max()) if len(known) else 0.0
+        return Progress(self._numbers[-1], int(self.running.sum()), error, evaluations.copy(), last)
+
+    def _short(self, buffers: Buffers) -> NDArray[np.bool_]:
+        """Rows whose window has not reached the end of the chain."""
+        short: NDArray[np.bool_] = buffers.offset + buffers.width < self.length
+        return short
+
+    def _keep(self, at: Evaluated, buffers: Buffers) -> None:
+        if self._kept is None:
+            self._kept = at.measure
+            return
+        mask, (error, scale, finite) = buffers.mask(self.running), self._kept
+        column = mask.unsqueeze(1)
+        error, scale = torch.where(column, at.error, error), torch.where(column, at.scale, scale)
+        self._kept = error, scale, torch.where(mask, at.finite, finite)

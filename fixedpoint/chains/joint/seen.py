@@ -1,0 +1,134 @@
+"""What a round of a chain has found: told once, to the host, in one transfer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fixedpoint.chains.joint.buffers import Buffers
+from fixedpoint.chains.measure import finite_states, relative, state_norms
+from fixedpoint.chains.slope.scan import running_sums
+from fixedpoint.core.evaluator import Evaluated
+from fixedpoint.core.shift import Shift
+from fixedpoint.core.termination import Judge, Termination
+from fixedpoint.core.transfer import to_device
+
+__all__ = ["Examiner", "HostMask", "Seen", "moved"]
+
+HostMask = NDArray[np.bool_]
+
+
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """What a round has found: of the rows, and of every step in the window.
+
+    Attributes
+    ----------
+    status
+        Shape ``(B,)``: of every row, whether or not its window has reached the end of the chain.
+    errors
+        Shape ``(B, p)``: the change implied at every state, of its size.
+    quiet
+        Shape ``(B, p)``: that is next to none.
+    done
+        Shape ``(B, p)``: the step is finite.
+    sound
+        Shape ``(B, p)``: so is its defect.
+    changes
+        Shape ``(B, p, d)``, on the device: the changes implied.
+    """
+
+    status: NDArray[np.int8]
+    errors: NDArray[np.float64]
+    quiet: HostMask
+    done: HostMask
+    sound: HostMask
+    changes: Float[Tensor, "B p d"]
+
+    def slid(self, shift: Shift, by: NDArray[np.int64]) -> Seen:
+        """The same in the window where it has slid to; nothing is known of what comes in."""
+        quiet, done, sound = (moved(mask, by) for mask in (self.quiet, self.done, self.sound))
+        return Seen(self.status, self.errors, quiet, done, sound, shift.of_blocks(self.changes))
+
+
+class Examiner:
+    """Measures the states of a window against the steps from them, and judges the rows.
+
+    Parameters
+    ----------
+    termination
+        The stopping rule.
+    dtype
+        That of the states.
+    slack
+        Share of the tolerance by which a state may be left as it is.
+    """
+
+    def __init__(self, termination: Termination, dtype: torch.dtype, slack: float) -> None:
+        self.judge = Judge(termination, dtype, lasting=True)
+        self.slack = slack
+
+    def examine(self, buffers: Buffers, exact: NDArray[np.int64], left: NDArray[np.float64]) -> tuple[Seen, Evaluated]:
+        """What the round has found, and the point as it is judged.
+
+        Parameters
+        ----------
+        buffers
+            States, and what the steps make of them.
+        exact
+            Shape ``(B,)``: how many states of a row are final.
+        left
+            Shape ``(B,)``: the largest relative change that was left undone at them.
+        """
+        width = buffers.width
+        final = buffers.mask(buffers.numbers < exact[:, None])
+        sizes, done = state_norms(buffers.states), finite_states(buffers.values)
+        defects = buffers.values - buffers.states
+        sound = (finite_states(defects) & done) | final  # a step from a huge state may be finite, its defect not
+        changes = running_sums(_without(defects, ~sound | final))
+        errors = torch.where(sound.cumprod(dim=1).bool(), relative(changes, sizes), torch.inf)
+        at = self._measured(buffers, exact, left, done, errors, sizes)
+        status, _ = self.judge(at)
+        own = self.judge.tolerance(at, sizes) / sizes  # of the size of every state; one without size is never quiet
+        quiet = errors <= self.slack * own
+        told = torch.cat([status.double().unsqueeze(1), errors, quiet, done, sound], dim=1).cpu().numpy()
+        ended, near, *masks = np.split(told, 1 + width * np.arange(4), axis=1)
+        quiet_now, done_now, sound_now = (mask > 0 for mask in masks)
+        return Seen(ended[:, 0].astype(np.int8), near, quiet_now, done_now, sound_now, changes), at
+
+    def _measured(
+        self,
+        buffers: Buffers,
+        exact: NDArray[np.int64],
+        left: NDArray[np.float64],
+        done: Bool[Tensor, "B p"],
+        errors: Float[Tensor, "B p"],
+        sizes: Float[Tensor, "B p"],
+    ) -> Evaluated:
+        """A row's error: the largest of any state. It is lost where the first step at a final state is not finite."""
+        size = torch.where(sizes[:, -1:].isfinite(), sizes[:, -1:], 0.0)
+        worst = torch.maximum(errors.amax(dim=1), to_device(left, errors.device)).unsqueeze(1)
+        error = torch.where(worst > 0, worst * size, 0.0).masked_fill(~worst.isfinite(), torch.inf)
+        first = exact - buffers.offset
+        slot = buffers.place(np.minimum(first, buffers.width - 1)).unsqueeze(1)
+        finite = done.gather(1, slot).squeeze(1) | buffers.mask(first == buffers.width)
+        states = buffers.states.flatten(1)
+        return Evaluated(states, buffers.values.flatten(1), error, size, finite, residual=states)
+
+
+def moved(mask: HostMask, by: NDArray[np.int64]) -> HostMask:
+    """A mask of the window's slots, shifted with it."""
+    places = np.arange(mask.shape[1])[None, :] + by[:, None]
+    inside = places < mask.shape[1]
+    found: HostMask = np.take_along_axis(mask, np.minimum(places, mask.shape[1] - 1), axis=1) & inside
+    return found
+
+
+def _without(states: Float[Tensor, "B p d"], mask: Bool[Tensor, "B p"]) -> Float[Tensor, "B p d"]:
+    column = mask.unsqueeze(2)
+    return states.masked_fill(column, 0.0) if torch.is_grad_enabled() else states.masked_fill_(column, 0.0)

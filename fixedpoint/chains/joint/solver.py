@@ -1,0 +1,200 @@
+r"""The chain solver: preconditioner x accelerator x window x start, in at most ``N + 1`` rounds.
+
+A round at the states ``X``:
+
+    r      = F(X) - X                      defects, one batch: of what has moved
+    G(X)   = X + M r                       same fixed point, any M
+    X^     = accelerator(X, G(X))          Picard: X^ = G(X)
+    X_new  = X^, but the first unfinished state takes its plain step
+
+After round ``k`` the first ``k`` states are final, whatever the preconditioner and the accelerator do: their inputs
+were final when their step was taken. They are not evaluated again. (Tang et al. 2024, "Accelerating parallel sampling
+of diffusion models", section 4, for the guard under Anderson.) What is final, what is left alone and how the window
+slides: ``fixedpoint.chains.joint.engine``.
+
+The accelerator ``block-secant`` corrects ``M`` itself, step by step, and so needs no other. A start other than the
+constant one may know some states exactly; the rounds spent on it are among the ``N + 1``.
+
+With the preconditioners ``diagonal`` and ``jacobian``, ``M`` is made from the derivatives of the unfinished steps at
+the states of every round: Newton's method on the chain, exact or approximate. Beside the evaluations such a round costs
+one diagonal or Jacobian a step (``counts.products``; by autograd each takes ``d`` backward passes of a step).
+
+A step that returns NaN or Inf at states that are still wrong is no failure: its defect is left out of the sweep,
+and the guard reaches it in time. A row fails only when a step is not finite at its exact input; the sequential
+chain fails there, too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fixedpoint.chains.coarse import HasExtension
+from fixedpoint.chains.joint.accelerator import Accelerator, StepAccelerator, slides
+from fixedpoint.chains.joint.start import ConstantStart, NestedStart, OneJumpStart
+from fixedpoint.chains.slope.preconditioner import AnyPreconditioner, Identity
+from fixedpoint.chains.slope.secant import BlockSecant
+from fixedpoint.core.evaluator import Evaluator
+from fixedpoint.core.layout import Layout
+from fixedpoint.core.loop import StepSolver, solution_at
+from fixedpoint.core.options import OptionError, by_options, option
+from fixedpoint.core.problem import AbilityError
+from fixedpoint.core.progress import Progress
+from fixedpoint.core.solution import Solution
+from fixedpoint.core.solver import Solver
+from fixedpoint.core.termination import Termination
+from fixedpoint.solvers.auto import Auto
+from fixedpoint.solvers.picard import Picard
+
+if TYPE_CHECKING:
+    from fixedpoint.chains.chain import ChainProblem
+
+__all__ = ["ChainSolver", "as_chain_solver"]
+
+
+@dataclass(frozen=True)
+class ChainSolver(Solver):
+    """Solves a chain as one joint fixed point, in at most N + 1 rounds (the last one verifies)."""
+
+    preconditioner: AnyPreconditioner = option(
+        factory=Identity,
+        help="linear part of the chain: zero (Jacobi), identity (ParaDiGMS), banded, coefficient (DEQ-DDIM), gaussian, "
+        "or from the derivatives of the steps: diagonal (quasi-DEER), jacobian (DEER)",
+    )
+    accelerator: StepSolver[Any] | BlockSecant = option(
+        factory=Picard, help="step solver applied to the preconditioned map, or block-secant"
+    )
+    window: int | None = option(
+        None, ge=1, help="p: steps held and evaluated at a time, sliding along the chain; default: all of them"
+    )
+    start: ConstantStart | OneJumpStart | NestedStart = option(
+        factory=ConstantStart, help="the states before the first round, and those a window comes to"
+    )
+    slack: float = option(
+        0.02,
+        ge=0.0,
+        lt=1.0,
+        help="share of the tolerance by which a state may be left as it is, its step not evaluated again; 0: none",
+    )
+
+    provides = frozenset({"trajectory"})
+
+    @by_options("chain")
+    def needs(self) -> frozenset[str]:
+        """A chain, and what its parts need of any; in a window an extension may stand for jumps."""
+        start = self.start.needs if self.window is None else frozenset()
+        return frozenset({"chain"}) | self.preconditioner.needs | self.accelerator.needs | start
+
+    def check(self) -> None:
+        name = type(self).__name__
+        if isinstance(self.accelerator, BlockSecant) and not self.preconditioner.scalar:
+            raise OptionError(
+                name,
+                "accelerator",
+                f"must not be block-secant with preconditioner {self.preconditioner.variant!r}: it corrects the known "
+                "slopes of the steps, one number each",
+            )
+        if self.window is not None and not slides(self.accelerator):
+            kind = type(self.accelerator).__name__
+            raise OptionError(name, "window", f"wants the accelerator anderson, picard or block-secant, not {kind}")
+
+    @property
+    def known_faults(self) -> Mapping[str, str]:
+        return {} if isinstance(self.start, ConstantStart) else {"solved-start": "it makes its own start"}
+
+    def solve(
+        self,
+        f: Evaluator,
+        z0: Float[Tensor, "B D"],
+        termination: Termination,
+        on_round: Callable[[Progress], None] | None = None,
+    ) -> Solution:
+        from fixedpoint.chains.chain import ChainProblem  # which adapts solvers to itself by this module
+        from fixedpoint.chains.joint.engine import Engine
+
+        problem: object = f.problem
+        if not isinstance(problem, ChainProblem):
+            raise AbilityError(f"a chain solver wants a chain (ChainProblem), got {type(problem).__name__}")
+        f.limit = termination.max_rounds or problem.length + 1
+        f.tracks_best = False
+        width = min(self.window or problem.length, problem.length)
+        layout = Layout.of(
+            problem.x0.unsqueeze(1).expand(-1, width, *problem.x0.shape[1:]), rows="independent", blocks=width
+        )
+        accelerator: Accelerator[Any] = (
+            self.accelerator if isinstance(self.accelerator, BlockSecant) else StepAccelerator(self.accelerator, layout)
+        )
+        linear = self.preconditioner.linear_part(problem, problem.x0)
+        states, exact = self._begun(f, problem, z0, width)
+        engine = Engine(
+            f,
+            problem,
+            states,
+            exact,
+            width=width,
+            slack=self.slack,
+            accelerator=accelerator,
+            linear=linear,
+            whole=self.preconditioner.whole,
+            extended=isinstance(self.start, OneJumpStart) and isinstance(problem.chain, HasExtension),
+        )
+        answer, rows = engine.run(termination, f.limit, on_round), engine.rows
+        return solution_at(
+            answer, rows.status, rows.rounds, f, self, {"step_errors": rows.step_errors, "exact": rows.exact}
+        )
+
+    def _begun(
+        self, f: Evaluator, problem: ChainProblem, z0: Float[Tensor, "B D"], width: int
+    ) -> tuple[Float[Tensor, "B n d"], NDArray[np.int64]]:
+        """The states to start from, and how many of every row are those of the chain."""
+        own: Tensor = z0.unflatten(1, (f.layout.blocks, -1))
+        if isinstance(self.start, ConstantStart):
+            return own, np.zeros(len(z0), dtype=np.int64)
+        if isinstance(self.start, OneJumpStart) and width < problem.length and isinstance(problem.chain, HasExtension):
+            states, known = self._jumped(f, problem, width)
+        else:
+            begun = self.start.trajectory(problem, most=f.remaining - 1)
+            f.counts.add(begun.spent)
+            states, known = begun.states.unflatten(1, (problem.length, -1)), begun.exact
+        finite = states.isfinite().all(dim=2)
+        exact = finite[:, :known].cumprod(dim=1).sum(dim=1)  # a step that failed is taken again, and told
+        x0 = problem.x0.flatten(1).unsqueeze(1)
+        return torch.where(finite.unsqueeze(2), states, x0), exact.cpu().numpy()
+
+    def _jumped(self, f: Evaluator, problem: ChainProblem, width: int) -> tuple[Float[Tensor, "B p d"], int]:
+        """The window's states as jumps from the start, by the first step alone: no more is held."""
+        x0, rows = problem.x0, torch.arange(len(problem.x0), device=problem.x0.device)
+        if f.remaining < 2:
+            return x0.flatten(1).unsqueeze(1).expand(-1, width, -1), 0
+        value = f.pairs(problem, x0, torch.zeros_like(rows), np.arange(len(x0)))
+        row, target = rows.repeat_interleave(width), torch.arange(1, width + 1, device=x0.device).repeat(len(x0))
+        states = problem.extend(x0[row], value[row], torch.zeros_like(row), target, row).view(len(x0), width, -1)
+        return torch.cat([value.flatten(1).unsqueeze(1), states[:, 1:]], dim=1), 1
+
+
+def as_chain_solver(solver: Solver) -> Solver:
+    """``solver`` if it knows chains, else a chain solver with it as the accelerator.
+
+    Raises
+    ------
+    TypeError
+        When it owns its loop, so that the guard cannot be kept.
+    """
+    if isinstance(solver, BlockSecant):
+        return ChainSolver(accelerator=solver)
+    if "chain" in solver.needs:
+        return solver
+    if isinstance(solver, Auto):
+        from fixedpoint.chains.planning.planned import PlannedChainSolver  # which solves by this module
+
+        return PlannedChainSolver(solver.history_limit)
+    if not isinstance(solver, StepSolver):
+        raise AbilityError(f"a chain wants a step solver, and {type(solver).__name__} owns its loop")
+    return ChainSolver(accelerator=solver)

@@ -1,0 +1,181 @@
+"""What ``auto`` is on a chain: whichever of step by step and jointly, in a window or not, is expected to be quicker.
+
+The seconds of a step are measured on the machine at hand (``fixedpoint.chains.planning.costs``), what a joint solve
+takes of them is expected (``fixedpoint.chains.planning.plan``). A joint solve that takes twice the rounds it was
+expected to is given up for the rows it has not solved: they go on step by step from the last state that is final. So a
+plan that was wrong costs about twice the time of the better choice, never more.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fixedpoint.chains.coarse import HasJumps
+from fixedpoint.chains.joint.solver import ChainSolver
+from fixedpoint.chains.joint.start import ConstantStart, OneJumpStart
+from fixedpoint.chains.methods.serial import Serial, walk
+from fixedpoint.chains.planning.costs import measured_costs
+from fixedpoint.chains.planning.overhead import seconds_beside
+from fixedpoint.chains.planning.plan import Plan, plan, step_by_step
+from fixedpoint.core.evaluator import Evaluator
+from fixedpoint.core.options import option
+from fixedpoint.core.problem import AbilityError
+from fixedpoint.core.progress import Progress
+from fixedpoint.core.reduce import row_norms
+from fixedpoint.core.solution import Solution
+from fixedpoint.core.solver import Solver
+from fixedpoint.core.status import Status
+from fixedpoint.core.termination import Termination
+from fixedpoint.core.transfer import to_device
+from fixedpoint.solvers.anderson import Anderson
+
+if TYPE_CHECKING:
+    from fixedpoint.chains.chain import ChainProblem
+
+__all__ = ["PlannedChainSolver"]
+
+_log = logging.getLogger(__name__)
+# Share of the seconds of a serial run that measuring larger batches may take, and seconds too few to bother.
+_WORTH, _BRIEF = 0.1, 0.25
+# A joint solve may take so many times the rounds it was expected to.
+_PATIENCE = 2
+# States held for every one in the window: 2 m + 8.
+_BUFFERS = 12
+
+
+@dataclass(frozen=True)
+class PlannedChainSolver(Solver):
+    """Solves a chain the way that is expected to be quickest; ``solution.extras["plan"]`` says which, and why.
+
+    Nothing is measured, and the chain is solved jointly as a whole, where step by step is no choice: under a limit of
+    fewer rounds than steps, while autograd records, and from a given trajectory, which would be of no use to it.
+    """
+
+    history_limit: float = option(1.0, gt=0.0, help="memory the states in a window may take, with history, in GiB")
+
+    needs = frozenset({"chain"})
+    provides = frozenset({"trajectory"})
+
+    @property
+    def known_faults(self) -> dict[str, str]:
+        return {"solved-start": "it makes its own start"}
+
+    def solve(
+        self,
+        f: Evaluator,
+        z0: Float[Tensor, "B D"],
+        termination: Termination,
+        on_round: Callable[[Progress], None] | None = None,
+    ) -> Solution:
+        from fixedpoint.chains.chain import ChainProblem  # which adapts solvers to itself
+
+        problem: object = f.problem
+        if not isinstance(problem, ChainProblem):
+            raise AbilityError(f"a chain solver wants a chain (ChainProblem), got {type(problem).__name__}")
+        limit = termination.max_rounds
+        limited = limit is not None and limit < problem.length
+        if limited or torch.is_grad_enabled() or problem.start is not None:
+            return joint(problem).solve(f, z0, termination, on_round)
+        planned = self.plan(f, problem, termination)
+        _log.info("%s", planned)
+        return replace(_carried_out(planned, f, problem, z0, termination, on_round), solver=self)
+
+    def plan(self, f: Evaluator, problem: ChainProblem, termination: Termination) -> Plan:
+        """How the chain is to be solved; measures what has not been measured yet."""
+
+        def count(states: int) -> None:
+            f.counts.calls += 1
+            f.counts.computed += states
+
+        states = problem.x0.numel() * problem.x0.element_size()
+        costs = measured_costs(problem, lambda seconds: _WORTH * problem.length * seconds, count)
+        serial = step_by_step(costs, len(problem.x0), problem.length)
+        if serial.seconds < _BRIEF:
+            return Plan(serial)
+        return plan(
+            costs,
+            rows=len(problem.x0),
+            length=problem.length,
+            rtol=termination.rtol,
+            eps=torch.finfo(problem.x0.dtype).eps,
+            slack=ChainSolver().slack,
+            overhead=seconds_beside(problem.x0),
+            widest=max(int(self.history_limit * 2**30 / (_BUFFERS * states)), 1),
+        )
+
+
+def joint(problem: ChainProblem, window: int | None = None) -> ChainSolver:
+    """A joint solve with the default options of a chain: from one jump where the chain knows them."""
+    jumps = isinstance(problem.chain, HasJumps) and problem.start is None
+    start = OneJumpStart() if jumps else ConstantStart()
+    return ChainSolver(accelerator=Anderson(memory=2), window=window, start=start)
+
+
+def _carried_out(
+    planned: Plan,
+    f: Evaluator,
+    problem: ChainProblem,
+    z0: Float[Tensor, "B D"],
+    termination: Termination,
+    on_round: Callable[[Progress], None] | None,
+) -> Solution:
+    chosen, told = planned.chosen, {"plan": planned}
+    f.problem = problem.in_batches(chosen.max_batch)
+    if chosen.window is None:
+        solution = Serial().solve(f, z0, termination, on_round)
+        return replace(solution, extras={**solution.extras, **told})
+    window = None if chosen.window == problem.length else chosen.window
+    limit = min(_PATIENCE * chosen.rounds, termination.max_rounds or problem.length + 1)
+    solution = joint(problem, window).solve(f, z0, replace(termination, max_rounds=limit), on_round)
+    slow = np.array([status is Status.MAX_ROUNDS for status in solution.status])
+    if slow.any() and limit < (termination.max_rounds or problem.length + 1):
+        _log.info("%d rows were not solved in %d rounds; they go on step by step", slow.sum(), limit)
+        solution = _finished(solution, slow, f, problem, on_round)
+    return replace(solution, extras={**solution.extras, **told})
+
+
+def _finished(
+    solution: Solution,
+    slow: NDArray[np.bool_],
+    f: Evaluator,
+    problem: ChainProblem,
+    on_round: Callable[[Progress], None] | None,
+) -> Solution:
+    """The solution with the rest of some rows taken step by step, from their last final state."""
+    exact: NDArray[np.int64] = solution.extras["exact"]
+    held = solution.state.unflatten(1, (solution.layout.blocks, -1)).clone()
+    known = problem.keep == "all"
+    first = np.where(slow, exact if known else 0, problem.length)
+    x = problem.x0.flatten(1).clone()
+    begun = np.flatnonzero(slow & (first > 0))
+    place, state = (to_device(part, x.device) for part in (begun, first[begun] - 1))
+    x[place] = held[place, state]
+    sound = torch.ones(len(x), dtype=torch.bool, device=x.device)
+    for at in walk(f, problem, x.view_as(problem.x0), first):
+        place, last, sound = to_device(at.rows, x.device), at.x.flatten(1), at.sound
+        held[place, at.step if known else 0] = last[place]
+        if on_round is not None:
+            spent = f.counts.evaluations.copy()
+            on_round(Progress(f.counts.rounds, len(at.rows), float("nan"), spent, last))
+    mask = to_device(slow, x.device)
+    column = mask.unsqueeze(1)
+    serial = torch.where(sound, 0.0, torch.inf).to(solution.error).unsqueeze(1)
+    ends = [Status.CONVERGED if good else Status.NONFINITE for good in sound.tolist()]
+    return replace(
+        solution,
+        state=torch.where(column, held.flatten(1), solution.state),
+        fstate=torch.where(column, held.flatten(1), solution.fstate),
+        error=torch.where(column, serial, solution.error),
+        scale=torch.where(column, row_norms(held[:, -1]).unsqueeze(1), solution.scale),
+        status=tuple(end if done else was for end, done, was in zip(ends, slow, solution.status, strict=True)),
+        rounds=np.where(slow, solution.rounds + problem.length - first, solution.rounds),
+    )

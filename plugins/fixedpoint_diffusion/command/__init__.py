@@ -1,0 +1,1 @@
+"""``fixedpoint invert``: files read, batches inverted, the folder written."""

@@ -1,0 +1,122 @@
+"""What was typed, checked before anything is computed."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, cast
+
+import torch
+
+from fixedpoint.core.options import nearest
+from fixedpoint.registry import CommandError
+from fixedpoint_diffusion.command.files import find
+from fixedpoint_diffusion.command.model import ChosenModel, choose
+from fixedpoint_diffusion.command.said import complain
+from fixedpoint_diffusion.command.wanted import Wanted
+from fixedpoint_diffusion.command.work import Job
+
+__all__ = ["Asked", "job_of"]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Arguments and options of the command, as they were typed."""
+
+    images: tuple[Path, ...]
+    model: str
+    classes: tuple[str, ...]
+    no_class: int | None
+    steps: int | None
+    timesteps: str | None
+    guidance: float
+    edit_class: str | None
+    edit_guidance: float | None
+    interpolate: int
+    resize: bool
+    pad: bool
+    background: str
+    clip: str
+    tolerance: float
+    batch: int
+    device: str
+
+
+def job_of(asked: Asked, quiet: bool = False) -> Job:
+    """What is to be done.
+
+    Raises
+    ------
+    CommandError
+        For the first thing that cannot be done, naming the option.
+    """
+    background = _one_of("--background", asked.background, ("black", "white"))
+    ignore = _one_of("--clip", asked.clip, ("refuse", "ignore")) == "ignore"
+    if not (math.isfinite(asked.tolerance) and asked.tolerance > 0):
+        raise CommandError(f"--tolerance: must be positive, got {asked.tolerance:g}")
+    _check_device(asked.device)
+    chosen = choose(asked.model, asked.no_class, asked.steps, ignore, _timesteps(asked.timesteps))
+    chosen.guided(asked.guidance, "--guidance")
+    if asked.edit_guidance is not None:
+        chosen.guided(asked.edit_guidance, "--edit-guidance")
+    edit_label = None if asked.edit_class is None else chosen.label(asked.edit_class, "--edit-class")
+    entries, passed = find(asked.images)
+    if not quiet:
+        for sentence in (*chosen.notes, *passed):
+            complain(sentence)
+    return Job(
+        chosen=chosen,
+        entries=tuple(entries),
+        labels=_labels(chosen, asked.classes, len(entries)),
+        wanted=Wanted(
+            chosen.model.event_shape,
+            asked.resize,
+            asked.pad,
+            cast(Literal["black", "white"], background),
+            pictures=not chosen.model.folder.latent,
+        ),
+        guidance=asked.guidance,
+        edit_label=edit_label,
+        edit_guidance=asked.edit_guidance,
+        interpolate=asked.interpolate,
+        tolerance=asked.tolerance,
+        batch=asked.batch,
+        device=asked.device,
+    )
+
+
+def _labels(chosen: ChosenModel, classes: tuple[str, ...], count: int) -> tuple[int, ...] | None:
+    if not classes:
+        if chosen.classes is not None and not chosen.bundled:
+            raise CommandError(
+                f"{chosen.name} is conditioned on classes: --class says which, 0 to {chosen.classes - 1}"
+            )
+        return None
+    labels = tuple(chosen.label(text, "--class") for text in classes)
+    if len(labels) not in (1, count):
+        images = f"{count} {'image' if count == 1 else 'images'}"
+        raise CommandError(f"--class: {len(labels)} classes for {images}; one for all, or one for each")
+    return labels * (count if len(labels) == 1 else 1)
+
+
+def _timesteps(text: str | None) -> tuple[int, ...] | Literal["quadratic"] | None:
+    if text is None or text == "quadratic":
+        return cast(Literal["quadratic"] | None, text)
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise CommandError(f'--timesteps: must be integers by commas, or quadratic, got "{text}"') from None
+
+
+def _one_of(flag: str, value: str, known: tuple[str, ...]) -> str:
+    if value not in known:
+        raise CommandError(f'{flag}: must be {" or ".join(known)}, got "{value}"; {nearest(value, known)}')
+    return value
+
+
+def _check_device(name: str) -> None:
+    try:
+        torch.zeros(1, device=torch.device(name)).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise CommandError(f"--device {name}: cannot be used: {str(error).splitlines()[0]}") from None

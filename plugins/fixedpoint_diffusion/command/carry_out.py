@@ -1,0 +1,93 @@
+"""A job from beginning to end: what is done is written, whatever happens."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from fixedpoint.execution.plain import json_text
+from fixedpoint.registry import CommandError
+from fixedpoint_diffusion.command.folder import Results
+from fixedpoint_diffusion.command.said import Teller, print_table, told
+from fixedpoint_diffusion.command.work import Job, Row, between, inverted
+
+__all__ = ["carry_out"]
+
+
+def carry_out(job: Job, folder: Path, quiet: bool = False, as_json: bool = False) -> int:
+    """Invert, edit and interpolate, write the folder, say how it went; the exit status.
+
+    Raises
+    ------
+    CommandError
+        With status 1 where nothing can be written, or memory does not suffice; with status 2 where no image is left.
+    KeyboardInterrupt
+        Saying how many images are done; these are written.
+    """
+    try:
+        results = Results(job, folder)
+        try:
+            with told(len(job.entries), quiet) as teller:
+                _work(job, results, teller, quiet)
+        except BaseException as stopped:
+            if results.inverted:
+                results.close(interrupted=True)
+            if isinstance(stopped, KeyboardInterrupt):
+                raise KeyboardInterrupt(_interrupted(results)) from None
+            raise
+        if not results.inverted:
+            raise CommandError("no image is left to invert")
+        report = results.close()
+    except OSError as error:
+        raise CommandError(f"cannot write {error.filename or folder}: {error.strerror or error}", status=1) from None
+    _say(results, report, quiet, as_json)
+    return 0 if results.ok else 1
+
+
+def _work(job: Job, results: Results, teller: Teller, quiet: bool) -> None:
+    for done in inverted(job, teller.on_round):
+        results.add(done)
+        teller.batch_done(done.rows)
+        for row in done.rows:
+            for sentence in _sentences(row, quiet):
+                teller.complain(sentence)
+    rows, latents = results.inverted, results.latents
+    if job.interpolate and len(rows) < 2 and rows:
+        teller.complain("--interpolate: wants two images, one is left")
+    elif job.interpolate:
+        teller.stage("in between")
+        for each in between(job, latents, [row.label for row in rows]):
+            results.add_between(each)
+
+
+def _sentences(row: Row, quiet: bool) -> list[str]:
+    said = [] if quiet else [f"{row.name}: {notice}" for notice in row.notices]
+    return said if row.ok else [*said, f"{row.name}: {row.sentence}"]
+
+
+def _interrupted(results: Results) -> str:
+    count, total = len(results.inverted), len(results.job.entries)
+    return f"interrupted; {count} of {total} images are done, in {results.folder}" if count else "interrupted"
+
+
+def _say(results: Results, report: dict[str, Any], quiet: bool, as_json: bool) -> None:
+    if as_json:
+        typer.echo(json_text(report, canonical=False))
+        return
+    if quiet:
+        return
+    job, rows = results.job, results.rows
+    print_table(rows, job.chosen.called, job.chosen.classes is not None)
+    typer.echo()
+    good, skipped = sum(row.ok for row in rows), len(rows) - len(results.inverted)
+    missed = len(rows) - good - skipped
+    verdict = f"{good} of {len(rows)} images inverted within rms {job.tolerance:g}"
+    typer.echo("; ".join([verdict, *([f"{missed} missed"] * bool(missed)), *([f"{skipped} skipped"] * bool(skipped))]))
+    if any(row.guessed for row in rows):
+        typer.echo("class ?: guessed by the bundled classifier; --class says which")
+    if job.interpolate and job.chosen.classes is not None and len(results.inverted) > 1:
+        typer.echo("in between: the class of the nearer image, in the middle that of the first")
+    for sentence in results.written():
+        typer.echo(sentence)

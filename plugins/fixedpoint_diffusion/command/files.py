@@ -1,0 +1,128 @@
+"""Image files as a model wants them: which there are, and one after another as tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from fixedpoint_diffusion.command.wanted import RefusedError, Wanted
+
+__all__ = ["Entry", "Read", "find", "read"]
+
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
+TENSORS = (".npy", ".safetensors")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """An image that was asked for.
+
+    Attributes
+    ----------
+    path
+        Its file.
+    row
+        Which of the images in a file of tensors; None for a picture.
+    refused
+        Why there is none; empty where there is.
+    """
+
+    path: Path
+    row: int | None = None
+    refused: str = ""
+
+    @property
+    def name(self) -> str:
+        """The file, and which image of it."""
+        return str(self.path) if self.row is None else f"{self.path}[{self.row}]"
+
+
+@dataclass(frozen=True)
+class Read:
+    """An image, and what was done to it.
+
+    Attributes
+    ----------
+    pixels
+        Float32, of the shape that was wanted; pictures in ``[-1, 1]``.
+    notices
+        Sentences.
+    """
+
+    pixels: Float[Tensor, "C H W"]
+    notices: tuple[str, ...] = ()
+
+
+def find(paths: Sequence[Path]) -> tuple[list[Entry], list[str]]:
+    """All images in files and folders, in the order given, those of a folder by name; and what was passed over.
+
+    Folders are not searched below their own files. A file that cannot be one is an entry, too, with the reason.
+    """
+    entries: list[Entry] = []
+    passed: list[str] = []
+    for path in paths:
+        if not path.is_dir():
+            entries += _of_file(path)
+            continue
+        try:
+            files = sorted(file for file in path.iterdir() if file.is_file())
+        except OSError as error:
+            entries.append(Entry(path, refused=f"cannot be read: {error.strerror}"))
+            continue
+        known = [file for file in files if file.suffix.lower() in PICTURES + TENSORS]
+        for file in known:
+            entries += _of_file(file)
+        if not known:
+            entries.append(Entry(path, refused=f"holds no images ({', '.join(PICTURES + TENSORS)})"))
+        elif len(known) < len(files):
+            count = len(files) - len(known)
+            passed.append(f"{path}: {count} {'file' if count == 1 else 'files'} of other kinds passed over")
+    return entries, passed
+
+
+def _of_file(path: Path) -> Iterator[Entry]:
+    suffix = path.suffix.lower()
+    if not path.exists():
+        yield Entry(path, refused="no such file or folder")
+    elif suffix in PICTURES:
+        yield Entry(path)
+    elif suffix in TENSORS:
+        from fixedpoint_diffusion.command.tensors import count
+
+        try:
+            rows = count(path)
+        except RefusedError as error:
+            yield Entry(path, refused=str(error))
+        else:
+            yield from (Entry(path, row) for row in range(rows))
+    else:
+        kinds = ", ".join(PICTURES + TENSORS)
+        yield Entry(path, refused=f"is of no kind that is read ({kinds})")
+
+
+def read(entry: Entry, wanted: Wanted) -> Read:
+    """The image of an entry.
+
+    Raises
+    ------
+    RefusedError
+        For anything that is not a whole image of the shape wanted.
+    """
+    if entry.refused:
+        raise RefusedError(entry.refused)
+    if entry.row is not None:
+        from fixedpoint_diffusion.command.tensors import read_row
+
+        return Read(read_row(entry.path, entry.row, wanted))
+    if not wanted.drawn:
+        what = "images" if wanted.pictures else "latents"
+        raise RefusedError(f"is a picture, the model's {what} have shape {wanted.shape}; give tensors (.npy)")
+    from fixedpoint_diffusion.command.pictures import read_picture
+
+    pixels, notices = read_picture(entry.path, wanted)
+    return Read(torch.from_numpy(pixels / 127.5 - 1.0).permute(2, 0, 1).float().contiguous(), notices)

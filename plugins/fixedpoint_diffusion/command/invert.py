@@ -1,0 +1,117 @@
+"""``fixedpoint invert``: the noise of images. What is heavy is imported when it is called."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+__all__ = ["invert"]
+
+
+_Images = Annotated[
+    list[Path], typer.Argument(metavar="IMAGES", help="Image files, and folders of them.", show_default=False)
+]
+_Model = Annotated[str, typer.Option("--model", metavar="MODEL", help="fashion-mnist, or a folder of diffusers'.")]
+_Label = Annotated[
+    list[str] | None,
+    typer.Option("--class", metavar="CLASS", help="Class of the images: one, or one for each, by commas."),
+]
+_NoClass = Annotated[
+    int | None, typer.Option("--no-class", metavar="CLASS", help="The label of a folder's model for no class.")
+]
+_Steps = Annotated[
+    int | None, typer.Option("--steps", metavar="N", help="Steps of the chain.  [default: 50]", show_default=False)
+]
+_Timesteps = Annotated[
+    str | None,
+    typer.Option("--timesteps", metavar="LIST", help="Its timesteps, by commas from noise to image, or quadratic."),
+]
+_Guidance = Annotated[float, typer.Option("--guidance", metavar="S", help="Classifier-free guidance; 1: none.")]
+_EditClass = Annotated[
+    str | None, typer.Option("--edit-class", metavar="CLASS", help="Sample the latents with this class, too.")
+]
+_EditGuidance = Annotated[
+    float | None, typer.Option("--edit-guidance", metavar="S", help="Sample the latents with this guidance, too.")
+]
+_Interpolate = Annotated[
+    int, typer.Option("--interpolate", metavar="K", min=0, max=99, help="Images between one and the next.")
+]
+_Background = Annotated[
+    str, typer.Option("--background", metavar="COLOUR", help="Behind transparent parts: black or white.")
+]
+_Clip = Annotated[
+    str, typer.Option("--clip", metavar="HOW", help="A scheduler that clips: refuse, or ignore the clipping.")
+]
+_Tolerance = Annotated[float, typer.Option("--tolerance", metavar="RMS", help="Round trip that counts as inverted.")]
+
+
+def invert(
+    images: _Images,
+    model: _Model = "fashion-mnist",
+    label: _Label = None,
+    no_class: _NoClass = None,
+    steps: _Steps = None,
+    timesteps: _Timesteps = None,
+    guidance: _Guidance = 1.0,
+    edit_class: _EditClass = None,
+    edit_guidance: _EditGuidance = None,
+    interpolate: _Interpolate = 0,
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Where everything is written.")] = Path(
+        "runs/invert"
+    ),
+    resize: Annotated[bool, typer.Option("--resize", help="Resize images of another size (Lanczos).")] = False,
+    pad: Annotated[bool, typer.Option("--pad", help="Set smaller images on the background.")] = False,
+    background: _Background = "black",
+    clip: _Clip = "refuse",
+    tolerance: _Tolerance = 2e-3,
+    batch: Annotated[int, typer.Option("--batch", metavar="B", min=1, help="Images at once.")] = 16,
+    device: Annotated[str, typer.Option("--device", metavar="DEVICE", help="E.g. cuda.")] = "cpu",
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say only what went wrong.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+) -> int:
+    """Find the noise that a diffusion model makes images of.
+
+    All states of the chain are found at once. What the model makes of the
+    latents is compared with the image; they can be sampled with another class
+    or guidance, which edits it, and between two of them are images between.
+
+    \b
+    Examples:
+      fixedpoint invert shirt.png --class shirt
+      fixedpoint invert photos --resize --edit-class dress
+      fixedpoint invert a.png b.png --interpolate 6
+      fixedpoint invert photos --model my/folder --class 3
+
+    \b
+    Exit status:
+      0    every image is inverted, within --tolerance
+      1    an image was skipped or missed, or nothing can be
+           written
+      2    a mistake on the command line, or no image
+      130  interrupted; what is done is written
+    """
+    from fixedpoint_diffusion.command.asked import Asked, job_of
+    from fixedpoint_diffusion.command.carry_out import carry_out
+
+    asked = Asked(
+        images=tuple(images),
+        model=model,
+        classes=tuple(part.strip() for text in label or () for part in text.split(",")),
+        no_class=no_class,
+        steps=steps,
+        timesteps=timesteps,
+        guidance=guidance,
+        edit_class=edit_class,
+        edit_guidance=edit_guidance,
+        interpolate=interpolate,
+        resize=resize,
+        pad=pad,
+        background=background,
+        clip=clip,
+        tolerance=tolerance,
+        batch=batch,
+        device=device,
+    )
+    return carry_out(job_of(asked, quiet), output, quiet, as_json)

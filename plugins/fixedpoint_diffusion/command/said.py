@@ -1,0 +1,118 @@
+"""What is said of an inversion: progress and what is amiss on stderr, the table on stdout."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+from fixedpoint_diffusion.command.work import Row
+from fixedpoint_diffusion.inversion.invert import InversionProgress
+
+__all__ = ["Teller", "complain", "print_table", "told"]
+
+
+def complain(text: str) -> None:
+    """A line for stderr."""
+    typer.echo(text, err=True)
+
+
+class Teller:
+    """Tells how the work gets on; of its own only what is amiss."""
+
+    on_round: Callable[[InversionProgress], None] | None = None
+
+    def complain(self, text: str) -> None:
+        """A line for stderr, beside whatever is drawn there."""
+        complain(text)
+
+    def batch_done(self, rows: Sequence[Row]) -> None:
+        """A batch is done."""
+
+    def stage(self, name: str) -> None:
+        """What is done now."""
+
+
+class _Lines(Teller):
+    """A line a batch, where there is no terminal."""
+
+    def __init__(self, total: int) -> None:
+        self._total, self._done = total, 0
+
+    def batch_done(self, rows: Sequence[Row]) -> None:
+        self._done += len(rows)
+        good = sum(row.ok for row in rows)
+        rounds = max((row.rounds or 0 for row in rows), default=0)
+        complain(f"[{self._done}/{self._total}] {good} of {len(rows)} inverted, {rounds} rounds")
+
+
+class _Bar(Teller):
+    """A bar with the images done, and where the batch in flight stands."""
+
+    def __init__(self, total: int, bar: Progress) -> None:
+        self._bar = bar
+        self._task = bar.add_task("", total=total)
+        self.on_round = self._round
+
+    def complain(self, text: str) -> None:
+        self._bar.console.print(text, soft_wrap=True, markup=False)
+
+    def _round(self, progress: InversionProgress) -> None:
+        error = f", error {progress.relative_error:.0e}" if progress.relative_error == progress.relative_error else ""
+        self.stage(f"{progress.stage}, round {progress.round}{error}")
+
+    def batch_done(self, rows: Sequence[Row]) -> None:
+        self._bar.update(self._task, advance=len(rows), description="")
+
+    def stage(self, name: str) -> None:
+        self._bar.update(self._task, description=name)
+
+
+@contextlib.contextmanager
+def told(total: int, quiet: bool) -> Iterator[Teller]:
+    """Something to tell of the work on so many images, while it lasts."""
+    out = Console(stderr=True, highlight=False)
+    if quiet or not out.is_terminal:
+        yield Teller() if quiet else _Lines(total)
+        return
+    columns = (BarColumn(12), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}", markup=False))
+    with Progress(*columns, console=out, transient=True) as bar:
+        yield _Bar(total, bar)
+
+
+def print_table(rows: Sequence[Row], called: Callable[[int | None], str], classes: bool) -> None:
+    """A row an image; names may wrap, numbers never. On a narrow terminal there is the round trip alone."""
+    out = Console(highlight=False)
+    numbers = _NUMBERS if out.width >= _WIDE else _NUMBERS[:1]
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("image", overflow="fold", min_width=10, max_width=30)
+    if classes:
+        table.add_column("class", overflow="fold", max_width=13)
+    table.add_column("status", overflow="fold", min_width=8, max_width=11)
+    for header, width, _ in numbers:
+        table.add_column(header, justify="right", no_wrap=True, min_width=width)
+    for row in rows:
+        status = Text(row.status.replace("_", " "), style="" if row.ok else "red")
+        said = [f"{called(row.label)}{' ?' * row.guessed}"] if classes else []
+        table.add_row(Text(row.name), *map(Text, said), status, *(shown(row) for _, _, shown in numbers))
+    out.print(table)
+
+
+def _rms(value: float | None) -> str:
+    return "" if value is None else f"{value:.1e}"
+
+
+# Header, width, and what is shown of a row.
+_NUMBERS: tuple[tuple[str, int, Callable[[Row], str]], ...] = (
+    ("round\ntrip", 7, lambda row: _rms(row.round_trip)),
+    ("misfit\n", 7, lambda row: _rms(row.misfit)),
+    ("worst\nstep", 7, lambda row: _rms(row.worst_residual)),
+    ("rounds\n", 6, lambda row: str(row.rounds or "")),
+)
+_WIDE = 72

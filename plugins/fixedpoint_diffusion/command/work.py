@@ -1,0 +1,234 @@
+"""The work: images in batches, each inverted, then edited; at the end what is between them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+import fixedpoint
+from fixedpoint.registry import CommandError
+from fixedpoint_diffusion.command.files import Entry, read
+from fixedpoint_diffusion.command.model import ChosenModel
+from fixedpoint_diffusion.command.wanted import RefusedError, Wanted
+from fixedpoint_diffusion.inversion.invert import Inversion, InversionProgress, invert, slerp
+from fixedpoint_diffusion.samplers.problem import ddim_problem
+
+__all__ = ["Between", "Done", "Job", "Row", "between", "inverted"]
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is to be done.
+
+    Attributes
+    ----------
+    entries
+        The images.
+    labels
+        The class of each; None where they are guessed, or there are none.
+    edit_label, edit_guidance
+        What an edit has in place of the image's own class and ``guidance``; neither: no edits.
+    interpolate
+        How many images between two.
+    """
+
+    chosen: ChosenModel
+    entries: tuple[Entry, ...]
+    labels: tuple[int, ...] | None
+    wanted: Wanted
+    guidance: float
+    edit_label: int | None
+    edit_guidance: float | None
+    interpolate: int
+    tolerance: float
+    batch: int
+    device: str
+
+    @property
+    def edits(self) -> bool:
+        """Whether there are any."""
+        return self.edit_label is not None or self.edit_guidance is not None
+
+
+@dataclass(frozen=True)
+class Row:
+    """What became of an image; host numbers only.
+
+    Attributes
+    ----------
+    status
+        That of the inversion, or ``"skipped"``.
+    sentence
+        What that means, with numbers.
+    label, guessed
+        Its class, and whether the classifier said so.
+    worst_step, worst_residual
+        The step whose states go together worst, counted from the noise, and the rms by which they miss.
+    rounds
+        Evaluations that had to wait for one another; those of the whole batch.
+    """
+
+    name: str
+    status: str
+    sentence: str
+    notices: tuple[str, ...] = ()
+    label: int | None = None
+    guessed: bool = False
+    round_trip: float | None = None
+    misfit: float | None = None
+    worst_step: int | None = None
+    worst_residual: float | None = None
+    rounds: int | None = None
+    evaluations: int | None = None
+
+    @property
+    def ok(self) -> bool:
+        """Whether it was inverted within the tolerance."""
+        return self.status == "inverted"
+
+
+@dataclass(frozen=True)
+class Done:
+    """A batch that is done: rows, and for those not skipped, in order, what there is on the CPU."""
+
+    rows: tuple[Row, ...]
+    images: Float[Tensor, "B C H W"]
+    latents: Float[Tensor, "B C H W"]
+    reconstructions: Float[Tensor, "B C H W"]
+    edits: Float[Tensor, "B C H W"] | None
+
+
+@dataclass(frozen=True)
+class Between:
+    """Images between two, by their places among those inverted."""
+
+    first: int
+    second: int
+    labels: tuple[int | None, ...]
+    images: Float[Tensor, "K C H W"]
+
+
+def inverted(job: Job, told: Callable[[InversionProgress], None] | None = None) -> Iterator[Done]:
+    """Batch after batch; nothing of a batch is kept here.
+
+    Raises
+    ------
+    CommandError
+        Where the model cannot be used, or memory does not suffice.
+    """
+    rows: list[Row] = []
+    pixels: list[Tensor] = []
+    labels: list[int] = []
+    for place, entry in enumerate(job.entries):
+        try:
+            found = read(entry, job.wanted)
+        except RefusedError as error:
+            rows.append(Row(entry.name, "skipped", str(error)))
+        else:
+            rows.append(Row(entry.name, "", "", found.notices))
+            pixels.append(found.pixels)
+            labels += [] if job.labels is None else [job.labels[place]]
+        if len(pixels) == job.batch or (pixels and place == len(job.entries) - 1):
+            yield _batch(job, rows, torch.stack(pixels), labels, told)
+            rows, pixels, labels = [], [], []
+    if rows:
+        none = torch.empty(0, *job.wanted.shape)
+        yield Done(tuple(rows), none, none, none, none if job.edits else None)
+
+
+def _batch(
+    job: Job,
+    rows: Sequence[Row],
+    images: Tensor,
+    given: Sequence[int],
+    told: Callable[[InversionProgress], None] | None,
+) -> Done:
+    guess = not given and job.chosen.bundled
+    labels = job.chosen.guessed(images) if guess else list(given) or None
+    try:
+        inversion = invert(
+            job.chosen.denoiser(labels, len(images), job.guidance, job.device),
+            job.chosen.schedule,
+            images.to(job.device),
+            **job.chosen.route,
+            tolerance=job.tolerance,
+            on_round=told,
+        )
+        edits = _edited(job, inversion.latents, labels) if job.edits else None
+    except torch.cuda.OutOfMemoryError:
+        said = f"{job.device} has not enough memory for {len(images)} images at once; take a smaller --batch"
+        raise CommandError(said, status=1) from None
+    return Done(
+        tuple(_rows(rows, labels, guess, inversion)),
+        images,
+        inversion.latents.cpu(),
+        inversion.reconstruction.cpu(),
+        None if edits is None else edits.cpu(),
+    )
+
+
+def _rows(rows: Sequence[Row], labels: Sequence[int] | None, guess: bool, inversion: Inversion) -> Iterator[Row]:
+    place = 0
+    for row in rows:
+        if row.status:
+            yield row
+            continue
+        residuals = inversion.residuals[place].nan_to_num(nan=torch.inf)
+        worst = int(residuals.argmax())
+        yield Row(
+            row.name,
+            inversion.status[place].label,
+            inversion.sentences[place],
+            row.notices,
+            None if labels is None else labels[place],
+            guess,
+            float(inversion.round_trip[place]),
+            float(inversion.misfit[place]),
+            worst,
+            float(residuals[worst]),
+            inversion.rounds,
+            int(inversion.evaluations[place]),
+        )
+        place += 1
+
+
+def _edited(job: Job, latents: Tensor, labels: Sequence[int] | None) -> Tensor:
+    if job.edit_label is not None:
+        labels = [job.edit_label] * len(latents)
+    return _sampled(job, latents, labels, job.guidance if job.edit_guidance is None else job.edit_guidance)
+
+
+def _sampled(job: Job, latents: Tensor, labels: Sequence[int] | None, guidance: float) -> Tensor:
+    problem = ddim_problem(
+        job.chosen.denoiser(labels, len(latents), guidance, job.device),
+        job.chosen.schedule,
+        latents.to(job.device),
+        **job.chosen.route,
+    )
+    images: Tensor = fixedpoint.solve(problem, solver="serial").z[:, -1]
+    return images
+
+
+def between(job: Job, latents: Sequence[Tensor], labels: Sequence[int | None]) -> Iterator[Between]:
+    """Images between neighbours: latents along the great circle, the class of whichever is nearer."""
+    count = job.interpolate
+    for place in range(len(latents) - 1):
+        one, other = latents[place], latents[place + 1]
+        shares = [(k + 1) / (count + 1) for k in range(count)]
+        mixed = [slerp(one.unsqueeze(0), other.unsqueeze(0), share) for share in shares]
+        nearer = [labels[place] if share <= 0.5 else labels[place + 1] for share in shares]
+        known = [label for label in nearer if label is not None]
+        images = [
+            _sampled(job, part, known[at : at + job.batch] or None, job.guidance).cpu()
+            for at, part in _parts(torch.cat(mixed), job.batch)
+        ]
+        yield Between(place, place + 1, tuple(nearer), torch.cat(images))
+
+
+def _parts(latents: Tensor, size: int) -> Iterator[tuple[int, Tensor]]:
+    for at in range(0, len(latents), size):
+        yield at, latents[at : at + size]

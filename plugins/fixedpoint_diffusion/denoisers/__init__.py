@@ -1,0 +1,1 @@
+"""What denoises: functions, networks, known scores."""

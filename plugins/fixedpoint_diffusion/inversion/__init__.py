@@ -1,0 +1,1 @@
+"""The noise of images: by the inverse chain, and by optimisation."""

@@ -1,0 +1,267 @@
+r"""Gradients of ``||x_0(x_T) - x*||^2`` by the noise ``x_T`` that a chain starts from.
+
+    serial      backpropagation through the steps, one after another
+    one-step    joint solve, then one damped step of the joint map from the solution, differentiated
+    phantom     the same with several steps
+    exact       joint solve, then the adjoint chain, jointly, too (``fixedpoint.chains.adjoint.adjoint``)
+
+The joint map is that of the steps' own coefficients ``A_i`` (Pokle, Geng & Kolter 2022, "Deep equilibrium approaches
+to diffusion models", eq. 9; ``X + M r`` of the preconditioner "coefficient"): with ``x_{i+1} = A_i x_i + c_i(x_i)``
+
+    G(X)_k = A_{k-1} ... A_0 x_T + sum_{i<k} A_{k-1} ... A_{i+1} c_i(x_i)
+
+where ``c_i`` holds the network's part and the noise of a stochastic chain. A damped step is ``(1 - tau) X + tau G(X)``;
+theirs is one, with ``tau = 0.1``, from states held constant. There the noise comes in by the linear term alone, and the
+gradient is ``2 tau A_{N-1} ... A_0 (x_0 - x*)``, without a Jacobian of the network. ``N + 1`` steps with ``tau = 1``
+are backpropagation. (``F`` itself, whose last state is the step from the one before, would give the noise no gradient.)
+
+What is counted is calls of the network that wait for one another, whatever their batch: one for a round of steps, one
+for a backward pass through it. A product of the adjoint chain takes its step again, and so costs two.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from numpy.typing import NDArray
+from torch import Tensor
+
+import fixedpoint
+from fixedpoint.chains.adjoint.adjoint import AdjointChain
+from fixedpoint.chains.chain import ChainProblem
+from fixedpoint.chains.joint.solver import ChainSolver
+from fixedpoint.chains.slope.linear import LinearPart
+from fixedpoint.chains.slope.preconditioner import Coefficient
+from fixedpoint.chains.slope.secant import BlockSecant
+from fixedpoint.core.options import OptionError, Options, option
+from fixedpoint.core.reduce import row_norms, vecdot
+from fixedpoint.core.solution import Solution
+from fixedpoint.core.solver import Solver
+from fixedpoint.core.termination import Termination
+from fixedpoint.gradients.adjoint import failed_rows, scaled_rows
+from fixedpoint_diffusion.inversion.secant import Secant
+
+__all__ = ["AnyLatentGradient", "Exact", "Found", "LatentGradient", "OneStep", "Phantom", "Serial"]
+
+
+@dataclass(frozen=True)
+class Found:
+    """What one evaluation has found.
+
+    Attributes
+    ----------
+    misfit
+        ``x_0 - x*``, shape ``(B, *event)``.
+    gradient
+        Of its squared length, by the noise; of the same shape.
+    calls
+        Of the network, one after another.
+    evaluations, products
+        Shape ``(B,)``: forward and backward passes of single steps.
+    solved
+        Shape ``(B,)``: whether all solves of a row came within their tolerance.
+    kept
+        What the next evaluation, at noise nearby, starts from: tensors with a row each.
+    """
+
+    misfit: Float[Tensor, "B *event"]
+    gradient: Float[Tensor, "B *event"]
+    calls: int
+    evaluations: NDArray[np.int64]
+    products: NDArray[np.int64]
+    solved: NDArray[np.bool_]
+    kept: dict[str, Tensor]
+
+    @property
+    def loss(self) -> Float[Tensor, " B"]:
+        """The squared length of the misfit, float64."""
+        return row_norms(self.misfit.flatten(1)).square()
+
+
+class LatentGradient(Options, ABC):
+    """Options that say how the gradient is found."""
+
+    @abstractmethod
+    def find(self, problem: ChainProblem, images: Float[Tensor, "B *event"], kept: Mapping[str, Tensor]) -> Found:
+        """Loss and gradient at the start of a chain.
+
+        Parameters
+        ----------
+        problem
+            The chain; ``x0`` is the noise.
+        images
+            ``x*``.
+        kept
+            What the evaluation before has kept of these rows; empty at first.
+        """
+
+
+@dataclass(frozen=True)
+class Serial(LatentGradient):
+    """Backpropagation through the steps one after another: exact, ``2 N`` calls, activations of all steps held."""
+
+    variant = "serial"
+
+    def find(self, problem: ChainProblem, images: Float[Tensor, "B *event"], kept: Mapping[str, Tensor]) -> Found:
+        rows = torch.arange(len(images), device=images.device)
+        with torch.enable_grad():
+            x = x_T = problem.x0.detach().requires_grad_()
+            for step in range(problem.length):
+                x = problem.pairs(x, torch.full_like(rows, step), rows)
+        misfit = x.detach() - images
+        (gradient,) = torch.autograd.grad(x, x_T, 2 * misfit)
+        each = np.full(len(images), problem.length)
+        return Found(misfit, gradient, 2 * problem.length, each, each, np.ones(len(images), dtype=np.bool_), {})
+
+
+@dataclass(frozen=True)
+class _Joint(LatentGradient):
+    """The trajectory is solved for jointly, without a graph, from where those of the two evaluations before point."""
+
+    solver: Solver = option(factory=lambda: ChainSolver(accelerator=BlockSecant()), help="solver of the chain")
+    termination: Termination = option(factory=lambda: Termination(rtol=1e-3), help="when a row of the chain is solved")
+    warm: bool = option(True, help="whether a trajectory starts from those of the steps before")
+
+    def check(self) -> None:
+        if "chain" not in self.solver.needs:
+            raise OptionError(type(self).__name__, "solver", f"must be a solver of chains, got {self.solver!r}")
+
+    def _trajectory(self, problem: ChainProblem, secant: Secant) -> Solution:
+        start = secant.expected("trajectory") if self.warm else None
+        begun = ChainProblem(problem.chain, problem.x0, max_batch=problem.max_batch, rows=problem.rows, start=start)
+        return fixedpoint.solve(begun, solver=self.solver, termination=self.termination)
+
+
+@dataclass(frozen=True)
+class OneStep(_Joint):
+    """One damped step of the joint map from the solution (Pokle, Geng & Kolter 2022): no Jacobian of the network."""
+
+    variant = "one-step"
+
+    tau: float = option(0.1, gt=0.0, le=1.0, help="how far the step goes")
+
+    def find(self, problem: ChainProblem, images: Float[Tensor, "B *event"], kept: Mapping[str, Tensor]) -> Found:
+        secant = Secant(kept, problem.x0)
+        return _differentiated(problem, images, self._trajectory(problem, secant), secant, 1, self.tau)
+
+
+@dataclass(frozen=True)
+class Phantom(_Joint):
+    """Several damped steps of the joint map from the solution: activations of all of them are held."""
+
+    variant = "phantom"
+
+    steps: int = option(5, ge=1, help="k: number of steps")
+    tau: float = option(0.1, gt=0.0, le=1.0, help="how far each step goes")
+
+    def find(self, problem: ChainProblem, images: Float[Tensor, "B *event"], kept: Mapping[str, Tensor]) -> Found:
+        secant = Secant(kept, problem.x0)
+        return _differentiated(problem, images, self._trajectory(problem, secant), secant, self.steps, self.tau)
+
+
+@dataclass(frozen=True)
+class Exact(_Joint):
+    """The adjoint chain along the solution, solved jointly to a tolerance of its own, in the memory of the states.
+
+    It is linear in its start: warm, it begins where the states of the two evaluations before point, times the share of
+    their cotangent that is in the new one; its first round hands the rest on unchanged.
+    """
+
+    variant = "exact"
+
+    adjoint_solver: Solver = option(
+        factory=lambda: ChainSolver(accelerator=BlockSecant()), help="solver of the adjoint chain"
+    )
+    adjoint_termination: Termination = option(
+        factory=lambda: Termination(rtol=1e-2), help="when a row of the adjoint chain is solved"
+    )
+    adjoint_warm: bool = option(True, help="whether adjoint states start from those of the step before")
+
+    def check(self) -> None:
+        super().check()
+        if "chain" not in self.adjoint_solver.needs:
+            raise OptionError("Exact", "adjoint_solver", f"must be a solver of chains, got {self.adjoint_solver!r}")
+
+    def find(self, problem: ChainProblem, images: Float[Tensor, "B *event"], kept: Mapping[str, Tensor]) -> Found:
+        secant = Secant(kept, problem.x0)
+        solution = self._trajectory(problem, secant)
+        misfit = solution.z[:, -1] - images
+        cotangent = 2 * misfit.flatten(1)
+        unit, size = scaled_rows(cotangent)
+        start = self._start(secant, unit)
+        begun = ChainProblem(
+            AdjointChain(problem, solution.z, None), unit.view(images.shape), max_batch=problem.max_batch, start=start
+        )
+        adjoint = fixedpoint.solve(begun, solver=self.adjoint_solver, termination=self.adjoint_termination)
+        states = (adjoint.z.flatten(1).double() * size.unsqueeze(1)).to(misfit).view(adjoint.z.shape)
+        products = adjoint.evaluations
+        return Found(
+            misfit,
+            states[:, -1],
+            solution.counts.rounds + 2 * adjoint.counts.rounds,
+            solution.evaluations + products,
+            products,
+            ~failed_rows(solution) & ~failed_rows(adjoint),
+            secant.keep(trajectory=solution.z, adjoint=states, cotangent=cotangent),
+        )
+
+    def _start(self, secant: Secant, unit: Float[Tensor, "B D"]) -> Float[Tensor, "B N *event"] | None:
+        states, cotangent = secant.expected("adjoint"), secant.expected("cotangent")
+        if not self.adjoint_warm or states is None or cotangent is None:
+            return None
+        length, shared = (vecdot(cotangent, other) for other in (cotangent, unit))
+        share = torch.where(length > 0, shared / length.clamp(min=torch.finfo(length.dtype).tiny), 0.0).to(states)
+        return states * share.view(-1, *[1] * (states.ndim - 1))
+
+
+AnyLatentGradient = Serial | OneStep | Phantom | Exact
+
+
+def _differentiated(
+    problem: ChainProblem, images: Float[Tensor, "B *event"], solution: Solution, secant: Secant, steps: int, tau: float
+) -> Found:
+    """Damped steps of the joint map from states held constant.
+
+    As the authors do it autograd goes on to these states, through the network, though nothing is made of it there.
+    """
+    linear = Coefficient().linear_part(problem, images)
+    if not bool(linear.slopes.isfinite().all()):
+        raise ValueError("the joint map has no coefficient for a first step from no signal (zero terminal SNR)")
+    with torch.enable_grad():
+        x_T = problem.x0.detach().requires_grad_()
+        held = torch.cat([x_T.detach().unsqueeze(1), solution.z], dim=1).requires_grad_()
+        path = held
+        for _ in range(steps):
+            path = torch.lerp(path, torch.cat([x_T.unsqueeze(1), joint_map(problem, linear, x_T, path)], dim=1), tau)
+        last = path[:, -1]
+    misfit = last.detach() - images
+    gradient, _ = torch.autograd.grad(last, (x_T, held), 2 * misfit)
+    each = np.full(len(images), steps * problem.length)
+    return Found(
+        misfit,
+        gradient,
+        solution.counts.rounds + 2 * steps,
+        solution.evaluations + each,
+        each,
+        ~failed_rows(solution),
+        secant.keep(trajectory=solution.z),
+    )
+
+
+def joint_map(
+    problem: ChainProblem, linear: LinearPart, x_T: Float[Tensor, "B *event"], states: Float[Tensor, "B n *event"]
+) -> Float[Tensor, "B N *event"]:
+    """``G(X)``, of states ``x_T, x_1 .. x_N``; the first of them is where the network is evaluated, no more."""
+    inputs = states[:, :-1]
+    index = torch.arange(problem.length, device=x_T.device).repeat(len(x_T))
+    row = torch.arange(len(x_T), device=x_T.device).repeat_interleave(problem.length)
+    values = problem.pairs(inputs.flatten(0, 1), index, row).view(inputs.shape)
+    along = (1, -1, *[1] * (x_T.ndim - 1))
+    rest = values - linear.slopes.to(x_T).view(along) * inputs
+    swept = linear.sweep(rest.flatten(2)).view(inputs.shape)
+    return (linear.slopes[0] * linear.scales).to(x_T).view(along) * x_T.unsqueeze(1) + swept

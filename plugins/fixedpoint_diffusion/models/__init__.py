@@ -1,0 +1,1 @@
+"""Models a run file can name, and model folders."""

@@ -1,0 +1,244 @@
+"""Model folders as ``diffusers`` saves them: configuration, safetensors, and the scheduler beside or below.
+
+Two layouts are read. A model's own folder has ``config.json`` and ``diffusion_pytorch_model.safetensors``, perhaps
+with ``scheduler_config.json`` beside them; a pipeline's folder has ``model_index.json`` and the parts in folders of
+their own (``unet`` or ``transformer``, ``scheduler``); a part's folder is read as the pipeline's that it is in. Nothing
+is downloaded and nothing is unpickled. What can be taken is known by ``fixedpoint_diffusion.denoisers.networks`` and
+``fixedpoint_diffusion.samplers.schedulers``, and asked before the weights are looked at.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fixedpoint_diffusion.denoisers.networks import LATENT_PARTS, check_config, check_index, is_dit
+from fixedpoint_diffusion.samplers.schedulers import TAKEN, DDIMSchedule, schedule_of_config
+
+__all__ = ["FolderError", "ModelFolder"]
+
+_PARTS = ("unet", "transformer")
+_INDEX = "model_index.json"
+_WEIGHTS = "diffusion_pytorch_model"
+
+
+class FolderError(ValueError):
+    """A folder is not what was wanted; the sentence says what came and what was wanted."""
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """A denoising network on disk, seen without loading it.
+
+    Attributes
+    ----------
+    path
+        Folder of the network itself.
+    config
+        Its configuration, as in ``config.json``.
+    scheduler
+        Configuration of the scheduler it was trained with, if it is there.
+    files
+        All files that say what it computes: configurations and weights.
+    latent
+        The part of its pipeline that decodes its samples (``vae``), which are no images then; empty without one.
+    named
+        Class of the scheduler that its pipeline names; empty where it names none.
+    """
+
+    path: Path
+    config: Mapping[str, Any]
+    scheduler: Mapping[str, Any] | None
+    files: tuple[Path, ...]
+    latent: str = ""
+    named: str = ""
+
+    @classmethod
+    def open(cls, path: str | Path) -> ModelFolder:
+        """Look into a folder.
+
+        Raises
+        ------
+        FolderError
+            When it is missing, or holds no model of ``diffusers`` with safetensors; when the model is conditioned on
+            texts, or on anything else than classes.
+        """
+        root = Path(path)
+        if not root.is_dir():
+            raise FolderError(f"there is no folder {root}; a model is a folder as diffusers' save_pretrained writes it")
+        if root.resolve().name in _PARTS and (root.resolve().parent / _INDEX).is_file():
+            root = root.parent if root.name in _PARTS else root.resolve().parent
+        index = _read_json(root / _INDEX) if (root / _INDEX).is_file() else {}
+        _ask(root, check_index, index)
+        network = next((root / part for part in _PARTS if (root / part / "config.json").is_file()), root)
+        if not (network / "config.json").is_file():
+            raise FolderError(f"{root} has neither a config.json nor a folder unet or transformer with one")
+        config = _read_json(network / "config.json")
+        if not isinstance(config.get("_class_name"), str):
+            raise FolderError(f"{network / 'config.json'} does not name the model's class (_class_name)")
+        _ask(network, check_config, config)
+        weights = sorted(network.glob(f"{_WEIGHTS}*.safetensors"))
+        if not weights:
+            pickled = " (pickled weights are not read; save them again as safetensors)" * any(network.glob("*.bin"))
+            raise FolderError(f"{network} has no {_WEIGHTS}.safetensors{pickled}")
+        places = (root / "scheduler" / "scheduler_config.json", root / "scheduler_config.json")
+        found = [place for place in places if place.is_file()][:1]
+        scheduler = _read_json(found[0]) if found else None
+        named = (index.get("scheduler") or [None, None])[-1]
+        if scheduler is None and named not in (None, *TAKEN):
+            raise FolderError(f"{root} is sampled with a {named}, and has no scheduler_config.json of it")
+        latent = next((part for part in LATENT_PARTS if any(index.get(part) or ())), "")
+        return cls(network, config, scheduler, (network / "config.json", *weights, *found), latent, str(named or ""))
+
+    @property
+    def event_shape(self) -> tuple[int, int, int]:
+        """``(channels, height, width)`` of one image.
+
+        Raises
+        ------
+        FolderError
+            When the configuration does not say.
+        """
+        channels, size = self.config.get("in_channels"), self.config.get("sample_size")
+        if isinstance(size, int):
+            size = (size, size)
+        if not isinstance(channels, int) or not isinstance(size, (tuple, list)) or len(size) != 2:
+            raise FolderError(
+                f"{self.path / 'config.json'} must say in_channels and sample_size (one number or two), "
+                f"got {channels!r} and {size!r}"
+            )
+        return channels, int(size[0]), int(size[1])
+
+    @property
+    def classes(self) -> int | None:
+        """Number of classes it is conditioned on; None for an unconditional model."""
+        if is_dit(self.config):
+            return int(self.config.get("num_embeds_ada_norm", 1000))
+        count = self.config.get("num_class_embeds")
+        return int(count) if isinstance(count, int) else None
+
+    @property
+    def unconditional_class(self) -> int | None:
+        """The label that stands for no class, where the architecture has one."""
+        return self.classes if is_dit(self.config) else None
+
+    def schedule(self) -> DDIMSchedule | None:
+        """The noise schedule it was trained with, stepped by DDIM; None where the folder has no scheduler.
+
+        A value missing from the file is diffusers' default, as in ``DDIMScheduler.from_config``.
+
+        Raises
+        ------
+        FolderError
+            For any scheduler but those of DDIM and DDPM, saying what to do.
+        """
+        return None if self.scheduler is None else self._taken(self.scheduler)[0]
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What is done with the model that its folder does not ask for: sentences.
+
+        Raises
+        ------
+        FolderError
+            As :meth:`schedule`.
+        """
+        if self.scheduler is None:
+            note = "there is no scheduler; its noise levels are taken for diffusers' default (linear, clip_sample=True)"
+        else:
+            note = self._taken(self.scheduler)[1]
+        return tuple(f"{self.path}: {each}" for each in (note, self._otherwise_named()) if each)
+
+    def _otherwise_named(self) -> str:
+        """Where pipeline and scheduler disagree, the scheduler's own file is followed, and this is said."""
+        own = (self.scheduler or {}).get("_class_name")
+        if not self.named or own in (None, self.named):
+            return ""
+        return f"{_INDEX} names a {self.named}, its scheduler_config.json a {own}, which is what is followed"
+
+    def _taken(self, config: Mapping[str, Any]) -> tuple[DDIMSchedule, str]:
+        try:
+            return schedule_of_config(config)
+        except ValueError as error:
+            said = str(error)
+            verb = "" if said.startswith(("(", "is ", "does ")) else "cannot be used: "
+            raise FolderError(f"the scheduler of {self.path} {verb}{said}") from None
+
+    def sha256(self) -> str:
+        """Hexadecimal digest of all its files."""
+        return _digest(tuple((file, file.stat().st_mtime_ns, file.stat().st_size) for file in self.files))
+
+    def load(self, dtype: torch.dtype, device: torch.device) -> torch.nn.Module:
+        """The network, ready to be evaluated; loaded once in a process, and again when the files have changed.
+
+        Raises
+        ------
+        FolderError
+            For a class that diffusers has not, and a folder of which it cannot make a network.
+        ModuleNotFoundError
+            Without diffusers.
+        """
+        key = (self.path.resolve(), self.sha256(), dtype, device)
+        if key not in _loaded:
+            while len(_loaded) >= _KEPT:
+                _loaded.pop(next(iter(_loaded)))
+            _loaded[key] = _load(self.path, str(self.config["_class_name"]), dtype, device)
+        return _loaded[key]
+
+
+# Networks in memory, by where they came from and what they were; the oldest goes first.
+_loaded: dict[tuple[Path, str, torch.dtype, torch.device], torch.nn.Module] = {}
+_KEPT = 2
+
+
+def _load(path: Path, class_name: str, dtype: torch.dtype, device: torch.device) -> torch.nn.Module:
+    try:
+        import diffusers
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"loading a model wants diffusers: pip install 'fixedpoint-solvers[diffusion]' ({error})"
+        ) from None
+    found = getattr(diffusers, class_name, None)
+    if not (isinstance(found, type) and issubclass(found, diffusers.ModelMixin)):
+        raise FolderError(f"{path / 'config.json'} names the class {class_name}, which diffusers has not")
+    try:
+        network: torch.nn.Module = found.from_pretrained(
+            path, use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False, torch_dtype=dtype
+        )
+    except Exception as error:  # of a configuration that makes no network diffusers raises whatever comes of it
+        raise FolderError(f"{path} cannot be loaded: {type(error).__name__}: {error}") from error
+    return network.to(device).eval().requires_grad_(False)
+
+
+@functools.lru_cache(maxsize=8)
+def _digest(files: tuple[tuple[Path, int, int], ...]) -> str:
+    digest = hashlib.sha256()
+    for path, _, _ in files:
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
+
+
+def _ask(path: Path, check: Callable[[Mapping[str, Any]], None], config: Mapping[str, Any]) -> None:
+    """Whether it can be taken; the refusal with the folder as its subject."""
+    try:
+        check(config)
+    except ValueError as error:
+        raise FolderError(f"{path} {error}") from None
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise FolderError(f"{path} cannot be read: {error}") from None
+    if not isinstance(content, dict):
+        raise FolderError(f"{path} must be a JSON object")
+    return content

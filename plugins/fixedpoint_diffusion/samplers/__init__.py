@@ -1,0 +1,1 @@
+"""Samplers as chains: schedules, timesteps, noise, and the DDIM chain."""

@@ -1,0 +1,259 @@
+"""Which schedulers can be taken: the one place that knows, for objects, configurations in folders and commands alike.
+
+A chain steps as ``diffusers.DDIMScheduler`` does. That very class is taken, as it was set; others are refused with what
+to do, since none of them steps so: not ``DDIMParallelScheduler``, which leaves out ``final_alpha_cumprod``, nor those
+that only share its configuration. Folders with a ``DDPMScheduler``, as the public models have, are sampled by DDIM with
+what ``DDIMScheduler.from_config`` makes of their configuration, and a sentence says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from fixedpoint.core.options import option
+from fixedpoint_diffusion.denoisers.networks import is_of_diffusers, is_pipeline
+from fixedpoint_diffusion.samplers.schedule import NoiseSchedule
+
+__all__ = ["TAKEN", "AssignedSchedule", "DDIMSchedule", "schedule_of", "schedule_of_config"]
+
+
+@dataclass(frozen=True)
+class DDIMSchedule(NoiseSchedule):
+    """The configuration of a ``diffusers.DDIMScheduler``, field for field.
+
+    :meth:`from_scheduler` copies a scheduler's own.
+    """
+
+    @classmethod
+    def from_scheduler(cls, scheduler: Any) -> DDIMSchedule:
+        """The schedule of a ``diffusers.DDIMScheduler``, with the timesteps it was set to, if it was.
+
+        Raises
+        ------
+        TypeError
+            For any other object, subclasses included, saying what to do.
+        ValueError
+            For a scheduler whose tables or methods were changed by hand, and timesteps that no chain can have.
+        """
+        return schedule_of(scheduler)
+
+
+@dataclass(frozen=True)
+class AssignedSchedule(DDIMSchedule):
+    """The schedule of a scheduler on which timesteps were set, by ``set_timesteps`` or by hand: what it would do.
+
+    A chain has them unless it is asked for others.
+    """
+
+    num_inference_steps: int = option(50, ge=1, help="as set_timesteps sets it")
+    assigned_timesteps: tuple[int, ...] | None = option(
+        None, help="what scheduler.timesteps holds in place of those that set_timesteps lays out"
+    )
+
+    def check(self) -> None:
+        super().check()
+        if self.assigned_timesteps is not None:
+            self.checked_timesteps(self.assigned_timesteps)
+
+    @property
+    def stride(self) -> int:
+        """How many timesteps each step leads down; ``scheduler.step`` reckons it so whatever the timesteps are."""
+        return self.num_train_timesteps // self.num_inference_steps
+
+    def route(self) -> tuple[int, ...]:
+        """The timesteps."""
+        return self.assigned_timesteps or tuple(self.timesteps(self.num_inference_steps).tolist())
+
+
+# Whose configurations a chain is made of; of objects, the first alone.
+TAKEN = ("DDIMScheduler", "DDPMScheduler")
+_TAKEN = TAKEN[0]
+_FIELDS = {field.name: field.default for field in fields(DDIMSchedule)}
+# What DDIM steps by that other schedulers have otherwise, or not at all.
+_ADOPTED = ("clip_sample", "timestep_spacing", "set_alpha_to_one", "steps_offset")
+# What they have in common.
+_LEVELS = (
+    *("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas"),
+    *("rescale_betas_zero_snr", "prediction_type"),
+)
+# With these, the noise levels are not those of the betas, or the model is asked at other times.
+_OTHER_LEVELS = {"use_flow_sigmas": (None, False), "timestep_type": (None, "discrete"), "snr_shift_scale": (None, 1.0)}
+_STEPPING = ("step", "scale_model_input", "_get_variance", "_threshold_sample")
+
+
+def schedule_of(given: Any) -> DDIMSchedule:
+    """The schedule that a chain is to have.
+
+    Parameters
+    ----------
+    given
+        A :class:`DDIMSchedule`, returned as it is, or a ``diffusers.DDIMScheduler``: its configuration and, where
+        timesteps were set on it, these (an :class:`AssignedSchedule`).
+
+    Raises
+    ------
+    TypeError
+        For anything else, saying what to pass instead.
+    ValueError
+        For a scheduler whose tables or methods were changed by hand, so that its configuration does not say what it
+        does; and for timesteps that no chain can have.
+    """
+    if isinstance(given, DDIMSchedule):
+        return given
+    config = getattr(given, "config", None)
+    if not (type(given).__name__ == _TAKEN and is_of_diffusers(type(given)) and isinstance(config, Mapping)):
+        raise TypeError(f"the schedule wants a diffusers {_TAKEN}, got {_refusal(given)}")
+    # Not the entries of its configuration but the attributes, which ``scheduler.config.clip_sample = False`` changes,
+    # are what the scheduler itself steps by.
+    effective = {name: getattr(config, name, value) for name, value in config.items()}
+    schedule = DDIMSchedule(**_options(effective))
+    _check_unchanged(given, schedule)
+    return _assigned(given, schedule)
+
+
+def schedule_of_config(config: Mapping[str, Any]) -> tuple[DDIMSchedule, str]:
+    """The schedule of a ``scheduler_config.json``, and a sentence on what is done with it; empty for DDIM's own.
+
+    A value missing from the file is diffusers' default, as in ``DDIMScheduler.from_config``.
+
+    Raises
+    ------
+    ValueError
+        For any scheduler but those of DDIM and DDPM, saying what to do; without its subject, "the scheduler".
+    """
+    name = config.get("_class_name")
+    if name not in TAKEN:
+        if "beta_schedule" not in config:
+            raise ValueError(f"({name or 'unnamed'}) has no beta_schedule, so it has no DDIM chain")
+        if name is None:
+            DDIMSchedule(**_options(config))  # what is amiss with its values is said first
+            raise ValueError(f"does not name its class (_class_name); a chain wants a {_TAKEN}")
+        carried = _carried(config)
+        hint = f"; to have it sampled by DDIM, save in its place one {carried}" * bool(carried)
+        raise ValueError(f"is a {name}, whose steps are not those of a {_TAKEN}{hint}")
+    schedule = DDIMSchedule(**_options(config))
+    if name == _TAKEN:
+        return schedule, ""
+    how = _clipping(schedule, "clip_sample" in config)
+    return schedule, f"the scheduler is a {name}; sampled by DDIM, as {_TAKEN}.from_config takes it, {how}"
+
+
+def _clipping(schedule: DDIMSchedule, said: bool) -> str:
+    if schedule.thresholding:
+        return "with dynamic thresholding of the predicted image"
+    if not schedule.clip_sample:
+        return "without clipping (clip_sample=False)"
+    whose = "its own" if said else "diffusers' default, filled in"
+    return f"with the predicted image clipped to +-{schedule.clip_sample_range:g} (clip_sample=True, {whose})"
+
+
+def _options(config: Mapping[str, Any]) -> dict[str, Any]:
+    given = {name: config[name] for name in _FIELDS if name in config}
+    betas = given.get("trained_betas")
+    if isinstance(betas, (np.ndarray, Tensor)):
+        given["trained_betas"] = [float(beta) for beta in betas]
+    return given
+
+
+def _check_unchanged(scheduler: Any, schedule: DDIMSchedule) -> None:
+    """Whether the scheduler steps with what its configuration says."""
+    for name in ("alphas_cumprod", "final_alpha_cumprod"):
+        theirs, own = getattr(scheduler, name), getattr(schedule, name).numpy()
+        theirs = np.asarray(theirs.detach().cpu().double() if isinstance(theirs, Tensor) else theirs)
+        if theirs.shape != own.shape or not np.allclose(theirs, own, rtol=1e-5, atol=1e-9):
+            raise ValueError(
+                f"the scheduler's {name} was changed by hand and is not that of its configuration; make the scheduler "
+                "with trained_betas (and set_alpha_to_one), so that its configuration says what it steps with"
+            )
+    changed = [name for name in _STEPPING if name in vars(scheduler)]
+    if changed:
+        raise ValueError(f"the scheduler's {changed[0]} was replaced by hand; a chain steps as the {_TAKEN}'s own does")
+
+
+def _assigned(scheduler: Any, schedule: DDIMSchedule) -> DDIMSchedule:
+    """With the timesteps that were set, if any were."""
+    count, total = scheduler.num_inference_steps, schedule.num_train_timesteps
+    timesteps = scheduler.timesteps
+    found = np.asarray(timesteps.detach().cpu() if isinstance(timesteps, Tensor) else timesteps)
+    if count is None:
+        if np.array_equal(found, np.arange(total)[::-1]):
+            return schedule
+        raise ValueError(
+            "the scheduler's timesteps were assigned by hand, and its num_inference_steps, by which scheduler.step "
+            "reckons where a step leads, is None; set it, too, or give the timesteps to the chain (timesteps=)"
+        )
+    if isinstance(count, bool) or not isinstance(count, (int, np.integer)) or not 1 <= count <= total:
+        raise ValueError(f"the scheduler's num_inference_steps must be from 1 to {total}, got {count!r}")
+    given = {name: getattr(schedule, name) for name in _FIELDS}
+    laid_out = AssignedSchedule(**given, num_inference_steps=int(count))
+    # Trailing spacing may end below 0, where nobody can step from; see DDIMSchedule.timesteps.
+    if found.ndim == 1 and found.dtype.kind in "iu" and np.array_equal(_cut(found), schedule.timesteps(int(count))):
+        return laid_out
+    return AssignedSchedule(
+        **given, num_inference_steps=int(count), assigned_timesteps=schedule.checked_timesteps(timesteps)
+    )
+
+
+def _cut(timesteps: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    return timesteps[:-1] if len(timesteps) and timesteps[-1] < 0 else timesteps
+
+
+def _refusal(given: Any) -> str:
+    """What came, and what to pass in its place."""
+    name = type(given).__name__
+    if isinstance(given, type):
+        return f"the class {given.__name__} itself; pass an instance, {_TAKEN}(...)"
+    if is_pipeline(given):
+        return f"a whole {name}; pass {_TAKEN}.from_config(pipeline.scheduler.config), and its network as the denoiser"
+    if isinstance(given, Mapping):
+        return f"{name}, a configuration; pass {_TAKEN}.from_config(config)"
+    if isinstance(given, str) or hasattr(given, "__fspath__"):
+        return f"{name} {str(given)!r}; pass {_TAKEN}.from_pretrained(folder)"
+    config = getattr(given, "config", None)
+    if not isinstance(config, Mapping) or not hasattr(given, "set_timesteps"):
+        return f"{name}; a DDIMSchedule will do, too"
+    if any(base.__name__ == _TAKEN for base in type(given).__mro__[1:]):
+        return (
+            f"{name}, a class of its own derived from it, whose steps may be others; where they are not, pass "
+            f"{_TAKEN}.from_config(scheduler.config)"
+        )
+    carried = _carried(config)
+    if not carried:
+        return f"{name}, of other noise levels than a {_TAKEN} can have, so that its models have no DDIM chain"
+    also = "; the way from images to noise is fixedpoint_diffusion.invert" * ("Inverse" in name)
+    return f"{name}; to sample by DDIM instead, {carried}{also}"
+
+
+def _carried(config: Mapping[str, Any]) -> str:
+    """What ``DDIMScheduler.from_config`` keeps of a configuration, and the call; empty where there is no DDIM chain."""
+    if "beta_schedule" not in config:
+        return ""
+    if any(config.get(name) not in plain for name, plain in _OTHER_LEVELS.items()):
+        return ""
+    # Where nobody chose a value, from_config takes DDIM's default in place of the other class's.
+    defaults = config.get("_use_default_values", ())
+    kept = {name: value for name, value in _options(config).items() if name not in defaults}
+    try:
+        schedule, theirs = DDIMSchedule(**kept), DDIMSchedule(**_options(config))
+    except ValueError:
+        return ""
+    levels = [
+        f"{name}={getattr(theirs, name)!r}" for name in _LEVELS if getattr(theirs, name) != getattr(schedule, name)
+    ]
+    if levels:
+        schedule = replace(schedule, **{name: getattr(theirs, name) for name in _LEVELS})
+    others = [
+        f"{name}={getattr(schedule, name)!r}"
+        for name in _ADOPTED
+        if (config[name] != getattr(schedule, name) if name in config else name == "clip_sample")
+    ]
+    said = f" but {', '.join(others)}" * bool(others)
+    if schedule.clip_sample and not config.get("clip_sample"):
+        said += " (clip_sample=False as an argument leaves the clipping out)"
+    made = f"{_TAKEN}.from_config(scheduler.config)" + f" with the arguments {', '.join(levels)}" * bool(levels)
+    return f"with the same noise levels and prediction type{said}: {made}"

@@ -1,0 +1,41 @@
+"""Coefficients of DDIM steps in terms of the state and of the model's own prediction."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fixedpoint_diffusion.samplers.jumps import Steps
+from fixedpoint_diffusion.samplers.schedule import PredictionType
+
+__all__ = ["coefficient_tables"]
+
+
+def coefficient_tables(steps: Steps, prediction_type: PredictionType) -> dict[str, Tensor]:
+    """All coefficients of every step, by name: float64, shape ``(N,)``.
+
+    ``image_x x + image_out g`` and ``noise_x x + noise_out g`` are the clean image and the noise that follow from a
+    prediction ``g``, ``keep x + gain g + sigma n`` is the step. ``root_signal`` and ``root_noise`` are ``sqrt(ab)`` and
+    ``sqrt(1 - ab)``; ``image``, ``direction`` and ``sigma`` are those of ``Steps``.
+    """
+    a, s = steps.signal.sqrt(), (1 - steps.signal).sqrt()
+    one, zero = torch.ones_like(a), torch.zeros_like(a)
+    if prediction_type == "epsilon":
+        image_x, image_out, noise_x, noise_out = 1 / a, -s / a, zero, one
+    elif prediction_type == "sample":
+        image_x, image_out, noise_x, noise_out = zero, one, 1 / s, -a / s
+    else:
+        image_x, image_out, noise_x, noise_out = a, -s, s, a
+    return {
+        "keep": steps.image * image_x + steps.direction * noise_x,
+        "gain": steps.image * image_out + steps.direction * noise_out,
+        "sigma": steps.sigma,
+        "image_x": image_x,
+        "image_out": image_out,
+        "noise_x": noise_x,
+        "noise_out": noise_out,
+        "root_signal": a,
+        "root_noise": s,
+        "image": steps.image,
+        "direction": steps.direction,
+    }

@@ -322,7 +322,12 @@ class EquilibriumLayer(nn.Module):
 
 
 def _first(given: Inputs) -> Tensor:
-    """The first tensor among the inputs."""
+    """The first tensor among the inputs, which zeros can be a state like."""
     for leaf in given.tensors:
+        if not (leaf.is_floating_point() or leaf.is_complex()):
+            raise TypeError(
+                "without state=, an equilibrium layer begins with zeros like its first input, which must then be of a "
+                f"floating-point or complex dtype, got {leaf.dtype}; say with state= what the state is"
+            )
         return leaf
     raise TypeError("without state=, an equilibrium layer wants a tensor among its inputs to begin with zeros like it")

@@ -9,6 +9,8 @@ import pytest
 import torch
 
 from fixedpoint import Status, Termination, solve
+from fixedpoint.core.point import Evaluated
+from fixedpoint.core.runaway import Runaway
 
 SOLVERS = ("picard", "anderson", "anderson-type1", "broyden", "aitken", "squarem", "newton-krylov", "auto")
 AWAY = {
@@ -87,3 +89,77 @@ def test_an_absolute_tolerance_and_one_relative_to_the_start_are_kept_as_asked()
     assert solve(wide, z0, solver="anderson", rtol=0.0, atol=1e-3).status == (Status.CONVERGED,)
     rule = Termination(rtol=1e-3, relative_to="start")
     assert solve(wide, z0, solver="anderson", termination=rule).status == (Status.CONVERGED,)
+
+
+def doubted(*seen: tuple[float, float]) -> bool:
+    """Whether the last of some (error, scale) is doubted, of a row in float64."""
+    points = [_at(*each) for each in seen]
+    runaway = Runaway.begin(points[0], None, 2.0**-52)
+    for point in points[1:]:
+        runaway = runaway.seen(point, 2.0**-52)
+    return bool(runaway.doubts(torch.tensor([[False]])))
+
+
+def _at(error: float, scale: float) -> Evaluated:
+    one = torch.zeros(1, 1, dtype=torch.float64)
+    return Evaluated(
+        z=one, fz=one, residual=one, error=one + error, scale=one + scale, finite=torch.tensor([True]), plain=True
+    )
+
+
+RUNS_AWAY = {
+    "as a step a round": [(1.0, s) for s in (1.0, 2.0, 4.0, 1e3, 1e6)],
+    "by a power law": [(s**-2.0, s) for s in (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0)],
+    "far out, and back to where the relative error is what it was": [
+        *((0.05, 1.5), (0.05, 1.8), (1.8, 1800.0), (87.0, 44.0), (1.9, 1900.0), (0.57, 523.0), (0.22, 178.0))
+    ],
+    "with one clean halving after many that came with growth": [
+        *((1.0, 1.0), (0.4, 4.0), (0.16, 16.0), (0.07, 64.0), (0.03, 256.0), (0.01, 300.0))
+    ],
+    "by steps too far, and back to the same error": [
+        (1.0, 1.0),
+        (1.0, 3.0),
+        (1e3, 1e3),
+        (1.0, 5.0),
+        (1e3, 1e3),
+        (1.0, 9.0),
+    ],
+    "from the start once more": [(1.0, 1.0), (0.4, 4.0), (0.16, 16.0), (1e4, 5e3), (8e3, 4e3), (0.4, 0.5), (0.1, 2.0)],
+}
+CONVERGES = {
+    "at a fixed scale": [(1.0, 1.0), (0.4, 1.1), (0.1, 1.1)],
+    "from zero": [
+        (1.0, 1.0),
+        (0.5, 500.0),
+        (0.25, 750.0),
+        (0.125, 875.0),
+        (0.06, 940.0),
+        (0.03, 970.0),
+        (0.015, 985.0),
+    ],
+    "after a rise, from little": [
+        *((1e-7, 1e-6), (3e-7, 3e-6), (1e-6, 1e-5), (3e-6, 3e-5), (1e-5, 1e-4), (3e-5, 3e-4), (1e-4, 1e-3)),
+        *(
+            (3e-4, 3e-3),
+            (1e-3, 1e-2),
+            (3e-3, 3e-2),
+            (0.01, 0.1),
+            (0.02, 0.4),
+            (0.009, 0.9),
+            (0.004, 0.97),
+            (0.001, 1.0),
+        ),
+    ],
+    "after a step too far": [(1.0, 1.0), (50.0, 60.0), (0.4, 1.2), (0.1, 1.2)],
+    "down to a smaller state": [(1.0, 100.0), (0.3, 30.0), (0.1, 3.0), (0.03, 1.1), (0.01, 1.0)],
+}
+
+
+@pytest.mark.parametrize("name", RUNS_AWAY)
+def test_a_course_that_runs_away_is_doubted(name: str) -> None:
+    assert doubted(*RUNS_AWAY[name])
+
+
+@pytest.mark.parametrize("name", CONVERGES)
+def test_a_course_that_converges_is_not(name: str) -> None:
+    assert not doubted(*CONVERGES[name])

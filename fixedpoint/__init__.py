@@ -14,11 +14,11 @@ if TYPE_CHECKING:
     from fixedpoint.api import solve as solve
     from fixedpoint.chains.adjoint.gradient import ChainAdjoint as ChainAdjoint
     from fixedpoint.chains.chain import Chain as Chain
-    from fixedpoint.chains.chain import ChainProblem as ChainProblem
     from fixedpoint.chains.joint.solver import ChainSolver as ChainSolver
     from fixedpoint.chains.methods.deq_ddim import DEQDDIM as DEQDDIM
     from fixedpoint.chains.methods.parareal import Parareal as Parareal
     from fixedpoint.chains.methods.serial import Serial as Serial
+    from fixedpoint.chains.problem import ChainProblem as ChainProblem
     from fixedpoint.core.layout import Layout as Layout
     from fixedpoint.core.loop import StepSolver as StepSolver
     from fixedpoint.core.problem import Problem as Problem
@@ -66,10 +66,8 @@ __getattr__, __dir__, __all__ = exported(
             "find_root",
             "solve",
         ),
-        "fixedpoint.chains.chain": (
-            "Chain",
-            "ChainProblem",
-        ),
+        "fixedpoint.chains.chain": ("Chain",),
+        "fixedpoint.chains.problem": ("ChainProblem",),
         "fixedpoint.chains.methods.deq_ddim": ("DEQDDIM",),
         "fixedpoint.chains.adjoint.gradient": ("ChainAdjoint",),
         "fixedpoint.chains.methods.parareal": ("Parareal",),

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from fixedpoint.chains.choice import solver_for
 from fixedpoint.core.compiling import outside_of_graphs
 from fixedpoint.core.counts import Counts
 from fixedpoint.core.evaluator import Evaluator
@@ -20,7 +21,7 @@ from fixedpoint.core.problem import AbilityError, FunctionProblem, Problem
 from fixedpoint.core.progress import Progress
 from fixedpoint.core.root import RootProblem, is_flat
 from fixedpoint.core.solution import Solution
-from fixedpoint.core.solver import AdaptsSolver, Solver
+from fixedpoint.core.solver import Solver
 from fixedpoint.core.status import ROOT_DOUBTED, Status
 from fixedpoint.core.termination import Termination
 from fixedpoint.core.transfer import to_device
@@ -114,8 +115,7 @@ def solve(
     method: Solver = _component("solver", solver, Solver)
     estimator = _estimator(gradient, problem.layout)
     rule, yardstick = _rule(problem.layout, termination, rtol, atol, per=per, max_rounds=max_rounds)
-    if isinstance(problem, AdaptsSolver):
-        method = problem.adapt(method)
+    method = solver_for(problem, method)
     evaluator, start = Evaluator(problem, yardstick, max_batch), problem.initial()
     if start.is_complex():
         raise TypeError(

@@ -12,7 +12,8 @@ from torch import Tensor
 
 import fixedpoint
 from fixedpoint import Anderson, Broyden, Picard, Termination, find_root, solve
-from fixedpoint.chains.chain import Chain, ChainProblem
+from fixedpoint.chains.chain import Chain
+from fixedpoint.chains.problem import ChainProblem
 from fixedpoint.core.options import OptionError
 from fixedpoint.core.problem import FunctionProblem
 from fixedpoint.testing.problems import Cosine
@@ -194,7 +195,7 @@ CHAINS = {
     "another device": (chained(lambda x: x.to("meta")), "got .* on meta"),
     "nothing": (chained(lambda _: None), "a step must return a tensor, got NoneType"),
     "a chain solver for no chain": (lambda: solve(torch.cos, X, solver="chain"), "wants a (ChainProblem|chain)"),
-    "serial for no chain": (lambda: solve(torch.cos, X, solver="serial"), "wants a chain"),
+    "serial for no chain": (lambda: solve(torch.cos, X, solver="serial"), "requires a chain"),
 }
 
 TABLE = {

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from fixedpoint.chains.capabilities import step_jacobians as step_jacobians
     from fixedpoint.chains.capabilities import step_slopes as step_slopes
     from fixedpoint.chains.chain import Chain as Chain
-    from fixedpoint.chains.chain import ChainProblem as ChainProblem
     from fixedpoint.chains.coarse import HasCoarse as HasCoarse
     from fixedpoint.chains.coarse import HasExtension as HasExtension
     from fixedpoint.chains.coarse import HasJumps as HasJumps
@@ -30,6 +29,7 @@ if TYPE_CHECKING:
     from fixedpoint.chains.inversion.inverters import JointInversion as JointInversion
     from fixedpoint.chains.inversion.inverters import StepwiseInversion as StepwiseInversion
     from fixedpoint.chains.inversion.workbench import Workbench as Workbench
+    from fixedpoint.chains.joint.solver import BlockSecant as BlockSecant
     from fixedpoint.chains.joint.solver import ChainSolver as ChainSolver
     from fixedpoint.chains.joint.start import ConstantStart as ConstantStart
     from fixedpoint.chains.joint.start import NestedStart as NestedStart
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from fixedpoint.chains.planning.plan import Plan as Plan
     from fixedpoint.chains.planning.plan import Setting as Setting
     from fixedpoint.chains.planning.planned import PlannedChainSolver as PlannedChainSolver
+    from fixedpoint.chains.problem import ChainProblem as ChainProblem
     from fixedpoint.chains.slope.linear import Band as Band
     from fixedpoint.chains.slope.linear import Derivatives as Derivatives
     from fixedpoint.chains.slope.linear import LinearPart as LinearPart
@@ -54,7 +55,6 @@ if TYPE_CHECKING:
     from fixedpoint.chains.slope.preconditioner import Preconditioner as Preconditioner
     from fixedpoint.chains.slope.preconditioner import Zero as Zero
     from fixedpoint.chains.slope.scan import linear_recurrence as linear_recurrence
-    from fixedpoint.chains.slope.secant import BlockSecant as BlockSecant
 
 __getattr__, __dir__, __all__ = exported(
     __name__,
@@ -69,10 +69,8 @@ __getattr__, __dir__, __all__ = exported(
             "step_jacobians",
             "step_slopes",
         ),
-        "fixedpoint.chains.chain": (
-            "Chain",
-            "ChainProblem",
-        ),
+        "fixedpoint.chains.chain": ("Chain",),
+        "fixedpoint.chains.problem": ("ChainProblem",),
         "fixedpoint.chains.coarse": (
             "HasCoarse",
             "HasExtension",
@@ -118,9 +116,8 @@ __getattr__, __dir__, __all__ = exported(
             "Zero",
         ),
         "fixedpoint.chains.slope.scan": ("linear_recurrence",),
-        "fixedpoint.chains.slope.secant": ("BlockSecant",),
         "fixedpoint.chains.methods.serial": ("Serial",),
-        "fixedpoint.chains.joint.solver": ("ChainSolver",),
+        "fixedpoint.chains.joint.solver": ("BlockSecant", "ChainSolver"),
         "fixedpoint.chains.joint.start": (
             "ConstantStart",
             "NestedStart",

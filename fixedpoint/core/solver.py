@@ -15,7 +15,7 @@ from fixedpoint.core.progress import Progress
 from fixedpoint.core.solution import Solution
 from fixedpoint.core.termination import Termination
 
-__all__ = ["AdaptsSolver", "Solver"]
+__all__ = ["Solver"]
 
 
 class Solver(Options, ABC):
@@ -49,11 +49,3 @@ class Solver(Options, ABC):
         on_round: Callable[[Progress], None] | None = None,
     ) -> Solution:
         """Find a fixed point from ``z0``, evaluating the problem through ``f`` alone."""
-
-
-class AdaptsSolver(ABC):
-    """A problem that wants any solver it is given wrapped in one that knows its structure."""
-
-    @abstractmethod
-    def adapt(self, solver: Solver) -> Solver:
-        """The solver that the problem is solved by."""

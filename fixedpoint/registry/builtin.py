@@ -108,7 +108,7 @@ def _of_chains() -> list[Component]:
         ),
         Component(
             "block-secant",
-            "fixedpoint.chains.slope.secant:BlockSecant",
+            "fixedpoint.chains.joint.solver:BlockSecant",
             "for chains: the slope of every step, corrected by its own last moves",
             ("Fang & Saad 2009",),
         ),

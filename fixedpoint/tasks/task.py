@@ -13,12 +13,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from fixedpoint.chains.choice import solver_for
 from fixedpoint.core.evaluator import Evaluator
 from fixedpoint.core.options import Options
 from fixedpoint.core.problem import Problem
 from fixedpoint.core.progress import Progress
 from fixedpoint.core.solution import Solution
-from fixedpoint.core.solver import AdaptsSolver, Solver
+from fixedpoint.core.solver import Solver
 from fixedpoint.core.termination import Termination
 from fixedpoint.gradients.estimator import GradientEstimator
 from fixedpoint.tasks.forming import Forming, HasDrawing, Recorder
@@ -145,7 +146,7 @@ class SolveTask(Task):
 
     def run(self, context: Context) -> Result:
         problem = self.problem(context.seed)
-        solver = problem.adapt(context.solver) if isinstance(problem, AdaptsSolver) else context.solver
+        solver = solver_for(problem, context.solver)
         drawing = self.drawing(problem) if isinstance(self, HasDrawing) else None
         recorder = None if drawing is None else Recorder(drawing, problem.layout.rows, context.on_round)
         with torch.no_grad():

@@ -8,7 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fixedpoint.chains.chain import Chain, ChainProblem
+from fixedpoint.chains.chain import Chain
+from fixedpoint.chains.problem import ChainProblem
 from fixedpoint.core.problem import Problem
 from fixedpoint.core.solution import Solution
 from fixedpoint.testing.bench import Bench, NotApplicableError

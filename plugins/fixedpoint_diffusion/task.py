@@ -9,8 +9,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from fixedpoint.chains.chain import ChainProblem
 from fixedpoint.chains.methods.serial import Serial
+from fixedpoint.chains.problem import ChainProblem
 from fixedpoint.core.evaluator import Evaluator
 from fixedpoint.core.options import OptionError, option
 from fixedpoint.core.problem import Problem

@@ -15,8 +15,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from fixedpoint.chains.capabilities import HasJacobians, HasSlopes, step_jacobians, step_slopes
-from fixedpoint.chains.chain import Chain, ChainProblem
+from fixedpoint.chains.chain import Chain
 from fixedpoint.chains.coarse import HasExtension
+from fixedpoint.chains.problem import ChainProblem
 
 __all__ = ["EulerChain", "VectorField", "euler_problem"]
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from fixedpoint.chains.chain import ChainProblem
+from fixedpoint.chains.problem import ChainProblem
 from fixedpoint.core.options import option
 from fixedpoint_sequences.euler import euler_problem
 from fixedpoint_sequences.fields import Decay, Lorenz, LotkaVolterra, VanDerPol

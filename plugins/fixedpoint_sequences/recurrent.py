@@ -24,7 +24,8 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from fixedpoint.chains.capabilities import HasJacobians, HasSlopes, step_jacobians, step_slopes
-from fixedpoint.chains.chain import Chain, ChainProblem
+from fixedpoint.chains.chain import Chain
+from fixedpoint.chains.problem import ChainProblem
 
 __all__ = ["Cell", "RecurrentChain", "recurrent_problem"]
 

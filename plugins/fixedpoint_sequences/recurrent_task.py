@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fixedpoint.chains.chain import ChainProblem
+from fixedpoint.chains.problem import ChainProblem
 from fixedpoint.core.options import option
 from fixedpoint_sequences.recurrent import recurrent_problem
 from fixedpoint_sequences.task import SequenceTask

@@ -16,9 +16,10 @@ from torch.autograd import forward_ad
 
 import fixedpoint as fp
 from fixedpoint.chains.adjoint.gradient import ChainAdjoint
-from fixedpoint.chains.chain import Chain, ChainProblem
+from fixedpoint.chains.chain import Chain
+from fixedpoint.chains.joint.solver import BlockSecant
+from fixedpoint.chains.problem import ChainProblem
 from fixedpoint.chains.slope.preconditioner import Gaussian
-from fixedpoint.chains.slope.secant import BlockSecant
 from fixedpoint.gradients.report import AdjointWarning
 
 SOLVERS: list[Any] = [

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 import fixedpoint
 from fixedpoint.chains.capabilities import HasCoefficients
-from fixedpoint.chains.chain import Chain, ChainProblem
+from fixedpoint.chains.chain import Chain
+from fixedpoint.chains.problem import ChainProblem
 from fixedpoint.core.status import Status
 
 PRECONDITIONERS = ("zero", "identity", "coefficient")
@@ -254,8 +255,8 @@ class OtherShape(NoCoefficients):
             "take 'identity' or 'zero'",
         ),
         (lambda: fixedpoint.solve(ChainProblem(OtherShape(), torch.ones(2, 3))), "a step must return shape"),
-        (lambda: fixedpoint.solve(lambda z: z / 2, torch.ones(2, 3), solver="chain"), "wants a chain"),
-        (lambda: fixedpoint.solve(lambda z: z / 2, torch.ones(2, 3), solver="serial"), "wants a chain"),
+        (lambda: fixedpoint.solve(lambda z: z / 2, torch.ones(2, 3), solver="chain"), "requires a chain"),
+        (lambda: fixedpoint.solve(lambda z: z / 2, torch.ones(2, 3), solver="serial"), "requires a chain"),
         (
             lambda: fixedpoint.ChainSolver(preconditioner="diag"),
             "preconditioner must be 'zero' or 'identity' or Banded or",

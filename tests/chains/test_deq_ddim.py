@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import fixedpoint
-from fixedpoint.chains.chain import Chain, ChainProblem
+from fixedpoint.chains.chain import Chain
+from fixedpoint.chains.problem import ChainProblem
 from fixedpoint.core.evaluator import Evaluator
 from fixedpoint.testing.chains import linear_chain, trajectory, wave_chain
 from fixedpoint_diffusion import DDIMSchedule, ddim_problem, draw_noise
@@ -104,5 +105,5 @@ class NoCoefficients(Chain):
 def test_bad_input_is_a_sentence() -> None:
     with pytest.raises(TypeError, match="deq-ddim wants a chain that knows its coefficients, and this one has none"):
         fixedpoint.solve(ChainProblem(NoCoefficients(), torch.ones(2, 3)), solver="deq-ddim")
-    with pytest.raises(TypeError, match=r"deq-ddim wants a chain \(ChainProblem\), got FunctionProblem"):
+    with pytest.raises(TypeError, match=r"deq-ddim requires a chain \(ChainProblem\), got FunctionProblem"):
         fixedpoint.solve(torch.cos, torch.ones(2, 3), solver="deq-ddim")

@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import fixedpoint
-from fixedpoint.chains.chain import Chain, ChainProblem
+from fixedpoint.chains.chain import Chain
 from fixedpoint.chains.coarse import evenly_kept
+from fixedpoint.chains.problem import ChainProblem
 from fixedpoint.core.status import Status
 from fixedpoint.testing.chains import CountedChain, WaveChain, trajectory, wave_chain
 
@@ -164,7 +165,7 @@ class NoCoarse(Chain):
 def test_bad_input_is_a_sentence() -> None:
     with pytest.raises(TypeError, match="NoCoarse has no coarser chains"):
         fixedpoint.solve(ChainProblem(NoCoarse(), torch.ones(2, 3)), solver="parareal")
-    with pytest.raises(TypeError, match=r"parareal wants a chain \(ChainProblem\), got FunctionProblem"):
+    with pytest.raises(TypeError, match=r"parareal requires a chain \(ChainProblem\), got FunctionProblem"):
         fixedpoint.solve(torch.cos, torch.ones(2, 3), solver="parareal")
     with pytest.raises(ValueError, match="a chain of 12 steps divides into at most 12 blocks, got blocks=13"):
         fixedpoint.solve(ChainProblem(wave_chain(), start(4, 3, 0)), solver=fixedpoint.Parareal(blocks=13))

@@ -15,10 +15,11 @@ from torch import Tensor
 
 import fixedpoint
 import fixedpoint.chains.planning.planned
-from fixedpoint.chains.chain import Chain, ChainProblem
+from fixedpoint.chains.chain import Chain
 from fixedpoint.chains.planning.costs import Costs, measured_costs
 from fixedpoint.chains.planning.plan import Plan, expected, plan
 from fixedpoint.chains.planning.planned import PlannedChainSolver
+from fixedpoint.chains.problem import ChainProblem
 from fixedpoint.core.evaluator import Evaluator
 from fixedpoint.core.problem import FunctionProblem
 from fixedpoint.core.progress import Progress
@@ -269,7 +270,7 @@ def test_a_step_that_is_not_finite_is_told_of_its_row() -> None:
 
 
 def test_a_planned_solver_wants_a_chain() -> None:
-    with pytest.raises(TypeError, match="wants a chain"):
+    with pytest.raises(TypeError, match="requires a chain"):
         PlannedChainSolver().solve(
             Evaluator(FunctionProblem(torch.cos, torch.ones(1, 2), None)), torch.ones(1, 2), Termination()
         )

@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 
 import fixedpoint
 from fixedpoint.chains.capabilities import HasCoefficients, HasGaussianSlopes
-from fixedpoint.chains.chain import Chain, ChainProblem
+from fixedpoint.chains.chain import Chain
 from fixedpoint.chains.joint.solver import ChainSolver
 from fixedpoint.chains.joint.start import ConstantStart, OneJumpStart
+from fixedpoint.chains.problem import ChainProblem
 from fixedpoint.chains.slope.linear import Band, LinearPart
 from fixedpoint.chains.slope.preconditioner import Banded, Coefficient, Gaussian, Identity, Preconditioner, Zero
 from fixedpoint.core.options import OptionError

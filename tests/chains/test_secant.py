@@ -8,12 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fixedpoint
-from fixedpoint.chains.chain import Chain, ChainProblem
+from fixedpoint.chains.chain import Chain
 from fixedpoint.chains.joint.accelerator import Window
-from fixedpoint.chains.joint.solver import ChainSolver
+from fixedpoint.chains.joint.solver import BlockSecant, ChainSolver
+from fixedpoint.chains.problem import ChainProblem
 from fixedpoint.chains.slope.linear import LinearPart
 from fixedpoint.chains.slope.preconditioner import Banded
-from fixedpoint.chains.slope.secant import BlockSecant
 from fixedpoint.core.options import OptionError
 from fixedpoint.testing.chains import wave_chain
 
@@ -116,7 +116,7 @@ def test_a_plain_problem_is_refused_before_any_work():
     def never(z: torch.Tensor) -> torch.Tensor:
         raise AssertionError
 
-    with pytest.raises(TypeError, match=r"block-secant accelerates chains \(ChainProblem\)"):
+    with pytest.raises(TypeError, match=r"block-secant requires a chain \(ChainProblem\)"):
         fixedpoint.solve(never, torch.ones(2, 2), solver="block-secant")
 
 

@@ -9,9 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fixedpoint
-from fixedpoint.chains.chain import Chain, ChainProblem
+from fixedpoint.chains.chain import Chain
 from fixedpoint.chains.coarse import evenly_kept
+from fixedpoint.chains.joint.solver import accelerating
 from fixedpoint.chains.joint.start import ConstantStart, NestedStart, OneJumpStart, Start
+from fixedpoint.chains.problem import ChainProblem
 from fixedpoint.core.options import OptionError
 from fixedpoint.core.termination import Termination
 from fixedpoint.testing.chains import CountedChain, wave_chain
@@ -49,10 +51,10 @@ def test_any_start_leads_to_the_serial_chain(start: Start, case: Case) -> None:
 @given(case=cases(steps=st.integers(1, 40)))
 def test_a_row_alone_starts_as_in_a_batch(start: Start, case: Case) -> None:
     problem = case.problem()
-    z0, spent, exact = start.trajectory(problem)
+    z0, spent, exact = start.trajectory(problem, accelerating)
     assert z0.shape == (case.batch, case.steps * problem.x0[0].numel())
     for row in range(case.batch):
-        alone, own, known = start.trajectory(problem.take(torch.tensor([row])))
+        alone, own, known = start.trajectory(problem.take(torch.tensor([row])), accelerating)
         assert known == exact
         assert torch.equal(alone[0], z0[row])
         assert own.evaluations[0] == spent.evaluations[row]
@@ -63,7 +65,7 @@ def test_a_nested_start_costs_what_it_says(length: int, levels: set[int], rounds
     watched = CountedChain(wave_chain(length=length, rows=3, seed=1))
     x0 = torch.randn(3, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     start = NestedStart(tuple(sorted(levels)), rounds)
-    _, spent, exact = start.trajectory(ChainProblem(watched, x0, max_batch=7))
+    _, spent, exact = start.trajectory(ChainProblem(watched, x0, max_batch=7), accelerating)
     assert spent.calls == watched.tally.calls
     assert spent.computed == sum(watched.tally.rows.values()) == spent.evaluations.sum()
     assert spent.rounds <= rounds * len(levels)
@@ -80,7 +82,7 @@ def test_a_nested_start_of_enough_rounds_interpolates_the_coarse_chain() -> None
     )
     kept = evenly_kept(40, 8)
     exact = fixedpoint.solve(problem.coarse(kept), solver="serial").z
-    z0, _, known = NestedStart(8, 9).trajectory(problem)
+    z0, _, known = NestedStart(8, 9).trajectory(problem, accelerating)
     found, wanted = (states.unflatten(1, (40, -1)) for states in (z0, problem.interpolate(exact, kept)))
     torch.testing.assert_close(found[:, known:], wanted[:, known:], rtol=1e-10, atol=1e-10)
     serial = fixedpoint.solve(problem, solver="serial").z
@@ -90,7 +92,7 @@ def test_a_nested_start_of_enough_rounds_interpolates_the_coarse_chain() -> None
 def test_a_one_jump_start_costs_one_round_of_one_evaluation() -> None:
     problem = DDIMSampling(num_inference_steps=20, batch=3, max_batch=2).problem(0)
     assert isinstance(problem, ChainProblem)
-    z0, spent, exact = OneJumpStart().trajectory(problem)
+    z0, spent, exact = OneJumpStart().trajectory(problem, accelerating)
     assert exact == 1
     first = problem.pairs(problem.x0, torch.zeros_like(problem.rows), problem.rows).flatten(1)
     torch.testing.assert_close(z0.unflatten(1, (20, -1))[:, 0], first, rtol=1e-5, atol=1e-6)
@@ -146,6 +148,6 @@ def test_bad_steps_are_a_sentence(steps: object) -> None:
 def test_a_chain_that_lacks_what_a_start_wants_is_a_sentence() -> None:
     problem = ChainProblem(Plain(), torch.ones(2, 3))
     with pytest.raises(TypeError, match="Plain does not know its states' jumps from x0"):
-        OneJumpStart().trajectory(problem)
+        OneJumpStart().trajectory(problem, accelerating)
     with pytest.raises(TypeError, match="Plain has no coarser chains"):
-        NestedStart().trajectory(problem)
+        NestedStart().trajectory(problem, accelerating)

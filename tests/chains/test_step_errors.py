@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 import fixedpoint
 from fixedpoint import ChainSolver
-from fixedpoint.chains.chain import ChainProblem
 from fixedpoint.chains.joint.start import NestedStart
+from fixedpoint.chains.problem import ChainProblem
 from fixedpoint.chains.step_errors import StepErrors
 from fixedpoint.testing.chains import wave_chain
 

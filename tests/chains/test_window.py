@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 
 import fixedpoint
 from fixedpoint import Anderson, Broyden, ChainSolver, Picard
-from fixedpoint.chains.chain import Chain, ChainProblem
+from fixedpoint.chains.chain import Chain
+from fixedpoint.chains.joint.solver import BlockSecant
 from fixedpoint.chains.joint.start import NestedStart
-from fixedpoint.chains.slope.secant import BlockSecant
+from fixedpoint.chains.problem import ChainProblem
 from fixedpoint.core.options import OptionError
 from fixedpoint.core.shift import Shift
 from fixedpoint.core.status import Status

@@ -15,10 +15,11 @@ from torch import Tensor
 import fixedpoint
 from fixedpoint.chains import capabilities, coarse
 from fixedpoint.chains.capabilities import CHAIN_ABILITIES
-from fixedpoint.chains.chain import Chain, ChainProblem
+from fixedpoint.chains.chain import Chain
 from fixedpoint.chains.inversion.invert import invert_chain
 from fixedpoint.chains.joint.solver import ChainSolver
 from fixedpoint.chains.planning import costs
+from fixedpoint.chains.problem import ChainProblem
 from fixedpoint.core import loop, whole
 from fixedpoint.core import problem as problems
 from fixedpoint.core import solver as solvers
@@ -39,7 +40,7 @@ ABILITIES = [
     for module in (problems, solvers, loop, whole, capabilities, coarse, costs, task, forming)
     for name, each in vars(module).items()
     if inspect.isclass(each) and each.__module__ == module.__name__
-    if name.startswith("Has") or name in ("AdaptsSolver", "Slides", "Unproven")
+    if name.startswith("Has") or name in ("Slides", "Unproven")
 ]
 # What else the library's own problems and chains are asked, and what somebody may well call a method.
 OTHERS = [

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from fixedpoint import Picard, find_root, solve
-from fixedpoint.chains.chain import Chain, ChainProblem
+from fixedpoint.chains.chain import Chain
+from fixedpoint.chains.problem import ChainProblem
 from fixedpoint.core.layout import Layout
 from fixedpoint.core.memory import Receiver
 from fixedpoint.core.problem import Problem

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from fixedpoint import Picard, Termination, solve
-from fixedpoint.chains.chain import Chain, ChainProblem
+from fixedpoint.chains.chain import Chain
+from fixedpoint.chains.problem import ChainProblem
 from fixedpoint.core.evaluator import Evaluator
 from fixedpoint.core.layout import Layout
 from fixedpoint.core.options import OptionError

@@ -13,10 +13,10 @@ from pairwise import pairs_of, pairwise_design
 
 import fixedpoint
 from fixedpoint import Anderson, ChainSolver, Picard
-from fixedpoint.chains.chain import ChainProblem
+from fixedpoint.chains.joint.solver import BlockSecant
 from fixedpoint.chains.joint.start import ConstantStart, NestedStart, OneJumpStart
+from fixedpoint.chains.problem import ChainProblem
 from fixedpoint.chains.slope.preconditioner import Banded, Coefficient, Gaussian, Identity, Zero
-from fixedpoint.chains.slope.secant import BlockSecant
 from fixedpoint_diffusion import DDIMSchedule
 from fixedpoint_diffusion.models.choices import FashionMNISTModel, MixtureModel
 from fixedpoint_diffusion.task import DDIMSampling

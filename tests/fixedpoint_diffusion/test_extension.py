@@ -9,8 +9,9 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 import fixedpoint
-from fixedpoint.chains.chain import Chain, ChainProblem
+from fixedpoint.chains.chain import Chain
 from fixedpoint.chains.coarse import HasExtension
+from fixedpoint.chains.problem import ChainProblem
 from fixedpoint_diffusion import DDIMChain, DDIMSchedule, draw_noise
 
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from scipy.linalg import sqrtm
 
 import fixedpoint
-from fixedpoint.chains.chain import ChainProblem
+from fixedpoint.chains.problem import ChainProblem
 from fixedpoint_diffusion.fashion_mnist import CLASSES, DENOISER
 from fixedpoint_diffusion.fashion_mnist.classifier import Gaussian, frechet_distance, load_classifier, reference
 from fixedpoint_diffusion.fashion_mnist.images import held_out_images

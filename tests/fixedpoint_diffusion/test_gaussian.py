@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import fixedpoint
 from fixedpoint.chains.capabilities import HasGaussianSlopes, step_jacobians
-from fixedpoint.chains.chain import ChainProblem
+from fixedpoint.chains.problem import ChainProblem
 from fixedpoint.chains.slope.preconditioner import Gaussian
 from fixedpoint_diffusion import DDIMChain, DDIMSchedule, GaussianMixture, ddim_problem, draw_noise
 

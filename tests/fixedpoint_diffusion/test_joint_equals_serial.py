@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fixedpoint
+from fixedpoint.chains.joint.solver import BlockSecant
 from fixedpoint.chains.joint.start import NestedStart, OneJumpStart
-from fixedpoint.chains.slope.secant import BlockSecant
 
 JOINT = {
     "picard, zero": fixedpoint.ChainSolver(preconditioner="zero"),

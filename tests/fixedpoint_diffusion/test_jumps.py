@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fixedpoint
-from fixedpoint.chains.chain import ChainProblem
 from fixedpoint.chains.coarse import HasCoarse, HasJumps, evenly_kept
+from fixedpoint.chains.problem import ChainProblem
 from fixedpoint_diffusion import DDIMChain, DDIMSchedule
 
 EXACT = {"rtol": 1e-9, "atol": 1e-9}

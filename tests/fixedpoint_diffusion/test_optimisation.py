@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import fixedpoint
-from fixedpoint.chains.chain import Chain, ChainProblem
+from fixedpoint.chains.chain import Chain
+from fixedpoint.chains.problem import ChainProblem
 from fixedpoint.chains.slope.preconditioner import Coefficient
 from fixedpoint_diffusion import DDIMChain, DDIMSchedule, Denoiser, draw_noise, row_seeds
 from fixedpoint_diffusion.inversion.latent_gradients import Exact, Found, OneStep, Phantom, Serial, joint_map

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import fixedpoint
-from fixedpoint.chains.chain import ChainProblem
+from fixedpoint.chains.problem import ChainProblem
 from fixedpoint_diffusion import DDIMChain, DDIMSchedule, draw_noise
 from fixedpoint_diffusion.inversion.latent_gradients import Exact
 from fixedpoint_diffusion.inversion.secant import Secant, at_rest

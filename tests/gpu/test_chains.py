@@ -10,10 +10,10 @@ from devices import Device, waits_between, watched
 
 import fixedpoint as fp
 from fixedpoint import Anderson, Broyden, ChainSolver, Squarem
-from fixedpoint.chains.chain import ChainProblem
+from fixedpoint.chains.joint.solver import BlockSecant
 from fixedpoint.chains.joint.start import NestedStart, OneJumpStart
+from fixedpoint.chains.problem import ChainProblem
 from fixedpoint.chains.slope.preconditioner import Banded, Coefficient, Diagonal, Gaussian, Jacobian, Zero
-from fixedpoint.chains.slope.secant import BlockSecant
 from fixedpoint_diffusion import DDIMSchedule, ddim_problem, draw_noise
 from fixedpoint_diffusion.models.choices import FashionMNISTModel, MixtureModel
 from fixedpoint_diffusion.samplers.noise import row_seeds

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from fixedpoint.chains.capabilities import HasCoefficients
-from fixedpoint.chains.chain import Chain, ChainProblem
+from fixedpoint.chains.chain import Chain
+from fixedpoint.chains.problem import ChainProblem
 from fixedpoint.config.runfile import load
 from fixedpoint.core.options import option
 from fixedpoint.core.problem import Problem

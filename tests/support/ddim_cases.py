@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from hypothesis import strategies as st
 
-from fixedpoint.chains.chain import ChainProblem
+from fixedpoint.chains.problem import ChainProblem
 from fixedpoint_diffusion import DDIMChain, DDIMSchedule, ddim_problem, draw_noise
 from fixedpoint_diffusion.models.choices import MixtureModel
 from fixedpoint_diffusion.samplers.noise import row_seeds

@@ -9,8 +9,8 @@ import pytest
 from mutants import MUTANTS
 
 import fixedpoint as fp
+from fixedpoint.chains.joint.solver import BlockSecant
 from fixedpoint.chains.joint.start import NestedStart
-from fixedpoint.chains.slope.secant import BlockSecant
 from fixedpoint.core.solver import Solver
 from fixedpoint.registry import Component, hookimpl, registry
 from fixedpoint.testing import CHECKS, CheckReport, CheckRow, Fault, check_solver

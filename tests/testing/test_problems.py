@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from fixedpoint import Picard
-from fixedpoint.chains.chain import ChainProblem
+from fixedpoint.chains.problem import ChainProblem
 from fixedpoint.core.problem import HasTake, check_row_independence
 from fixedpoint.testing.chain_bench import ChainBench
 from fixedpoint.testing.chains import linear_chain, trajectory, wave_chain

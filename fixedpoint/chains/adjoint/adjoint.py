@@ -19,7 +19,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from fixedpoint.chains.capabilities import HasCoefficients, HasGaussianSlopes
-from fixedpoint.chains.chain import Chain, ChainProblem
+from fixedpoint.chains.chain import Chain
+from fixedpoint.chains.problem import ChainProblem
 from fixedpoint.gradients.ambient import Ambient
 from fixedpoint.gradients.boundary import Boundary, Edge
 from fixedpoint.gradients.recorded import products, severed

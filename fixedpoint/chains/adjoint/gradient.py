@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fixedpoint.chains.adjoint.adjoint import AdjointChain, recorded_steps
-from fixedpoint.chains.chain import ChainProblem
 from fixedpoint.chains.joint.solver import ChainSolver
+from fixedpoint.chains.problem import ChainProblem
 from fixedpoint.core.evaluator import Evaluator
 from fixedpoint.core.options import OptionError, option
 from fixedpoint.core.problem import AbilityError

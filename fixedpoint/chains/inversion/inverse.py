@@ -29,8 +29,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from fixedpoint.chains.capabilities import HasNoInverse
-from fixedpoint.chains.chain import Chain, ChainProblem
+from fixedpoint.chains.chain import Chain
 from fixedpoint.chains.measure import relative, state_norms
+from fixedpoint.chains.problem import ChainProblem
 from fixedpoint.chains.slope.linear import LinearPart
 from fixedpoint.chains.slope.preconditioner import Identity, Preconditioner
 from fixedpoint.chains.slope.scan import linear_recurrence, running_sums

@@ -21,11 +21,12 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fixedpoint.chains.chain import Chain, ChainProblem
+from fixedpoint.chains.chain import Chain
 from fixedpoint.chains.inversion.inverted import Inversion, InversionStatus
 from fixedpoint.chains.inversion.inverters import Inverter, JointInversion
 from fixedpoint.chains.inversion.workbench import Workbench
 from fixedpoint.chains.joint.solver import ChainSolver
+from fixedpoint.chains.problem import ChainProblem
 from fixedpoint.core.evaluator import Evaluator
 from fixedpoint.core.progress import Progress
 from fixedpoint.core.solution import Solution

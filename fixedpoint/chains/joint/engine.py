@@ -32,13 +32,13 @@ from jaxtyping import Bool, Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fixedpoint.chains.chain import ChainProblem
 from fixedpoint.chains.joint.accelerator import Accelerator, Window
 from fixedpoint.chains.joint.buffers import Buffers, Trail
 from fixedpoint.chains.joint.rows import Rows
 from fixedpoint.chains.joint.seen import Examiner, HostMask, Seen, moved
 from fixedpoint.chains.joint.tails import Tails
 from fixedpoint.chains.measure import finite_states
+from fixedpoint.chains.problem import ChainProblem
 from fixedpoint.chains.slope.linear import Band, LinearPart
 from fixedpoint.chains.slope.slopes import Slopes
 from fixedpoint.core.evaluator import Evaluator

@@ -28,7 +28,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,11 +36,13 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fixedpoint.chains.coarse import HasExtension
+from fixedpoint.chains.coarse import HasExtension, HasJumps
 from fixedpoint.chains.joint.accelerator import Accelerator, StepAccelerator, slides
+from fixedpoint.chains.joint.engine import Engine
 from fixedpoint.chains.joint.start import ConstantStart, NestedStart, OneJumpStart
+from fixedpoint.chains.problem import ChainProblem, chain_of
 from fixedpoint.chains.slope.preconditioner import AnyPreconditioner, Identity
-from fixedpoint.chains.slope.secant import BlockSecant
+from fixedpoint.chains.slope.secant import Secants
 from fixedpoint.core.evaluator import Evaluator
 from fixedpoint.core.layout import Layout
 from fixedpoint.core.loop import StepSolver, solution_at
@@ -50,13 +52,30 @@ from fixedpoint.core.progress import Progress
 from fixedpoint.core.solution import Solution
 from fixedpoint.core.solver import Solver
 from fixedpoint.core.termination import Termination
+from fixedpoint.solvers.anderson import Anderson
 from fixedpoint.solvers.auto import Auto
 from fixedpoint.solvers.picard import Picard
 
-if TYPE_CHECKING:
-    from fixedpoint.chains.chain import ChainProblem
+__all__ = ["BlockSecant", "ChainSolver", "accelerating", "joint"]
 
-__all__ = ["ChainSolver", "as_chain_solver"]
+
+@dataclass(frozen=True)
+class BlockSecant(Solver, Secants):
+    """For chains: corrects the preconditioner's slope of every step by the last moves of its input and value."""
+
+    memory: int = option(1, ge=1, help="m: moves of every step that are remembered")
+
+    needs = frozenset({"chain"})
+
+    def solve(
+        self,
+        f: Evaluator,
+        z0: Float[Tensor, "B D"],
+        termination: Termination,
+        on_round: Callable[[Progress], None] | None = None,
+    ) -> Solution:
+        chain_of(f.problem, "block-secant")
+        return ChainSolver(accelerator=self).solve(f, z0, termination, on_round)
 
 
 @dataclass(frozen=True)
@@ -116,12 +135,7 @@ class ChainSolver(Solver):
         termination: Termination,
         on_round: Callable[[Progress], None] | None = None,
     ) -> Solution:
-        from fixedpoint.chains.chain import ChainProblem  # which adapts solvers to itself by this module
-        from fixedpoint.chains.joint.engine import Engine
-
-        problem: object = f.problem
-        if not isinstance(problem, ChainProblem):
-            raise AbilityError(f"a chain solver wants a chain (ChainProblem), got {type(problem).__name__}")
+        problem = chain_of(f.problem, "a chain solver")
         f.limit = termination.max_rounds or problem.length + 1
         f.tracks_best = False
         width = min(self.window or problem.length, problem.length)
@@ -160,7 +174,7 @@ class ChainSolver(Solver):
         if isinstance(self.start, OneJumpStart) and width < problem.length and isinstance(problem.chain, HasExtension):
             states, known = self._jumped(f, problem, width)
         else:
-            begun = self.start.trajectory(problem, most=f.remaining - 1)
+            begun = self.start.trajectory(problem, accelerating, most=f.remaining - 1)
             f.counts.add(begun.spent)
             states, known = begun.states.unflatten(1, (problem.length, -1)), begun.exact
         finite = states.isfinite().all(dim=2)
@@ -179,12 +193,19 @@ class ChainSolver(Solver):
         return torch.cat([value.flatten(1).unsqueeze(1), states[:, 1:]], dim=1), 1
 
 
-def as_chain_solver(solver: Solver) -> Solver:
-    """``solver`` if it knows chains, else a chain solver with it as the accelerator.
+def joint(problem: ChainProblem, window: int | None = None) -> ChainSolver:
+    """A joint solve with the default options of a chain: from one jump where the chain knows them."""
+    jumps = isinstance(problem.chain, HasJumps) and problem.start is None
+    start = OneJumpStart() if jumps else ConstantStart()
+    return ChainSolver(accelerator=Anderson(memory=2), window=window, start=start)
+
+
+def accelerating(problem: ChainProblem, solver: Solver) -> Solver:
+    """``solver`` if it knows chains, else a joint solve with it as the accelerator; for ``auto`` :func:`joint`.
 
     Raises
     ------
-    TypeError
+    AbilityError
         When it owns its loop, so that the guard cannot be kept.
     """
     if isinstance(solver, BlockSecant):
@@ -192,9 +213,7 @@ def as_chain_solver(solver: Solver) -> Solver:
     if "chain" in solver.needs:
         return solver
     if isinstance(solver, Auto):
-        from fixedpoint.chains.planning.planned import PlannedChainSolver  # which solves by this module
-
-        return PlannedChainSolver(solver.history_limit)
+        return joint(problem)
     if not isinstance(solver, StepSolver):
-        raise AbilityError(f"a chain wants a step solver, and {type(solver).__name__} owns its loop")
+        raise AbilityError(f"a chain requires a step solver, and {type(solver).__name__} owns its loop")
     return ChainSolver(accelerator=solver)

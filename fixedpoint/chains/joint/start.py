@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import sys
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fixedpoint.chains.coarse import evenly_kept
+from fixedpoint.chains.problem import ChainProblem
 from fixedpoint.core.counts import Counts
 from fixedpoint.core.evaluator import Evaluator
 from fixedpoint.core.options import OptionError, Options, by_options, option
@@ -20,10 +22,11 @@ from fixedpoint.core.solver import Solver
 from fixedpoint.core.termination import Termination
 from fixedpoint.solvers.picard import Picard
 
-if TYPE_CHECKING:
-    from fixedpoint.chains.chain import ChainProblem
-
 __all__ = ["Begun", "ConstantStart", "NestedStart", "OneJumpStart", "Start"]
+
+
+# The solver that a chain is solved by, for one that may know nothing of chains.
+Adapt = Callable[[ChainProblem, Solver], Solver]
 
 
 class Begun(NamedTuple):
@@ -51,13 +54,22 @@ class Start(Options, ABC):
     """What it needs of a chain whatever its length (``fixedpoint.chains.capabilities.CHAIN_ABILITIES``)."""
 
     @abstractmethod
-    def trajectory(self, problem: ChainProblem, most: int = sys.maxsize) -> Begun:
-        """All states of the chain by at most so many rounds.
+    def trajectory(self, problem: ChainProblem, adapt: Adapt, most: int = sys.maxsize) -> Begun:
+        """All states of the chain.
+
+        Parameters
+        ----------
+        problem
+            The chain.
+        adapt
+            The solver of a chain for any solver: a start may solve shorter chains first.
+        most
+            Rounds it may take at most.
 
         Raises
         ------
-        TypeError
-            When the chain lacks what the start is made of.
+        AbilityError
+            When the chain lacks what the start is made of, or a shorter chain the solver.
         """
 
 
@@ -67,7 +79,7 @@ class ConstantStart(Start):
 
     variant = "constant"
 
-    def trajectory(self, problem: ChainProblem, most: int = sys.maxsize) -> Begun:
+    def trajectory(self, problem: ChainProblem, adapt: Adapt, most: int = sys.maxsize) -> Begun:
         return Begun(problem.initial(), _spent(problem))
 
 
@@ -81,7 +93,7 @@ class OneJumpStart(Start):
     variant = "one-jump"
     needs = frozenset({"jumps"})
 
-    def trajectory(self, problem: ChainProblem, most: int = sys.maxsize) -> Begun:
+    def trajectory(self, problem: ChainProblem, adapt: Adapt, most: int = sys.maxsize) -> Begun:
         if most < 1:
             return Begun(problem.initial(), _spent(problem))
         rows = len(problem.x0)
@@ -124,15 +136,15 @@ class NestedStart(Start):
         """Numbers of steps, coarsest first."""
         return (self.steps,) if isinstance(self.steps, int) else self.steps
 
-    def trajectory(self, problem: ChainProblem, most: int = sys.maxsize) -> Begun:
-        states, spent, exact = self.begin.trajectory(problem, most)
+    def trajectory(self, problem: ChainProblem, adapt: Adapt, most: int = sys.maxsize) -> Begun:
+        states, spent, exact = self.begin.trajectory(problem, adapt, most)
         length = problem.length
         for count in (level for level in self.levels if level < length and spent.rounds < most):
             kept = evenly_kept(length, count)
             coarse = problem.coarse(kept)
             begin = states.unflatten(1, (length, -1))[:, kept - 1].flatten(1)
             rule = Termination(rtol=0.0, max_rounds=min(self.rounds, most - spent.rounds))
-            found = coarse.adapt(self.solver).solve(Evaluator(coarse), begin, rule)
+            found = adapt(coarse, self.solver).solve(Evaluator(coarse), begin, rule)
             defects = (found.fstate - found.state).unflatten(1, (count, -1))
             reached = found.state + defects.cumsum(dim=1).flatten(1)
             states = problem.interpolate(reached.view(-1, count, *problem.x0.shape[1:]), kept)

@@ -10,8 +10,8 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fixedpoint.chains.chain import ChainProblem
 from fixedpoint.chains.joint.buffers import Buffers
+from fixedpoint.chains.problem import ChainProblem
 from fixedpoint.core.transfer import to_device
 
 __all__ = ["Tails"]

@@ -24,6 +24,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from fixedpoint.chains.capabilities import HasCoefficients, undeclared
+from fixedpoint.chains.problem import chain_of
 from fixedpoint.chains.slope.linear import LinearPart
 from fixedpoint.chains.slope.preconditioner import Coefficient
 from fixedpoint.core.evaluator import Evaluated, Evaluator
@@ -59,22 +60,14 @@ class DEQDDIM(StepSolver[DEQDDIMState]):
         return {"scale": "the ridge is absolute"} if self.ridge > 0 else {}
 
     def begin(self, f: Evaluator, z0: Float[Tensor, "B D"]) -> Evaluated:
-        from fixedpoint.chains.chain import ChainProblem  # which is loaded with the solvers of chains
-
-        problem: object = f.problem
-        if not isinstance(problem, ChainProblem):
-            raise AbilityError(f"deq-ddim wants a chain (ChainProblem), got {type(f.problem).__name__}")
+        problem = chain_of(f.problem, "deq-ddim")
         if problem.coefficients() is None:
             lacks = undeclared(problem.chain, HasCoefficients, "has none")
             raise AbilityError(f"deq-ddim wants a chain that knows its coefficients, and this one {lacks}")
         return f(z0.clone())
 
     def init(self, f: Evaluator, at: Evaluated) -> DEQDDIMState:
-        from fixedpoint.chains.chain import ChainProblem
-
-        problem: object = f.problem
-        assert isinstance(problem, ChainProblem)  # checked at the start
-        linear = Coefficient().linear_part(problem, at.z)
+        linear = Coefficient().linear_part(chain_of(f.problem, "deq-ddim"), at.z)
         assert isinstance(linear, LinearPart)
         return DEQDDIMState(linear, History.empty(at.z, self.memory, groups=2))
 

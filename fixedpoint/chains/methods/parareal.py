@@ -27,12 +27,11 @@ from jaxtyping import Bool, Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fixedpoint.chains.chain import ChainProblem
 from fixedpoint.chains.coarse import evenly_kept
+from fixedpoint.chains.problem import ChainProblem, chain_of
 from fixedpoint.core.evaluator import Evaluated, Evaluator
 from fixedpoint.core.loop import solution_at
 from fixedpoint.core.options import option
-from fixedpoint.core.problem import AbilityError
 from fixedpoint.core.progress import Progress
 from fixedpoint.core.solution import Solution
 from fixedpoint.core.solver import Solver
@@ -67,9 +66,7 @@ class Parareal(Solver):
         termination: Termination,
         on_round: Callable[[Progress], None] | None = None,
     ) -> Solution:
-        if not isinstance(f.problem, ChainProblem):
-            raise AbilityError(f"parareal wants a chain (ChainProblem), got {type(f.problem).__name__}")
-        sweeps = _Sweeps(f, f.problem, self)
+        sweeps = _Sweeps(f, chain_of(f.problem, "parareal"), self)
         limit = termination.max_rounds or np.inf
         judge = Judge(termination, z0.dtype, lasting=True)
         final = np.full(len(z0), Status.RUNNING, dtype=np.int8)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -12,9 +12,9 @@ from jaxtyping import Bool, Float
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fixedpoint.chains.problem import ChainProblem, chain_of
 from fixedpoint.core.evaluator import Evaluated, Evaluator
 from fixedpoint.core.loop import solution_at
-from fixedpoint.core.problem import AbilityError
 from fixedpoint.core.progress import Progress
 from fixedpoint.core.reduce import row_norms
 from fixedpoint.core.solution import Solution
@@ -22,9 +22,6 @@ from fixedpoint.core.solver import Solver
 from fixedpoint.core.status import Status
 from fixedpoint.core.termination import Termination
 from fixedpoint.core.transfer import to_device
-
-if TYPE_CHECKING:
-    from fixedpoint.chains.chain import ChainProblem
 
 __all__ = ["Serial", "Walked", "walk"]
 
@@ -46,11 +43,7 @@ class Serial(Solver):
         termination: Termination,
         on_round: Callable[[Progress], None] | None = None,
     ) -> Solution:
-        from fixedpoint.chains.chain import ChainProblem  # which is loaded with the solvers of chains
-
-        problem: object = f.problem
-        if not isinstance(problem, ChainProblem):
-            raise AbilityError(f"the serial solver wants a chain, got {type(problem).__name__}")
+        problem = chain_of(f.problem, "the serial solver")
         states: list[Tensor] = []
         for at in walk(f, problem, problem.x0, np.zeros(len(problem.x0), dtype=np.int64)):
             if problem.keep == "last":

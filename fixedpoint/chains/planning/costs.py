@@ -8,12 +8,10 @@ from abc import ABC, abstractmethod
 from bisect import bisect_left
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 
-if TYPE_CHECKING:
-    from fixedpoint.chains.chain import ChainProblem
+from fixedpoint.chains.problem import ChainProblem
 
 __all__ = ["Costs", "HasCostKey", "measured_costs"]
 

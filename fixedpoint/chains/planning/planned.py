@@ -11,7 +11,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -19,16 +18,14 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fixedpoint.chains.coarse import HasJumps
-from fixedpoint.chains.joint.solver import ChainSolver
-from fixedpoint.chains.joint.start import ConstantStart, OneJumpStart
+from fixedpoint.chains.joint.solver import ChainSolver, joint
 from fixedpoint.chains.methods.serial import Serial, walk
 from fixedpoint.chains.planning.costs import measured_costs
 from fixedpoint.chains.planning.overhead import seconds_beside
 from fixedpoint.chains.planning.plan import Plan, plan, step_by_step
+from fixedpoint.chains.problem import ChainProblem, chain_of
 from fixedpoint.core.evaluator import Evaluator
 from fixedpoint.core.options import option
-from fixedpoint.core.problem import AbilityError
 from fixedpoint.core.progress import Progress
 from fixedpoint.core.reduce import row_norms
 from fixedpoint.core.solution import Solution
@@ -36,10 +33,6 @@ from fixedpoint.core.solver import Solver
 from fixedpoint.core.status import Status
 from fixedpoint.core.termination import Termination
 from fixedpoint.core.transfer import to_device
-from fixedpoint.solvers.anderson import Anderson
-
-if TYPE_CHECKING:
-    from fixedpoint.chains.chain import ChainProblem
 
 __all__ = ["PlannedChainSolver"]
 
@@ -76,11 +69,7 @@ class PlannedChainSolver(Solver):
         termination: Termination,
         on_round: Callable[[Progress], None] | None = None,
     ) -> Solution:
-        from fixedpoint.chains.chain import ChainProblem  # which adapts solvers to itself
-
-        problem: object = f.problem
-        if not isinstance(problem, ChainProblem):
-            raise AbilityError(f"a chain solver wants a chain (ChainProblem), got {type(problem).__name__}")
+        problem = chain_of(f.problem, "a chain solver")
         limit = termination.max_rounds
         limited = limit is not None and limit < problem.length
         if limited or torch.is_grad_enabled() or problem.start is not None:
@@ -111,13 +100,6 @@ class PlannedChainSolver(Solver):
             overhead=seconds_beside(problem.x0),
             widest=max(int(self.history_limit * 2**30 / (_BUFFERS * states)), 1),
         )
-
-
-def joint(problem: ChainProblem, window: int | None = None) -> ChainSolver:
-    """A joint solve with the default options of a chain: from one jump where the chain knows them."""
-    jumps = isinstance(problem.chain, HasJumps) and problem.start is None
-    start = OneJumpStart() if jumps else ConstantStart()
-    return ChainSolver(accelerator=Anderson(memory=2), window=window, start=start)
 
 
 def _carried_out(

@@ -23,18 +23,16 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from fixedpoint.chains.capabilities import HasCoefficients, undeclared
+from fixedpoint.chains.problem import ChainProblem
 from fixedpoint.chains.slope.linear import Band, LinearPart
 from fixedpoint.core.options import Options, option
 from fixedpoint.core.problem import AbilityError
-
-if TYPE_CHECKING:
-    from fixedpoint.chains.chain import ChainProblem
 
 __all__ = [
     "AnyPreconditioner",

@@ -15,7 +15,6 @@ secant of the whole state, Anderson's or Broyden's, has one number per pair for 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -24,17 +23,10 @@ from torch import Tensor
 
 from fixedpoint.chains.joint.accelerator import Accelerator, Window
 from fixedpoint.chains.slope.linear import LinearPart
-from fixedpoint.core.evaluator import Evaluator
-from fixedpoint.core.options import option
-from fixedpoint.core.problem import AbilityError
-from fixedpoint.core.progress import Progress
 from fixedpoint.core.reduce import block_dots, row_dots
 from fixedpoint.core.shift import Shift
-from fixedpoint.core.solution import Solution
-from fixedpoint.core.solver import Solver
-from fixedpoint.core.termination import Termination
 
-__all__ = ["BlockSecant", "SecantState"]
+__all__ = ["SecantState", "Secants"]
 
 # Moves shorter than so many roundings of the state say nothing of the slope.
 _NOISE = 64.0
@@ -56,29 +48,10 @@ class SecantState:
     misses: tuple[Float[Tensor, "B p d"], ...] = ()
 
 
-@dataclass(frozen=True)
-class BlockSecant(Solver, Accelerator[SecantState]):
-    """For chains: corrects the preconditioner's slope of every step by the last moves of its input and value."""
+class Secants(Accelerator[SecantState]):
+    """Corrects the known slope of every step by the last ``memory`` moves of its input and value."""
 
-    memory: int = option(1, ge=1, help="m: moves of every step that are remembered")
-
-    needs = frozenset({"chain"})
-
-    def solve(
-        self,
-        f: Evaluator,
-        z0: Float[Tensor, "B D"],
-        termination: Termination,
-        on_round: Callable[[Progress], None] | None = None,
-    ) -> Solution:
-        from fixedpoint.chains.chain import ChainProblem
-        from fixedpoint.chains.joint.solver import ChainSolver  # which names this accelerator among its options
-
-        if not isinstance(f.problem, ChainProblem):
-            raise AbilityError(
-                "block-secant accelerates chains (ChainProblem); take another solver for a plain problem"
-            )
-        return ChainSolver(accelerator=self).solve(f, z0, termination, on_round)
+    memory: int
 
     def init(self, window: Window) -> SecantState:
         return SecantState(None, None, torch.zeros_like(window.inputs[..., 0], dtype=torch.bool))

@@ -7,8 +7,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fixedpoint.chains.chain import ChainProblem
 from fixedpoint.chains.joint.buffers import Buffers
+from fixedpoint.chains.problem import ChainProblem
 from fixedpoint.chains.slope.linear import Band, Derivatives, LinearPart
 from fixedpoint.core.evaluator import Evaluator
 from fixedpoint.core.shift import Shift

@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from fixedpoint.chains.choice import solver_for
 from fixedpoint.core.evaluator import Evaluator
-from fixedpoint.core.solver import AdaptsSolver
 from fixedpoint.core.termination import Termination
 from fixedpoint.testing.bench import Bench, NotApplicableError, require
 from fixedpoint.testing.checks.table import check
@@ -50,7 +50,7 @@ def start_kept(bench: Bench) -> str:
     for name, problem in bench.contractions().items():
         start = problem.initial()
         kept = start.clone()
-        solver = problem.adapt(bench.solver) if isinstance(problem, AdaptsSolver) else bench.solver
+        solver = solver_for(problem, bench.solver)
         with torch.no_grad():
             solver.solve(Evaluator(problem), start, Termination())
         require(torch.equal(start, kept), f"{name}: the start was changed")

@@ -15,9 +15,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from fixedpoint.api import solve
-from fixedpoint.chains.chain import Chain, ChainProblem
+from fixedpoint.chains.chain import Chain
 from fixedpoint.chains.joint.solver import ChainSolver
 from fixedpoint.chains.methods.serial import Serial
+from fixedpoint.chains.problem import ChainProblem
 from fixedpoint.core.layout import Layout
 from fixedpoint.core.solution import Solution
 from fixedpoint.core.solver import Solver

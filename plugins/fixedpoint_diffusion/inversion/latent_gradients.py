@@ -33,11 +33,10 @@ from torch import Tensor
 
 import fixedpoint
 from fixedpoint.chains.adjoint.adjoint import AdjointChain
-from fixedpoint.chains.chain import ChainProblem
-from fixedpoint.chains.joint.solver import ChainSolver
+from fixedpoint.chains.joint.solver import BlockSecant, ChainSolver
+from fixedpoint.chains.problem import ChainProblem
 from fixedpoint.chains.slope.linear import LinearPart
 from fixedpoint.chains.slope.preconditioner import Coefficient
-from fixedpoint.chains.slope.secant import BlockSecant
 from fixedpoint.core.options import OptionError, Options, option
 from fixedpoint.core.reduce import row_norms, vecdot
 from fixedpoint.core.solution import Solution

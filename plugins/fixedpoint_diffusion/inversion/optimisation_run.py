@@ -21,7 +21,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fixedpoint.chains.chain import ChainProblem
+from fixedpoint.chains.problem import ChainProblem
 from fixedpoint.config.checkpoint import load_checkpoint, save_checkpoint
 from fixedpoint.core.options import OptionError, Options, option
 from fixedpoint_diffusion.inversion.descent import Descent, Stop

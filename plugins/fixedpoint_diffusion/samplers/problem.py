@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fixedpoint.chains.chain import ChainProblem
+from fixedpoint.chains.problem import ChainProblem
 from fixedpoint_diffusion.denoisers.denoiser import Denoiser
 from fixedpoint_diffusion.samplers.ddim import DDIMChain
 from fixedpoint_diffusion.samplers.schedulers import DDIMSchedule

@@ -8,8 +8,8 @@ step: relative errors of the worst image after every round of vector-Jacobian pr
 accelerator, and of the one phantom step of the authors of the joint map (Pokle, Geng & Kolter 2022), which contains no
 Jacobian of the network. With ``--memory``: the largest resident size of a process that makes one gradient, beyond that
 before the chain, by the adjoint chain and by backpropagation through the steps one after another, and its seconds; "-"
-for one that wants more than ``--limit`` GiB. Beside the former a bound: twenty tensors of the size of all states, and
-the activations of two micro-batches of steps, as backpropagation through sixteen steps of one image measures them.
+for one that requires more than ``--limit`` GiB. Beside the former a bound: twenty tensors of the size of all states,
+and the activations of two micro-batches of steps, as backpropagation through sixteen steps of one image measures them.
 """
 
 from __future__ import annotations

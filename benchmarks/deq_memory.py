@@ -1,4 +1,4 @@
-"""Memory a backward pass wants, against the rounds of the forward solve: implicit beside unrolled.
+"""Memory a backward pass requires, against the rounds of the forward solve: implicit beside unrolled.
 
     python benchmarks/deq_memory.py
 

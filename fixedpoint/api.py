@@ -100,7 +100,7 @@ def solve(
     ------
     TypeError, ValueError
         For a start, an option or a value of ``f`` that is not as described, naming what came and what was wanted; for
-        a gradient estimator that wants of the solver what it does not provide.
+        a gradient estimator that requires of the solver what it does not provide.
     NotImplementedError
         Within a transform of ``torch.func``.
     """
@@ -149,7 +149,7 @@ def _problem(f: Problem | Callable[[Any], Any], z0: Any, rows: Rows | None, has_
     """A problem as it is, with nothing given twice; a function with its start as one."""
     if not isinstance(f, Problem):
         if z0 is None:
-            raise TypeError("solve wants a start z0 for a plain function")
+            raise TypeError("solve requires a start z0 for a plain function")
         return FunctionProblem(f, z0, rows, has_aux=has_aux)
     if z0 is not None:
         raise TypeError("a problem brings its own start; leave out z0")
@@ -170,7 +170,7 @@ def _estimator(
     if estimator is not None and layout.namespace != "torch":
         number = "a complex number" if layout.is_complex else "a float"
         came = {"numpy": "numpy arrays", "python": number}[layout.namespace]
-        raise TypeError(f"gradient wants a start of torch tensors, got {came}")
+        raise TypeError(f"gradient requires a start of torch tensors, got {came}")
     return estimator
 
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from fixedpoint.core.evaluator import Evaluator as Evaluator
     from fixedpoint.core.fault import Fault as Fault
     from fixedpoint.core.history import History as History
-    from fixedpoint.core.inverse import InverseEstimate as InverseEstimate
+    from fixedpoint.core.inverse_jacobian import InverseEstimate as InverseEstimate
     from fixedpoint.core.layout import Layout as Layout
     from fixedpoint.core.loop import StepSolver as StepSolver
     from fixedpoint.core.loop import solution_at as solution_at
@@ -75,7 +75,7 @@ __getattr__, __dir__, __all__ = exported(
         "fixedpoint.core.evaluator": ("Evaluator",),
         "fixedpoint.core.fault": ("Fault",),
         "fixedpoint.core.history": ("History",),
-        "fixedpoint.core.inverse": ("InverseEstimate",),
+        "fixedpoint.core.inverse_jacobian": ("InverseEstimate",),
         "fixedpoint.core.layout": ("Layout",),
         "fixedpoint.core.loop": ("StepSolver", "solution_at"),
         "fixedpoint.core.options": (

@@ -23,7 +23,7 @@ META = torch.empty(2, 3, device="meta")
 
 
 class Halving(Chain):
-    """A chain whose step does what the test wants."""
+    """A chain whose step does what the test requires."""
 
     def __init__(self, step: Callable[[Tensor], Any] = lambda x: x / 2, length: int = 4) -> None:
         self.length = length
@@ -49,7 +49,7 @@ def chained(step: Callable[[Tensor], Any]) -> Callable[[], Any]:
 
 
 STARTS = {
-    "no start": (lambda: solve(torch.cos), "solve wants a start z0 for a plain function"),
+    "no start": (lambda: solve(torch.cos), "solve requires a start z0 for a plain function"),
     "NaN": (lambda: solve(torch.cos, X * torch.nan), "z0 must be finite, got 6 entries that are NaN or Inf"),
     "Inf": (lambda: solve(np.cos, np.array([1.0, np.inf])), "z0 must be finite, got 1 entries"),
     "integers": (
@@ -147,7 +147,7 @@ OPTIONS = {
         lambda: solve(torch.cos, X, solver="andersen"),
         "unknown solver 'andersen'; did you mean \"anderson\"?",
     ),
-    "a solver without a name": (lambda: solve(torch.cos, X, solver={"memory": 3}), "a solver wants a name"),
+    "a solver without a name": (lambda: solve(torch.cos, X, solver={"memory": 3}), "a solver requires a name"),
     "a solver's class": (
         lambda: solve(torch.cos, X, solver=Anderson),
         r"solver must be a name, a mapping or a Solver, got the class Anderson; call it: Anderson\(\)",
@@ -162,7 +162,7 @@ OPTIONS = {
     ),
     "a gradient of arrays": (
         lambda: solve(np.cos, X.numpy(), gradient="unrolled"),
-        "gradient wants a start of torch tensors, got numpy arrays",
+        "gradient requires a start of torch tensors, got numpy arrays",
     ),
     "a gradient of a float": (lambda: solve(np.cos, 1.0, gradient="one-step"), "torch tensors, got a float"),
     "rtol": (lambda: solve(torch.cos, X, rtol=-1.0), "Termination: rtol must be at least 0.0, got -1.0"),
@@ -177,7 +177,7 @@ OPTIONS = {
     ),
     "micro-batches of a function": (
         lambda: solve(torch.cos, X, max_batch=1),
-        r"max_batch wants a problem whose rows can be taken \(a take method\), got FunctionProblem",
+        r"max_batch requires a problem whose rows can be taken \(a take method\), got FunctionProblem",
     ),
     "empty micro-batches": (lambda: solve(Cosine(X), max_batch=0), "max_batch must be at least 1, got 0"),
     "no listener": (lambda: solve(torch.cos, X, on_round=3), "on_round must be a function, got int"),
@@ -194,7 +194,7 @@ CHAINS = {
     "another dtype": (chained(torch.Tensor.double), "torch.float32 on cpu, got .* torch.float64 on cpu"),
     "another device": (chained(lambda x: x.to("meta")), "got .* on meta"),
     "nothing": (chained(lambda _: None), "a step must return a tensor, got NoneType"),
-    "a chain solver for no chain": (lambda: solve(torch.cos, X, solver="chain"), "wants a (ChainProblem|chain)"),
+    "a chain solver for no chain": (lambda: solve(torch.cos, X, solver="chain"), "requires a (ChainProblem|chain)"),
     "serial for no chain": (lambda: solve(torch.cos, X, solver="serial"), "requires a chain"),
 }
 

@@ -20,14 +20,14 @@ if TYPE_CHECKING:
     from fixedpoint.chains.coarse import HasCoarse as HasCoarse
     from fixedpoint.chains.coarse import HasExtension as HasExtension
     from fixedpoint.chains.coarse import HasJumps as HasJumps
-    from fixedpoint.chains.inversion.inverse import InverseProblem as InverseProblem
     from fixedpoint.chains.inversion.invert import InversionProgress as InversionProgress
     from fixedpoint.chains.inversion.invert import invert_chain as invert_chain
-    from fixedpoint.chains.inversion.inverted import Inversion as Inversion
-    from fixedpoint.chains.inversion.inverted import InversionStatus as InversionStatus
-    from fixedpoint.chains.inversion.inverters import Inverter as Inverter
-    from fixedpoint.chains.inversion.inverters import JointInversion as JointInversion
-    from fixedpoint.chains.inversion.inverters import StepwiseInversion as StepwiseInversion
+    from fixedpoint.chains.inversion.methods import Inverter as Inverter
+    from fixedpoint.chains.inversion.methods import JointInversion as JointInversion
+    from fixedpoint.chains.inversion.methods import StepwiseInversion as StepwiseInversion
+    from fixedpoint.chains.inversion.problem import InverseProblem as InverseProblem
+    from fixedpoint.chains.inversion.result import Inversion as Inversion
+    from fixedpoint.chains.inversion.result import InversionStatus as InversionStatus
     from fixedpoint.chains.inversion.workbench import Workbench as Workbench
     from fixedpoint.chains.joint.solver import BlockSecant as BlockSecant
     from fixedpoint.chains.joint.solver import ChainSolver as ChainSolver
@@ -79,16 +79,16 @@ __getattr__, __dir__, __all__ = exported(
         "fixedpoint.chains.planning.costs": ("HasCostKey",),
         "fixedpoint.chains.methods.deq_ddim": ("DEQDDIM",),
         "fixedpoint.chains.adjoint.gradient": ("ChainAdjoint",),
-        "fixedpoint.chains.inversion.inverse": ("InverseProblem",),
+        "fixedpoint.chains.inversion.problem": ("InverseProblem",),
         "fixedpoint.chains.inversion.invert": (
             "InversionProgress",
             "invert_chain",
         ),
-        "fixedpoint.chains.inversion.inverted": (
+        "fixedpoint.chains.inversion.result": (
             "Inversion",
             "InversionStatus",
         ),
-        "fixedpoint.chains.inversion.inverters": (
+        "fixedpoint.chains.inversion.methods": (
             "Inverter",
             "JointInversion",
             "StepwiseInversion",

@@ -132,9 +132,9 @@ class ChainProblem(Problem, HasTake, HasMeasure, HasCost, HasPairs, HasDerivativ
         return self.pairs(states.reshape(-1, *self.x0.shape[1:]), index, row).view(z.shape)
 
     def derivatives(
-        self, x: Float[Tensor, "P *event"], index: Int[Tensor, " P"], row: Int[Tensor, " P"], whole: bool
+        self, x: Float[Tensor, "P *event"], index: Int[Tensor, " P"], row: Int[Tensor, " P"], full_jacobian: bool
     ) -> Float[Tensor, "P d"] | Float[Tensor, "P d d"]:
-        """Diagonals, or with ``whole`` all, of the Jacobians of steps at any pairs of a state and a step.
+        """Diagonals, or with ``full_jacobian`` all, of the Jacobians of steps at any pairs of a state and a step.
 
         Raises
         ------
@@ -143,19 +143,19 @@ class ChainProblem(Problem, HasTake, HasMeasure, HasCost, HasPairs, HasDerivativ
         ValueError
             When it returns them in another shape or dtype.
         """
-        chain, name = self.chain, "jacobians" if whole else "slopes"
-        if whole and isinstance(chain, HasJacobians):
+        chain, name = self.chain, "jacobians" if full_jacobian else "slopes"
+        if full_jacobian and isinstance(chain, HasJacobians):
             derive = chain.jacobians
-        elif not whole and isinstance(chain, HasSlopes):
+        elif not full_jacobian and isinstance(chain, HasSlopes):
             derive = chain.slopes
         else:
-            lacks = undeclared(chain, HasJacobians if whole else HasSlopes, "has none")
+            lacks = undeclared(chain, HasJacobians if full_jacobian else HasSlopes, "has none")
             raise AbilityError(
-                f"preconditioner={'jacobian' if whole else 'diagonal'!r} wants a chain with a method "
+                f"preconditioner={'jacobian' if full_jacobian else 'diagonal'!r} requires a chain with a method "
                 f"{name}(x, index, row), and {type(chain).__name__} {lacks}; write it with "
                 f"fixedpoint.chains.capabilities.step_{name}, or take 'identity' or 'zero'"
             )
-        shape = (x[0].numel(), x[0].numel()) if whole else x.shape[1:]
+        shape = (x[0].numel(), x[0].numel()) if full_jacobian else x.shape[1:]
         size = self.max_batch or max(len(x), 1)
         receive, found = Receiver(), []
         for pairs in zip(x.split(size), index.split(size), self.rows[row].split(size), strict=True):
@@ -165,7 +165,7 @@ class ChainProblem(Problem, HasTake, HasMeasure, HasCost, HasPairs, HasDerivativ
                     f"{name} must return shape {(len(pairs[0]), *shape)}, {x.dtype}, "
                     f"got {tuple(part.shape)}, {part.dtype}"
                 )
-            found.append(part if whole else part.flatten(1))
+            found.append(part if full_jacobian else part.flatten(1))
         return torch.cat(found)
 
     def pairs(
@@ -250,7 +250,7 @@ class ChainProblem(Problem, HasTake, HasMeasure, HasCost, HasPairs, HasDerivativ
         """
         if not isinstance(self.chain, HasGaussianSlopes):
             raise AbilityError(
-                f"preconditioner='gaussian' wants a chain with a method gaussian_slopes(variance), and "
+                f"preconditioner='gaussian' requires a chain with a method gaussian_slopes(variance), and "
                 f"{type(self.chain).__name__} {undeclared(self.chain, HasGaussianSlopes, 'has none')}; "
                 "take 'identity' or 'zero'"
             )

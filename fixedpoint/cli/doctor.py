@@ -64,7 +64,7 @@ def _examined() -> dict[str, Any]:
 
 
 def _required(extra: str) -> list[str]:
-    """Names of the distributions that an extra wants; of the library itself without one."""
+    """Names of the distributions that an extra requires; of the library itself without one."""
     try:
         requirements = importlib.metadata.requires(_DISTRIBUTION) or []
     except importlib.metadata.PackageNotFoundError:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from fixedpoint.config.makers import Part
+from fixedpoint.config.makers import ComponentCode
 from fixedpoint.core.options import Options, option_types
 from fixedpoint.registry import KINDS, registry
 from fixedpoint.registry.nesting import nested
@@ -31,7 +31,7 @@ class Choice:
 
     config: dict[str, Any]
     label: str = ""
-    parts: tuple[Part, ...] = ()
+    parts: tuple[ComponentCode, ...] = ()
 
 
 class UnplainError(TypeError):

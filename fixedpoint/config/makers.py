@@ -23,7 +23,7 @@ from fixedpoint.core.options import Options, option_types
 from fixedpoint.registry.owners import is_released, owner_of, version_of
 from fixedpoint.registry.sources import Unit, digest_of, imports_of, unit_of
 
-__all__ = ["UNREADABLE", "Maker", "Makers", "Part", "changes"]
+__all__ = ["UNREADABLE", "ComponentCode", "Maker", "Makers", "changes"]
 
 OWN = "fixedpoint"
 _OWN_DISTRIBUTION = "fixedpoint-solvers"
@@ -71,7 +71,7 @@ class Maker(BaseModel):
 
 
 @dataclass(frozen=True)
-class Part:
+class ComponentCode:
     """A component that takes part in a cell, as far as its code is concerned.
 
     Attributes
@@ -93,7 +93,7 @@ class Part:
     uses: tuple[str, ...]
 
     @classmethod
-    def of(cls, instance: Options, what: str, source: str, version: str) -> Part:
+    def of(cls, instance: Options, what: str, source: str, version: str) -> ComponentCode:
         """The part that an object of options is."""
         within = list(_within(instance))
         classes = dict.fromkeys(base for each in within for base in type(each).__mro__)
@@ -113,7 +113,7 @@ class Makers:
         self.imports_of = functools.cache(imports_of)
         self.of = functools.cache(self._of)
 
-    def _of(self, parts: tuple[Part, ...]) -> dict[str, Maker]:
+    def _of(self, parts: tuple[ComponentCode, ...]) -> dict[str, Maker]:
         """All that makes what these parts make, by distribution; the library, torch and numpy always take part."""
         traced = _Traced(self)
         for part in parts:
@@ -166,7 +166,7 @@ class _Traced:
         if own is not None:
             self._units[OWN].add(own)
 
-    def add(self, part: Part) -> None:
+    def add(self, part: ComponentCode) -> None:
         """Add a component: its own code, what that imports, what it says it uses."""
         source = _known_as(part.source)
         self._versions.setdefault(source, part.version)

@@ -9,7 +9,7 @@ from typing import Any
 from fixedpoint.config.choice import Choice, is_options_class, resolved_options
 from fixedpoint.config.document import Document
 from fixedpoint.config.errors import Mistake, Path, where
-from fixedpoint.config.makers import Part
+from fixedpoint.config.makers import ComponentCode
 from fixedpoint.config.models import wrong_options
 from fixedpoint.core.options import OptionError, Options, nearest, option_types
 from fixedpoint.registry import Kind, registry
@@ -39,7 +39,7 @@ class Resolver:
 
     def component(self, kind: Kind, given: Any, path: Path) -> Choice | None:
         """A component by name, or by a mapping of name and options; None when there are mistakes."""
-        parts: list[Part] = []
+        parts: list[ComponentCode] = []
         config = self._component(kind, given, path, parts)
         return None if config is None else Choice(config, parts=tuple(parts))
 
@@ -51,7 +51,7 @@ class Resolver:
         built = self._options(cls, given, path, [])
         return None if built is None else built[1]
 
-    def _component(self, kind: Kind, given: Any, path: Path, parts: list[Part]) -> dict[str, Any] | None:
+    def _component(self, kind: Kind, given: Any, path: Path, parts: list[ComponentCode]) -> dict[str, Any] | None:
         spec = {"name": given} if isinstance(given, str) else given
         name_path = path if isinstance(given, str) else (*path, "name")
         if not isinstance(spec, Mapping):
@@ -61,7 +61,9 @@ class Resolver:
         name = spec.get("name")
         if not isinstance(name, str):
             got = f"got {self.document.typed(name_path, name)}" if "name" in spec else "it has none"
-            self.refuse(name_path, f"{_one(kind)} wants a name, {got}; known: {', '.join(registry.components(kind))}")
+            self.refuse(
+                name_path, f"{_one(kind)} requires a name, {got}; known: {', '.join(registry.components(kind))}"
+            )
             return None
         known = registry.components(kind)
         if name not in known:
@@ -81,7 +83,7 @@ class Resolver:
         if built is None:
             return None
         instance, options = built
-        parts.append(Part.of(instance, f"{kind} {name}", component.source, component.version))
+        parts.append(ComponentCode.of(instance, f"{kind} {name}", component.source, component.version))
         return {"name": name, **options}
 
     def _unknown(self, kind: Kind, name: str, known: Mapping[str, Any]) -> str:
@@ -91,7 +93,7 @@ class Resolver:
         return f'unknown {kind} "{name}"; {(self.remembered and self.remembered(kind, name)) or nearest(name, known)}'
 
     def _options(
-        self, cls: type[Options], given: Mapping[str, Any], path: Path, parts: list[Part]
+        self, cls: type[Options], given: Mapping[str, Any], path: Path, parts: list[ComponentCode]
     ) -> tuple[Options, dict[str, Any]] | None:
         """An object of ``cls`` and every option of it as plain values, or None when there are mistakes."""
         before = len(self.mistakes)
@@ -116,7 +118,7 @@ class Resolver:
             return None
         return instance, resolved_options(instance, resolved)
 
-    def _nested(self, cls: type[Options], key: str, value: Any, path: Path, parts: list[Part]) -> Any:
+    def _nested(self, cls: type[Options], key: str, value: Any, path: Path, parts: list[ComponentCode]) -> Any:
         inner = nested(cls, key)
         assert inner is not None
         if value is None and type(None) in typing.get_args(option_types(cls)[key]):
@@ -131,14 +133,14 @@ class Resolver:
         return self._choice(inner, value, path, parts)
 
     def _choice(
-        self, choices: Choices, value: str | Mapping[str, Any], path: Path, parts: list[Part]
+        self, choices: Choices, value: str | Mapping[str, Any], path: Path, parts: list[ComponentCode]
     ) -> dict[str, Any] | None:
         spec: Mapping[str, Any] = {"name": value} if isinstance(value, str) else value
         names = sorted(choices.classes)
         name = spec.get("name", names[0] if len(names) == 1 else None)
         name_path = (*path, "name") if isinstance(value, Mapping) and "name" in value else path
         if not isinstance(name, str):
-            self.refuse(name_path, f"wants a name, one of {', '.join(names)}")
+            self.refuse(name_path, f"requires a name, one of {', '.join(names)}")
             return None
         if name not in choices.classes:
             self.refuse(name_path, f'unknown name "{name}"; {nearest(name, names)}')

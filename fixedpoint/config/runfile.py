@@ -134,7 +134,7 @@ class _Reading:
     def config(self) -> RunConfig:
         data = self.document.data
         if data is None:
-            raise ConfigError.at(self.document.place(()), "the file is empty; a run wants tasks and solvers")
+            raise ConfigError.at(self.document.place(()), "the file is empty; a run requires tasks and solvers")
         if not isinstance(data, dict):
             raise ConfigError.at(
                 self.document.place(()), f"must be a mapping with tasks and solvers, got {_kind(data)}"
@@ -169,7 +169,7 @@ class _Reading:
         if not isinstance(given, list):
             return ()  # of the wrong type, or not there: refused with the other keys
         if required and not given:
-            self.resolver.refuse(path, f"wants at least one {kind}")
+            self.resolver.refuse(path, f"requires at least one {kind}")
         specs = [{"name": item} if isinstance(item, str) else item for item in given]
         bare = [_without_label(spec) for spec in specs]
         shown = [item if isinstance(item, str) else spec for item, spec in zip(given, bare, strict=True)]
@@ -210,7 +210,7 @@ class _Reading:
 
     def _check_seeds(self, given: Any) -> None:
         if given == []:
-            self.resolver.refuse(("seeds",), "wants at least one seed")
+            self.resolver.refuse(("seeds",), "requires at least one seed")
         if not isinstance(given, list) or not all(type(seed) is int for seed in given):
             return  # not there, or refused with the other keys
         for index, seed in enumerate(given):

@@ -64,7 +64,7 @@ class Calls:
             raise ValueError(f"max_batch must be at least 1, got {max_batch}")
         if max_batch is not None and not isinstance(problem, HasTake):
             raise TypeError(
-                f"max_batch wants a problem whose rows can be taken (a take method), got {type(problem).__name__}; "
+                f"max_batch requires a problem whose rows can be taken (a take method), got {type(problem).__name__}; "
                 "declare it: class Mine(Problem, HasTake)"
             )
         self.problem = problem
@@ -170,7 +170,7 @@ class Calls:
         """
         self.counts.rounds += not same_round
         self.counts.evaluations += np.bincount(row, minlength=self.layout.rows)
-        return torch.cat(self._taken(chain.pairs, chain, x, index, row))
+        return torch.cat(self._call_chain(chain.pairs, chain, x, index, row))
 
     def derivatives(
         self,
@@ -178,15 +178,15 @@ class Calls:
         x: Float[Tensor, "P *event"],
         index: Int[Tensor, " P"],
         row: NDArray[np.int64],
-        whole: bool,
+        full_jacobian: bool,
     ) -> Float[Tensor, "P d"] | Float[Tensor, "P d d"]:
         """Derivatives of the steps of a chain at any pairs of a state and a step; see :meth:`pairs`.
 
         Costs no round, since it need not wait for the evaluation there; counted in ``counts.products``, step by step.
         """
         self.counts.products += np.bincount(row, minlength=self.layout.rows)
-        derive = functools.partial(chain.derivatives, whole=whole)
-        return torch.cat(self._taken(derive, chain, x, index, row))
+        derive = functools.partial(chain.derivatives, full_jacobian=full_jacobian)
+        return torch.cat(self._call_chain(derive, chain, x, index, row))
 
     @property
     def running(self) -> NDArray[np.bool_]:
@@ -229,7 +229,7 @@ class Calls:
             if len(row[part]) or not len(row):
                 yield x[part], index[part], rows[part]
 
-    def _taken(
+    def _call_chain(
         self,
         take: Callable[..., Tensor],
         chain: HasPairs | HasDerivatives,

@@ -23,8 +23,8 @@ class Evaluator(Calls):
     """Evaluates a problem, counting, judging and remembering the best point of every row.
 
     ``tracks_best`` may be set to False by a loop whose answer is the latest point, not the best. ``wanted`` names what
-    a gradient estimator wants of the solver beyond the answer: with ``"inverse"`` the solution carries an estimate of
-    the inverse Jacobian, with ``"decisions"`` the loop keeps its own in ``decisions``. ``termination`` is what the
+    a gradient estimator requires of the solver beyond the answer: with ``"inverse"`` the solution carries an estimate
+    of the inverse Jacobian, with ``"decisions"`` the loop keeps its own in ``decisions``. ``termination`` is what the
     solve was asked for, where somebody has said so: a gradient estimator may want to be as exact. ``recorded`` is the
     first value of all rows together that was not part of the solve: a gradient estimator's at the solution. ``origin``
     is error and scale of the first point, or of that of an earlier solve that this one goes on with.

@@ -149,7 +149,7 @@ class History:
                 shift.of_state(group[:, place])
         return self
 
-    def taken(self, index: Int[Tensor, " k"]) -> History:
+    def select_rows(self, index: Int[Tensor, " k"]) -> History:
         """Of some of the rows, ascending, moved to the front of the same memory unless gradients flow."""
         if torch.is_grad_enabled():
             return replace(

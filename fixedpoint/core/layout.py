@@ -114,7 +114,7 @@ class Layout:
         joint = rows == "joint" or (rows is None and not _is_batched(shapes))
         if (not joint and len({shape[:1] for shape in shapes}) != 1) or (not joint and not shapes[0]):
             listed = ", ".join(f"{path} {shape}" for (path, _), shape in zip(tensors, shapes, strict=True))
-            raise ValueError(f"rows='independent' wants one batch size as the first dimension of all, got {listed}")
+            raise ValueError(f"rows='independent' requires one batch size as the first dimension of all, got {listed}")
         first = tensors[0][1]
         width = 2 if first.is_complex() else 1
         places = tuple(
@@ -295,7 +295,7 @@ def _called(dtype: torch.dtype, namespace: Namespace) -> str:
 
 
 def _paired(tensor: Tensor) -> Tensor:
-    """With pairs side by side in memory, as a complex view wants them; copied where they are not."""
+    """With pairs side by side in memory, as a complex view expects them; copied where they are not."""
     strides = tensor.stride()
     regular = strides[-1] == 1 and not tensor.storage_offset() % 2 and not any(step % 2 for step in strides[:-1])
     return tensor if regular else tensor.clone(memory_format=torch.contiguous_format)

@@ -14,8 +14,7 @@ from torch import Tensor
 
 from fixedpoint.core.counts import Decision
 from fixedpoint.core.evaluator import Evaluated, Evaluator
-from fixedpoint.core.inverse import InverseEstimate
-from fixedpoint.core.part import Part, is_small, taken
+from fixedpoint.core.inverse_jacobian import InverseEstimate
 from fixedpoint.core.point import Point
 from fixedpoint.core.problem import HasTake
 from fixedpoint.core.progress import Progress
@@ -23,15 +22,16 @@ from fixedpoint.core.shift import Shift
 from fixedpoint.core.solution import Solution, Trace
 from fixedpoint.core.solver import Solver
 from fixedpoint.core.status import Status
+from fixedpoint.core.subset import RowSubset, is_small, select_rows
 from fixedpoint.core.termination import Judge, Termination
 from fixedpoint.core.transfer import to_device
 
-__all__ = ["Slides", "StepSolver", "iterate", "solution_at"]
+__all__ = ["StepSolver", "SupportsWindow", "iterate", "solution_at"]
 
 S = TypeVar("S")
 
 
-class Slides(ABC):
+class SupportsWindow(ABC):
     """A step solver that can accelerate a window that slides along a chain."""
 
     @abstractmethod
@@ -54,7 +54,7 @@ class StepSolver(Solver, Generic[S]):
     affine: ClassVar[bool] = False
     """Takes the map for affine: its solution may be any distance away, and is reached in one long step."""
 
-    lasting: ClassVar[bool] = False
+    has_fixed_length: ClassVar[bool] = False
     """Ends by itself after a known number of rounds, whatever the error does meanwhile; the answer is the latest
     point, not the best."""
 
@@ -76,7 +76,7 @@ class StepSolver(Solver, Generic[S]):
         return 1000
 
     @property
-    def narrows(self) -> bool:
+    def supports_row_selection(self) -> bool:
         """Whether the loop may go on with some of its rows alone, once the others have ended.
 
         It may where every tensor of the state, in dataclasses, tuples, lists and dicts, has the rows for its first
@@ -126,15 +126,15 @@ def iterate(
     Raises
     ------
     ValueError
-        When the evaluator measures otherwise than the termination wants.
+        When the evaluator measures otherwise than the termination requires.
     """
-    whole, part = f, None
+    parent, part = f, None
     judge = _judge(solver, f, termination, z0.dtype)
     f.limit = limit = termination.max_rounds or solver.rounds_bound(f)
-    f.tracks_best = not solver.lasting
+    f.tracks_best = not solver.has_fixed_length
     at = solver.begin(f, z0)
     state = solver.init(f, at)
-    narrows = _narrows(solver, f)
+    selects = _supports_row_selection(solver, f)
     status = np.zeros(z0.shape[0], dtype=np.int8)
     rounds = np.zeros(z0.shape[0], dtype=np.int64)
     rows = np.arange(z0.shape[0])  # those that f has
@@ -150,7 +150,7 @@ def iterate(
         if f.counts.rounds >= limit:
             final[final == Status.RUNNING] = Status.MAX_ROUNDS
         finished = running & (final != Status.RUNNING)
-        kept = finished & (solver.lasting | (final == Status.CONVERGED))
+        kept = finished & (solver.has_fixed_length | (final == Status.CONVERGED))
         f.keep(kept, at)
         running = final == Status.RUNNING
         status[rows] = final
@@ -160,12 +160,12 @@ def iterate(
             on_round(_progress(f, part, running, at))
         if not running.any():
             break
-        if narrows and is_small(running):
+        if selects and is_small(running):
             if part is not None:
                 part.give_back()
             chosen = np.flatnonzero(running)
             rows, final, rescued = rows[chosen], final[chosen], rescued[to_device(chosen, z0.device)]
-            part = Part(whole, rows)
+            part = RowSubset(parent, rows)
             at, state, judge = _taken_rows(to_device(chosen, z0.device), at, state, judge)
             f, host, running = part.f, host[:, chosen], running[chosen]
             judge.yardstick = f.yardstick
@@ -178,18 +178,19 @@ def iterate(
         at = proposal if isinstance(proposal, Evaluated) else f(proposal)
     if part is not None:
         part.give_back()
-    extras = {**solver.extras(state), **({"inverse": solver.inverse(state)} if "inverse" in whole.wanted else {})}
+    extras = {**solver.extras(state), **({"inverse": solver.inverse(state)} if "inverse" in parent.wanted else {})}
     del state, at  # the history makes room for a copy of the answer
-    return solution_at(whole.answer, tuple(Status(int(code)) for code in status), rounds, whole, solver, extras)
+    return solution_at(parent.answer, tuple(Status(int(code)) for code in status), rounds, parent, solver, extras)
 
 
 def _judge(solver: StepSolver[Any], f: Evaluator, termination: Termination, dtype: torch.dtype) -> Judge:
     measured, wanted = (f.yardstick.norm, f.yardstick.per), (termination.norm, termination.per)
     if measured != wanted:
         raise ValueError(
-            f"the evaluator measures in the {' norm per '.join(measured)}, the termination wants {' per '.join(wanted)}"
+            f"the evaluator measures in the {' norm per '.join(measured)}, "
+            f"the termination requires {' per '.join(wanted)}"
         )
-    kind = {"lasting": solver.lasting, "affine": solver.affine}
+    kind = {"has_fixed_length": solver.has_fixed_length, "affine": solver.affine}
     return Judge(termination, dtype, **kind, origin=f.origin, yardstick=f.yardstick)
 
 
@@ -217,23 +218,27 @@ def solution_at(
     )
 
 
-def _narrows(solver: StepSolver[Any], f: Evaluator) -> bool:
+def _supports_row_selection(solver: StepSolver[Any], f: Evaluator) -> bool:
     """Whether the loop may go on with some of the rows alone.
 
-    Not where somebody wants the state or the decisions of all rows in the end.
+    Not where somebody requires the state or the decisions of all rows in the end.
     """
     return (
-        solver.narrows and not solver.lasting and not f.wanted and f.layout.rows > 1 and isinstance(f.problem, HasTake)
+        solver.supports_row_selection
+        and not solver.has_fixed_length
+        and not f.wanted
+        and f.layout.rows > 1
+        and isinstance(f.problem, HasTake)
     )
 
 
 def _taken_rows(index: Tensor, at: Evaluated, state: Any, judge: Judge) -> tuple[Evaluated, Any, Judge]:
     """Some of the rows of all that a loop has; a tensor that is in two places still is."""
-    at, state = taken((at, state), index)
-    return at, state, judge.taken(lambda kept: taken(kept, index))
+    at, state = select_rows((at, state), index)
+    return at, state, judge.select_rows(lambda kept: select_rows(kept, index))
 
 
-def _progress(f: Evaluator, part: Part | None, running: NDArray[np.bool_], at: Evaluated) -> Progress:
+def _progress(f: Evaluator, part: RowSubset | None, running: NDArray[np.bool_], at: Evaluated) -> Progress:
     evaluations = f.counts.evaluations.copy() if part is None else part.evaluations
     latest = at.fz if part is None else part.widened(at.fz)
     return Progress(f.counts.rounds, int(running.sum()), _worst(f), evaluations, latest)

@@ -189,7 +189,7 @@ def _convert(value: Any, expected: Any) -> Any:
 
 
 def _by_name(expected: Any) -> str | None:
-    """The name that stands for an options class with its defaults; None for what has none, or wants options."""
+    """The name that stands for an options class with its defaults; None for what has none, or requires options."""
     if not (isinstance(expected, type) and issubclass(expected, Options) and expected.variant):
         return None
     fields = [field for field in dataclasses.fields(expected) if field.init]  # type: ignore[arg-type]

@@ -137,7 +137,7 @@ class HasDerivatives(ABC):
 
     @abstractmethod
     def derivatives(
-        self, x: Float[Tensor, "P *event"], index: Int[Tensor, " P"], row: Int[Tensor, " P"], whole: bool
+        self, x: Float[Tensor, "P *event"], index: Int[Tensor, " P"], row: Int[Tensor, " P"], full_jacobian: bool
     ) -> Float[Tensor, "P d"] | Float[Tensor, "P d d"]:
         """Jacobians of the steps at any pairs of a state and a step: diagonals, or the whole."""
 

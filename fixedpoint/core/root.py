@@ -36,9 +36,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from fixedpoint.core.layout import Rows
-from fixedpoint.core.part import taken
 from fixedpoint.core.problem import FunctionProblem, HasExactResidual, HasMeasure, Measure
 from fixedpoint.core.reduce import row_norms
+from fixedpoint.core.subset import select_rows
 from fixedpoint.core.termination import Termination
 
 __all__ = ["RootMeasure", "RootProblem", "is_flat"]
@@ -175,7 +175,7 @@ class RootMeasure:
         """That of some of the rows: their own first ``g`` stays what it is held against."""
         part = copy.copy(self)
         part._rows = rows if self._rows is None else self._rows[rows]
-        part._seen = None if self._seen is None else taken(self._seen, rows)
+        part._seen = None if self._seen is None else select_rows(self._seen, rows)
         return part
 
     def _begun(self, z: Tensor, g: Tensor, size: Tensor) -> _Seen:

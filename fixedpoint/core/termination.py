@@ -91,7 +91,7 @@ class Judge:
     1e-2) or the problem's own measure says that it is not ``settled``. What is within the absolute tolerance needs
     neither.
 
-    ``lasting=True`` is for solvers that end by themselves after a known number of rounds (chains): there the
+    ``has_fixed_length=True`` is for solvers that end by themselves after a known number of rounds (chains): there the
     error may grow first, so neither stall nor divergence is concluded from it. ``origin``: the first error and scale of
     an earlier solve that is gone on with. ``yardstick``: that of the evaluator, which has the tolerances of every
     tensor or entry where there are several; by default the termination's. ``affine=True`` is for solvers that take the
@@ -102,15 +102,17 @@ class Judge:
         self,
         termination: Termination,
         dtype: torch.dtype,
-        lasting: bool = False,
+        has_fixed_length: bool = False,
         affine: bool = False,
         origin: Origin | None = None,
         yardstick: Yardstick | None = None,
     ) -> None:
         self.termination = termination
         self.yardstick = yardstick or termination.yardstick
-        self.lasting = lasting
-        self._wary = not lasting and not affine and termination.relative_to == "state" and termination.rtol <= _LOOSE
+        self.has_fixed_length = has_fixed_length
+        self._wary = (
+            not has_fixed_length and not affine and termination.relative_to == "state" and termination.rtol <= _LOOSE
+        )
         self._origin = origin
         self._eps = torch.finfo(dtype).eps
         self._points = 0
@@ -129,10 +131,10 @@ class Judge:
                 self._runaway = self._runaway.seen(at, self._eps)
         known = self._known
         status = torch.full_like(known.waited, Status.RUNNING, dtype=torch.int8)
-        if not self.lasting:
+        if not self.has_fixed_length:
             status = status.masked_fill(self._stalled(at), Status.STALLED)
             status = status.masked_fill(self._diverged(at, progress), Status.DIVERGED)
-        lost = known.broken >= (1.0 if self.lasting else 2.0)
+        lost = known.broken >= (1.0 if self.has_fixed_length else 2.0)
         status = status.masked_fill(lost, Status.NONFINITE).masked_fill(self.within(at), Status.CONVERGED)
         return status, ~at.finite & ~lost
 
@@ -159,7 +161,7 @@ class Judge:
             sure = sure | ((at.error <= atol) & torch.as_tensor(atol > 0.0, device=at.error.device))
         return at.finite & (small & sure).all(dim=1)
 
-    def taken(self, take: Callable[[Any], Any]) -> Judge:
+    def select_rows(self, take: Callable[[Any], Any]) -> Judge:
         """The judge of some of the rows, which ``take`` picks from all that it is given."""
         part = copy.copy(self)
         part._known, part._runaway = take((self._known, self._runaway))

@@ -42,7 +42,7 @@ def completed(f: Evaluator, solution: Solution, path: Callable[[], Float[Tensor,
     """``solution.state`` with the derivative of the fixed point in rows that are solved, else that of ``path()``.
 
     One more evaluation, which is counted; how the adjoint equation of the solved rows was solved is in
-    ``solution.extras["adjoint"]``. A start that wants a gradient has zero from the rows that are solved.
+    ``solution.extras["adjoint"]``. A start that requires a gradient has zero from the rows that are solved.
 
     Parameters
     ----------

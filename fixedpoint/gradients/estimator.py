@@ -21,10 +21,10 @@ class GradientEstimator(Options, ABC):
     """Attaches a backward pass to a solution: a frozen dataclass of options."""
 
     runs_forward: ClassVar[bool] = False
-    """Whether the forward solve itself is to be recorded by autograd (only unrolling wants that)."""
+    """Whether the forward solve itself is to be recorded by autograd (only unrolling requires that)."""
 
     needs: ClassVar[frozenset[str]] = frozenset()
-    """What it wants of the solver that finds the solution (see ``Solver.provides``); it is asked for before."""
+    """What it requires of the solver that finds the solution (see ``Solver.provides``); it is asked for before."""
 
     @property
     def known_faults(self) -> Mapping[str, str]:

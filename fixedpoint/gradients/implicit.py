@@ -159,7 +159,7 @@ class _Rule:
         fz, edge = self.recorded(z)
         if self.edge is None or edge is None or set(edge) != set(self.edge):
             raise RuntimeError(
-                "second derivatives of an implicit gradient want to know all that f depends on; this f hides it in "
+                "second derivatives of an implicit gradient need to know all that f depends on; this f hides it in "
                 "operations that torch cannot watch (an autograd.Function applied to what is not a leaf), or depends "
                 "on other tensors each time"
             )

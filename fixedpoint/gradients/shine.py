@@ -29,7 +29,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from fixedpoint.core.evaluator import Evaluator
-from fixedpoint.core.inverse import InverseEstimate
+from fixedpoint.core.inverse_jacobian import InverseEstimate
 from fixedpoint.core.options import option
 from fixedpoint.core.reduce import row_norms
 from fixedpoint.core.solution import Solution
@@ -43,7 +43,7 @@ __all__ = ["Shine"]
 
 @dataclass(frozen=True)
 class Shine(GradientEstimator):
-    """The gradient by the forward solver's own inverse estimate; wants ``broyden`` or ``anderson``.
+    """The gradient by the forward solver's own inverse estimate; requires ``broyden`` or ``anderson``.
 
     ``solution.extras["adjoint"]`` says after a backward pass which rows fell back (``replaced``), how many products
     were made and, with ``fallback="residual"``, how well the adjoint equation is solved; no row has a status, since

@@ -1,4 +1,4 @@
-"""Deep equilibrium models: layers whose output is a fixed point, and what training them wants."""
+"""Deep equilibrium models: layers whose output is a fixed point, and what training them requires."""
 
 from __future__ import annotations
 

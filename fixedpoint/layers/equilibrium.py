@@ -156,7 +156,7 @@ class EquilibriumLayer(nn.Module):
         if rows not in ("independent", "joint"):
             raise ValueError(f"rows must be 'independent' or 'joint', got {rows!r}")
         if rows == "joint" and warm_start is not None:
-            raise ValueError("a layer with a warm_start wants independent rows: what is kept is kept row by row")
+            raise ValueError("a layer with a warm_start requires independent rows: what is kept is kept row by row")
         self.cell = cell
         self.shared = shared_paths(cell, shared)
         self.rows: Rows = rows
@@ -203,7 +203,7 @@ class EquilibriumLayer(nn.Module):
         self, inputs: tuple[Any, ...], keywords: Mapping[str, Any], start: Any, samples: Tensor | None
     ) -> Equilibrium:
         if not inputs and not keywords:
-            raise TypeError("an equilibrium layer wants at least one input")
+            raise TypeError("an equilibrium layer requires at least one input")
         given = Inputs.of(self.cell, inputs, keywords, self.shared)
         begun = self._begin(given, start, samples)
         if is_empty(begun):
@@ -277,7 +277,9 @@ class EquilibriumLayer(nn.Module):
             return start
         if samples is None:
             if self.training:
-                raise ValueError("a layer with a warm_start wants samples=, the numbers of the rows' samples, to train")
+                raise ValueError(
+                    "a layer with a warm_start requires samples=, the numbers of the rows' samples, to train"
+                )
             return start
         layout = Layout.of(start, "independent")
         cold = layout.pack(start, "the start")
@@ -330,4 +332,6 @@ def _first(given: Inputs) -> Tensor:
                 f"floating-point or complex dtype, got {leaf.dtype}; say with state= what the state is"
             )
         return leaf
-    raise TypeError("without state=, an equilibrium layer wants a tensor among its inputs to begin with zeros like it")
+    raise TypeError(
+        "without state=, an equilibrium layer requires a tensor among its inputs to begin with zeros like it"
+    )

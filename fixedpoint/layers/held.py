@@ -1,6 +1,6 @@
 """Held: what a cell derives or draws anew whenever it is called, held still for all calls of one solve.
 
-A fixed point wants one function. A cell whose dropout draws another mask at every call, or whose spectral
+A fixed point requires one function. A cell whose dropout draws another mask at every call, or whose spectral
 normalisation takes another power iteration, is another function every time, in the solve and once more in the backward
 pass. Held still are
 

@@ -65,7 +65,7 @@ class Inputs:
         self._mapped(count, note)
         return found
 
-    def taken(self, rows: Int[Tensor, " k"], count: int) -> Inputs:
+    def select_rows(self, rows: Int[Tensor, " k"], count: int) -> Inputs:
         """Those of some of ``count`` rows."""
         return self._mapped(count, lambda _, leaf: leaf[rows])
 

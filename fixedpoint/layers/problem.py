@@ -29,7 +29,7 @@ class _Taking:
     ----------
     apart
         Whether the cell is called with the rows alone; all rows are evaluated otherwise.
-    taken
+    selected
         Whether rows have been taken.
     used
         Whether the cell has been called so.
@@ -40,7 +40,7 @@ class _Taking:
     """
 
     apart: bool
-    taken: bool = False
+    selected: bool = False
     used: bool = False
     refusal: Exception | None = None
     beside: int = 0
@@ -91,7 +91,7 @@ class CellProblem(FunctionProblem, HasTake, Unproven):
     @property
     def unproven(self) -> bool:
         """Whether rows that were done have been left out: nobody has seen the cell's value where all of them ended."""
-        return self.taking.taken
+        return self.taking.selected
 
     def together(self) -> CellProblem:
         """The same problem, whose rows are always evaluated together."""
@@ -105,14 +105,14 @@ class CellProblem(FunctionProblem, HasTake, Unproven):
         Where the cell draws random numbers all rows are evaluated all the same, for what a row is given depends on how
         many there are; where it is compiled, too.
         """
-        self.taking.taken = True
+        self.taking.selected = True
         part = copy.copy(self)
         part.layout = self.layout.take(len(rows))
         part._start = self._start[rows]
         part.function = part.value
         part._whole, part._rows = self._whole or self, rows if self._rows is None else self._rows[rows]
         if self._apart:
-            part.inputs = self.inputs.taken(rows, self.layout.rows)
+            part.inputs = self.inputs.select_rows(rows, self.layout.rows)
         return part
 
     def __call__(self, z: Tensor) -> Tensor:

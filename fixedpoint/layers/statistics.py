@@ -16,7 +16,7 @@ _AWAITED = 256
 
 @dataclass
 class Statistics:
-    """Sums over the solves of a layer, host numbers only; :meth:`means` has what a log wants.
+    """Sums over the solves of a layer, host numbers only; :meth:`means` has what a log requires.
 
     Attributes
     ----------

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from fixedpoint.registry.brought import Brought
+from fixedpoint.registry.entry import RegistryEntry
 
 __all__ = ["Command", "CommandError"]
 
@@ -21,10 +21,10 @@ class CommandError(Exception):
 
 
 @dataclass(frozen=True)
-class Command(Brought):
+class Command(RegistryEntry):
     """A command of the program, brought by a plugin.
 
-    Its function is annotated as ``typer`` wants it, and has the help text with examples as its docstring. It returns
+    Its function is annotated as ``typer`` expects it, and has the help text with examples as its docstring. It returns
     the exit status (None: 0), raises :class:`CommandError` for what the user can mend, and may raise
     ``KeyboardInterrupt`` with a sentence of its own. Its module is imported whenever the command is asked for its
     help, so what is heavy is imported in the function.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from fixedpoint.registry.brought import Brought
+from fixedpoint.registry.entry import RegistryEntry
 
 __all__ = ["KINDS", "Component", "Kind"]
 
@@ -14,7 +14,7 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 
 
 @dataclass(frozen=True)
-class Component(Brought):
+class Component(RegistryEntry):
     """One entry of the registry.
 
     Attributes

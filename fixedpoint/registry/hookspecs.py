@@ -44,7 +44,7 @@ def fixedpoint_executors() -> Iterable[Component]:  # type: ignore[empty-body]
 
 @hookspec
 def fixedpoint_commands() -> Iterable[Command]:  # type: ignore[empty-body]
-    """The commands of the program this plugin brings: factories are functions annotated as typer wants them."""
+    """The commands of the program this plugin brings: factories are functions annotated as typer expects them."""
 
 
 @hookspec

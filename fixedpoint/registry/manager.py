@@ -115,7 +115,7 @@ class Registry:
         if not isinstance(spec, Mapping):
             return spec
         if not isinstance(spec.get("name"), str):
-            raise TypeError(f"a {kind} wants a name, got {dict(spec)!r}")
+            raise TypeError(f"a {kind} requires a name, got {dict(spec)!r}")
         factory = self.get(kind, spec["name"]).load()
         return build(factory, {key: value for key, value in spec.items() if key != "name"}, self.create)
 

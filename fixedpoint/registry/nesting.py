@@ -34,7 +34,7 @@ class Choices:
         if name is None and len(self.classes) == 1:
             return next(iter(self.classes.values()))
         if name is None:
-            raise ValueError(f"{where} wants a name, one of {', '.join(sorted(self.classes))}")
+            raise ValueError(f"{where} requires a name, one of {', '.join(sorted(self.classes))}")
         if name not in self.classes:
             raise ValueError(f"{where}: unknown name {name!r}; {nearest(name, self.classes)}")
         return self.classes[name]

@@ -1,4 +1,4 @@
-"""Numbers as a reader wants them: few digits, NaN in so many letters."""
+"""Numbers as a reader expects them: few digits, NaN in so many letters."""
 
 from __future__ import annotations
 

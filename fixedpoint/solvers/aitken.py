@@ -53,7 +53,7 @@ class Aitken(StepSolver[AitkenState]):
             raise OptionError("Aitken", "shortest", f"must not exceed longest, {self.longest}, got {self.shortest}")
 
     @property
-    def narrows(self) -> bool:
+    def supports_row_selection(self) -> bool:
         return True
 
     def init(self, f: Evaluator, at: Evaluated) -> AitkenState:

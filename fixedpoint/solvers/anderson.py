@@ -36,8 +36,8 @@ from torch import Tensor
 
 from fixedpoint.core.evaluator import Evaluated, Evaluator
 from fixedpoint.core.history import History
-from fixedpoint.core.inverse import InverseEstimate, LowRankInverse
-from fixedpoint.core.loop import Slides, StepSolver
+from fixedpoint.core.inverse_jacobian import InverseEstimate, LowRankInverse
+from fixedpoint.core.loop import StepSolver, SupportsWindow
 from fixedpoint.core.options import option
 from fixedpoint.core.problem import AbilityError
 from fixedpoint.core.reduce import add_combination, block_dots, row_dots, row_norms
@@ -68,7 +68,7 @@ class AndersonState:
 
 
 @dataclass(frozen=True)
-class Anderson(StepSolver[AndersonState], Slides):
+class Anderson(StepSolver[AndersonState], SupportsWindow):
     """Anderson acceleration (type II): combines the last steps so that their residuals nearly cancel."""
 
     memory: int = option(5, ge=1, help="m: number of earlier steps combined")
@@ -105,13 +105,13 @@ class Anderson(StepSolver[AndersonState], Slides):
         return {"structure": "tensors of the state have weights of their own, so that it matters how it is split"}
 
     @property
-    def narrows(self) -> bool:
+    def supports_row_selection(self) -> bool:
         return True
 
     def begin(self, f: Evaluator, z0: Float[Tensor, "B D"]) -> Evaluated:
         if "inverse" in f.wanted and self._parts(f).count > 1:
             raise AbilityError(
-                f"an estimate of the inverse Jacobian wants one set of weights per row (mixing='joint'), got "
+                f"an estimate of the inverse Jacobian requires one set of weights per row (mixing='joint'), got "
                 f"mixing={self.mixing!r} on {self._parts(f).count} parts"
             )
         return super().begin(f, z0)
@@ -208,17 +208,17 @@ class Anderson(StepSolver[AndersonState], Slides):
         beta = self.relaxation * distance.beta
         return beta, replace(state, distance=replace(distance, beta=beta, rest=rest))
 
-    def _parts(self, f: Evaluator) -> Parts:
+    def _parts(self, f: Evaluator) -> WeightGroups:
         chain = f.layout.blocks > 1
         if self.mixing == "triangular" or (self.mixing == "auto" and chain):
-            return Parts(blocks=f.layout.blocks, running=True)
+            return WeightGroups(blocks=f.layout.blocks, running=True)
         if self.mixing == "block":
-            return Parts(blocks=f.layout.blocks, slices=() if chain else f.layout.slices)
-        return Parts()
+            return WeightGroups(blocks=f.layout.blocks, slices=() if chain else f.layout.slices)
+        return WeightGroups()
 
 
 @dataclass(frozen=True)
-class Parts:
+class WeightGroups:
     """The parts of a row that have weights of their own: equal blocks, or the tensors of the state (``slices``).
 
     ``running``: from the inner products of all parts up to theirs.
@@ -257,7 +257,7 @@ class Parts:
 
 
 def _extended(
-    at: Evaluated, state: AndersonState, parts: Parts, ended: Bool[Tensor, " B"] | None = None
+    at: Evaluated, state: AndersonState, parts: WeightGroups, ended: Bool[Tensor, " B"] | None = None
 ) -> AndersonState:
     """With the newest column in place of the oldest, in history and Gram matrix; rows ``ended`` stay as they are."""
     if state.previous is None:
@@ -289,7 +289,7 @@ def _renewed(
     return chosen.flatten(1)
 
 
-def _squares(at: Evaluated, parts: Parts) -> tuple[Float[Tensor, "B parts 1"], Float[Tensor, "B parts 1"]]:
+def _squares(at: Evaluated, parts: WeightGroups) -> tuple[Float[Tensor, "B parts 1"], Float[Tensor, "B parts 1"]]:
     """Squared lengths of residual and value, part by part; the former's as gradients want it."""
     if parts.count == 1 and not torch.is_grad_enabled():
         return at.residual_norm.square()[:, None, None], at.value_norm.square()[:, None, None]
@@ -298,7 +298,7 @@ def _squares(at: Evaluated, parts: Parts) -> tuple[Float[Tensor, "B parts 1"], F
 
 
 def _weights(
-    at: Evaluated, state: AndersonState, parts: Parts, threshold: float, ridge: float
+    at: Evaluated, state: AndersonState, parts: WeightGroups, threshold: float, ridge: float
 ) -> tuple[Float[Tensor, "B parts m"], Float[Tensor, " B"], Float[Tensor, " B"]]:
     """``gamma`` of every part, from the inner products of the unsolved parts it goes by.
 

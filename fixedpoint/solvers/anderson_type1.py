@@ -64,7 +64,7 @@ class AndersonTypeOne(StepSolver[AndersonTypeOneState]):
     safeguard: float = option(1e6, gt=0.0, help="D: growth of the residual over the first beyond which steps are plain")
 
     @property
-    def narrows(self) -> bool:
+    def supports_row_selection(self) -> bool:
         return True
 
     def init(self, f: Evaluator, at: Evaluated) -> AndersonTypeOneState:

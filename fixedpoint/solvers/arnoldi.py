@@ -25,7 +25,7 @@ class Extension(NamedTuple):
         Shape ``(B, D)``: orthogonal to the basis, not normalised.
     along
         Shape ``(B, j)``, float64: its components along the basis.
-    left
+    remainder
         Shape ``(B,)``, float64: the length of what is left; zero where that is rounding: the space is complete.
     rounding
         Shape ``(B,)``, float64: what counted as rounding.
@@ -33,7 +33,7 @@ class Extension(NamedTuple):
 
     vector: Float[Tensor, "B D"]
     along: Float[Tensor, "B j"]
-    left: Float[Tensor, " B"]
+    remainder: Float[Tensor, " B"]
     rounding: Float[Tensor, " B"]
 
 

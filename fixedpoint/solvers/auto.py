@@ -29,7 +29,7 @@ from fixedpoint.core.termination import Termination
 from fixedpoint.solvers.anderson import Anderson
 from fixedpoint.solvers.newton_krylov import NewtonKrylov
 from fixedpoint.solvers.picard import Picard
-from fixedpoint.solvers.polyalgorithm import can_hand_on, hand_on, limit_of
+from fixedpoint.solvers.polyalgorithm import can_continue, continue_with, limit_of
 
 __all__ = ["Auto"]
 
@@ -65,7 +65,7 @@ class Auto(Solver):
         termination: Termination,
         on_round: Callable[[Progress], None] | None = None,
     ) -> Solution:
-        if not self.hands_on(f):
+        if not self.can_fall_back(f):
             return replace(self.anderson(f).solve(f, z0, termination, on_round), solver=self)
         limit = termination.max_rounds or limit_of(self.anderson(f), f)
         early = replace(termination, max_rounds=max(limit // 2, 1))
@@ -75,12 +75,12 @@ class Auto(Solver):
             rule = replace(termination, max_rounds=spent + int(share * (limit - spent)))
             sound = found.state.isfinite().all(1, keepdim=True)
             begin = z0 if anew else torch.where(sound, found.state, z0)
-            found = hand_on(f, found, solver, begin, rule, on_round)
+            found = continue_with(f, found, solver, begin, rule, on_round)
         return replace(found, solver=self)
 
-    def hands_on(self, f: Evaluator) -> bool:
+    def can_fall_back(self, f: Evaluator) -> bool:
         """Whether rows can go on to Newton's method: not while autograd records, nor where they cannot be taken out."""
-        return not torch.is_grad_enabled() and can_hand_on(f.problem)
+        return not torch.is_grad_enabled() and can_continue(f.problem)
 
     def anderson(self, f: Evaluator) -> Anderson:
         """The first solver for this problem."""

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from fixedpoint.core.evaluator import Evaluated, Evaluator
 from fixedpoint.core.history import History
-from fixedpoint.core.inverse import InverseEstimate, LowRankInverse
+from fixedpoint.core.inverse_jacobian import InverseEstimate, LowRankInverse
 from fixedpoint.core.loop import StepSolver
 from fixedpoint.core.options import option
 from fixedpoint.core.reduce import add_combination, row_dots, row_norms, vecdot
@@ -65,7 +65,7 @@ class Broyden(StepSolver[BroydenState]):
     provides = StepSolver.provides | {"inverse"}
 
     @property
-    def narrows(self) -> bool:
+    def supports_row_selection(self) -> bool:
         return True
 
     def init(self, f: Evaluator, at: Evaluated) -> BroydenState:

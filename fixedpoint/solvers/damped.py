@@ -46,8 +46,8 @@ class Damped(StepSolver[Any]):
         return self.solver.provides & {"decisions"}
 
     @property
-    def narrows(self) -> bool:
-        return self.solver.narrows
+    def supports_row_selection(self) -> bool:
+        return self.solver.supports_row_selection
 
     def init(self, f: Evaluator, at: Evaluated) -> Any:
         return self.solver.init(f, at)

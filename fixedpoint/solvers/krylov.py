@@ -4,7 +4,7 @@ At ``z`` with ``r = f(z) - z`` and the Jacobian ``J`` (which is ``A``), one step
 
     (I - J) s = r,   by GMRES (Saad & Schultz 1986) or BiCGSTAB (van der Vorst 1992),   z+ = z + s
 
-the system solved as exactly as the tolerance of the solve wants, so that one step is enough where the map is affine.
+the system solved as exactly as the tolerance of the solve requires, so that one step is enough where the map is affine.
 What is left is judged on ``f`` itself, and a further step corrects it. The adjoint equation of an implicit gradient is
 affine, and this is what solves it by default.
 
@@ -77,7 +77,7 @@ class _LinearSteps(StepSolver[Float[Tensor, "B blocks"]]):
     affine = True
 
     @property
-    def narrows(self) -> bool:
+    def supports_row_selection(self) -> bool:
         return True
 
     def init(self, f: Evaluator, at: Evaluated) -> Float[Tensor, "B blocks"]:

@@ -6,7 +6,7 @@ residuals wins near convergence and undoes the method). Elimination goes from th
 column most of which the newer ones already span is dropped (Pollock & Rebholz 2023, "Filtering for Anderson
 acceleration", eq. 3.1: ``|R_ii| < sigma ||c_i||``), and the newest never is.
 
-A ridge, where one is asked for, is added to the scaled columns: nonlinear maps want one when the columns span many
+A ridge, where one is asked for, is added to the scaled columns: nonlinear maps require one when the columns span many
 scales, for what an old long column says of the present is only as good as the map is linear in between.
 
 Where we differ: the filter's threshold follows the rounding of the data. A column is a difference of residuals and

@@ -67,7 +67,7 @@ class NewtonKrylov(StepSolver[NewtonKrylovState]):
     provides = frozenset()  # not its decisions: the linear systems cannot be unrolled
 
     @property
-    def narrows(self) -> bool:
+    def supports_row_selection(self) -> bool:
         return True
 
     def init(self, f: Evaluator, at: Evaluated) -> NewtonKrylovState:

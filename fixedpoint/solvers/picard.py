@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from fixedpoint.core.evaluator import Evaluated, Evaluator
-from fixedpoint.core.loop import Slides, StepSolver
+from fixedpoint.core.loop import StepSolver, SupportsWindow
 from fixedpoint.core.options import option
 from fixedpoint.core.shift import Shift
 
@@ -25,13 +25,13 @@ __all__ = ["Picard"]
 
 
 @dataclass(frozen=True)
-class Picard(StepSolver[None], Slides):
+class Picard(StepSolver[None], SupportsWindow):
     """Plain fixed-point iteration, optionally relaxed."""
 
     relaxation: float = option(1.0, gt=0.0, le=2.0, help="beta: how far to go towards f(z)")
 
     @property
-    def narrows(self) -> bool:
+    def supports_row_selection(self) -> bool:
         return True
 
     def init(self, f: Evaluator, at: Evaluated) -> None:

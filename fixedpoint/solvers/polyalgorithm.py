@@ -31,7 +31,7 @@ from fixedpoint.core.yardstick import Yardstick
 from fixedpoint.solvers.anderson import Anderson
 from fixedpoint.solvers.newton_krylov import NewtonKrylov
 
-__all__ = ["Polyalgorithm", "can_hand_on", "hand_on", "limit_of"]
+__all__ = ["Polyalgorithm", "can_continue", "continue_with", "limit_of"]
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Polyalgorithm(Solver):
         on_round: Callable[[Progress], None] | None = None,
     ) -> Solution:
         problem = f.problem
-        if not can_hand_on(problem):
+        if not can_continue(problem):
             raise AbilityError(
                 f"{type(problem).__name__} has a measure or cost of its own; to hand some of its rows on, "
                 "it must be able to take them (a take method), and declare it (HasTake)"
@@ -64,11 +64,11 @@ class Polyalgorithm(Solver):
         early = max(int(self.share * limit), 1)
         found = self.first.solve(f, z0, replace(termination, max_rounds=early), on_round)
         begin = torch.where(found.state.isfinite().all(1, keepdim=True), found.state, z0)
-        found = hand_on(f, found, self.then, begin, replace(termination, max_rounds=limit), on_round)
+        found = continue_with(f, found, self.then, begin, replace(termination, max_rounds=limit), on_round)
         return replace(found, solver=self)
 
 
-def hand_on(
+def continue_with(
     f: Evaluator,
     found: Solution,
     solver: Solver,
@@ -124,7 +124,7 @@ class _MeasuredRows(_Rows, HasExactResidual, HasMeasure):
         return self._measure(z)
 
 
-def can_hand_on(problem: Problem) -> bool:
+def can_continue(problem: Problem) -> bool:
     """Whether some rows of the problem can be gone on with."""
     own = isinstance(problem, (HasMeasure, HasCost)) and not isinstance(problem, RootProblem)
     return problem.layout.rows == 1 or isinstance(problem, HasTake) or not own

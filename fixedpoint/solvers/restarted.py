@@ -51,8 +51,8 @@ class Restarted(StepSolver[RestartedState]):
         return self.solver.provides & {"decisions"}
 
     @property
-    def narrows(self) -> bool:
-        return self.solver.narrows
+    def supports_row_selection(self) -> bool:
+        return self.solver.supports_row_selection
 
     def init(self, f: Evaluator, at: Evaluated) -> RestartedState:
         age = torch.zeros(at.z.shape[0], dtype=torch.int64, device=at.z.device)

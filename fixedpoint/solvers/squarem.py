@@ -83,7 +83,7 @@ class Squarem(StepSolver[SquaremState]):
     growth: float = option(2.0, ge=1.0, help="an extrapolation that makes the residual grow by more is undone")
 
     @property
-    def narrows(self) -> bool:
+    def supports_row_selection(self) -> bool:
         return True
 
     def init(self, f: Evaluator, at: Evaluated) -> SquaremState:

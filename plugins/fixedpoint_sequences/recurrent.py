@@ -112,7 +112,7 @@ def recurrent_problem(
     if x0 is None:
         size = getattr(cell, "hidden_size", None)
         if not isinstance(size, int):
-            raise TypeError(f"a cell without a hidden_size wants x0 of shape (B, d), got the cell {cell!r}")
+            raise TypeError(f"a cell without a hidden_size requires x0 of shape (B, d), got the cell {cell!r}")
         x0 = inputs.new_zeros(len(inputs), size)
     if x0.ndim != 2 or len(x0) != len(inputs) or x0.dtype != inputs.dtype or x0.device != inputs.device:
         raise ValueError(

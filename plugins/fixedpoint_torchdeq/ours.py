@@ -64,11 +64,11 @@ def as_torchdeq_solver(solver: StepSolver[Any] | str | Mapping[str, Any]) -> Tor
     Raises
     ------
     TypeError, ValueError
-        For what is no step solver, or wants a chain.
+        For what is no step solver, or requires a chain.
     """
     built = registry.create("solver", solver)
     if not isinstance(built, StepSolver) or "chain" in built.needs:
-        raise TypeError(f"torchdeq wants a step solver for plain fixed points, got {built!r}")
+        raise TypeError(f"torchdeq requires a step solver for plain fixed points, got {built!r}")
     return TorchdeqCallable(built)
 
 

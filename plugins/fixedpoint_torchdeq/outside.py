@@ -23,7 +23,7 @@ StopMode = Literal["abs", "rel"]
 
 
 class Exhausted(Exception):  # noqa: N818  # ends a foreign loop; nobody sees it
-    """The limit on rounds is reached, and the loop that is watched wants one more evaluation."""
+    """The limit on rounds is reached, and the loop that is watched requires one more evaluation."""
 
 
 class Watch:

@@ -50,7 +50,7 @@ class Sampled(StepSolver[Any]):
 class SampledToTheEnd(Sampled):
     """The same for latest points in place of best ones, and without an early end."""
 
-    lasting = True
+    has_fixed_length = True
 
     def _point(self, f: Evaluator, at: Evaluated) -> Float[Tensor, "B D"]:
         return at.z

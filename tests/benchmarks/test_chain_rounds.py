@@ -86,7 +86,7 @@ def test_rounds_of_zero_not_carried_out_are_those_carried_out(case: Case) -> Non
     for tolerance in TOLERANCES:
         rounds = seen.rounds_to(tolerance)
         assert rounds is not None
-        if torch.stack(seen.errors).amax(dim=1).diff().le(0).all():  # bisection wants an error that falls
+        if torch.stack(seen.errors).amax(dim=1).diff().le(0).all():  # bisection requires an error that falls
             assert jacobi_rounds(problem, target, tolerance) == rounds
         assert int(seen.spent[rounds - 1].max()) == rounds * case.steps - rounds * (rounds - 1) // 2
 

@@ -103,7 +103,7 @@ class NoCoefficients(Chain):
 
 
 def test_bad_input_is_a_sentence() -> None:
-    with pytest.raises(TypeError, match="deq-ddim wants a chain that knows its coefficients, and this one has none"):
+    with pytest.raises(TypeError, match="deq-ddim requires a chain that knows its coefficients, and this one has none"):
         fixedpoint.solve(ChainProblem(NoCoefficients(), torch.ones(2, 3)), solver="deq-ddim")
     with pytest.raises(TypeError, match=r"deq-ddim requires a chain \(ChainProblem\), got FunctionProblem"):
         fixedpoint.solve(torch.cos, torch.ones(2, 3), solver="deq-ddim")

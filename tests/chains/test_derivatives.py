@@ -167,8 +167,12 @@ class Misshapen(Plain, HasSlopes, HasJacobians):
 @pytest.mark.parametrize(
     ("kind", "chain", "sentence"),
     [
-        ("diagonal", Plain(), "wants a chain with a method slopes.x, index, row., and Plain has none; write it with"),
-        ("jacobian", Plain(), "wants a chain with a method jacobians"),
+        (
+            "diagonal",
+            Plain(),
+            "requires a chain with a method slopes.x, index, row., and Plain has none; write it with",
+        ),
+        ("jacobian", Plain(), "requires a chain with a method jacobians"),
         ("diagonal", Misshapen(), r"slopes must return shape \(6, 3\), torch.float32, got \(6,\)"),
         ("jacobian", Misshapen(), r"jacobians must return shape \(6, 3, 3\), torch.float32, got .* torch.float64"),
     ],

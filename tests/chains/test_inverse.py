@@ -16,7 +16,7 @@ from torch import Tensor
 import fixedpoint as fp
 from fixedpoint.chains.capabilities import HasCoefficients
 from fixedpoint.chains.chain import Chain
-from fixedpoint.chains.inversion.inverse import InverseProblem
+from fixedpoint.chains.inversion.problem import InverseProblem
 from fixedpoint.chains.slope.preconditioner import Banded, Coefficient, Diagonal, Gaussian, Identity, Zero
 
 

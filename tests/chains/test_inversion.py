@@ -16,10 +16,10 @@ from torch import Tensor
 
 import fixedpoint as fp
 from fixedpoint.chains.chain import Chain
-from fixedpoint.chains.inversion.inverse import InverseProblem
 from fixedpoint.chains.inversion.invert import InversionProgress, invert_chain
-from fixedpoint.chains.inversion.inverted import Inversion, InversionStatus
-from fixedpoint.chains.inversion.inverters import JointInversion, StepwiseInversion, clean_end_of
+from fixedpoint.chains.inversion.methods import JointInversion, StepwiseInversion, clean_end_of
+from fixedpoint.chains.inversion.problem import InverseProblem
+from fixedpoint.chains.inversion.result import Inversion, InversionStatus
 from fixedpoint.chains.slope.preconditioner import Gaussian, Identity
 from fixedpoint_diffusion import DDIMSchedule, ddim_problem, draw_noise
 from fixedpoint_diffusion.models.choices import MixtureModel

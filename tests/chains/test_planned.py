@@ -189,7 +189,7 @@ def simulated(monkeypatch: pytest.MonkeyPatch) -> None:
         return measured_costs(problem, *rest, clock=lambda: chain.now)
 
     monkeypatch.setattr(fixedpoint.chains.planning.planned, "measured_costs", measured)
-    monkeypatch.setattr(fixedpoint.chains.planning.planned, "seconds_beside", lambda _: 0.0)
+    monkeypatch.setattr(fixedpoint.chains.planning.planned, "round_overhead_seconds", lambda _: 0.0)
 
 
 @pytest.mark.usefixtures("simulated")

@@ -174,7 +174,9 @@ def test_too_few_rounds_for_the_window_to_arrive() -> None:
 
 def test_bad_input_is_a_sentence() -> None:
     chain, x0 = wave_chain(length=5, rows=2), draw(0, 2, 3)
-    with pytest.raises(OptionError, match="window wants the accelerator anderson, picard or block-secant, not Broyden"):
+    with pytest.raises(
+        OptionError, match="window requires the accelerator anderson, picard or block-secant, not Broyden"
+    ):
         ChainSolver(accelerator=Broyden(), window=4)
     with pytest.raises(ValueError, match="keep must be 'all' or 'last', got 'some'"):
         ChainProblem(chain, x0, keep="some")  # type: ignore[arg-type]

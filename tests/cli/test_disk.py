@@ -80,7 +80,7 @@ def test_a_disk_that_is_really_full(tmp_path: Path, toy_environment: dict[str, s
     assert line.endswith(": File too large")
 
 
-@pytest.mark.skipif(not os.path.ismount("/sys"), reason="wants a file system that nobody can write")
+@pytest.mark.skipif(not os.path.ismount("/sys"), reason="requires a file system that nobody can write")
 def test_a_folder_nobody_can_write(study: Path) -> None:
     done = invoke("run", "study.yaml", "-o", "/sys/fixedpoint")
     assert done.exit_code == 1

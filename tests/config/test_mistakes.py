@@ -76,7 +76,7 @@ WRONG = {
     ),
     "no name": (
         "tasks: [toy]\nsolvers:\n  - {memory: 3}\n",
-        "study.yaml:3:5: solvers[0].name: a solver wants a name, it has none",
+        "study.yaml:3:5: solvers[0].name: a solver requires a name, it has none",
     ),
     "no component": (
         "tasks: [toy]\nsolvers: [3]\n",
@@ -84,7 +84,7 @@ WRONG = {
     ),
     "options that do not go together": (
         "tasks:\n  - {name: toy, colour: true}\nsolvers: [picard]\n",
-        "study.yaml:2:25: tasks[0].colour: wants pictures: true",
+        "study.yaml:2:25: tasks[0].colour: requires pictures: true",
     ),
     "range of a nested choice": (
         "tasks:\n  - {name: toy, slope: {value: 1}}\nsolvers: [picard]\n",
@@ -97,8 +97,8 @@ WRONG = {
     "tab": ("tasks:\n\t- toy\n", "study.yaml:2:1: a tab cannot indent YAML; use spaces"),
     "no YAML": ("tasks: [toy\nsolvers: 3\n", "study.yaml:2:8: is not YAML"),
     "wrong top level": ("- toy\n", "study.yaml:1:1: must be a mapping with tasks and solvers, got a list"),
-    "empty file": ("", "study.yaml:1:1: the file is empty; a run wants tasks and solvers"),
-    "only comments": ("# nothing\n", "study.yaml:1:1: the file is empty; a run wants tasks and solvers"),
+    "empty file": ("", "study.yaml:1:1: the file is empty; a run requires tasks and solvers"),
+    "only comments": ("# nothing\n", "study.yaml:1:1: the file is empty; a run requires tasks and solvers"),
     "mapping for a list": (
         "tasks: {name: toy}\nsolvers: [picard]\n",
         "study.yaml:1:8: tasks: must be a list",
@@ -108,7 +108,7 @@ WRONG = {
         "study.yaml:3:14: termination: must be a mapping of options, got a list",
     ),
     "missing list": ("tasks: [toy]\n", "study.yaml:1:1: solvers: is required"),
-    "empty list": ("tasks: [toy]\nsolvers: []\n", "study.yaml:2:10: solvers: wants at least one solver"),
+    "empty list": ("tasks: [toy]\nsolvers: []\n", "study.yaml:2:10: solvers: requires at least one solver"),
     "the same twice": (
         "tasks: [toy]\nsolvers: [picard, {name: picard, relaxation: 1}]\n",
         "study.yaml:2:19: solvers[1]: is the same as solvers[0]",

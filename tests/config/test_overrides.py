@@ -92,7 +92,7 @@ def test_a_value_that_is_what_was_wanted_is_set(tmp_path: Path) -> None:
         ("seeds=[-1_0]", "seeds[0]: must be at least 0 and less than 2^32, got -1_0"),
         ("solvers[0].relaxation=-.5", "solvers[0].relaxation: must be greater than 0, got -.5"),
         ("solvers=[1E1]", "solvers[0]: must be the name of a solver or a mapping with a name, got 1E1; in quotes"),
-        ("solvers[0].name=0x1", "solvers[0].name: a solver wants a name, got 0x1; known: "),
+        ("solvers[0].name=0x1", "solvers[0].name: a solver requires a name, got 0x1; known: "),
         ("expect.relative_error=TRUE", "expect.relative_error: must be a number, got TRUE"),
         ("termination.norm=~", 'termination.norm: must be one of "l2", "rms", "max", got ~, which is null; in quotes'),
         ("termination=[1]", "termination: must be a mapping of options, got [1], which is a list"),

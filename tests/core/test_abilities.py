@@ -23,7 +23,7 @@ from fixedpoint.chains.problem import ChainProblem
 from fixedpoint.core import loop, whole
 from fixedpoint.core import problem as problems
 from fixedpoint.core import solver as solvers
-from fixedpoint.core.inverse import InverseEstimate
+from fixedpoint.core.inverse_jacobian import InverseEstimate
 from fixedpoint.core.layout import Layout
 from fixedpoint.core.options import OptionError
 from fixedpoint.core.problem import AbilityError, HasMeasure, HasTake, Problem
@@ -40,7 +40,7 @@ ABILITIES = [
     for module in (problems, solvers, loop, whole, capabilities, coarse, costs, task, forming)
     for name, each in vars(module).items()
     if inspect.isclass(each) and each.__module__ == module.__name__
-    if name.startswith("Has") or name in ("Slides", "Unproven")
+    if name.startswith("Has") or name in ("SupportsWindow", "Unproven")
 ]
 # What else the library's own problems and chains are asked, and what somebody may well call a method.
 OTHERS = [
@@ -71,7 +71,7 @@ OTHERS = [
     "needs",
     "provides",
     "known_faults",
-    "narrows",
+    "supports_row_selection",
 ]
 NAMES = sorted({name for ability in ABILITIES for name in ability.__abstractmethods__} | set(OTHERS))
 
@@ -256,12 +256,12 @@ def test_nothing_in_the_library_is_told_by_the_names_of_methods() -> None:
     assert [file.name for file in library] == ["structure.py"]
 
 
-class MySteps(innocent("needs", "provides", "narrows", "known_faults", "step"), Aitken):  # type: ignore[misc]
+class MySteps(innocent("needs", "provides", "supports_row_selection", "known_faults", "step"), Aitken):  # type: ignore[misc]
     """A step solver with methods slide and renew of its own."""
 
 
 def test_a_step_solver_with_innocent_methods_does_not_slide() -> None:
-    with pytest.raises(OptionError, match="wants the accelerator anderson, picard or block-secant, not MySteps"):
+    with pytest.raises(OptionError, match="requires the accelerator anderson, picard or block-secant, not MySteps"):
         ChainSolver(accelerator=MySteps(), window=2)
     problem = ChainProblem(linear_chain(), torch.ones(4, 3, dtype=torch.float64))
     assert fixedpoint.solve(problem, solver=MySteps()).converged.all()

@@ -127,7 +127,9 @@ def test_the_best_point_of_every_row_is_kept():
 
 def test_micro_batches_want_rows_that_can_be_taken():
     z = torch.zeros(2, 2)
-    with pytest.raises(TypeError, match=r"max_batch wants a problem whose rows can be taken .*, got FunctionProblem"):
+    with pytest.raises(
+        TypeError, match=r"max_batch requires a problem whose rows can be taken .*, got FunctionProblem"
+    ):
         Evaluator(FunctionProblem(torch.cos, z), max_batch=1)
     with pytest.raises(ValueError, match="max_batch must be at least 1, got 0"):
         Evaluator(_watched()[0], max_batch=0)

@@ -104,7 +104,7 @@ def test_other_states_are_refused_with_a_sentence(name):
 
 @pytest.mark.parametrize("value", [(_t(2, 3), _t(3, 3)), torch.tensor(1.0)])
 def test_independent_rows_want_one_batch_size(value):
-    with pytest.raises(ValueError, match="wants one batch size as the first dimension of all, got z0"):
+    with pytest.raises(ValueError, match="requires one batch size as the first dimension of all, got z0"):
         Layout.of(value, "independent")
 
 

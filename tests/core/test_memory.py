@@ -244,7 +244,7 @@ def _with_graph(noted: Callable[[Tensor], Tensor]) -> Tensor:
 
 
 def test_a_solve_of_fresh_values_copies_none() -> None:
-    """No more memory is written than the loop itself wants: what f returned is what is judged."""
+    """No more memory is written than the loop itself requires: what f returned is what is judged."""
     places: list[int] = []
     judged: list[int] = []
 

@@ -235,7 +235,7 @@ def test_tolerances_that_do_not_fit_are_refused_with_a_sentence(name: str) -> No
 
 def test_the_loop_wants_the_yardstick_of_the_termination() -> None:
     rule = Termination(per="leaf")
-    with pytest.raises(ValueError, match="measures in the l2 norm per row, the termination wants l2 per leaf"):
+    with pytest.raises(ValueError, match="measures in the l2 norm per row, the termination requires l2 per leaf"):
         Picard().solve(Evaluator(FunctionProblem(torch.cos, X)), X, rule)
 
 

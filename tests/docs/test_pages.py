@@ -41,8 +41,8 @@ LEFT_OUT = {
     'pip install ".[report,diffusion]"': "installs from the network; tests/architecture installs the wheel",
     "make test": "would run these tests in themselves",
     "source .venv/bin/activate": "the reader has the environment of the tests on the path already",
-    "fixedpoint invert shirt.png --class shirt --edit-class dress": "wants a picture; the page of commands has some",
-    "fixedpoint invert photos --class bag": "wants pictures; the page of the command line has some",
+    "fixedpoint invert shirt.png --class shirt --edit-class dress": "requires a picture; the page of commands has some",
+    "fixedpoint invert photos --class bag": "requires pictures; the page of the command line has some",
     "fixedpoint run configs/demo.yaml": "takes a minute; run with fewer steps from the wheel in tests/architecture",
 }
 # The same without the network: the metadata goes to a folder, the modules stay where they are written.

@@ -81,7 +81,7 @@ SIZES = {
     "elastic-net": ("size", 1, 50),
     "cp-als": ("rank", 1, 4),
 }
-# From far away extrapolation may circle: ALS wants a line search with it (De Sterck 2012), and the power map forgets
+# From far away extrapolation may circle: ALS requires a line search with it (De Sterck 2012), and the power map forgets
 # lengths.
 _PLAIN_ONLY = {"cp-als", "power-iteration"}
 

@@ -390,7 +390,7 @@ def of_texts(x: Tensor, text: Tensor | None = None, timestep: Tensor | None = No
                 unconditional={"text": torch.zeros(1, 3)},
                 guidance_scale=2.0,
             ),
-            "guidance_scale = 2 wants unconditional values for text.a, got text",
+            "guidance_scale = 2 requires unconditional values for text.a, got text",
         ),
         (
             lambda: ddim_problem(

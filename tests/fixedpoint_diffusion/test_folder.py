@@ -372,7 +372,7 @@ def test_an_unusable_folder_is_a_sentence(bare: Path, spoil: Callable[[Path], No
         ({"classes": (4,)}, "classes must be from 0 to 3, got 4"),
         ({"classes": ()}, "classes must name at least one class"),
         ({"no_class": 4}, "no_class must be at most 3, got 4"),
-        ({"guidance_scale": 2.0}, "guidance_scale other than 1 wants no_class"),
+        ({"guidance_scale": 2.0}, "guidance_scale other than 1 requires no_class"),
         ({"dtype": "int8"}, "dtype must be one of 'float32'"),
     ],
 )

@@ -27,7 +27,7 @@ from typer.testing import CliRunner
 import fixedpoint
 from fixedpoint.cli.main import app
 from fixedpoint_diffusion import ddim_problem, quadratic_timesteps
-from fixedpoint_diffusion.command import said, work
+from fixedpoint_diffusion.command import console, work
 from fixedpoint_diffusion.command.model import choose
 from fixedpoint_diffusion.command.pictures import as_png, drawn
 from fixedpoint_diffusion.fashion_mnist import DENOISER
@@ -254,7 +254,7 @@ def test_a_folder_without_classes_whose_scheduler_clips(here: Path) -> None:
     refused = invoke("a.png", "--model", "model", *QUICK, status=2)
     assert refused.stderr == "--model model: clip_sample is not invertible; --clip ignore leaves it out\n"
     done = invoke("a.png", "--model", "model", *QUICK, "--clip", "ignore", "--interpolate", 2)
-    assert done.stderr.endswith("--interpolate: wants two images, one is left\n")
+    assert done.stderr.endswith("--interpolate: requires two images, one is left\n")
     assert "class" not in done.stdout
     with Image.open("runs/invert/reconstructions/0001-a.png") as made:
         assert (made.mode, made.size) == ("RGB", (8, 8))
@@ -281,8 +281,8 @@ def test_timesteps_of_ones_own_and_the_schedulers_note(here: Path) -> None:
     index = here / "model" / "model_index.json"
     index.write_text(index.read_text().replace("DDIMScheduler", "DDPMScheduler"))
     np.save("a.npy", np.zeros((1, 4, 8, 8), dtype=np.float32))
-    asked = ("a.npy", "--model", "model", "--clip", "ignore", "--tolerance", 9)
-    done = invoke(*asked, "--timesteps", "900,500,20")
+    arguments = ("a.npy", "--model", "model", "--clip", "ignore", "--tolerance", 9)
+    done = invoke(*arguments, "--timesteps", "900,500,20")
     note = "model/unet: the scheduler is a DDPMScheduler; sampled by DDIM, as DDIMScheduler.from_config takes it, "
     assert note in done.stderr
     told = json.loads(Path("runs/invert/report.json").read_text())
@@ -295,7 +295,7 @@ def test_timesteps_of_ones_own_and_the_schedulers_note(here: Path) -> None:
     problem = ddim_problem(network, schedule, stored["latents"], timesteps=[900, 500, 20])
     serial = fixedpoint.solve(problem, solver="serial").z[:, -1]
     torch.testing.assert_close(serial, stored["reconstructions"], rtol=1e-3, atol=1e-3)
-    done = invoke(*asked, "--timesteps", "quadratic", "--steps", 40, "--quiet")
+    done = invoke(*arguments, "--timesteps", "quadratic", "--steps", 40, "--quiet")
     told = json.loads(Path("runs/invert/report.json").read_text())
     assert told["timesteps"] == list(quadratic_timesteps(40))
     assert told["num_inference_steps"] == len(told["timesteps"]) < 40
@@ -432,11 +432,11 @@ def test_a_terminal_shows_the_round_in_flight_and_sentences_on_lines_of_their_ow
     terminal = Console(file=stream, force_terminal=True, width=60, highlight=False)
     monkeypatch.setattr(said, "Console", lambda **_: terminal)
     sentence = "a.png: has 28 x 28 pixels, the model's images 32 x 32; --resize resizes it"
-    with said.told(3, quiet=False) as teller:
-        teller.on_round(InversionProgress("clean end", 12, 1.2e-3))
+    with console.reporting(3, quiet=False) as reporter:
+        reporter.on_round(InversionProgress("clean end", 12, 1.2e-3))
         time.sleep(0.3)  # it is drawn ten times a second
-        teller.complain(sentence)
-        teller.batch_done([work.Row("a.png", "skipped", "")])
+        reporter.complain(sentence)
+        reporter.batch_done([work.Row("a.png", "skipped", "")])
     seen = stream.getvalue()
     assert "clean end, round 12, error 1e-03" in seen
     assert "1/3" in seen
@@ -456,7 +456,7 @@ def test_the_table_fits(columns: int, capsys: pytest.CaptureFixture[str], monkey
         work.Row("corrupt.png", "skipped", "cannot be read"),
     ]
     called: Callable[[int | None], str] = lambda label: "" if label is None else "T-shirt/top"  # noqa: E731
-    said.print_table(rows, called, classes=True)
+    console.print_table(rows, called, classes=True)
     printed = capsys.readouterr().out
     assert max(map(len, printed.splitlines())) <= columns
     for text in ("1.2e-03", "T-shirt/top ?", "skipped", *(("2.5e-04", "3.8e-04", "88") if columns == 80 else ())):

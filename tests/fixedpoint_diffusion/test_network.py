@@ -129,10 +129,10 @@ LABELS = {"class_labels": torch.tensor([0, 1])}
             lambda: NetworkDenoiser(Linear(), conditioning={"a": torch.zeros(2), "b": torch.zeros(3)}),
             r"one entry per row in every argument, got lengths \{'a': 2, 'b': 3\}",
         ),
-        (lambda: NetworkDenoiser(Linear(), guidance_scale=2.0), "guidance_scale = 2 wants conditioning"),
+        (lambda: NetworkDenoiser(Linear(), guidance_scale=2.0), "guidance_scale = 2 requires conditioning"),
         (
             lambda: NetworkDenoiser(Linear(), conditioning=LABELS, guidance_scale=2.0),
-            "wants unconditional values for class_labels, got none",
+            "requires unconditional values for class_labels, got none",
         ),
         (
             lambda: ddim_problem(NetworkDenoiser(Linear(), conditioning=LABELS), SCHEDULE, torch.zeros(3, 1, 2, 2)),

@@ -333,7 +333,7 @@ def test_solves_that_fail_are_told() -> None:
     [
         (lambda: OptimisedInversion(optimiser="sgd"), "optimiser must be one of 'adam', 'lbfgs'"),
         (lambda: OptimisedInversion(steps=0), "steps must be at least 1, got 0"),
-        (lambda: OptimisedInversion(redraw=True, optimiser="lbfgs"), "redraw wants adam: lbfgs compares losses"),
+        (lambda: OptimisedInversion(redraw=True, optimiser="lbfgs"), "redraw requires adam: lbfgs compares losses"),
         (lambda: Exact(solver=fixedpoint.Anderson()), "Exact: solver must be a solver of chains, got Anderson"),
         (lambda: Exact(adjoint_solver=fixedpoint.Picard()), "adjoint_solver must be a solver of chains, got Picard"),
         (lambda: Phantom(tau=0.0), "tau must be greater than 0.0, got 0.0"),
@@ -352,7 +352,7 @@ def test_solves_that_fail_are_told() -> None:
         ),
         (
             lambda: OptimisedInversion(redraw=True).begin(chained(), drawn(1)[0], drawn(1)[0]),
-            r"redraw=True wants a stochastic chain \(eta > 0\)",
+            r"redraw=True requires a stochastic chain \(eta > 0\)",
         ),
         (lambda: OneStep().find(without_signal(), drawn(1)[0], {}), "no coefficient for a first step"),
     ],

@@ -42,8 +42,8 @@ def looped(scheduler: Any, x: torch.Tensor) -> torch.Tensor:
     return x
 
 
-def ours(schedule: Any, x: torch.Tensor, **asked: Any) -> torch.Tensor:
-    found: torch.Tensor = fixedpoint.solve(ddim_problem(network, schedule, x, **asked), solver="serial").z[:, -1]
+def ours(schedule: Any, x: torch.Tensor, **arguments: Any) -> torch.Tensor:
+    found: torch.Tensor = fixedpoint.solve(ddim_problem(network, schedule, x, **arguments), solver="serial").z[:, -1]
     return found
 
 
@@ -52,7 +52,7 @@ BUILT = [
     for name in EVERY
     if name
     not in (
-        # want arguments, or libraries that are not installed
+        # require arguments, or libraries that are not installed
         *("AmusedScheduler", "CosineDPMSolverMultistepScheduler", "DPMSolverSDEScheduler"),
         *("RFD4ProteinaScheduler", "VQDiffusionScheduler"),
     )
@@ -66,7 +66,7 @@ def test_every_scheduler_is_its_own_loop_or_a_sentence(name: str) -> None:
         scheduler.set_timesteps(10)
         torch.testing.assert_close(ours(scheduler, start()), looped(scheduler, start()), rtol=1e-4, atol=1e-4)
         return
-    with pytest.raises(TypeError, match=f"wants a diffusers DDIMScheduler, got {name}") as caught:
+    with pytest.raises(TypeError, match=f"requires a diffusers DDIMScheduler, got {name}") as caught:
         ddim_problem(network, scheduler, start())
     if "from_config" in str(caught.value):
         assert "DDIMScheduler.from_config(scheduler.config)" in str(caught.value)
@@ -136,8 +136,8 @@ def test_what_is_asked_for_goes_before_what_was_set() -> None:
     scheduler = DDIMScheduler(clip_sample=False)
     scheduler.set_timesteps(10)
     plain = DDIMScheduler(clip_sample=False)
-    for asked in ({"num_inference_steps": 20}, {"timesteps": [900, 300, 20]}):
-        assert torch.equal(ours(scheduler, start(), **asked), ours(plain, start(), **asked))
+    for arguments in ({"num_inference_steps": 20}, {"timesteps": [900, 300, 20]}):
+        assert torch.equal(ours(scheduler, start(), **arguments), ours(plain, start(), **arguments))
     assert ddim_problem(network, plain, start()).length == 50
 
 

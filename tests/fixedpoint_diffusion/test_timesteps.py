@@ -152,9 +152,9 @@ def test_a_task_has_them_and_says_which_are_left_out() -> None:
         ({"num_inference_steps": True}, "num_inference_steps must be an integer, got True"),
     ],
 )
-def test_what_is_no_chain_is_a_sentence(asked: dict[str, Any], sentence: str) -> None:
+def test_what_is_no_chain_is_a_sentence(arguments: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
-        ddim_problem(lambda x, _: x, PLAIN, torch.zeros(1, 3), **asked)
+        ddim_problem(lambda x, _: x, PLAIN, torch.zeros(1, 3), **arguments)
 
 
 @pytest.mark.parametrize(

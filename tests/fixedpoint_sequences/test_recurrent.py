@@ -132,7 +132,7 @@ def test_the_recurrent_weights_have_the_radius_asked_for(cell: str, radius: floa
         (lambda: RecurrentChain(torch.tanh, draw(0, 2, 3)), r"shape \(B, N, features\), none empty, got \(2, 3\)"),
         (lambda: RecurrentChain(torch.tanh, torch.zeros(2, 0, 3)), r"none empty, got \(2, 0, 3\)"),
         (lambda: RecurrentChain(torch.tanh, torch.zeros(2, 3, 3, dtype=torch.int64)), "floating-point dtype, got"),
-        (lambda: recurrent_problem(torch.add, draw(0, 2, 3, 4)), "without a hidden_size wants x0 of shape"),
+        (lambda: recurrent_problem(torch.add, draw(0, 2, 3, 4)), "without a hidden_size requires x0 of shape"),
         (
             lambda: recurrent_problem(torch.add, draw(0, 2, 3, 4), draw(0, 3, 4)),
             r"x0 must have shape \(2, d\), torch.float64 on cpu to go with the inputs, got \(3, 4\)",

@@ -224,7 +224,7 @@ def test_states_of_any_shape() -> None:
 
 
 def test_no_iterations_give_the_start_back() -> None:
-    """What pure unrolling in torchdeq wants: f_max_iter=0 and a few steps of phantom gradient."""
+    """What pure unrolling in torchdeq requires: f_max_iter=0 and a few steps of phantom gradient."""
     shift = noise(2, 3).requires_grad_()
     deq = get_deq(f_solver="fixedpoint-anderson", f_max_iter=0, grad=2)
     (z,), info = deq(lambda z: 0.5 * z + shift, torch.zeros_like(shift))
@@ -291,7 +291,7 @@ def test_bad_values_are_refused(wrong: dict[str, Any], sentence: str) -> None:
 
 def test_what_is_no_step_solver_is_refused() -> None:
     for wrong in ("chain", "serial", "torchdeq-picard"):
-        with pytest.raises(TypeError, match="torchdeq wants a step solver"):
+        with pytest.raises(TypeError, match="torchdeq requires a step solver"):
             as_torchdeq_solver(wrong)
     with pytest.raises(TypeError, match="x0 must be a tensor, got list"):
         as_torchdeq_solver("picard")(torch.cos, [torch.zeros(2, 3)])  # type: ignore[arg-type]

@@ -169,7 +169,7 @@ def test_a_solver_that_does_not_provide_it_is_refused_before_the_solve(gradient:
     with pytest.raises(TypeError, match=r"needs of the solver \w+, which .* does not provide; .*broyden"):
         fp.solve(lambda z: called.append(1) or 0.5 * z + offset, START, solver=solver, gradient=gradient)
     f = lambda z: (called.append(1) or 0.5 * z[0] + offset, z[1])  # noqa: E731
-    with pytest.raises(TypeError, match="wants one set of weights per row"):
+    with pytest.raises(TypeError, match="requires one set of weights per row"):
         fp.solve(f, (START, START), solver=fp.Anderson(mixing="block"), gradient="shine")
     assert not called
 

@@ -101,7 +101,7 @@ def test_what_hides_from_torch_has_first_derivatives_and_no_second() -> None:
     (first,) = torch.autograd.grad(z.sum(), offset, retain_graph=True)
     plain = fp.solve(cell(weight, offset), START, rtol=1e-12, gradient=TIGHT).z
     assert torch.allclose(first, torch.autograd.grad(plain.sum(), offset)[0], rtol=1e-9)
-    with pytest.raises(RuntimeError, match="want to know all that f depends on"):
+    with pytest.raises(RuntimeError, match="need to know all that f depends on"):
         torch.autograd.grad(z.sum(), offset, create_graph=True)
 
 

@@ -206,10 +206,10 @@ def test_rows_that_were_cut_short_are_gone_on_with_and_lost_ones_begin_anew() ->
         (lambda: EquilibriumLayer(TanhCell(), corrections=(0,)), "increasing numbers of rounds, from 1, got"),
         (lambda: EquilibriumLayer(TanhCell(), on_failure="shout"), "must be 'warn', 'raise' or 'ignore', got 'shout'"),
         (lambda: EquilibriumLayer(TanhCell())(), "at least one input"),
-        (lambda: EquilibriumLayer(TanhCell())("x"), "wants a tensor among its inputs"),
+        (lambda: EquilibriumLayer(TanhCell())("x"), "requires a tensor among its inputs"),
         (lambda: EquilibriumLayer(TanhCell())(torch.arange(6)), "got torch.int64; say with state= what the state is"),
         (lambda: EquilibriumLayer(TanhCell())(X, samples=torch.arange(3)), "for a layer with a warm_start"),
-        (lambda: EquilibriumLayer(TanhCell(), warm_start=WarmStart(3, 6))(X), "wants samples=, the numbers"),
+        (lambda: EquilibriumLayer(TanhCell(), warm_start=WarmStart(3, 6))(X), "requires samples=, the numbers"),
         (
             lambda: EquilibriumLayer(TanhCell(), warm_start=WarmStart(3, 5))(X, samples=torch.arange(3)),
             "a state has 6 unknowns, and WarmStart room for 5",

@@ -146,7 +146,7 @@ def test_objects_that_hold_tensors_cannot_be_taken_and_need_not() -> None:
 
 
 def test_the_adjoint_equation_takes_no_rows_that_are_not_their_own() -> None:
-    """From the solution all rows are done at once; the adjoint solve is the first to want some of them alone."""
+    """From the solution all rows are done at once; the adjoint solve is the first to require some of them alone."""
 
     class Cell(nn.Module):
         def forward(self, z: torch.Tensor, x: torch.Tensor, memory: torch.Tensor) -> torch.Tensor:
@@ -267,7 +267,7 @@ def test_a_statement_that_says_nothing_is_refused(shared: Any, sentence: str) ->
 def test_joint_rows_are_for_layers_without_samples() -> None:
     from fixedpoint.layers import WarmStart
 
-    with pytest.raises(ValueError, match="wants independent rows"):
+    with pytest.raises(ValueError, match="requires independent rows"):
         layer(Attends(), rows="joint", warm_start=WarmStart(3, D))
     with pytest.raises(ValueError, match="rows must be 'independent' or 'joint', got 'both'"):
         layer(Attends(), rows="both")

@@ -107,7 +107,7 @@ REFUSED = [
     ),
     ("anderson", {"memroy": 3}, TypeError, r"Anderson: unknown option 'memroy'; did you mean .memory.\?"),
     ("anderson", {"memory": 0}, OptionError, "Anderson: memory must be at least 1, got 0"),
-    ({"memory": 3}, {}, TypeError, r"a solver wants a name, got \{'memory': 3\}"),
+    ({"memory": 3}, {}, TypeError, r"a solver requires a name, got \{'memory': 3\}"),
     ({"name": "chain", "accelerator": "andersen"}, {}, UnknownComponentError, "unknown solver 'andersen'"),
     ({"name": "chain", "accelerator": {"name": "picard", "x": 1}}, {}, TypeError, "Picard: unknown option 'x'"),
 ]

@@ -17,7 +17,7 @@ import pytest
 import fixedpoint as fp
 from fixedpoint.config import makers
 from fixedpoint.config.files import sealed
-from fixedpoint.config.makers import UNREADABLE, Maker, Makers, Part, changes
+from fixedpoint.config.makers import UNREADABLE, ComponentCode, Maker, Makers, changes
 from fixedpoint.config.record import read_record
 from fixedpoint.config.runfile import load
 from fixedpoint.registry import registry, sources
@@ -290,7 +290,7 @@ class TestChanges:
         class Uses(fp.Picard):
             uses = ("pytest",)
 
-        part = Part.of(fp.Damped(solver=Uses()), "solver damped", "fixedpoint-solvers", "")
+        part = ComponentCode.of(fp.Damped(solver=Uses()), "solver damped", "fixedpoint-solvers", "")
         found = Makers().of((part,))
         assert found["pytest"].version == pytest.__version__
         assert found["fixedpoint"].brings == ["solver damped"]
@@ -300,7 +300,7 @@ class TestChanges:
         sys.modules["notebook_without_a_file"] = type(sys)("notebook_without_a_file")
         try:
             exec("@dataclass(frozen=True)\nclass InACell(fp.Picard):\n    pass\n", cell)
-            found = Makers().of((Part.of(cell["InACell"](), "solver x", "", ""),))
+            found = Makers().of((ComponentCode.of(cell["InACell"](), "solver x", "", ""),))
         finally:
             del sys.modules["notebook_without_a_file"]
         assert found["this process"].code == UNREADABLE

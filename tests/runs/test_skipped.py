@@ -107,9 +107,13 @@ def test_it_is_known_before_anything_is_computed(tmp_path: Path, task: str, solv
 @pytest.mark.parametrize(
     ("task", "solver", "sentence"),
     [
-        ("laconic", "{name: chain, preconditioner: jacobian}", "preconditioner='jacobian' wants a chain with a method"),
-        ("laconic", "{name: chain, preconditioner: coefficient}", "wants a chain that knows its coefficients"),
-        ("laconic", "deq-ddim", "deq-ddim wants a chain that knows its coefficients"),
+        (
+            "laconic",
+            "{name: chain, preconditioner: jacobian}",
+            "preconditioner='jacobian' requires a chain with a method",
+        ),
+        ("laconic", "{name: chain, preconditioner: coefficient}", "requires a chain that knows its coefficients"),
+        ("laconic", "deq-ddim", "deq-ddim requires a chain that knows its coefficients"),
         (NETWORK, "{name: chain, start: {name: nested, steps: 2}}", "RecurrentChain has no coarser chains"),
         (NETWORK, "{name: chain, start: one-jump, window: 3}", "RecurrentChain does not know its states' jumps"),
         (NETWORK, "newton-krylov", "NewtonKrylov evaluates within its step and cannot accelerate a chain"),

@@ -132,7 +132,7 @@ def test_affine_maps_end_finitely_when_the_memory_covers_the_unknowns(size, norm
     spectrum = np.linspace(-0.7, 0.8, size)
     problem = affine_contraction(spectrum, rows=3, normal=normal, bound=0.9, seed=size)
     solution = solve(problem, solver=Anderson(memory=size + 3), rtol=1e-9)
-    # size differences want size + 1 evaluations; the next is at the solution, one more for the rounding before it
+    # size differences require size + 1 evaluations; the next is at the solution, one more for the rounding before it
     assert solution.converged.all()
     assert solution.counts.rounds <= size + 3
     assert torch.allclose(solution.z, problem.solution, rtol=1e-7, atol=1e-8)

@@ -129,7 +129,7 @@ def test_a_float_is_one_problem():
 def test_coupled_rows_are_solved_jointly():
     z0 = torch.zeros(4, 2, dtype=torch.float64)
 
-    def f(z):  # every row wants the mean of all
+    def f(z):  # every row requires the mean of all
         return 0.5 * z.mean(dim=0, keepdim=True) + torch.arange(8.0, dtype=torch.float64).reshape(4, 2)
 
     solution = solve(f, z0, rows="joint", rtol=1e-10)

@@ -176,7 +176,7 @@ def test_a_solver_that_raises_fails_with_what_it_raised():
 
 @dataclass(frozen=True)
 class ChainsOnly(fp.Serial):
-    """A stranger's solver that says by ``needs`` what it wants."""
+    """A stranger's solver that says by ``needs`` what it requires."""
 
     needs = frozenset({"chain"})
 

@@ -39,7 +39,7 @@ class ToyTask(SolveTask):
 
     def check(self) -> None:
         if self.colour and not self.pictures:
-            raise OptionError("ToyTask", "colour", "wants pictures: true")
+            raise OptionError("ToyTask", "colour", "requires pictures: true")
 
     def problem(self, seed: int) -> Problem:
         if self.error:

@@ -1,8 +1,8 @@
 r"""Gradient by a Neumann series whose tail is guessed.
 
-With ``J = df/dz`` at the fixed point and the cotangent ``g``, the implicit gradient wants ``u = (I - J^T)^{-1} g``, the
-sum of the series ``t_i = (J^T)^i g``. Its late terms are multiples of one vector, the dominant eigenvector, so that the
-last two tell the rest, a geometric series:
+With ``J = df/dz`` at the fixed point and the cotangent ``g``, the implicit gradient requires ``u = (I - J^T)^{-1} g``,
+the sum of the series ``t_i = (J^T)^i g``. Its late terms are multiples of one vector, the dominant eigenvector, so that
+the last two tell the rest, a geometric series:
 
     u = sum_{i <= k} t_i + mu / (1 - mu) t_k,      mu = (t_{k-1} . t_k) / (t_{k-1} . t_{k-1})
 

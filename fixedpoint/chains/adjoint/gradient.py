@@ -59,7 +59,7 @@ class ChainAdjoint(GradientEstimator):
         problem: object = f.problem
         if not isinstance(problem, ChainProblem) or problem.keep != "all":
             kept = f"{type(problem).__name__}" + (" with keep='last'" if isinstance(problem, ChainProblem) else "")
-            raise AbilityError(f"gradient {self!r} wants a chain all of whose states are kept, got {kept}")
+            raise AbilityError(f"gradient {self!r} requires a chain all of whose states are kept, got {kept}")
         report = AdjointReport()
         solution.extras["adjoint"] = report
         edge = _depends_on(problem)
@@ -84,7 +84,7 @@ def _depends_on(problem: ChainProblem) -> Edge:
     _, edge = recorded_steps(problem, problem.x0, torch.zeros_like(rows), rows, Ambient.of(problem.x0))
     if edge is None:
         raise RuntimeError(
-            "a chain's gradient wants to know all that its steps depend on; these hide it in operations that torch "
+            "a chain's gradient needs to know all that its steps depend on; these hide it in operations that torch "
             "cannot watch (an autograd.Function applied to what is not a leaf)"
         )
     return edge

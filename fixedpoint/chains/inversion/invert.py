@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fixedpoint.chains.chain import Chain
-from fixedpoint.chains.inversion.inverted import Inversion, InversionStatus
-from fixedpoint.chains.inversion.inverters import Inverter, JointInversion
+from fixedpoint.chains.inversion.methods import Inverter, JointInversion
+from fixedpoint.chains.inversion.result import Inversion, InversionStatus
 from fixedpoint.chains.inversion.workbench import Workbench
 from fixedpoint.chains.joint.solver import ChainSolver
 from fixedpoint.chains.problem import ChainProblem
@@ -105,7 +105,7 @@ def invert_chain(
     method.fill(work)
     back = _round_trip(work, told if on_round else None)
     off = (back - x_N).flatten(1).double().square().mean(dim=1).sqrt()
-    misfit = work.left.flatten(1).double().square().mean(dim=1).sqrt()
+    misfit = work.clean_end_defect.flatten(1).double().square().mean(dim=1).sqrt()
     return Inversion(
         states=work.states,
         reconstruction=back,

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fixedpoint.chains.chain import Chain
-from fixedpoint.chains.inversion.inverse import InverseProblem
+from fixedpoint.chains.inversion.problem import InverseProblem
 from fixedpoint.chains.slope.preconditioner import Coefficient, Gaussian, Identity
 from fixedpoint.core.counts import Counts
 from fixedpoint.core.evaluator import Evaluator
@@ -50,7 +50,7 @@ class Workbench:
         ``x_0 .. x_{N-1}``, shape ``(B, N, *event)``.
     residuals
         Shape ``(B, N)``, float64: rms of ``Phi_i(x_i) - x_{i+1}``.
-    left
+    clean_end_defect
         Shape ``(B, *event)``: the sum of ``Phi_i(x_i) - x_{i+1}`` over the clean end.
     counts
         What was spent.
@@ -67,7 +67,7 @@ class Workbench:
     clean: int
     states: Float[Tensor, "B N *event"] = field(init=False)
     residuals: Float[Tensor, "B N"] = field(init=False)
-    left: Float[Tensor, "B *event"] = field(init=False)
+    clean_end_defect: Float[Tensor, "B *event"] = field(init=False)
     counts: Counts = field(init=False)
     stages: dict[str, int] = field(default_factory=dict)
     joint: Solution | None = None
@@ -76,7 +76,7 @@ class Workbench:
         rows, length = len(self.end), self.chain.length
         self.states = self.end.new_empty(rows, length, *self.end.shape[1:])
         self.residuals = torch.zeros(rows, length, dtype=torch.float64, device=self.end.device)
-        self.left = torch.zeros_like(self.end)
+        self.clean_end_defect = torch.zeros_like(self.end)
         none = np.zeros(rows, dtype=np.int64)
         self.counts = Counts(rounds=0, calls=0, evaluations=none, computed=0, products=none.copy())
 
@@ -154,4 +154,4 @@ class Workbench:
     def _note(self, defects: Float[Tensor, "B n d"], steps: range) -> None:
         self.residuals[:, steps.start : steps.stop] = defects.double().square().mean(dim=2).sqrt()
         for place in range(max(steps.start, self.chain.length - self.clean), steps.stop):
-            self.left += defects[:, place - steps.start].view_as(self.left)
+            self.clean_end_defect += defects[:, place - steps.start].view_as(self.clean_end_defect)

@@ -1,8 +1,8 @@
 """Accelerators: what makes of the sweep of a window of a chain the states of the next round.
 
 A step solver accelerates the preconditioned map ``G(X) = X + M r`` of the window. One that keeps columns of earlier
-rounds must be able to move them with the window (``fixedpoint.core.solver.Slides``) where the window is shorter than
-the chain.
+rounds must be able to move them with the window (``fixedpoint.core.loop.SupportsWindow``) where the window is shorter
+than the chain.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from torch import Tensor
 from fixedpoint.chains.slope.linear import Band, Derivatives, LinearPart
 from fixedpoint.core.evaluator import Evaluated, Evaluator
 from fixedpoint.core.layout import Layout
-from fixedpoint.core.loop import Slides, StepSolver
+from fixedpoint.core.loop import StepSolver, SupportsWindow
 from fixedpoint.core.problem import AbilityError, Problem
 from fixedpoint.core.shift import Shift
 
-__all__ = ["Accelerator", "StepAccelerator", "Window", "slides"]
+__all__ = ["Accelerator", "StepAccelerator", "Window", "supports_window"]
 
 S = TypeVar("S")
 
@@ -42,7 +42,7 @@ class Window:
         Shape ``(B, p, d)``: what they lead to; anything where a step is not known.
     known
         Shape ``(B, p)``: the states that may change, and whose step is known and finite.
-    left
+    carried_change
         Shape ``(B, 1, d)``: what the final states before them would still have changed.
     begins
         Shape ``(B, p)``: the first state of a row that may change.
@@ -60,7 +60,7 @@ class Window:
     states: Float[Tensor, "B p d"]
     outcomes: Float[Tensor, "B p d"]
     known: Bool[Tensor, "B p"]
-    left: Float[Tensor, "B 1 d"]
+    carried_change: Float[Tensor, "B 1 d"]
     begins: Bool[Tensor, "B p"]
     first: Int[Tensor, " B"] | None
     fresh: Bool[Tensor, "B p"] | None
@@ -81,12 +81,12 @@ class Window:
     def defects(self) -> Float[Tensor, "B p d"]:
         """``values - states``, with what is left of the final states in the first one."""
         defects = torch.where(self.known.unsqueeze(2), self.outcomes - self.states, 0.0)
-        return torch.where(self.begins.unsqueeze(2), defects + self.left, defects)
+        return torch.where(self.begins.unsqueeze(2), defects + self.carried_change, defects)
 
     @cached_property
     def swept(self) -> Float[Tensor, "B p d"]:
         """``M r``: the change of every state."""
-        if isinstance(self.linear, LinearPart) and self.linear.hands_on:
+        if isinstance(self.linear, LinearPart) and self.linear.is_identity:
             change = self.implied.to(self.states.dtype)
         elif self.first is None or isinstance(self.linear, Derivatives):
             change = self.linear.sweep(self.defects)
@@ -121,9 +121,9 @@ class Accelerator(ABC, Generic[S]):
         """Follow the window."""
 
 
-def slides(solver: object) -> bool:
+def supports_window(solver: object) -> bool:
     """Whether an accelerator can follow a window."""
-    return isinstance(solver, (Slides, Accelerator))
+    return isinstance(solver, (SupportsWindow, Accelerator))
 
 
 class StepAccelerator(Accelerator[Any]):
@@ -147,7 +147,7 @@ class StepAccelerator(Accelerator[Any]):
     def propose(self, window: Window, state: Any) -> tuple[Float[Tensor, "B p d"], Any]:
         at = _point(window)
         if window.fresh is not None:
-            assert isinstance(self.solver, Slides)  # checked at the start
+            assert isinstance(self.solver, SupportsWindow)  # checked at the start
             state = self.solver.renew(state, at, window.fresh)
         proposal, state = self.solver.step(self.f, at, state)
         assert isinstance(proposal, Tensor)  # nobody can evaluate here
@@ -157,7 +157,7 @@ class StepAccelerator(Accelerator[Any]):
         return self.solver.reset(state, rows)
 
     def slide(self, state: Any, shift: Shift) -> Any:
-        assert isinstance(self.solver, Slides)  # checked at the start
+        assert isinstance(self.solver, SupportsWindow)  # checked at the start
         return self.solver.slide(self.f, state, shift)
 
 

@@ -10,7 +10,7 @@ defects along the window, and from the change ``delta_i`` that they imply at eve
 - Other states that would hardly change are *quiet*: they are left where they are, and their steps, evaluated there,
   need no evaluation. Nothing is lost: their defects remain, are swept on with the others', and move the state once
   they add up.
-- All others move to where the accelerator wants them.
+- All others move to where the accelerator expects them.
 
 Every defect is thus that of the states as they are, never of states moved since, and what is returned needs no
 verification. The error of a row is the largest change implied anywhere, at final states as they were left.
@@ -34,9 +34,9 @@ from torch import Tensor
 
 from fixedpoint.chains.joint.accelerator import Accelerator, Window
 from fixedpoint.chains.joint.buffers import Buffers, Trail
+from fixedpoint.chains.joint.incoming import IncomingStates
+from fixedpoint.chains.joint.inspection import HostMask, RoundInspector, RoundReport, moved
 from fixedpoint.chains.joint.rows import Rows
-from fixedpoint.chains.joint.seen import Examiner, HostMask, Seen, moved
-from fixedpoint.chains.joint.tails import Tails
 from fixedpoint.chains.measure import finite_states
 from fixedpoint.chains.problem import ChainProblem
 from fixedpoint.chains.slope.linear import Band, LinearPart
@@ -72,7 +72,7 @@ class Engine:
     accelerator
         What proposes.
     linear
-        The linear part where it is known beforehand; else ``whole`` says which derivatives make it.
+        The linear part where it is known beforehand; else ``full_jacobian`` says which derivatives make it.
     extended
         Whether states that come into the window start from the jump of the last step before them.
     """
@@ -88,7 +88,7 @@ class Engine:
         slack: float,
         accelerator: Accelerator[Any],
         linear: LinearPart | Band | None,
-        whole: bool = False,
+        full_jacobian: bool = False,
         extended: bool = False,
     ) -> None:
         self.f = f
@@ -99,44 +99,44 @@ class Engine:
         self.length = problem.length
         self.rows = Rows(exact, problem.length, f.counts.rounds)
         guess = states if states.shape[1] == self.length > width else None
-        self.tails = Tails(problem, guess, extended)
-        self.slopes = Slopes(f, problem, linear, whole=whole, width=width)
+        self.incoming = IncomingStates(problem, guess, extended)
+        self.slopes = Slopes(f, problem, linear, full_jacobian=full_jacobian, width=width)
         self.trail = self._trail(states) if width < self.length and problem.keep == "all" else None
         self.buffers = self._opened(states, exact)
 
     def run(self, termination: Termination, limit: int, on_round: Callable[[Progress], None] | None) -> Point:
         """Rounds until no row is running; what became of the rows is in :attr:`rows`."""
         rows = self.rows
-        examiner = Examiner(termination, self.buffers.values.dtype, self.slack)
+        inspector = RoundInspector(termination, self.buffers.values.dtype, self.slack)
         state: Any = None
         fresh: HostMask | None = None
         self._evaluate(self._after(rows.exact))
         while True:
-            seen, at = examiner.examine(self.buffers, rows.exact, rows.left)
+            report, at = inspector.inspect(self.buffers, rows.exact, rows.final_error)
             self.f.remember(at)
-            rows.settle(seen, at, self.buffers, self.f.counts.rounds, over=self.f.counts.rounds >= limit)
+            rows.settle(report, at, self.buffers, self.f.counts.rounds, over=self.f.counts.rounds >= limit)
             del at
             self.f.narrow(rows.running)
             if on_round is not None:
                 on_round(rows.progress(self.f.counts.evaluations, self.buffers.values[:, -1]))
             if not rows.running.any():
                 break
-            by, final_to = self._advanced(seen)
-            left = self._left(seen.changes, final_to)
+            by, final_to = self._advanced(report)
+            carried = self._carried_change(report.changes, final_to)
             if by.any():
                 shift = Shift(self.buffers.place(by), self.width)
-                seen = seen.slid(shift, by)
+                report = report.slid(shift, by)
                 state = None if state is None else self.accelerator.slide(state, shift)
                 fresh = None if fresh is None else moved(fresh, by)
                 self._slide(shift, by)
-            window = self._window(seen, left, fresh, final_to, by)
+            window = self._window(report, carried, fresh, final_to, by)
             state = self.accelerator.init(window) if state is None else state
             proposal, state = self.accelerator.propose(window, state)
             sound = finite_states(proposal).all(dim=1)
             state = self.accelerator.reset(state, ~sound)
             fresh = self._entered(by) if by.any() else None
-            wanted = self._move(window, proposal, sound, seen, final_to, by)
-            del window, proposal, seen, left
+            wanted = self._move(window, proposal, sound, report, final_to, by)
+            del window, proposal, report, carried
             self._evaluate(wanted)
         return self._answer()
 
@@ -175,19 +175,19 @@ class Engine:
             values = self.f.pairs(self.problem, x, index, row, same_round=first > 0)
             self.buffers.put(values.flatten(1), row, slot)
 
-    def _advanced(self, seen: Seen) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    def _advanced(self, report: RoundReport) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """By how much each row's window slides, and up to which state it is final before the next plain step."""
         later = self._after(self.rows.exact)
-        passed = np.logical_and.accumulate(seen.quiet | ~later, axis=1)
+        passed = np.logical_and.accumulate(report.quiet | ~later, axis=1)
         rows = self.rows
         reached = np.maximum(rows.exact, self.buffers.offset + passed.sum(axis=1))
         final_to = np.where(rows.running, reached, rows.exact)
         newly = passed & later & rows.running[:, None]
-        rows.left = np.maximum(rows.left, np.where(newly, seen.errors, 0.0).max(axis=1))
+        rows.final_error = np.maximum(rows.final_error, np.where(newly, report.errors, 0.0).max(axis=1))
         offset = np.where(self.rows.running, np.minimum(final_to, self.length - self.width), self.buffers.offset)
         return offset - self.buffers.offset, final_to
 
-    def _left(self, changes: Float[Tensor, "B p d"], final_to: NDArray[np.int64]) -> Float[Tensor, "B 1 d"]:
+    def _carried_change(self, changes: Float[Tensor, "B p d"], final_to: NDArray[np.int64]) -> Float[Tensor, "B 1 d"]:
         """What the last final state would still have changed."""
         slot = final_to - self.buffers.offset - 1
         found = changes.flatten(0, 1)[self.buffers.place(np.arange(len(final_to)) * self.width + np.maximum(slot, 0))]
@@ -202,8 +202,8 @@ class Engine:
 
     def _window(
         self,
-        seen: Seen,
-        left: Float[Tensor, "B 1 d"],
+        report: RoundReport,
+        carried: Float[Tensor, "B 1 d"],
         fresh: HostMask | None,
         final_to: NDArray[np.int64],
         by: NDArray[np.int64],
@@ -214,13 +214,13 @@ class Engine:
             base=self.buffers.base,
             states=self.buffers.states,
             outcomes=self.buffers.values,
-            known=self.buffers.mask(later & ~self._entered(by) & seen.sound),
-            left=left,
+            known=self.buffers.mask(later & ~self._entered(by) & report.sound),
+            carried_change=carried,
             begins=self.buffers.mask(later & (self.buffers.numbers == final_to[:, None])),
             first=self.buffers.place(self.buffers.offset) if self.width < self.length else None,
             fresh=None if fresh is None else self.buffers.mask(fresh),
             linear=self.slopes.at(self.buffers, self.rows.running, self._after(self.rows.exact)),
-            implied=seen.changes,
+            implied=report.changes,
         )
 
     def _move(
@@ -228,7 +228,7 @@ class Engine:
         window: Window,
         proposal: Float[Tensor, "B p d"],
         sound: Bool[Tensor, " B"],
-        seen: Seen,
+        report: RoundReport,
         final_to: NDArray[np.int64],
         by: NDArray[np.int64],
     ) -> HostMask:
@@ -240,20 +240,20 @@ class Engine:
         running = self.rows.running[:, None]
         later, entered = self._after(final_to) & running, self._entered(by) & running
         first = later & (self.buffers.numbers == final_to[:, None]) & ~entered
-        plain, moves = first & seen.done, later & ~seen.quiet & ~entered & ~first
+        plain, moves = first & report.done, later & ~report.quiet & ~entered & ~first
         states = _chosen(proposal, ~sound.view(-1, 1, 1), window.mapped)
         for other in (window.outcomes, window.states):
             states = _chosen(states, ~finite_states(states).unsqueeze(2), other)
         states = _chosen(states, self.buffers.mask(~moves).unsqueeze(2), window.states)
         rows, slots = np.nonzero(plain)
         places = self.buffers.place(rows * self.width + slots)
-        taken = window.outcomes.flatten(0, 1)[places] + window.left.squeeze(1)[self.buffers.place(rows)]
+        taken = window.outcomes.flatten(0, 1)[places] + window.carried_change.squeeze(1)[self.buffers.place(rows)]
         states = states.flatten(0, 1).index_copy(0, places, taken) if torch.is_grad_enabled() else states
         if not torch.is_grad_enabled():
             states.view(-1, states.shape[2]).index_copy_(0, places, taken)
         states = states.view(window.states.shape)
         if by.any():
-            states = self.tails.fill(self.buffers, states, entered)
+            states = self.incoming.fill(self.buffers, states, entered)
         self.buffers.states = states
         self.rows.exact = np.where(self.rows.running, final_to + plain.any(axis=1), self.rows.exact)
         changed = moves | plain | entered

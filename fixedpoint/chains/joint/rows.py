@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fixedpoint.chains.joint.buffers import Buffers
-from fixedpoint.chains.joint.seen import Seen
+from fixedpoint.chains.joint.inspection import RoundReport
 from fixedpoint.chains.step_errors import StepErrors
 from fixedpoint.core.evaluator import Evaluated
 from fixedpoint.core.point import Point
@@ -35,7 +35,7 @@ class Rows:
     def __init__(self, exact: NDArray[np.int64], length: int, begun: int) -> None:
         self.exact = exact
         self.length = length
-        self.left = np.zeros(len(exact))
+        self.final_error = np.zeros(len(exact))
         """Shape ``(B,)``: the largest relative change that was left undone at final states."""
         self.running = np.ones(len(exact), dtype=np.bool_)
         self.rounds = np.zeros(len(exact), dtype=np.int64)
@@ -60,16 +60,16 @@ class Rows:
         """Say which rows take steps in a round."""
         self._latest[rows] = round
 
-    def settle(self, seen: Seen, at: Evaluated, buffers: Buffers, round: int, *, over: bool) -> None:
+    def settle(self, report: RoundReport, at: Evaluated, buffers: Buffers, round: int, *, over: bool) -> None:
         """Judge the rows that run, after so many rounds; with ``over`` none goes on."""
-        codes = seen.status.copy()
+        codes = report.status.copy()
         codes[(codes == Status.CONVERGED) & self._short(buffers)] = Status.RUNNING
         codes[(codes == Status.RUNNING) & (over | (self.exact == self.length))] = Status.MAX_ROUNDS
         self.rounds[self.running] = self._latest[self.running]
         self._codes[self.running] = codes[self.running]
         self._keep(at, buffers)
         with np.errstate(over="ignore"):
-            self._errors.append(np.where(self.running[:, None], seen.errors, np.nan).astype(np.float32))
+            self._errors.append(np.where(self.running[:, None], report.errors, np.nan).astype(np.float32))
         self._offsets.append(buffers.offset)
         self._numbers.append(round)
         self.running = self._codes == Status.RUNNING

@@ -37,7 +37,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fixedpoint.chains.coarse import HasExtension, HasJumps
-from fixedpoint.chains.joint.accelerator import Accelerator, StepAccelerator, slides
+from fixedpoint.chains.joint.accelerator import Accelerator, StepAccelerator, supports_window
 from fixedpoint.chains.joint.engine import Engine
 from fixedpoint.chains.joint.start import ConstantStart, NestedStart, OneJumpStart
 from fixedpoint.chains.problem import ChainProblem, chain_of
@@ -120,9 +120,9 @@ class ChainSolver(Solver):
                 f"must not be block-secant with preconditioner {self.preconditioner.variant!r}: it corrects the known "
                 "slopes of the steps, one number each",
             )
-        if self.window is not None and not slides(self.accelerator):
+        if self.window is not None and not supports_window(self.accelerator):
             kind = type(self.accelerator).__name__
-            raise OptionError(name, "window", f"wants the accelerator anderson, picard or block-secant, not {kind}")
+            raise OptionError(name, "window", f"requires the accelerator anderson, picard or block-secant, not {kind}")
 
     @property
     def known_faults(self) -> Mapping[str, str]:
@@ -156,7 +156,7 @@ class ChainSolver(Solver):
             slack=self.slack,
             accelerator=accelerator,
             linear=linear,
-            whole=self.preconditioner.whole,
+            full_jacobian=self.preconditioner.full_jacobian,
             extended=isinstance(self.start, OneJumpStart) and isinstance(problem.chain, HasExtension),
         )
         answer, rows = engine.run(termination, f.limit, on_round), engine.rows

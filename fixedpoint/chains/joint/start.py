@@ -22,14 +22,14 @@ from fixedpoint.core.solver import Solver
 from fixedpoint.core.termination import Termination
 from fixedpoint.solvers.picard import Picard
 
-__all__ = ["Begun", "ConstantStart", "NestedStart", "OneJumpStart", "Start"]
+__all__ = ["ConstantStart", "InitialTrajectory", "NestedStart", "OneJumpStart", "Start"]
 
 
 # The solver that a chain is solved by, for one that may know nothing of chains.
 Adapt = Callable[[ChainProblem, Solver], Solver]
 
 
-class Begun(NamedTuple):
+class InitialTrajectory(NamedTuple):
     """A trajectory to start from.
 
     Attributes
@@ -54,7 +54,7 @@ class Start(Options, ABC):
     """What it needs of a chain whatever its length (``fixedpoint.chains.capabilities.CHAIN_ABILITIES``)."""
 
     @abstractmethod
-    def trajectory(self, problem: ChainProblem, adapt: Adapt, most: int = sys.maxsize) -> Begun:
+    def trajectory(self, problem: ChainProblem, adapt: Adapt, most: int = sys.maxsize) -> InitialTrajectory:
         """All states of the chain.
 
         Parameters
@@ -79,8 +79,8 @@ class ConstantStart(Start):
 
     variant = "constant"
 
-    def trajectory(self, problem: ChainProblem, adapt: Adapt, most: int = sys.maxsize) -> Begun:
-        return Begun(problem.initial(), _spent(problem))
+    def trajectory(self, problem: ChainProblem, adapt: Adapt, most: int = sys.maxsize) -> InitialTrajectory:
+        return InitialTrajectory(problem.initial(), _spent(problem))
 
 
 @dataclass(frozen=True)
@@ -93,11 +93,13 @@ class OneJumpStart(Start):
     variant = "one-jump"
     needs = frozenset({"jumps"})
 
-    def trajectory(self, problem: ChainProblem, adapt: Adapt, most: int = sys.maxsize) -> Begun:
+    def trajectory(self, problem: ChainProblem, adapt: Adapt, most: int = sys.maxsize) -> InitialTrajectory:
         if most < 1:
-            return Begun(problem.initial(), _spent(problem))
+            return InitialTrajectory(problem.initial(), _spent(problem))
         rows = len(problem.x0)
-        return Begun(problem.jumps(), _spent(problem, rounds=1, calls=problem.calls(rows), evaluations=1), exact=1)
+        return InitialTrajectory(
+            problem.jumps(), _spent(problem, rounds=1, calls=problem.calls(rows), evaluations=1), exact=1
+        )
 
 
 @dataclass(frozen=True)
@@ -136,7 +138,7 @@ class NestedStart(Start):
         """Numbers of steps, coarsest first."""
         return (self.steps,) if isinstance(self.steps, int) else self.steps
 
-    def trajectory(self, problem: ChainProblem, adapt: Adapt, most: int = sys.maxsize) -> Begun:
+    def trajectory(self, problem: ChainProblem, adapt: Adapt, most: int = sys.maxsize) -> InitialTrajectory:
         states, spent, exact = self.begin.trajectory(problem, adapt, most)
         length = problem.length
         for count in (level for level in self.levels if level < length and spent.rounds < most):
@@ -151,7 +153,7 @@ class NestedStart(Start):
             spent.add(found.counts)
         steps = range(exact, min(spent.rounds, length))
         spent.add(_spent(problem, calls=len(steps) * problem.calls(len(problem.x0)), evaluations=len(steps)))
-        return Begun(_advanced(problem, states, steps), spent, exact=steps.stop)
+        return InitialTrajectory(_advanced(problem, states, steps), spent, exact=steps.stop)
 
 
 def _advanced(problem: ChainProblem, states: Float[Tensor, "B D"], steps: range) -> Float[Tensor, "B D"]:

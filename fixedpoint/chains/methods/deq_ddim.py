@@ -63,7 +63,7 @@ class DEQDDIM(StepSolver[DEQDDIMState]):
         problem = chain_of(f.problem, "deq-ddim")
         if problem.coefficients() is None:
             lacks = undeclared(problem.chain, HasCoefficients, "has none")
-            raise AbilityError(f"deq-ddim wants a chain that knows its coefficients, and this one {lacks}")
+            raise AbilityError(f"deq-ddim requires a chain that knows its coefficients, and this one {lacks}")
         return f(z0.clone())
 
     def init(self, f: Evaluator, at: Evaluated) -> DEQDDIMState:

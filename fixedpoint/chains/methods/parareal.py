@@ -68,7 +68,7 @@ class Parareal(Solver):
     ) -> Solution:
         sweeps = _Sweeps(f, chain_of(f.problem, "parareal"), self)
         limit = termination.max_rounds or np.inf
-        judge = Judge(termination, z0.dtype, lasting=True)
+        judge = Judge(termination, z0.dtype, has_fixed_length=True)
         final = np.full(len(z0), Status.RUNNING, dtype=np.int8)
         rounds = np.zeros(len(z0), dtype=np.int64)
         answer: Evaluated | None = None

@@ -23,7 +23,7 @@ from fixedpoint.core.status import Status
 from fixedpoint.core.termination import Termination
 from fixedpoint.core.transfer import to_device
 
-__all__ = ["Serial", "Walked", "walk"]
+__all__ = ["Serial", "SerialState", "iterate_steps"]
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Serial(Solver):
     ) -> Solution:
         problem = chain_of(f.problem, "the serial solver")
         states: list[Tensor] = []
-        for at in walk(f, problem, problem.x0, np.zeros(len(problem.x0), dtype=np.int64)):
+        for at in iterate_steps(f, problem, problem.x0, np.zeros(len(problem.x0), dtype=np.int64)):
             if problem.keep == "last":
                 states.clear()
             states.append(at.x)
@@ -60,7 +60,7 @@ class Serial(Solver):
         return solution_at(lost, status, rounds, f, self)
 
 
-class Walked(NamedTuple):
+class SerialState(NamedTuple):
     """What is reached by a step.
 
     Attributes
@@ -81,9 +81,9 @@ class Walked(NamedTuple):
     sound: Bool[Tensor, " B"]
 
 
-def walk(
+def iterate_steps(
     f: Evaluator, problem: ChainProblem, x: Float[Tensor, "B *event"], first: NDArray[np.int64]
-) -> Iterator[Walked]:
+) -> Iterator[SerialState]:
     """Take the steps of a chain one after another, a round each.
 
     Parameters
@@ -108,7 +108,7 @@ def walk(
         taken = torch.where(good.view(-1, *[1] * (x.ndim - 1)), value, before)
         x = taken if place is None else x.index_copy(0, place, taken)
         sound = good if place is None else sound.index_copy(0, place, good)
-        yield Walked(step, rows, x, sound)
+        yield SerialState(step, rows, x, sound)
 
 
 def _lost(z: Tensor, scale: Tensor, sound: Tensor) -> Evaluated:

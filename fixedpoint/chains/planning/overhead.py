@@ -20,7 +20,7 @@ from fixedpoint.core.evaluator import Evaluator
 from fixedpoint.core.termination import Termination
 from fixedpoint.solvers.anderson import Anderson
 
-__all__ = ["seconds_beside"]
+__all__ = ["round_overhead_seconds"]
 
 _LENGTH, _WINDOW, _ROUNDS, _SOLVES = 16, 8, 4, 3
 
@@ -37,7 +37,7 @@ class _Halving(Chain):
         return 0.5 * x
 
 
-def seconds_beside(x0: Float[Tensor, "B *event"]) -> float:
+def round_overhead_seconds(x0: Float[Tensor, "B *event"]) -> float:
     """Seconds a round takes in a narrow window of states like these, whose steps cost next to nothing.
 
     Measured once for a shape, dtype and device.

@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fixedpoint.chains.joint.solver import ChainSolver, joint
-from fixedpoint.chains.methods.serial import Serial, walk
+from fixedpoint.chains.methods.serial import Serial, iterate_steps
 from fixedpoint.chains.planning.costs import measured_costs
-from fixedpoint.chains.planning.overhead import seconds_beside
+from fixedpoint.chains.planning.overhead import round_overhead_seconds
 from fixedpoint.chains.planning.plan import Plan, plan, step_by_step
 from fixedpoint.chains.problem import ChainProblem, chain_of
 from fixedpoint.core.evaluator import Evaluator
@@ -76,7 +76,7 @@ class PlannedChainSolver(Solver):
             return joint(problem).solve(f, z0, termination, on_round)
         planned = self.plan(f, problem, termination)
         _log.info("%s", planned)
-        return replace(_carried_out(planned, f, problem, z0, termination, on_round), solver=self)
+        return replace(_run_plan(planned, f, problem, z0, termination, on_round), solver=self)
 
     def plan(self, f: Evaluator, problem: ChainProblem, termination: Termination) -> Plan:
         """How the chain is to be solved; measures what has not been measured yet."""
@@ -97,12 +97,12 @@ class PlannedChainSolver(Solver):
             rtol=termination.rtol,
             eps=torch.finfo(problem.x0.dtype).eps,
             slack=ChainSolver().slack,
-            overhead=seconds_beside(problem.x0),
+            overhead=round_overhead_seconds(problem.x0),
             widest=max(int(self.history_limit * 2**30 / (_BUFFERS * states)), 1),
         )
 
 
-def _carried_out(
+def _run_plan(
     planned: Plan,
     f: Evaluator,
     problem: ChainProblem,
@@ -142,7 +142,7 @@ def _finished(
     place, state = (to_device(part, x.device) for part in (begun, first[begun] - 1))
     x[place] = held[place, state]
     sound = torch.ones(len(x), dtype=torch.bool, device=x.device)
-    for at in walk(f, problem, x.view_as(problem.x0), first):
+    for at in iterate_steps(f, problem, x.view_as(problem.x0), first):
         place, last, sound = to_device(at.rows, x.device), at.x.flatten(1), at.sound
         held[place, at.step if known else 0] = last[place]
         if on_round is not None:

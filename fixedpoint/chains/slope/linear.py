@@ -79,7 +79,7 @@ class LinearPart:
         """
         if self._kinds <= {0.0}:
             return defects
-        if self.hands_on:
+        if self.is_identity:
             return defects.cumsum(dim=1)
         steps = self._steps(defects.shape[1], first)
         if self._divides(defects.dtype):
@@ -89,7 +89,7 @@ class LinearPart:
         return _sound(linear_recurrence(slopes, defects), defects)
 
     @property
-    def hands_on(self) -> bool:
+    def is_identity(self) -> bool:
         """Whether it hands every defect on unchanged: the identity's linear part."""
         return self._kinds == {1.0}
 

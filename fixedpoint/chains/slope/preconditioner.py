@@ -53,8 +53,8 @@ class Preconditioner(Options, ABC):
     scalar: ClassVar[bool] = True
     """Whether its linear part is one known slope a step."""
 
-    whole: ClassVar[bool] = False
-    """Whether it wants whole Jacobians, where it is made of derivatives."""
+    full_jacobian: ClassVar[bool] = False
+    """Whether it requires whole Jacobians, where it is made of derivatives."""
 
     needs: ClassVar[frozenset[str]] = frozenset()
     """What it needs of the chain (``fixedpoint.chains.capabilities.CHAIN_ABILITIES``)."""
@@ -128,8 +128,8 @@ class Coefficient(Preconditioner):
         if slopes is None:
             lacks = undeclared(problem.chain, HasCoefficients, "has none")
             raise AbilityError(
-                f"preconditioner='coefficient' wants a chain that knows its coefficients, and this one {lacks}; take "
-                "'identity' or 'zero'"
+                f"preconditioner='coefficient' requires a chain that knows its coefficients, and this one {lacks}; "
+                "take 'identity' or 'zero'"
             )
         return _known("coefficients", slopes, problem, like)
 
@@ -175,7 +175,7 @@ class Jacobian(Preconditioner):
     variant = "jacobian"
     needs = frozenset({"jacobians"})
     scalar = False
-    whole = True
+    full_jacobian = True
 
     def linear_part(self, problem: ChainProblem, like: Tensor) -> None:
         return None

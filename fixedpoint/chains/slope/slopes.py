@@ -29,17 +29,17 @@ class Slopes:
         The chain.
     known
         The linear part, where it is known beforehand.
-    whole
+    full_jacobian
         Else, whether whole Jacobians are wanted, or diagonals.
     """
 
     def __init__(
-        self, f: Evaluator, problem: ChainProblem, known: LinearPart | Band | None, *, whole: bool, width: int
+        self, f: Evaluator, problem: ChainProblem, known: LinearPart | Band | None, *, full_jacobian: bool, width: int
     ) -> None:
         self.f = f
         self.problem = problem
         self.known = known
-        self.whole = whole
+        self.full_jacobian = full_jacobian
         self._stale = np.zeros((len(problem.x0), width), dtype=np.bool_)
         self._derivatives: Tensor | None = None
 
@@ -80,7 +80,7 @@ class Slopes:
         with torch.no_grad():
             x = buffers.before(rows, slots).detach().view(-1, *self.problem.x0.shape[1:])
             index = buffers.place(buffers.offset[rows] + slots)
-            found = self.f.derivatives(self.problem, x, index, rows, whole=self.whole)
+            found = self.f.derivatives(self.problem, x, index, rows, full_jacobian=self.full_jacobian)
         if self._derivatives is None:
             self._derivatives = found.new_zeros(self._stale.size, *found.shape[1:])
         self._derivatives.index_copy_(0, buffers.place(rows * buffers.width + slots), found)

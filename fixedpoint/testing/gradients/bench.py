@@ -32,7 +32,7 @@ class GradientBench:
         The gradient estimator that is checked.
     solver
         Finds the solutions; by default Anderson acceleration with a short memory, which provides all that the library's
-        estimators want.
+        estimators require.
     """
 
     has_equation = True
@@ -44,7 +44,7 @@ class GradientBench:
 
     @property
     def others(self) -> tuple[Solver, ...]:
-        """Further solvers that provide what the estimator wants."""
+        """Further solvers that provide what the estimator requires."""
         candidates: tuple[Solver, ...] = (Picard(), Anderson(memory=5))
         return tuple(solver for solver in candidates if self.estimator.needs <= solver.provides)
 

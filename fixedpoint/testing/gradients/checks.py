@@ -216,7 +216,7 @@ def second_derivatives(bench: GradientBench) -> str:
 
 @check("constants")
 def constants(bench: GradientBench) -> str:
-    """Where nothing that the function depends on wants a gradient, or gradients are off, neither does the solution."""
+    """Without gradients, or where nothing that the function depends on requires one, neither does the solution."""
     problem = bench.cell()
     constant = bench.solve(problem.__call__, problem.start)
     require(not constant.state.requires_grad, "the solution of a function of constants requires a gradient")

@@ -1,4 +1,4 @@
-"""Image files as a model wants them: which there are, and one after another as tensors."""
+"""Image files as a model expects them: which there are, and one after another as tensors."""
 
 from __future__ import annotations
 

@@ -92,10 +92,10 @@ def invert(
       2    a mistake on the command line, or no image
       130  interrupted; what is done is written
     """
-    from fixedpoint_diffusion.command.asked import Asked, job_of
-    from fixedpoint_diffusion.command.carry_out import carry_out
+    from fixedpoint_diffusion.command.arguments import Arguments, job_of
+    from fixedpoint_diffusion.command.run import run
 
-    asked = Asked(
+    arguments = Arguments(
         images=tuple(images),
         model=model,
         classes=tuple(part.strip() for text in label or () for part in text.split(",")),
@@ -114,4 +114,4 @@ def invert(
         batch=batch,
         device=device,
     )
-    return carry_out(job_of(asked, quiet), output, quiet, as_json)
+    return run(job_of(arguments, quiet), output, quiet, as_json)

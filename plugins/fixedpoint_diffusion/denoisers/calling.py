@@ -56,8 +56,8 @@ def network_call(network: torch.nn.Module, names: Iterable[str]) -> NetworkCall:
     Raises
     ------
     ValueError
-        Where it wants an argument that is not among them, has none of such a name, or does not say which argument the
-        timestep is.
+        Where it requires an argument that is not among them, has none of such a name, or does not say which argument
+        the timestep is.
     """
     names = tuple(names)
     inner, parameters = _signature(network)

@@ -72,7 +72,7 @@ def expanded(values: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, 
     """
     ours, theirs = dict(_leaves(values)), dict(_leaves(wanted))
     if set(ours) != set(theirs):
-        raise ValueError(f"wants unconditional values for {', '.join(theirs)}, got {', '.join(ours) or 'none'}")
+        raise ValueError(f"requires unconditional values for {', '.join(theirs)}, got {', '.join(ours) or 'none'}")
     for path, value in ours.items():
         if (value is None) != (theirs[path] is None) or (
             value is not None and tuple(value.shape) not in (theirs[path].shape, (1, *theirs[path].shape[1:]))

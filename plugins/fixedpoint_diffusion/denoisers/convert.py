@@ -36,15 +36,15 @@ def as_denoiser(model: Denoiser | torch.nn.Module | Callable[[Tensor, Tensor], A
     model
         A :class:`Denoiser`, returned as it is; a network, as ``diffusers`` calls them (an unconditional
         :class:`~fixedpoint_diffusion.NetworkDenoiser`); or any function ``g(x, timestep)``, whose arguments are
-        given by position: images of any rows and steps in any order, so that what it is conditioned on row by row wants
-        a ``NetworkDenoiser`` or a ``Denoiser``.
+        given by position: images of any rows and steps in any order, so that what it is conditioned on row by row
+        requires a ``NetworkDenoiser`` or a ``Denoiser``.
 
     Raises
     ------
     TypeError
         For anything else, whole pipelines, classes and names among it, and a function of other arguments.
     ValueError
-        For a network in training mode, or one that wants more than images and timesteps.
+        For a network in training mode, or one that requires more than images and timesteps.
     """
     if isinstance(model, Denoiser):
         return model

@@ -59,7 +59,7 @@ class NetworkDenoiser(Denoiser):
     TypeError
         For a network that is no module, conditioning that is no tensor, or a guidance scale that is no number.
     ValueError
-        For a network in training mode, one that wants more than it is given or does not know what it is given,
+        For a network in training mode, one that requires more than it is given or does not know what it is given,
         guidance that is not finite or without ``unconditional``, and conditioning of different lengths.
     """
 
@@ -124,7 +124,7 @@ class NetworkDenoiser(Denoiser):
         values = rowwise.checked("unconditional", {} if given is None else given, one_for_all=True)
         scale = f"guidance_scale = {self.guidance_scale:g}"
         if not self.conditioning:
-            raise ValueError(f"{scale} wants conditioning to guide by, got none")
+            raise ValueError(f"{scale} requires conditioning to guide by, got none")
         try:
             return rowwise.expanded(values, self.conditioning)
         except ValueError as error:

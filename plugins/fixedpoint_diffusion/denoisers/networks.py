@@ -87,7 +87,7 @@ def check_index(index: Mapping[str, Any]) -> None:
 
 
 def check_config(config: Mapping[str, Any]) -> None:
-    """Refuse a network that wants more than images, timesteps and classes.
+    """Refuse a network that requires more than images, timesteps and classes.
 
     Parameters
     ----------
@@ -103,13 +103,15 @@ def check_config(config: Mapping[str, Any]) -> None:
     if name not in _UNCONDITIONAL and not is_dit(config):
         if _is_known(str(name)):
             read = f"folders are read of networks conditioned on classes or nothing ({', '.join(_UNCONDITIONAL)})"
-            raise ValueError(f"holds a {name}, which may want texts or more; {read}; {_IN_PYTHON}")
+            raise ValueError(f"holds a {name}, which may require texts or more; {read}; {_IN_PYTHON}")
         raise ValueError(f"names the class {name}, which diffusers has not")
     if config.get("class_embed_type") is not None:
         raise ValueError(f"embeds numbers in place of classes ({config['class_embed_type']}); {_IN_PYTHON}")
     given, predicted = config.get("in_channels"), config.get("out_channels")
     if isinstance(given, int) and isinstance(predicted, int) and predicted not in (given, 2 * given):
-        raise ValueError(f"is given {given} channels and predicts {predicted}, so it wants more than the noisy image")
+        raise ValueError(
+            f"is given {given} channels and predicts {predicted}, so it requires more than the noisy image"
+        )
 
 
 def _is_known(name: str) -> bool:

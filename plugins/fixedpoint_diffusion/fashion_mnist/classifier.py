@@ -35,7 +35,7 @@ class Gaussian(NamedTuple):
             For fewer than two of them.
         """
         if len(features) < 2:
-            raise ValueError(f"a covariance wants at least 2 samples, got {len(features)}")
+            raise ValueError(f"a covariance requires at least 2 samples, got {len(features)}")
         size = features.shape[1]
         return cls(features.double().mean(dim=0), features.double().T.cov().reshape(size, size))
 

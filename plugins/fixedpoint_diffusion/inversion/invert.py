@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fixedpoint.chains.inversion.invert import Inversion, InversionProgress, InversionStatus, invert_chain
-from fixedpoint.chains.inversion.inverters import Inverter, JointInversion, StepwiseInversion
+from fixedpoint.chains.inversion.methods import Inverter, JointInversion, StepwiseInversion
 from fixedpoint_diffusion.denoisers.denoiser import Denoiser
 from fixedpoint_diffusion.samplers.ddim import DDIMChain
 from fixedpoint_diffusion.samplers.problem import ddim_problem

@@ -93,5 +93,5 @@ class OptimisedInversion(Settings):
             if rows is not None and rows < len(images):
                 raise ValueError(f"the {name} of the chain is for {rows} rows, and there are {len(images)} images")
         if self.redraw and chain.noise is None:
-            raise ValueError("redraw=True wants a stochastic chain (eta > 0)")
+            raise ValueError("redraw=True requires a stochastic chain (eta > 0)")
         return Optimisation(self, chain, images, start, max_batch or chain.denoiser.quick_batch(images.device))

@@ -52,7 +52,7 @@ class Settings(Options):
     def check(self) -> None:
         if self.redraw and self.optimiser == "lbfgs":
             raise OptionError(
-                "OptimisedInversion", "redraw", "wants adam: lbfgs compares losses of one and the same function"
+                "OptimisedInversion", "redraw", "requires adam: lbfgs compares losses of one and the same function"
             )
 
     def optimiser_of(self, parameters: list[Tensor]) -> torch.optim.Optimizer:

@@ -53,7 +53,7 @@ class Secant:
         return torch.addcmul(value, self._far.to(value).view(-1, *[1] * (value.ndim - 1)), move)
 
     def keep(self, **solutions: Float[Tensor, "B ..."]) -> dict[str, Tensor]:
-        """What the next evaluation wants to know, given the solutions of this one."""
+        """What the next evaluation needs to know, given the solutions of this one."""
         kept = {}
         for name, value in {"point": self._point, **solutions}.items():
             before = self._before.get(name)

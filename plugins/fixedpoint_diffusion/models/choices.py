@@ -195,7 +195,9 @@ class _NetworkModel(Model):
         if self.guidance_scale != 1.0 and count is None:
             raise OptionError(name, "guidance_scale", f"must be 1: {self.folder.path} is not conditioned on classes")
         if self.guidance_scale != 1.0 and self.unconditional_class is None:
-            raise OptionError(name, "guidance_scale", "other than 1 wants no_class, the label that stands for no class")
+            raise OptionError(
+                name, "guidance_scale", "other than 1 requires no_class, the label that stands for no class"
+            )
 
 
 @dataclass(frozen=True)

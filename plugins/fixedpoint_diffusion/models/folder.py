@@ -203,7 +203,7 @@ def _load(path: Path, class_name: str, dtype: torch.dtype, device: torch.device)
         import diffusers
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            f"loading a model wants diffusers: pip install 'fixedpoint-solvers[diffusion]' ({error})"
+            f"loading a model requires diffusers: pip install 'fixedpoint-solvers[diffusion]' ({error})"
         ) from None
     found = getattr(diffusers, class_name, None)
     if not (isinstance(found, type) and issubclass(found, diffusers.ModelMixin)):

@@ -28,7 +28,7 @@ from fixedpoint_diffusion.denoisers.convert import as_denoiser
 from fixedpoint_diffusion.denoisers.denoiser import Denoiser
 from fixedpoint_diffusion.samplers.clipping import clipped
 from fixedpoint_diffusion.samplers.extension import Extension
-from fixedpoint_diffusion.samplers.jumps import Steps
+from fixedpoint_diffusion.samplers.jumps import StepCoefficients
 from fixedpoint_diffusion.samplers.schedulers import DDIMSchedule, schedule_of
 from fixedpoint_diffusion.samplers.tables import coefficient_tables
 from fixedpoint_diffusion.samplers.timesteps import Timesteps, route_of
@@ -90,7 +90,7 @@ class DDIMChain(Chain, HasCoefficients, HasGaussianSlopes, HasNoInverse, HasCoar
         self.eta = eta
         self.use_clipped_model_output = use_clipped_model_output
         if eta > 0 and noise is None:
-            raise ValueError("eta > 0 wants noise of shape (B, N, *event); see draw_noise")
+            raise ValueError("eta > 0 requires noise of shape (B, N, *event); see draw_noise")
         if noise is not None and (noise.ndim < 3 or noise.shape[1] != self.length):
             raise ValueError(f"noise must have shape (B, {self.length}, *event), got {tuple(noise.shape)}")
         self.noise = noise if eta > 0 else None
@@ -100,13 +100,13 @@ class DDIMChain(Chain, HasCoefficients, HasGaussianSlopes, HasNoInverse, HasCoar
                 "prediction_type='epsilon' cannot be stepped from a state without signal (zero terminal SNR); "
                 "take 'v_prediction' or 'sample'"
             )
-        self.steps = Steps.ddim(self.route.tensor(), signal, later, eta)
+        self.steps = StepCoefficients.ddim(self.route.tensor(), signal, later, eta)
         self._tables: dict[tuple[torch.device, torch.dtype], dict[str, Tensor]] = {}
         self._extensions: dict[torch.device, Extension] = {}
 
     def coefficients(self) -> Float[Tensor, " N"]:
         """``sqrt(ab' / ab)``: the coefficient of ``x`` in the epsilon form of each step, float64."""
-        return self.steps.image / self.steps.signal.sqrt()
+        return self.steps.x0_weight / self.steps.signal.sqrt()
 
     def cost_key(self) -> tuple[object, Hashable]:
         """Chains of the same network take the same time a step."""
@@ -154,7 +154,7 @@ class DDIMChain(Chain, HasCoefficients, HasGaussianSlopes, HasNoInverse, HasCoar
         image, noise = (part.unsqueeze(1) for part in self._predicted(x0, torch.zeros_like(row), row))
         steps = self.steps.from_start()
         along = (1, -1, *[1] * (x0.ndim - 1))
-        states = steps.image.to(x0).view(along) * image + steps.direction.to(x0).view(along) * noise
+        states = steps.x0_weight.to(x0).view(along) * image + steps.direction.to(x0).view(along) * noise
         if self.noise is not None:
             states = states + self.steps.arriving(self.noise[row].to(x0), torch.tensor([self.length]))
         return states
@@ -257,7 +257,7 @@ class DDIMChain(Chain, HasCoefficients, HasGaussianSlopes, HasNoInverse, HasCoar
         prediction = self._prediction(x, index, row)
         if self.schedule.clips:
             image, noise = self._clipped(x, prediction, at)
-            value = at["image"] * image + at["direction"] * noise
+            value = at["x0_weight"] * image + at["direction"] * noise
         else:
             value = at["keep"] * x + at["gain"] * prediction
         if self.noise is not None:

@@ -27,7 +27,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from fixedpoint_diffusion.samplers.jumps import Steps
+from fixedpoint_diffusion.samplers.jumps import StepCoefficients
 
 __all__ = ["Extension"]
 
@@ -62,17 +62,17 @@ class Extension:
     arrived: Float[Tensor, "B N *event"] | None
 
     @classmethod
-    def of(cls, steps: Steps, noise: Float[Tensor, "B N *event"] | None, device: torch.device) -> Extension:
+    def of(cls, steps: StepCoefficients, noise: Float[Tensor, "B N *event"] | None, device: torch.device) -> Extension:
         """Of the steps of a chain."""
         before = torch.stack([steps.signal.sqrt(), (1 - steps.signal).sqrt()])
-        after = torch.stack([steps.image, steps.direction])
+        after = torch.stack([steps.x0_weight, steps.direction])
         decay = steps.decay
         product = torch.where(decay == 0, 1.0, decay).cumprod(0)
         return cls(
             before.to(device),
             after.to(device),
             steps.sigma.to(device),
-            torch.cat([before[0, :1], steps.from_start().image]).to(device),
+            torch.cat([before[0, :1], steps.from_start().x0_weight]).to(device),
             torch.cat([torch.ones_like(product[:1]), product]).to(device),
             torch.cat([torch.zeros(1, dtype=torch.int64), (decay == 0).cumsum(0)]).to(device),
             noise,

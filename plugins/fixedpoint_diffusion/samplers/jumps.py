@@ -23,12 +23,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-__all__ = ["Steps"]
+__all__ = ["StepCoefficients"]
 
 
 @dataclass(frozen=True)
-class Steps:
-    """``N`` steps from states of signal share ``ab`` to ``image x0 + direction eps + sigma n``, float64.
+class StepCoefficients:
+    """``N`` steps from states of signal share ``ab`` to ``x0_weight x0 + direction eps + sigma n``, float64.
 
     Attributes
     ----------
@@ -36,26 +36,26 @@ class Steps:
         Int64: the training timestep at which the model is evaluated.
     signal
         ``ab`` there.
-    image, direction, sigma
+    x0_weight, direction, sigma
         The coefficients.
     """
 
     timestep: Int[Tensor, " N"]
     signal: Float[Tensor, " N"]
-    image: Float[Tensor, " N"]
+    x0_weight: Float[Tensor, " N"]
     direction: Float[Tensor, " N"]
     sigma: Float[Tensor, " N"]
 
     @classmethod
     def ddim(
         cls, timestep: Int[Tensor, " N"], signal: Float[Tensor, " N"], later: Float[Tensor, " N"], eta: float
-    ) -> Steps:
+    ) -> StepCoefficients:
         """The steps of a DDIM chain from ``signal`` to ``later``."""
         sigma = eta * ((1 - later) / (1 - signal) * (1 - signal / later)).sqrt()
         direction = (1 - later - sigma**2).clamp(min=0.0).sqrt()
         return cls(timestep, signal, later.sqrt(), direction, sigma)
 
-    def jumps(self, kept: Int[Tensor, " n"]) -> Steps:
+    def jumps(self, kept: Int[Tensor, " n"]) -> StepCoefficients:
         """The jumps from state 0 to ``kept[0]``, from there to ``kept[1]`` and so on.
 
         Their noise is what :meth:`arriving` says, ``sigma`` included: theirs is 1 where any step has noise.
@@ -64,7 +64,7 @@ class Steps:
         ends = [self._carried(*jump)[:, -1] for jump in zip(starts.tolist(), kept.tolist(), strict=True)]
         return self._of(starts, torch.stack(ends, dim=1))
 
-    def from_start(self) -> Steps:
+    def from_start(self) -> StepCoefficients:
         """The one jump from state 0 to every state, as :meth:`jumps` has them."""
         count = len(self.signal)
         return self._of(torch.zeros(count, dtype=torch.int64), self._carried(0, count))
@@ -84,7 +84,7 @@ class Steps:
         Two states say what clean image, and what noise, a jump from the one to the other would have had; the states
         between are those of that jump. For eta = 0 that makes ``x / sqrt(ab)`` linear in ``sqrt(1 / ab - 1)``.
         """
-        first, last = torch.zeros_like(self.image), torch.ones_like(self.image)
+        first, last = torch.zeros_like(self.x0_weight), torch.ones_like(self.x0_weight)
         start = 0
         for end in kept.tolist():
             image, direction = self._carried(start, end)
@@ -104,7 +104,7 @@ class Steps:
         """
         spread = self.signal * variance + 1 - self.signal
         image, noise = self.signal.sqrt() * variance / spread, (1 - self.signal).sqrt() / spread
-        return self.image * image + self.direction * noise
+        return self.x0_weight * image + self.direction * noise
 
     @property
     def decay(self) -> Float[Tensor, " N"]:
@@ -114,7 +114,7 @@ class Steps:
     def _carried(self, start: int, end: int) -> Float[Tensor, "2 k"]:
         """Image and direction at the states ``start + 1 .. end``, from state ``start``."""
         image, direction, decay, own = (
-            values[start:end].tolist() for values in (self.image, self.direction, self.decay, self.signal.sqrt())
+            values[start:end].tolist() for values in (self.x0_weight, self.direction, self.decay, self.signal.sqrt())
         )
         carried = [(image[0], direction[0])]
         for i in range(1, end - start):
@@ -122,7 +122,7 @@ class Steps:
             carried.append((image[i] + decay[i] * (a - own[i]), decay[i] * d))
         return torch.tensor(carried, dtype=torch.float64).T
 
-    def _of(self, starts: Int[Tensor, " n"], carried: Float[Tensor, "2 n"]) -> Steps:
+    def _of(self, starts: Int[Tensor, " n"], carried: Float[Tensor, "2 n"]) -> StepCoefficients:
         image, direction = carried
         sigma = (self.sigma > 0).any().double().expand(len(starts))
-        return Steps(self.timestep[starts], self.signal[starts], image, direction, sigma)
+        return StepCoefficients(self.timestep[starts], self.signal[starts], image, direction, sigma)

@@ -107,7 +107,7 @@ def schedule_of(given: Any) -> DDIMSchedule:
         return given
     config = getattr(given, "config", None)
     if not (type(given).__name__ == _TAKEN and is_of_diffusers(type(given)) and isinstance(config, Mapping)):
-        raise TypeError(f"the schedule wants a diffusers {_TAKEN}, got {_refusal(given)}")
+        raise TypeError(f"the schedule requires a diffusers {_TAKEN}, got {_refusal(given)}")
     # Not the entries of its configuration but the attributes, which ``scheduler.config.clip_sample = False`` changes,
     # are what the scheduler itself steps by.
     effective = {name: getattr(config, name, value) for name, value in config.items()}
@@ -132,7 +132,7 @@ def schedule_of_config(config: Mapping[str, Any]) -> tuple[DDIMSchedule, str]:
             raise ValueError(f"({name or 'unnamed'}) has no beta_schedule, so it has no DDIM chain")
         if name is None:
             DDIMSchedule(**_options(config))  # what is amiss with its values is said first
-            raise ValueError(f"does not name its class (_class_name); a chain wants a {_TAKEN}")
+            raise ValueError(f"does not name its class (_class_name); a chain requires a {_TAKEN}")
         carried = _carried(config)
         hint = f"; to have it sampled by DDIM, save in its place one {carried}" * bool(carried)
         raise ValueError(f"is a {name}, whose steps are not those of a {_TAKEN}{hint}")

@@ -5,18 +5,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fixedpoint_diffusion.samplers.jumps import Steps
+from fixedpoint_diffusion.samplers.jumps import StepCoefficients
 from fixedpoint_diffusion.samplers.schedule import PredictionType
 
 __all__ = ["coefficient_tables"]
 
 
-def coefficient_tables(steps: Steps, prediction_type: PredictionType) -> dict[str, Tensor]:
+def coefficient_tables(steps: StepCoefficients, prediction_type: PredictionType) -> dict[str, Tensor]:
     """All coefficients of every step, by name: float64, shape ``(N,)``.
 
     ``image_x x + image_out g`` and ``noise_x x + noise_out g`` are the clean image and the noise that follow from a
     prediction ``g``, ``keep x + gain g + sigma n`` is the step. ``root_signal`` and ``root_noise`` are ``sqrt(ab)`` and
-    ``sqrt(1 - ab)``; ``image``, ``direction`` and ``sigma`` are those of ``Steps``.
+    ``sqrt(1 - ab)``; ``x0_weight``, ``direction`` and ``sigma`` are those of ``StepCoefficients``.
     """
     a, s = steps.signal.sqrt(), (1 - steps.signal).sqrt()
     one, zero = torch.ones_like(a), torch.zeros_like(a)
@@ -27,8 +27,8 @@ def coefficient_tables(steps: Steps, prediction_type: PredictionType) -> dict[st
     else:
         image_x, image_out, noise_x, noise_out = a, -s, s, a
     return {
-        "keep": steps.image * image_x + steps.direction * noise_x,
-        "gain": steps.image * image_out + steps.direction * noise_out,
+        "keep": steps.x0_weight * image_x + steps.direction * noise_x,
+        "gain": steps.x0_weight * image_out + steps.direction * noise_out,
         "sigma": steps.sigma,
         "image_x": image_x,
         "image_out": image_out,
@@ -36,6 +36,6 @@ def coefficient_tables(steps: Steps, prediction_type: PredictionType) -> dict[st
         "noise_out": noise_out,
         "root_signal": a,
         "root_noise": s,
-        "image": steps.image,
+        "x0_weight": steps.x0_weight,
         "direction": steps.direction,
     }

@@ -15,7 +15,7 @@ from rich.text import Text
 from fixedpoint_diffusion.command.work import Row
 from fixedpoint_diffusion.inversion.invert import InversionProgress
 
-__all__ = ["Teller", "complain", "print_table", "told"]
+__all__ = ["ProgressReporter", "complain", "print_table", "reporting"]
 
 
 def complain(text: str) -> None:
@@ -23,7 +23,7 @@ def complain(text: str) -> None:
     typer.echo(text, err=True)
 
 
-class Teller:
+class ProgressReporter:
     """Tells how the work gets on; of its own only what is amiss."""
 
     on_round: Callable[[InversionProgress], None] | None = None
@@ -39,7 +39,7 @@ class Teller:
         """What is done now."""
 
 
-class _Lines(Teller):
+class _Lines(ProgressReporter):
     """A line a batch, where there is no terminal."""
 
     def __init__(self, total: int) -> None:
@@ -52,7 +52,7 @@ class _Lines(Teller):
         complain(f"[{self._done}/{self._total}] {good} of {len(rows)} inverted, {rounds} rounds")
 
 
-class _Bar(Teller):
+class _Bar(ProgressReporter):
     """A bar with the images done, and where the batch in flight stands."""
 
     def __init__(self, total: int, bar: Progress) -> None:
@@ -75,11 +75,11 @@ class _Bar(Teller):
 
 
 @contextlib.contextmanager
-def told(total: int, quiet: bool) -> Iterator[Teller]:
+def reporting(total: int, quiet: bool) -> Iterator[ProgressReporter]:
     """Something to tell of the work on so many images, while it lasts."""
     out = Console(stderr=True, highlight=False)
     if quiet or not out.is_terminal:
-        yield Teller() if quiet else _Lines(total)
+        yield ProgressReporter() if quiet else _Lines(total)
         return
     columns = (BarColumn(12), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}", markup=False))
     with Progress(*columns, console=out, transient=True) as bar:

@@ -16,8 +16,8 @@ from torch import Tensor
 import fixedpoint as fp
 import fixedpoint.core.loop
 from fixedpoint.core.layout import Layout
-from fixedpoint.core.part import taken
 from fixedpoint.core.problem import HasTake, Problem
+from fixedpoint.core.subset import select_rows
 from fixedpoint.registry import registry
 
 SOLVERS = [
@@ -96,7 +96,7 @@ def same(one: fp.Solution, other: fp.Solution) -> None:
 @pytest.mark.parametrize("solver", SOLVERS, ids=str)
 def test_every_bit_is_that_of_the_loop_with_all_rows(solver: Any, whole: Any) -> None:
     made = registry.create("solver", solver)
-    assert isinstance(made, fp.Krylov) or made.narrows
+    assert isinstance(made, fp.Krylov) or made.supports_row_selection
     for rtol, limit in ((1e-9, 400), (1e-9, 9), (1e-3, None)):
         termination = fp.Termination(rtol=rtol, max_rounds=limit)
         same(*(solve(tanh(), solver=solver, termination=termination) for solve in (fp.solve, whole)))
@@ -203,7 +203,7 @@ def test_gradients_through_the_rounds_are_those_of_the_loop_with_all_rows(solver
 
 def test_one_tensor_in_two_places_is_one_tensor_still() -> None:
     tensor, index = torch.arange(12.0).reshape(4, 3), torch.tensor([1, 3])
-    pair, table = taken(((tensor, "kept"), {"again": [tensor, None]}), index)
+    pair, table = select_rows(((tensor, "kept"), {"again": [tensor, None]}), index)
     assert torch.equal(pair[0], tensor[[1, 3]])
     assert pair[0] is table["again"][0]
     assert (pair[1], table["again"][1]) == ("kept", None)

@@ -9,14 +9,14 @@ import typer
 
 from fixedpoint.execution.plain import json_text
 from fixedpoint.registry import CommandError
+from fixedpoint_diffusion.command.console import ProgressReporter, print_table, reporting
 from fixedpoint_diffusion.command.folder import Results
-from fixedpoint_diffusion.command.said import Teller, print_table, told
 from fixedpoint_diffusion.command.work import Job, Row, between, inverted
 
-__all__ = ["carry_out"]
+__all__ = ["run"]
 
 
-def carry_out(job: Job, folder: Path, quiet: bool = False, as_json: bool = False) -> int:
+def run(job: Job, folder: Path, quiet: bool = False, as_json: bool = False) -> int:
     """Invert, edit and interpolate, write the folder, say how it went; the exit status.
 
     Raises
@@ -29,8 +29,8 @@ def carry_out(job: Job, folder: Path, quiet: bool = False, as_json: bool = False
     try:
         results = Results(job, folder)
         try:
-            with told(len(job.entries), quiet) as teller:
-                _work(job, results, teller, quiet)
+            with reporting(len(job.entries), quiet) as reporter:
+                _work(job, results, reporter, quiet)
         except BaseException as stopped:
             if results.inverted:
                 results.close(interrupted=True)
@@ -46,18 +46,18 @@ def carry_out(job: Job, folder: Path, quiet: bool = False, as_json: bool = False
     return 0 if results.ok else 1
 
 
-def _work(job: Job, results: Results, teller: Teller, quiet: bool) -> None:
-    for done in inverted(job, teller.on_round):
+def _work(job: Job, results: Results, reporter: ProgressReporter, quiet: bool) -> None:
+    for done in inverted(job, reporter.on_round):
         results.add(done)
-        teller.batch_done(done.rows)
+        reporter.batch_done(done.rows)
         for row in done.rows:
             for sentence in _sentences(row, quiet):
-                teller.complain(sentence)
+                reporter.complain(sentence)
     rows, latents = results.inverted, results.latents
     if job.interpolate and len(rows) < 2 and rows:
-        teller.complain("--interpolate: wants two images, one is left")
+        reporter.complain("--interpolate: requires two images, one is left")
     elif job.interpolate:
-        teller.stage("in between")
+        reporter.stage("in between")
         for each in between(job, latents, [row.label for row in rows]):
             results.add_between(each)
 

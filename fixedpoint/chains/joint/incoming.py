@@ -1,4 +1,4 @@
-"""Tails: what the states that a window comes to start from."""
+"""IncomingStates: what the states that a window comes to start from."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from fixedpoint.chains.joint.buffers import Buffers
 from fixedpoint.chains.problem import ChainProblem
 from fixedpoint.core.transfer import to_device
 
-__all__ = ["Tails"]
+__all__ = ["IncomingStates"]
 
 
 @dataclass(frozen=True, eq=False)
-class Tails:
+class IncomingStates:
     """The last state there was goes on as a trajectory did, as its own jump predicts, or unchanged.
 
     Attributes

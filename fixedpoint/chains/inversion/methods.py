@@ -4,7 +4,7 @@ r"""Ways to invert a chain: which states lead to a given last one.
 and the inverse equation ``Phi_i(x) = x_{i+1}`` hardly says anything of it, or has no solution. Seen from the end every
 step before hands on what these leave over. So the *clean end* is inverted first, one step after another, each by an
 accelerated fixed point that keeps its best point; then all the steps before it, as one joint fixed point
-(``fixedpoint.chains.inversion.inverse``), which contracts.
+(``fixedpoint.chains.inversion.problem``), which contracts.
 
 Which steps these are the chain knows (``HasGaussianSlopes``): with data of no variance at all a step hands on the
 share of a change that leads off the data. Where less than two fifths are left, plain rounds take long.

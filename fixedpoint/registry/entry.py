@@ -8,11 +8,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["Brought"]
+__all__ = ["RegistryEntry"]
 
 
 @dataclass(frozen=True)
-class Brought:
+class RegistryEntry:
     """An entry of the registry: a :class:`Component` or a :class:`Command`, which say what each of these is there."""
 
     name: str

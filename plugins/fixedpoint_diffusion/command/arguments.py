@@ -11,17 +11,17 @@ import torch
 
 from fixedpoint.core.options import nearest
 from fixedpoint.registry import CommandError
+from fixedpoint_diffusion.command.console import complain
 from fixedpoint_diffusion.command.files import find
 from fixedpoint_diffusion.command.model import ChosenModel, choose
-from fixedpoint_diffusion.command.said import complain
 from fixedpoint_diffusion.command.wanted import Wanted
 from fixedpoint_diffusion.command.work import Job
 
-__all__ = ["Asked", "job_of"]
+__all__ = ["Arguments", "job_of"]
 
 
 @dataclass(frozen=True)
-class Asked:
+class Arguments:
     """Arguments and options of the command, as they were typed."""
 
     images: tuple[Path, ...]
@@ -43,7 +43,7 @@ class Asked:
     device: str
 
 
-def job_of(asked: Asked, quiet: bool = False) -> Job:
+def job_of(arguments: Arguments, quiet: bool = False) -> Job:
     """What is to be done.
 
     Raises
@@ -51,38 +51,38 @@ def job_of(asked: Asked, quiet: bool = False) -> Job:
     CommandError
         For the first thing that cannot be done, naming the option.
     """
-    background = _one_of("--background", asked.background, ("black", "white"))
-    ignore = _one_of("--clip", asked.clip, ("refuse", "ignore")) == "ignore"
-    if not (math.isfinite(asked.tolerance) and asked.tolerance > 0):
-        raise CommandError(f"--tolerance: must be positive, got {asked.tolerance:g}")
-    _check_device(asked.device)
-    chosen = choose(asked.model, asked.no_class, asked.steps, ignore, _timesteps(asked.timesteps))
-    chosen.guided(asked.guidance, "--guidance")
-    if asked.edit_guidance is not None:
-        chosen.guided(asked.edit_guidance, "--edit-guidance")
-    edit_label = None if asked.edit_class is None else chosen.label(asked.edit_class, "--edit-class")
-    entries, passed = find(asked.images)
+    background = _one_of("--background", arguments.background, ("black", "white"))
+    ignore = _one_of("--clip", arguments.clip, ("refuse", "ignore")) == "ignore"
+    if not (math.isfinite(arguments.tolerance) and arguments.tolerance > 0):
+        raise CommandError(f"--tolerance: must be positive, got {arguments.tolerance:g}")
+    _check_device(arguments.device)
+    chosen = choose(arguments.model, arguments.no_class, arguments.steps, ignore, _timesteps(arguments.timesteps))
+    chosen.guided(arguments.guidance, "--guidance")
+    if arguments.edit_guidance is not None:
+        chosen.guided(arguments.edit_guidance, "--edit-guidance")
+    edit_label = None if arguments.edit_class is None else chosen.label(arguments.edit_class, "--edit-class")
+    entries, passed = find(arguments.images)
     if not quiet:
         for sentence in (*chosen.notes, *passed):
             complain(sentence)
     return Job(
         chosen=chosen,
         entries=tuple(entries),
-        labels=_labels(chosen, asked.classes, len(entries)),
+        labels=_labels(chosen, arguments.classes, len(entries)),
         wanted=Wanted(
             chosen.model.event_shape,
-            asked.resize,
-            asked.pad,
+            arguments.resize,
+            arguments.pad,
             cast(Literal["black", "white"], background),
             pictures=not chosen.model.folder.latent,
         ),
-        guidance=asked.guidance,
+        guidance=arguments.guidance,
         edit_label=edit_label,
-        edit_guidance=asked.edit_guidance,
-        interpolate=asked.interpolate,
-        tolerance=asked.tolerance,
-        batch=asked.batch,
-        device=asked.device,
+        edit_guidance=arguments.edit_guidance,
+        interpolate=arguments.interpolate,
+        tolerance=arguments.tolerance,
+        batch=arguments.batch,
+        device=arguments.device,
     )
 
 

@@ -18,13 +18,13 @@ from fixedpoint.core.shift import Shift
 from fixedpoint.core.termination import Judge, Termination
 from fixedpoint.core.transfer import to_device
 
-__all__ = ["Examiner", "HostMask", "Seen", "moved"]
+__all__ = ["HostMask", "RoundInspector", "RoundReport", "moved"]
 
 HostMask = NDArray[np.bool_]
 
 
 @dataclass(frozen=True, eq=False)
-class Seen:
+class RoundReport:
     """What a round has found: of the rows, and of every step in the window.
 
     Attributes
@@ -50,13 +50,13 @@ class Seen:
     sound: HostMask
     changes: Float[Tensor, "B p d"]
 
-    def slid(self, shift: Shift, by: NDArray[np.int64]) -> Seen:
+    def slid(self, shift: Shift, by: NDArray[np.int64]) -> RoundReport:
         """The same in the window where it has slid to; nothing is known of what comes in."""
         quiet, done, sound = (moved(mask, by) for mask in (self.quiet, self.done, self.sound))
-        return Seen(self.status, self.errors, quiet, done, sound, shift.of_blocks(self.changes))
+        return RoundReport(self.status, self.errors, quiet, done, sound, shift.of_blocks(self.changes))
 
 
-class Examiner:
+class RoundInspector:
     """Measures the states of a window against the steps from them, and judges the rows.
 
     Parameters
@@ -70,10 +70,12 @@ class Examiner:
     """
 
     def __init__(self, termination: Termination, dtype: torch.dtype, slack: float) -> None:
-        self.judge = Judge(termination, dtype, lasting=True)
+        self.judge = Judge(termination, dtype, has_fixed_length=True)
         self.slack = slack
 
-    def examine(self, buffers: Buffers, exact: NDArray[np.int64], left: NDArray[np.float64]) -> tuple[Seen, Evaluated]:
+    def inspect(
+        self, buffers: Buffers, exact: NDArray[np.int64], final_error: NDArray[np.float64]
+    ) -> tuple[RoundReport, Evaluated]:
         """What the round has found, and the point as it is judged.
 
         Parameters
@@ -82,7 +84,7 @@ class Examiner:
             States, and what the steps make of them.
         exact
             Shape ``(B,)``: how many states of a row are final.
-        left
+        final_error
             Shape ``(B,)``: the largest relative change that was left undone at them.
         """
         width = buffers.width
@@ -92,27 +94,27 @@ class Examiner:
         sound = (finite_states(defects) & done) | final  # a step from a huge state may be finite, its defect not
         changes = running_sums(_without(defects, ~sound | final))
         errors = torch.where(sound.cumprod(dim=1).bool(), relative(changes, sizes), torch.inf)
-        at = self._measured(buffers, exact, left, done, errors, sizes)
+        at = self._measured(buffers, exact, final_error, done, errors, sizes)
         status, _ = self.judge(at)
         own = self.judge.tolerance(at, sizes) / sizes  # of the size of every state; one without size is never quiet
         quiet = errors <= self.slack * own
         told = torch.cat([status.double().unsqueeze(1), errors, quiet, done, sound], dim=1).cpu().numpy()
         ended, near, *masks = np.split(told, 1 + width * np.arange(4), axis=1)
         quiet_now, done_now, sound_now = (mask > 0 for mask in masks)
-        return Seen(ended[:, 0].astype(np.int8), near, quiet_now, done_now, sound_now, changes), at
+        return RoundReport(ended[:, 0].astype(np.int8), near, quiet_now, done_now, sound_now, changes), at
 
     def _measured(
         self,
         buffers: Buffers,
         exact: NDArray[np.int64],
-        left: NDArray[np.float64],
+        final_error: NDArray[np.float64],
         done: Bool[Tensor, "B p"],
         errors: Float[Tensor, "B p"],
         sizes: Float[Tensor, "B p"],
     ) -> Evaluated:
         """A row's error: the largest of any state. It is lost where the first step at a final state is not finite."""
         size = torch.where(sizes[:, -1:].isfinite(), sizes[:, -1:], 0.0)
-        worst = torch.maximum(errors.amax(dim=1), to_device(left, errors.device)).unsqueeze(1)
+        worst = torch.maximum(errors.amax(dim=1), to_device(final_error, errors.device)).unsqueeze(1)
         error = torch.where(worst > 0, worst * size, 0.0).masked_fill(~worst.isfinite(), torch.inf)
         first = exact - buffers.offset
         slot = buffers.place(np.minimum(first, buffers.width - 1)).unsqueeze(1)

@@ -1,4 +1,4 @@
-"""Learning: what a task that trains has come to after every epoch, a row a number, a column a gradient estimator."""
+"""Draws the numbers of a task that trains after each epoch: one row for each number, one column for each gradient."""
 
 from __future__ import annotations
 
@@ -21,23 +21,24 @@ from fixedpoint.report.reading import Group
 __all__ = ["Learning", "learning_figure", "learnings_of"]
 
 _PREFIX = "epochs."
+# At most this many numbers are drawn.
 _MOST = 4
 
 
 @dataclass(frozen=True)
 class Learning:
-    """One task.
+    """The numbers of one task after each epoch.
 
     Attributes
     ----------
     task
-        Its label.
+        Label of the task.
     columns
-        The gradient estimators.
+        Labels of the gradient estimators.
     names
-        What there is of every epoch, at most four.
+        Names of the numbers, at most four.
     values
-        By column, solver and name: one array a seed, of shape ``(epochs,)``.
+        One array per seed, shape ``(epochs,)``, by gradient estimator, solver and name.
     """
 
     task: str
@@ -47,12 +48,12 @@ class Learning:
 
     @property
     def solvers(self) -> list[str]:
-        """In the order of the run."""
+        """Labels of the solvers, in the order of the run."""
         return list(dict.fromkeys(solver for _, solver, _ in self.values))
 
 
 def learnings_of(groups: Sequence[Group]) -> list[Learning]:
-    """One for every task whose records tell of epochs."""
+    """Return the numbers of every task whose records have epochs."""
     found = []
     for task in dict.fromkeys(group.task for group in groups):
         own = [group for group in groups if group.task == task]

@@ -54,10 +54,10 @@ def _program(
     """Fixed points z = f(z): compare solvers on tasks, from a YAML file.
 
     \b
-    fixedpoint list               list solvers, tasks and others
-    fixedpoint show anderson      show the options of one
-    fixedpoint init study.yaml    write a run file to start from
-    fixedpoint run study.yaml     compare and write a report
+    fixedpoint list               list what can be compared
+    fixedpoint show anderson      show its options
+    fixedpoint init study.yaml    write a first run file
+    fixedpoint run study.yaml     compare, write a report
     fixedpoint report runs/study  write the report again
     fixedpoint check anderson     run the conformance suite
     fixedpoint doctor             show versions and plugins

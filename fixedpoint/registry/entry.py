@@ -55,7 +55,7 @@ class RegistryEntry:
         return "pip install " + " ".join(self.missing())
 
     def origin(self) -> str:
-        """Return the distribution that brings the entry, with its version: ``"strange-package 1.2"``."""
+        """Return the distribution that brings the entry, e.g. ``"strange-package 1.2"``, or ``"this process"``."""
         return f"{self.source} {self.version}".strip() or "this process"
 
     def where(self) -> str:

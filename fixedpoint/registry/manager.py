@@ -202,7 +202,7 @@ class Registry:
             except Exception as error:  # third-party code may raise anything, and must not disable the other plugins
                 self._broken.append(Broken(entry.name, "plugin", " ".join(source), _one_line(error)))
                 continue
-            if plugin is not builtin:  # added above, so that it is there where the library is not installed
+            if plugin is not builtin:  # already added, so that it is there even if the library is not installed
                 self._add(plugin, entry.name, source)
 
     def _add(self, plugin: Any, label: str, source: tuple[str, str]) -> list[Broken]:

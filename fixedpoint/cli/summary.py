@@ -47,7 +47,7 @@ def print_report(run: RunData, quiet: bool = False, as_json: bool = False) -> No
         out.print()
     if not as_json:
         for sentence in remarks(run):
-            if sentence != run.info.story:  # `run` has printed it, and it matters only then
+            if sentence != run.info.story:  # `run` has printed it, and `report` need not repeat it
                 complain(sentence)
     for sentence in (*run.notices, *run.skips, *run.failures, *run.broken_expectations):
         complain(sentence)

@@ -74,14 +74,18 @@ def learnings_of(groups: Sequence[Group]) -> list[Learning]:
 
 
 def learning_figure(learning: Learning, strokes: Mapping[str, Stroke], columns: int = 4) -> Figure:
-    """The panels: a row for every name, with one scale; faint lines are seeds, the strong one is their mean.
+    """Draw one panel for each number and gradient estimator, with the same scale for each number.
+
+    Faint lines are single seeds, strong lines the mean over the seeds.
 
     Parameters
     ----------
+    learning
+        The numbers of one task.
     strokes
-        How each solver is drawn.
+        The stroke of every solver, by its label.
     columns
-        Estimators beside one another; more follow below.
+        Maximum number of gradient estimators in a row; further ones follow below.
     """
     bands = [learning.columns[i : i + columns] for i in range(0, len(learning.columns), columns)]
     wide, lines = min(columns, len(learning.columns)), len(bands) * len(learning.names)
@@ -124,6 +128,6 @@ def _panel(axes: Axes, learning: Learning, column: str, name: str, strokes: Mapp
         stroke = strokes[solver]
         for values in seeds if len(seeds) > 1 else []:
             axes.plot(np.arange(1, len(values) + 1), values, color=stroke.colour, linewidth=0.7, alpha=0.35)
-        if seeds and len({len(values) for values in seeds}) == 1:
+        if seeds and len({len(values) for values in seeds}) == 1:  # seeds that ended early have no common mean
             mean = np.mean(seeds, axis=0)
             axes.plot(np.arange(1, len(mean) + 1), mean, color=stroke.colour, linestyle=stroke.dashes, linewidth=1.6)

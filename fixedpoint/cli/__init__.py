@@ -1,1 +1,4 @@
-"""The command line: one file a command, no logic. What is heavy is imported when a command runs."""
+"""The command line, with one file per command.
+
+Heavy modules (torch, matplotlib) are imported in functions, so that ``--help`` and mistakes are answered quickly.
+"""

@@ -1,4 +1,4 @@
-"""``fixedpoint check``: the conformance suite for one solver or gradient estimator."""
+"""``fixedpoint check``: runs the conformance suite on one solver or gradient estimator."""
 
 from __future__ import annotations
 
@@ -23,10 +23,12 @@ def check(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Check that a solver, or a gradient estimator, does what the library promises of its kind.
+    """Run the conformance suite on a solver or a gradient estimator.
 
-    Exit status 1 when a check fails. A solver of another library, or an estimator that approximates, may be known to
-    fail some: these are expected failures, and it is a failure when one of them passes.
+    The suite checks the promises that the library makes for every component of
+    its kind. Exit status 1 if a check fails. Solvers of other libraries and
+    approximate estimators may declare checks that they cannot pass. These are
+    expected failures, and it is a failure if one of them passes.
 
     \b
     Examples:
@@ -44,7 +46,7 @@ def check(
         from fixedpoint.registry import Kind, registry
         from fixedpoint.testing import check_gradient, check_solver
 
-        # What is neither is an unknown solver.
+        # A name that is neither is reported as an unknown solver.
         estimator = name in registry.components("gradient") and name not in registry.components("solver")
         kind: Kind = "gradient" if estimator else "solver"
         config = component_config(kind, name, options or [])

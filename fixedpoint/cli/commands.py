@@ -1,4 +1,4 @@
-"""The program's commands: its own, and those that plugins bring, which are asked for when they are wanted."""
+"""The group of all commands: the program's own, and those of plugins, which are looked up only if necessary."""
 
 from __future__ import annotations
 
@@ -18,29 +18,31 @@ __all__ = ["Commands"]
 
 
 class Commands(TyperGroup):
-    """A group that knows the commands of plugins, too.
+    """A group of commands that includes those of plugins.
 
-    A command of its own is found without them. Listing shows the summaries that plugins give, and imports no
-    command's module; one that cannot be used says so when it is called.
+    The program's own commands are found without the registry, which keeps them fast. Listing shows the summaries of the
+    registry and imports no module of a plugin's command. A command that cannot be used reports the reason when it is
+    called.
     """
 
     def list_commands(self, ctx: Any) -> list[str]:
-        """Its own in the order they were given, then those of plugins by name."""
+        """Return the program's own commands in the order of ``main.py``, then those of plugins, sorted."""
         self._ask()
         return super().list_commands(ctx)
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        """The command of that name, perhaps not loaded yet; None when there is none."""
+        """Return the command of the given name, which may not be loaded yet; None if there is none."""
         if cmd_name not in self.commands:
             self._ask()
         return super().get_command(ctx, cmd_name)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        """The command that is called, loaded."""
+        """Return the command to call, loaded, with its name and its arguments."""
         name, command, rest = super().resolve_command(ctx, args)
         return name, command.loaded() if isinstance(command, _Unloaded) else command, rest
 
     def _ask(self) -> None:
+        """Add the commands of plugins."""
         from fixedpoint.registry import registry
 
         for name, command in registry.commands().items():
@@ -49,20 +51,21 @@ class Commands(TyperGroup):
 
 
 class _Unloaded(TyperCommand):
-    """What lists show of a plugin's command."""
+    """A plugin's command that is not loaded: only its name and its summary."""
 
     def __init__(self, command: Command) -> None:
         super().__init__(command.name, short_help=command.summary)
         self.command = command
 
     def loaded(self) -> Any:
-        """The command itself; a sentence and exit status 2 where it cannot be used."""
+        """Return the loaded command; exit with a message and status 2 if it cannot be used."""
         name = self.command.name
+        # typer builds a command from a function only as part of an app.
         alone = typer.Typer(add_completion=False, rich_markup_mode=None)
         try:
             alone.command(name, cls=_Loaded)(self.command.load())
             found = get_command(alone)
-        except Exception as error:  # a stranger's module may raise anything
+        except Exception as error:  # third-party code may raise anything
             lacks = isinstance(error, ImportError) and self.command.missing()
             said = " ".join(f"{type(error).__name__}: {error}".split())
             complain(str(error) if lacks else f"the command {name!r} of {self.command.origin()} cannot be used: {said}")
@@ -72,10 +75,10 @@ class _Unloaded(TyperCommand):
 
 
 class _Loaded(Spelled):
-    """A plugin's command: what it returns is the exit status, what it raises a line on stderr."""
+    """A plugin's command. What it returns is the exit status, and a CommandError becomes a line on stderr."""
 
     def invoke(self, ctx: Any) -> None:
-        """Carry it out."""
+        """Call the command and exit with its status."""
         from fixedpoint.registry import CommandError
 
         try:

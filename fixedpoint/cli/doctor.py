@@ -1,4 +1,4 @@
-"""``fixedpoint doctor``: what is installed, what the machine has, and what is amiss."""
+"""``fixedpoint doctor``: shows what is installed, the devices of the machine, and plugins that cannot be used."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _EXTRAS = ("report", "diffusion", "testing", "docs")
 def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
     """Show versions, devices, threads, extras and plugins.
 
-    Exit status 1 when a plugin cannot be used.
+    Exit status 1 if a plugin cannot be used.
 
     \b
     Example:
@@ -40,6 +40,7 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] 
 
 
 def _examined() -> dict[str, Any]:
+    """All facts that the command shows, as plain values."""
     import torch
 
     from fixedpoint.registry import KINDS, registry
@@ -64,7 +65,7 @@ def _examined() -> dict[str, Any]:
 
 
 def _required(extra: str) -> list[str]:
-    """Names of the distributions that an extra requires; of the library itself without one."""
+    """The distributions that an extra requires; for ``""``, the library and what it requires without extras."""
     try:
         requirements = importlib.metadata.requires(_DISTRIBUTION) or []
     except importlib.metadata.PackageNotFoundError:
@@ -79,7 +80,7 @@ def _required(extra: str) -> list[str]:
 
 
 def _versions(names: list[str]) -> dict[str, str | None]:
-    """Installed versions; None for what is not there."""
+    """Installed versions by distribution; None for those that are not installed."""
     versions: dict[str, str | None] = {}
     for name in names:
         try:

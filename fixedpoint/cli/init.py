@@ -1,4 +1,4 @@
-"""``fixedpoint init``: a commented run file to start from."""
+"""``fixedpoint init``: writes a commented run file to start from."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ expect:                         # a metric above its bound fails the run
 
 def init(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="The run file to write.")] = Path("study.yaml"),
-    force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
 ) -> None:
     """Write a commented run file to start from.
 
@@ -68,7 +68,7 @@ def init(
     if file.exists() and not force:
         complain(f"{file} is there already; --force replaces it")
         raise typer.Exit(BAD_INPUT)
-    # Without diffusers the mixture of drawn shapes, whose score is exact, takes the place of the trained model.
+    # The trained model requires diffusers. Without it the file uses the mixture of drawn shapes, whose score is exact.
     model = "fashion-mnist" if importlib.util.find_spec("diffusers") else "shapes       "
     try:
         write_atomically(file, _STARTER.format(file=file, name=json.dumps(file.stem), model=model).encode())

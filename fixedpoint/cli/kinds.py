@@ -1,4 +1,4 @@
-"""Kinds of components as they are typed: ``solver``, or ``solvers``."""
+"""Parses kinds of components as typed on the command line: ``solver`` or ``solvers``."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ K = TypeVar("K", bound=str)
 
 
 def as_kind(text: str) -> Kind:
-    """The kind of that name, singular or plural; a sentence and exit status 2 for any other."""
+    """Return the kind of the given name, singular or plural; exit with a message and status 2 if there is none."""
     from fixedpoint.registry import KINDS
 
     return _among(text, KINDS)
 
 
 def as_listed(text: str) -> Kind | Literal["command"]:
-    """The same, or ``command``."""
+    """Return the kind of the given name as :func:`as_kind` does, where ``command`` counts as a kind, too."""
     from fixedpoint.registry import KINDS
 
     return _among(text, (*KINDS, "command"))

@@ -1,4 +1,4 @@
-"""``fixedpoint list``: every component and command there is, and what cannot be used."""
+"""``fixedpoint list``: lists every component and command, and the plugins that cannot be used."""
 
 from __future__ import annotations
 

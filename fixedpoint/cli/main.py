@@ -1,4 +1,4 @@
-"""The program ``fixedpoint``: its commands, and nothing else. Plugins bring more (``fixedpoint.cli.commands``)."""
+"""The program ``fixedpoint`` with its own commands. ``fixedpoint.cli.commands`` adds those of plugins."""
 
 from __future__ import annotations
 
@@ -54,13 +54,13 @@ def _program(
     """Fixed points z = f(z): compare solvers on tasks, from a YAML file.
 
     \b
-    fixedpoint list               what there is to compare
-    fixedpoint show anderson      one component, its options
-    fixedpoint init study.yaml    a run file to start from
+    fixedpoint list               list what can be compared
+    fixedpoint show anderson      show its options
+    fixedpoint init study.yaml    write a first run file
     fixedpoint run study.yaml     compare, write a report
     fixedpoint report runs/study  write the report again
-    fixedpoint check anderson     is a solver right
-    fixedpoint doctor             versions, devices, plugins
+    fixedpoint check anderson     run the conformance suite
+    fixedpoint doctor             show versions and plugins
     """
 
 

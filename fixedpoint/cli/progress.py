@@ -1,4 +1,4 @@
-"""Progress of a run: plugins of this process that listen to its life cycle."""
+"""Shows the progress of a run, through temporary plugins that implement the hooks of its life cycle."""
 
 from __future__ import annotations
 
@@ -17,7 +17,13 @@ __all__ = ["shown_progress"]
 
 @contextmanager
 def shown_progress(out: Console) -> Iterator[None]:
-    """Show how a run gets on: live on a terminal, a line for every cell elsewhere."""
+    """Show the progress of a run within a ``with`` block: a live bar on a terminal, else one line per cell.
+
+    Parameters
+    ----------
+    out
+        The console to print to.
+    """
     listener: LiveProgress | LineProgress = LiveProgress(out) if out.is_terminal else LineProgress(out)
     registry.register(listener, name="progress of this run")
     try:
@@ -28,7 +34,7 @@ def shown_progress(out: Console) -> Iterator[None]:
 
 
 class LineProgress:
-    """One line a cell; no rounds, so that nothing waits for the device more often than it must."""
+    """Prints one line per cell. It does not listen to rounds, since reporting them costs synchronisations."""
 
     def __init__(self, out: Console) -> None:
         self._out = out
@@ -46,11 +52,11 @@ class LineProgress:
         self._out.print(line, soft_wrap=True, markup=False)
 
     def close(self) -> None:
-        """Nothing is left open."""
+        """Do nothing: no display is open."""
 
 
 class LiveProgress:
-    """A bar with the cells done, and the cell in flight with its round and residual."""
+    """Shows a bar with the number of finished cells, and the current cell with its round and residual."""
 
     def __init__(self, out: Console) -> None:
         self._bar = Progress(
@@ -70,7 +76,7 @@ class LiveProgress:
 
     @hookimpl
     def fixedpoint_round(self, cell: str, round: int, running: int, relative_error: float) -> None:
-        # A solver that goes step by step has no residual to tell.
+        # NaN: the serial solver has no residual.
         residual = f", residual {relative_error:.1e}" if relative_error == relative_error else ""
         self._bar.update(self._task, description=f"round {round}{residual}  {cell}")
 
@@ -79,7 +85,7 @@ class LiveProgress:
         self._bar.update(self._task, advance=1, description="")
 
     def close(self) -> None:
-        """Take the bar off the screen."""
+        """Remove the bar from the screen."""
         self._bar.stop()
 
 

@@ -1,4 +1,4 @@
-"""``fixedpoint report``: the report of a run folder."""
+"""``fixedpoint report``: writes the report of a run folder again."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ def report(
 ) -> None:
     """Write the table, plots, pictures and page of a run again.
 
-    Only the records are read: nothing is computed, damaged records are named
-    and left out.
+    The report is made from the run folder alone, and nothing is computed.
+    Damaged records are named and left out.
 
     \b
     Example:

@@ -1,4 +1,4 @@
-"""``fixedpoint run``: carry out a run file and report."""
+"""``fixedpoint run``: carries out a run file and writes a report."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ def run(
         Path | None,
         typer.Option("--output", "-o", metavar="DIR", help="Folder of the run.  [default: runs/NAME]"),
     ] = None,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Compute every cell anew, even those with a record.")] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Compute every cell again, even those with a record.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say only what went wrong.")] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the results as JSON; progress stays on stderr.")
     ] = False,
 ) -> None:
-    """Run every task with every solver of a YAML file and report.
+    """Run every task with every solver of a run file and write a report.
 
-    Cells that already have a record in the folder are not computed again, so
-    an interrupted run goes on where it stopped; those that another version or
-    other code made are.
+    Cells that have a record in the run folder are not computed again, so an
+    interrupted run continues where it stopped. Records that another version or
+    other code made are not reused.
 
     \b
     Examples:
@@ -61,13 +61,14 @@ def run(
 
 
 class _Said(NamedTuple):
-    """How much is said, and in what form."""
+    """What the command prints: only failures if ``quiet``, and JSON if ``as_json``."""
 
     quiet: bool
     as_json: bool
 
 
 def _run(file: Path, overrides: list[str], output: Path | None, fresh: bool, said: _Said) -> None:
+    """Carry out the command; interrupts are handled by the caller."""
     from fixedpoint.cli.progress import shown_progress
     from fixedpoint.cli.summary import print_report
     from fixedpoint.cli.tables import console

@@ -1,4 +1,4 @@
-"""``fixedpoint schema``: the JSON schema of run files, for editors."""
+"""``fixedpoint schema``: writes the JSON schema of run files, for editors."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ __all__ = ["schema"]
 
 def schema(
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write it there.  [default: stdout]")
+        Path | None, typer.Option("--output", "-o", metavar="FILE", help="File to write.  [default: stdout]")
     ] = None,
 ) -> None:
     """Write the JSON schema of run files.
 
-    Editors complete and check a run file by it. It knows the components that
-    are installed, so write it again after installing a plugin.
+    Editors use it to complete and check run files. It contains the installed
+    components, so write it again after installing a plugin.
 
     \b
     Example:

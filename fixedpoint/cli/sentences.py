@@ -1,4 +1,4 @@
-"""Every failure a sentence: what goes wrong in a command ends as lines on stderr and an exit status."""
+"""Reports failures of commands as lines on stderr and an exit status, instead of tracebacks."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ INTERRUPTED = 130
 
 
 def complain(text: str) -> None:
-    """Lines for stderr, as they are: never wrapped, never coloured, so that tools can read them."""
+    """Print a message to stderr, neither wrapped nor coloured, so that tools can read it."""
     typer.echo(text, err=True)
 
 
 @contextmanager
 def in_sentences() -> Iterator[None]:
-    """Turn the errors that a user can mend into a sentence and exit status 2."""
+    """Within a ``with`` block, turn errors that the user can correct into a message and exit status 2."""
     from fixedpoint.config.errors import ConfigError
     from fixedpoint.config.files import DamagedError
     from fixedpoint.registry import RegistryError

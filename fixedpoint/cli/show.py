@@ -1,4 +1,4 @@
-"""``fixedpoint show``: what a component is and what options it has."""
+"""``fixedpoint show``: shows what a component is and which options it has."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ __all__ = ["show"]
 def show(
     name: Annotated[str, typer.Argument(metavar="NAME", help="Name of a component.", show_default=False)],
     kind: Annotated[
-        str | None, typer.Option("--kind", metavar="KIND", help="Where a name has several: solver, task, ...")
+        str | None, typer.Option("--kind", metavar="KIND", help="Kind of the component, if several have this name.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
@@ -47,6 +47,7 @@ def show(
 
 
 def _kinds_of(name: str) -> list[Kind]:
+    """The kinds that have a component of that name; exit with a message and status 2 if there are none."""
     from fixedpoint.core.options import nearest
     from fixedpoint.registry import KINDS, registry
 
@@ -98,6 +99,7 @@ def _print(found: Description) -> None:
 
 
 def _explained(row: OptionRow) -> Text:
+    """The help, type, range and default of one option."""
     from rich.text import Text
 
     default = "required" if row.default is None else f"default {row.default}"

@@ -1,4 +1,4 @@
-"""Options that are none: what was meant, perhaps, and how an option of a file or a component is written."""
+"""Explains unknown options: suggests the nearest one, or shows how to write an override."""
 
 from __future__ import annotations
 
@@ -16,14 +16,15 @@ __all__ = ["Spelled"]
 
 
 class Spelled(TyperCommand):
-    """A command that tells an option it does not have in a sentence, exit status 2.
+    """A command that explains unknown options in one line and exits with status 2.
 
-    ``--termination.rtol=1e-4`` is how other programs set what here is an override, ``termination.rtol=1e-4``: it is
-    refused with the line to type, since a misspelt option must not become an override.
+    Users of other programs may type ``--termination.rtol=1e-4`` for the override ``termination.rtol=1e-4``. It is
+    refused, and the message shows the line to type. It is not accepted as an override, because then every misspelt
+    option would become one.
     """
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Look at the options first."""
+        """Parse the arguments, after checking for unknown options."""
         known = {name: each for each in self.get_params(ctx) for name in (*each.opts, *each.secondary_opts)}
         found = _unknown(args, known)
         if found is not None:
@@ -32,12 +33,13 @@ class Spelled(TyperCommand):
         return super().parse_args(ctx, args)
 
     def _sentence(self, program: str, args: Sequence[str], index: int, known: Mapping[str, Any]) -> str:
+        """The message on the unknown option ``args[index]``."""
         name = args[index].partition("=")[0]
         long = [each for each in known if each.startswith("--")]
         overrides = len(name.lstrip("-")) > 1 and any(
             each.nargs == -1 and "=" in (each.metavar or "") for each in self.params
         )
-        # Where it may be an override only a slip of a letter or two is an option: --threads is not --fresh.
+        # If it may be an override, only an option with one or two other letters is suggested: --threads is not --fresh.
         near = difflib.get_close_matches(f"--{name.lstrip('-')}", long, n=1, cutoff=0.8 if overrides else 0.6)
         if near and not (overrides and ("." in name or "[" in name)):
             return f'there is no option {name}; did you mean "{near[0]}"?'
@@ -49,7 +51,7 @@ class Spelled(TyperCommand):
 
 
 def _unknown(args: Sequence[str], known: Mapping[str, Any]) -> int | None:
-    """The place of the first option that is none."""
+    """The index of the first unknown option; None if there is none."""
     index = 0
     while index < len(args) and args[index] != "--":
         arg = args[index]
@@ -58,21 +60,22 @@ def _unknown(args: Sequence[str], known: Mapping[str, Any]) -> int | None:
             if name not in known:
                 return index
         elif arg.startswith("-") and len(arg) > 2:
-            # Letters in one, or a letter with its value: but -output is no folder named utput.
+            # Joined short options, or one with its value. A long option with one dash is a mistake: click would read
+            # -output as -o with the value "utput".
             if f"-{name}" in known or arg[:2] not in known:
                 return index
         elif arg.startswith("-") and len(arg) == 2 and arg not in known:
             return index
         if arg in known and not getattr(known[arg], "is_flag", False):
-            index += 1  # its value, whatever it looks like
+            index += 1  # the next argument is its value, even if it begins with a dash
         index += 1
     return None
 
 
 def _as_overrides(args: Sequence[str], known: Mapping[str, Any], first: str) -> list[str]:
-    """The arguments, those that are no options without their dashes: ``--memory 3`` and ``--memory=3`` alike.
+    """The arguments with unknown options rewritten as overrides: ``--memory 3`` and ``--memory=3`` as ``memory=3``.
 
-    Overrides stand behind the ``first`` argument, which one of them would be taken for.
+    Overrides are moved behind the argument named ``first``; before it, one of them would be taken for that argument.
     """
     written: list[str] = []
     waiting: list[str] | None = [] if first else None

@@ -1,4 +1,4 @@
-"""What ``run`` and ``report`` have to say of a run: the table, what went wrong, the files written."""
+"""Prints the results of a run for the commands ``run`` and ``report``: the table, the failures, the files written."""
 
 from __future__ import annotations
 
@@ -16,7 +16,22 @@ __all__ = ["print_report"]
 
 
 def print_report(run: RunData, quiet: bool = False, as_json: bool = False) -> None:
-    """Write the files of the report and print it: as a table, as JSON, or (quiet) only what went wrong."""
+    """Write the files of the report and print the results.
+
+    Parameters
+    ----------
+    run
+        The run.
+    quiet
+        Whether to print only what went wrong.
+    as_json
+        Whether to print JSON instead of the table.
+
+    Raises
+    ------
+    OSError
+        If a file cannot be written.
+    """
     from fixedpoint.execution.plain import json_text
     from fixedpoint.report.build import build
     from fixedpoint.report.data import to_data
@@ -32,7 +47,7 @@ def print_report(run: RunData, quiet: bool = False, as_json: bool = False) -> No
         out.print()
     if not as_json:
         for sentence in remarks(run):
-            if sentence != run.info.story:  # `run` says it, and it is no news later
+            if sentence != run.info.story:  # `run` has printed it, and `report` need not repeat it
                 complain(sentence)
     for sentence in (*run.notices, *run.skips, *run.failures, *run.broken_expectations):
         complain(sentence)

@@ -1,4 +1,4 @@
-"""Tables on a terminal: labels may wrap, numbers never, and columns that do not fit move to a table below."""
+"""Prints tables on a terminal. Labels may wrap, numbers do not, and columns that do not fit move to a table below."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ if TYPE_CHECKING:
 
 __all__ = ["aligned", "console", "plain_table", "print_sections"]
 
-# What a label needs at least, and gets at most.
+# Minimum and maximum width of the column of labels, in characters.
 _NARROWEST, _WIDEST = 14, 40
-# A status of one word and a count stays in one line.
+# Wide enough for a status of a count and one word, e.g. "100 converged", in one line.
 _STATUS = 14
 _GAP = 2
-# Short, where room is scarce.
+# Shorter headers, to save space.
 _HEADERS = {"evaluations": "evals"}
 
 
 def console(stderr: bool = False) -> Console:
-    """A console: plain where it is no terminal, without colour where ``NO_COLOR`` is set."""
+    """Return a console for stdout or stderr. It prints plain text if it is no terminal or ``NO_COLOR`` is set."""
     return Console(stderr=stderr, highlight=False)
 
 
 def plain_table(*headers: str) -> Table:
-    """A table with a rule under its header and two spaces between columns."""
+    """Return an empty table with a rule under its header and two spaces between columns."""
     return Table(*headers, box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
 
 
 def aligned(rows: Sequence[tuple[str, Text | str]]) -> Table:
-    """Names on the left, what is said of them on the right."""
+    """Return a table without borders that has names on the left and their explanations on the right."""
     grid = Table.grid(padding=(0, _GAP, 0, 0))
     grid.add_column(no_wrap=True)
     grid.add_column(overflow="fold")
@@ -45,7 +45,7 @@ def aligned(rows: Sequence[tuple[str, Text | str]]) -> Table:
 
 
 def print_sections(out: Console, sections: Sequence[Section]) -> None:
-    """The table of a run, its best values bold."""
+    """Print the table of a run, with the best values in bold."""
     for section in sections:
         out.print()
         if len(sections) > 1:
@@ -55,7 +55,7 @@ def print_sections(out: Console, sections: Sequence[Section]) -> None:
 
 
 def _pages(section: Section, width: int) -> Iterator[tuple[bool, list[int]]]:
-    """Which columns go into one table: as many as leave room for the labels."""
+    """Distribute the columns over tables that fit in ``width``; only the first table has the status."""
     label = min(_WIDEST, max(len(row.solver) for row in section.rows))
     status = _status_width(section) + _GAP
     widths = [_width(section, index) + _GAP for index in range(len(section.columns))]
@@ -97,6 +97,6 @@ def _status_width(section: Section) -> int:
 
 
 def _header(section: Section, index: int) -> list[str]:
-    """The words of a column's header, one a line."""
+    """The words of a column's header, one per line."""
     name = section.columns[index]
     return _HEADERS.get(name, name).split("_")

@@ -1,7 +1,8 @@
-"""Checkpoints: nested dicts and lists of tensors and numbers in a file, bit for bit, all of it or nothing.
+"""Saves nested dicts and lists of tensors and plain values in a file, and loads them bit for bit.
 
-Tensors are stored as safetensors, everything else as JSON in the file's metadata: nothing is unpickled. Every
-checkpoint says what it belongs to, its setting, and is refused where that is another.
+Tensors are stored as safetensors, everything else as JSON in the metadata of the file, so loading unpickles nothing.
+Files are written atomically. Every checkpoint also stores its setting, the values that describe what it belongs to, and
+loading it with another setting raises an error.
 """
 
 from __future__ import annotations
@@ -19,23 +20,23 @@ __all__ = ["load_checkpoint", "save_checkpoint"]
 
 
 def save_checkpoint(path: Path, setting: Mapping[str, str], state: Mapping[str, Any]) -> None:
-    """Write a checkpoint; what was at ``path`` stays until it is whole.
+    """Write a checkpoint. A file that is already at ``path`` is replaced only when the new one is complete.
 
     Parameters
     ----------
     path
         The file.
     setting
-        What it belongs to, by name.
+        Names and values that describe what the checkpoint belongs to.
     state
-        Dicts, with keys of text or whole numbers, and lists, of tensors and of what JSON knows.
+        Nested dicts and lists of tensors and of values that JSON can represent. Keys are strings or integers.
 
     Raises
     ------
     TypeError
-        For keys and values that would not come back as they are; what was at ``path`` stays.
+        For a key or a value that could not be restored.
     OSError
-        Naming the file, where it cannot be written.
+        If the file cannot be written.
     """
     from safetensors.torch import save
 
@@ -46,21 +47,21 @@ def save_checkpoint(path: Path, setting: Mapping[str, str], state: Mapping[str, 
 
 
 def load_checkpoint(path: Path, setting: Mapping[str, str], of: str) -> dict[str, Any]:
-    """The state in a checkpoint.
+    """Return the state stored in a checkpoint. Its tensors are on the CPU, and its tuples have become lists.
 
     Parameters
     ----------
     path
         The file.
     setting
-        What it has to belong to.
+        The setting that the checkpoint must have.
     of
-        What that is, for sentences: "training", say.
+        What the setting describes, for messages, e.g. ``"training"``.
 
     Raises
     ------
     ValueError
-        For a file that is no checkpoint, a damaged one, or that of another setting, naming the first difference.
+        If the file is no checkpoint, is damaged, or has another setting. The message names the first difference.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -85,9 +86,13 @@ def load_checkpoint(path: Path, setting: Mapping[str, str], of: str) -> dict[str
 
 
 def _plan(value: Any, tensors: dict[str, Tensor]) -> Any:
-    """The value with tensors by their number, and dicts as pairs: JSON has keys of text alone."""
+    """A value as JSON: tensors are collected and replaced by their number, dicts become lists of pairs.
+
+    Pairs keep integer keys, which JSON objects would turn into strings.
+    """
     if isinstance(value, Tensor):
         name = str(len(tensors))
+        # safetensors refuses tensors that share memory, so each one is copied.
         tensors[name] = value.detach().to("cpu", copy=True).contiguous()
         return {"tensor": name}
     if isinstance(value, Mapping):
@@ -101,6 +106,7 @@ def _plan(value: Any, tensors: dict[str, Tensor]) -> Any:
 
 
 def _made(plan: Any, tensors: dict[str, Tensor]) -> Any:
+    """The value that :func:`_plan` wrote."""
     if isinstance(plan, list):
         return [_made(item, tensors) for item in plan]
     if not isinstance(plan, dict):

@@ -1,4 +1,4 @@
-"""Choice: one component as a run file picks it, all its options filled in."""
+"""A component as chosen by a run file, with every option filled in and written as plain values."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ class Choice:
     Attributes
     ----------
     config
-        Its name and every option, plain values; ``registry.create(kind, config)`` builds it.
+        Its name and every option as plain values; ``registry.create(kind, config)`` builds it.
     label
-        What reports call it.
+        Its name in reports.
     parts
-        The component and the components within it, with who brought each.
+        The component and the components nested in it, each with its code and the distribution that brings it.
     """
 
     config: dict[str, Any]
@@ -35,23 +35,25 @@ class Choice:
 
 
 class UnplainError(TypeError):
-    """A default that cannot be written to a file."""
+    """A value cannot be written to a file."""
 
 
 def is_options_class(factory: Any) -> bool:
-    """Whether a component is what a file can set the options of: a dataclass of options."""
+    """Return whether a factory is an options class, whose options a run file can set."""
     return isinstance(factory, type) and issubclass(factory, Options) and dataclasses.is_dataclass(factory)
 
 
 def resolved_options(instance: Options, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Every option of a component as plain values.
+    """Return every option of a component as plain values.
+
+    A default that cannot be written to a file is left out, since building the component restores it.
 
     Parameters
     ----------
+    instance
+        The component.
     given
-        Options that hold components, already resolved; every other option is read from ``instance``.
-
-    A default that cannot be written to a file is left out: building the component brings it back.
+        Plain values of the options that hold components, by name. Other options are read from ``instance``.
     """
     cls = type(instance)
     options: dict[str, Any] = {}
@@ -67,12 +69,19 @@ def resolved_options(instance: Options, given: Mapping[str, Any]) -> dict[str, A
 
 
 def plain(value: Any, holds_component: bool) -> Any:
-    """A value as it is written to a file; an instance of an options class becomes its name and options.
+    """Return a value as it is written to a file.
+
+    Parameters
+    ----------
+    value
+        The value.
+    holds_component
+        Whether the value may be an instance of an options class, which becomes a mapping of its name and options.
 
     Raises
     ------
     UnplainError
-        When it cannot be.
+        If the value cannot be written to a file.
     """
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
@@ -86,7 +95,7 @@ def plain(value: Any, holds_component: bool) -> Any:
 
 
 def _name_of(cls: type[Options]) -> str:
-    """The name by which a file picks a class: its component's, or as one of the choices of an option."""
+    """The name that selects a class in a run file: that of its component, or that of its variant in an option."""
     written = f"{cls.__module__}:{cls.__qualname__}"
     for kind in KINDS:
         for component in registry.components(kind).values():

@@ -1,4 +1,4 @@
-"""What a component is and what options it has: for ``fixedpoint show`` and the docs."""
+"""Describes a component and its options in words, for ``fixedpoint show`` and the documentation."""
 
 from __future__ import annotations
 
@@ -19,7 +19,21 @@ __all__ = ["Description", "OptionRow", "describe", "option_rows"]
 
 @dataclass(frozen=True)
 class OptionRow:
-    """One option in words; ``default`` is None where the option is required."""
+    """One option in words.
+
+    Attributes
+    ----------
+    name
+        Its name.
+    type
+        Its type, e.g. ``"an integer"``.
+    default
+        Its default; None if the option is required.
+    range
+        Its bounds, e.g. ``"> 0, <= 2"``; empty if there are none.
+    help
+        What it does.
+    """
 
     name: str
     type: str
@@ -30,7 +44,21 @@ class OptionRow:
 
 @dataclass(frozen=True)
 class Description:
-    """A component in words; ``choices`` has the options of every class that one of its options admits."""
+    """A component in words.
+
+    Attributes
+    ----------
+    kind, component
+        Its kind and its registry entry.
+    text
+        Its docstring.
+    options
+        Its options.
+    choices
+        For options that accept further options classes: the options of each class, by ``"option: class"``.
+    example
+        A line for a run file.
+    """
 
     kind: Kind
     component: Component
@@ -41,12 +69,14 @@ class Description:
 
 
 def describe(kind: Kind, name: str) -> Description:
-    """The component of that kind and name, in words.
+    """Describe the component of the given kind and name.
 
     Raises
     ------
-    UnknownComponentError, ImportError
-        As the registry raises them.
+    UnknownComponentError
+        If there is no such component.
+    ImportError
+        If the component requires an import that is not installed.
     """
     component = registry.get(kind, name)
     factory: Any = component.load()
@@ -95,12 +125,13 @@ def _default_of(cls: Any, field: dataclasses.Field[Any]) -> str | None:
         return repr(value)
     if isinstance(resolved, dict) and "name" in resolved:
         inner = nested(cls, field.name)
+        # A single class has no name in a run file; its options have defaults of their own, listed separately.
         return "theirs" if isinstance(inner, Choices) and len(inner.classes) == 1 else str(resolved["name"])
     return resolved if isinstance(resolved, str) else value_words(resolved)
 
 
 def _example(kind: Kind, name: str, options: tuple[OptionRow, ...]) -> str:
-    """A line for a run file: the required options, or else the first one that has a plain default."""
+    """A line for a run file: the component with its required options, or else with its first numeric option."""
     required = [row for row in options if row.default is None]
     simple = [row for row in options if row.default is not None and row.type in ("an integer", "a number")]
     shown = [f"{row.name}: ..." for row in required] or [f"{row.name}: {row.default}" for row in simple[:1]]

@@ -1,8 +1,8 @@
-"""Document: plain data read from YAML, with the place of every key and value.
+"""Reads YAML as plain data, together with the position of every key and value in the file.
 
-The node graph is used, not ruamel's loaders: it gives the place of everything, and this file decides alone which
-values there can be (mappings with string keys, lists, strings, numbers, true, false and null; no tags, so nothing
-is ever constructed by a file).
+The reader walks the node graph of ruamel.yaml instead of using its loaders, for two reasons. Nodes have positions. And
+this module alone decides which values are accepted: mappings with string keys, lists, strings, numbers, true, false and
+null. Tags are refused, so a file cannot construct Python objects.
 """
 
 from __future__ import annotations
@@ -26,38 +26,41 @@ from fixedpoint.config.words import value_words
 __all__ = ["OVERRIDE", "Document", "parse", "read_text"]
 
 OVERRIDE = "override"
-"""The file that an override on the command line stands in."""
+"""File name in the place of a value that was set by an override on the command line."""
 
 _TAG = "tag:yaml.org,2002:"
+# Scalars that stay strings: a date such as 2024-01-01 is not converted.
 _AS_WRITTEN = ("str", "timestamp")
 _SCALARS = ("int", "float", "bool", "null")
-# Aliases may repeat a node; a file that grows beyond this many values by them is not a run file.
+# Nested aliases can expand a small file exponentially. No run file has as many values as this.
 _MOST_VALUES = 100_000
+# Characters of a value that a message quotes.
 _LONGEST_TEXT = 60
-# Ten in YAML, eight in C, in Python 2 and for those who learnt YAML 1.1.
+# ``010`` is ten in YAML 1.2, but eight in YAML 1.1, C and Python 2.
 _LEADING_ZERO = re.compile(r"([-+]?)0[0-9_]*[0-9]")
-# After a colon or a dash.
+# A comment without a space after its sign, right after the colon of a key or the dash of an item: ``label: #1``.
 _TIGHT_COMMENT = re.compile(r"(?:\A\s*:|^\s*-)[ \t]+(#[^#\s][^\n]*)", re.MULTILINE)
 _WRITTEN_INFINITE = re.compile(r"[-+]?\.inf", re.IGNORECASE)
-# As ruamel.yaml shows a token here and there.
+# Some messages of ruamel.yaml show a token as a tuple with one item; only the item is kept.
 _A_TUPLE = re.compile(r"\(('<[^()]*>'),\)")
 _SOME_DIGIT = re.compile(r"[1-9]")
 
 
 @dataclass
 class Document:
-    """Data and places; a value without a place of its own stands where the nearest thing around it stands.
+    """Plain data with the positions and the original text of its values.
 
     Attributes
     ----------
     data
         Mappings, lists and plain values.
     file
-        Its name in messages.
+        Name of the file in messages.
     keys, values
-        Where every key and value stands.
+        The places of keys and of values, by path.
     texts
-        What was typed for values that are no strings: ``1E234``, and of an override whatever its value is.
+        The text as typed of values that are no strings, by path, e.g. ``"1E234"``. For an override also of a list or
+        mapping.
     """
 
     data: Any
@@ -67,7 +70,11 @@ class Document:
     texts: dict[Path, str] = field(default_factory=dict)
 
     def place(self, path: Path, key: bool = False) -> Place:
-        """Where the value at ``path`` stands, or its key."""
+        """Return the place of the value at ``path``, or of its key if ``key`` is True.
+
+        For a value without a place of its own, such as a missing one, it is the place of the innermost list or mapping
+        around it.
+        """
         if key and path in self.keys:
             return self.keys[path]
         for length in range(len(path), -1, -1):
@@ -76,14 +83,14 @@ class Document:
         return Place(self.file)
 
     def forget(self, path: Path) -> None:
-        """Drop what is known of ``path`` and everything within."""
+        """Remove the places and texts of ``path`` and of everything within it."""
         facts: tuple[dict[Path, Any], ...] = (self.keys, self.values, self.texts)
         for known_of in facts:
             for known in [known for known in known_of if known[: len(path)] == path]:
                 del known_of[known]
 
     def typed(self, path: Path, value: Any) -> str:
-        """A value in words, as it was typed."""
+        """Return a value in words for a message, as it was typed where that is known."""
         text = self.texts.get(path)
         words = value_words(value)
         if text is None or isinstance(value, str):
@@ -95,12 +102,12 @@ class Document:
         return f"{text}, which is {words}" if len(text) <= _LONGEST_TEXT else words
 
     def in_quotes(self, path: Path, value: Any) -> str:
-        """The end of a sentence on a value that is no string where one is wanted: how to write the string."""
+        """Return the end of a message that a string is expected: how to quote the value. Empty if it is a string."""
         text = self.texts.get(path)
         return "" if isinstance(value, str) or not text else f"; {self.as_text(path, text)}"
 
     def as_text(self, path: Path, text: str) -> str:
-        """How what was typed is written where text is meant."""
+        """Return a hint how to write ``text`` as a string, quoted for YAML and, in an override, for the shell."""
         quoted = json.dumps(text, ensure_ascii=False)
         if self.place(path).file == OVERRIDE:
             return f"in quotes it is a string: {shlex.quote(f'{where(path)}={quoted}')}"
@@ -109,23 +116,25 @@ class Document:
 
 
 def read_text(path: FilePath, shown: str, asked: tuple[Place, Path] | None = None) -> str:
-    """The text of a file.
+    """Return the text of a file.
 
     Parameters
     ----------
+    path
+        The file.
     shown
-        The file's name in messages.
+        Name of the file in messages.
     asked
-        Place and path of what asked for the file, when another file did.
+        Place and path of the ``extends`` key that names the file; None for the run file itself.
 
     Raises
     ------
     ConfigError
-        When it cannot be read.
+        If the file cannot be read or is not UTF-8.
     """
     place, where = asked or (Place(shown), ())
     try:
-        return path.read_bytes().decode("utf-8-sig")
+        return path.read_bytes().decode("utf-8-sig")  # some editors on Windows write a byte order mark
     except FileNotFoundError:
         problem = "no such file" if asked is None else f'no such file "{shown}"'
     except UnicodeDecodeError as error:
@@ -136,20 +145,24 @@ def read_text(path: FilePath, shown: str, asked: tuple[Place, Path] | None = Non
 
 
 def parse(text: str, file: str, at: Path = ()) -> Document:
-    """The document of a YAML text; an empty one has ``data`` None.
+    """Parse a YAML text. The data of an empty text is None.
 
     Parameters
     ----------
+    text
+        The text.
+    file
+        Name of the file in messages.
     at
-        Path of the text within a greater document, for places and messages.
+        Path of the value that the text describes, if it is part of a larger document (an override).
 
     Raises
     ------
     ConfigError
-        Where the text is no YAML, or holds something a run file has no use for.
+        If the text is no YAML, or contains something that run files do not accept (a tag, a merge key).
     """
     yaml = YAML(typ="safe", pure=True)
-    yaml.composer.warn_double_anchors = False  # YAML allows to set an anchor anew; the last one counts
+    yaml.composer.warn_double_anchors = False  # YAML allows it; the last definition counts
     try:
         root: Node | None = yaml.compose(text)
         document = Document(None, file, values={(): Place(file, 1, 1)})
@@ -167,7 +180,7 @@ def parse(text: str, file: str, at: Path = ()) -> Document:
 
 
 class _Reader:
-    """Turns nodes into data and notes the places."""
+    """Converts the nodes of one text to data and stores their places in the document."""
 
     def __init__(self, yaml: YAML, document: Document, text: str) -> None:
         self._yaml = yaml
@@ -176,7 +189,7 @@ class _Reader:
         self._count = 0
 
     def value(self, node: Node, path: Path, around: tuple[int, ...]) -> Any:
-        """The data of a node; ``around`` are the nodes it stands in, to refuse one that holds itself."""
+        """The data of a node; ``around`` holds the ids of the enclosing nodes, to detect one that contains itself."""
         place = self._place(node)
         self._document.values[path] = place
         self._count += 1
@@ -194,13 +207,13 @@ class _Reader:
         raise ConfigError.at(place, f"the tag {node.tag} has no meaning here", path)
 
     def _held(self, node: Node, path: Path, around: tuple[int, ...], end: int) -> Any:
-        """The data of a node in a mapping or list, where what stands before it ends at ``end``."""
+        """The data of a node in a mapping or list; ``end`` is the index in the text where the previous token ends."""
         if isinstance(node, ScalarNode) and not node.value and node.style is None:
             self._check_empty(node, path, self._text[end : node.start_mark.index])
         return self.value(node, path, around)
 
     def _items(self, node: MappingNode, path: Path) -> Iterator[tuple[str, Node, int]]:
-        """Keys, values, and where each key ends."""
+        """The keys and value nodes of a mapping, with the index in the text where each key ends."""
         seen: dict[str, int] = {}
         for key_node, inner in node.value:
             place = self._place(key_node)
@@ -234,7 +247,7 @@ class _Reader:
         raise ConfigError.at(self._place(node), said, path)
 
     def _check_empty(self, node: ScalarNode, path: Path, before: str) -> None:
-        """Refuse ``label: #1``: nobody who leaves out the space means a comment."""
+        """Refuse an empty value before a comment without a space, as in ``label: #1``: the user meant a value."""
         comment = _TIGHT_COMMENT.search(before)
         if comment:
             text = comment[1].strip()
@@ -243,7 +256,7 @@ class _Reader:
             raise ConfigError.at(place, sentence, path)
 
     def _check_number(self, node: ScalarNode, value: float, path: Path) -> None:
-        """Refuse numbers that are not what was typed, or may not be."""
+        """Refuse numbers that are ambiguous (``010``) or that overflow to infinity or underflow to zero."""
         typed = node.value
         octal = _LEADING_ZERO.fullmatch(typed)
         if octal:
@@ -263,6 +276,7 @@ class _Reader:
 
 
 def _explained(problem: str) -> str:
+    """A message of the YAML parser in one line."""
     if r"'\t'" in problem:
         return "a tab cannot indent YAML; use spaces"
     problem = _A_TUPLE.sub(r"\1", " ".join(problem.split()))

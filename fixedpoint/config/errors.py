@@ -1,4 +1,4 @@
-"""Mistakes in a run file: where each stands, and one line for each."""
+"""Mistakes in a run file, each with its position and a message of one line."""
 
 from __future__ import annotations
 
@@ -11,13 +11,21 @@ Path = tuple[str | int, ...]
 """The keys and indices that lead to a value, e.g. ``("solvers", 1, "memory")``."""
 
 
-# Keys and names of a damaged file may be as long as the file.
+# Characters of a path or message that are shown: the keys of a damaged file may be as long as the file.
 _LONGEST = 400
 
 
 @dataclass(frozen=True, order=True)
 class Place:
-    """A position in a file; line and column count from 1, and line 0 stands for the file as a whole."""
+    """A position in a file.
+
+    Attributes
+    ----------
+    file
+        Name of the file.
+    line, column
+        Line and column, counted from 1. Line 0 stands for the file as a whole.
+    """
 
     file: str
     line: int = 0
@@ -29,7 +37,17 @@ class Place:
 
 @dataclass(frozen=True, order=True)
 class Mistake:
-    """One thing that is wrong: where, and a sentence."""
+    """One mistake.
+
+    Attributes
+    ----------
+    place
+        Its position in the file.
+    where
+        The path of the value, as in ``solvers[1].memory``.
+    sentence
+        The message.
+    """
 
     place: Place
     where: str
@@ -38,11 +56,17 @@ class Mistake:
     def __str__(self) -> str:
         said = (part if len(part) <= _LONGEST else f"{part[: _LONGEST - 3]}..." for part in (self.where, self.sentence))
         line = ": ".join(part for part in (str(self.place), *said) if part)
-        return "".join(c if c.isprintable() else repr(c)[1:-1] for c in line)  # a key of the file may hold anything
+        return "".join(c if c.isprintable() else repr(c)[1:-1] for c in line)  # keys may contain control characters
 
 
 class ConfigError(ValueError):
-    """A run file cannot be used; its text has one line for every mistake, in the order of the file."""
+    """A run file cannot be used. The message has one line for every mistake, in the order of the file.
+
+    Parameters
+    ----------
+    mistakes
+        The mistakes.
+    """
 
     def __init__(self, mistakes: Iterable[Mistake]) -> None:
         self.mistakes = tuple(sorted(mistakes))
@@ -50,12 +74,12 @@ class ConfigError(ValueError):
 
     @classmethod
     def at(cls, place: Place, sentence: str, path: Path = ()) -> ConfigError:
-        """The error of a single mistake."""
+        """Return the error for a single mistake."""
         return cls([Mistake(place, where(path), sentence)])
 
 
 def where(path: Path) -> str:
-    """A path as it is typed in an override: ``solvers[1].memory``."""
+    """Return a path as it is typed in an override: ``solvers[1].memory``."""
     text = ""
     for part in path:
         text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else part

@@ -1,4 +1,4 @@
-"""Expectations: upper bounds on metrics that a run file sets, judged on records."""
+"""Checks records against the expectations of a run file, which are upper bounds on metrics."""
 
 from __future__ import annotations
 
@@ -11,9 +11,16 @@ __all__ = ["broken_expectations"]
 
 
 def broken_expectations(expect: Mapping[str, float], cells: Iterable[tuple[CellRow, Record]]) -> list[str]:
-    """A sentence for every cell that came to a result but not within the bounds.
+    """Return a sentence for every bound that a cell exceeds. Failed and skipped cells are ignored.
 
-    NaN is above every bound, and so is a metric that the task does not have.
+    NaN exceeds every bound, and so does a metric that the record does not have.
+
+    Parameters
+    ----------
+    expect
+        Upper bounds by metric.
+    cells
+        Cells with their records.
     """
     sentences = []
     for cell, record in cells:
@@ -24,6 +31,6 @@ def broken_expectations(expect: Mapping[str, float], cells: Iterable[tuple[CellR
             if value is None:
                 known = ", ".join(record.metrics) or "none"
                 sentences.append(f"{cell.label}: has no metric {metric}, expected at most {bound:g} (it has: {known})")
-            elif not value <= bound:
+            elif not value <= bound:  # negated, so that NaN is above the bound
                 sentences.append(f"{cell.label}: {metric} is {value:.2g}, expected at most {bound:g}")
     return sentences

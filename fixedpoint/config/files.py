@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and JSON that every reader can read."""
+"""Writes files atomically, and reads and writes JSON files that carry a checksum."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ __all__ = [
 ]
 
 SCHEMA = 1
-"""Version of the form of records and of ``run.json``."""
+"""Version of the format of records and of ``run.json``."""
 
 M = TypeVar("M", bound=BaseModel)
 
 TEMPORARY = ".*.fixedpoint-part"
-"""Names of files that are being written, or were when their process was killed."""
+"""Glob pattern of temporary files, which remain only if the process that wrote them was killed."""
 
 
 def _number(value: Any) -> Any:
@@ -38,20 +38,27 @@ def _number(value: Any) -> Any:
 
 
 Number = Annotated[float, BeforeValidator(_number)]
-"""A number as ``json_text`` writes it."""
+"""A float. JSON has no NaN and infinities, so ``json_text`` writes them as ``"nan"``, ``"inf"`` and ``"-inf"``."""
 
 
 class DamagedError(ValueError):
-    """A file of a run folder cannot be used; the sentence says why."""
+    """A file of a run folder cannot be used; the message says why."""
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that whoever looks sees the old one or the new one, never a part of it.
+    """Write a file atomically: a reader sees the old content or the new content, never a part of it.
+
+    Parameters
+    ----------
+    path
+        The file. Missing folders are created.
+    content
+        Its new content.
 
     Raises
     ------
     OSError
-        Naming that file, whatever part of writing it failed.
+        If any part of writing fails. The error names ``path``, not the temporary file.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.fixedpoint-part")
@@ -59,9 +66,9 @@ def write_atomically(path: Path, content: bytes) -> None:
         with temporary.open("wb") as stream:
             stream.write(content)
             stream.flush()
-            os.fsync(stream.fileno())
+            os.fsync(stream.fileno())  # before the rename: a crash must not leave the name with no content
         os.replace(temporary, path)
-    except BaseException as error:  # an interrupt, too, must not leave half a file behind
+    except BaseException as error:  # also an interrupt must not leave the temporary file
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
         if isinstance(error, OSError) and error.errno is not None:
@@ -70,17 +77,24 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 def sealed(data: Mapping[str, Any]) -> bytes:
-    """The content of a file of facts: JSON for people, with a checksum of what it says."""
+    """Return ``data`` as indented JSON with a checksum, as the content of a file."""
     return (json_text({**data, "checksum": _checksum(data)}, canonical=False) + "\n").encode()
 
 
 def unsealed(content: bytes, version: int) -> dict[str, Any]:
-    """What a sealed file says, its checksum left out.
+    """Return the data of a file that :func:`sealed` made, without its checksum.
+
+    Parameters
+    ----------
+    content
+        Content of the file.
+    version
+        The ``schema_version`` that the data must have.
 
     Raises
     ------
     DamagedError
-        When it is cut off, changed, no JSON, or has the form of another ``schema_version``.
+        If the content is truncated, was changed, is no JSON, or has another ``schema_version``.
     """
     if not content.strip():
         raise DamagedError("is empty")
@@ -103,12 +117,12 @@ def _checksum(data: Mapping[str, Any]) -> str:
 
 
 def parse_model(model: type[M], data: Any) -> M:
-    """``data`` as a model.
+    """Validate ``data`` as an instance of a pydantic model.
 
     Raises
     ------
     DamagedError
-        Naming the first thing that is wrong.
+        If it is invalid. The message names the first problem.
     """
     try:
         return model.model_validate(data)

@@ -1,9 +1,9 @@
-"""A run folder: which files it has, and what ``run.json`` says of the run as a whole.
+"""The files of a run folder, and the content of ``run.json``, which describes the run.
 
-config.yaml            the run file, every default filled in
-run.json               which cells there are; versions, machine, times
-records/<hash>.json    one record a cell
-arrays/<hash>.npz      its traces and images
+config.yaml            the run file with every default filled in
+run.json               the cells; versions, machine, times
+records/<hash>.json    one record per cell
+arrays/<hash>.npz      traces and images of the cell
 """
 
 from __future__ import annotations
@@ -20,7 +20,17 @@ __all__ = ["CellRow", "Folder", "RunInfo"]
 
 
 class CellRow(BaseModel):
-    """One cell of a run: its hash (the name of its record) and what the run calls its parts."""
+    """One cell of a run.
+
+    Attributes
+    ----------
+    hash
+        Hash of the cell, which names its record.
+    task, solver, gradient
+        Labels of its components; ``gradient`` is None if the cell has none.
+    seed
+        Its seed.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
@@ -32,7 +42,7 @@ class CellRow(BaseModel):
 
     @classmethod
     def of(cls, cell: Cell) -> CellRow:
-        """The line of a cell in ``run.json``."""
+        """Return the entry of a cell in ``run.json``."""
         labels = cell.labels
         return cls(
             hash=cell.hash,
@@ -44,22 +54,36 @@ class CellRow(BaseModel):
 
     @property
     def label(self) -> str:
-        """All its parts in one line."""
+        """The labels and the seed in one line."""
         parts = [self.task, self.solver, *([self.gradient] if self.gradient else []), f"seed {self.seed}"]
         return " / ".join(parts)
 
 
 class RunInfo(BaseModel):
-    """What ``run.json`` says.
+    """The content of ``run.json``.
 
     Attributes
     ----------
-    finished
-        None while the run goes on, and where it was interrupted.
+    schema_version
+        Version of the format.
+    name
+        Name of the run.
+    cells
+        Its cells, in the order of the plan.
+    expect
+        Upper bounds by metric.
+    threads
+        Number of threads of torch.
+    versions
+        Versions by distribution, Python included.
+    machine
+        Platform, processor, number of CPUs and device.
+    started, finished
+        Times in UTC, in ISO 8601 format. ``finished`` is None until the run ends, and stays so if it is interrupted.
     reused
-        How many of the cells had a record that is as good as new when the run began.
+        Number of cells whose existing records were reused.
     again
-        Why others were run though there was a record of them: reasons, with how many cells each.
+        Number of cells that were computed again although they had a record, by reason.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
@@ -78,7 +102,7 @@ class RunInfo(BaseModel):
 
     @property
     def story(self) -> str:
-        """What was reused and what was run again, in a sentence; empty where there was nothing before."""
+        """A sentence on the cells that were reused and those that were run; empty if no cell had a record before."""
         total, again = len(self.cells), sum(self.again.values())
         if not self.reused and not again:
             return ""
@@ -95,30 +119,36 @@ class RunInfo(BaseModel):
 
 @dataclass(frozen=True)
 class Folder:
-    """The paths within a run folder."""
+    """The paths in a run folder.
+
+    Attributes
+    ----------
+    path
+        The run folder.
+    """
 
     path: Path
 
     @property
     def config(self) -> Path:
-        """The resolved run file."""
+        """The run file with every default filled in."""
         return self.path / "config.yaml"
 
     @property
     def info(self) -> Path:
-        """What is said of the run as a whole."""
+        """The file ``run.json``."""
         return self.path / "run.json"
 
     def record(self, hash: str) -> Path:
-        """The record of a cell."""
+        """Return the path of the record of a cell."""
         return self.path / "records" / f"{hash}.json"
 
     def arrays(self, hash: str) -> Path:
-        """The arrays of a cell."""
+        """Return the path of the arrays of a cell."""
         return self.path / "arrays" / f"{hash}.npz"
 
     def write_info(self, info: RunInfo) -> None:
-        """Write ``run.json``."""
+        """Write ``run.json``, atomically."""
         write_atomically(self.info, sealed(info.model_dump()))
 
     def read_info(self) -> RunInfo:
@@ -127,7 +157,7 @@ class Folder:
         Raises
         ------
         DamagedError
-            When it is missing or cannot be used, with its path.
+            If it is missing or cannot be used.
         """
         try:
             return parse_model(RunInfo, unsealed(self.info.read_bytes(), SCHEMA))

@@ -1,4 +1,4 @@
-"""Labels: what reports call the tasks and solvers of a run, short and unique."""
+"""Short and unique labels for the tasks, solvers and gradient estimators of a run, as shown in reports."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ __all__ = ["automatic_labels"]
 
 
 def automatic_labels(configs: Sequence[Mapping[str, Any]], written: Sequence[Mapping[str, Any]]) -> list[str]:
-    """A label for each of several components: the name, and the options that set it apart.
+    """Return a label for each component: its name, followed by the options that distinguish it.
+
+    A label shows an option if the run file sets it, or if components of the same name differ in it.
 
     Parameters
     ----------
     configs
-        Names and options, all filled in.
+        Name and every option of each component.
     written
-        The options that the run file spells out and a label is to show (``{}``: none).
-
-    An option is shown when it is written, or when components of the same name differ in it.
+        The options of each component that the run file sets and its label must show (``{}`` for none).
     """
     labels = []
     for config, spelt in zip(configs, written, strict=True):
@@ -35,7 +35,7 @@ def automatic_labels(configs: Sequence[Mapping[str, Any]], written: Sequence[Map
 
 
 def _words(key: str, value: Any, spelt: Any) -> str:
-    """A word says for itself what it is; a number needs the name of its option."""
+    """One option in a label: a string alone, and a number with the name of its option."""
     if isinstance(value, Mapping) and "name" in value:
         inner = [part for part in value if part != "name" and isinstance(spelt, Mapping) and part in spelt]
         return " ".join([value["name"], *(_words(part, value[part], spelt[part]) for part in inner)])
@@ -47,6 +47,7 @@ def _words(key: str, value: Any, spelt: Any) -> str:
 
 
 def _unique(labels: list[str]) -> list[str]:
+    """The labels with a number appended to those that occur more than once."""
     total = Counter(labels)
     seen: Counter[str] = Counter()
     unique = []

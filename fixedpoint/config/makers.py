@@ -1,9 +1,9 @@
-"""Makers: which distributions made a record, with the version and the code of each; why two makers are not the same.
+"""Determines the makers of a record: the distributions whose code it depends on, with version and digest of each.
 
-A result depends on the library, on torch and numpy, on the distributions that brought the components of its cell,
-nested ones included, and on what the code of these imports. Where a version says what code there is (wheels that are no
-plugins), it is all that is kept; plugins, whatever is installed in editable form, and modules that are just on the path
-change without a new version, so their files are hashed.
+A result depends on the library, on torch and numpy, on the distributions that bring the components of its cell, nested
+ones included, and on what their code imports. Of a distribution that is installed from a wheel and has no plugin, only
+the version is stored, because it identifies the code. Plugins, editable installations and modules that are merely on
+the path can change without a new version, so their files are hashed.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ __all__ = ["UNREADABLE", "ComponentCode", "Maker", "Makers", "changes"]
 
 OWN = "fixedpoint"
 _OWN_DISTRIBUTION = "fixedpoint-solvers"
-# What only shows results.
+# Packages of the library that only display results: left out of its digest.
 _SHOWING = ("cli", "report")
-# What shows, checks and tests, and computes nothing: it may change without a result changing.
+# Distributions that display, validate and test but compute nothing: a new version of them does not change a result.
 _TOOLS = {
     *(
         "beartype",
@@ -46,7 +46,7 @@ _TOOLS = {
     *("ruamel.yaml", "tqdm", "typer", "typing_extensions"),
 }
 UNREADABLE = "unreadable"
-"""In place of a digest, for code that stands in no file."""
+"""Stands in place of a digest for code that is in no file, e.g. in a notebook."""
 
 
 class Maker(BaseModel):
@@ -55,12 +55,12 @@ class Maker(BaseModel):
     Attributes
     ----------
     version
-        Its version; empty for what is no distribution.
+        Its version; empty if it is no installed distribution.
     code
-        sha256 of its files and of the modules they import that nobody has a version of; empty where the version says
-        what code it is, ``unreadable`` for code that stands in no file.
+        sha256 of its files, and of the files of imported modules that belong to no distribution. Empty if the version
+        identifies the code, ``"unreadable"`` if the code is in no file.
     brings
-        The components of the cell that it brought, ``["solver anderson"]``.
+        The components of the cell that it brings, e.g. ``["solver anderson"]``.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
@@ -72,18 +72,18 @@ class Maker(BaseModel):
 
 @dataclass(frozen=True)
 class ComponentCode:
-    """A component that takes part in a cell, as far as its code is concerned.
+    """The code of a component that takes part in a cell.
 
     Attributes
     ----------
     what
-        Kind and name, ``"solver anderson"``; empty for options that are no component.
+        Kind and name, e.g. ``"solver anderson"``; empty for an options class that is no component.
     source, version
-        The distribution that brought it.
+        Name and version of the distribution that brings it.
     classes
-        Its class, those of the options within it, and all they derive from.
+        Its class, the classes of the options nested in it, and all their base classes.
     uses
-        Distributions it says it computes with.
+        Distributions that these classes declare in ``uses``: they compute with them.
     """
 
     what: str
@@ -94,7 +94,7 @@ class ComponentCode:
 
     @classmethod
     def of(cls, instance: Options, what: str, source: str, version: str) -> ComponentCode:
-        """The part that an object of options is."""
+        """Return the code of an instance of an options class."""
         within = list(_within(instance))
         classes = dict.fromkeys(base for each in within for base in type(each).__mro__)
         uses = dict.fromkeys(name for each in within for name in type(each).uses)
@@ -102,9 +102,10 @@ class ComponentCode:
 
 
 class Makers:
-    """Finds the makers of cells; what was looked up is kept for as long as it lives, which is one run."""
+    """Finds the makers of cells. Each instance caches what it looked up, for the duration of one run."""
 
     def __init__(self) -> None:
+        # Cached per instance: a later run in the same process must look again, e.g. after a module was reloaded.
         self.unit_of = functools.cache(unit_of)
         self.owner_of = functools.cache(owner_of)
         self.is_released = functools.cache(is_released)
@@ -114,7 +115,7 @@ class Makers:
         self.of = functools.cache(self._of)
 
     def _of(self, parts: tuple[ComponentCode, ...]) -> dict[str, Maker]:
-        """All that makes what these parts make, by distribution; the library, torch and numpy always take part."""
+        """The makers of a cell with these components, by distribution; always with the library, torch and numpy."""
         traced = _Traced(self)
         for part in parts:
             traced.add(part)
@@ -122,7 +123,15 @@ class Makers:
 
 
 def changes(then: Mapping[str, Maker], now: Mapping[str, Maker]) -> list[str]:
-    """What makes a record of ``then`` unfit for ``now``, each in a few words; empty where it is as good as new."""
+    """Return the reasons why a record cannot be reused; empty if it can.
+
+    Parameters
+    ----------
+    then
+        The makers of the record.
+    now
+        The makers that would compute the cell now.
+    """
     if not then:
         return ["nothing in the record says what made it"]
     versions, others = [], []
@@ -144,17 +153,17 @@ def changes(then: Mapping[str, Maker], now: Mapping[str, Maker]) -> list[str]:
         elif before.code != maker.code:
             others.append(f"the code of {said(name, maker)} has changed")
     others += [f"{said(name, maker)} takes no part now" for name, maker in then.items() if name not in now]
-    # Versions say most; that there is other code then goes without saying.
+    # A new version explains a change of code, so the other reasons are not listed in addition.
     return versions or others
 
 
 def said(name: str, maker: Maker) -> str:
-    """A maker in words: ``mine 1.0``."""
+    """Return a maker in words: ``mine 1.0``."""
     return f"{name} {maker.version}".strip()
 
 
 class _Traced:
-    """What the parts of a cell are made of, as it is found out."""
+    """Collects the distributions and units that the components of one cell depend on."""
 
     def __init__(self, look: Makers) -> None:
         self._look = look
@@ -167,7 +176,7 @@ class _Traced:
             self._units[OWN].add(own)
 
     def add(self, part: ComponentCode) -> None:
-        """Add a component: its own code, what that imports, what it says it uses."""
+        """Add a component: its own code, the code that it imports, and the distributions it declares to use."""
         source = _known_as(part.source)
         self._versions.setdefault(source, part.version)
         if part.what:
@@ -184,14 +193,17 @@ class _Traced:
                 self._unreadable.add(source)
 
     def makers(self) -> dict[str, Maker]:
-        """The makers, sorted by name."""
+        """Return the makers by distribution, sorted."""
         return {
             name: Maker(version=version, code=self._code(name), brings=self._brings.get(name, []))
             for name, version in sorted(self._versions.items())
         }
 
     def _follow(self, module: str, importer: str) -> None:
-        """Note a module's unit, and those of all that its code imports, with who they belong to."""
+        """Store the unit of a module and, recursively, those of its imports, each under the distribution it belongs to.
+
+        A unit that belongs to no distribution is stored under the distribution that imports it.
+        """
         waiting = [(module, importer)]
         while waiting:
             module, importer = waiting.pop()
@@ -208,10 +220,11 @@ class _Traced:
             if unit in units:
                 continue
             units.add(unit)
-            if owner != OWN:  # what the library's own components compute with, they name themselves
+            if owner != OWN:  # the library's own components declare in ``uses`` what they compute with
                 waiting += [(each, owner) for each in sorted(self._look.imports_of(unit))]
 
     def _code(self, name: str) -> str:
+        """The attribute ``code`` of a maker."""
         if name in self._unreadable:
             return UNREADABLE
         units = sorted(self._units.get(name, ()), key=lambda unit: unit.name)
@@ -222,7 +235,7 @@ class _Traced:
 
 
 def _within(instance: Options) -> Iterator[Options]:
-    """An object of options and all those within it."""
+    """An instance of an options class and all instances nested in its options."""
     yield instance
     for name in option_types(type(instance)):
         value = getattr(instance, name)

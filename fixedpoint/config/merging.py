@@ -1,4 +1,4 @@
-"""One run file on top of another: ``extends``."""
+"""Merges a run file with the run file that it extends."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ __all__ = ["load_document"]
 
 
 def load_document(file: str | FilePath) -> Document:
-    """A run file together with what it extends.
+    """Read a run file, merged with the files it extends.
 
-    Mappings are merged key by key, anything else is replaced; the extended file is found relative to the one that
-    names it.
+    Mappings are merged key by key; anything else, lists included, is replaced. The path of the extended file is
+    relative to the file that names it.
 
     Raises
     ------
     ConfigError
-        When a file is missing, is no YAML or extends itself.
+        If a file is missing, is no YAML, or extends itself, directly or through another file.
     """
     return _load(FilePath(file), str(file), None, ())
 
@@ -28,6 +28,7 @@ def load_document(file: str | FilePath) -> Document:
 def _load(
     path: FilePath, shown: str, asked: tuple[Place, Path] | None, above: tuple[tuple[FilePath, str], ...]
 ) -> Document:
+    """Read one file and what it extends; ``asked`` is where it was named, ``above`` the files that led to it."""
     document = parse(read_text(path, shown, asked), shown)
     if not isinstance(document.data, dict) or "extends" not in document.data:
         return document
@@ -58,6 +59,7 @@ def _overlay(base: Document, top: Document) -> Document:
 
 
 def _merged(into: Document, base: Any, top: Any, path: Path) -> Any:
+    """``top`` merged over ``base``; the places of values that are replaced are removed from the document."""
     if isinstance(base, dict) and isinstance(top, dict):
         both = dict(base)
         for key, value in top.items():

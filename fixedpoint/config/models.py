@@ -1,7 +1,7 @@
-"""pydantic models derived from the options classes: a component declares its options once, as dataclass fields.
+"""Derives pydantic models from the options classes, so that a component declares its options only once.
 
-Leaves are strict ("5" is no integer, true is no number; an integer is a number, a list is a tuple). An option that
-holds components or further options is checked by name elsewhere and is anything here.
+The models are strict: ``"5"`` is no integer and ``true`` is no number. But an integer is accepted for a number, and a
+list for a tuple. Options that hold components or further options accept anything here; ``resolve.py`` checks them.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ __all__ = ["model_of", "wrong_options"]
 
 @functools.cache
 def model_of(cls: Any) -> type[BaseModel]:
-    """The strict model of an options class: names, types, defaults, bounds and help of its fields."""
+    """Return the strict model of an options class, with the types, defaults, bounds and help texts of its fields."""
     fields: dict[str, Any] = {}
     for field in _options(cls):
         annotation = option_types(cls)[field.name]
         annotation = _strict(annotation, _bounds(field)) if nested(cls, field.name) is None else Any
-        # The alias is what is typed; the attribute's own name must not clash with those of BaseModel.
+        # The user types the alias. The attribute has a prefix, so that it cannot clash with attributes of BaseModel.
         settings: dict[str, Any] = {"alias": field.name, "description": field.metadata.get("help")}
         if field.default is not dataclasses.MISSING:
             settings["default"] = field.default
@@ -44,12 +44,16 @@ def model_of(cls: Any) -> type[BaseModel]:
 
 
 def wrong_options(cls: Any, given: Mapping[str, Any], document: Document, at: Path) -> dict[Path, str]:
-    """What is wrong with the values given for an options class: a sentence by the path within them.
+    """Return a sentence for every mistake in the values given for an options class, by the path within the values.
 
     Parameters
     ----------
+    cls
+        The options class.
+    given
+        Values by option name.
     document, at
-        Where the values come from, so that they are shown as they were typed.
+        The document that has the values, and their path in it. Messages show the values as they were typed.
     """
     try:
         model_of(cls).model_validate(dict(given))
@@ -65,6 +69,7 @@ def wrong_options(cls: Any, given: Mapping[str, Any], document: Document, at: Pa
 def _sentence(
     cls: Any, given: Mapping[str, Any], kind: str, location: tuple[int | str, ...], document: Document, at: Path
 ) -> tuple[Path, str]:
+    """The path and the message for one error of pydantic; for an item of a list they are those of the item."""
     name = str(location[0])
     if kind == "extra_forbidden":
         return (name,), f"unknown option; {nearest(name, [field.name for field in _options(cls)])}"
@@ -86,11 +91,13 @@ def _sentence(
 
 
 def _admits_text(annotation: Any) -> bool:
+    """Whether a type accepts some string, so that a hint to put the value in quotes is useful."""
     members = typing.get_args(annotation) or (annotation,)
     return any(member is str or isinstance(member, str) or typing.get_origin(member) is Literal for member in members)
 
 
 def _strict(annotation: Any, bounds: dict[str, Any]) -> Any:
+    """The annotation with strict numbers within the bounds, and tuples that accept lists."""
     origin = typing.get_origin(annotation)
     if annotation is int or annotation is float:
         return Annotated[annotation, Field(strict=True, **bounds)]
@@ -100,12 +107,12 @@ def _strict(annotation: Any, bounds: dict[str, Any]) -> Any:
         members = tuple(
             member if member is Ellipsis else _strict(member, bounds) for member in typing.get_args(annotation)
         )
-        return Annotated[tuple[members], Field(strict=False)]  # type: ignore[valid-type]  # a list is a tuple
+        return Annotated[tuple[members], Field(strict=False)]  # type: ignore[valid-type]  # YAML has lists only
     return annotation
 
 
 def _member(annotation: Any) -> Any:
-    """The type of the items of the list type that ``annotation`` is or admits."""
+    """The type of the items of a tuple type, or of the tuple type in a union."""
     origin = typing.get_origin(annotation)
     if origin in (typing.Union, types.UnionType):
         lists = [member for member in typing.get_args(annotation) if typing.get_origin(member) is tuple]

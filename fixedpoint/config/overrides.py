@@ -1,8 +1,8 @@
-"""``key.path=value`` overrides on top of a run file: what is typed is what is set, or refused.
+"""Applies ``key.path=value`` overrides to a run file. A value is set exactly as typed, or the override is refused.
 
-A shell has taken off the quotes before anybody here sees them, and YAML gives a meaning to what looks like text: a
-comment, an anchor, a tag. What would be dropped or read as something else without a word is refused, with the string
-to type.
+The shell removes quotes before the program sees an override, and YAML then interprets parts of a text as a comment, an
+anchor or a tag. A value of which YAML would silently drop or reinterpret a part is refused, and the message shows how
+to type it as a string.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from fixedpoint.core.options import nearest
 __all__ = ["apply_overrides"]
 
 _PART = re.compile(r"\.?([^.\[\]=\s]+)|\[(\d+)\]")
-# What stands for something else than itself.
+# Tokens that YAML does not keep as text.
 _MEANINGS = {
     tokens.AnchorToken: "an anchor",
     tokens.AliasToken: "an alias",
@@ -35,16 +35,23 @@ _MEANINGS = {
 
 
 def apply_overrides(document: Document, overrides: Iterable[str]) -> None:
-    """Set ``key.path=value`` pairs, values read as YAML, e.g. ``tasks[0].batch=4``, ``termination.rtol=1e-5``.
+    """Apply overrides to a document, in place.
 
-    A missing key of a mapping is added, an index must exist; a task or solver given by its bare name becomes a
-    mapping with options.
+    A missing key of a mapping is added. An index of a list must exist. A component given by its name alone becomes a
+    mapping of its name and the option.
+
+    Parameters
+    ----------
+    document
+        The run file.
+    overrides
+        ``key.path=value`` pairs, with values in YAML, e.g. ``tasks[0].batch=4`` or ``termination.rtol=1e-5``.
 
     Raises
     ------
     ConfigError
-        Without a position, when an override cannot be read, when YAML would not take its value as it was typed, or its
-        path leads nowhere.
+        If an override has no such form, if YAML would drop or reinterpret a part of its value, or if its path does not
+        exist.
     """
     for override in overrides:
         target, equals, text = override.partition("=")
@@ -61,13 +68,7 @@ def apply_overrides(document: Document, overrides: Iterable[str]) -> None:
 
 
 def _value(text: str, path: Path) -> Document:
-    """The value of an override.
-
-    Raises
-    ------
-    ConfigError
-        When it is no YAML, or not all of it.
-    """
+    """The value of an override; raises ConfigError if it is no YAML, or if YAML would not keep all of it."""
     quoted = shlex.quote(f"{where(path)}={json.dumps(text, ensure_ascii=False)}")
     as_text = f"in quotes it is a string: {quoted}"
     if not text.strip():
@@ -86,7 +87,7 @@ def _value(text: str, path: Path) -> Document:
 
 
 def _meanings(text: str) -> Iterator[str]:
-    """What YAML would take parts of a readable text for, instead of as they are."""
+    """What YAML would do to parts of a valid text instead of keeping them, in words."""
     end = 0
     try:
         for token in YAML(typ="safe", pure=True).scan(text):
@@ -98,13 +99,13 @@ def _meanings(text: str) -> Iterator[str]:
             elif "\n" in text[token.start_mark.index : token.end_mark.index]:
                 yield "would become one line"
             end = max(end, token.end_mark.index)
-    except YAMLError:  # what can be parsed can be scanned
+    except YAMLError:  # not expected: the text was parsed before
         return
     yield from _dropped(text, end, len(text))
 
 
 def _dropped(text: str, begin: int, end: int) -> Iterator[str]:
-    """The comment in what stands between two tokens, which is white space otherwise."""
+    """A message on the comment, if any, between two tokens, which otherwise have only white space between them."""
     _, sign, comment = text[begin:end].partition("#")
     if sign:
         dropped = f"#{comment.splitlines()[0] if comment else ''}".strip()
@@ -113,6 +114,7 @@ def _dropped(text: str, begin: int, end: int) -> Iterator[str]:
 
 
 def _path_of(text: str) -> Path:
+    """The path that a text such as ``tasks[0].batch`` or ``tasks.0.batch`` spells; empty if it spells none."""
     path: list[str | int] = []
     position = 0
     while position < len(text):
@@ -129,8 +131,9 @@ def _path_of(text: str) -> Path:
 
 
 def _set(document: Document, path: Path, value: Any) -> None:
+    """Set the value at a path, creating missing mappings on the way."""
     if not isinstance(document.data, dict):
-        return  # the file as a whole is refused, with its place, when it is validated
+        return  # validation refuses the whole file later, with its place
     holder: Any = document.data
     for depth, part in enumerate(path):
         at_end = depth == len(path) - 1

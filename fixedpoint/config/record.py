@@ -1,7 +1,6 @@
-"""Record: what is kept of one cell of a run, and how it is written and read.
+"""The record of one cell of a run, and how it is written and read.
 
-A record carries a checksum of itself and of its arrays, so that one that was cut off, changed or mixed up is told
-from a good one.
+A record has a checksum of itself and one of its arrays. They reveal records that are truncated, changed or mixed up.
 """
 
 from __future__ import annotations
@@ -33,7 +32,17 @@ Arrays = Mapping[str, NDArray[np.generic]]
 
 
 class Failure(BaseModel):
-    """The exception that ended a cell."""
+    """The exception that ended a cell.
+
+    Attributes
+    ----------
+    type
+        Name of its class.
+    message
+        Its message, with its notes.
+    traceback
+        Its traceback.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
@@ -43,29 +52,47 @@ class Failure(BaseModel):
 
 
 class Record(BaseModel):
-    """One cell of a run; host numbers only.
+    """What is stored of one cell of a run, as plain values.
 
     Attributes
     ----------
+    schema_version
+        Version of the format.
     hash
-        sha256 of ``config``: what was computed, whatever it is called.
+        sha256 of ``config``: it identifies what was computed, independently of the labels.
     labels
-        What the run called the task, the solver and the gradient estimator.
+        Labels of the task, the solver and the gradient estimator.
     config
         Task, solver, gradient, termination and seed with every option.
+    seed
+        The seed.
     status
-        ``ok`` (not converging is a result), ``failed`` with ``error``, or ``skipped`` with ``reason``.
+        ``"ok"``, also if the solve did not converge; ``"failed"`` with ``error``; or ``"skipped"`` with ``reason``.
+    metrics
+        What the task measured, by name.
     rows
-        How many rows ended with each status label.
-    rounds, evaluations, seconds
-        Sequential evaluations, evaluations of all rows together, wall-clock time of the solve.
+        Number of rows by status label.
+    rounds
+        Number of sequential evaluations.
+    evaluations
+        Number of evaluations of all rows together.
+    seconds
+        Wall-clock time of the solve in seconds.
+    message
+        Notes of the task, the plan of the solver if it makes one, and what the statuses mean.
     arrays
-        sha256 of the file of traces and images; empty when there is none.
+        sha256 of the file of traces and images; empty if there is none.
+    threads
+        Number of threads of torch.
     made_by
-        The distributions it depends on, with version and code of each; empty in records of fixedpoint 0.1 before it
-        kept them, which are not reused.
+        The distributions it depends on, with version and code of each. Empty in old records of fixedpoint 0.1, which
+        are not reused.
     versions
-        What was installed, Python included: for people, and not compared.
+        Versions by distribution, Python included: for information, not compared.
+    machine
+        Platform, processor, number of CPUs and device.
+    started, finished
+        Times in UTC, in ISO 8601 format.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
@@ -99,14 +126,14 @@ def write_record(path: Path, record: Record) -> None:
 
 
 def read_record(path: Path, hash: str) -> Record:
-    """The record of the cell of that hash.
+    """Read the record of the cell with the given hash.
 
     Raises
     ------
     FileNotFoundError
-        When there is none yet.
+        If there is no record yet.
     DamagedError
-        Saying what is wrong with it.
+        If the record cannot be used, or belongs to another cell.
     """
     record = parse_model(Record, unsealed(path.read_bytes(), SCHEMA))
     if record.hash != hash:
@@ -115,19 +142,19 @@ def read_record(path: Path, hash: str) -> Record:
 
 
 def arrays_bytes(arrays: Arrays) -> bytes:
-    """The content of an arrays file."""
+    """Return arrays as the content of an ``.npz`` file, compressed."""
     stream = io.BytesIO()
     np.savez_compressed(stream, **dict(arrays))  # type: ignore[arg-type]  # names are keywords here
     return stream.getvalue()
 
 
 def read_arrays(path: Path, record: Record) -> dict[str, NDArray[Any]]:
-    """The arrays of a record; empty when it has none.
+    """Read the arrays of a record; empty if it has none.
 
     Raises
     ------
     DamagedError
-        When the file is missing or is not the one the record was written with.
+        If the file is missing, or is not the one that was written with the record.
     """
     if not record.arrays:
         return {}

@@ -1,4 +1,4 @@
-"""Remembered: who brought a component that is not there any more, as far as records tell."""
+"""Searches existing records for the distribution of a component that is no longer installed."""
 
 from __future__ import annotations
 
@@ -14,24 +14,40 @@ from fixedpoint.registry.owners import version_of
 
 __all__ = ["gone", "remembered"]
 
-# Looked through when a name is unknown, so that many large runs do not hold up the sentence.
+# At most this many records are read, so that many large runs do not delay the message on an unknown name.
 _MOST_RECORDS = 2000
 
 
 def gone(what: str, distribution: str, version: str) -> str:
-    """A component with who brought it, and that this is gone: ``the solver mine of the distribution mine 1.0, ...``."""
+    """Return in words that the distribution of a component is gone: ``the solver x of the distribution mine 1.0, ...``.
+
+    Parameters
+    ----------
+    what
+        Kind and name of the component.
+    distribution, version
+        The distribution that brought it. Without a version it was a plugin registered in a process.
+    """
     installed = version_of(distribution)
-    if not version:  # a plugin of a process
+    if not version:
         return f"the {what} of {distribution}, which was no distribution"
     state = f"in whose place {installed} is installed" if installed else "which is not installed"
     return f"the {what} of the distribution {distribution} {version}, {state}"
 
 
 def remembered(kind: Kind, name: str, folders: Iterable[Path]) -> str:
-    """A sentence on a component that is not there, if a record in one of the folders was made with it; else empty."""
+    """Return a sentence on who brought a missing component, if a record was made with it; else an empty string.
+
+    Parameters
+    ----------
+    kind, name
+        The component.
+    folders
+        Run folders whose records are searched first. The run folders next to them follow.
+    """
     what = f"{kind} {name}"
     for path in islice(_records(folders), _MOST_RECORDS):
-        with suppress(OSError, ValueError, AttributeError, TypeError):  # damaged, or of another form
+        with suppress(OSError, ValueError, AttributeError, TypeError):  # a damaged record, or one of another format
             for distribution, maker in json.loads(path.read_bytes()).get("made_by", {}).items():
                 if what in maker["brings"]:
                     by = gone(what, distribution, maker["version"])
@@ -40,7 +56,7 @@ def remembered(kind: Kind, name: str, folders: Iterable[Path]) -> str:
 
 
 def _records(folders: Iterable[Path]) -> Iterator[Path]:
-    """The records of folders, then those of the folders beside them."""
+    """The records in the folders, then those in the run folders next to them."""
     own = list(dict.fromkeys(folder.resolve() for folder in folders))
     here = Path.cwd()
     for folder in (*own, *(other for each in own for other in _beside(each))):
@@ -50,6 +66,7 @@ def _records(folders: Iterable[Path]) -> Iterator[Path]:
 
 
 def _beside(folder: Path) -> list[Path]:
+    """The other run folders in the same parent folder."""
     with suppress(OSError):
         return sorted(other.parent for other in folder.parent.glob("*/run.json") if other.parent != folder)
     return []

@@ -1,4 +1,4 @@
-"""Components as a run file names them: checked by name, nested ones within, every mistake at its place."""
+"""Resolves the components that a run file names, nested ones included, and collects every mistake with its place."""
 
 from __future__ import annotations
 
@@ -20,12 +20,15 @@ __all__ = ["Resolver"]
 
 
 class Resolver:
-    """Resolves the components of one document; what is wrong is gathered in ``mistakes``.
+    """Resolves the components of one document and collects the mistakes in ``mistakes``.
 
     Parameters
     ----------
+    document
+        The document.
     remembered
-        A sentence on who brought a component that is not there, by its kind and name; empty where nobody knows.
+        Returns, for the kind and name of a missing component, a sentence on the distribution that brought it before,
+        or an empty string if that is not known.
     """
 
     def __init__(self, document: Document, remembered: Callable[[Kind, str], str] | None = None) -> None:
@@ -34,17 +37,17 @@ class Resolver:
         self.mistakes: list[Mistake] = []
 
     def refuse(self, path: Path, sentence: str, key: bool = False) -> None:
-        """Note a mistake at a path (``key``: at the key rather than the value)."""
+        """Add a mistake at a path; if ``key`` is True, at the key instead of the value."""
         self.mistakes.append(Mistake(self.document.place(path, key), where(path), sentence))
 
     def component(self, kind: Kind, given: Any, path: Path) -> Choice | None:
-        """A component by name, or by a mapping of name and options; None when there are mistakes."""
+        """Return a component, given by its name or by a mapping of name and options; None if there are mistakes."""
         parts: list[ComponentCode] = []
         config = self._component(kind, given, path, parts)
         return None if config is None else Choice(config, parts=tuple(parts))
 
     def options(self, cls: type[Options], given: Any, path: Path) -> dict[str, Any] | None:
-        """A mapping of options of a class that is no component (the termination, the run file itself)."""
+        """Return every option of a class that is no component (the termination); None if there are mistakes."""
         if not isinstance(given, Mapping):
             self.refuse(path, f"must be a mapping of options, got {self.document.typed(path, given)}")
             return None
@@ -72,7 +75,7 @@ class Resolver:
         component = known[name]
         try:
             factory: Any = component.load()
-        except Exception as error:  # a stranger's module may raise anything as it is imported
+        except Exception as error:  # third-party code may raise anything when it is imported
             reason = str(error) if component.missing() else f"cannot be loaded: {type(error).__name__}: {error}"
             self.refuse(name_path, " ".join(reason.split()))
             return None
@@ -95,9 +98,10 @@ class Resolver:
     def _options(
         self, cls: type[Options], given: Mapping[str, Any], path: Path, parts: list[ComponentCode]
     ) -> tuple[Options, dict[str, Any]] | None:
-        """An object of ``cls`` and every option of it as plain values, or None when there are mistakes."""
+        """An instance of ``cls`` and all its options as plain values, or None if there are mistakes."""
         before = len(self.mistakes)
         for inner_path, sentence in wrong_options(cls, given, self.document, path).items():
+            # Of an unknown option the key is the mistake, of a known one the value.
             unknown = len(inner_path) == 1 and inner_path[0] not in option_types(cls)
             self.refuse((*path, *inner_path), sentence, key=unknown)
         resolved = {
@@ -113,7 +117,7 @@ class Resolver:
             own = error.option in option_types(cls)
             self.refuse((*path, error.option) if own else path, error.reason if own else str(error))
             return None
-        except Exception as error:  # what a stranger's component raises when it is built is a mistake in the file
+        except Exception as error:  # third-party code may raise anything for a bad option; it is reported as a mistake
             self.refuse(path, " ".join(str(error).split()) or type(error).__name__)
             return None
         return instance, resolved_options(instance, resolved)

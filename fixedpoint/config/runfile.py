@@ -1,4 +1,4 @@
-"""The run file: what is compared with what, read from YAML, validated and filled in."""
+"""Reads a run file from YAML, validates it, and fills in every default."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from fixedpoint.registry import Kind
 __all__ = ["RunConfig", "RunFile", "load", "run_folder", "to_yaml"]
 
 _SEEDS = 2**32
-"""What every random generator takes as a seed."""
+"""Seeds are below this: the range that the generators of Python, numpy and torch all accept."""
 
 
 @dataclass(frozen=True)
@@ -42,24 +42,30 @@ class RunFile(Options):
     termination: Any = option(factory=dict, help="when a row is done: rtol, atol, max_rounds, ...")
     executor: Any = option("in-process", help="how the cells are carried out")
     expect: Any = option(factory=dict, help="upper bounds on metrics; a cell above one fails the run")
-    threads: int | None = option(None, ge=1, help="threads for torch; by default as many as it takes itself")
-    extends: str | None = option(None, help="another run file that this one is laid upon")
+    threads: int | None = option(None, ge=1, help="number of threads of torch; by default its own choice")
+    extends: str | None = option(None, help="another run file, whose keys this one overrides")
 
 
 @dataclass(frozen=True)
 class RunConfig:
-    """A validated run file, every default filled in; plain values throughout.
+    """A validated run file with every default filled in, as plain values.
 
     Attributes
     ----------
     name
         Name of the run.
+    seeds
+        Seeds, from 0 to 2^32 - 1.
     tasks, solvers, gradients
-        What is compared; without gradients every cell has none.
+        The components that are compared. If ``gradients`` is empty, the cells have no gradient estimator.
     termination
         Fields of :class:`fixedpoint.Termination`.
+    executor
+        The executor.
     expect
-        Upper bound by metric.
+        Upper bounds by metric.
+    threads
+        Number of threads of torch, at least 1; None for torch's default.
     """
 
     name: str
@@ -73,7 +79,7 @@ class RunConfig:
     threads: int | None
 
     def plain(self) -> dict[str, Any]:
-        """The run file that says all this: nothing left to defaults."""
+        """Return the content of a run file that sets every option explicitly."""
         plain: dict[str, Any] = {"name": self.name, "seeds": list(self.seeds)}
         for key, choices in (("tasks", self.tasks), ("solvers", self.solvers), ("gradients", self.gradients)):
             plain[key] = [{"name": c.config["name"], "label": c.label, **c.config} for c in choices]
@@ -82,38 +88,41 @@ class RunConfig:
 
 
 def run_folder(name: str) -> FilePath:
-    """Where a run of that name goes unless told otherwise."""
+    """Return the default folder of a run with the given name."""
     return FilePath("runs") / name
 
 
 def load(file: str | FilePath, overrides: Iterable[str] = (), output: FilePath | None = None) -> RunConfig:
-    """The run that a YAML file describes.
+    """Read and validate a run file.
 
     Parameters
     ----------
+    file
+        The run file.
     overrides
         ``key.path=value`` pairs, e.g. ``tasks[0].batch=4``.
     output
-        The folder of the run, by default that of its name: its records tell who brought a component that is not there.
+        The run folder. Default: ``runs/NAME``. Its records are searched for the distribution of a missing component.
 
     Raises
     ------
     ConfigError
-        With one line for every mistake: ``file:line:col: where: what``.
+        If there are mistakes. The message has one line for each: ``file:line:col: where: what``.
     """
     document = load_document(file)
     apply_overrides(document, overrides)
-    if isinstance(document.data, dict) and "extends" in document.data:  # what stood in the file has been read
+    # Reading the file removed its own ``extends``, so this one comes from an override.
+    if isinstance(document.data, dict) and "extends" in document.data:
         key: Path = ("extends",)
         raise ConfigError.at(document.place(key), "is read of files alone; write it into the run file", key)
     return _Reading(document, FilePath(file), output).config()
 
 
 def to_yaml(plain: Mapping[str, Any]) -> str:
-    """Plain data as YAML text."""
+    """Return plain data as YAML text, with keys in the given order."""
     yaml = YAML(typ="safe", pure=True)
     yaml.default_flow_style = False
-    yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]  # keep the order in which we write
+    yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]  # keep the order of keys
     yaml.width = 100
     stream = io.StringIO()
     yaml.dump(dict(plain), stream)
@@ -121,17 +130,19 @@ def to_yaml(plain: Mapping[str, Any]) -> str:
 
 
 class _Reading:
-    """Reads one document key by key; the mistakes of all keys are reported together."""
+    """Validates one document key by key, and reports the mistakes of all keys together."""
 
     def __init__(self, document: Document, file: FilePath, output: FilePath | None) -> None:
         self.document = document
         self.stem = file.stem
         data = document.data
         named = data.get("name") if isinstance(data, dict) else None
+        # The name is not validated yet, and a NUL character cannot occur in a path.
         folder = output or run_folder(named if isinstance(named, str) and "\0" not in named else file.stem)
         self.resolver = Resolver(document, lambda kind, name: remembered(kind, name, (folder, file.parent)))
 
     def config(self) -> RunConfig:
+        """Return the run; raise ConfigError with all mistakes."""
         data = self.document.data
         if data is None:
             raise ConfigError.at(self.document.place(()), "the file is empty; a run requires tasks and solvers")
@@ -164,10 +175,10 @@ class _Reading:
         )
 
     def _choices(self, kind: Kind, given: Any, required: bool) -> tuple[Choice, ...]:
-        """The components of one list, each with its label."""
+        """The components of one list with their labels; empty if there are mistakes."""
         path: Path = (f"{kind}s",)
         if not isinstance(given, list):
-            return ()  # of the wrong type, or not there: refused with the other keys
+            return ()  # of the wrong type or missing: refused together with the other keys of the run file
         if required and not given:
             self.resolver.refuse(path, f"requires at least one {kind}")
         specs = [{"name": item} if isinstance(item, str) else item for item in given]
@@ -177,6 +188,7 @@ class _Reading:
         choices = [choice for choice in found if choice is not None]
         if len(choices) < len(specs):
             return ()
+        # Labels of tasks show only what distinguishes them; those of solvers show all that the file sets.
         written = [{} if kind == "task" else spec for spec in bare]
         labels = automatic_labels([choice.config for choice in choices], written)
         labelled = [
@@ -196,6 +208,7 @@ class _Reading:
         return automatic
 
     def _distinct(self, choices: list[Choice], path: Path) -> None:
+        """Refuse components of one list that are equal or have the same label."""
         configs: dict[str, int] = {}
         labels: dict[str, int] = {}
         for index, choice in enumerate(choices):
@@ -212,7 +225,7 @@ class _Reading:
         if given == []:
             self.resolver.refuse(("seeds",), "requires at least one seed")
         if not isinstance(given, list) or not all(type(seed) is int for seed in given):
-            return  # not there, or refused with the other keys
+            return  # missing, or refused together with the other keys of the run file
         for index, seed in enumerate(given):
             if not 0 <= seed < _SEEDS:
                 got = self.document.typed(("seeds", index), seed)

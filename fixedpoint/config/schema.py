@@ -1,8 +1,8 @@
-"""The JSON schema of run files, for editors: what every installed component admits, from its own declaration.
+"""Generates the JSON schema of run files, with which editors complete and check the options of installed components.
 
-Plain options come from the same pydantic models that check a file; options that hold components are references to the
-choice of all components of that kind. A file that passes here may still be refused for what a schema cannot say (two
-options that do not go together, a label given twice).
+Plain options come from the pydantic models that also validate run files. Options that hold components refer to a
+definition with all components of that kind. A file that satisfies the schema may still be refused for mistakes that a
+schema cannot express, such as two options that exclude each other or a label given twice.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Schema = dict[str, Any]
 
 
 def run_file_schema() -> Schema:
-    """The schema (JSON Schema 2020-12) of a run file, with every usable component that is installed."""
+    """Return the schema (JSON Schema 2020-12) of a run file, with every installed component that can be used."""
     properties = _properties(RunFile)
     for kind in ("task", "solver", "gradient"):
         properties[f"{kind}s"] |= {"type": "array", "items": _reference(kind, labelled=True)}
@@ -38,7 +38,7 @@ def run_file_schema() -> Schema:
         "title": "fixedpoint run file",
         "type": "object",
         "properties": properties,
-        # What a file extends may bring the tasks or the solvers.
+        # The tasks and solvers may come from the file that this one extends.
         "anyOf": [{"required": ["tasks", "solvers"]}, {"required": ["extends"]}],
         "additionalProperties": False,
         "$defs": {kind: _components(kind, labelled=False) for kind in KINDS}
@@ -47,7 +47,7 @@ def run_file_schema() -> Schema:
 
 
 def _components(kind: Kind, labelled: bool) -> Schema:
-    """A component of a kind: its name, or a mapping of its name and options."""
+    """The schema of any component of a kind: its name, or a mapping of its name and options."""
     names: list[str] = []
     mappings: list[Schema] = []
     for name, component in registry.components(kind).items():
@@ -55,7 +55,7 @@ def _components(kind: Kind, labelled: bool) -> Schema:
             continue
         try:
             factory: Any = component.load()
-        except Exception:  # a stranger's module may raise anything as it is imported; `list` says why
+        except Exception:  # third-party code may raise anything when it is imported
             continue
         if not is_options_class(factory):
             continue
@@ -64,14 +64,14 @@ def _components(kind: Kind, labelled: bool) -> Schema:
             mapping["description"] = component.summary
         if labelled:
             mapping["properties"]["label"] = {"type": "string", "description": "what reports call it"}
-        if not mapping["required"][1:]:
+        if not mapping["required"][1:]:  # no option is required, so the name alone is enough
             names.append(name)
         mappings.append(mapping)
     return {"anyOf": [{"enum": names}, *mappings]}
 
 
 def _named(name: str, cls: type[Options], needed: bool = True) -> Schema:
-    """A mapping of a name and the options of a class."""
+    """The schema of a mapping of a name, required if ``needed``, and the options of a class."""
     schema = _options(cls)
     schema["properties"] = {"name": {"const": name}, **schema["properties"]}
     schema["required"] = [*(["name"] if needed else []), *schema.get("required", [])]
@@ -89,7 +89,7 @@ def _options(cls: type[Options]) -> Schema:
 
 
 def _properties(cls: type[Options]) -> dict[str, Schema]:
-    """The schema of every option of a class."""
+    """The schema of every option of a class, by name."""
     model: Any = model_of(cls)  # type: ignore[arg-type]  # classes are hashable, whatever their instances are
     plain = model.model_json_schema()["properties"]
     properties: dict[str, Schema] = {}
@@ -107,6 +107,7 @@ def _properties(cls: type[Options]) -> dict[str, Schema]:
 
 
 def _choices(choices: Choices) -> list[Schema]:
+    """The schemas of an option that accepts one of several options classes."""
     names = [name for name, cls in choices.classes.items() if not _options(cls).get("required")]
     only = len(choices.classes) == 1
     return [{"enum": names}, *(_named(name, cls, needed=not only) for name, cls in choices.classes.items())]
@@ -117,4 +118,5 @@ def _reference(kind: Kind, labelled: bool = False) -> Schema:
 
 
 def _nothing(annotation: Any) -> list[Schema]:
+    """The schema of null, if the annotation accepts None."""
     return [{"type": "null"}] if type(None) in getattr(annotation, "__args__", ()) else []

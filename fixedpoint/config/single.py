@@ -1,4 +1,4 @@
-"""One component and its options as typed on a command line: ``anderson memory=3``."""
+"""Resolves one component with its options as typed on a command line: ``anderson memory=3``."""
 
 from __future__ import annotations
 
@@ -15,12 +15,19 @@ __all__ = ["component_config"]
 
 
 def component_config(kind: Kind, name: str, overrides: Iterable[str] = ()) -> dict[str, Any]:
-    """The name and every option of a component, for ``registry.create``.
+    """Return the name and every option of a component, for ``registry.create``.
+
+    Parameters
+    ----------
+    kind, name
+        The component.
+    overrides
+        ``key.path=value`` pairs, e.g. ``memory=3``.
 
     Raises
     ------
     ConfigError
-        With one line for every mistake, without positions.
+        If there are mistakes. The message has one line for each, without positions.
     """
     document = Document({"name": name}, file="")
     apply_overrides(document, overrides)

@@ -1,4 +1,4 @@
-"""Types, ranges and values in words, for messages and for ``fixedpoint show``."""
+"""Describes types, ranges and values in words, for messages and for ``fixedpoint show``."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _LONGEST = 60
 
 
 def type_words(annotation: Any) -> str:
-    """``int`` is ``an integer``, ``tuple[int, ...]`` is ``a list (each an integer)``."""
+    """Return a type in words: ``int`` is ``an integer``, ``tuple[int, ...]`` is ``a list (each an integer)``."""
     origin = typing.get_origin(annotation)
     if annotation in _PLAIN:
         return _PLAIN[annotation]
@@ -51,12 +51,12 @@ def _listed(members: list[Any]) -> str:
 
 
 def range_words(metadata: Mapping[str, Any]) -> str:
-    """The bounds of an option, e.g. ``> 0, <= 2``; empty when there are none."""
+    """Return the bounds of an option, e.g. ``> 0, <= 2``; empty if it has none."""
     return ", ".join(f"{sign} {metadata[key]:g}" for key, sign in _BOUNDS if key in metadata)
 
 
 def bound_broken(metadata: Mapping[str, Any], value: float) -> str:
-    """What of the bounds ``value`` breaks, e.g. ``at least 1``; empty when it keeps them."""
+    """Return the bounds that ``value`` violates, e.g. ``at least 1``; empty if it violates none."""
     kept = {
         "ge": lambda bound: value >= bound,
         "gt": lambda bound: value > bound,
@@ -70,7 +70,7 @@ def bound_broken(metadata: Mapping[str, Any], value: float) -> str:
 
 
 def value_words(value: Any) -> str:
-    """A value as it is written in YAML; a long one by what it is."""
+    """Return a value as it is written in YAML; lists, mappings and long strings by their type."""
     if value is None:
         return "null"
     if isinstance(value, bool):

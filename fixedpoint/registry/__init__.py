@@ -1,7 +1,7 @@
-"""The registry: what solvers, gradient estimators, tasks, executors and commands there are, and who brought them.
+"""The registry of solvers, gradient estimators, tasks, executors and commands, and of the plugins that bring them.
 
-A plugin author needs three names: :class:`Component` (for commands :class:`Command`), :data:`hookimpl` and the hooks
-of ``fixedpoint.registry.hookspecs``.
+The author of a plugin needs :class:`Component` (or, for commands, :class:`Command`), :data:`hookimpl`, and the hooks in
+``fixedpoint.registry.hookspecs``.
 """
 
 from fixedpoint.registry.command import Command, CommandError

@@ -1,4 +1,4 @@
-"""Instances of options classes from plain values, as files and mappings have them."""
+"""Builds instances of options classes from plain values, such as those read from a run file."""
 
 from __future__ import annotations
 
@@ -13,17 +13,32 @@ __all__ = ["build"]
 
 
 class Create(Protocol):
-    """Makes a component of a kind from its name, or from a mapping with its name and options."""
+    """A function that makes a component of the given kind from its name, or from a mapping of its name and options."""
 
     def __call__(self, kind: Kind, spec: Any, /) -> Any: ...
 
 
 def build(factory: Any, options: Mapping[str, Any], create: Create) -> Any:
-    """An instance of an options class from plain values; nested components and choices are built, recursively.
+    """Build an instance of an options class; nested components and choices are built recursively.
 
-    ``create`` makes the nested components: :meth:`.Registry.create`.
+    Parameters
+    ----------
+    factory
+        The options class, a dataclass.
+    options
+        Values by option name. A string or mapping given for an option that holds a component is built first; every
+        other value is passed on unchanged.
+    create
+        The function that makes the nested components, e.g. :meth:`.Registry.create`.
+
+    Raises
+    ------
+    TypeError
+        For an unknown option. The message suggests the nearest known one.
+    OptionError
+        For a value of the wrong type or out of range.
     """
-    from fixedpoint.registry.nesting import Choices, nested  # loads torch, so not before something is built
+    from fixedpoint.registry.nesting import Choices, nested  # imports torch: deferred, so that listing stays fast
 
     known = [field.name for field in dataclasses.fields(factory) if field.init]
     built = {}

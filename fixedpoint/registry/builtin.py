@@ -1,4 +1,4 @@
-"""What the library itself brings, by the same door as everyone else's plugins."""
+"""The plugin that registers the library's own components and commands, through the same hooks as any other plugin."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def fixedpoint_solvers() -> list[Component]:
 
 
 def _methods() -> list[Component]:
-    """Solvers of plain problems."""
+    """Solvers for problems of any kind."""
     return [
         Component(
             "auto",
@@ -75,7 +75,7 @@ def _methods() -> list[Component]:
 
 
 def _combinations() -> list[Component]:
-    """Solvers made of others."""
+    """Solvers that wrap or combine other solvers."""
     return [
         Component(
             "damped",
@@ -98,7 +98,7 @@ def _combinations() -> list[Component]:
 
 
 def _of_chains() -> list[Component]:
-    """Solvers of chains."""
+    """Solvers for chains."""
     return [
         Component(
             "chain",

@@ -1,4 +1,4 @@
-"""Command: what the registry knows of a command of the program before it is loaded."""
+"""The registry entry of a command of the program, readable without importing the command's module."""
 
 from __future__ import annotations
 
@@ -13,7 +13,15 @@ _NAME = re.compile("[a-z][a-z0-9]*(-[a-z0-9]+)*")
 
 
 class CommandError(Exception):
-    """A command cannot do what was asked; the program says the sentence on stderr and ends with ``status``."""
+    """A command cannot do what was asked. The program prints the message to stderr and exits with ``status``.
+
+    Parameters
+    ----------
+    sentence
+        The message.
+    status
+        The exit status of the program.
+    """
 
     def __init__(self, sentence: str, status: int = 2) -> None:
         super().__init__(sentence)
@@ -24,30 +32,32 @@ class CommandError(Exception):
 class Command(RegistryEntry):
     """A command of the program, brought by a plugin.
 
-    Its function is annotated as ``typer`` expects it, and has the help text with examples as its docstring. It returns
-    the exit status (None: 0), raises :class:`CommandError` for what the user can mend, and may raise
-    ``KeyboardInterrupt`` with a sentence of its own. Its module is imported whenever the command is asked for its
-    help, so what is heavy is imported in the function.
+    Its function has the annotations that ``typer`` expects, and a docstring with the help text and examples. It returns
+    the exit status, where None means 0. It raises :class:`CommandError` for mistakes that the user can correct, and may
+    raise ``KeyboardInterrupt`` with a message of its own. ``fixedpoint NAME --help`` imports the module of the
+    function, so heavy imports belong inside the function.
 
     Attributes
     ----------
     name
-        What is typed after ``fixedpoint``: lower-case letters, digits and single hyphens, e.g. ``"invert"``.
+        What the user types after ``fixedpoint``: lower-case letters, digits and single hyphens, e.g. ``"invert"``.
     factory
         Import string ``"package.module:function"``, loaded on first use, or the function itself.
     summary
         One line for ``fixedpoint --help`` and ``fixedpoint list``.
     references
-        Papers.
+        The papers it implements, e.g. ``("Anderson 1965",)``.
     requires
-        Import names the command needs beyond what the base installation brings, e.g. ``("diffusers",)``.
+        Import names that the command requires in addition to the base installation, e.g. ``("diffusers",)``.
     extra
-        The extra of the distribution the command comes from that brings them, e.g. ``"diffusion"``.
+        The extra that installs ``requires``, e.g. ``"diffusion"``, of the distribution that brings the command.
+    source, version
+        Name and version of the distribution that brings the command. The registry sets both.
 
     Raises
     ------
     ValueError
-        For a name that cannot be typed.
+        If ``name`` has any other form.
     """
 
     def __post_init__(self) -> None:

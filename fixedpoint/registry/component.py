@@ -1,4 +1,4 @@
-"""Component: what the registry knows of a solver, gradient estimator, task or executor before it is loaded."""
+"""The registry entry of a solver, gradient estimator, task or executor, readable without importing its module."""
 
 from __future__ import annotations
 
@@ -15,21 +15,23 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 
 @dataclass(frozen=True)
 class Component(RegistryEntry):
-    """One entry of the registry.
+    """A solver, gradient estimator, task or executor by name.
 
     Attributes
     ----------
     name
-        What is typed in YAML and on the command line, e.g. ``"anderson"``.
+        The name in run files and on the command line, e.g. ``"anderson"``.
     factory
         Import string ``"package.module:Class"``, loaded on first use, or the class itself. The class is a frozen
         dataclass of options.
     summary
         One line for ``fixedpoint list``.
     references
-        Papers, e.g. ``("Anderson 1965",)``.
+        The papers it implements, e.g. ``("Anderson 1965",)``.
     requires
-        Import names the factory needs beyond what the base installation brings, e.g. ``("diffusers",)``.
+        Import names that the class requires in addition to the base installation, e.g. ``("diffusers",)``.
     extra
-        The extra of the distribution the component comes from that brings them, e.g. ``"diffusion"``.
+        The extra that installs ``requires``, e.g. ``"diffusion"``, of the distribution that brings the component.
+    source, version
+        Name and version of the distribution that brings the component. The registry sets both.
     """

@@ -1,4 +1,4 @@
-"""What everything a plugin brings has in common: it is known before it is loaded, and says what it lacks."""
+"""The common base of components and commands: what is known of them before they are loaded, and what they require."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["RegistryEntry"]
 
 @dataclass(frozen=True)
 class RegistryEntry:
-    """An entry of the registry: a :class:`Component` or a :class:`Command`, which say what each of these is there."""
+    """An entry of the registry; see :class:`Component` and :class:`Command` for its attributes."""
 
     name: str
     factory: str | Callable[..., Any]
@@ -25,12 +25,13 @@ class RegistryEntry:
     version: str = field(default="", compare=False)
 
     def load(self) -> Callable[..., Any]:
-        """The factory itself.
+        """Import and return the factory.
 
         Raises
         ------
         ImportError
-            Naming what is missing and the command that installs it.
+            If a required import is missing. The message names it and the command that installs it. Also whatever the
+            import of the factory's module raises.
         """
         missing = self.missing()
         if missing:
@@ -42,22 +43,23 @@ class RegistryEntry:
         return loaded
 
     def missing(self) -> tuple[str, ...]:
-        """The required imports that are not installed; nothing is imported to find out."""
+        """Return the required import names that are not installed, without importing any."""
         return tuple(name for name in self.requires if importlib.util.find_spec(name) is None)
 
     def install_command(self) -> str:
-        """The command that installs what is missing."""
+        """Return the shell command that installs what is missing."""
         if self.extra:
+            # Without a version the entry was registered by this process, and ``source`` is no distribution.
             distribution = self.source if self.version else "fixedpoint-solvers"
             return f"pip install '{distribution}[{self.extra}]'"
         return "pip install " + " ".join(self.missing())
 
     def origin(self) -> str:
-        """Where it comes from, with the version: ``"strange-package 1.2"``."""
+        """Return the distribution that brings the entry, e.g. ``"strange-package 1.2"``, or ``"this process"``."""
         return f"{self.source} {self.version}".strip() or "this process"
 
     def where(self) -> str:
-        """The import string of the factory."""
+        """Return the import string of the factory."""
         if isinstance(self.factory, str):
             return self.factory
         return f"{self.factory.__module__}:{getattr(self.factory, '__qualname__', self.factory)}"

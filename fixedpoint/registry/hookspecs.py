@@ -1,7 +1,7 @@
-"""The hooks a plugin may implement: one per kind of component, one for commands, and the life cycle of a run.
+"""The hooks that a plugin may implement: one for each kind of component, one for commands, four for events of a run.
 
-A plugin is a module (or object) named by an entry point of the group ``fixedpoint``; keep its import light, the
-factories are import strings.
+A plugin is a module or object that an entry point of the group ``fixedpoint`` names. The registry imports every plugin
+at its first query, so a plugin should import little itself and give its factories as import strings.
 """
 
 from __future__ import annotations
@@ -25,44 +25,56 @@ hookimpl = pluggy.HookimplMarker(PROJECT)
 
 @hookspec
 def fixedpoint_solvers() -> Iterable[Component]:  # type: ignore[empty-body]
-    """The solvers this plugin brings: factories are frozen dataclasses derived from ``Solver``."""
+    """Return the solvers of this plugin. Their factories are frozen dataclasses derived from ``Solver``."""
 
 
 @hookspec
 def fixedpoint_gradients() -> Iterable[Component]:  # type: ignore[empty-body]
-    """The gradient estimators this plugin brings, derived from ``GradientEstimator``."""
+    """Return the gradient estimators of this plugin. Their factories are derived from ``GradientEstimator``."""
 
 
 @hookspec
 def fixedpoint_tasks() -> Iterable[Component]:  # type: ignore[empty-body]
-    """The tasks this plugin brings, derived from ``Task``."""
+    """Return the tasks of this plugin. Their factories are derived from ``Task``."""
 
 
 @hookspec
 def fixedpoint_executors() -> Iterable[Component]:  # type: ignore[empty-body]
-    """The executors this plugin brings, derived from ``Executor``."""
+    """Return the executors of this plugin. Their factories are derived from ``Executor``."""
 
 
 @hookspec
 def fixedpoint_commands() -> Iterable[Command]:  # type: ignore[empty-body]
-    """The commands of the program this plugin brings: factories are functions annotated as typer expects them."""
+    """Return the commands of this plugin. Their factories are functions with the annotations that typer expects."""
 
 
 @hookspec
 def fixedpoint_run_started(folder: Path, cells: int) -> None:
-    """A run begins: its folder, and how many cells are to be carried out (finished ones are reused)."""
+    """Called when a run begins, with its folder and the number of cells to compute, reused ones not counted."""
 
 
 @hookspec
 def fixedpoint_round(cell: str, round: int, running: int, relative_error: float) -> None:
-    """A solve has finished a round: rows still running, and the worst relative error among them."""
+    """Called after every round of a solve.
+
+    Parameters
+    ----------
+    cell
+        Label of the cell.
+    round
+        Number of the round.
+    running
+        Number of rows that are still running.
+    relative_error
+        The largest relative error among the running rows.
+    """
 
 
 @hookspec
 def fixedpoint_cell_finished(record: Mapping[str, Any]) -> None:
-    """A cell has its record (host numbers only)."""
+    """Called when the record of a cell has been written, with the record as plain values without tensors."""
 
 
 @hookspec
 def fixedpoint_run_finished(folder: Path) -> None:
-    """Every cell of the run has a record."""
+    """Called at the end of a run that was not interrupted, with its folder."""

@@ -1,4 +1,4 @@
-"""The plugin manager: finds plugins, lists components and commands, refuses collisions, builds by name."""
+"""The plugin manager: finds plugins, lists components and commands, refuses duplicate names, builds by name."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ _EVERY_KIND = (*KINDS, "command")
 
 
 class RegistryError(ValueError):
-    """A plugin or component that cannot be registered."""
+    """A plugin or component cannot be registered."""
 
 
 class UnknownComponentError(RegistryError):
-    """No component of that name; the sentence names the nearest one."""
+    """No component has the given name; the message suggests the nearest known one."""
 
     def __init__(self, kind: Kind, name: str, known: Iterable[str]) -> None:
         super().__init__(f"unknown {kind} {name!r}; {nearest(name, known)}")
@@ -36,7 +36,17 @@ class UnknownComponentError(RegistryError):
 
 @dataclass(frozen=True)
 class Broken:
-    """A plugin, or something that one brings, that cannot be used: a row of ``fixedpoint list`` that says why."""
+    """A plugin, component or command that cannot be used; ``fixedpoint list`` shows it with the reason.
+
+    Attributes
+    ----------
+    name, kind
+        The name, and ``"plugin"``, a kind of component, or ``"command"``.
+    source
+        The distribution that brings it, with its version.
+    reason
+        Why it cannot be used, in one line.
+    """
 
     name: str
     kind: str
@@ -47,8 +57,13 @@ class Broken:
 class Registry:
     """Solvers, gradient estimators, tasks, executors and commands by name.
 
-    Plugins are found through the entry points of the group ``fixedpoint`` the first time anything is asked for,
-    the library's own first and the others by name; what they bring is loaded when it is built.
+    The first query loads the plugins named by the entry points of the group ``fixedpoint``: those of the library first,
+    then the others sorted by name. The factory of a component is imported only when the component is built.
+
+    Parameters
+    ----------
+    discover
+        Whether to load plugins from entry points. If False, the registry holds only what the library itself brings.
     """
 
     def __init__(self, discover: bool = True) -> None:
@@ -62,32 +77,32 @@ class Registry:
 
     @property
     def hook(self) -> Any:
-        """The hooks, to be called with keyword arguments."""
+        """The hooks of all plugins. Call them with keyword arguments."""
         self._discover()
         return self._manager.hook
 
     def components(self, kind: Kind) -> dict[str, Component]:
-        """All usable components of a kind, by name, sorted."""
+        """Return the components of a kind by name, sorted. Some may lack an import they require."""
         self._discover()
         return dict(sorted(self._brought[kind].items()))
 
     def commands(self) -> dict[str, Command]:
-        """All commands of the program, its own and those of plugins, by name, sorted."""
+        """Return all commands, those of the library and those of plugins, by name, sorted."""
         self._discover()
         return dict(sorted(self._brought["command"].items()))
 
     def broken(self) -> list[Broken]:
-        """Everything that was found but cannot be used, each with the reason."""
+        """Return the plugins, components and commands that were found but cannot be used."""
         self._discover()
         return list(self._broken)
 
     def get(self, kind: Kind, name: str) -> Component:
-        """The component of that kind and name.
+        """Return the component of the given kind and name.
 
         Raises
         ------
         UnknownComponentError
-            Naming the nearest name; or the reason, when a plugin of that name is broken.
+            If there is none. The message suggests the nearest known name.
         """
         found = self.components(kind)
         if name not in found:
@@ -99,16 +114,24 @@ class Registry:
 
         Parameters
         ----------
+        kind
+            Kind of the component.
         spec
             A name, a mapping with ``name`` and options (nested components likewise), or an instance, which is
-            returned as it is.
+            returned unchanged.
         options
-            Options, when ``spec`` is a name.
+            Options by name; used only when ``spec`` is a name.
 
         Raises
         ------
-        UnknownComponentError, TypeError, OptionError
-            Unknown name, unknown option (with the nearest one), or a value of wrong type or range.
+        UnknownComponentError
+            For an unknown name.
+        TypeError
+            For a mapping without a name, or an unknown option. The message suggests the nearest known one.
+        OptionError
+            For a value of the wrong type or out of range.
+        ImportError
+            If the component requires an import that is not installed.
         """
         if isinstance(spec, str):
             spec = {"name": spec, **options}
@@ -120,12 +143,20 @@ class Registry:
         return build(factory, {key: value for key, value in spec.items() if key != "name"}, self.create)
 
     def register(self, plugin: Any, name: str | None = None) -> None:
-        """Register a plugin (a module or object with hooks) of this process.
+        """Register a plugin for the lifetime of this process.
+
+        Parameters
+        ----------
+        plugin
+            A module or object that implements hooks.
+        name
+            Its name in messages. Default: the ``__name__`` of a module, or the name of the object's class.
 
         Raises
         ------
         RegistryError
-            When one of its components or commands takes a name that is taken, naming both.
+            If it fails to register, or one of its components or commands has a name that is already taken. Nothing
+            of the plugin stays registered.
         """
         self._discover()
         label = str(name or getattr(plugin, "__name__", type(plugin).__name__))
@@ -137,18 +168,18 @@ class Registry:
             raise RegistryError("; ".join(row.reason for row in collisions))
 
     def unregister(self, plugin: Any) -> None:
-        """Take back what :meth:`register` added."""
+        """Remove a plugin that :meth:`register` added, with its components and commands."""
         label = self._manager.get_name(plugin)
         self._manager.unregister(plugin)
         self._forget(label)
 
     def add(self, kind: Kind, component: Component) -> None:
-        """Register one component of this process, e.g. from a notebook.
+        """Register one component for the lifetime of this process, e.g. from a notebook.
 
         Raises
         ------
         RegistryError
-            When the name is taken, naming both.
+            If the name is already taken. The message names both components.
         """
         self._discover()
         refused = self._accept(kind, replace(component, source=component.source or "this process"))
@@ -159,20 +190,23 @@ class Registry:
     def _discover(self) -> None:
         if not self._pending:
             return
+        # Before the imports: a plugin that queries the registry while it is imported must not start this again.
         self._pending = False
         self._add(builtin, "builtin", _own_source())
         found = importlib.metadata.entry_points(group=hookspecs.PROJECT)
+        # The first of two equal names wins: plugins cannot take those of the library, and the order is reproducible.
         for entry in sorted(found, key=lambda entry: (not _is_own(entry), entry.name)):
             source = _source_of(entry)
             try:
                 plugin = entry.load()
-            except Exception as error:  # a stranger's module may raise anything; it becomes a row with the reason
+            except Exception as error:  # third-party code may raise anything, and must not disable the other plugins
                 self._broken.append(Broken(entry.name, "plugin", " ".join(source), _one_line(error)))
                 continue
-            if plugin is not builtin:
+            if plugin is not builtin:  # already added, so that it is there even if the library is not installed
                 self._add(plugin, entry.name, source)
 
     def _add(self, plugin: Any, label: str, source: tuple[str, str]) -> list[Broken]:
+        """Add a plugin with all it brings; return what was refused."""
         before = len(self._broken)
         try:
             self._manager.register(plugin, name=label)
@@ -198,6 +232,7 @@ class Registry:
         return self._broken[before:]
 
     def _accept(self, kind: str, entry: Component | Command) -> Broken | None:
+        """Add an entry, or return why it is refused: its name is taken."""
         holder = self._brought[kind].get(entry.name)
         if holder is None:
             self._brought[kind][entry.name] = entry
@@ -211,6 +246,7 @@ class Registry:
         return refused
 
     def _forget(self, label: str | None) -> None:
+        """Remove the entries of a registered plugin, whose source is its label."""
         for kind, entries in self._brought.items():
             self._brought[kind] = {name: entry for name, entry in entries.items() if entry.source != label}
 

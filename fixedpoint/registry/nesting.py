@@ -1,4 +1,4 @@
-"""Options that hold components or further options: what a nested value in a file stands for."""
+"""Finds out, from the type of an option, whether its value is a component, a choice of option classes, or plain."""
 
 from __future__ import annotations
 
@@ -19,17 +19,30 @@ _COMPONENT_KINDS: tuple[tuple[type, Kind], ...] = ((Solver, "solver"), (Gradient
 
 @dataclass(frozen=True)
 class Choices:
-    """The option classes that an option admits, by the ``name`` that picks one."""
+    """The options classes that an option accepts.
+
+    Attributes
+    ----------
+    classes
+        The classes, by the ``name`` that selects one in a run file.
+    """
 
     classes: dict[str, type[Options]]
 
     def pick(self, where: str, name: str | None) -> type[Options]:
-        """The class of that name; the only one needs no name.
+        """Return the class of the given name, which may be None if there is only one class.
+
+        Parameters
+        ----------
+        where
+            The option, for messages.
+        name
+            The name of the class.
 
         Raises
         ------
         ValueError
-            Naming the nearest name.
+            For an unknown or missing name. The message suggests the nearest known one.
         """
         if name is None and len(self.classes) == 1:
             return next(iter(self.classes.values()))
@@ -41,7 +54,13 @@ class Choices:
 
 
 def nested(factory: type, key: str) -> Kind | Choices | None:
-    """What the option ``key`` of a component class holds: a registered component, a choice of options, or a value."""
+    """Return what the option ``key`` of an options class holds.
+
+    Returns
+    -------
+    Kind, Choices or None
+        The kind of a registered component; the options classes it accepts; or None for a plain value.
+    """
     members = _members(option_types(factory)[key])
     for base, kind in _COMPONENT_KINDS:
         if any(issubclass(member, base) for member in members):
@@ -51,7 +70,7 @@ def nested(factory: type, key: str) -> Kind | Choices | None:
 
 
 def _members(annotation: Any) -> list[type]:
-    """The classes an annotation admits."""
+    """The classes that an annotation accepts, those of unions included."""
     origin = typing.get_origin(annotation)
     if origin in (typing.Union, types.UnionType):
         return [cls for member in typing.get_args(annotation) for cls in _members(member)]

@@ -1,4 +1,4 @@
-"""Owners: which distribution a unit of code belongs to, and whether its version is all there is to say of it."""
+"""Finds the distribution that a unit of code belongs to, and whether its version alone identifies the code."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ _SITES = ("site-packages", "dist-packages")
 
 
 def owner_of(unit: Unit) -> str | None:
-    """The distribution that a unit belongs to; None where the metadata of what is installed do not tell.
+    """Return the distribution that a unit belongs to, or None if the metadata of installed distributions do not tell.
 
-    They do not for modules on the path, nor for most of what is installed in editable form, unless it is a plugin.
+    They do not tell for modules that are merely on the path, nor for most editable installations, except plugins.
     """
     plugin = _plugins().get(unit.name)
     if plugin is not None:
@@ -27,23 +27,23 @@ def owner_of(unit: Unit) -> str | None:
     if not _is_installed(unit.path):
         return None
     owners = _packages().get(unit.name.partition(".")[0], [])
-    if len(owners) > 1:  # of a namespace package
+    if len(owners) > 1:  # several distributions share a namespace package: look for the one that installed the file
         holding = [name for name in owners if _holds(name, unit.path)]
         owners = holding or owners
     return owners[0] if owners else None
 
 
 def is_released(unit: Unit) -> bool:
-    """Whether a unit's version says what code it is: it was installed as built, and is no plugin.
+    """Return whether the version of a unit identifies its code: it is installed from a wheel and is not a plugin.
 
-    The code of plugins is looked at in any case, for theirs is what is being compared: a second build of one version
-    would go unnoticed.
+    The code of plugins is always compared, because it is what a run compares: otherwise a second build of the same
+    version would go unnoticed.
     """
     return _is_installed(unit.path) and owner_of(unit) not in {None, *_plugins().values()}
 
 
 def version_of(distribution: str) -> str:
-    """The version of a distribution; empty when it is not installed."""
+    """Return the version of a distribution, or an empty string if it is not installed."""
     try:
         return importlib.metadata.version(distribution)
     except importlib.metadata.PackageNotFoundError:
@@ -52,7 +52,7 @@ def version_of(distribution: str) -> str:
 
 @functools.cache
 def _plugins() -> Mapping[str, str]:
-    """The distributions with plugins, by their units."""
+    """The distributions of all plugins, by the name of the plugin's unit."""
     found = {}
     for entry in importlib.metadata.entry_points(group=PROJECT):
         unit = unit_of(entry.module)
@@ -61,7 +61,7 @@ def _plugins() -> Mapping[str, str]:
     return found
 
 
-@functools.cache
+@functools.cache  # reads the metadata of every installed distribution, which is slow
 def _packages() -> Mapping[str, list[str]]:
     return importlib.metadata.packages_distributions()
 

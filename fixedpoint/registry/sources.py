@@ -1,8 +1,8 @@
-"""Sources: the files that a module's code stands in, a digest of them, and what else that code imports.
+"""Finds the source files of a module, computes a digest of them, and lists the modules that they import.
 
-A unit is what changes as one: the outermost regular package a module belongs to, with every file in it, data too, or
-the module itself. Files are read once per process: code that was loaded is that of the files as they were then,
-whatever is edited later, unless the module is reloaded.
+Code is handled in units. The unit of a module is the outermost regular package that contains it, with every file in
+the package, data files included; or the module itself if no package contains it. Files are read once per process,
+because later edits do not change code that is already loaded. They are read again if a module of the unit is reloaded.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from pathlib import Path
 
 __all__ = ["Unit", "digest_of", "imports_of", "unit_of"]
 
-# Beyond this a file is data by all appearance, told by its size and time; reading it would hold up every run.
+# Bytes. A larger file is probably data, and reading it would delay every run: its size and modification time are used.
 _LARGEST = 16 * 2**20
-# Folders that are not code, and change by themselves.
+# Folders that hold no code of the package and change without an edit of it.
 _PASSING = {"__pycache__", "node_modules"}
 
 
@@ -34,9 +34,9 @@ class Unit:
     Attributes
     ----------
     name
-        Its dotted name, ``"mine"`` for ``mine.solvers.fast``.
+        Dotted name of the package or module, e.g. ``"mine"`` for the module ``mine.solvers.fast``.
     path
-        Folder of the package, or file of the module.
+        The folder of the package, or the file of the module.
     """
 
     name: str
@@ -44,10 +44,10 @@ class Unit:
 
 
 def unit_of(module: str) -> Unit | None:
-    """The unit of a module; None for the standard library, and for what stands in no file (a notebook).
+    """Return the unit of a module, or None for the standard library and for code without a file (a notebook).
 
-    Of a namespace package, which several distributions may share, it is the outermost regular package within.
-    Nothing but namespace packages is imported to find out.
+    Several distributions may share a namespace package, so the unit is the outermost regular package within it. Only
+    namespace packages are imported to find the unit.
     """
     if module.partition(".")[0] in sys.stdlib_module_names:
         return None
@@ -61,34 +61,37 @@ def unit_of(module: str) -> Unit | None:
 
 
 def digest_of(unit: Unit, without: tuple[str, ...] = ()) -> str:
-    """sha256 of the names and contents of a unit's files.
+    """Return the sha256 of the names and contents of a unit's files, in hexadecimal.
 
     Parameters
     ----------
+    unit
+        The unit.
     without
-        Subfolders to leave out.
+        Paths of subfolders to leave out, relative to the unit.
     """
     return _digest_of(unit, without, _Loaded(unit.name))
 
 
 def imports_of(unit: Unit) -> frozenset[str]:
-    """The modules that a unit's own files import, anywhere in them; of ``from a import b`` both ``a`` and ``a.b``.
+    """Return the modules that a unit's files import, at the top level or in functions.
 
-    Of imports by a call those whose name stands there.
+    ``from a import b`` gives both ``a`` and ``a.b``, since ``b`` may be a module. Calls of ``import_module`` and
+    ``__import__`` count where their argument is a string literal.
     """
     return _imports_of(unit, _Loaded(unit.name))
 
 
 class _Loaded:
-    """Which modules of a unit are loaded: the part of a cache's key that a reload changes."""
+    """The loaded modules of a unit, as part of a cache key: a reload makes it unequal, a further import does not."""
 
     def __init__(self, name: str) -> None:
         modules = [(each, module) for each, module in list(sys.modules.items()) if f"{each}.".startswith(f"{name}.")]
-        # Held, so that no other object comes to have the identity; a module loaded again has a new one.
+        # A reloaded module has a new spec. The old ones are stored so that their identities cannot be reused.
         self._specs = {each: getattr(module, "__spec__", None) for each, module in modules}
 
     def __hash__(self) -> int:
-        return 0
+        return 0  # equality compares common modules only, so no hash of the modules would be consistent with it
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, _Loaded):
@@ -102,7 +105,7 @@ def _digest_of(unit: Unit, without: tuple[str, ...], _loaded: _Loaded) -> str:
     total = hashlib.sha256()
     for name, file in _files(unit, without):
         total.update(f"{name}\0".encode())
-        with suppress(OSError):  # gone meanwhile, or not to be read: its name alone
+        with suppress(OSError):  # removed meanwhile, or unreadable: only its name is hashed
             facts = file.stat()
             if facts.st_size > _LARGEST:
                 total.update(f"{facts.st_size} {facts.st_mtime_ns}\0".encode())
@@ -139,7 +142,7 @@ def _imports(tree: ast.AST, parts: list[str]) -> Iterator[str]:
 
 
 def _imported_by_call(call: ast.Call) -> Iterator[str]:
-    """The module of ``import_module("name")`` and ``__import__("name")``; a relative one is within its package."""
+    """The module of ``import_module("name")`` or ``__import__("name")``; relative names stay within the same unit."""
     function = call.func
     name = function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")
     if name not in ("import_module", "__import__"):
@@ -150,10 +153,10 @@ def _imported_by_call(call: ast.Call) -> Iterator[str]:
 
 
 def _path_of(name: str) -> Path | None:
-    """Where the package or module of that name stands; None for a namespace, and for what is not there."""
+    """The path of a package or module; None for a namespace package, and for one that does not exist."""
     module = sys.modules.get(name)
     spec: ModuleSpec | None = getattr(module, "__spec__", None)
-    if module is not None and spec is None:  # a script
+    if module is not None and spec is None:  # a script that is run as ``__main__`` has no spec
         file = getattr(module, "__file__", None)
         return Path(file).resolve() if file else None
     if spec is None:
@@ -166,9 +169,9 @@ def _path_of(name: str) -> Path | None:
 
 
 def _files(unit: Unit, without: tuple[str, ...]) -> Iterator[tuple[str, Path]]:
-    """The files of a unit with their names within it, always in the same order."""
+    """The files of a unit with their names relative to it, in a fixed order."""
     path = unit.path
-    while not path.exists() and path != path.parent:  # within an archive, which stands for all that is in it
+    while not path.exists() and path != path.parent:  # a path within an archive: the whole archive is hashed
         path = path.parent
     if not path.is_dir():
         yield path.name, path
@@ -183,5 +186,5 @@ def _files(unit: Unit, without: tuple[str, ...]) -> Iterator[tuple[str, Path]]:
 
 
 def _lasting(folder: Path) -> bool:
-    """Whether a folder within a package is part of it: not a cache, not hidden, not the folder of a run."""
+    """Whether a folder within a package is part of it: not a cache, not hidden, and not a run folder."""
     return folder.name not in _PASSING and not folder.name.startswith(".") and not (folder / "run.json").is_file()

@@ -1,1 +1,4 @@
-"""Reports: the records of a run folder as a table, plots, pictures and one page. Plotting libraries live here."""
+"""Reports: the records of a run folder as a table, plots, pictures and an HTML page.
+
+No other package of the library draws.
+"""

@@ -1,4 +1,4 @@
-"""Build: writes all files of a report into the run folder."""
+"""Writes all files of a report into the run folder."""
 
 from __future__ import annotations
 
@@ -21,14 +21,28 @@ _NEEDED = ("matplotlib", "jinja2")
 
 @dataclass(frozen=True)
 class Written:
-    """The files written, and why others were not (empty when all were)."""
+    """What :func:`build` wrote.
+
+    Attributes
+    ----------
+    files
+        The files.
+    missing
+        A sentence on the files that could not be written for lack of a package; empty if there are none.
+    """
 
     files: tuple[Path, ...]
     missing: str = ""
 
 
 def build(run: RunData) -> Written:
-    """Write the table, and with the extra ``report`` the plots, the pictures and the page."""
+    """Write the report of a run: the table and, if the extra ``report`` is installed, plots, pictures and HTML page.
+
+    Raises
+    ------
+    OSError
+        If a file cannot be written.
+    """
     folder = run.folder.path
     written = [
         _write(folder / "table.md", to_markdown(sections(run)).encode()),
@@ -40,11 +54,12 @@ def build(run: RunData) -> Written:
         sentence = f"no plots and no page: they need {names}; pip install 'fixedpoint-solvers[report]'"
         return Written(tuple(written), sentence)
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing")  # a label in a script the plot's font lacks
+        warnings.filterwarnings("ignore", message="Glyph .* missing")  # labels in a script that the font lacks
         return Written((*written, *_drawn(run, folder)))
 
 
 def _drawn(run: RunData, folder: Path) -> list[Path]:
+    """Write everything that requires matplotlib and jinja2, which are imported only here."""
     from fixedpoint.report.forming import forming_figure
     from fixedpoint.report.gallery import gallery_figure
     from fixedpoint.report.learning import learning_figure, learnings_of

@@ -1,4 +1,4 @@
-"""Curves: the error of a solver against rounds, from the traces of its cells."""
+"""Computes the error of each solver against rounds, from the traces in the records."""
 
 from __future__ import annotations
 
@@ -18,15 +18,17 @@ _ROUNDS = f"{_TRACE}.rounds"
 
 @dataclass(frozen=True)
 class Curve:
-    """One solver on one task.
+    """The errors of one solver on one task.
 
     Attributes
     ----------
+    solver
+        Label of the solver.
     worst, best
         Shape ``(rounds,)``: the largest and smallest relative error over the rows of all seeds. A row that has
-        finished keeps its last error; NaN where there is nothing to show.
+        finished keeps its last error. NaN where no error is known.
     rounds
-        Rounds it took, the most over the seeds.
+        Number of rounds it took, the maximum over the seeds.
     """
 
     solver: str
@@ -36,12 +38,12 @@ class Curve:
 
     @property
     def drawable(self) -> bool:
-        """Whether there is a line to draw: more than one positive point."""
+        """Whether there is a line to draw, which takes at least two positive errors on the logarithmic scale."""
         return int((self.worst > 0).sum()) > 1
 
 
 def curves_of(group: Group) -> list[Curve]:
-    """The curve of every solver that came to a result, in the order of the run."""
+    """Return the curve of every solver that has a record with a result, in the order of the run."""
     solvers = dict.fromkeys(entry.cell.solver for entry in group.entries)
     curves = []
     for solver in solvers:
@@ -52,7 +54,7 @@ def curves_of(group: Group) -> list[Curve]:
 
 
 def solvers_with_curve(groups: Iterable[Group]) -> list[str]:
-    """The solvers that have a line in some plot."""
+    """Return the labels of the solvers that have a line in at least one plot."""
     drawn = [curve.solver for group in groups for curve in curves_of(group) if curve.drawable]
     return list(dict.fromkeys(drawn))
 
@@ -73,9 +75,10 @@ def _curve(solver: str, entries: list[Entry]) -> Curve:
 
 
 def _by_round(entry: Entry) -> NDArray[np.float64]:
-    """A trace ``(n, B)`` as ``(rounds, B)``: the last error known after every round, NaN before the first one.
+    """The trace of an entry, shape ``(n, B)``, as the last error known after each round, shape ``(rounds, B)``.
 
-    Records of earlier versions do not say after which round an error was known: one after every round, for all we know.
+    Errors before the first known one are NaN. Records of earlier versions do not store the round of each error; these
+    are read as one error per round.
     """
     trace = entry.arrays[_TRACE].astype(np.float64)
     if not trace.ndim or not trace.size:
@@ -86,13 +89,13 @@ def _by_round(entry: Entry) -> NDArray[np.float64]:
     by_round = np.full((int(after.max()), trace.shape[1]), np.nan)
     for round, errors in zip(
         after, trace, strict=True
-    ):  # a row that ended at an earlier look of a round keeps that one
+    ):  # a round may have several errors; those of a row that ended at an earlier one are NaN
         by_round[round - 1] = np.where(np.isnan(errors), by_round[round - 1], errors)
     return by_round
 
 
 def _filled(trace: NDArray[np.float64], length: int) -> NDArray[np.float64]:
-    """A trace ``(rounds, B)`` made ``length`` long, every NaN after the first value filled with the value before."""
+    """A trace ``(rounds, B)`` extended to ``length`` rounds; NaN is replaced by the last value before it, if any."""
     filled = np.full((length, trace.shape[1]), np.nan)
     filled[: len(trace)] = trace
     for index in range(1, length):

@@ -1,4 +1,4 @@
-"""Data: a run as plain values, for programs that read what a command prints."""
+"""Converts a run to plain values, for the option ``--json`` of commands."""
 
 from __future__ import annotations
 
@@ -13,7 +13,15 @@ __all__ = ["to_data"]
 
 
 def to_data(run: RunData, files: Sequence[Path]) -> dict[str, Any]:
-    """The run: what became of every cell, what went wrong, and the files written."""
+    """Return a run as plain values: the result of every cell, all failures and notices, and the files.
+
+    Parameters
+    ----------
+    run
+        The run.
+    files
+        The files of its report.
+    """
     return {
         "name": run.info.name,
         "folder": str(run.folder.path),

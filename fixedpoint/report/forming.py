@@ -1,4 +1,4 @@
-"""Forming: the first sample of a task as each solver makes it, picture by picture, under the round of each."""
+"""Draws how each solver forms the first sample of a task, as a sequence of pictures labelled with their rounds."""
 
 from __future__ import annotations
 
@@ -19,7 +19,17 @@ __all__ = ["Film", "films_of", "forming_figure"]
 
 @dataclass(frozen=True)
 class Film:
-    """One solver's pictures: values in [0, 1] of shape ``(count, height, width, 3)``, and the round of each."""
+    """The pictures of one solver.
+
+    Attributes
+    ----------
+    solver
+        Label of the solver.
+    pixels
+        Values in [0, 1], shape ``(count, height, width, 3)``.
+    rounds
+        The round of each picture.
+    """
 
     solver: str
     pixels: NDArray[np.float64]
@@ -27,17 +37,17 @@ class Film:
 
 
 def films_of(group: Group) -> list[Film]:
-    """That of every solver that has one, in the order of the run; of one seed, the first."""
+    """Return the film of every solver that has one, in the order of the run, for the first seed only."""
     seed = group.entries[0].cell.seed
     found = [_film(entry) for entry in group.entries if entry.cell.seed == seed]
     return [film for film in found if film is not None]
 
 
 def forming_figure(title: str, films: list[Film]) -> Figure:
-    """All of them below one another, labelled."""
+    """Draw films below one another, labelled. ``films`` must not be empty."""
     count = max(len(film.rounds) for film in films)
     height, width = films[0].pixels.shape[1:3]
-    cell, foot = 0.72, 0.2
+    cell, foot = 0.72, 0.2  # lengths are in inches, from the top left corner
     labels = 0.3 + 0.075 * max(len(line) for film in films for line in wrapped(film.solver).splitlines())
     head = 0.62
     tall = cell * height / width

@@ -1,4 +1,4 @@
-"""Pictures: what the answers of a task look like, solver by solver, under what they should look like."""
+"""Draws the pictures of a task that draws: one row for the reference, followed by one row for each solver."""
 
 from __future__ import annotations
 
@@ -20,21 +20,29 @@ from fixedpoint.report.reading import Group
 __all__ = ["Strip", "gallery_figure", "pixels_of", "strip_png", "strips_of", "wrapped"]
 
 _MOST = 10
-# Pixels of a picture's longer side once enlarged: large enough to be seen, small enough for ten in a row.
+# Pixels of the longer side of an enlarged picture, so that small images are visible and ten of them fit in a row.
 _SIDE = 96
 _GAP = 4
 
 
 @dataclass(frozen=True)
 class Strip:
-    """Some pictures side by side: values in [0, 1] of shape ``(count, height, width, 3)``."""
+    """Pictures side by side.
+
+    Attributes
+    ----------
+    label
+        Label of the solver, or ``"reference"``.
+    pixels
+        Values in [0, 1], shape ``(count, height, width, 3)``.
+    """
 
     label: str
     pixels: NDArray[np.float64]
 
 
 def strips_of(group: Group) -> list[Strip]:
-    """The reference first, then every solver that has pictures; of one seed, the first."""
+    """Return the reference and then the pictures of every solver that has some, for the first seed only."""
     strips: list[Strip] = []
     seed = group.entries[0].cell.seed
     for entry in group.entries:
@@ -50,7 +58,7 @@ def strips_of(group: Group) -> list[Strip]:
 
 
 def strip_png(strip: Strip) -> bytes:
-    """The strip as PNG, every pixel enlarged to a square, transparent between the pictures."""
+    """Return a strip as PNG, with every pixel enlarged to a square, and transparent between the pictures."""
     pieces = [_enlarged(picture) for picture in strip.pixels]
     height = pieces[0].shape[0]
     gap = np.zeros((height, _GAP, 4))
@@ -61,10 +69,10 @@ def strip_png(strip: Strip) -> bytes:
 
 
 def gallery_figure(title: str, strips: list[Strip]) -> Figure:
-    """All strips below one another, labelled."""
+    """Draw strips below one another, labelled. ``strips`` must not be empty."""
     count = max(len(strip.pixels) for strip in strips)
     height, width = strips[0].pixels.shape[1:3]
-    cell = 0.72
+    cell = 0.72  # lengths are in inches, from the top left corner
     labels = 0.3 + 0.075 * max(len(line) for strip in strips for line in wrapped(strip.label).splitlines())
     head = 0.4
     tall = cell * height / width
@@ -87,7 +95,20 @@ def gallery_figure(title: str, strips: list[Strip]) -> Figure:
 
 
 def pixels_of(arrays: Mapping[str, NDArray[Any]], name: str) -> NDArray[np.float64] | None:
-    """Pictures of a record as values in [0, 1], shape ``(count, height, width, 3)``; None where there are none."""
+    """Return at most ten pictures of a record as values in [0, 1], shape ``(count, height, width, 3)``.
+
+    Parameters
+    ----------
+    arrays
+        Arrays of the record.
+    name
+        ``"images"``, ``"reference"`` or ``"forming"``.
+
+    Returns
+    -------
+    ndarray or None
+        The pictures; None if the record has none, or if they have another shape than pictures.
+    """
     pixels = arrays.get(f"{name}.pixels")
     if pixels is None or pixels.ndim not in (3, 4) or pixels.size == 0:
         return None
@@ -104,5 +125,5 @@ def _enlarged(picture: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def wrapped(label: str) -> str:
-    """A label in lines that leave room for pictures."""
+    """Return a label in lines of at most 28 characters, to leave room for the pictures."""
     return "\n".join(textwrap.wrap(label, 28))

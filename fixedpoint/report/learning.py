@@ -1,4 +1,4 @@
-"""Learning: what a task that trains has come to after every epoch, a row a number, a column a gradient estimator."""
+"""Draws the numbers of a task that trains after each epoch: one row for each number, one column for each gradient."""
 
 from __future__ import annotations
 
@@ -21,23 +21,24 @@ from fixedpoint.report.reading import Group
 __all__ = ["Learning", "learning_figure", "learnings_of"]
 
 _PREFIX = "epochs."
+# At most this many numbers are drawn.
 _MOST = 4
 
 
 @dataclass(frozen=True)
 class Learning:
-    """One task.
+    """The numbers of one task after each epoch.
 
     Attributes
     ----------
     task
-        Its label.
+        Label of the task.
     columns
-        The gradient estimators.
+        Labels of the gradient estimators.
     names
-        What there is of every epoch, at most four.
+        Names of the numbers, at most four.
     values
-        By column, solver and name: one array a seed, of shape ``(epochs,)``.
+        One array per seed, shape ``(epochs,)``, by gradient estimator, solver and name.
     """
 
     task: str
@@ -47,12 +48,12 @@ class Learning:
 
     @property
     def solvers(self) -> list[str]:
-        """In the order of the run."""
+        """Labels of the solvers, in the order of the run."""
         return list(dict.fromkeys(solver for _, solver, _ in self.values))
 
 
 def learnings_of(groups: Sequence[Group]) -> list[Learning]:
-    """One for every task whose records tell of epochs."""
+    """Return the numbers of every task whose records have epochs."""
     found = []
     for task in dict.fromkeys(group.task for group in groups):
         own = [group for group in groups if group.task == task]
@@ -73,14 +74,18 @@ def learnings_of(groups: Sequence[Group]) -> list[Learning]:
 
 
 def learning_figure(learning: Learning, strokes: Mapping[str, Stroke], columns: int = 4) -> Figure:
-    """The panels: a row for every name, with one scale; faint lines are seeds, the strong one is their mean.
+    """Draw one panel for each number and gradient estimator, with the same scale for each number.
+
+    Faint lines are single seeds, strong lines the mean over the seeds.
 
     Parameters
     ----------
+    learning
+        The numbers of one task.
     strokes
-        How each solver is drawn.
+        The stroke of every solver, by its label.
     columns
-        Estimators beside one another; more follow below.
+        Maximum number of gradient estimators in a row; further ones follow below.
     """
     bands = [learning.columns[i : i + columns] for i in range(0, len(learning.columns), columns)]
     wide, lines = min(columns, len(learning.columns)), len(bands) * len(learning.names)
@@ -123,6 +128,6 @@ def _panel(axes: Axes, learning: Learning, column: str, name: str, strokes: Mapp
         stroke = strokes[solver]
         for values in seeds if len(seeds) > 1 else []:
             axes.plot(np.arange(1, len(values) + 1), values, color=stroke.colour, linewidth=0.7, alpha=0.35)
-        if seeds and len({len(values) for values in seeds}) == 1:
+        if seeds and len({len(values) for values in seeds}) == 1:  # seeds that ended early have no common mean
             mean = np.mean(seeds, axis=0)
             axes.plot(np.arange(1, len(mean) + 1), mean, color=stroke.colour, linestyle=stroke.dashes, linewidth=1.6)

@@ -1,4 +1,4 @@
-"""Makers: which versions the records of a run were made with, record by record where they differ."""
+"""Reports the versions that made the records of a run, cell by cell where they differ."""
 
 from __future__ import annotations
 
@@ -12,23 +12,31 @@ from fixedpoint.report.reading import RunData
 
 __all__ = ["VersionRow", "remarks", "version_rows"]
 
-# Not distributions by these names, or there whenever anything is.
+# Either no names of distributions, or distributions that are always installed.
 _ALWAYS = {"python", "torch", "numpy", "fixedpoint"}
 
 
 @dataclass(frozen=True)
 class VersionRow:
-    """A distribution, and every version of it that is in a run's records, with the labels of the cells that have it."""
+    """The versions of one distribution in the records of a run.
+
+    Attributes
+    ----------
+    name
+        Name of the distribution.
+    versions
+        The labels of cells, by the version that their records have.
+    """
 
     name: str
     versions: dict[str, list[str]]
 
 
 def version_rows(run: RunData) -> list[VersionRow]:
-    """All distributions that the records name, the library and what is underneath first.
+    """Return the versions of all distributions in the records, beginning with Python, torch, numpy and the library.
 
-    Where records of one version were made by different code, the beginning of its digest tells them apart. Of a run
-    without records it is what ``run.json`` says.
+    If different code of the same version made records, the version includes the first digits of the code's digest. For
+    a run without records, the versions are those in ``run.json``.
     """
     records = [(entry.cell.label, entry.record) for entry in run.entries if entry.record is not None]
     if not records:
@@ -49,7 +57,7 @@ def version_rows(run: RunData) -> list[VersionRow]:
 
 
 def remarks(run: RunData) -> list[str]:
-    """What is to be said of where the results come from: reuse, makers that are gone, versions that differ."""
+    """Return sentences on the origin of the results: reused records, missing distributions, different versions."""
     said = [run.info.story] if run.info.story else []
     records = [entry.record for entry in run.entries if entry.record is not None]
     missing = Counter(sentence for record in records for sentence in _missing(record))
@@ -67,14 +75,14 @@ def remarks(run: RunData) -> list[str]:
 
 
 def _missing(record: Record) -> list[str]:
-    """The makers of a record that are not installed, with what they brought."""
+    """A sentence for each maker of a record that is no longer installed."""
     if record.made_by:
         return [
             gone(" and ".join(f"{'the ' * (i > 0)}{what}" for i, what in enumerate(maker.brings)), name, maker.version)
             for name, maker in record.made_by.items()
             if maker.brings and maker.version and name not in _ALWAYS and not version_of(name)
         ]
-    # What was no distribution has no version.
+    # Records from before ``made_by`` list all versions; a maker that was no distribution has the version "unknown".
     others = [
         (name, version) for name, version in record.versions.items() if name not in _ALWAYS and version != "unknown"
     ]

@@ -1,4 +1,4 @@
-"""Numbers as a reader expects them: few digits, NaN in so many letters."""
+"""Formats numbers for tables, with few digits."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ __all__ = ["count_text", "number_text", "seconds_text"]
 
 
 def number_text(value: float) -> str:
-    """Two digits where the exponent says it all (``3.2e-05``), four where it does not."""
+    """Return a number with two digits and an exponent if it is very small or large (``3.2e-05``), else four digits."""
     if math.isnan(value):
         return "NaN"
     if math.isinf(value):
@@ -19,10 +19,10 @@ def number_text(value: float) -> str:
 
 
 def seconds_text(value: float) -> str:
-    """Seconds to three digits."""
+    """Return seconds with three significant digits; two below 1 ms, and none after the point from 100 s on."""
     return f"{value:.0f}" if value >= 100 else f"{value:#.3g}" if value >= 1e-3 else f"{value:.1e}"
 
 
 def count_text(value: int) -> str:
-    """A count, in groups of three digits from 10,000 on."""
+    """Return a count, with commas between groups of three digits from 10,000 on."""
     return f"{value:,}" if value >= 10_000 else str(value)

@@ -1,4 +1,4 @@
-"""The page: one HTML file with everything in it, which asks the network for nothing."""
+"""Renders the report as a single HTML file, which contains everything and requires no network."""
 
 from __future__ import annotations
 
@@ -29,13 +29,15 @@ _TEMPLATE = Path(__file__).with_name("page.html.j2")
 
 @dataclass(frozen=True)
 class _Picture:
+    """A picture with its label, as a data URI."""
+
     label: str
     uri: str
 
 
 @dataclass(frozen=True)
 class _Shown:
-    """What is drawn of one group."""
+    """The drawings of one group, ready for the template."""
 
     title: str
     steps: list[Markup]
@@ -44,14 +46,16 @@ class _Shown:
 
 
 def page(run: RunData, strokes: Mapping[str, Stroke], pictures: Sequence[Pictures]) -> str:
-    """The report as HTML.
+    """Return the report as HTML.
 
     Parameters
     ----------
+    run
+        The run.
     strokes
-        Colour of every solver.
+        The stroke of every solver, by its label.
     pictures
-        What there is to draw, group by group.
+        The pictures of each group.
     """
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     shown = [_shown(each, number) for number, each in enumerate(pictures)]
@@ -76,14 +80,14 @@ def page(run: RunData, strokes: Mapping[str, Stroke], pictures: Sequence[Picture
 
 
 def _plots(run: RunData, strokes: Mapping[str, Stroke]) -> list[Markup]:
-    """The convergence plot for wide and for narrow screens; the page shows one of them."""
+    """The convergence plot for wide and for narrow screens; the style sheet of the page shows one of them."""
     figures = [convergence_figure(run.groups, strokes, size) for size in (WIDE, NARROW)]
-    # Safe: drawn by matplotlib, which escapes the labels itself.
+    # Exempt from escaping: matplotlib made the SVG, and escapes the labels in it.
     return [Markup(svg(f, f"figure {i}", bare=True)) for i, f in enumerate(figures) if f is not None]
 
 
 def _learning(run: RunData, strokes: Mapping[str, Stroke]) -> list[tuple[str, list[Markup]]]:
-    """Every task that trains: its epochs, for wide and for narrow screens."""
+    """For every task that trains its label and its figure, for wide and for narrow screens."""
     found = []
     for number, learning in enumerate(learnings_of(run.groups)):
         figures = [learning_figure(learning, strokes, columns) for columns in (4, 2)]
@@ -104,16 +108,17 @@ def _shown(pictures: Pictures, number: int) -> _Shown:
 
 
 def _frames(film: Film) -> list[_Picture]:
-    """Its pictures one by one, labelled by their rounds."""
+    """The pictures of a film, labelled with their rounds."""
     single = (Strip(str(number), film.pixels[i : i + 1]) for i, number in enumerate(film.rounds))
     return [_Picture(strip.label, _data_uri(strip_png(strip))) for strip in single]
 
 
+# Lines of a record's message that begin like this explain a status; other lines are notes.
 _OF_ROWS = re.compile(r"\d+ of \d+ rows (\w+)")
 
 
 def _messages(run: RunData) -> list[tuple[str, list[str]]]:
-    """What the statuses of the rows mean: each sentence once, with the cells it was said of."""
+    """The explanations of statuses other than converged: each sentence once, with its cells."""
     said: dict[str, list[str]] = {}
     for label, line in _lines(run):
         rows = _OF_ROWS.search(line)
@@ -123,7 +128,7 @@ def _messages(run: RunData) -> list[tuple[str, list[str]]]:
 
 
 def _notes(run: RunData) -> list[tuple[str, list[str]]]:
-    """What else was said of cells, notes of tasks and plans of solvers: each sentence once, with its cells."""
+    """The notes of tasks and the plans of solvers: each sentence once, with its cells."""
     said: dict[str, list[str]] = {}
     for label, line in _lines(run):
         if _OF_ROWS.search(line) is None:
@@ -132,13 +137,14 @@ def _notes(run: RunData) -> list[tuple[str, list[str]]]:
 
 
 def _lines(run: RunData) -> Iterator[tuple[str, str]]:
+    """The lines of all messages, each with the label of its cell."""
     for entry in run.entries:
         for line in entry.record.message.splitlines() if entry.record is not None else ():
             yield entry.cell.label, line
 
 
 def _compared(run: RunData) -> str:
-    """What was run, as the beginning of a sentence."""
+    """The number of solvers, tasks and seeds, as the beginning of a sentence."""
 
     def counted(count: int, noun: str) -> str:
         return f"{count} {noun}{'' if count == 1 else 's'}"

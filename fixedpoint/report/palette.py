@@ -1,7 +1,8 @@
-"""Colours: one for each solver, the same in the plot and in the table, told apart by colour-blind readers too.
+"""Assigns a colour to each solver, the same in plots and tables, that colour-blind readers can distinguish.
 
-Okabe & Ito 2008, "Color universal design", without the yellow, which is lost on white. A solver without a curve
-(the sequential reference) is grey. More solvers than colours differ in their dashes.
+The colours are those of Okabe & Ito 2008, "Color universal design", without the yellow, which is hardly visible on
+white. A solver without a curve, such as the serial reference, is grey. If there are more solvers than colours, they
+differ in their dashes.
 """
 
 from __future__ import annotations
@@ -21,14 +22,30 @@ _DASHES: Sequence[Any] = ("-", (0, (5, 1.5)), (0, (1, 1.2)), (0, (5, 1.5, 1, 1.5
 
 @dataclass(frozen=True)
 class Stroke:
-    """How the curve of a solver is drawn: colour and matplotlib line style."""
+    """How the curve of a solver is drawn.
+
+    Attributes
+    ----------
+    colour
+        Colour, as in ``"#0072b2"``.
+    dashes
+        Line style of matplotlib.
+    """
 
     colour: str
     dashes: Any
 
 
 def strokes(solvers: Iterable[str], with_curve: Iterable[str]) -> dict[str, Stroke]:
-    """The stroke of every solver, by its label."""
+    """Return the stroke of every solver by its label.
+
+    Parameters
+    ----------
+    solvers
+        Labels of all solvers.
+    with_curve
+        Labels of the solvers that have a curve in some plot; all others are grey.
+    """
     curved = list(with_curve)
     found: dict[str, Stroke] = {}
     for solver in solvers:

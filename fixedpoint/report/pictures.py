@@ -1,4 +1,4 @@
-"""What the cells of a task give to draw, beside their curves: steps, samples, samples as they form."""
+"""Collects what a group of cells has to draw in addition to curves: step errors, samples, and samples as they form."""
 
 from __future__ import annotations
 
@@ -14,7 +14,17 @@ __all__ = ["Pictures", "pictures_of"]
 
 @dataclass(frozen=True)
 class Pictures:
-    """Of one group; empty lists where the records have none."""
+    """What there is to draw of one group. A list is empty if the records have nothing of its kind.
+
+    Attributes
+    ----------
+    title
+        Title of the group.
+    tolerance
+        Relative tolerance; 0 if unknown.
+    steps, strips, films
+        Step errors, samples, and samples as they form, of each solver that has them.
+    """
 
     title: str
     tolerance: float
@@ -24,5 +34,5 @@ class Pictures:
 
 
 def pictures_of(group: Group) -> Pictures:
-    """What the records of the group hold."""
+    """Return what the records of a group have to draw."""
     return Pictures(group.title, group.tolerance, steps_of(group), strips_of(group), films_of(group))

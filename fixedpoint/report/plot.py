@@ -1,4 +1,4 @@
-"""The convergence plot: relative error against rounds, one line a solver, one panel a task."""
+"""Draws the convergence plot: relative error against rounds, with one line per solver and one panel per group."""
 
 from __future__ import annotations
 
@@ -36,13 +36,21 @@ STYLE: dict[Any, Any] = {
     "ytick.major.width": 0.7,
     "svg.fonttype": "path",
 }
-# Below the tolerance nothing is of interest but that the line gets there.
+# The axis ends at this multiple of the tolerance, because errors far below it are of no interest.
 _BELOW_TOLERANCE = 0.08
 
 
 @dataclass(frozen=True)
 class Format:
-    """Size of one panel in inches, and how many columns its legend has."""
+    """Format of a figure.
+
+    Attributes
+    ----------
+    width, height
+        Size of one panel in inches.
+    legend_columns
+        Number of columns of the legend.
+    """
 
     width: float
     height: float
@@ -54,7 +62,17 @@ NARROW = Format(3.9, 3.4, 1)
 
 
 def convergence_figure(groups: list[Group], strokes: Mapping[str, Stroke], size: Format = WIDE) -> Figure | None:
-    """The figure; None when no cell has come to a result."""
+    """Draw the convergence plot; return None if no cell has a result.
+
+    Parameters
+    ----------
+    groups
+        The groups of the run, one panel each.
+    strokes
+        The stroke of every solver, by its label.
+    size
+        Format of the figure.
+    """
     shown = [(group, curves_of(group)) for group in groups]
     shown = [(group, curves) for group, curves in shown if curves]
     if not shown:
@@ -76,18 +94,21 @@ def convergence_figure(groups: list[Group], strokes: Mapping[str, Stroke], size:
 
 
 def svg(figure: Figure, salt: str, bare: bool = False) -> str:
-    """The figure as SVG.
+    """Return a figure as SVG.
 
     Parameters
     ----------
+    figure
+        The figure.
     salt
-        Makes the ids within differ from those of other figures on the same page.
+        A text that makes the ids in the SVG differ from those of other figures on the same page.
     bare
-        To stand in a page: no XML header, transparent, ink and grid in the colours of the page.
+        Whether the SVG is to be embedded in a page: without XML header and metadata, on a transparent background, with
+        ink and grid in the colours of the page.
     """
     stream = io.StringIO()
     with matplotlib.rc_context({**STYLE, "svg.hashsalt": salt}):
-        metadata: dict[str, Any] = {"Date": None}
+        metadata: dict[str, Any] = {"Date": None}  # without a date, the same figure gives the same file
         figure.savefig(stream, format="svg", metadata=metadata, transparent=bare)
     text = stream.getvalue()
     if not bare:
@@ -100,13 +121,14 @@ def svg(figure: Figure, salt: str, bare: bool = False) -> str:
 
 
 def png(figure: Figure) -> bytes:
-    """The figure as PNG on white."""
+    """Return a figure as PNG on a white background."""
     stream = io.BytesIO()
     figure.savefig(stream, format="png", dpi=200, facecolor="white")
     return stream.getvalue()
 
 
 def _panel(axes: Axes, group: Group, curves: list[Curve], strokes: Mapping[str, Stroke], titled: bool) -> None:
+    """Draw one group; a solver without a curve becomes a vertical line at the number of rounds it took."""
     axes.set_yscale("log")
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(True, which="major", axis="y", color=GRID, linewidth=0.6)
@@ -145,7 +167,7 @@ def _panel(axes: Axes, group: Group, curves: list[Curve], strokes: Mapping[str, 
 
 def _line(axes: Axes, curve: Curve, stroke: Stroke, bottom: float) -> None:
     rounds = np.arange(1, len(curve.worst) + 1)
-    best, worst = (np.maximum(values, bottom) for values in (curve.best, curve.worst))  # an error may be exactly 0
+    best, worst = (np.maximum(values, bottom) for values in (curve.best, curve.worst))  # 0 has no logarithm
     axes.fill_between(rounds, best, worst, color=stroke.colour, alpha=0.09, linewidth=0)
     axes.plot(rounds, worst, color=stroke.colour, linestyle=stroke.dashes, linewidth=1.7)
     end = np.flatnonzero(np.isfinite(worst))[-1]
@@ -153,6 +175,7 @@ def _line(axes: Axes, curve: Curve, stroke: Stroke, bottom: float) -> None:
 
 
 def _limits(curves: list[Curve], tolerance: float) -> tuple[float, float]:
+    """The limits of the error axis. Errors above 1e6 are cut off, so that a divergent solver does not hide the rest."""
     values = np.concatenate([curve.worst[curve.worst > 0] for curve in curves] or [np.array([1.0])])
     lowest = float(values.min())
     bottom = max(lowest, tolerance * _BELOW_TOLERANCE) if tolerance > 0 else lowest

@@ -1,4 +1,4 @@
-"""Reading: the records of a run folder, damaged ones left out and named."""
+"""Reads the records of a run folder for a report. Damaged records are left out, with a notice for each."""
 
 from __future__ import annotations
 
@@ -19,7 +19,19 @@ __all__ = ["Entry", "Group", "RunData", "read_run"]
 
 @dataclass(frozen=True)
 class Entry:
-    """One cell: its record, or why there is none, and its arrays (empty where there are none)."""
+    """One cell with its record.
+
+    Attributes
+    ----------
+    cell
+        Its entry in ``run.json``.
+    record
+        Its record; None if it has no usable one.
+    reason
+        Why there is no record.
+    arrays
+        The arrays of the record; empty if it has none or they are damaged.
+    """
 
     cell: CellRow
     record: Record | None
@@ -29,7 +41,15 @@ class Entry:
 
 @dataclass(frozen=True)
 class Group:
-    """The cells that are compared with one another: same task and gradient estimator, all solvers."""
+    """The cells that are compared with one another: those of one task and gradient estimator.
+
+    Attributes
+    ----------
+    task, gradient
+        Labels of the task and the gradient estimator; ``gradient`` is None if the run has none.
+    entries
+        The cells, in the order of the run.
+    """
 
     task: str
     gradient: str | None
@@ -37,12 +57,12 @@ class Group:
 
     @property
     def title(self) -> str:
-        """What the cells have in common."""
+        """The label of the task and, if there is one, of the gradient estimator."""
         return f"{self.task}, {self.gradient}" if self.gradient else self.task
 
     @property
     def tolerance(self) -> float:
-        """The relative tolerance the cells were run with (one run has one); 0 where nobody knows."""
+        """The relative tolerance of the run; 0 if no cell has a record."""
         for entry in self.entries:
             if entry.record is not None:
                 return float(entry.record.config.get("termination", {}).get("rtol", 0.0))
@@ -51,7 +71,21 @@ class Group:
 
 @dataclass(frozen=True)
 class RunData:
-    """A run folder as it was read; ``notices`` names what could not be used."""
+    """The content of a run folder.
+
+    Attributes
+    ----------
+    folder
+        The run folder.
+    info
+        Content of ``run.json``.
+    config
+        Text of ``config.yaml``; empty if it cannot be read.
+    entries
+        All cells, in the order of the plan.
+    notices
+        A sentence for every file that cannot be used.
+    """
 
     folder: Folder
     info: RunInfo
@@ -70,7 +104,7 @@ class RunData:
 
     @property
     def solvers(self) -> list[str]:
-        """The labels of all solvers, in the order of the run."""
+        """Labels of all solvers, in the order of the run."""
         return list(dict.fromkeys(entry.cell.solver for entry in self.entries))
 
     @property
@@ -98,18 +132,18 @@ class RunData:
 
     @property
     def skips(self) -> list[str]:
-        """A sentence for every cell that could not be carried out."""
+        """A sentence for every cell that was skipped."""
         skipped = [(e.cell, e.record) for e in self.entries if e.record is not None and e.record.status == "skipped"]
         return [f"{cell.label}: skipped: {record.reason}" for cell, record in skipped]
 
 
 def read_run(path: Path) -> RunData:
-    """The run in a folder.
+    """Read the run in a folder.
 
     Raises
     ------
     DamagedError
-        When the folder holds no run; damaged records are named in ``notices`` instead.
+        If the folder has no usable ``run.json``. Damaged records raise nothing; they are named in ``notices``.
     """
     folder = Folder(path)
     info = folder.read_info()

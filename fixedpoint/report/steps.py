@@ -1,4 +1,4 @@
-"""Steps: the error of every state of a chain after every round, one panel a solver, drawn as colour."""
+"""Draws the error of every state of a chain after every round as a colour, with one panel per solver."""
 
 from __future__ import annotations
 
@@ -23,25 +23,28 @@ __all__ = ["NARROW_GRID", "WIDE_GRID", "Grid", "Steps", "steps_figure", "steps_o
 
 _TRACE = "trace.step_errors"
 _COLOURS = "viridis"
-# Decades of colour below the tolerance, and the largest error told from larger ones.
+# The colour scale reaches down to this multiple of the tolerance, and up to at most this error.
 _BELOW_TOLERANCE = 0.01
 _MOST = 10.0
-# Panels have the same rounds unless one would be lower than this share of another.
+# All panels have the same axis of rounds, unless the shortest has less than this share of the rounds of the longest.
 _LEAST_SHARE = 0.2
-# Height of the scale, in inches.
+# Height of the colour bar in inches.
 _BAR = 0.12
 
 
 @dataclass(frozen=True)
 class Steps:
-    """One solver on one task.
+    """The step errors of one solver on one task.
 
     Attributes
     ----------
+    solver
+        Label of the solver.
     errors
-        Shape ``(rounds, steps)``: relative, of the first row; NaN where there is none.
+        Relative errors of the first row, shape ``(rounds, steps)``; NaN where there is none.
     rounds, steps
-        Shapes ``(rounds,)`` and ``(steps,)``: their numbers, evenly spaced, the last one of each included.
+        Numbers of the rounds and of the states, shapes ``(rounds,)`` and ``(steps,)``: evenly spaced, with the last
+        one included.
     """
 
     solver: str
@@ -51,14 +54,24 @@ class Steps:
 
     @property
     def extent(self) -> tuple[float, float, float, float]:
-        """Left, right, bottom and top: a value stands for what lies between it and the value before."""
+        """Left, right, bottom and top. Each value covers the interval from the number before to its own."""
         (left, right), (top, bottom) = _edges(self.steps), _edges(self.rounds)
         return left, right, bottom, top
 
 
 @dataclass(frozen=True)
 class Grid:
-    """How panels are laid out: inches across all of them, inches of one's height, the most beside one another."""
+    """The layout of panels.
+
+    Attributes
+    ----------
+    width
+        Width of the figure in inches.
+    height
+        Height of one panel in inches.
+    columns
+        Maximum number of panels in a row.
+    """
 
     width: float
     height: float
@@ -70,27 +83,29 @@ NARROW_GRID = Grid(3.9, 1.45, 2)
 
 
 def steps_of(group: Group) -> list[Steps]:
-    """What there is of every solver that tells of its steps, in the order of the run; of one seed, the first."""
+    """Return the step errors of every solver that has them, in the order of the run, for the first seed only."""
     seed = group.entries[0].cell.seed
     found = [_steps(entry) for entry in group.entries if entry.cell.seed == seed]
     return [steps for steps in found if steps is not None]
 
 
 def steps_figure(title: str, shown: list[Steps], tolerance: float, grid: Grid = WIDE_GRID) -> Figure:
-    """The panels, with one scale of colours for all.
+    """Draw one panel per solver, with one colour scale for all.
 
     Parameters
     ----------
     title
-        Stands above; empty: nothing does.
+        Title of the figure; empty for none.
     shown
-        At least one solver.
+        Step errors of at least one solver.
     tolerance
-        Marked on the scale; 0: there is none.
+        Relative tolerance, which is marked on the colour bar; 0 for none.
+    grid
+        Layout of the panels.
     """
     columns = _columns(len(shown), grid.columns)
     lines = -(-len(shown) // columns)
-    across = int((grid.width / columns - 0.5) / 0.073)  # letters
+    across = int((grid.width / columns - 0.5) / 0.073)  # characters of a title per panel
     names = [textwrap.wrap(steps.solver, across) or [""] for steps in shown]
     heads = [max(len(name) for name in names[i : i + columns]) for i in range(0, len(names), columns)]
     height = grid.height * lines * (1.4 if columns == 1 else 1.0) + 0.16 * sum(heads) + 0.25 * lines + 0.75
@@ -121,6 +136,7 @@ def steps_figure(title: str, shown: list[Steps], tolerance: float, grid: Grid = 
 
 
 def _steps(entry: Entry) -> Steps | None:
+    """The step errors in a record; None if it has none, or if they have another shape."""
     arrays = entry.arrays
     if any(name not in arrays for name in (_TRACE, f"{_TRACE}.rounds", f"{_TRACE}.steps")):
         return None
@@ -130,7 +146,7 @@ def _steps(entry: Entry) -> Steps | None:
     first = errors[0].astype(np.float64)
     if not (first > 0).any():
         return None
-    end = np.flatnonzero(~np.isnan(first).all(axis=1))[-1] + 1  # other rows may have gone on
+    end = np.flatnonzero(~np.isnan(first).all(axis=1))[-1] + 1  # rounds after the first row ended are left out
     return Steps(entry.cell.solver, first[:end], rounds[:end], steps)
 
 
@@ -142,7 +158,7 @@ def _panel(axes: Axes, steps: Steps, name: str, norm: LogNorm) -> None:
 
 
 def _scales(panels: list[Axes], shown: list[Steps], columns: int) -> None:
-    """Rounds downwards; the same for all where that leaves something to be seen of each."""
+    """Set the axes, with rounds downwards, and the same for all panels unless one would become too low to read."""
     lengths = [steps.extent[2] for steps in shown]
     shared = min(lengths) >= _LEAST_SHARE * max(lengths)
     for index, (axes, steps) in enumerate(zip(panels, shown, strict=True)):
@@ -177,6 +193,7 @@ def _bar(bar: Colorbar, tolerance: float) -> None:
 
 
 def _norm(shown: list[Steps], tolerance: float) -> LogNorm:
+    """The colour scale: the range of all errors, limited, but at least a decade on each side of the tolerance."""
     values = np.concatenate([steps.errors[np.isfinite(steps.errors) & (steps.errors > 0)] for steps in shown])
     top = min(float(values.max()), _MOST) if len(values) else 1.0
     bottom = float(values.min()) if len(values) else top
@@ -187,10 +204,11 @@ def _norm(shown: list[Steps], tolerance: float) -> LogNorm:
 
 
 def _columns(count: int, most: int) -> int:
-    """Panels beside one another: four stand better two by two than three and one."""
+    """The number of panels in a row; four panels are arranged two by two instead of three and one."""
     return 2 if count == 4 else min(count, most)
 
 
 def _edges(numbers: NDArray[np.int64]) -> tuple[float, float]:
+    """The edges of an axis on which each number covers the whole stride that ends with it."""
     stride = int(numbers[1] - numbers[0]) if len(numbers) > 1 else 1
     return float(numbers[0]) - stride + 0.5, float(numbers[-1]) + 0.5

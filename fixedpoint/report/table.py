@@ -1,4 +1,4 @@
-"""The table of a run: plain rows and columns, for the terminal, Markdown, CSV and the page alike."""
+"""Makes the table of a run, as plain rows and columns for the terminal and the page, and as Markdown and CSV."""
 
 from __future__ import annotations
 
@@ -14,13 +14,21 @@ from fixedpoint.report.reading import Entry, RunData
 __all__ = ["Item", "Row", "Section", "sections", "to_csv", "to_markdown"]
 
 _NOTHING = "–"
-# Metrics that measure how wrong something is, so that less is better; of others we do not know.
+# Less is better for metrics with one of these in their name. For other metrics that is unknown, and no best is marked.
 _LESS_IS_BETTER = ("error", "loss", "residual", "distance", "seconds")
 
 
 @dataclass(frozen=True)
 class Item:
-    """One entry of the table; ``best`` in its column."""
+    """One entry of the table.
+
+    Attributes
+    ----------
+    text
+        Its text.
+    best
+        Whether it is the best of its column.
+    """
 
     text: str
     best: bool = False
@@ -28,7 +36,19 @@ class Item:
 
 @dataclass(frozen=True)
 class Row:
-    """One cell of the run: the solver's label, its status in words, and one item a column."""
+    """The row of one cell.
+
+    Attributes
+    ----------
+    solver
+        Label of the solver.
+    status
+        How the cell ended, in words.
+    good
+        Whether all rows of its state converged.
+    items
+        One entry per column.
+    """
 
     solver: str
     status: str
@@ -38,9 +58,16 @@ class Row:
 
 @dataclass(frozen=True)
 class Section:
-    """Cells to be compared: same task, gradient estimator and seed.
+    """The table of cells that are compared with one another: same task, gradient estimator and seed.
 
-    ``columns`` are those after solver and status: rounds, evaluations, seconds and the task's metrics.
+    Attributes
+    ----------
+    title
+        The labels of the task and the gradient estimator, and the seed if there are several.
+    columns
+        The columns after solver and status: rounds, evaluations, seconds, and the metrics of the task.
+    rows
+        One row per cell.
     """
 
     title: str
@@ -49,7 +76,7 @@ class Section:
 
 
 def sections(run: RunData) -> list[Section]:
-    """The table, in sections; the best value of a column is marked among the rows that converged."""
+    """Return the table in sections. The best value of a column is marked, among the cells whose rows all converged."""
     found = []
     for group in run.groups:
         for seed in run.seeds:
@@ -76,7 +103,7 @@ def _section(title: str, entries: list[Entry]) -> Section:
 
 
 def status_text(entry: Entry) -> str:
-    """How a cell ended: ``16 converged``, ``14 converged, 2 stalled``, ``failed``, ``skipped``, ``not run yet``."""
+    """Return how a cell ended: ``14 converged, 2 stalled``, ``failed``, ``skipped``, ``not run yet``, ..."""
     record = entry.record
     if record is None:
         return entry.reason
@@ -93,7 +120,7 @@ def _values(record: Record | None, metrics: list[str]) -> list[float | None]:
 
 
 def _sound(record: Record | None) -> bool:
-    """Whether a result can be called best: everything converged."""
+    """Whether a result can be marked as best: all rows converged."""
     return record is not None and record.status == "ok" and set(record.rows) <= {"converged"}
 
 
@@ -113,7 +140,7 @@ def _text(column: str, value: float | None) -> str:
 
 
 def to_markdown(tables: list[Section]) -> str:
-    """The table as Markdown, best values bold."""
+    """Return the table as Markdown, with the best values in bold."""
     parts = []
     for section in tables:
         header = ["solver", "status", *(column.replace("_", " ") for column in section.columns)]
@@ -126,7 +153,7 @@ def to_markdown(tables: list[Section]) -> str:
 
 
 def to_csv(run: RunData) -> str:
-    """One line a cell, numbers unrounded."""
+    """Return the table as CSV, with one line per cell and unrounded numbers."""
     metrics = list(dict.fromkeys(name for e in run.entries if e.record for name in e.record.metrics))
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")

@@ -1,1 +1,1 @@
-"""Runs: a run file's grid becomes cells, an executor carries them out, a folder keeps their records."""
+"""Runs: expands a run file to cells, has an executor compute them, and stores their records in a folder."""

@@ -1,4 +1,4 @@
-"""Where and with what a cell was run: versions, machine, time."""
+"""Versions, machine and time, as stored in records."""
 
 from __future__ import annotations
 
@@ -17,7 +17,13 @@ __all__ = ["machine", "now", "versions"]
 
 
 def versions(makers: Mapping[str, Maker]) -> dict[str, str]:
-    """Versions of Python, of the libraries underneath, and of every distribution that takes part."""
+    """Return the versions of Python, torch, numpy, fixedpoint and all makers, by name.
+
+    Parameters
+    ----------
+    makers
+        The distributions that a record depends on. One without a version is ``"unknown"``.
+    """
     base = {
         "python": platform.python_version(),
         "torch": str(torch.__version__),
@@ -28,7 +34,7 @@ def versions(makers: Mapping[str, Maker]) -> dict[str, str]:
 
 
 def machine() -> dict[str, str | int]:
-    """The machine, as far as it matters to times."""
+    """Return the platform, processor, number of CPUs and device, since times depend on them."""
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
     return {
         "platform": platform.platform(),
@@ -39,5 +45,5 @@ def machine() -> dict[str, str | int]:
 
 
 def now() -> str:
-    """The time, UTC, to the second."""
+    """Return the time in UTC, in ISO 8601 format, to the second."""
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

@@ -1,8 +1,8 @@
-"""Interrupts that are not lost: Ctrl-C raises at once, and again between cells if something swallowed it.
+"""Handles Ctrl-C so that no interrupt is lost: it raises at once, and again after the cell if it was swallowed.
 
-Python raises ``KeyboardInterrupt`` wherever it happens to be, and code that catches everything (some imports do) makes
-it disappear. A run remembers that it was asked to stop. In the program a second Ctrl-C ends the process there and then:
-records are written whole or not at all, so nothing that is done can be lost by it.
+Python raises ``KeyboardInterrupt`` in whatever code is running, and code that catches every exception, as some imports
+do, can swallow it. A run therefore remembers that it was interrupted. In the program, a second Ctrl-C ends the process
+immediately. This loses no finished cell, because records are written atomically.
 """
 
 from __future__ import annotations
@@ -18,30 +18,33 @@ __all__ = ["forget_caught", "remembered"]
 
 
 def forget_caught() -> None:
-    """Make the exit status the program's own again, after an interrupt was caught.
+    """Restore the program's own exit status after an interrupt was caught.
 
-    An interrupt that passes through ``exec`` of a string (a dataclass in the making, somewhere in an import) is noted
-    by CPython, which then ends the process by the signal, status aside, even though it was caught. The next ``exec``
-    of a string clears the note.
+    CPython sets a flag when an interrupt passes through ``exec`` of a string, which happens where an import creates a
+    dataclass. It then ends the process by the signal instead of with the exit status, even though the interrupt was
+    caught. The next ``exec`` of a string clears the flag.
     """
     exec("")
 
 
 @contextmanager
 def remembered(second_exits: bool = False) -> Iterator[Callable[[], None]]:
-    """While this is open, an interrupt is remembered; the function it gives raises it if there was one.
+    """Remember interrupts within a ``with`` block. The function it yields raises KeyboardInterrupt if there was one.
 
-    With ``second_exits`` a second interrupt ends the process with status 130: for programs, never for a notebook.
+    Outside the main thread, where Python cannot handle signals, and where interrupts are ignored or have a handler
+    other than Python's own, nothing is changed.
 
-    Outside the main thread, where signals cannot be handled, and where interrupts are ignored or handled by somebody
-    else, nothing is changed.
+    Parameters
+    ----------
+    second_exits
+        Whether a second interrupt ends the process with status 130. For programs only: it would kill a notebook.
     """
     asked = False
 
     def handle(number: int, frame: FrameType | None) -> None:
         nonlocal asked
         if asked and second_exits:
-            os.write(2, b"\nstopped at once\n")  # print could wait for a lock that will not come
+            os.write(2, b"\nstopped at once\n")  # print could deadlock on a lock that this thread holds
             os._exit(128 + number)
         asked = True
         signal.default_int_handler(number, frame)

@@ -1,4 +1,4 @@
-"""One run at a time in a folder: two that write the same records would take each other's work."""
+"""Locks a run folder, so that two runs cannot write the same records."""
 
 from __future__ import annotations
 
@@ -14,19 +14,24 @@ __all__ = ["BusyFolderError", "locked"]
 
 
 class BusyFolderError(RuntimeError):
-    """Another run is at work in the folder."""
+    """Another run is using the folder."""
 
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold a run folder; the lock goes with the process, however it ends.
+    """Lock a run folder within a ``with`` block. The lock is released when the process ends, even if it is killed.
+
+    Parameters
+    ----------
+    folder
+        The folder, created if it is missing.
 
     Raises
     ------
     BusyFolderError
-        When another process holds it, naming that process.
+        If another process holds the lock. The message names the process.
     OSError
-        When the folder cannot be written.
+        If the folder cannot be written, or its file system cannot lock files.
     """
     folder.mkdir(parents=True, exist_ok=True)
     holder = folder / "run.lock.holder"

@@ -1,4 +1,4 @@
-"""Plan: the grid of tasks, solvers, gradient estimators and seeds as cells, impossible ones marked."""
+"""Expands a run file to the cells of its run, and marks the combinations that are impossible."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from fixedpoint.registry import Kind, registry
 
 __all__ = ["plan"]
 
-# What a task of chains need not name. (Without "coarse" it never had solvers that need coarser chains.)
+# Abilities of chains that a task need not declare. It must declare "coarse" to be combined with solvers that need it.
 _SAID = CHAIN_ABILITIES - {"coarse"}
 
 
 def plan(config: RunConfig) -> list[Cell]:
-    """The cells of a run, those of one task together, in the order of the file."""
+    """Return the cells of a run in the order of the file, those of one task together."""
     gradients: tuple[Choice | None, ...] = config.gradients or (None,)
     makers = Makers()
     return [
@@ -56,7 +56,8 @@ def _cell(
 
 
 def _reason_to_skip(task: Choice, solver: Choice, gradient: Choice | None) -> str:
-    """What a solver or gradient estimator says it needs, with these options, and nobody says they provide."""
+    """The needs of the solver or gradient estimator that nothing provides, in a sentence; empty if there are none."""
+    # Instances are asked, because what they need and provide depends on their options.
     provided = _of("task", task).provides
     built = _of("solver", solver)
     lacking = _lacking(built.needs, provided)
@@ -75,10 +76,10 @@ def _of(kind: Kind, choice: Choice) -> Any:
 
 
 def _lacking(needs: frozenset[str], provided: frozenset[str]) -> frozenset[str]:
-    """What is needed and not provided, as far as the task says.
+    """The needs that are not provided, as far as the task declares.
 
-    A task of chains that names nothing of what they know leaves that to the chain itself: whoever asks it for what it
-    does not know ends with an ``AbilityError``, and the cell is skipped then.
+    If a task of chains declares no abilities of its chains, they are found out only by the solve. Asking the chain for
+    an ability that it lacks raises ``AbilityError``, and the cell is then skipped.
     """
     return needs - provided - (frozenset() if provided & _SAID else _SAID)
 

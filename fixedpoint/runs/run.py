@@ -1,4 +1,4 @@
-"""A run: plan, reuse what is done, carry out the rest, keep every record as it comes."""
+"""Executes a run: plans the cells, reuses existing records, computes the rest, and writes each record at once."""
 
 from __future__ import annotations
 
@@ -31,7 +31,13 @@ __all__ = ["InterruptedRunError", "Outcome", "execute"]
 
 
 class InterruptedRunError(KeyboardInterrupt):
-    """A run was interrupted; the cells that have their record are kept."""
+    """A run was interrupted; the records of finished cells are kept.
+
+    Parameters
+    ----------
+    done, total
+        Number of cells that have a record, and of all cells.
+    """
 
     def __init__(self, done: int, total: int) -> None:
         super().__init__(f"interrupted; {done} of {total} cells have their record")
@@ -45,18 +51,20 @@ class Outcome:
 
     Attributes
     ----------
+    folder
+        The run folder.
     records
         The record of every cell, in the order of the plan.
     reused
-        How many of them were there before.
+        Number of records that were reused.
     story
-        What was reused, what was run again and why; empty where there was nothing before.
+        A sentence on which cells were reused, and which were run again and why; empty if no cell had a record before.
     failures
         A sentence for every cell that failed.
     broken
         A sentence for every expectation that does not hold.
     notices
-        What else is worth saying: notes of the tasks, damaged records, plugins whose hooks raised.
+        Other messages: notes of the tasks, damaged records, plugins whose hooks raised an exception.
     """
 
     folder: Folder
@@ -76,18 +84,28 @@ class Outcome:
 def execute(config: RunConfig, path: Path, fresh: bool = False, second_interrupt_exits: bool = False) -> Outcome:
     """Carry out a run in a folder.
 
-    Cells whose record is there are reused, unless ``fresh``, where the same versions and code would make it again;
-    failed and damaged ones are computed again. With ``second_interrupt_exits`` a second interrupt ends the process
-    there and then.
+    A cell that has a record is not computed again if the same versions and code made the record. Failed cells and
+    damaged records are computed again.
+
+    Parameters
+    ----------
+    config
+        The run.
+    path
+        The run folder, created if it is missing.
+    fresh
+        Whether to delete all existing records first.
+    second_interrupt_exits
+        Whether a second interrupt ends the process immediately.
 
     Raises
     ------
     InterruptedRunError
-        On a keyboard interrupt; running again goes on from there.
+        On a keyboard interrupt. The next run in the folder continues from there.
     BusyFolderError
-        When another run is at work in the folder.
+        If another run is using the folder.
     OSError
-        When the folder cannot be written.
+        If the folder cannot be written.
     """
     cells = plan(config)
     with locked(path):
@@ -123,7 +141,7 @@ def _execute(config: RunConfig, cells: list[Cell], path: Path, fresh: bool, seco
 
 
 def _notes(config: RunConfig) -> list[str]:
-    """What the tasks say of themselves."""
+    """The notes of all tasks."""
     tasks: list[Task] = [registry.create("task", task.config) for task in config.tasks]
     return [note for task in tasks if isinstance(task, HasNotes) for note in task.notes()]
 
@@ -131,13 +149,14 @@ def _notes(config: RunConfig) -> list[str]:
 def _carry_out(
     config: RunConfig, cells: list[Cell], records: dict[str, Record], store: Store, check: Callable[[], None]
 ) -> list[str]:
-    """Carry out the cells without a record, adding each record as it comes; what is worth saying is returned."""
+    """Compute the cells without a record, add each record to ``records`` at once, and return the notices."""
     for cell in cells:
         if cell.skip and cell.hash not in records:
             records[cell.hash] = store.keep(Finished(skipped(cell)))
     pending = [cell for cell in cells if cell.hash not in records]
     executor: Executor = registry.create("executor", config.executor.config)
     notices = _tell("run_started", folder=store.folder.path, cells=len(pending))
+    # Closing the generator ends what the executor started, also when an interrupt leaves the loop.
     with contextlib.closing(executor.run(pending, Work(config.threads))) as results:
         for finished in results:
             record = store.keep(finished)
@@ -163,9 +182,9 @@ def _info(config: RunConfig, cells: list[Cell]) -> RunInfo:
 
 
 def _tell(hook: str, **values: Any) -> list[str]:
-    """Call a life-cycle hook of all plugins; one that raises is noted and does not end the run."""
+    """Call a hook of all plugins. An exception becomes a notice and does not end the run."""
     try:
         getattr(registry.hook, f"fixedpoint_{hook}")(**values)
-    except Exception as error:  # a stranger's plugin may raise anything
+    except Exception as error:  # third-party code may raise anything
         return [f"a plugin's hook fixedpoint_{hook} raised {type(error).__name__}: {error}"]
     return []

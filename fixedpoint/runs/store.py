@@ -1,4 +1,4 @@
-"""Store: keeps the records of a run in its folder, and knows which cells are done."""
+"""Stores the records of a run in its folder, and finds the cells that need not be computed again."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ _HASH = re.compile("[0-9a-f]{64}")
 
 @dataclass(frozen=True)
 class Done:
-    """What of a run is done already.
+    """The cells of a run that are done.
 
     Attributes
     ----------
     records
-        Those that can be used again, by hash.
+        The records that can be reused, by hash.
     notices
-        A sentence for every record that is damaged.
+        A sentence for every damaged record.
     again
-        Why others cannot be used again: reasons, with how many cells each.
+        Number of cells whose records cannot be reused, by reason.
     """
 
     records: dict[str, Record]
@@ -45,21 +45,29 @@ class Store:
     Parameters
     ----------
     path
-        The folder; made when it is not there.
+        The folder, created if it is missing.
     fresh
-        Forget the records that are there.
+        Whether to delete the existing records.
     """
 
     def __init__(self, path: Path, fresh: bool = False) -> None:
         self.folder = Folder(path)
         if fresh:
             for file in (*path.glob("records/*.json"), *path.glob("arrays/*.npz")):
-                if _HASH.fullmatch(file.stem):  # nothing of the user's, whatever folder was given
+                if _HASH.fullmatch(file.stem):  # the user may have given any folder: delete only files of a run
                     file.unlink(missing_ok=True)
         path.mkdir(parents=True, exist_ok=True)
 
     def begin(self, config: str, info: RunInfo) -> None:
-        """Write what is known of the run before its first cell, and clear away what a killed one left half written."""
+        """Write ``config.yaml`` and ``run.json``, and delete the temporary files of a run that was killed.
+
+        Parameters
+        ----------
+        config
+            Content of ``config.yaml``.
+        info
+            Content of ``run.json``.
+        """
         path = self.folder.path
         for place in (path, path / "records", path / "arrays"):
             for leftover in place.glob(TEMPORARY):
@@ -68,7 +76,10 @@ class Store:
         self.folder.write_info(info)
 
     def keep(self, finished: Finished) -> Record:
-        """Write a record, its arrays first: a record that is there is complete."""
+        """Write the record of a finished cell and return it.
+
+        The arrays are written first, so that a record that exists always has its arrays.
+        """
         record: Record = finished.record
         if finished.arrays:
             content = arrays_bytes(finished.arrays)
@@ -78,9 +89,9 @@ class Store:
         return record
 
     def done(self, cells: Iterable[Cell]) -> Done:
-        """The records that can be used again.
+        """Return the records of cells that can be reused.
 
-        A failed cell is not done: it is tried again. Nor is one that something else made than what is there now.
+        Records of failed and skipped cells are not reused, nor are records that other versions or other code made.
         """
         records: dict[str, Record] = {}
         notices: list[str] = []

@@ -1,4 +1,4 @@
-"""Work: carries out one cell and makes its record; whatever goes wrong in the cell is in the record."""
+"""Computes one cell and makes its record. An exception in the cell is stored in the record."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ __all__ = ["Work", "skipped"]
 
 
 class Work:
-    """Carries out cells one by one.
+    """Computes cells, one per call.
+
+    Successive cells of the same task share the objects that the task caches. A pickled copy starts with an empty cache.
 
     Parameters
     ----------
     threads
-        Threads for torch; None leaves them as they are.
-
-    Cells of one task that follow one another share what the task keeps. A pickled copy starts with nothing shared.
+        Number of threads of torch; None leaves it unchanged.
     """
 
     def __init__(self, threads: int | None = None) -> None:
@@ -44,15 +44,16 @@ class Work:
         self._shared: dict[Hashable, Any] = {}
 
     def __reduce__(self) -> tuple[type[Work], tuple[int | None]]:
+        # An executor may send this to other processes, each of which makes what its cells share only once, itself.
         return Work, (self.threads,)
 
     def __call__(self, cell: Cell) -> Finished:
-        """The record and arrays of a cell, failed or not."""
+        """Compute a cell and return its record and arrays, whether it fails or not."""
         started = host.now()
         with _threads(self.threads):
             try:
                 return self._finished(cell, started)
-            except AbilityError as error:  # known only now: a task need not say all that its problems can do
+            except AbilityError as error:  # only the solve can tell: tasks need not declare all abilities
                 return Finished(_record(cell, started, "skipped", reason=str(error)))
             except Exception as error:  # a task may raise anything; the record says what, and the run goes on
                 return Finished(_record(cell, started, "failed", error=_failure(error)))
@@ -82,13 +83,14 @@ class Work:
             on_round=_teller(cell),
             shared=self._shared_of(cell),
         )
+        # A record must not depend on the cells that were computed before it, so every generator is seeded.
         random.seed(cell.seed)
         np.random.seed(cell.seed)
         torch.manual_seed(cell.seed)
         return task.run(context)
 
     def _shared_of(self, cell: Cell) -> dict[Hashable, Any]:
-        """What the cells of this cell's task share; that of the task before is let go."""
+        """The cache of this cell's task. The cache of the previous task is dropped."""
         task = json_text(cell.task)
         if task != self._task:
             self._task, self._shared = task, {}
@@ -96,7 +98,7 @@ class Work:
 
 
 def skipped(cell: Cell) -> Record:
-    """The record of a cell that cannot be carried out."""
+    """Return the record of a cell that the plan marked as impossible."""
     return _record(cell, host.now(), "skipped", reason=cell.skip)
 
 
@@ -127,7 +129,10 @@ def _failure(error: Exception) -> Failure:
 
 
 def _teller(cell: Cell) -> Callable[[Progress], None] | None:
-    """What tells the plugins of every round; None when none listens, for it costs a wait on the device each time."""
+    """The function that calls the hook ``fixedpoint_round``; None if no plugin implements it.
+
+    It is left out if possible, because reporting a round costs a synchronisation with the device.
+    """
     hook = registry.hook.fixedpoint_round
     if not hook.get_hookimpls():
         return None
@@ -140,7 +145,7 @@ def _teller(cell: Cell) -> Callable[[Progress], None] | None:
 
 
 def _arrays(result: Result) -> dict[str, NDArray[Any]]:
-    """Traces, epochs and images by the names they have in the arrays file."""
+    """Traces, epochs and images, by their names in the arrays file."""
     arrays: dict[str, NDArray[Any]] = {f"trace.{name}": np.asarray(trace) for name, trace in result.trace.items()}
     arrays |= {f"epochs.{name}": np.asarray(values) for name, values in result.epochs.items()}
     forming = result.forming
@@ -157,6 +162,7 @@ def _arrays(result: Result) -> dict[str, NDArray[Any]]:
 
 @contextmanager
 def _threads(count: int | None) -> Iterator[None]:
+    """Set the number of threads of torch within a ``with`` block."""
     before = torch.get_num_threads()
     torch.set_num_threads(count or before)
     try:

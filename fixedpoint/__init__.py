@@ -58,6 +58,7 @@ if TYPE_CHECKING:
     from fixedpoint.solvers.squarem import Squarem as Squarem
 
 __version__ = "0.1.0"
+"""The version of the package."""
 
 __getattr__, __dir__, __all__ = exported(
     __name__,

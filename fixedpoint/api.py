@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from fixedpoint.chains.capabilities import CHAIN_ABILITIES
 from fixedpoint.chains.choice import solver_for
 from fixedpoint.core.compiling import outside_of_graphs
 from fixedpoint.core.counts import Counts
@@ -127,6 +128,7 @@ def solve(
     if estimator is not None and wanted:
         evaluator.wanted = estimator.needs
         _refuse_lacking(estimator, method)
+        estimator.check_problem(problem)
     recorded = estimator is not None and estimator.runs_forward
     with torch.set_grad_enabled(recorded and torch.is_grad_enabled()), forward_ad._set_fwd_grad_enabled(recorded):
         solution = method.solve(evaluator, start, rule, on_round)
@@ -246,7 +248,7 @@ def _component(kind: Any, spec: Any, base: type) -> Any:
 
 
 def _refuse_lacking(estimator: GradientEstimator, solver: Solver) -> None:
-    lacking = estimator.needs - solver.provides
+    lacking = estimator.needs - solver.provides - CHAIN_ABILITIES  # the problem has these, or not
     if lacking:
         able = [name for name, entry in registry.components("solver").items() if _provides(entry, estimator.needs)]
         raise AbilityError(

@@ -14,7 +14,7 @@ from fixedpoint.registry import Kind, registry
 from fixedpoint.registry.component import Component
 from fixedpoint.registry.nesting import Choices, nested
 
-__all__ = ["Description", "OptionRow", "describe"]
+__all__ = ["Description", "OptionRow", "describe", "option_rows"]
 
 
 @dataclass(frozen=True)
@@ -50,16 +50,16 @@ def describe(kind: Kind, name: str) -> Description:
     """
     component = registry.get(kind, name)
     factory: Any = component.load()
-    options = _rows(factory)
+    options = option_rows(factory)
     choices: dict[str, tuple[OptionRow, ...]] = {}
     for key in option_types(factory):
         inner = nested(factory, key)
         if isinstance(inner, Choices):
-            choices |= {f"{key}: {variant}": _rows(cls) for variant, cls in sorted(inner.classes.items())}
+            choices |= {f"{key}: {variant}": option_rows(cls) for variant, cls in sorted(inner.classes.items())}
     return Description(kind, component, inspect.getdoc(factory) or "", options, choices, _example(kind, name, options))
 
 
-def _rows(cls: Any) -> tuple[OptionRow, ...]:
+def option_rows(cls: Any) -> tuple[OptionRow, ...]:
     return tuple(
         OptionRow(
             name=field.name,

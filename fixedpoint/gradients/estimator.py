@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fixedpoint.core.evaluator import Evaluator
 from fixedpoint.core.options import Options
+from fixedpoint.core.problem import Problem
 from fixedpoint.core.solution import Solution
 
 __all__ = ["GradientEstimator", "refuse_derivatives", "with_gradient_of"]
@@ -30,6 +31,15 @@ class GradientEstimator(Options, ABC):
     def known_faults(self) -> Mapping[str, str]:
         """Checks of ``fixedpoint.testing.check_gradient`` that it fails by its nature, each with the fault."""
         return {}
+
+    def check_problem(self, problem: Problem) -> None:  # most estimators take any problem
+        """Refuse a problem that it cannot differentiate, before anything is solved.
+
+        Raises
+        ------
+        AbilityError
+            Naming what the problem lacks.
+        """
 
     @abstractmethod
     def attach(self, f: Evaluator, solution: Solution) -> Float[Tensor, "B D"]:

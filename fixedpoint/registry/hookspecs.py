@@ -20,6 +20,7 @@ __all__ = ["PROJECT", "hookimpl", "hookspec"]
 PROJECT = "fixedpoint"
 hookspec = pluggy.HookspecMarker(PROJECT)
 hookimpl = pluggy.HookimplMarker(PROJECT)
+"""Marks a function of a plugin as the implementation of the hook of its name."""
 
 
 @hookspec

@@ -235,3 +235,4 @@ def _one_line(error: BaseException) -> str:
 
 
 registry = Registry()
+"""The registry of this process: components and commands of all plugins, found when first asked for."""

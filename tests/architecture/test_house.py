@@ -39,7 +39,7 @@ def test_style() -> None:
 
 
 def test_documentation_builds(site: Path) -> None:
-    assert "ddim_problem" in (site / "api" / "index.html").read_text()
+    assert "ddim_problem" in (site / "reference" / "api" / "fixedpoint_diffusion" / "index.html").read_text()
 
 
 @pytest.mark.parametrize("statement", ["import fixedpoint", "import fixedpoint.cli.main"])

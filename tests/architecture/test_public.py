@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import re
+import sys
 import textwrap
 from collections import Counter
 from collections.abc import Iterator
@@ -61,18 +62,30 @@ def test_type_checkers_are_told_the_same(facade: str) -> None:
 
 
 def test_every_public_name_is_documented_once() -> None:
-    page = (ROOT / "docs/api.md").read_text()
-    shown = Counter(re.findall(r"^::: ([\w.]+)$", page, re.MULTILINE)) + Counter(
-        re.findall(r"`(fixedpoint[\w.]*\.\w+)`", page)
-    )
-    objects = Counter[tuple[str, str]]()
+    """On the page of one module; the pages of the others that export it link there."""
+    pages = generated_pages()
+    assert [path.removeprefix("reference/api/").removesuffix(".md") for path in pages] == ["index", *FACADES]
+    shown = Counter(re.findall(r"^::: ([\w.]+)$", "\n".join(pages.values()), re.MULTILINE))
+    shown.pop("fixedpoint.registry.hookspecs")
+    homes = dict[int, str]()
     for facade in FACADES:
-        module = importlib.import_module(facade)
-        for name in module.__all__:
-            value = getattr(module, name)
-            key = (getattr(value, "__module__", facade), name) if callable(value) else ("", name)
-            objects[key] += shown[f"{facade}.{name}"]
-    assert {name: times for (_, name), times in objects.items() if times != 1} == {}
+        module, page = importlib.import_module(facade), pages[f"reference/api/{facade}.md"]
+        links = dict(re.findall(r"^\| \[`(\w+)`\]\[([\w.]+)\] \| \S", page, re.MULTILINE))
+        assert sorted(links) == module.__all__
+        for name, home in links.items():
+            assert shown[home] == 1, home
+            assert homes.setdefault(id(getattr(module, name)), home) == home
+    assert set(shown) == set(homes.values())
+
+
+def generated_pages() -> dict[str, str]:
+    hooks = str(ROOT / "docs" / "hooks")
+    sys.path.insert(0, hooks)
+    try:
+        pages: dict[str, str] = importlib.import_module("modules").pages()
+    finally:
+        sys.path.remove(hooks)
+    return pages
 
 
 @pytest.mark.parametrize("path", READ, ids=lambda path: str(path.relative_to(ROOT)))

@@ -19,7 +19,7 @@ from fixedpoint.chains.adjoint.gradient import ChainAdjoint
 from fixedpoint.chains.chain import Chain
 from fixedpoint.chains.joint.solver import BlockSecant
 from fixedpoint.chains.problem import ChainProblem
-from fixedpoint.chains.slope.preconditioner import Gaussian
+from fixedpoint.chains.slope.preconditioner import Coefficient, Gaussian, Jacobian
 from fixedpoint.gradients.report import AdjointWarning
 
 SOLVERS: list[Any] = [
@@ -231,3 +231,23 @@ def test_what_is_no_chain_is_refused() -> None:
         fp.solve(ChainProblem(chain, leaves[-1], keep="last"), solver="serial", gradient="chain-adjoint")
     with pytest.raises(ValueError, match="must be a solver of chains, got Anderson"):
         ChainAdjoint(solver=fp.Anderson())
+    with pytest.raises(ValueError, match="must not require jacobians, which an adjoint chain does not know"):
+        ChainAdjoint(solver=fp.ChainSolver(preconditioner=Jacobian()))
+    with pytest.raises(ValueError, match="must not require coarse, which"):
+        ChainAdjoint(solver=fp.Parareal())
+
+
+@pytest.mark.parametrize(("preconditioner", "name"), [(Gaussian(), "gaussian-slopes"), (Coefficient(), "coefficients")])
+def test_what_its_solver_requires_of_the_chain_is_asked_before_the_solve(preconditioner: Any, name: str) -> None:
+    estimator = ChainAdjoint(solver=fp.ChainSolver(preconditioner=preconditioner))
+    assert estimator.needs == {"trajectory", name}
+
+    class Unknowing(Chain):
+        length = 3
+
+        def step(self, x: Tensor, index: Tensor, row: Tensor) -> Tensor:
+            raise AssertionError("nothing is computed")
+
+    problem = ChainProblem(Unknowing(), torch.zeros(2, 3, requires_grad=True))
+    with pytest.raises(TypeError, match=f"requires a chain that knows its {name}, and Unknowing has none"):
+        fp.solve(problem, solver="serial", gradient=estimator)

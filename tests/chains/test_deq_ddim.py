@@ -105,5 +105,7 @@ class NoCoefficients(Chain):
 def test_bad_input_is_a_sentence() -> None:
     with pytest.raises(TypeError, match="deq-ddim requires a chain that knows its coefficients, and this one has none"):
         fixedpoint.solve(ChainProblem(NoCoefficients(), torch.ones(2, 3)), solver="deq-ddim")
+    with pytest.raises(ValueError, match="accelerator must be a solver of any problem: DEQDDIM solves chains itself"):
+        fixedpoint.ChainSolver(accelerator=fixedpoint.DEQDDIM())
     with pytest.raises(TypeError, match=r"deq-ddim requires a chain \(ChainProblem\), got FunctionProblem"):
         fixedpoint.solve(torch.cos, torch.ones(2, 3), solver="deq-ddim")

@@ -108,9 +108,9 @@ def test_every_key_of_a_run_file(heading: str, options: type) -> None:
 
 
 @pytest.mark.parametrize("name", fixedpoint.__all__)
-def test_every_public_name(name: str) -> None:
-    page = (ROOT / "docs/api.md").read_text()
-    assert re.search(rf"^::: fixedpoint[\w.]*\.{name}$|`fixedpoint\.{name}`", page, re.MULTILINE), name
+def test_every_public_name(site: Path, name: str) -> None:
+    page = (site / "reference" / "api" / "fixedpoint" / "index.html").read_text()
+    assert re.search(rf'href="[\w./]*#fixedpoint[\w.]*\.{name}"><code>{name}</code>', page), name
 
 
 @pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind in KINDS for name in registry.components(kind)])

@@ -430,7 +430,7 @@ def test_a_terminal_shows_the_round_in_flight_and_sentences_on_lines_of_their_ow
 ) -> None:
     stream = io.StringIO()
     terminal = Console(file=stream, force_terminal=True, width=60, highlight=False)
-    monkeypatch.setattr(said, "Console", lambda **_: terminal)
+    monkeypatch.setattr(console, "Console", lambda **_: terminal)
     sentence = "a.png: has 28 x 28 pixels, the model's images 32 x 32; --resize resizes it"
     with console.reporting(3, quiet=False) as reporter:
         reporter.on_round(InversionProgress("clean end", 12, 1.2e-3))

@@ -43,7 +43,7 @@ def test_what_is_rounding_is_nothing() -> None:
     basis = torch.eye(3, dtype=torch.float64).unsqueeze(0)
     extension = orthogonalised(basis, torch.tensor([[1.0, 2.0, 3.0]], dtype=torch.float64))
     assert extension.along.tolist() == [[1.0, 2.0, 3.0]]
-    assert extension.left.tolist() == [0.0]
+    assert extension.remainder.tolist() == [0.0]
 
 
 @pytest.mark.parametrize(("share", "passes"), [(0.05, 2), (0.65, 2), (0.75, 1), (0.95, 1)])
@@ -57,7 +57,7 @@ def test_what_has_much_left_is_done_once(share: float, passes: int) -> None:
     within = torch.randn(1, 6, 1, generator=generator, dtype=torch.float64)
     vector = share * outside / outside.norm() + (1 - share**2) ** 0.5 * (basis * within).sum(1) / within.norm()
     extension = orthogonalised(basis, vector)
-    assert float(extension.left) == pytest.approx(share, rel=1e-12)
+    assert float(extension.remainder) == pytest.approx(share, rel=1e-12)
     along, rest = torch.zeros(1, 6, dtype=torch.float64), vector
     for _ in range(passes):
         part = row_dots(basis, rest)

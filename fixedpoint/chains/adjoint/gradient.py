@@ -10,6 +10,7 @@ of them.
 
 from __future__ import annotations
 
+from abc import ABC
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -20,11 +21,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fixedpoint.chains.adjoint.adjoint import AdjointChain, recorded_steps
+from fixedpoint.chains.capabilities import CHAIN_ABILITIES, HasCoefficients, HasGaussianSlopes, undeclared
 from fixedpoint.chains.joint.solver import ChainSolver
-from fixedpoint.chains.problem import ChainProblem
+from fixedpoint.chains.problem import ChainProblem, chain_of
 from fixedpoint.core.evaluator import Evaluator
-from fixedpoint.core.options import OptionError, option
-from fixedpoint.core.problem import AbilityError
+from fixedpoint.core.options import OptionError, by_options, option
+from fixedpoint.core.problem import AbilityError, Problem
 from fixedpoint.core.solution import Solution
 from fixedpoint.core.solver import Solver
 from fixedpoint.core.termination import Termination
@@ -35,6 +37,10 @@ from fixedpoint.gradients.estimator import GradientEstimator, refuse_derivatives
 from fixedpoint.gradients.report import AdjointReport
 
 __all__ = ["ChainAdjoint"]
+
+# What an adjoint chain knows where the chain that it is made of does.
+_INHERITED_FROM: dict[str, type[ABC]] = {"coefficients": HasCoefficients, "gaussian-slopes": HasGaussianSlopes}
+_INHERITED = frozenset(_INHERITED_FROM)
 
 
 @dataclass(frozen=True)
@@ -49,17 +55,34 @@ class ChainAdjoint(GradientEstimator):
     termination: Termination = option(factory=Termination, help="when a row of the adjoint chain is solved")
     on_failure: Literal["warn", "raise"] = option("warn", help="what happens where rows are not solved")
 
-    needs = frozenset({"trajectory"})
+    @by_options("trajectory")
+    def needs(self) -> frozenset[str]:
+        """All states of the chain, and what the solver requires that the adjoint chain takes from the chain itself."""
+        return frozenset({"trajectory"}) | self.solver.needs & _INHERITED
 
     def check(self) -> None:
         if "chain" not in self.solver.needs:
             raise OptionError("ChainAdjoint", "solver", f"must be a solver of chains, got {self.solver!r}")
+        lacking = self.solver.needs & CHAIN_ABILITIES - _INHERITED
+        if lacking:
+            known = f"must not require {', '.join(sorted(lacking))}, which an adjoint chain does not know"
+            raise OptionError("ChainAdjoint", "solver", f"{known}; got {self.solver!r}")
 
-    def attach(self, f: Evaluator, solution: Solution) -> Float[Tensor, "B D"]:
-        problem: object = f.problem
+    def check_problem(self, problem: Problem) -> None:
         if not isinstance(problem, ChainProblem) or problem.keep != "all":
             kept = f"{type(problem).__name__}" + (" with keep='last'" if isinstance(problem, ChainProblem) else "")
             raise AbilityError(f"gradient {self!r} requires a chain all of whose states are kept, got {kept}")
+        for name in sorted(self.needs & _INHERITED):
+            ability = _INHERITED_FROM[name]
+            if not isinstance(problem.chain, ability) or (name == "coefficients" and problem.coefficients() is None):
+                lacks = undeclared(problem.chain, ability, "has none")
+                raise AbilityError(
+                    f"the solver of gradient {self!r} requires a chain that knows its {name}, and "
+                    f"{type(problem.chain).__name__} {lacks}"
+                )
+
+    def attach(self, f: Evaluator, solution: Solution) -> Float[Tensor, "B D"]:
+        problem = chain_of(f.problem, "chain-adjoint")
         report = AdjointReport()
         solution.extras["adjoint"] = report
         edge = _depends_on(problem)

@@ -120,6 +120,9 @@ class ChainSolver(Solver):
                 f"must not be block-secant with preconditioner {self.preconditioner.variant!r}: it corrects the known "
                 "slopes of the steps, one number each",
             )
+        if isinstance(self.accelerator, StepSolver) and "chain" in self.accelerator.needs:
+            kind = type(self.accelerator).__name__
+            raise OptionError(name, "accelerator", f"must be a solver of any problem: {kind} solves chains itself")
         if self.window is not None and not supports_window(self.accelerator):
             kind = type(self.accelerator).__name__
             raise OptionError(name, "window", f"requires the accelerator anderson, picard or block-secant, not {kind}")

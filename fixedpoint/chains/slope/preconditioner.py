@@ -182,6 +182,7 @@ class Jacobian(Preconditioner):
 
 
 AnyPreconditioner = Zero | Identity | Banded | Coefficient | Gaussian | Diagonal | Jacobian
+"""The preconditioners that a chain solver takes."""
 
 
 def _constant(slope: float, problem: ChainProblem, like: Tensor) -> LinearPart:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import inspect
 import json
-import re
 import sys
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
+from wording import markdown, option_list
 
-from fixedpoint.config.describe import OptionRow, describe
+from fixedpoint.config.describe import describe
 from fixedpoint.registry import KINDS, Component, Kind, registry
 
 TITLES: dict[Kind, str] = {
@@ -49,20 +49,14 @@ def _expanded(nav: Any) -> Any:
     if isinstance(nav, list):
         return [_expanded(item) for item in nav]
     if isinstance(nav, dict):
-        return {
-            title: _section() if item == INDEX else _expanded(item)
-            for title, item in nav.items()
-        }
+        return {title: _section() if item == INDEX else _expanded(item) for title, item in nav.items()}
     return nav
 
 
 def _section() -> list[Any]:
     return [
         INDEX,
-        *(
-            {TITLES[kind]: [{c.name: _address(kind, c)} for c in _components(kind)]}
-            for kind in KINDS
-        ),
+        *({TITLES[kind]: [{c.name: _address(kind, c)} for c in _components(kind)]} for kind in KINDS),
     ]
 
 
@@ -83,7 +77,7 @@ def _index() -> Iterator[str]:
         for component in _components(kind):
             address = _address(kind, component).removeprefix(f"{FOLDER}/")
             yield f"[`{component.name}`]({address})"
-            yield f":   {_markdown(component.summary)}\n"
+            yield f":   {markdown(component.summary)}\n"
 
 
 def _page(kind: Kind, component: Component) -> Iterator[str]:
@@ -95,44 +89,18 @@ def _page(kind: Kind, component: Component) -> Iterator[str]:
         yield f"```\n{component.install_command()}\n```"
         return
     found = describe(kind, component.name)
-    yield f"{_markdown(found.text)}\n"
+    yield f"{markdown(found.text)}\n"
     yield "## In a run file\n"
     yield f"```yaml\n{found.example}\n```\n"
     for title, rows in (("Options", found.options), *found.choices.items()):
         if rows:
             yield f"## {title}\n"
-            yield from _options(rows)
+            yield from option_list(rows)
     factory: Any = component.load()
     text = inspect.getdoc(sys.modules[factory.__module__])
     if text:
         yield "## How it works\n"
-        yield f"{_markdown(text)}\n"
+        yield f"{markdown(text)}\n"
     if component.references:
         yield "## References\n"
-        yield from (f"- {_markdown(reference)}" for reference in component.references)
-
-
-def _options(rows: Iterable[OptionRow]) -> Iterator[str]:
-    for row in rows:
-        default = "required" if row.default is None else f"default {row.default}"
-        allowed = f"{row.type}, {row.range}" if row.range else row.type
-        yield f"`{row.name}`"
-        yield f":   {_markdown(row.help)}<br>"
-        yield f"    *{_markdown(allowed)}; {_markdown(default)}*\n"
-
-
-def _markdown(text: str) -> str:
-    """A docstring as Markdown; what is not code cannot be taken for markup."""
-    text = re.sub(r":\w+:`~?([^`]+)`", r"`\1`", text)
-    lines = text.splitlines()
-    return "\n".join(line if line.startswith("    ") else _plain(line) for line in lines)
-
-
-def _plain(line: str) -> str:
-    parts = re.split(r"(``.*?``|`[^`]*`)", line)
-    return "".join(
-        p
-        if p.startswith("`")
-        else p.replace("<", "&lt;").replace("_", r"\_").replace("$", r"\$")
-        for p in parts
-    )
+        yield from (f"- {markdown(reference)}" for reference in component.references)

@@ -92,12 +92,13 @@ class NarrowingAdjoint(AdjointProblem, HasTake):
     def take(self, rows: Int[Tensor, " k"]) -> AdjointProblem:
         """The adjoint equation of some of the rows, in the given order."""
         wanted = rows.numpy()
+        # The newest recording has the fewest rows.
         kept, linear = next(each for each in reversed(self._recorded) if np.isin(wanted, each[0]).all())
         if 2 * len(wanted) <= len(kept) and not self._refused:
             anew = self.record(rows)
             self.evaluations[wanted] += 1
             if anew is None:
-                self._refused = True
+                self._refused = True  # not tried again: each attempt costs an evaluation
             else:
                 kept, linear = wanted, anew
                 self._recorded.append((kept, linear))
@@ -158,6 +159,7 @@ def solve_adjoint(
     with torch.no_grad(), without_tangents():
         unit, size = scaled_rows(g.detach())
         problem = AdjointProblem(linear, unit)
+        # On another device the host would have to wait to learn which rows are done.
         if record is not None and g.device.type == "cpu":
             problem = NarrowingAdjoint(linear, unit, record)
         evaluator = Evaluator(problem, norm=termination.yardstick)
@@ -166,7 +168,7 @@ def solve_adjoint(
         answer = solution.state
         if on_failure == "one-step":
             answer = torch.where(to_device(failed, g.device).unsqueeze(1), unit, answer)
-        answer = (answer.double() * size.unsqueeze(1)).to(g.dtype)
+        answer = (answer.double() * size.unsqueeze(1)).to(g.dtype)  # the size may exceed the range of g's dtype
     report.backwards += 1
     report.status = solution.status
     report.rounds = solution.counts.rounds

@@ -66,6 +66,7 @@ def completed(f: Evaluator, solution: Solution, path: Callable[[], Float[Tensor,
     solved = Implicit().attach(f, solution)
     if unsolved.any():
         return torch.where(to_device(unsolved, solved.device).unsqueeze(1), path(), solved)
+    # Without this, torch.autograd.grad by the start would raise, since the solution does not use it.
     if start.requires_grad:
         solved = _Apart.apply(solved, start)  # type: ignore[no-untyped-call]  # as torch leaves it
     return solved

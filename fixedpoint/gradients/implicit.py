@@ -84,6 +84,7 @@ class Implicit(GradientEstimator):
             rule.problem = f.problem
         attached = _attached(rule, solution.state.detach())
         f.counts.add(once.counts)
+        # The value of all rows at the answer, against which the solve checks rows that were evaluated separately.
         f.recorded, once.recorded = f.recorded if f.recorded is not None else once.recorded, None
         return attached
 

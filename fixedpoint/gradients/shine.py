@@ -79,7 +79,7 @@ class Shine(GradientEstimator):
         z, fz = recorded(f.value, value)
 
         def shared(g: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
-            unit, size = scaled_rows(g)
+            unit, size = scaled_rows(g)  # as in the adjoint equation, so that tiny cotangents do not vanish
             u = self._estimated(unit, inverse, lambda v: products(fz, z, v), report)
             return (u.double() * size.unsqueeze(1)).to(g.dtype)
 

@@ -30,7 +30,7 @@ def solution_of_none(start: Any, value: Any, solver: Any) -> Solution:
     TypeError, ValueError
         If ``value`` does not have the structure, the shapes or the dtype of ``start``.
     """
-    # A layout is made of one row, then reduced to none: the sizes of a row cannot be read from an empty batch.
+    # A layout cannot be made of an empty batch: make that of one row, and take no rows of it.
     layout = Layout.of(tree_map(lambda leaf: leaf.new_zeros(1, *leaf.shape[1:]), start), "independent").take(0)
     state = layout.pack(value, "the cell's value")
     none = torch.zeros(0, 1, dtype=torch.float64, device=layout.device)

@@ -219,7 +219,7 @@ class EquilibriumLayer(nn.Module):
         if self.shared is None and problem.taking.used and "apart" in solution.extras:
             before, problem = solution, problem.together()
             solution, kept = self._solved(problem)
-            solution.counts.add(before.counts)
+            solution.counts.add(before.counts)  # both solves were made, so both count
             if "apart" not in solution.extras:  # the cell is sound: only calls with some of its rows are wrong
                 self._tell_shared(given, len(before.status))
         elif problem.taking.refusal is not None and "apart" not in solution.extras:
@@ -245,7 +245,7 @@ class EquilibriumLayer(nn.Module):
         def keep(progress: Progress) -> None:
             due = [number for number in self.corrections[len(kept) :] if number <= progress.round]
             if due and progress.latest is not None:
-                kept.extend([progress.latest.detach().clone()] * len(due))
+                kept.extend([progress.latest.detach().clone()] * len(due))  # the solver reuses this memory
 
         solution = solve(
             problem,

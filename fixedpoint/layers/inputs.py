@@ -87,6 +87,7 @@ class Inputs:
         if not self.shared:
             return False
         place = path[0]
+        # An input that was given by position may have been stated by its position or by its name.
         ways = [path, (self.names[place], *path[1:])] if isinstance(place, int) and place < len(self.names) else [path]
         return any(way[: len(stated)] == stated for way in ways for stated in self.shared)
 

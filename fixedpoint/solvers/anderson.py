@@ -126,7 +126,7 @@ class Anderson(StepSolver[AndersonState], SupportsWindow):
 
     def init(self, f: Evaluator, at: Evaluated) -> AndersonState:
         rows, size = at.z.shape
-        memory = min(self.memory, size)
+        memory = min(self.memory, size)  # more columns than unknowns are linearly dependent
         return AndersonState(
             history=History.empty(at.z, memory, groups=2),
             gram=torch.zeros(rows, self._parts(f).count, memory, memory, dtype=torch.float64, device=at.z.device),

@@ -56,6 +56,7 @@ class BiCGSTAB(LinearSolver):
         size = row_norms(b)
         wanted = rtol * torch.ones_like(size)
         usable = (size > 0) & size.isfinite()
+        # Unit right-hand sides: inner products of short vectors would underflow, those of long ones overflow.
         unit = b.double() / torch.where(usable, size, 1.0).unsqueeze(1)
         left = 10 * b.shape[1] if max_products is None else max_products
         going = usable & (wanted < 1) if rows is None else usable & to_device(rows, b.device)

@@ -91,7 +91,7 @@ class _LinearSteps(StepSolver[Float[Tensor, "B blocks"]]):
         # One round is reserved for the evaluation at the new point.
         budget = f.remaining - 1
         if budget < 1 or (self.method.method == "bicgstab" and budget < 2):
-            return at.fz.clone(), state
+            return at.fz.clone(), state  # too few rounds for a product: a plain step
         rule = self.termination
         scale = at.scale if rule.relative_to == "state" else state
         wanted = f.yardstick.tolerance(scale) if f.yardstick.fine else rule.atol + rule.rtol * scale

@@ -85,7 +85,7 @@ class NewtonKrylov(StepSolver[NewtonKrylovState]):
         # One round is reserved for the evaluation at the new point.
         budget = min(self.max_products, f.remaining - 1)
         if budget < 1:
-            return f(at.fz), state
+            return f(at.fz), state  # no round is left for a product: a plain step
 
         def product(v: Tensor, rows: NDArray[np.bool_]) -> Tensor:
             f.narrow(rows)
@@ -98,6 +98,7 @@ class NewtonKrylov(StepSolver[NewtonKrylovState]):
         ratio = new.residual_norm / torch.where(size > 0, size, 1.0)
         forcing = _GAMMA * ratio**_ALPHA
         floor = _GAMMA * state.forcing**_ALPHA
+        # A forcing term that falls too fast would solve the next system more exactly than the step deserves.
         forcing = torch.where(floor > 0.1, torch.maximum(forcing, floor), forcing).nan_to_num(nan=_LARGEST)
         made: Literal["forward", "difference"] = "difference" if exact is False or f.differs else "forward"
         return new, NewtonKrylovState(forcing.clamp(min=1e-6, max=_LARGEST), made)

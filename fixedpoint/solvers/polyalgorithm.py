@@ -88,7 +88,8 @@ def continue_with(
     rule = _continued(replace(termination, max_rounds=left), found, failed)
     rows = to_device(failed, found.state.device)
     part = Evaluator(_rows_of(f.problem, rows, found.state), f.yardstick.take(rows), f.max_batch)
-    part.learn(f)
+    part.learn(f)  # whether forward mode works need not be found out again
+    # Growth is measured from the first point of the first solve: a state that runs away continues to do so here.
     if f.origin is not None:
         error, scale = f.origin
         part.origin = error[rows], scale[rows]
@@ -165,6 +166,7 @@ def _joined(
     found: Solution, more: Solution, failed: NDArray[np.int64], rows: Int[Tensor, " k"], yardstick: Yardstick
 ) -> Solution:
     """Join both solves into one solution; a row that neither of them solved keeps the better point."""
+    # The second solve began at another point, perhaps the start: without convergence its answer may be the worse one.
     better = to_device(more.converged, rows.device)
     better |= yardstick.merit(more.error, more.scale) <= yardstick.merit(found.error[rows], found.scale[rows])
     chosen = rows[better]

@@ -128,6 +128,7 @@ class Squarem(StepSolver[SquaremState]):
         proposal = torch.where(completes.unsqueeze(1), extrapolated, at.fz)
         proposal = torch.where(worse.unsqueeze(1), state.safe, proposal)
         after = 0 if self.scheme == "cyclic" else -1
+        # 5 - order turns 2 into 3 and 3 into 2.
         order = torch.where(completes, 5 - state.order, state.order) if self.scheme == "cyclic" else state.order
         return proposal, SquaremState(
             points=points,

@@ -37,6 +37,7 @@ from fixedpoint.gradients.estimator import GradientEstimator, with_gradient_of
 __all__ = ["CheckpointedUnrolled"]
 
 Carried = tuple[Evaluated, Any, Point | None]
+"""What one segment passes to the next: the point, the solver's state, and the best point of every row so far."""
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from fixedpoint.core.compiling import uncompiled
 __all__ = ["Map", "forward_products", "products", "recorded", "severed", "tangent_of", "watched", "without_tangents"]
 
 Map = Callable[[Tensor], Tensor]
+"""A function of states of shape ``(B, D)`` that returns states of the same shape."""
 
 
 def recorded(f: Map, value: Float[Tensor, "B D"]) -> tuple[Float[Tensor, "B D"], Float[Tensor, "B D"]]:

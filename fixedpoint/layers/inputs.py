@@ -21,7 +21,10 @@ from torch.utils._pytree import tree_leaves, tree_map_with_path
 __all__ = ["Inputs", "Shared", "shared_paths"]
 
 Shared = Sequence[int | str | tuple[int | str, ...]]
+"""Inputs that belong to every row: positions from 0, names, or paths into a structure."""
+
 Path = tuple[int | str, ...]
+"""The position or name of an input, followed by the indices and keys that lead to a tensor in it."""
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ class Bounded(nn.Module):
     Parameters
     ----------
     bound
-        The factor, greater than 0.
+        The factor by which the weight is multiplied.
     learned
         Whether the factor is learned: it is then ``bound * sigmoid(s)`` with a parameter ``s``, and begins at 0.95 of
         the bound.

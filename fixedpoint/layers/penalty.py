@@ -56,9 +56,9 @@ def jacobian_penalty(
     Raises
     ------
     ValueError
-        If ``vectors`` is less than 1, ``z`` is not finite, or autograd does not see that ``f(z)`` depends on ``z``.
-    TypeError
-        If ``z`` or the value of ``f`` is not as described.
+        If ``vectors`` is less than 1, or autograd does not see that ``f(z)`` depends on ``z``.
+    TypeError, ValueError
+        If ``z`` is not as described or not finite, or ``f`` returns another structure, shape or dtype.
     """
     if vectors < 1:
         raise ValueError(f"vectors must be at least 1, got {vectors}")

@@ -80,9 +80,9 @@ def spectral_radius(
     Raises
     ------
     ValueError
-        If a number is out of range, ``z`` is not finite, or autograd does not see that ``f(z)`` depends on ``z``.
-    TypeError
-        If ``z`` or the value of ``f`` is not as described.
+        If a number is out of range, or autograd does not see that ``f(z)`` depends on ``z``.
+    TypeError, ValueError
+        If ``z`` is not as described or not finite, or ``f`` returns another structure, shape or dtype.
     """
     if not 0 <= rtol < 1:
         raise ValueError(f"rtol must be at least 0 and less than 1, got {rtol}")

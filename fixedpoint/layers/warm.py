@@ -18,8 +18,8 @@ __all__ = ["WarmStart"]
 class WarmStart(nn.Module):
     """Stores the last state of every sample, on the device of the module.
 
-    If the last solve of a sample did not converge, the next one continues from where it ended. If it diverged, the next
-    one begins at the ordinary start.
+    If the last solve of a sample did not converge, the next one continues from where it ended. If it diverged, was not
+    finite, or has the status ``mixed``, the next one begins at the ordinary start.
 
     The memory is ``samples * size`` numbers. They are held in the buffers ``states`` and ``seen``. With ``persistent``
     these are part of the ``state_dict``, so that training resumed from a checkpoint proceeds as without interruption.

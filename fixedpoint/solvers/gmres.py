@@ -117,7 +117,7 @@ class _Cycle:
 
     @property
     def promising(self) -> NDArray[np.bool_]:
-        """The rows that another cycle may help: not solved, and with a residual that this cycle has reduced."""
+        """The rows for another cycle: not solved, and not stagnated, since a stagnated row would do no better."""
         found: NDArray[np.bool_] = self.rows & ~self.met & (self.residual < self.begun * (1 - 1e-3))
         return found
 

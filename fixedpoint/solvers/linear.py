@@ -16,6 +16,7 @@ from fixedpoint.core.options import Options
 __all__ = ["LinearSolution", "LinearSolver", "OfSolution", "Product"]
 
 Product = Callable[[Tensor, NDArray[np.bool_]], Tensor]
+"""A function ``product(v, mask)`` that returns ``A v``; see :meth:`LinearSolver.solve`."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class OfSolution:
     Attributes
     ----------
     rtol
-        Relative tolerance, greater than 0.
+        Relative tolerance.
     point
         Shape ``(B, D)``: the point from which ``x`` is a step.
     """

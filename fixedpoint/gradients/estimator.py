@@ -85,6 +85,7 @@ class _Substitute(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, cotangent: Tensor) -> tuple[None, Tensor, None]:
         (path,) = ctx.saved_tensors
+        # Not recorded, whatever the backward pass was asked for: differentiating it again raises instead.
         with torch.no_grad():
             sent = cotangent if ctx.through is None else ctx.through(cotangent.detach())
         return None, refuse_derivatives(sent, cotangent, path), None

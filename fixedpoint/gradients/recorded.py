@@ -57,6 +57,7 @@ def products(
     fz: Float[Tensor, "*shape"], z: Float[Tensor, "*shape"], v: Float[Tensor, "*shape"]
 ) -> Float[Tensor, "*shape"]:
     """The vector-Jacobian product ``J^T v`` of a recorded evaluation; zero if ``fz`` does not depend on ``z``."""
+    # The graph is retained, since a solve makes many products of it.
     (product,) = torch.autograd.grad(fz, z, v, retain_graph=True, allow_unused=True, materialize_grads=True)
     return product
 

@@ -75,8 +75,8 @@ class EquilibriumLayer(nn.Module):
     Each row of the state, along its first dimension, is a separate fixed point. The cell must therefore not mix rows,
     as batch normalisation in training mode would. Rows that are done are left out of later calls. They are also taken
     out of the inputs that have one row for each row of the state: tensors, in any structure, whose first dimension is
-    the batch size. All other inputs belong to every row. A tensor whose first dimension only happens to equal the batch
-    size has to be named in ``shared``. If ``shared`` is None, the answer is compared with the cell's value for all rows
+    the batch size. All other inputs belong to every row. If the first dimension of a tensor only happens to equal the
+    batch size, name it in ``shared``. If ``shared`` is None, the answer is compared with the cell's value for all rows
     together; if these differ, the solve is repeated with all rows in every call, and a warning asks for ``shared``.
 
     Parameters
@@ -187,9 +187,11 @@ class EquilibriumLayer(nn.Module):
         inputs, keywords
             The inputs of the cell after the state, at least one.
         start
-            The start of the solve, in the structure of the state; by default computed by ``state``.
+            The start of the solve, in the structure of the state; by default computed by ``state``. Samples with a
+            stored state begin at that state instead.
         samples
-            Shape ``(B,)``, int32 or int64: the index of each row's sample, for ``warm_start``; required in training.
+            Shape ``(B,)``, int32 or int64: the index of each row's sample. Only for a layer with a ``warm_start``, and
+            required by it in training mode.
 
         Raises
         ------
@@ -216,6 +218,7 @@ class EquilibriumLayer(nn.Module):
             return self._of_none(given, begun)
         problem = CellProblem(self.cell, given, begun, self.rows)
         solution, kept = self._solved(problem)
+        # Rows were called separately without a statement about the inputs, and the whole batch gives other values.
         if self.shared is None and problem.taking.used and "apart" in solution.extras:
             before, problem = solution, problem.together()
             solution, kept = self._solved(problem)

@@ -329,6 +329,7 @@ def _weights(
         rhs=rhs,
         valid=history.valid.unsqueeze(1).expand(-1, parts.count, -1),
         order=history.order,
+        # A column is a difference of residuals, and carries the rounding of f(z).
         noise=torch.finfo(at.z.dtype).eps * sizes.squeeze(2).sqrt(),
         threshold=threshold,
         ridge=ridge,

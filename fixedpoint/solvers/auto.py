@@ -77,6 +77,7 @@ class Auto(Solver):
         for solver, anew, share in _FALLBACKS:
             spent = found.counts.rounds
             rule = replace(termination, max_rounds=spent + int(share * (limit - spent)))
+            # A point that is not finite is no start.
             sound = found.state.isfinite().all(1, keepdim=True)
             begin = z0 if anew else torch.where(sound, found.state, z0)
             found = continue_with(f, found, solver, begin, rule, on_round)

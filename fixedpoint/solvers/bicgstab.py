@@ -122,7 +122,7 @@ class _Run:
 
     @property
     def allowed(self) -> Float[Tensor, " B"]:
-        """The largest residual at which the best point of a row counts as solved."""
+        """The largest residual, relative to ``||b||``, at which the best point of a row counts as solved."""
         if self.of_solution is None:
             return self.wanted
         return torch.maximum(self.wanted, self.of_solution.rtol * row_norms(self.of_solution.point + self.best))
@@ -149,6 +149,7 @@ class _Run:
 
     def _restart(self, rows: Bool[Tensor, " B"]) -> None:
         """Restart ``rows`` from their residuals; those that have gained nothing since the last restart are done."""
+        # Less than a thousandth gained since the last restart counts as nothing: another one would not help.
         gained = self.reached < 0.999 * self.at_start
         self.at_start = torch.where(rows, self.reached, self.at_start)
         self.going = self.going & ~(rows & ~gained)

@@ -95,7 +95,8 @@ class _LinearSteps(StepSolver[Float[Tensor, "B blocks"]]):
         rule = self.termination
         scale = at.scale if rule.relative_to == "state" else state
         wanted = f.yardstick.tolerance(scale) if f.yardstick.fine else rule.atol + rule.rtol * scale
-        # The error may be in another norm than the linear residual: require its reduction, in the strictest block.
+        # The error may be in another norm than the linear residual. The tolerance is therefore passed on as the factor
+        # by which the error has to fall, that of the strictest block.
         allowed = _MARGIN * wanted / torch.where(at.error > 0, at.error, 1.0)
         floor = _ROUNDINGS * torch.finfo(at.z.dtype).eps
         rtol = allowed.amin(dim=1).nan_to_num(nan=_MARGIN).clamp(min=floor, max=_MARGIN)

@@ -63,6 +63,7 @@ class Polyalgorithm(Solver):
         limit = termination.max_rounds or limit_of(self.first, f)
         early = max(int(self.share * limit), 1)
         found = self.first.solve(f, z0, replace(termination, max_rounds=early), on_round)
+        # A point that is not finite is no start.
         begin = torch.where(found.state.isfinite().all(1, keepdim=True), found.state, z0)
         found = continue_with(f, found, self.then, begin, replace(termination, max_rounds=limit), on_round)
         return replace(found, solver=self)

@@ -1,1 +1,1 @@
-"""Gradient estimators, one a file: how a fixed point depends on what f was closed over."""
+"""The gradient estimators, one per file: they differentiate a fixed point by the tensors that ``f`` depends on."""

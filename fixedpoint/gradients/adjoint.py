@@ -1,9 +1,9 @@
-r"""The adjoint equation of a fixed point, ``u = J^T u + g``: a fixed point itself, solved as one.
+r"""The adjoint equation of a fixed point, ``u = J^T u + g``, solved as a fixed-point problem itself.
 
-Its rows are those of the problem, its evaluations vector-Jacobian products of one recorded evaluation, and any solver
-may have it. Each row is divided by the length of its cotangent before, and multiplied by it after, so that cotangents
-of 1e-13 in single precision neither vanish nor count as solved; a row whose cotangent is zero is solved by zero at
-once.
+Its rows are those of the problem. Its evaluations are vector-Jacobian products of one recorded evaluation, and any
+solver can solve it. Each row is divided by the norm of its cotangent before the solve and multiplied by it afterwards,
+so that cotangents of 1e-13 in single precision neither vanish nor count as solved. For a row whose cotangent is zero,
+zero is the solution, found at once.
 """
 
 from __future__ import annotations
@@ -36,14 +36,15 @@ OnFailure = Literal["warn", "raise", "one-step"]
 
 
 class AdjointProblem(Problem, HasProduct):
-    """``u = K u + g`` for a linear ``K`` that is given by its products, from the start ``u = g``.
+    """The problem ``u = K u + g``, with a linear ``K`` given by its products; the start is ``u = g``.
 
     Parameters
     ----------
     linear
-        ``K v`` for ``v`` of shape ``(B, D)``: ``J^T v`` backwards, ``J v`` forwards. Rows do not mix.
+        Function that returns ``K v`` for ``v`` of shape ``(B, D)``: ``J^T v`` in a backward pass, ``J v`` in forward
+        mode. Rows must not mix.
     g
-        Shape ``(B, D)``.
+        Shape ``(B, D)``: the right-hand side.
     """
 
     def __init__(self, linear: Map, g: Float[Tensor, "B D"]) -> None:
@@ -54,7 +55,7 @@ class AdjointProblem(Problem, HasProduct):
         return self.linear(z) + self.g
 
     def product(self, z: Float[Tensor, "B D"], v: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
-        """``K v``, whatever ``z``."""
+        """``K v``, which does not depend on ``z``."""
         return self.linear(v)
 
     def initial(self) -> Float[Tensor, "B D"]:
@@ -62,20 +63,23 @@ class AdjointProblem(Problem, HasProduct):
 
 
 class NarrowingAdjoint(AdjointProblem, HasTake):
-    """An adjoint equation whose rows can be taken out: once half of those that are recorded are done, the others are
-    recorded anew, by themselves, and products are of them alone. On the host's own device only: it must know the rows.
+    """An adjoint equation from which rows can be taken.
+
+    Once half of the recorded rows are done, the others are evaluated and recorded again without them, so that products
+    are computed for these rows only. This works on the CPU only, since the host must know the indices of the rows.
 
     Parameters
     ----------
     linear, g
         As for :class:`AdjointProblem`.
     record
-        ``K`` of some of the rows, shape ``(k,)``, by one evaluation; None where they cannot do without the others.
+        Function of row indices, shape ``(k,)``, int64, that records these rows by one evaluation and returns their
+        ``K``; None if these rows cannot be evaluated without the others.
 
     Attributes
     ----------
     evaluations
-        Shape ``(B,)``: those that recording anew has taken.
+        Shape ``(B,)``, int64: evaluations of each row spent on recording again.
     """
 
     def __init__(self, linear: Map, g: Float[Tensor, "B D"], record: Callable[[Tensor], Map | None]) -> None:
@@ -86,14 +90,15 @@ class NarrowingAdjoint(AdjointProblem, HasTake):
         self._refused = False
 
     def take(self, rows: Int[Tensor, " k"]) -> AdjointProblem:
-        """The equation of some of the rows."""
+        """The adjoint equation of some of the rows, in the given order."""
         wanted = rows.numpy()
+        # The newest recording has the fewest rows.
         kept, linear = next(each for each in reversed(self._recorded) if np.isin(wanted, each[0]).all())
         if 2 * len(wanted) <= len(kept) and not self._refused:
             anew = self.record(rows)
             self.evaluations[wanted] += 1
             if anew is None:
-                self._refused = True
+                self._refused = True  # not tried again: each attempt costs an evaluation
             else:
                 kept, linear = wanted, anew
                 self._recorded.append((kept, linear))
@@ -108,14 +113,14 @@ class NarrowingAdjoint(AdjointProblem, HasTake):
 
 
 class _Taken(AdjointProblem, HasTake):
-    """Some of the rows of an adjoint equation."""
+    """The adjoint equation of some of the rows of another one."""
 
     def __init__(self, whole: NarrowingAdjoint, rows: Int[Tensor, " k"], linear: Map) -> None:
         super().__init__(linear, whole.g[rows])
         self.whole, self.rows = whole, rows
 
     def take(self, rows: Int[Tensor, " k"]) -> AdjointProblem:
-        """Some of these."""
+        """The adjoint equation of some of these rows."""
         return self.whole.take(self.rows[rows])
 
 
@@ -128,19 +133,33 @@ def solve_adjoint(
     report: AdjointReport,
     record: Callable[[Tensor], Map | None] | None = None,
 ) -> Float[Tensor, "B D"]:
-    """``(I - K)^{-1} g``, row by row, with a report of how that went.
+    """Solve ``u = K u + g`` row by row, fill in the report, and return ``u = (I - K)^{-1} g``.
 
-    Where ``record`` makes products of some of the rows, and the host need not wait to know them, those that are done
-    are left out.
+    Parameters
+    ----------
+    linear
+        Function that returns ``K v`` for ``v`` of shape ``(B, D)``.
+    g
+        Shape ``(B, D)``: the cotangent.
+    solver, termination
+        The solver and its stopping rule.
+    on_failure
+        What to do about rows that are not solved: ``"warn"``, ``"raise"``, or ``"one-step"``, which returns their rows
+        of ``g``.
+    report
+        Filled in by this call.
+    record
+        See :class:`NarrowingAdjoint`. Given on a CPU, rows that are done are left out of the products.
 
     Raises
     ------
     ConvergenceError
-        When a row was not solved and ``on_failure`` is ``"raise"``.
+        If a row was not solved and ``on_failure`` is ``"raise"``.
     """
     with torch.no_grad(), without_tangents():
         unit, size = scaled_rows(g.detach())
         problem = AdjointProblem(linear, unit)
+        # On another device the host would have to wait to learn which rows are done.
         if record is not None and g.device.type == "cpu":
             problem = NarrowingAdjoint(linear, unit, record)
         evaluator = Evaluator(problem, norm=termination.yardstick)
@@ -149,7 +168,7 @@ def solve_adjoint(
         answer = solution.state
         if on_failure == "one-step":
             answer = torch.where(to_device(failed, g.device).unsqueeze(1), unit, answer)
-        answer = (answer.double() * size.unsqueeze(1)).to(g.dtype)
+        answer = (answer.double() * size.unsqueeze(1)).to(g.dtype)  # the size may exceed the range of g's dtype
     report.backwards += 1
     report.status = solution.status
     report.rounds = solution.counts.rounds
@@ -164,14 +183,17 @@ def solve_adjoint(
 
 
 def scaled_rows(g: Float[Tensor, "B D"]) -> tuple[Float[Tensor, "B D"], Float[Tensor, " B"]]:
-    """The rows of ``g`` at unit length, and their lengths (float64); those of length zero, Inf or NaN as they are."""
+    """Return the rows of ``g`` scaled to unit length, and their lengths, float64.
+
+    Rows whose length is zero, Inf or NaN are not scaled: their length is given as 1.
+    """
     size = row_norms(g)
     size = torch.where((size > 0) & size.isfinite(), size, 1.0)
     return (g.double() / size.unsqueeze(1)).to(g.dtype), size
 
 
 def tell_failure(failed: NDArray[np.bool_], report: AdjointReport, on_failure: OnFailure) -> None:
-    """Warn of the rows that failed, or raise."""
+    """Warn about the rows that failed, or raise ``ConvergenceError``."""
     if not failed.any():
         return
     worst = float(report.relative_error[failed].max())
@@ -186,7 +208,7 @@ def tell_failure(failed: NDArray[np.bool_], report: AdjointReport, on_failure: O
 
 
 def failed_rows(solution: Solution) -> NDArray[np.bool_]:
-    """The rows that did not converge; where all that is left is rounding of the dtype, nothing has failed."""
+    """The rows that did not converge, except those whose error is only rounding of the dtype; shape ``(B,)``."""
     floor = at_rounding_floor(solution.error, solution.scale, torch.finfo(solution.layout.dtype).eps)
     failed: NDArray[np.bool_] = ~solution.converged & ~floor.cpu().numpy()
     return failed

@@ -1,4 +1,4 @@
-"""Ambient: the automatic mixed precision under which a map was evaluated, to evaluate it so again later."""
+"""Ambient: restores the automatic mixed precision (autocast) in which a map was evaluated, to evaluate it again."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ __all__ = ["Ambient"]
 
 @dataclass
 class Ambient:
-    """A context that restores autocast as it was when this was made; it may be entered again and again.
+    """A context manager that restores the state of autocast at its creation; it may be entered repeatedly and nested.
 
     Attributes
     ----------
     device
-        The type of device the map runs on.
+        Type of the device that the map runs on, such as ``"cuda"``.
     dtype
-        What autocast computed in; None where it was off.
+        The dtype of autocast; None if autocast was off.
     """
 
     device: str
@@ -31,12 +31,12 @@ class Ambient:
 
     @classmethod
     def of(cls, state: Tensor) -> Self:
-        """That of now, on the device of ``state``."""
+        """The present state of autocast for the device of ``state``."""
         device = state.device.type
         return cls(device, torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None)
 
     def __enter__(self) -> None:
-        # Without its cache: a weight that was cast outside is not seen to be the weight.
+        # No cache: autograd would not see that a copy of a weight, cast and cached earlier, depends on that weight.
         context = torch.autocast(self.device, dtype=self.dtype, enabled=self.dtype is not None, cache_enabled=False)
         context.__enter__()
         self._entered.append(context)

@@ -1,8 +1,9 @@
-"""Boundary: the tensors that a recorded evaluation depends on and did not make itself.
+"""Boundary: finds the tensors that a recorded evaluation depends on but did not create.
 
-A backward pass that is to be differentiated in turn must know what it depends on, and a function tells nobody what it
-is closed over. Two witnesses do: what torch functions were given while it ran, and the graph it left, walked from the
-value to where it ends. Both must agree, or there is no boundary and second derivatives are refused.
+A backward pass that is itself to be differentiated must know all tensors that it depends on, and a function does not
+reveal what it is closed over. There are two sources for this: the arguments that torch functions were given while the
+function ran, and the autograd graph, walked from the value to its ends. If the two disagree, there is no boundary, and
+second derivatives raise an error.
 """
 
 from __future__ import annotations
@@ -19,24 +20,26 @@ from fixedpoint.core.compiling import outside_of_graphs
 __all__ = ["Boundary", "Edge"]
 
 Edge = dict[tuple[Any, int], Tensor]
-"""Tensors by the node that made them (a leaf: that collects for it) and which of its results they are."""
+"""Tensors by the autograd node that created them (for a leaf, the node that accumulates its gradient) and the index
+among the results of that node."""
 
 
 class Boundary(TorchFunctionMode):
-    """A context to evaluate a map in; then :meth:`edge` has what the value depends on.
+    """A context in which to evaluate a map; afterwards :meth:`edge` returns the tensors that its value depends on.
 
     Parameters
     ----------
     known
-        Tensors that are to be taken for given if they are met, whoever made them.
+        Tensors that count as created outside of the map wherever they occur in the graph.
     """
 
     def __init__(self, *known: Tensor) -> None:
         super().__init__()
         with torch.enable_grad():
             mark: Any = torch.zeros((), requires_grad=True).clone().grad_fn
+        # Nodes are numbered in the order of their creation: smaller numbers than this one existed before.
         self._began: int = mark._sequence_nr()
-        # Nodes are keys themselves: torch has one Python object for a node as long as somebody holds it.
+        # Nodes can be keys: torch keeps one Python object for a node as long as a reference to it exists.
         self._given: Edge = {(tensor.grad_fn, tensor.output_nr): tensor for tensor in known if tensor.requires_grad}
         self._made: set[Any] = set()
 
@@ -58,7 +61,7 @@ class Boundary(TorchFunctionMode):
         return result
 
     def edge(self, value: Tensor, but: Tensor) -> Edge | None:
-        """What ``value`` depends on beside ``but``, leaves and others; None where that cannot be told."""
+        """The tensors other than ``but`` on which ``value`` depends, leaves and others; None if that is not known."""
         found: Edge = {}
         seen: set[tuple[Any, int]] = set()
         edges: list[tuple[Any, int]] = [(value.grad_fn, value.output_nr)]
@@ -70,10 +73,10 @@ class Boundary(TorchFunctionMode):
             seen.add(edge)
             if edge in self._given:
                 found[edge] = self._given[edge]
-            elif hasattr(node, "variable"):  # a leaf's accumulator; torch tells them apart in no other way
+            elif hasattr(node, "variable"):  # the accumulator of a leaf; torch offers no other way to recognise it
                 found[edge] = node.variable
             elif node._sequence_nr() < self._began:
-                return None
+                return None  # created before the evaluation, but never seen as an argument
             else:
                 edges.extend(node.next_functions)
         return found

@@ -1,15 +1,15 @@
-r"""Unrolled gradient in segments: backpropagation through the iterations, of which only every ``k``-th is kept.
+r"""Checkpointed unrolled gradient: backpropagation through the iterations, storing only every ``k``-th of them.
 
-The solve runs without autograd. Then its steps are taken again in segments of ``k`` rounds under activation
-checkpointing (Griewank & Walther 2000, "Algorithm 799: revolve"; Chen, Xu, Zhang & Guestrin 2016, "Training deep nets
-with sublinear memory cost"): of each segment only the solver's state before it is held, and the backward
-pass takes the segment's steps a third time when it gets there. With ``T`` rounds, memory goes like ``T / k`` states and
-the activations of ``k`` rounds instead of ``T`` of both; ``k`` about the root of ``T`` is least.
+The solve runs without autograd. Its steps are then repeated in segments of ``k`` rounds under activation checkpointing
+(Griewank & Walther 2000, "Algorithm 799: revolve"; Chen, Xu, Zhang & Guestrin 2016, "Training deep nets with sublinear
+memory cost"). Of each segment only the state of the solver before it is stored. The backward pass repeats the steps of
+the segment a third time when it reaches it. With ``T`` rounds, the memory is that of ``T / k`` states and of the
+activations of ``k`` rounds, instead of ``T`` of both. It is smallest for ``k`` near the square root of ``T``.
 
-The steps are the solver's own, and what the loop decided between them (which row has ended, which is put back to its
-best point) is what it decided in the solve. The gradient is that of ``unrolled``, to rounding: the solve writes in
-place where autograd must not. As there, rows that are solved get the derivative of the fixed point
-(``fixedpoint.gradients.completed``), and where all are, no step is taken again.
+The steps are those of the solver. The decisions of the loop between them (which rows end, which are put back to their
+best point) are recorded in the solve and applied again. The gradient equals that of ``unrolled`` up to rounding: the
+solve writes in place where autograd must not. As there, rows that are solved get the derivative of the fixed point
+(``fixedpoint.gradients.completed``). If all rows are solved, no step is repeated.
 """
 
 from __future__ import annotations
@@ -37,18 +37,21 @@ from fixedpoint.gradients.estimator import GradientEstimator, with_gradient_of
 __all__ = ["CheckpointedUnrolled"]
 
 Carried = tuple[Evaluated, Any, Point | None]
+"""What one segment passes to the next: the point, the solver's state, and the best point of every row so far."""
 
 
 @dataclass(frozen=True)
 class CheckpointedUnrolled(GradientEstimator):
     """Backpropagates through every iteration, keeping one state a segment: three times the steps, less memory.
 
-    For step solvers that can be unrolled. The rounds of the second pass are counted, those of the backward pass are
-    not. Second derivatives and forward mode are refused.
+    It requires a step solver that can be unrolled. The rounds of the second pass are counted; those of the backward
+    pass are not. Second derivatives and forward mode raise ``RuntimeError``.
     """
 
-    every: int = option(10, ge=1, help="k: rounds of a segment")
-    complete: bool = option(True, help="go on with the derivative of solved rows until it is solved, too")
+    every: int = option(10, ge=1, help="k: number of rounds in a segment")
+    complete: bool = option(
+        True, help="also solve for the derivative of solved rows, which may lag behind their values"
+    )
 
     needs = frozenset({"decisions"})
 
@@ -57,7 +60,7 @@ class CheckpointedUnrolled(GradientEstimator):
         return with_gradient_of(solution.state.detach(), completed(f, solution, again) if self.complete else again())
 
     def _again(self, f: Evaluator, solution: Solution) -> Float[Tensor, "B D"]:
-        """The state, by the steps of the solve taken again."""
+        """Repeat the steps of the solve while autograd records, and return the resulting state."""
         solver = solution.solver
         assert isinstance(solver, StepSolver)  # no other provides its decisions
         with torch.enable_grad():
@@ -74,7 +77,7 @@ class CheckpointedUnrolled(GradientEstimator):
 
 
 class _Segment:
-    """Some rounds of a solve: from a point, a solver's state and the best point so far to those after them."""
+    """Some rounds of a solve, as a function of the point, the solver's state and the best point before them."""
 
     def __init__(self, solver: StepSolver[Any], f: Evaluator, decisions: Sequence[Decision]) -> None:
         self.solver, self.f, self.decisions = solver, f, decisions
@@ -95,7 +98,7 @@ class _Segment:
                 state = self.solver.reset(state, rows)
             proposal, state = self.solver.step(again, at, state)
             at = proposal if isinstance(proposal, Evaluated) else again(proposal)
-        if not self.counted:  # the backward pass comes here again
+        if not self.counted:  # the backward pass calls this again
             self.counted = True
             self.f.counts.add(again.counts)
         return at, state, again.known

@@ -1,16 +1,19 @@
-r"""What unrolling leaves undone: the derivative of rows whose values are solved before their derivatives are.
+r"""Completes unrolled gradients: gives rows whose values are solved the derivative of the fixed point.
 
-Backpropagation through ``z_{k+1} = f(z_k, theta)`` is an iteration for the derivative ``D_{k+1} = J D_k + df/dtheta``
-from ``D_0 = 0``; it tends to that of the fixed point at the same rate as the values (Gilbert 1992, "Automatic
-differentiation and iterative processes"), but it begins with the solve. Where the start was solved already, or where it
-was wrong in quick directions only, the values are done after a round or two, and the derivative has hardly begun. So
-the derivative of a solved row is gone on with by itself, at the solution and with the cotangent that arrives:
+Backpropagation through ``z_{k+1} = f(z_k, theta)`` is an iteration for the derivative, ``D_{k+1} = J D_k + df/dtheta``
+from ``D_0 = 0``. It tends to the derivative of the fixed point at the same rate as the values (Gilbert 1992, "Automatic
+differentiation and iterative processes"), but it always begins at zero. If the start was solved already, or was wrong
+only in directions that contract fast, the values are solved after a round or two, when the derivative has hardly
+changed from zero.
+
+Therefore the derivative of a solved row is computed at the solution, from the cotangent that arrives: by
 ``u = J^T u + g`` until it is as exact as the solve (Christianson 1994, "Reverse accumulation and attractive fixed
 points", whose second phase this is). That recurrence is the adjoint equation, so it is solved as ``Implicit`` solves
-it: quicker than by the recurrence, and where that grows. What was recorded on the way to a solved row then adds
-nothing, and is let go.
+it. This is faster than the recurrence, and also works where the recurrence diverges. The recorded iterations of a
+solved row then contribute nothing, and are released.
 
-A row that is not solved has the derivative of what was computed: there is no fixed point to be differentiated.
+A row that is not solved gets the derivative of the computation as it was carried out: there is no fixed point to
+differentiate.
 """
 
 from __future__ import annotations
@@ -35,23 +38,24 @@ __all__ = ["UnrolledWarning", "completed"]
 
 
 class UnrolledWarning(UserWarning):
-    """A row ended, unsolved, where it had begun: backpropagation through its rounds gives nothing."""
+    """A row ended unsolved at its start, so backpropagation through its rounds gives a gradient of zero."""
 
 
 def completed(f: Evaluator, solution: Solution, path: Callable[[], Float[Tensor, "B D"]]) -> Float[Tensor, "B D"]:
-    """``solution.state`` with the derivative of the fixed point in rows that are solved, else that of ``path()``.
+    """Return ``solution.state`` with the derivative of the fixed point in solved rows, that of ``path()`` elsewhere.
 
-    One more evaluation, which is counted; how the adjoint equation of the solved rows was solved is in
-    ``solution.extras["adjoint"]``. A start that requires a gradient has zero from the rows that are solved.
+    This takes one more evaluation, which is counted. ``solution.extras["adjoint"]`` says how the adjoint equation of
+    the solved rows was solved. Solved rows contribute zero to the gradient of the start.
 
     Parameters
     ----------
     f
         The evaluator of the solve.
     solution
-        Shape ``(B, D)``.
+        The solution; ``solution.state`` has shape ``(B, D)``.
     path
-        Makes the state, shape ``(B, D)``, as it was computed; not called where all rows are solved.
+        Function that returns the state, shape ``(B, D)``, connected to the recorded iterations. It is not called if all
+        rows are solved.
     """
     unsolved = failed_rows(solution)
     start = f.problem.initial()
@@ -62,13 +66,14 @@ def completed(f: Evaluator, solution: Solution, path: Callable[[], Float[Tensor,
     solved = Implicit().attach(f, solution)
     if unsolved.any():
         return torch.where(to_device(unsolved, solved.device).unsqueeze(1), path(), solved)
+    # Without this, torch.autograd.grad by the start would raise, since the solution does not use it.
     if start.requires_grad:
         solved = _Apart.apply(solved, start)  # type: ignore[no-untyped-call]  # as torch leaves it
     return solved
 
 
 def _tell_starts(solution: Solution, start: Float[Tensor, "B D"], unsolved: NDArray[Any]) -> None:
-    """Warn of rows that failed without a step: what they depend on is their start alone."""
+    """Warn about unsolved rows whose answer is their start: it depends on no parameter."""
     at_start = (solution.state.detach() == start.detach()).all(dim=1).cpu().numpy() & unsolved
     if not at_start.any():
         return
@@ -85,7 +90,7 @@ def _tell_starts(solution: Solution, start: Float[Tensor, "B D"], unsolved: NDAr
 
 
 class _Apart(torch.autograd.Function):
-    """A value that does not depend on a start, but is known to autograd as if it did: it has the gradient zero."""
+    """A value that autograd connects to a start on which it does not depend: the gradient of the start is zero."""
 
     @staticmethod
     def forward(ctx: Any, value: Tensor, start: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""GradientEstimator: gives a solution a backward pass."""
+"""GradientEstimator: the base class of methods that give a solution a backward pass."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ __all__ = ["GradientEstimator", "refuse_derivatives", "with_gradient_of"]
 
 
 class GradientEstimator(Options, ABC):
-    """Attaches a backward pass to a solution: a frozen dataclass of options."""
+    """A method that attaches a backward pass to a solution: a frozen dataclass of options."""
 
     runs_forward: ClassVar[bool] = False
-    """Whether the forward solve itself is to be recorded by autograd (only unrolling requires that)."""
+    """Whether autograd must record the forward solve itself; only unrolling requires this."""
 
     needs: ClassVar[frozenset[str]] = frozenset()
-    """What it requires of the solver that finds the solution (see ``Solver.provides``); it is asked for before."""
+    """What it requires of the solver of the forward solve, see ``Solver.provides``; compared before the solve."""
 
     @property
     def known_faults(self) -> Mapping[str, str]:
-        """Checks of ``fixedpoint.testing.check_gradient`` that it fails by its nature, each with the fault."""
+        """Checks of ``fixedpoint.testing.check_gradient`` that it cannot pass by its nature, each with the reason."""
         return {}
 
     def check_problem(self, problem: Problem) -> None:  # most estimators take any problem
@@ -43,7 +43,15 @@ class GradientEstimator(Options, ABC):
 
     @abstractmethod
     def attach(self, f: Evaluator, solution: Solution) -> Float[Tensor, "B D"]:
-        """A state whose value is exactly ``solution.state`` and whose backward pass is the estimator's."""
+        """Return a state equal to ``solution.state`` bit for bit, with the backward pass of this estimator.
+
+        Parameters
+        ----------
+        f
+            The evaluator of the forward solve. Evaluations made here through it are counted.
+        solution
+            The solution; ``solution.state`` has shape ``(B, D)``. A report may be stored in ``solution.extras``.
+        """
 
 
 def with_gradient_of(
@@ -51,23 +59,26 @@ def with_gradient_of(
     path: Float[Tensor, "B D"],
     through: Callable[[Float[Tensor, "B D"]], Float[Tensor, "B D"]] | None = None,
 ) -> Float[Tensor, "B D"]:
-    """``value``, bit for bit, that sends its cotangent into ``path``.
+    """Return ``value``, bit for bit, with a backward pass that sends its cotangent into ``path``.
 
-    A second backward pass through it is refused: what it would give is not the second derivative. So is forward mode.
+    Second derivatives raise ``RuntimeError``, since this construction would not give the right ones, and so does
+    forward mode.
 
     Parameters
     ----------
-    value, path
-        Shape ``(B, D)``.
+    value
+        Shape ``(B, D)``: the value to return.
+    path
+        Shape ``(B, D)``: the differentiable tensor that receives the cotangent.
     through
-        What is made of the cotangent, shape ``(B, D)``, on its way; nothing by default.
+        Function applied to the cotangent, shape ``(B, D)``, before it is sent; by default none.
     """
     result: Tensor = _Substitute.apply(value, path, through)  # type: ignore[no-untyped-call]  # torch leaves it untyped
     return result
 
 
 def refuse_derivatives(value: Tensor, *of: Tensor) -> Tensor:
-    """``value``, tied to all that ``of`` depends on, so that a backward pass through it is refused."""
+    """Return ``value`` as if it depended on the tensors ``of``; a backward pass through it raises ``RuntimeError``."""
     if not torch.is_grad_enabled() or not any(tensor.requires_grad for tensor in of):
         return value
     result: Tensor = _Refuse.apply(value, *of)  # type: ignore[no-untyped-call]  # torch leaves it untyped
@@ -84,6 +95,7 @@ class _Substitute(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, cotangent: Tensor) -> tuple[None, Tensor, None]:
         (path,) = ctx.saved_tensors
+        # Not recorded, whatever the backward pass was asked for: differentiating it again raises instead.
         with torch.no_grad():
             sent = cotangent if ctx.through is None else ctx.through(cotangent.detach())
         return None, refuse_derivatives(sent, cotangent, path), None

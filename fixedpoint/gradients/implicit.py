@@ -5,18 +5,18 @@ With ``z* = f(z*, theta)``, a cotangent ``g`` at ``z*`` and ``J = df/dz`` there,
     u = (I - J^T)^{-1} g,      dL/dtheta = u^T df(z*, theta)/dtheta
 
 (Bai, Kolter & Koltun 2019, "Deep equilibrium models"; Krantz & Parks 2002, "The implicit function theorem".)
-Nothing of the forward solve is kept but ``z*`` and one recorded evaluation, whatever the number of rounds and whoever
-found it. ``u`` is itself a fixed point, ``u = J^T u + g``, and any registered solver finds it. The relative error of
-the gradient follows its tolerance, beside that of the forward solve; so unless it is told another one, ``u`` is as
-exact as the forward solve was asked to be, whoever asked: a layer, ``solve`` or a run file.
+Of the forward solve only ``z*`` and one recorded evaluation are kept, whatever the number of rounds and the solver.
+``u`` is itself a fixed point, ``u = J^T u + g``, and any registered solver finds it. The relative error of the gradient
+depends on the tolerance of ``u`` and on that of the forward solve. By default ``u`` is therefore solved to the
+tolerance that the forward solve was given by a layer, ``solve`` or a run file.
 
-Second derivatives: what the backward pass returns is a function of ``g``, ``z*`` and ``theta``, and ``u`` depends on
-them as a fixed point of ``K(u) = J^T u + g``, whose Jacobian is ``J^T``; so its own derivative is again an implicit
-one, whose adjoint equation is ``w = J w + h``. The rule is applied to itself, to any order. Forward mode:
-``dz = (I - J)^{-1} df/dtheta dtheta``, the same equation with ``J``.
+Second derivatives: the result of the backward pass is a function of ``g``, ``z*`` and ``theta``. ``u`` depends on them
+as a fixed point of ``K(u) = J^T u + g``, whose Jacobian is ``J^T``. The derivative of ``u`` is therefore an implicit
+gradient as well, with the adjoint equation ``w = J w + h``. The rule applies to itself in this way, to any order.
+Forward mode solves the same equation with ``J``: ``dz = (I - J)^{-1} df/dtheta dtheta``.
 
-Where we differ: cotangents are scaled row by row, failed rows are told, and nothing hangs on hooks, so that several
-forwards before one backward and repeated backward passes each give their gradient.
+Where we differ: cotangents are scaled row by row, and rows that fail are reported. No hooks stay registered, so that
+several forward passes before one backward pass, and repeated backward passes, each give the right gradient.
 """
 
 from __future__ import annotations
@@ -49,24 +49,25 @@ from fixedpoint.solvers.krylov import Krylov
 
 __all__ = ["Implicit", "followed"]
 
-# Rounds that an adjoint equation has at least.
+# Smallest limit on the rounds of an adjoint equation: it has no warm start, even if the forward solve had one.
 _ROUNDS = 50
 
 
 @dataclass(frozen=True)
 class Implicit(GradientEstimator):
-    """The exact gradient of a fixed point, by solving the adjoint equation: constant memory, any order.
+    """The exact gradient of a fixed point, by solving the adjoint equation: constant memory, derivatives of any order.
 
-    ``solution.extras["adjoint"]`` is an ``AdjointReport``, which a backward pass fills in: the last adjoint solve, that
-    of a second derivative included. In forward mode (dual tensors) it gives the tangent, and fills it in at once.
+    ``solution.extras["adjoint"]`` is an ``AdjointReport``. Every backward pass fills it in again, those of second
+    derivatives included, so it describes the last adjoint solve. In forward mode (dual tensors) the tangent is computed
+    and the report filled in as soon as the solution is returned.
     """
 
     solver: Solver = option(factory=Krylov, help="solver of the adjoint equation; any but those of chains")
     termination: Termination | None = option(
-        None, help="when a row of the adjoint equation is solved; by default as exactly as the forward solve"
+        None, help="stopping rule of the adjoint equation; by default as exact as the forward solve"
     )
     on_failure: OnFailure = option(
-        "warn", help="for rows not solved: warn, raise, or give them the one-step gradient (with the warning)"
+        "warn", help="for rows that are not solved: warn, raise, or use the one-step gradient (and warn)"
     )
 
     def check(self) -> None:
@@ -76,22 +77,25 @@ class Implicit(GradientEstimator):
     def attach(self, f: Evaluator, solution: Solution) -> Float[Tensor, "B D"]:
         report = AdjointReport()
         solution.extras["adjoint"] = report
-        once = Evaluator(f.problem, f.yardstick, f.max_batch)  # kept for second derivatives; f holds the solve's memory
+        # A separate evaluator: it lives on for second derivatives, and f would keep the memory of the solve alive.
+        once = Evaluator(f.problem, f.yardstick, f.max_batch)
         rule = _Rule(once.value, self, self.termination or followed(f.termination), report, Ambient.of(solution.state))
         if isinstance(f.problem, HasTake) and f.max_batch is None:
             rule.problem = f.problem
         attached = _attached(rule, solution.state.detach())
         f.counts.add(once.counts)
+        # The value of all rows at the answer, against which the solve checks rows that were evaluated separately.
         f.recorded, once.recorded = f.recorded if f.recorded is not None else once.recorded, None
         return attached
 
 
 def followed(forward: Termination | None) -> Termination:
-    """The termination of an adjoint equation that is to be as exact as a forward solve.
+    """Return the termination of an adjoint equation that is to be as exact as a forward solve.
 
-    Its relative tolerance, 1e-6 where that is zero, in its norm: ``atol`` has the units of the state, which say nothing
-    of a cotangent. Its limit on rounds, too, but for one below 50: few rounds may be enough from a warm start, and the
-    adjoint equation always begins anew.
+    It has the norm and the relative tolerance of the forward solve, or 1e-6 where that tolerance is zero. It has no
+    absolute tolerance: that of the forward solve is in units of the state, which do not apply to a cotangent. It has
+    the limit on rounds of the forward solve, but at least 50: few rounds may be enough from a warm start, and an
+    adjoint equation has none.
     """
     if forward is None:
         return Termination()
@@ -101,10 +105,11 @@ def followed(forward: Termination | None) -> Termination:
 
 @dataclass
 class _Rule:
-    """What a backward pass goes by: the map, how its adjoint equation is solved, and where that is reported.
+    """Everything a backward pass needs: the map, how to solve its adjoint equation, and the report to fill in.
 
-    ``edge`` is what the map depends on, where that can be told, as autograd names it; ``known`` are tensors it may be.
-    ``problem`` is the map as a problem, where rows can be taken from it.
+    ``edge`` contains the tensors that the map depends on, by their autograd nodes; None if they cannot be determined.
+    ``known`` are tensors that count as such dependencies wherever they occur. ``problem`` is the map as a problem, if
+    rows can be taken from it.
     """
 
     f: Map
@@ -124,9 +129,10 @@ class _Rule:
         return solve_adjoint(linear, g, by.solver, self.termination, by.on_failure, self.report, record)
 
     def transposed(self, z: Float[Tensor, "B D"], fz: Float[Tensor, "B D"]) -> Callable[[Tensor], Map | None] | None:
-        """``J^T v`` at some of the rows of ``z``, by evaluating them once more; None where they cannot be taken.
+        """Return a function that gives ``J^T v`` for some rows of ``z`` by evaluating these rows again, or None.
 
-        That of rows whose value is not what it is among all of them is None, too.
+        It is None if rows cannot be taken. The function returns None for rows whose value, evaluated without the other
+        rows, differs from their value in the whole batch.
         """
         problem = self.problem
         if problem is None:
@@ -143,18 +149,18 @@ class _Rule:
         return record
 
     def recorded(self, z: Float[Tensor, "B D"]) -> tuple[Float[Tensor, "B D"], Edge | None]:
-        """``f(z)``, and what it depends on beside ``z``."""
+        """``f(z)``, recorded by autograd, and the tensors other than ``z`` that it depends on."""
         with torch.enable_grad(), self.ambient, uncompiled(), Boundary(z, *self.known) as boundary:
             fz = self.f(z)
         return fz, boundary.edge(fz, z)
 
     def again(self, z: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
-        """``f(z)``, once more.
+        """Evaluate and record ``f(z)`` again.
 
         Raises
         ------
         RuntimeError
-            Where it is not known what it depends on, or that has changed.
+            If the tensors that ``f`` depends on cannot be determined, or differ from those of the first evaluation.
         """
         fz, edge = self.recorded(z)
         if self.edge is None or edge is None or set(edge) != set(self.edge):
@@ -167,18 +173,22 @@ class _Rule:
 
 
 def _attached(rule: _Rule, value: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
-    """``value``, bit for bit, as the fixed point of ``rule.f``."""
+    """``value``, bit for bit, with the derivatives of a fixed point of ``rule.f``."""
     z = severed(value)
     fz, rule.edge = rule.recorded(z)
     if rule.edge is not None and not rule.edge and tangent_of(fz) is None:
-        return value  # it depends on nothing
+        return value  # the map depends on no differentiable tensor
     outside = () if rule.edge is None else rule.edge.values()
     result: Tensor = _FixedPoint.apply(rule, value, fz, z, *outside)  # type: ignore[no-untyped-call]  # as torch leaves it
     return result
 
 
 class _FixedPoint(torch.autograd.Function):
-    """Its cotangent goes on through ``fz``; where that is to be differentiated in turn, straight to ``outside``."""
+    """The fixed point as an autograd function.
+
+    A first derivative sends the cotangent ``u`` on through the recorded ``fz``. Where autograd records the backward
+    pass for a second derivative, the gradients of ``outside`` are returned directly, as differentiable functions.
+    """
 
     @staticmethod
     def forward(ctx: Any, rule: _Rule, value: Tensor, fz: Tensor, z: Tensor, *outside: Tensor) -> Tensor:
@@ -186,7 +196,7 @@ class _FixedPoint(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         answer = value.clone()
         ctx.save_for_backward(fz, z, answer, *outside)
-        if forward_ad._current_level >= 0:  # what is saved for forward mode loses its graph while gradients are off
+        if forward_ad._current_level >= 0:  # saved tensors have no graph here, where gradients are off
             ctx.recorded = fz, z
         return answer
 
@@ -213,7 +223,7 @@ class _FixedPoint(torch.autograd.Function):
 def _differentiable(
     rule: _Rule, g: Float[Tensor, "B D"], u: Float[Tensor, "B D"], z: Float[Tensor, "B D"], outside: list[Tensor]
 ) -> tuple[Tensor | None, ...]:
-    """``u^T df/dtheta`` for all that ``f`` depends on, as functions of that, of ``z`` (attached) and of ``g``."""
+    """``u^T df/dtheta`` for every tensor that ``f`` depends on, differentiable by these, by ``z`` and by ``g``."""
 
     def adjoint(v: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
         (transposed,) = torch.autograd.grad(
@@ -229,7 +239,7 @@ def _differentiable(
 
 @contextmanager
 def _cut(tensors: Iterable[Tensor]) -> Iterator[None]:
-    """No cotangent goes beyond these tensors, so that derivatives by them are partial ones."""
+    """A context in which no cotangent passes beyond these tensors, so that derivatives by them are partial."""
     nodes: set[Any] = {tensor.grad_fn for tensor in tensors if tensor.grad_fn is not None}
     hooks = [node.register_prehook(lambda cotangents: (None,) * len(cotangents)) for node in nodes]
     try:

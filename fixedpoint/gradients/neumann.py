@@ -1,15 +1,15 @@
 r"""Gradient by a truncated Neumann series.
 
-With ``J = df/dz`` at the fixed point and the cotangent ``g``, in place of ``(I - J^T)^{-1} g``
+With ``J = df/dz`` at the fixed point and the cotangent ``g``, this replaces ``(I - J^T)^{-1} g`` by
 
     u = sum_{i < k} (J^T)^i g
 
 (Lorraine, Vicol & Duvenaud 2020, "Optimizing millions of hyperparameters by implicit differentiation".)
-What is left out is ``(J^T)^k`` times the implicit ``u``: at most ``||J^k||`` of it, which for maps that are not normal
-may be large while the spectral radius to the ``k`` is small. One term is the one-step gradient; ``k`` terms are what
-backpropagation through ``k`` plain rounds from the solution gives.
+The bias is ``(J^T)^k`` times the implicit ``u``. Relative to ``u`` it is at most ``||J^k||``. If ``J`` is not normal,
+this may be large although the ``k``-th power of the spectral radius is small. One term gives the one-step gradient;
+``k`` terms give the gradient of backpropagation through ``k`` plain rounds from the solution.
 
-All products are made of one recorded evaluation.
+All products are computed from one recorded evaluation.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ __all__ = ["Neumann"]
 class Neumann(GradientEstimator):
     """A few terms of the Neumann series: one evaluation, and a vector-Jacobian product for each term after the first.
 
-    Of constant memory; biased by what is left out. Second derivatives and forward mode are refused.
+    The memory is constant. The gradient is biased, since the series is cut off. Second derivatives and forward mode
+    raise ``RuntimeError``.
     """
 
     terms: int = option(5, ge=1, help="k: number of terms")

@@ -4,7 +4,7 @@ With the fixed point ``z*`` held constant, one more application of ``f`` carries
 
     dL/dtheta  ~  g^T df(z*, theta)/dtheta
 
-that is ``u = g`` in place of the implicit ``u = (I - J^T)^{-1} g``. (Fung et al. 2022, "JFB: Jacobian-free
+that is, ``u = g`` replaces the implicit ``u = (I - J^T)^{-1} g``. (Fung et al. 2022, "JFB: Jacobian-free
 backpropagation for implicit networks", eq. 13; Geng et al. 2021.) Its relative error is about ``||J||``.
 """
 
@@ -25,9 +25,9 @@ __all__ = ["OneStep"]
 
 @dataclass(frozen=True)
 class OneStep(GradientEstimator):
-    """One application of f at the solution: cheap, of constant memory, and biased by about the norm of J.
+    """Differentiates one application of f at the solution: cheap, of constant memory, biased by about the norm of J.
 
-    Costs one more evaluation. Second derivatives and forward mode are refused.
+    It costs one more evaluation. Second derivatives and forward mode raise ``RuntimeError``.
     """
 
     @property

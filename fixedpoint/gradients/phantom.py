@@ -1,15 +1,16 @@
-r"""Phantom gradient: a few damped steps from the solution, differentiated.
+r"""Phantom gradient: differentiates a few damped steps from the solution.
 
-    z_0 = z*, held constant,    z_{j+1} = (1 - tau) z_j + tau f(z_j),    j = 0 .. k-1
+    z_0 = z*, as a constant,    z_{j+1} = (1 - tau) z_j + tau f(z_j),    j = 0 .. k-1
 
-(Geng, Zhang, Bai, Wang & Lin 2021, "On training implicit models", the unrolled form.) Backwards it gives
+(Geng, Zhang, Bai, Wang & Lin 2021, "On training implicit models", the unrolled form.) The backward pass gives
 
     u = tau sum_{j < k} ((1 - tau) I + tau J^T)^j g
 
-a truncated, damped Neumann series: with ``k = 1`` and ``tau = 1`` the one-step gradient, for large ``k`` the implicit
-one. Damping makes it converge for maps where the plain series does not: an eigenvalue of ``J`` below -1, say.
+which is a truncated, damped Neumann series. With ``k = 1`` and ``tau = 1`` it is the one-step gradient, and for large
+``k`` it tends to the implicit one. Damping makes the series converge for maps where the plain series does not, such as
+those with an eigenvalue of ``J`` below -1.
 
-Where we differ: the value handed on is ``z*`` itself, bit for bit; the steps are the path of the gradient alone.
+Where we differ: the returned value is ``z*`` itself, bit for bit; the steps serve only the gradient.
 """
 
 from __future__ import annotations
@@ -30,12 +31,13 @@ __all__ = ["Phantom"]
 
 @dataclass(frozen=True)
 class Phantom(GradientEstimator):
-    """Damped steps from the solution: one recorded evaluation for each, and as much memory.
+    """Differentiates damped steps from the solution; each takes one recorded evaluation, and its memory.
 
-    Biased by what is left out, and shorter by ``tau`` at few steps. Second derivatives and forward mode are refused.
+    The gradient is biased, since the series is cut off, and with few steps it is too short by about the factor ``tau``.
+    Second derivatives and forward mode raise ``RuntimeError``.
     """
 
-    steps: int = option(5, ge=1, help="k: number of steps; each costs one evaluation, and keeps it")
+    steps: int = option(5, ge=1, help="k: number of steps; each costs one evaluation, which is kept in memory")
     tau: float = option(0.5, gt=0.0, le=1.0, help="how far each step goes")
 
     @property

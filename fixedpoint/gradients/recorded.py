@@ -1,4 +1,4 @@
-"""One evaluation of a map at its fixed point as autograd saw it, and products with its Jacobian."""
+"""Records one evaluation of a map with autograd, and computes products with its Jacobian from the recorded graph."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ from fixedpoint.core.compiling import uncompiled
 __all__ = ["Map", "forward_products", "products", "recorded", "severed", "tangent_of", "watched", "without_tangents"]
 
 Map = Callable[[Tensor], Tensor]
+"""A function of states of shape ``(B, D)`` that returns states of the same shape."""
 
 
 def recorded(f: Map, value: Float[Tensor, "B D"]) -> tuple[Float[Tensor, "B D"], Float[Tensor, "B D"]]:
-    """``z``, equal to ``value``, and ``f(z)`` as autograd recorded it.
+    """Return ``z``, equal to ``value``, and ``f(z)`` as recorded by autograd.
 
-    ``f(z)`` depends on whatever ``f`` is closed over, and on ``z``, which depends on nothing: a cotangent sent into it
-    ends there, and leaves nothing behind. Where ``f`` depends on nothing else, ``f(z)`` is a constant.
+    ``f(z)`` depends on the tensors that ``f`` is closed over, and on ``z``. A cotangent that reaches ``z`` ends there
+    and accumulates no gradient. If ``f(z)`` depends on nothing but ``z``, it is returned detached.
     """
     with torch.enable_grad(), uncompiled():
         z = severed(value)
@@ -30,12 +31,12 @@ def recorded(f: Map, value: Float[Tensor, "B D"]) -> tuple[Float[Tensor, "B D"],
 
 
 def watched(problem: Map, value: Float[Tensor, "B D"]) -> tuple[Float[Tensor, "B D"], Float[Tensor, "B D"]]:
-    """``z``, equal to ``value``, and ``f(z)``, for products with the Jacobian that somebody asks for by themselves.
+    """Return ``z``, equal to ``value``, and the recorded ``f(z)``, for callers that need only the Jacobian in ``z``.
 
     Raises
     ------
     ValueError
-        Where autograd cannot see that ``f(z)`` depends on ``z``.
+        If autograd does not see that ``f(z)`` depends on ``z``.
     """
     with torch.enable_grad(), uncompiled():
         z = severed(value)
@@ -46,7 +47,7 @@ def watched(problem: Map, value: Float[Tensor, "B D"]) -> tuple[Float[Tensor, "B
 
 
 def severed(z: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-    """``z`` for autograd to record operations on, which no cotangent leaves."""
+    """A copy of ``z`` that requires a gradient, so that autograd records, but passes no cotangent on."""
     with torch.enable_grad():
         cut: Tensor = _Severed.apply(z.detach().requires_grad_())  # type: ignore[no-untyped-call]  # as torch leaves it
     return cut
@@ -55,13 +56,14 @@ def severed(z: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
 def products(
     fz: Float[Tensor, "*shape"], z: Float[Tensor, "*shape"], v: Float[Tensor, "*shape"]
 ) -> Float[Tensor, "*shape"]:
-    """``J^T v``, a vector-Jacobian product of a recorded evaluation; zero where ``fz`` does not depend on ``z``."""
+    """The vector-Jacobian product ``J^T v`` of a recorded evaluation; zero if ``fz`` does not depend on ``z``."""
+    # The graph is retained, since a solve makes many products of it.
     (product,) = torch.autograd.grad(fz, z, v, retain_graph=True, allow_unused=True, materialize_grads=True)
     return product
 
 
 def forward_products(fz: Float[Tensor, "B D"], z: Float[Tensor, "B D"]) -> Map:
-    """``J v``, from the vector-Jacobian product, which is linear in its vector: its own derivative, transposed."""
+    """Return a function ``v -> J v``: ``J^T v`` is linear in ``v``, and a product with its transpose gives ``J v``."""
     with torch.enable_grad():
         v = torch.zeros_like(fz, requires_grad=True)
         (transposed,) = torch.autograd.grad(fz, z, v, create_graph=True, allow_unused=True, materialize_grads=True)
@@ -75,18 +77,19 @@ def forward_products(fz: Float[Tensor, "B D"], z: Float[Tensor, "B D"]) -> Map:
 
 
 def tangent_of(tensor: Tensor) -> Tensor | None:
-    """The tangent that forward-mode differentiation has given a tensor, if any."""
+    """The tangent of a tensor in forward-mode differentiation; None if it has none."""
     tangent: Tensor | None = forward_ad.unpack_dual(tensor).tangent if forward_ad._current_level >= 0 else None
     return tangent
 
 
 def without_tangents() -> Any:
-    """A context in which forward-mode differentiation is off: what is computed there is constant to it."""
+    """A context in which forward-mode differentiation is off: results are constants with respect to it."""
     return forward_ad._set_fwd_grad_enabled(False)
 
 
 def _depends_on_more(fz: Tensor, z: Tensor) -> bool:
-    """Whether a leaf other than the one that ``z`` was made of takes part."""
+    """Whether ``fz`` depends on a leaf other than the one behind ``z``."""
+    # The walk stops at the node of z. The other ends of the graph are the accumulators of leaves, known by `variable`.
     seen: set[Any] = {None, z.grad_fn}
     nodes: list[Any] = [fz.grad_fn]
     while nodes:

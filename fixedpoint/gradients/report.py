@@ -1,4 +1,4 @@
-"""AdjointReport: how the backward pass of a solution went; filled in when it runs."""
+"""AdjointReport: describes how the adjoint equation was solved in the last backward pass of a solution."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["AdjointReport", "AdjointWarning"]
 
 
 class AdjointWarning(UserWarning):
-    """The adjoint equation of a row was not solved: its gradient is as good as the report says, no better."""
+    """The adjoint equation of a row was not solved; the ``AdjointReport`` says how inexact its gradient is."""
 
 
 def _none() -> NDArray[np.int64]:
@@ -23,26 +23,27 @@ def _none() -> NDArray[np.int64]:
 
 @dataclass
 class AdjointReport:
-    """How the adjoint equation ``u = J^T u + g`` of a solution was solved: ``solution.extras["adjoint"]``.
+    """How the adjoint equation ``u = J^T u + g`` of a solution was solved.
 
-    It is empty until a backward pass runs through the solution, and then says how the last one went.
+    It is stored in ``solution.extras["adjoint"]``. It is empty until a backward pass runs through the solution, and
+    then describes the last one.
 
     Attributes
     ----------
     backwards
-        Backward passes that have run.
+        Number of backward passes that have run.
     status
-        Shape ``(B,)``: why each row's adjoint solve stopped; of no rows where nothing was iterated to a tolerance.
+        Length ``B``: why the adjoint solve of each row stopped; empty if the estimator does not iterate to a tolerance.
     rounds
-        Products that had to wait for one another.
+        Number of products made in sequence.
     products
-        Shape ``(B,)``, int64: vector-Jacobian products of each row, and evaluations that recorded it anew.
+        Shape ``(B,)``, int64: vector-Jacobian products of each row, plus the evaluations that recorded it again.
     relative_error
-        Shape ``(B,)``, float64: ``||J^T u + g - u||`` over the size of ``u``; NaN where it was not measured.
+        Shape ``(B,)``, float64: ``||J^T u + g - u||`` relative to the size of ``u``; NaN where it was not measured.
     replaced
-        Shape ``(B,)``: rows that were given the one-step gradient instead.
+        Shape ``(B,)``, bool: whether the row was given the one-step gradient instead.
     message
-        One line per status that occurred.
+        One line for every status that occurred.
     """
 
     backwards: int = 0
@@ -55,11 +56,11 @@ class AdjointReport:
 
     @property
     def converged(self) -> NDArray[np.bool_]:
-        """Shape ``(B,)``; of no rows before a backward pass."""
+        """Whether the adjoint equation of each row was solved; shape ``(B,)``, bool, empty before a backward pass."""
         return np.array([status is Status.CONVERGED for status in self.status], dtype=np.bool_)
 
     def metrics(self) -> dict[str, float]:
-        """What a task that differentiates puts into its record; nothing before a backward pass."""
+        """The numbers that a task stores in its record; empty before a backward pass."""
         if not self.backwards:
             return {}
         found = {

@@ -1,21 +1,24 @@
-r"""SHINE: the inverse that the forward solver has learnt, shared with the backward pass.
+r"""SHINE: the backward pass uses the estimate of the inverse Jacobian from the forward solver.
 
-A quasi-Newton method keeps an estimate ``H`` of the inverse Jacobian of ``f(z) - z``. As ``J - I`` is what it inverts,
+A quasi-Newton method keeps an estimate ``H`` of the inverse Jacobian of ``f(z) - z``, that is, of the inverse of
+``J - I``. Hence
 
     u = (I - J^T)^{-1} g  ~  -H^T g
 
-at the price of a few inner products. (Ramzi, Mannel, Bai, Starck, Ciuciu & Moreau 2022, "SHINE: SHaring the INverse
-Estimate from the forward pass for bi-level optimization and implicit models"; theirs are the refinement from there,
-here by steps ``u <- J^T u + g``, and the fallback to the Jacobian-free ``u = g`` where ``u`` is out of proportion.)
+at the cost of a few inner products. (Ramzi, Mannel, Bai, Starck, Ciuciu & Moreau 2022, "SHINE: SHaring the INverse
+Estimate from the forward pass for bi-level optimization and implicit models". The paper also proposes to refine this
+estimate, which is done here by steps ``u <- J^T u + g``, and to fall back to the Jacobian-free ``u = g`` where ``u`` is
+too long in proportion to ``g``.)
 
 ``H`` is Broyden's, or that of Anderson acceleration, which is a multisecant method: ``H = -I + dF (dR^T dR)^{-1} dR^T``
 (Fang & Saad 2009, "Two classes of multisecant methods for nonlinear acceleration"). It is exact on the
-steps the solver has taken and the identity elsewhere, so the gradient is as good as these steps are many, and a solve
-that ends at once has learnt nothing: then this is the one-step gradient.
+steps that the solver has taken, and minus the identity elsewhere. The gradient is therefore better the more steps the
+solve took. A solve that ends at once has no estimate, and gives the one-step gradient.
 
-Where we differ: by default a row falls back by what the adjoint equation says, not by the length of ``u``, which is
-long wherever the map contracts slowly: where ``||J^T u + g - u||`` is larger than that of the one-step gradient,
-``||J^T g||``. That costs two vector-Jacobian products. A row that has converged keeps its pairs while others go on.
+Where we differ: by default the fallback is decided by the residual of the adjoint equation, not by the length of ``u``,
+which is large wherever the map contracts slowly. A row falls back where ``||J^T u + g - u||`` is larger than the
+residual of the one-step gradient, ``||J^T g||``. This test costs two vector-Jacobian products. A row that has converged
+keeps its pairs while other rows continue.
 """
 
 from __future__ import annotations
@@ -43,20 +46,23 @@ __all__ = ["Shine"]
 
 @dataclass(frozen=True)
 class Shine(GradientEstimator):
-    """The gradient by the forward solver's own inverse estimate; requires ``broyden`` or ``anderson``.
+    """The gradient by the forward solver's estimate of the inverse Jacobian; requires ``broyden`` or ``anderson``.
 
-    ``solution.extras["adjoint"]`` says after a backward pass which rows fell back (``replaced``), how many products
-    were made and, with ``fallback="residual"``, how well the adjoint equation is solved; no row has a status, since
-    nothing was iterated to a tolerance. Second derivatives and forward mode are refused.
+    After a backward pass ``solution.extras["adjoint"]`` says which rows fell back to the one-step gradient
+    (``replaced``), how many products were made and, with ``fallback="residual"``, the residual of the adjoint equation.
+    It has no status, since nothing is iterated to a tolerance. Second derivatives and forward mode raise
+    ``RuntimeError``.
     """
 
     refine: int = option(0, ge=0, help="steps of the adjoint iteration from the estimate, one product each")
     fallback: Literal["residual", "norm", "never"] = option(
         "residual",
-        help="when a row gets the one-step gradient: when its adjoint residual is worse (residual), when u is out of "
-        "proportion (norm), or never",
+        help="when a row gets the one-step gradient: when its adjoint residual is smaller (residual), when u is too "
+        "long (norm), or never",
     )
-    proportion: float = option(1.3, gt=0.0, help="with fallback norm: the largest length of u, in lengths of g")
+    proportion: float = option(
+        1.3, gt=0.0, help="with fallback norm: the largest length of u, relative to the length of g"
+    )
 
     needs = frozenset({"inverse"})
 
@@ -73,7 +79,7 @@ class Shine(GradientEstimator):
         z, fz = recorded(f.value, value)
 
         def shared(g: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
-            unit, size = scaled_rows(g)
+            unit, size = scaled_rows(g)  # as in the adjoint equation, so that tiny cotangents do not vanish
             u = self._estimated(unit, inverse, lambda v: products(fz, z, v), report)
             return (u.double() * size.unsqueeze(1)).to(g.dtype)
 
@@ -94,7 +100,7 @@ class Shine(GradientEstimator):
         if self.fallback == "residual":
             made += 2
             left, plain = row_norms(transposed(u) + g - u), row_norms(transposed(g))
-            poor = poor | ~(left <= plain)
+            poor = poor | ~(left <= plain)  # also where left is NaN
             length = row_norms(torch.where(poor.unsqueeze(1), g, u))
             relative = torch.where(poor, plain, left) / torch.where(length > 0, length, 1.0)
         self._tell(report, poor, relative, made)

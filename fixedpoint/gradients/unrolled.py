@@ -1,9 +1,9 @@
 """Unrolled gradient: backpropagation through the iterations themselves.
 
-The derivative of what was computed, to any order; memory grows with the rounds. It tends to the derivative of the
-fixed point as the iteration goes on (Gilbert 1992, "Automatic differentiation and iterative processes"). A row that is
-solved may have been so too soon for that, from a warm start at once; its derivative is completed
-(``fixedpoint.gradients.completed``).
+This is the derivative of the computation as it was carried out, of any order. The memory grows with the number of
+rounds. The derivative tends to that of the fixed point as the iteration proceeds (Gilbert 1992, "Automatic
+differentiation and iterative processes"). The value of a row may be solved before its derivative has converged, from a
+warm start even at once. The derivative of solved rows is therefore completed (``fixedpoint.gradients.completed``).
 """
 
 from __future__ import annotations
@@ -24,14 +24,17 @@ __all__ = ["Unrolled"]
 
 @dataclass(frozen=True)
 class Unrolled(GradientEstimator):
-    """Backpropagates through every iteration, accelerator included; a row that is solved gets the derivative of the
-    fixed point, as exactly as it is solved.
+    """Backpropagates through every iteration, including the acceleration.
 
-    A row that is not solved has the derivative of what was computed, by its start, too; with ``complete=False`` every
-    row has. ``solution.extras["adjoint"]`` says how the derivative of solved rows was completed.
+    A row that is solved gets the derivative of the fixed point, to the tolerance of the solve. A row that is not solved
+    gets the derivative of the computation as it was carried out, which also depends on the start. With
+    ``complete=False`` every row gets the latter. ``solution.extras["adjoint"]`` says how the derivative of solved rows
+    was completed.
     """
 
-    complete: bool = option(True, help="go on with the derivative of solved rows until it is solved, too")
+    complete: bool = option(
+        True, help="also solve for the derivative of solved rows, which may lag behind their values"
+    )
 
     runs_forward = True
 

@@ -1,4 +1,4 @@
-"""A batch of no rows, as the last part of a data set may be, or what a router gives to an expert."""
+"""Empty batches: a router may give an expert no rows, and the last part of a data set may be empty."""
 
 from __future__ import annotations
 
@@ -17,19 +17,20 @@ __all__ = ["is_empty", "solution_of_none"]
 
 
 def is_empty(start: Any) -> bool:
-    """Whether a start has tensors, and no rows."""
+    """Whether a start contains tensors, all of them with no rows."""
     leaves = [leaf for leaf in tree_leaves(start) if isinstance(leaf, Tensor)]
     return bool(leaves) and all(leaf.shape[:1] == (0,) for leaf in leaves)
 
 
 def solution_of_none(start: Any, value: Any, solver: Any) -> Solution:
-    """The solution of no rows, ``value``, in the structure of ``start``; one call was made for it.
+    """Return the solution of an empty batch, with ``value`` as its state; it counts the one call made for ``value``.
 
     Raises
     ------
     TypeError, ValueError
-        Where ``value`` has not the structure, the shapes or the dtype of ``start``.
+        If ``value`` does not have the structure, the shapes or the dtype of ``start``.
     """
+    # A layout cannot be made of an empty batch: make that of one row, and take no rows of it.
     layout = Layout.of(tree_map(lambda leaf: leaf.new_zeros(1, *leaf.shape[1:]), start), "independent").take(0)
     state = layout.pack(value, "the cell's value")
     none = torch.zeros(0, 1, dtype=torch.float64, device=layout.device)

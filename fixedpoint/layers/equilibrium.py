@@ -1,8 +1,8 @@
 r"""EquilibriumLayer: a layer whose output is the fixed point of a cell, ``z* = cell(z*, x)``.
 
-(Bai, Kolter & Koltun 2019, "Deep equilibrium models".) What solves it, how its gradient is computed, and when either
-is done are arguments; what changes from call to call of the cell is held still within a solve
-(``fixedpoint.layers.held``); solves may begin where those of the same samples have ended before
+(Bai, Kolter & Koltun 2019, "Deep equilibrium models".) The solver, the gradient estimator and the stopping rules are
+arguments. Parametrised weights and random numbers of the cell stay the same in all calls of one solve
+(``fixedpoint.layers.held``). A solve may begin at the last fixed points of the same samples
 (``fixedpoint.layers.warm``).
 """
 
@@ -38,29 +38,29 @@ from fixedpoint.registry import registry
 
 __all__ = ["Equilibrium", "EquilibriumLayer", "EquilibriumWarning"]
 
-# How a row ends whose point is no start for the next solve.
+# Statuses of rows whose last point must not be used as a warm start.
 _LOST = (Status.DIVERGED, Status.NONFINITE, Status.MIXED)
 
 
 class EquilibriumWarning(UserWarning):
-    """A row of a layer's output is no fixed point: the solve ended before it was one."""
+    """Rows of a layer's output are not fixed points, or the cell could not be called with only some of the rows."""
 
 
 @dataclass(frozen=True)
 class Equilibrium:
-    """A layer's solve.
+    """The result of one solve of a layer.
 
     Attributes
     ----------
     z
         The fixed point, in the structure of the state; differentiable.
     f
-        The map that was solved: the cell with its inputs, and with all that was held still.
+        The map that was solved, a function of the state: the cell with its inputs, weights and random numbers fixed.
     solution
-        How it went.
+        The ``Solution``, with statuses, errors and counts.
     corrections
-        States on the way to it, each one evaluation of ``f`` after the round that was asked for, and differentiable
-        through that evaluation alone: for a loss on each of them.
+        One state for each of the layer's ``corrections``: one evaluation of ``f`` at the state after that round, and
+        differentiable through that evaluation only. Each may have a loss of its own.
     """
 
     z: Any
@@ -72,48 +72,54 @@ class Equilibrium:
 class EquilibriumLayer(nn.Module):
     """The fixed point of ``cell(z, *inputs)`` as a layer.
 
-    Every row of the state's first dimension is a fixed point of its own, so the cell must not mix them: no batch
-    normalisation in training mode. Rows that are done are left out of the calls that follow, and of the inputs that
-    have a row for each of them: tensors, in whatever structure, whose first dimension is the batch. All others belong
-    to every row. One whose first dimension only happens to be the batch does, too; ``shared`` says so. Where nothing is
-    said, the answer is held against the cell's value of all rows, and where that is another one, the solve is made
-    again with all rows in every call, and a warning says what to state.
+    Each row of the state, along its first dimension, is a separate fixed point. The cell must therefore not mix rows,
+    as batch normalisation in training mode would. Rows that are done are left out of later calls. They are also taken
+    out of the inputs that have one row for each row of the state: tensors, in any structure, whose first dimension is
+    the batch size. All other inputs belong to every row. If the first dimension of a tensor only happens to equal the
+    batch size, name it in ``shared``. If ``shared`` is None, the answer is compared with the cell's value for all rows
+    together; if these differ, the solve is repeated with all rows in every call, and a warning asks for ``shared``.
 
     Parameters
     ----------
     cell
-        A module of the state and the inputs; returns a value of the state's structure and shapes: a tensor, or a
-        tuple, list or dict of tensors.
+        A module called as ``cell(z, *inputs, **keywords)``. It returns a value with the structure, shapes and dtypes of
+        the state: a tensor, or a tuple, list or dict of tensors.
     state
-        The start, a function of the inputs, keyword ones included; by default zeros like the first input.
+        A function of the inputs, including keyword inputs, that returns the start; by default zeros like the first
+        input.
     solver
-        A registered name, a mapping of ``name`` and options, or a solver.
+        A registered name, a mapping with ``name`` and options, or a solver.
     gradient
-        Likewise; by default implicit, its adjoint equation solved as exactly as the layer.
+        The gradient estimator, given like the solver; by default implicit, solved as exactly as the layer.
     training, evaluation
-        When a row is done, in training mode and in evaluation mode.
+        The stopping rules in training and in evaluation mode. Default: ``rtol`` 1e-3 and at most 50 rounds; ``rtol``
+        1e-4 and at most 100 rounds.
     warm_start
-        Solves in training mode begin where the last ones of the same ``samples`` ended; those in evaluation mode do
-        where they are given ``samples``, too.
+        In training mode a solve begins at the last states of the same ``samples``. In evaluation mode it does so only
+        if it is given ``samples``.
     corrections
-        Numbers of rounds, from 1, after which the state is kept for a loss of its own: sparse fixed-point correction
-        (Bai, Geng, Savani & Kolter 2022, "Deep equilibrium optical flow estimation", section 3.2). There are as many
-        states as numbers: where the solve ended before, or tells no state in that round, the next one it has told, in
-        the end the fixed point itself.
+        Increasing numbers of rounds, from 1, after which the state is kept for a separate loss: sparse fixed-point
+        correction (Bai, Geng, Savani & Kolter 2022, "Deep equilibrium optical flow estimation", section 3.2). If the
+        solver reports no state after that round, the next reported state is kept; if there is none, the fixed point.
     on_failure
-        What happens where rows did not converge: a warning, an exception, or nothing. ``statistics`` counts them.
+        What happens if rows do not converge: a warning, an exception, or nothing. ``statistics`` counts these rows.
     shared
-        Which inputs belong to every row whatever their size: positions from 0, names, or paths into a structure, as
-        ``("mask", (1, "memory"))``. It is a statement of all inputs: those that are not named and have the batch for
-        their first dimension are taken row by row. None: nothing is stated.
+        The inputs that belong to every row whatever their size: positions from 0, names, or paths into a structure, as
+        in ``("mask", (1, "memory"))``. Inputs not named here are taken row by row if their first dimension is the batch
+        size. If None, which inputs are shared is not known, and is checked as described above.
     rows
-        ``"independent"``: rows of the state's first dimension. ``"joint"``: they depend on one another (nodes of a
-        graph, attention across the batch), and the whole state is one fixed point, judged as one.
+        ``"independent"``: the rows along the first dimension of the state are separate fixed points. ``"joint"``: they
+        depend on one another (nodes of a graph, attention across the batch), and the whole state is one fixed point.
 
     Attributes
     ----------
     statistics
-        What the solves took, in training mode, and in evaluation mode: ``layer.statistics["training"]``.
+        A ``Statistics`` of the solves in each mode: ``statistics["training"]`` and ``statistics["evaluation"]``.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is not as described, or if ``rows`` is ``"joint"`` and there is a ``warm_start``.
 
     Examples
     --------
@@ -174,29 +180,31 @@ class EquilibriumLayer(nn.Module):
 
     @outside_of_graphs
     def forward(self, *inputs: Any, start: Any = None, samples: Tensor | None = None, **keywords: Any) -> Any:
-        """The fixed point; of an empty batch, none.
+        """Return the fixed point, in the structure of the state. An empty batch gives an empty result.
 
         Parameters
         ----------
         inputs, keywords
-            What the cell takes beside the state, as the cell is to be given it.
+            The inputs of the cell after the state, at least one.
         start
-            Where the solve begins, in the structure of the state; by default what ``state`` says.
+            The start of the solve, in the structure of the state; by default computed by ``state``. Samples with a
+            stored state begin at that state instead.
         samples
-            Shape ``(B,)``, integers: which samples the rows are, for ``warm_start``.
+            Shape ``(B,)``, int32 or int64: the index of each row's sample. Only for a layer with a ``warm_start``, and
+            required by it in training mode.
 
         Raises
         ------
         ConvergenceError
-            Where a row did not converge and ``on_failure`` is ``"raise"``.
+            If a row did not converge and ``on_failure`` is ``"raise"``.
         ValueError, TypeError
-            For inputs, a start or samples that are not as described.
+            If the inputs, the start or the samples are not as described.
         """
         return self._equilibrium(inputs, keywords, start, samples).z
 
     @outside_of_graphs
     def solve(self, *inputs: Any, start: Any = None, samples: Tensor | None = None, **keywords: Any) -> Equilibrium:
-        """The fixed point, with all that is known of it; parameters as for :meth:`forward`."""
+        """Return the fixed point with its solution; parameters and exceptions as for :meth:`forward`."""
         return self._equilibrium(inputs, keywords, start, samples)
 
     def _equilibrium(
@@ -210,11 +218,12 @@ class EquilibriumLayer(nn.Module):
             return self._of_none(given, begun)
         problem = CellProblem(self.cell, given, begun, self.rows)
         solution, kept = self._solved(problem)
+        # Rows were called separately without a statement about the inputs, and the whole batch gives other values.
         if self.shared is None and problem.taking.used and "apart" in solution.extras:
             before, problem = solution, problem.together()
             solution, kept = self._solved(problem)
-            solution.counts.add(before.counts)
-            if "apart" not in solution.extras:  # nothing is wrong with the cell
+            solution.counts.add(before.counts)  # both solves were made, so both count
+            if "apart" not in solution.extras:  # the cell is sound: only calls with some of its rows are wrong
                 self._tell_shared(given, len(before.status))
         elif problem.taking.refusal is not None and "apart" not in solution.extras:
             self._tell_shared(given, len(solution.status), problem.taking.refusal)
@@ -233,13 +242,13 @@ class EquilibriumLayer(nn.Module):
         return "training" if self.training else "evaluation"
 
     def _solved(self, problem: CellProblem) -> tuple[Solution, list[Tensor]]:
-        """The solution, and the states on the way that corrections are made of."""
+        """Return the solution and the intermediate states from which the corrections are computed."""
         kept: list[Tensor] = []
 
         def keep(progress: Progress) -> None:
             due = [number for number in self.corrections[len(kept) :] if number <= progress.round]
             if due and progress.latest is not None:
-                kept.extend([progress.latest.detach().clone()] * len(due))
+                kept.extend([progress.latest.detach().clone()] * len(due))  # the solver reuses this memory
 
         solution = solve(
             problem,
@@ -253,7 +262,7 @@ class EquilibriumLayer(nn.Module):
         return solution, [*kept, *[solution.fstate.detach()] * missing]
 
     def _of_none(self, given: Inputs, start: Any) -> Equilibrium:
-        """That of an empty batch: no rows, of the cell's own making, so that parameters have the gradient zero."""
+        """The result for an empty batch. The cell is called, so that its parameters get a gradient of zero."""
 
         def f(z: Any) -> Any:
             return self.cell(z, *given.positional, **given.keywords)
@@ -263,7 +272,7 @@ class EquilibriumLayer(nn.Module):
         return Equilibrium(z, f, solution, (z,) * len(self.corrections))
 
     def _begin(self, given: Inputs, start: Any, samples: Tensor | None) -> Any:
-        """Where the solve begins."""
+        """Return the start of the solve, detached: it has no part in the gradient."""
         if start is None and self.state is not None:
             start = self.state(*given.positional, **given.keywords)
         elif start is None:
@@ -304,7 +313,7 @@ class EquilibriumLayer(nn.Module):
         warnings.warn(EquilibriumWarning(sentence), stacklevel=5)
 
     def _tell_shared(self, given: Inputs, rows: int, refusal: Exception | None = None) -> None:
-        """Warn that all rows had to be called together, and why."""
+        """Warn that all rows had to be evaluated together, with the reason."""
         listed = ", ".join(given.by_row(rows)) or "none"
         why = "it gives other values" if refusal is None else f"it raises {type(refusal).__name__}: {refusal}"
         warnings.warn(
@@ -317,14 +326,14 @@ class EquilibriumLayer(nn.Module):
         )
 
     def extra_repr(self) -> str:
-        """Its options."""
+        """The options, for ``repr``."""
         parts = [f"solver={self.solver}", f"gradient={self.gradient}"]
         parts += [f"{mode}={rule}" for mode, rule in self.terminations.items()]
         return ",\n".join(parts)
 
 
 def _first(given: Inputs) -> Tensor:
-    """The first tensor among the inputs, which zeros can be a state like."""
+    """The first tensor among the inputs, whose shape and dtype the default start takes."""
     for leaf in given.tensors:
         if not (leaf.is_floating_point() or leaf.is_complex()):
             raise TypeError(

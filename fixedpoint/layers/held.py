@@ -1,15 +1,15 @@
-"""Held: what a cell derives or draws anew whenever it is called, held still for all calls of one solve.
+"""Held: keeps the parametrised weights and the random numbers of a cell the same in all calls of one solve.
 
-A fixed point requires one function. A cell whose dropout draws another mask at every call, or whose spectral
-normalisation takes another power iteration, is another function every time, in the solve and once more in the backward
-pass. Held still are
+A fixed point requires one function. A cell whose dropout draws a new mask at every call, or whose spectral
+normalisation makes another power iteration, is a different function in every call of the solve and of the backward
+pass. Two things are therefore held fixed:
 
-- the weights of modules with parametrisations (``torch.nn.utils.parametrizations``): computed once, recorded by
-  autograd, and given at every call;
-- the random numbers: what the first call draws every other one draws again, whether dropout asks for them or anything
-  else. A cell that draws nothing pays nothing, and outside its calls the generators are where one call has left them.
+- The weights of modules with parametrisations (``torch.nn.utils.parametrizations``) are computed once, recorded by
+  autograd, and used in every call.
+- Every call draws the same random numbers as the first call, for dropout or anything else. Outside of the calls, the
+  generators are in the state in which one call leaves them. For a cell that draws no random numbers this costs nothing.
 
-Both belong to the solve and not to the cell, so that several solves before one backward pass keep theirs apart.
+Both are stored with the solve and not with the cell, so that several solves before one backward pass stay separate.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ _MISSING = object()
 
 
 class Held:
-    """A context for every call of a cell in one solve and its backward pass.
+    """A context manager for the calls of a cell in one solve and its backward pass.
 
     Parameters
     ----------
     cell
-        The module; its parametrised weights are computed here.
+        The module. Its parametrised weights are computed in the constructor.
     device
-        Where it computes: the generators of the CPU and of this device are held.
+        The device on which the cell computes. The generators of the CPU and of this device are held.
 
     Raises
     ------
     ValueError
-        When the cell has batch normalisation in training mode: it mixes the rows.
+        If the cell contains batch normalisation in training mode, which mixes rows.
     """
 
     def __init__(self, cell: nn.Module, device: torch.device) -> None:
@@ -59,10 +59,11 @@ class Held:
 
     @property
     def draws(self) -> bool:
-        """Whether the cell has drawn random numbers; it is not known before its first call, and False."""
+        """Whether the first call of the cell drew random numbers; False before that call."""
         return self._still is False
 
     def __enter__(self) -> Held:
+        # Instance attributes shadow the method. They are put back on exit, since another solve may use the same cell.
         self._before.append([module.__dict__.get("forward", _MISSING) for module, _ in self._weights])
         for module, weight in self._weights:
             module.__dict__["forward"] = _always(weight)
@@ -87,7 +88,7 @@ class Held:
                 module.__dict__["forward"] = before
         if self._still:
             return
-        if self._still is None:  # the first call: what it has drawn is drawn, and all there is to know is whether
+        if self._still is None:  # the first call: the generators stay advanced; find out whether they are
             self._still = error is None and all(
                 torch.equal(get(), begun) for (get, _), begun in zip(self._generators, self._begun, strict=True)
             )
@@ -106,7 +107,7 @@ def _parametrizations(module: nn.Module) -> list[tuple[str, nn.Module]]:
 
 
 def _generators(device: torch.device) -> list[tuple[Callable[[], Tensor], Callable[[Tensor], None]]]:
-    """How the state of each generator is read and written."""
+    """Functions to read and to write the state of each generator."""
     found: list[tuple[Callable[[], Tensor], Callable[[Tensor], None]]] = [(torch.get_rng_state, torch.set_rng_state)]
     if device.type != "cpu":
         module: Any = torch.get_device_module(device)

@@ -1,9 +1,10 @@
-"""Inputs: what a cell takes beside the state, and which of it has a row for every row of the state.
+"""Inputs: the inputs of a cell after the state, and which of them have one row for each row of the state.
 
-A tensor whose first dimension is not the batch belongs to every row. One whose first dimension is the batch may have a
-row for each of them, or may have that size by chance: a memory of sixteen tokens beside a batch of sixteen. Only who
-made it knows, so it may be stated. Where nothing is stated such a tensor is taken row by row on trust, and what comes
-out is held against the cell's value of all rows (``fixedpoint.core.whole``).
+A tensor whose first dimension is not the batch size belongs to every row. A tensor whose first dimension is the batch
+size may have one row for each row of the state, or may have that size by chance: a memory of sixteen tokens with a
+batch of sixteen. Only the user knows, so the user may state it. If nothing is stated, such a tensor is taken row by row
+without knowing that this is right, and the answer is then compared with the cell's value for all rows together
+(``fixedpoint.core.whole``).
 """
 
 from __future__ import annotations
@@ -20,7 +21,10 @@ from torch.utils._pytree import tree_leaves, tree_map_with_path
 __all__ = ["Inputs", "Shared", "shared_paths"]
 
 Shared = Sequence[int | str | tuple[int | str, ...]]
+"""Inputs that belong to every row: positions from 0, names, or paths into a structure."""
+
 Path = tuple[int | str, ...]
+"""The position or name of an input, followed by the indices and keys that lead to a tensor in it."""
 
 
 @dataclass(frozen=True)
@@ -30,11 +34,11 @@ class Inputs:
     Attributes
     ----------
     positional, keywords
-        As the layer was given them.
+        The inputs as the layer was given them.
     shared
-        Where inputs stand that belong to every row, as it was stated; None where nothing was.
+        Paths of the inputs that the user stated to belong to every row; None if nothing was stated.
     names
-        Of the positional ones, as the cell calls them.
+        The cell's parameter names of the positional inputs; empty if they are not known.
     """
 
     positional: tuple[Any, ...]
@@ -46,16 +50,16 @@ class Inputs:
     def of(
         cls, cell: nn.Module, positional: tuple[Any, ...], keywords: Mapping[str, Any], shared: frozenset[Path] | None
     ) -> Inputs:
-        """The inputs of a cell."""
+        """The inputs of one call of a cell, with the names that the cell's signature gives them."""
         return cls(positional, keywords, shared, _names(cell)[: len(positional)])
 
     @property
     def tensors(self) -> list[Tensor]:
-        """All tensors, in order."""
+        """All tensors among the inputs, in order."""
         return [leaf for leaf in tree_leaves((self.positional, dict(self.keywords))) if isinstance(leaf, Tensor)]
 
     def by_row(self, count: int) -> list[str]:
-        """Where those stand that are taken row by row in a batch of so many, as ``shared`` would name them."""
+        """The inputs that are taken row by row in a batch of ``count`` rows, written as in ``shared``."""
         found: list[str] = []
 
         def note(path: Path, leaf: Tensor) -> Tensor:
@@ -66,11 +70,11 @@ class Inputs:
         return found
 
     def select_rows(self, rows: Int[Tensor, " k"], count: int) -> Inputs:
-        """Those of some of ``count`` rows."""
+        """The inputs of some of ``count`` rows; ``rows`` has shape ``(k,)``, int64."""
         return self._mapped(count, lambda _, leaf: leaf[rows])
 
     def _mapped(self, count: int, change: Callable[[Path, Tensor], Tensor]) -> Inputs:
-        """With something else in place of every tensor that has a row for every row."""
+        """Replace every tensor that is taken row by row by ``change(path, tensor)``."""
 
         def visit(keys: tuple[Any, ...], leaf: Any) -> Any:
             path = tuple(_step(key) for key in keys)
@@ -82,21 +86,24 @@ class Inputs:
         return replace(self, positional=positional, keywords=tree_map_with_path(visit, dict(self.keywords)))
 
     def _stated(self, path: Path) -> bool:
-        """Whether it was said that what stands there belongs to every row."""
+        """Whether the user stated that the input at this path belongs to every row."""
         if not self.shared:
             return False
         place = path[0]
+        # An input that was given by position may have been stated by its position or by its name.
         ways = [path, (self.names[place], *path[1:])] if isinstance(place, int) and place < len(self.names) else [path]
         return any(way[: len(stated)] == stated for way in ways for stated in self.shared)
 
 
 def shared_paths(cell: nn.Module, shared: Shared | None) -> frozenset[Path] | None:
-    """What a layer's ``shared`` states.
+    """Check a layer's ``shared`` argument and return it as a set of paths; None if nothing is stated.
 
     Raises
     ------
-    TypeError, ValueError
-        For what is no position, name or path, or no input of the cell.
+    TypeError
+        If ``shared`` or one of its items is not a position, a name or a path.
+    ValueError
+        If an item names no input of the cell.
     """
     if shared is None:
         return None
@@ -118,7 +125,7 @@ def shared_paths(cell: nn.Module, shared: Shared | None) -> frozenset[Path] | No
 
 
 def _names(cell: nn.Module) -> tuple[str, ...]:
-    """What a cell calls its inputs beside the state; empty where it takes whatever comes."""
+    """The cell's names of its inputs after the state; empty if it takes any inputs or has no signature."""
     try:
         parameters = list(inspect.signature(cell.forward).parameters.values())
     except (TypeError, ValueError):  # some callables have no signature
@@ -129,7 +136,7 @@ def _names(cell: nn.Module) -> tuple[str, ...]:
 
 
 def _step(key: Any) -> int | str:
-    """A step into a structure as ``shared`` would have it."""
+    """A key of a pytree path in the form that ``shared`` uses: an index or a name."""
     for name in ("idx", "key", "name"):
         if hasattr(key, name):
             found: int | str = getattr(key, name)

@@ -1,7 +1,7 @@
-"""Weight and spectral normalisation of a cell's layers, by torch's own parametrisations.
+"""Weight and spectral normalisation of the layers of a cell, using the parametrisations of torch.
 
-They are modules of the cell like any other: ``deepcopy``, ``.double()``, averaged copies and ``state_dict`` take them
-along. In an ``EquilibriumLayer`` they are computed once a solve, not at every call.
+The parametrisations are ordinary modules of the cell, so ``deepcopy``, ``.double()``, averaged copies and
+``state_dict`` include them. An ``EquilibriumLayer`` computes them once per solve, not at every call.
 """
 
 from __future__ import annotations
@@ -24,32 +24,43 @@ class Bounded(nn.Module):
     Parameters
     ----------
     bound
-        What it is multiplied by.
+        The factor by which the weight is multiplied.
     learned
-        Whether the factor may go below: ``bound * sigmoid(s)`` with a parameter ``s``, at first 0.95 of the bound.
+        Whether the factor is learned: it is then ``bound * sigmoid(s)`` with a parameter ``s``, and begins at 0.95 of
+        the bound.
     """
 
     def __init__(self, bound: float, *, learned: bool = False) -> None:
         super().__init__()
         self.bound = bound
-        self.logit = nn.Parameter(torch.tensor(2.9444)) if learned else None
+        self.logit = nn.Parameter(torch.tensor(2.9444)) if learned else None  # sigmoid(2.9444) = 0.95
 
     def forward(self, weight: Tensor) -> Tensor:
-        """The weight, scaled."""
+        """Return the weight multiplied by the factor."""
         return weight * (self.bound if self.logit is None else self.bound * torch.sigmoid(self.logit))
 
 
 def weight_normalized(cell: M, *, name: str = "weight", of: Callable[[nn.Module], bool] | None = None) -> M:
-    """``g v / ||v||`` for every output channel (Salimans & Kingma 2016), in place.
+    """Normalise weights to ``g v / ||v||`` for every output channel (Salimans & Kingma 2016), in place.
 
     Parameters
     ----------
     cell
-        Its linear and convolutional layers are normalised.
+        The module to change. By default all its linear and convolutional layers are normalised.
     name
-        Of the parameter.
+        Name of the parameter to normalise in each layer.
     of
-        Which modules, instead.
+        Function that says of each module of the cell whether it is normalised, instead of the default.
+
+    Returns
+    -------
+    Module
+        The cell itself.
+
+    Raises
+    ------
+    ValueError
+        If no module is chosen, or the parameter of a chosen module already has a parametrisation.
     """
     for module in _chosen(cell, name, of):
         parametrizations.weight_norm(module, name)
@@ -65,25 +76,37 @@ def spectral_normalized(
     name: str = "weight",
     of: Callable[[nn.Module], bool] | None = None,
 ) -> M:
-    """Weights of spectral norm ``bound`` (Miyato, Kataoka, Koyama & Yoshida 2018), in place.
+    """Normalise weights to the spectral norm ``bound`` (Miyato, Kataoka, Koyama & Yoshida 2018), in place.
 
-    That of a convolution is the norm of its kernel as a matrix from ``in * k * k`` to ``out``: the operator's own is at
-    most ``k`` times as large for a kernel of ``k x k``.
+    For a convolution this is the norm of its kernel as a matrix from ``in * k * k`` to ``out``. The norm of the
+    convolution itself is at most ``k`` times as large for a kernel of ``k x k``.
 
     Parameters
     ----------
     cell
-        Its linear and convolutional layers are normalised.
+        The module to change. By default all its linear and convolutional layers are normalised.
     bound
-        The norm, to what the power iteration has found of it: it takes some more steps in every solve.
+        The spectral norm, greater than 0. It is reached as exactly as the power iteration has converged, which
+        continues in every solve while training.
     learned
-        Whether the norm may go below the bound.
+        Whether the norm is learned and may be smaller than the bound; see ``Bounded``.
     power_iterations
-        Steps of the power iteration in every solve while training.
+        Number of steps of the power iteration in every solve while training.
     name
-        Of the parameter.
+        Name of the parameter to normalise in each layer.
     of
-        Which modules, instead.
+        Function that says of each module of the cell whether it is normalised, instead of the default.
+
+    Returns
+    -------
+    Module
+        The cell itself.
+
+    Raises
+    ------
+    ValueError
+        If ``bound`` is not greater than 0, no module is chosen, or the parameter of a chosen module already has a
+        parametrisation.
     """
     if not bound > 0:
         raise ValueError(f"bound must be greater than 0, got {bound}")

@@ -1,4 +1,4 @@
-"""CellProblem: a cell with its inputs as a fixed-point problem, from which rows that are done can be taken out."""
+"""CellProblem: a cell with its inputs as a fixed-point problem whose rows can be taken."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ __all__ = ["CellProblem"]
 
 @dataclass
 class _Taking:
-    """How rows are taken, known to a problem and to all that was taken from it.
+    """How rows are taken: one object shared by a problem and all problems taken from it.
 
     Attributes
     ----------
     apart
-        Whether the cell is called with the rows alone; all rows are evaluated otherwise.
+        Whether the cell is called with only the rows that were taken; otherwise it is called with all rows.
     selected
         Whether rows have been taken.
     used
-        Whether the cell has been called so.
+        Whether the cell has been called with only some of the rows.
     refusal
-        What the cell raised when it was.
+        The exception that such a call raised.
     beside
-        Rows evaluated beside those that were asked for.
+        Number of rows evaluated in addition to those that were requested.
     """
 
     apart: bool
@@ -47,19 +47,19 @@ class _Taking:
 
 
 class CellProblem(FunctionProblem, HasTake, Unproven):
-    """``z = cell(z, *inputs)``, row by row, or the whole state one row.
+    """The problem ``z = cell(z, *inputs)``, with independent rows or with the whole state as one row.
 
-    Under automatic mixed precision the cell may answer in the dtype that autocast computes in; its value is taken back
-    to that of the state.
+    Under automatic mixed precision the cell may return the dtype that autocast computes in. Its value is then converted
+    to the dtype of the state.
 
     Parameters
     ----------
     cell
         The module.
     inputs
-        What it takes beside the state; a tuple is that of positional ones.
+        Its inputs after the state; a tuple holds positional inputs.
     start
-        The start, whose first dimension is the batch.
+        The start, in the structure of the state; its first dimension is the batch.
     rows
         ``"independent"`` or ``"joint"``.
     """
@@ -71,39 +71,39 @@ class CellProblem(FunctionProblem, HasTake, Unproven):
         self.inputs = inputs if isinstance(inputs, Inputs) else Inputs(inputs, {})
         super().__init__(self.value, start, rows)
         self.held = Held(cell, self.layout.device)
-        # A compiled cell is compiled for its shapes: rows that are done cost less than compiling for the others.
+        # A compiled cell is compiled for its shapes: to evaluate finished rows costs less than to compile again.
         self.taking = _Taking(apart=not is_compiled(cell))
         self._whole: CellProblem | None = None
         self._rows: Tensor | None = None
 
     def value(self, z: Any) -> Any:
-        """The cell's value."""
+        """The cell's value at a state in the user's structure, with weights and random numbers held fixed."""
         with self.held:
             value = self.cell(z, *self.inputs.positional, **self.inputs.keywords)
         device = self.layout.device.type
         if not torch.is_autocast_enabled(device):
             return value
-        made = torch.get_autocast_dtype(device), torch.float32  # an operation's result is one or the other
+        made = torch.get_autocast_dtype(device), torch.float32  # autocast gives results in one of the two
         return tree_map(
             lambda leaf: leaf.to(self.layout.dtype) if isinstance(leaf, Tensor) and leaf.dtype in made else leaf, value
         )
 
     @property
     def unproven(self) -> bool:
-        """Whether rows that were done have been left out: nobody has seen the cell's value where all of them ended."""
+        """Whether finished rows were left out, so that the cell has not been evaluated at the whole answer."""
         return self.taking.selected
 
     def together(self) -> CellProblem:
-        """The same problem, whose rows are always evaluated together."""
+        """The same problem, with all rows evaluated together in every call."""
         whole = copy.copy(self)
         whole.function, whole.taking = whole.value, _Taking(apart=False)
         return whole
 
     def take(self, rows: Int[Tensor, " k"]) -> CellProblem:
-        """The problem of some of the rows.
+        """The problem of some of the rows, in the given order.
 
-        Where the cell draws random numbers all rows are evaluated all the same, for what a row is given depends on how
-        many there are; where it is compiled, too.
+        If the cell draws random numbers, all rows are still evaluated, since the numbers that a row gets depend on the
+        number of rows. All rows are also evaluated if the cell is compiled.
         """
         self.taking.selected = True
         part = copy.copy(self)
@@ -116,20 +116,20 @@ class CellProblem(FunctionProblem, HasTake, Unproven):
         return part
 
     def __call__(self, z: Tensor) -> Tensor:
-        """The cell's value, of states ``(B, D)``."""
+        """The cell's value at states of shape ``(B, D)``."""
         if self._whole is None or self._rows is None:
             return super().__call__(z)
         if self._apart:
             try:
                 value = super().__call__(z)
-            except torch.OutOfMemoryError:
+            except torch.OutOfMemoryError:  # all rows would need even more memory
                 raise
-            except Exception as error:  # a cell may raise anything where an input is not what it takes it for
+            except Exception as error:  # a cell may raise anything if an input was wrongly cut
                 refusal = error
             else:
                 self.taking.used = True
                 return value
-            value = self._among_all(z)  # raises, too, where the rows are not to blame
+            value = self._among_all(z)  # raises again if taking rows was not the cause
             self.taking.apart, self.taking.refusal = False, refusal
             return value
         return self._among_all(z)
@@ -139,7 +139,7 @@ class CellProblem(FunctionProblem, HasTake, Unproven):
         return self.taking.apart and not self.held.draws
 
     def _among_all(self, z: Tensor) -> Tensor:
-        """The value of these rows as the whole problem has it."""
+        """The value of these rows, computed by evaluating all rows."""
         whole, rows = self._whole, self._rows
         assert whole is not None  # this is part of one
         assert rows is not None

@@ -1,14 +1,15 @@
-r"""The spectral radius of a map's Jacobian: whether plain iteration converges there, and how fast.
+r"""Spectral radius of the Jacobian of a map, which says whether plain iteration converges there, and how fast.
 
-Power iteration, which is what deep equilibrium codes use, tells the radius from how much one product lengthens its
-vector, and does not converge where the largest eigenvalues are a complex pair, as those of a cell with any rotation
-are. Here it is the largest eigenvalue of the small Hessenberg matrix that Arnoldi's process makes of the products
+Power iteration, which deep equilibrium codes use, estimates the radius by how much one product lengthens its vector. It
+does not converge if the largest eigenvalues are a complex pair, as they are for a cell with any rotation. Here the
+radius is the modulus of the largest eigenvalue of the small Hessenberg matrix that Arnoldi's process builds from the
+products
 
     J^T V_k = V_k H_k + h_{k+1,k} v_{k+1} e_k^T
 
-(Saad 2011, "Numerical methods for large eigenvalue problems", section 6.2), complex or not, started anew from the real
-part of its Ritz vector, which with its image spans what belongs to a complex pair. ``h_{k+1,k} |e_k^T y|`` says how far
-it is from being an eigenvalue.
+(Saad 2011, "Numerical methods for large eigenvalue problems", section 6.2), real or complex. The process restarts from
+the real part of the Ritz vector of that eigenvalue, which together with its image spans the invariant subspace of a
+complex pair. The residual ``h_{k+1,k} |e_k^T y|`` says how far the value is from being an eigenvalue.
 """
 
 from __future__ import annotations
@@ -30,16 +31,16 @@ __all__ = ["SpectralRadius", "spectral_radius"]
 
 
 class SpectralRadius(NamedTuple):
-    """Of every row's Jacobian.
+    """The spectral radius of the Jacobian of every row.
 
     Attributes
     ----------
     value
-        Shape ``(B,)``, float64: the modulus of the largest eigenvalue that was found.
+        Shape ``(B,)``, float64: the modulus of the largest eigenvalue found.
     residual
-        Shape ``(B,)``, float64: ``||J^T y - lambda y||`` of its unit vector, over the largest entry of ``H_k``.
+        Shape ``(B,)``, float64: ``||J^T y - lambda y||`` of its unit vector, relative to the largest entry of ``H_k``.
     products
-        Vector-Jacobian products of every row.
+        Number of vector-Jacobian products, the same for every row.
     """
 
     value: Float[Tensor, " B"]
@@ -57,24 +58,31 @@ def spectral_radius(
     max_products: int = 300,
     seed: int = 0,
 ) -> SpectralRadius:
-    """The spectral radius of ``df/dz`` at ``z``, row by row.
+    """Compute the spectral radius of ``df/dz`` at ``z``, for every row.
 
     Parameters
     ----------
     f
-        A map that autograd can go back through.
+        A map that autograd can differentiate.
     z
-        Where: a tensor, or a structure of tensors, as for ``fixedpoint.solve``.
+        The point at which to take the Jacobian: a tensor or a structure of tensors, as for ``fixedpoint.solve``.
     rows
-        As for ``fixedpoint.solve``.
+        ``"independent"`` or ``"joint"``, as for ``fixedpoint.solve``.
     rtol
-        The residual at which a row is done.
+        Largest residual at which a row is done, at least 0 and less than 1. The process stops when all rows are.
     memory
-        Products before the process starts anew.
+        Number of products after which the process restarts, at least 1.
     max_products
-        At most so many.
+        Maximum number of products, at least 1.
     seed
-        Of the vectors it begins with.
+        Seed of the random vectors from which the process begins.
+
+    Raises
+    ------
+    ValueError
+        If a number is out of range, or autograd does not see that ``f(z)`` depends on ``z``.
+    TypeError, ValueError
+        If ``z`` is not as described or not finite, or ``f`` returns another structure, shape or dtype.
     """
     if not 0 <= rtol < 1:
         raise ValueError(f"rtol must be at least 0 and less than 1, got {rtol}")
@@ -98,7 +106,7 @@ def spectral_radius(
 def _cycle(
     product: Map, start: Float[Tensor, "B D"], memory: int
 ) -> tuple[Float[Tensor, " B"], Float[Tensor, " B"], Float[Tensor, "B D"]]:
-    """The largest Ritz value's modulus, its residual, and the real part of its vector."""
+    """One Arnoldi cycle: the modulus of the largest Ritz value, its residual, and the vector to restart from."""
     everyone = torch.ones(len(start), dtype=torch.bool, device=start.device)
     basis = start.new_zeros(len(start), memory + 1, start.shape[1])
     basis[:, 0] = unit(start, row_norms(start), everyone)
@@ -112,9 +120,10 @@ def _cycle(
     place = values.abs().argmax(dim=1)
     several = torch.arange(len(place))
     ritz, largest = vectors[several, :, place], values.abs()[several, place]
+    # The largest entry can only be zero for J = 0; the residual is zero then.
     size = small.abs().amax(dim=(1, 2)).clamp(min=torch.finfo(torch.float64).tiny)
     residual = small[:, memory, memory - 1] * ritz[:, -1].abs() / size
-    # Of a complex pair any combination of real and imaginary part will do; one of them may be nothing.
+    # For a complex pair any combination of the real and the imaginary part will do, but one of them may be nearly zero.
     real = torch.where((ritz.real.norm(dim=1) > 0.1).unsqueeze(1), ritz.real, ritz.imag).to(start.device)
     again = add_combination(torch.zeros_like(start), basis[:, :memory], real.unsqueeze(1))
     return largest.to(start.device), residual.to(start.device), again

@@ -1,4 +1,4 @@
-"""Statistics: what the solves of a layer have taken, since they were last looked at."""
+"""Statistics: sums over the solves of a layer since the last reset, for logs."""
 
 from __future__ import annotations
 
@@ -10,34 +10,36 @@ from fixedpoint.gradients.report import AdjointReport
 
 __all__ = ["Statistics"]
 
-# Backward passes that are awaited; a forward pass that is never differentiated is forgotten after so many others.
+# Number of forward passes whose backward pass may still come. Some never have one: the oldest are forgotten.
 _AWAITED = 256
 
 
 @dataclass
 class Statistics:
-    """Sums over the solves of a layer, host numbers only; :meth:`means` has what a log requires.
+    """Sums over the solves of a layer, as numbers on the host; :meth:`means` returns the averages for a log.
 
     Attributes
     ----------
     solves
-        How many.
+        Number of solves.
     rows
-        Of all solves.
+        Number of rows in all solves.
     unsolved
-        Rows that did not converge.
+        Number of rows that did not converge.
     rounds
-        Sequential evaluations.
+        Number of rounds in all solves.
     evaluations
-        Of all rows.
+        Number of evaluations, summed over all rows.
     error
-        The largest relative error of any row.
+        Largest relative error of any row.
     backwards
-        Backward passes with an adjoint solve.
+        Number of backward passes with an adjoint solve.
     products
-        Vector-Jacobian products of all rows in them.
-    adjoint_rows, adjoint_unsolved
-        Rows of adjoint solves, and those that did not converge.
+        Number of vector-Jacobian products in these backward passes, summed over all rows.
+    adjoint_rows
+        Number of rows in these adjoint solves.
+    adjoint_unsolved
+        Number of rows whose adjoint equation was not solved.
     """
 
     solves: int = 0
@@ -53,7 +55,7 @@ class Statistics:
     _awaited: deque[AdjointReport] = field(default_factory=lambda: deque(maxlen=_AWAITED), repr=False)
 
     def add(self, solution: Solution) -> None:
-        """Count a solve; its backward pass is counted once it has run."""
+        """Count a solve. Its backward pass is counted once it has run."""
         self.solves += 1
         self.rows += len(solution.status)
         self.unsolved += int((~solution.converged).sum())
@@ -66,7 +68,15 @@ class Statistics:
             self._awaited.append(report)
 
     def means(self) -> dict[str, float]:
-        """Rounds and products a solve, evaluations a row, shares of unsolved rows; nothing where nothing was solved."""
+        """Return the averages; an empty dict if there was no solve.
+
+        Returns
+        -------
+        dict
+            ``rounds`` per solve, ``evaluations`` per row, the fraction ``unsolved`` of the rows, and the largest
+            ``error``. After a backward pass also ``products`` per row of an adjoint solve, and the fraction
+            ``adjoint_unsolved`` of these rows.
+        """
         self.collect()
         if not self.solves:
             return {}
@@ -82,11 +92,11 @@ class Statistics:
         return found
 
     def reset(self) -> None:
-        """Begin anew."""
+        """Set all numbers to zero, and forget backward passes that have not run yet."""
         vars(self).update(vars(Statistics()))
 
     def collect(self) -> None:
-        """Count the backward passes that have run since."""
+        """Count the backward passes that have run since the last call."""
         waiting = [report for report in self._awaited if not report.backwards]
         for report in self._awaited:
             if report.backwards:

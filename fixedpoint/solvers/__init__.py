@@ -1,1 +1,1 @@
-"""Solvers, one a file; each file opens with its recurrence and reference."""
+"""The solvers, one per file. Each file begins with the recurrence of its method and the reference."""

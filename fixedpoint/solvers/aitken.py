@@ -7,10 +7,11 @@ With ``r_k = f(z_k) - z_k``, ``dz = z_k - z_{k-1}``, ``dr = r_k - r_{k-1}``:
 
 (Irons & Tuck 1969, "A version of the Aitken accelerator for computer iteration"; Macleod 1986, "Acceleration of vector
 sequences by multi-dimensional Delta-2 methods". Kuettler & Wall 2008, "Fixed-point fluid-structure interaction solvers
-with dynamic relaxation", eq. 44, write it with ``dz = omega_{k-1} r_{k-1}``.) One state of memory beside the iterate.
+with dynamic relaxation", eq. 44, write it with ``dz = omega_{k-1} r_{k-1}``.) It stores one point in addition to the
+iterate.
 
-Where we differ: the length stays within ``[shortest, longest]``, sign kept, since a row whose length has become zero
-would stay where it is; and a row whose residual has grown tenfold takes a plain step.
+Where we differ: ``|omega_k|`` is kept within ``[shortest, longest]`` and its sign is kept, since a row with
+``omega_k = 0`` would never move again. A row whose residual has grown more than tenfold in one step takes a plain step.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ _GROWTH = 10.0
 
 @dataclass(frozen=True)
 class AitkenState:
-    """The previous point, if the row has one that counts, and the size of its residual."""
+    """The previous point, whether each row may be compared with it (``linked``), and the norm of its residual."""
 
     previous: Evaluated | None
     linked: Bool[Tensor, " B"]
@@ -43,7 +44,7 @@ class AitkenState:
 
 @dataclass(frozen=True)
 class Aitken(StepSolver[AitkenState]):
-    """Dynamic relaxation: each row goes along its residual, as far as the last two residuals suggest."""
+    """Dynamic relaxation: every row steps along its residual, by a length computed from the last two residuals."""
 
     shortest: float = option(0.1, gt=0.0, help="smallest length of a step, in residuals")
     longest: float = option(100.0, gt=0.0, help="largest length of a step, in residuals")
@@ -75,7 +76,7 @@ class Aitken(StepSolver[AitkenState]):
         change = at.residual - previous.residual
         size = row_norms(change.detach())
         usable = linked & (size > 0)
-        unit = change / torch.where(usable, size, 1.0).to(change.dtype).unsqueeze(1)  # whose square does not underflow
+        unit = change / torch.where(usable, size, 1.0).to(change.dtype).unsqueeze(1)  # its square does not underflow
         along = vecdot(at.z - previous.z, unit)
         squared = torch.where(usable, vecdot(unit, unit) * size, 1.0)
         suggested = -along / squared

@@ -7,21 +7,21 @@ With ``r_k = f(z_k) - z_k``, ``dF = [f_{j+1} - f_j]``, ``dR = [r_{j+1} - r_j]`` 
 
 (Anderson 1965; Walker & Ni 2011, "Anderson acceleration for fixed-point iterations", eqs. 2.1 to 2.4.)
 
-The states of a chain depend on earlier ones only. There the norm for state ``i`` runs over the states up to ``i``:
-one ``gamma`` per state, from a running sum of the blocks' inner products (Tang et al. 2024, "Accelerating parallel
-sampling of diffusion models", section 3.2, triangular Anderson acceleration).
+A state of a chain depends only on earlier states. On a chain, each state ``i`` therefore has its own ``gamma``, which
+minimises the norm over the states up to ``i``. It is computed from a running sum of the inner products of the blocks
+(Tang et al. 2024, "Accelerating parallel sampling of diffusion models", section 3.2, triangular Anderson acceleration).
 
 Where we differ, and why:
 
-- The small problem is solved from an incrementally updated Gram matrix in float64, its columns normalised and
-  filtered (see ``least_squares``), instead of with an absolute ridge, which makes the method depend on the scale
-  of the state and slower than Picard near convergence.
-- A block whose residual is exactly zero is solved; its history is noise and takes no part.
-- With ``surprise``, a row whose residual is that many times what its columns promised, ``|| r - dR gamma ||``, forgets
-  the oldest quarter of them: a contraction keeps the promise where it is linear, and where it is curved old columns are
-  what misleads.
-- A row whose residual has grown by more than ``restart_growth`` over its best forgets its history and takes a
-  plain step. If it was a plain step that made it grow, another would do the same: then it learns the secant.
+- The least-squares problem is solved from an incrementally updated Gram matrix in float64, with normalised and
+  filtered columns (see ``least_squares``). An absolute ridge would make the method depend on the scale of the state,
+  and slower than Picard near convergence.
+- A block whose residual is exactly zero is solved. Its history is noise, so its inner products are left out.
+- With ``surprise``, a row forgets the oldest quarter of its columns when its residual exceeds ``surprise`` times the
+  residual ``|| r - dR gamma ||`` that the previous step predicted. The residual of a linear contraction stays below
+  the prediction; where the map is curved, the oldest columns are the ones that mislead.
+- A row whose residual has grown to more than ``restart_growth`` times its smallest forgets its history and takes a
+  plain step. If a plain step caused the growth, another one would do the same, so the row keeps the new secant.
 """
 
 from __future__ import annotations
@@ -49,14 +49,21 @@ from fixedpoint.solvers.safeguard import Growth
 
 __all__ = ["Anderson", "AndersonState"]
 
-# Part of a history that a surprise costs, and the fall of the residual that is no surprise, whatever was promised.
+# Fraction of the columns that a surprise removes; smallest residual that a step is taken to predict, relative to the
+# present one: a residual that has fallen this far is no surprise.
 _PART = 0.25
 _GOOD = 1e-3
 
 
 @dataclass(frozen=True)
 class AndersonState:
-    """Columns ``(dF, dR)``, the Gram matrix of ``dR`` by blocks, the last value and residual, the residual expected."""
+    """What Anderson acceleration keeps between steps.
+
+    ``history`` holds the columns ``(dF, dR)``, ``gram`` the Gram matrix of ``dR`` for every part. ``previous`` is the
+    last ``(f(z), residual)``; ``linked`` marks the rows whose next difference to it is a valid column. ``growth`` holds
+    the smallest residual norm, ``expected`` the residual norm that the last step predicted, float64, and ``distance``
+    the state of the adaptive relaxation.
+    """
 
     history: History
     gram: Float[Tensor, "B blocks m m"]
@@ -75,13 +82,14 @@ class Anderson(StepSolver[AndersonState], SupportsWindow):
     relaxation: float = option(1.0, gt=0.0, le=2.0, help="beta: how much of the remaining residual is added")
     adaptive: Literal["gain", "distance"] | None = option(
         None,
-        help="let the relaxation adapt to what the history explains (gain), or to how far the last steps should have "
-        "gone (distance)",
+        help="adapt the relaxation: to the share of the residual that the history explains (gain), or to the step "
+        "lengths that would have been best so far (distance)",
     )
     mixing: Literal["auto", "joint", "triangular", "block"] = option(
         "auto",
-        help="one set of weights per row (joint), one per step of a chain from the steps up to it (triangular), or one "
-        "per step of a chain or tensor of the state from itself alone (block); auto: triangular for chains, else joint",
+        help="one set of weights per row (joint); one per step of a chain, computed from the steps up to it "
+        "(triangular); or one per step of a chain or tensor of the state, computed from it alone (block); auto: "
+        "triangular for chains, else joint",
     )
     filter: float = option(
         0.0, ge=0.0, lt=1.0, help="sigma: an older column is dropped when less than this part of it is new"
@@ -90,10 +98,10 @@ class Anderson(StepSolver[AndersonState], SupportsWindow):
     surprise: float | None = option(
         None,
         gt=1.0,
-        help="residual over the one the columns promised, beyond which a row forgets the oldest quarter of them",
+        help="ratio of the residual to the predicted one above which a row forgets the oldest quarter of its columns",
     )
     restart_growth: float = option(
-        1e2, gt=1.0, help="growth of the residual over its best that makes a row forget its history"
+        1e2, gt=1.0, help="ratio of the residual to the smallest one above which a row forgets its history"
     )
 
     provides = StepSolver.provides | {"inverse"}
@@ -118,7 +126,7 @@ class Anderson(StepSolver[AndersonState], SupportsWindow):
 
     def init(self, f: Evaluator, at: Evaluated) -> AndersonState:
         rows, size = at.z.shape
-        memory = min(self.memory, size)
+        memory = min(self.memory, size)  # more columns than unknowns are linearly dependent
         return AndersonState(
             history=History.empty(at.z, memory, groups=2),
             gram=torch.zeros(rows, self._parts(f).count, memory, memory, dtype=torch.float64, device=at.z.device),
@@ -138,7 +146,7 @@ class Anderson(StepSolver[AndersonState], SupportsWindow):
         )
 
     def slide(self, f: Evaluator, state: AndersonState, shift: Shift) -> AndersonState:
-        """Move all columns along with the blocks of the state."""
+        """Shift all columns together with the blocks of the state."""
         history, previous, distance = state.history.slid(shift), state.previous, state.distance
         if previous is not None:
             previous = shift.of_state(previous[0]), shift.of_state(previous[1])
@@ -146,7 +154,7 @@ class Anderson(StepSolver[AndersonState], SupportsWindow):
             distance = replace(distance, rest=shift.of_state(distance.rest))
         if state.gram.shape[1] == shift.blocks:
             gram = shift.of_blocks(state.gram)
-        else:  # sums over all blocks, some of which are gone
+        else:  # each entry is a sum over all blocks, some of which have left: compute it again
             gram = state.gram.clone()
             changes = history.columns[1]
             for j in range(changes.shape[1]):
@@ -154,7 +162,7 @@ class Anderson(StepSolver[AndersonState], SupportsWindow):
         return replace(state, history=history, gram=gram, previous=previous, distance=distance)
 
     def renew(self, state: AndersonState, at: Evaluated, blocks: Bool[Tensor, "B blocks"]) -> AndersonState:
-        """Take it that nothing is known of these blocks before ``at``: what changed in them is zero."""
+        """Treat these blocks as new at ``at``: the next column is zero in them."""
         if state.previous is None:
             return state
         fz, residual = (
@@ -167,6 +175,7 @@ class Anderson(StepSolver[AndersonState], SupportsWindow):
     ) -> tuple[Float[Tensor, "B D"] | Evaluated, AndersonState]:
         size, parts = at.residual_norm, self._parts(f)
         grown, growth = state.growth.watch(size, self.restart_growth, state.history.valid.any(dim=1))
+        # The estimate of the inverse belongs to the returned point: ended rows must not learn from later rounds.
         ended = None if "inverse" not in f.wanted else to_device(~f.running, at.z.device)
         state = _extended(at, replace(self.reset(state, grown), growth=growth), parts, ended)
         if self.surprise is not None:
@@ -184,7 +193,7 @@ class Anderson(StepSolver[AndersonState], SupportsWindow):
         return proposal, replace(state, previous=(at.fz, at.residual), linked=linked, expected=expected)
 
     def inverse(self, state: AndersonState) -> InverseEstimate:
-        r"""``H = -I + dF (dR^T dR)^{-1} dR^T``, with which the step is ``-H r``; it has ``H dR = dZ``."""
+        r"""``H = -I + dF (dR^T dR)^{-1} dR^T``: the step is ``-H r``, and ``H dR = dZ`` holds."""
         history = state.history
         gram = state.gram[:, 0, history.start :, history.start :]
         size = torch.zeros_like(state.expected) if state.previous is None else row_norms(state.previous[0])
@@ -199,7 +208,7 @@ class Anderson(StepSolver[AndersonState], SupportsWindow):
     def _beta(
         self, at: Evaluated, rest: Float[Tensor, "B D"], gain: Float[Tensor, " B"], state: AndersonState
     ) -> tuple[Float[Tensor, " B"], AndersonState]:
-        """The relaxation of every row in this step."""
+        """Return the relaxation of every row in this step, and the updated state."""
         if self.adaptive == "gain":
             return self.relaxation * by_gain(gain), state
         if self.adaptive is None:
@@ -219,9 +228,10 @@ class Anderson(StepSolver[AndersonState], SupportsWindow):
 
 @dataclass(frozen=True)
 class WeightGroups:
-    """The parts of a row that have weights of their own: equal blocks, or the tensors of the state (``slices``).
+    """How a row is divided into parts, each with its own weights.
 
-    ``running``: from the inner products of all parts up to theirs.
+    The parts are ``blocks`` equal blocks or, if ``slices`` is not empty, the tensors of the state. With ``running``,
+    the weights of a part are computed from the inner products of all parts up to and including it.
     """
 
     blocks: int = 1
@@ -230,11 +240,11 @@ class WeightGroups:
 
     @property
     def count(self) -> int:
-        """How many there are."""
+        """The number of parts."""
         return len(self.slices) or self.blocks
 
     def dots(self, columns: Float[Tensor, "B m D"], vector: Float[Tensor, "B D"]) -> Float[Tensor, "B parts m"]:
-        """Inner products of every column with the vector, part by part."""
+        """Inner products of every column with the vector, for each part separately; float64."""
         if not self.slices:
             return block_dots(columns, vector, self.blocks)
         return torch.stack([row_dots(columns[..., part], vector[..., part]) for part in self.slices], dim=1)
@@ -259,7 +269,7 @@ class WeightGroups:
 def _extended(
     at: Evaluated, state: AndersonState, parts: WeightGroups, ended: Bool[Tensor, " B"] | None = None
 ) -> AndersonState:
-    """With the newest column in place of the oldest, in history and Gram matrix; rows ``ended`` stay as they are."""
+    """Replace the oldest column by the newest, in history and Gram matrix; rows in ``ended`` stay unchanged."""
     if state.previous is None:
         return state
     aside = () if ended is None else state.history.set_aside()
@@ -267,6 +277,7 @@ def _extended(
         (at.fz, state.previous[0]), (at.residual, state.previous[1]), valid=state.linked
     )
     changes_r = history.columns[1]
+    # Only one row and one column of the Gram matrix change: m inner products instead of m^2.
     products = parts.dots(changes_r, changes_r[:, history.newest])
     gram = state.gram.clone()
     used = gram[:, :, history.start :, history.start :]
@@ -281,7 +292,7 @@ def _extended(
 def _renewed(
     new: Float[Tensor, "B D"], old: Float[Tensor, "B D"], blocks: Bool[Tensor, "B blocks"]
 ) -> Float[Tensor, "B D"]:
-    """The old one with the new one's blocks, in its memory unless gradients flow."""
+    """``old`` with the chosen blocks of ``new``, written into the memory of ``old`` unless autograd records."""
     count = blocks.shape[1]
     one, other = new.unflatten(1, (count, -1)), old.unflatten(1, (count, -1))
     out = None if torch.is_grad_enabled() else other
@@ -290,7 +301,7 @@ def _renewed(
 
 
 def _squares(at: Evaluated, parts: WeightGroups) -> tuple[Float[Tensor, "B parts 1"], Float[Tensor, "B parts 1"]]:
-    """Squared lengths of residual and value, part by part; the former's as gradients want it."""
+    """Squared norms of the residual (differentiable while autograd records) and of the value, for every part."""
     if parts.count == 1 and not torch.is_grad_enabled():
         return at.residual_norm.square()[:, None, None], at.value_norm.square()[:, None, None]
     value = at.fz.detach()
@@ -300,9 +311,9 @@ def _squares(at: Evaluated, parts: WeightGroups) -> tuple[Float[Tensor, "B parts
 def _weights(
     at: Evaluated, state: AndersonState, parts: WeightGroups, threshold: float, ridge: float
 ) -> tuple[Float[Tensor, "B parts m"], Float[Tensor, " B"], Float[Tensor, " B"]]:
-    """``gamma`` of every part, from the inner products of the unsolved parts it goes by.
+    """The weights ``gamma`` of every part, the predicted residual ``||r - dR gamma||``, and its ratio to ``||r||``.
 
-    And ``||r - dR gamma||``, with its share of ``||r||``.
+    Parts whose residual is exactly zero contribute no inner products.
     """
     history = state.history
     rhs = parts.dots(history.columns[1], at.residual)
@@ -318,14 +329,16 @@ def _weights(
         rhs=rhs,
         valid=history.valid.unsqueeze(1).expand(-1, parts.count, -1),
         order=history.order,
+        # A column is a difference of residuals, and carries the rounding of f(z).
         noise=torch.finfo(at.z.dtype).eps * sizes.squeeze(2).sqrt(),
         threshold=threshold,
         ridge=ridge,
     )
+    # ||r||^2 - ||r - dR gamma||^2; of running sums the last one covers the whole row.
     told = gamma * (2 * rhs - (gram * gamma.unsqueeze(2)).sum(3))
     fitted = (told[:, -1:] if parts.running else told).sum(dim=(1, 2))
     total = squares.sum(1).squeeze(1)
-    some = total != 0  # and the square roots are of what has a derivative
+    some = total != 0  # the square root has no derivative at zero, so solved rows take that of 1
     expected = torch.where(some, torch.maximum(total - fitted, _GOOD**2 * total), 1.0).sqrt()
     gain = expected / torch.where(some, total, 1.0).sqrt()
     return gamma, torch.where(some, expected.detach(), 0.0), torch.where(some, gain, 0.0)

@@ -1,7 +1,7 @@
 r"""Anderson acceleration, type I, safeguarded.
 
 With ``g(z) = z - f(z)``, ``s = z_k - z_{k-1}``, ``y = g_k - g_{k-1}`` and an estimate ``H`` of the inverse Jacobian of
-``g``, from ``H_0 = I`` (a plain step):
+``g``, which begins as ``H_0 = I`` (a plain step):
 
     s^      = s - sum_j (s^_j^T s / s^_j^T s^_j) s^_j     Gram-Schmidt over the steps kept
     eta     = s^^T H y / ||s^||^2
@@ -12,12 +12,12 @@ With ``g(z) = z - f(z)``, ``s = z_k - z_{k-1}``, ``y = g_k - g_{k-1}`` and an es
 
 (Fang & Saad 2009, "Two classes of multisecant methods for nonlinear acceleration"; Zhang, O'Donoghue & Boyd 2020,
 "Globally convergent type-I Anderson acceleration for nonsmooth fixed-point iterations", algorithm AA-I-S.) The memory
-starts anew when it is full, or when a step is nearly in the span of those kept. An accelerated step is taken only while
-``||g_k|| <= safeguard ||g_0|| (n + 1)^{-(1 + epsilon)}``, ``n`` the accelerated steps so far; otherwise the averaged
-step ``z + alpha (f(z) - z)``: for a nonexpansive map that makes convergence certain.
+is cleared when it is full, or when a step lies nearly in the span of the stored steps. An accelerated step is taken
+only while ``||g_k|| <= safeguard ||g_0|| (n + 1)^{-(1 + epsilon)}``, where ``n`` is the number of accelerated steps so
+far. Otherwise the averaged step ``z + alpha (f(z) - z)`` is taken, which guarantees convergence for a nonexpansive map.
 
-Where we differ: the authors evaluate ``f`` at every accelerated candidate, taken or not; we use the secants of the
-points that are evaluated anyway, so that a round is one evaluation always.
+Where we differ: the authors evaluate ``f`` at every accelerated candidate, whether it is accepted or not. Here the
+secants come from the points that are evaluated anyway, so that a round always is one evaluation.
 """
 
 from __future__ import annotations
@@ -36,14 +36,19 @@ from fixedpoint.core.reduce import add_combination, row_dots, row_norms, vecdot
 
 __all__ = ["AndersonTypeOne", "AndersonTypeOneState"]
 
-# Their epsilon and alpha.
+# The authors' epsilon and alpha.
 _EPSILON = 1e-6
 _AVERAGE = 0.1
 
 
 @dataclass(frozen=True)
 class AndersonTypeOneState:
-    """Columns ``(c, d, s^)`` with ``H = I + sum c d^T``, unit ``s^``; the previous point; the accelerated steps."""
+    """What the solver keeps between steps.
+
+    ``history`` holds the columns ``(c, d, s^)`` with ``H = I + sum c d^T`` and ``s^`` of unit length; ``previous`` is
+    the last point, and ``linked`` marks the rows that may take a secant from it. ``first`` is the norm of the first
+    residual, and ``accelerated`` the number of accelerated steps, both float64.
+    """
 
     history: History
     previous: Evaluated | None
@@ -54,14 +59,16 @@ class AndersonTypeOneState:
 
 @dataclass(frozen=True)
 class AndersonTypeOne(StepSolver[AndersonTypeOneState]):
-    """Anderson acceleration of type I with Powell regularisation, restarts and a safeguard."""
+    """Anderson acceleration of type I, with Powell's regularisation, restarts and a safeguard."""
 
-    memory: int = option(10, ge=1, help="m: number of steps kept before the memory starts anew")
+    memory: int = option(10, ge=1, help="m: number of steps kept before the memory is cleared")
     regularisation: float = option(0.01, gt=0.0, lt=1.0, help="theta_: how near to singular the estimate may come")
     dependence: float = option(
-        0.001, gt=0.0, lt=1.0, help="tau: a step less than this part of which is new makes the memory start anew"
+        0.001, gt=0.0, lt=1.0, help="tau: the memory is cleared when less than this fraction of a step is new"
     )
-    safeguard: float = option(1e6, gt=0.0, help="D: growth of the residual over the first beyond which steps are plain")
+    safeguard: float = option(
+        1e6, gt=0.0, help="D: growth of the residual over the first above which steps are averaged, not accelerated"
+    )
 
     @property
     def supports_row_selection(self) -> bool:
@@ -86,7 +93,7 @@ class AndersonTypeOne(StepSolver[AndersonTypeOneState]):
     ) -> tuple[Float[Tensor, "B D"] | Evaluated, AndersonTypeOneState]:
         state = self._updated(at, state)
         left, right, _ = state.history.columns
-        # -H g = H r, and H r = r + sum c (d^T r)
+        # The step is -H g = H r = r + sum c (d^T r).
         weights = _masked(row_dots(right, at.residual), state.history.valid)
         plain = torch.add(at.z, at.residual, out=f.empty())
         quick = add_combination(plain, left, weights)
@@ -102,7 +109,7 @@ class AndersonTypeOne(StepSolver[AndersonTypeOneState]):
         )
 
     def _updated(self, at: Evaluated, state: AndersonTypeOneState) -> AndersonTypeOneState:
-        """With the newest secant, in a memory that starts anew where it is full or the step brings nothing new."""
+        """Store the newest secant; clear the memory first where it is full or spans nearly all of the step."""
         if state.previous is None:
             return state
         history = state.history
@@ -110,9 +117,10 @@ class AndersonTypeOne(StepSolver[AndersonTypeOneState]):
         length = row_norms(s.detach())
         sound = state.linked & (length > 0)
         length = torch.where(sound, length, 1.0)
+        # A common factor of s, y and g_{k-1} does not change the update; of a unit s, dependence is a fraction.
         s = _scaled(s, 1.0 / length)
-        y = _scaled(state.previous.residual - at.residual, 1.0 / length)  # g = -r
-        base = _scaled(state.previous.residual, 1.0 / length)  # -g_{k-1} = B s, in the units of s
+        y = _scaled(state.previous.residual - at.residual, 1.0 / length)  # the residual r is -g
+        base = _scaled(state.previous.residual, 1.0 / length)  # -g_{k-1}, scaled like s
         full = history.valid.sum(dim=1) >= history.memory
         fresh = _orthogonal(s, history)
         dependent = row_norms(fresh.detach()) < self.dependence
@@ -140,7 +148,7 @@ class AndersonTypeOne(StepSolver[AndersonTypeOneState]):
 
 
 def _orthogonal(s: Float[Tensor, "B D"], history: History) -> Float[Tensor, "B D"]:
-    """What of ``s`` is not in the span of the (orthonormal) steps kept; projected twice."""
+    """The part of ``s`` orthogonal to the stored orthonormal steps; projected twice to remove rounding errors."""
     units, valid = history.columns[2], history.valid
     for _ in range(2):
         s = add_combination(s, units, -_masked(row_dots(units, s), valid))
@@ -148,7 +156,7 @@ def _orthogonal(s: Float[Tensor, "B D"], history: History) -> Float[Tensor, "B D
 
 
 def _scaled(vector: Float[Tensor, "B D"], factor: Float[Tensor, " B"]) -> Float[Tensor, "B D"]:
-    """``factor * vector``, multiplied in single precision at least."""
+    """``factor * vector``, multiplied in at least single precision."""
     wide = torch.promote_types(vector.dtype, torch.float32)
     return (vector.to(wide) * factor.to(wide).unsqueeze(1)).to(vector.dtype)
 

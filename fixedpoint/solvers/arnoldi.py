@@ -1,4 +1,4 @@
-"""One step of Arnoldi's process, row by row: a vector is made orthogonal to a basis, and the basis grows by it."""
+"""One step of Arnoldi's process for every row: orthogonalises a vector against a basis, and normalises it."""
 
 from __future__ import annotations
 
@@ -12,23 +12,25 @@ from fixedpoint.core.reduce import add_combination, row_dots, row_norms
 
 __all__ = ["Extension", "orthogonalised", "unit"]
 
-# With so much of a vector left, one pass will do. Less of it makes errors that grow from step to step.
+# If at least this fraction of a vector's length is left, one pass is enough. With less, the errors that one pass leaves
+# would grow from step to step.
 _ENOUGH = 0.7
 
 
 class Extension(NamedTuple):
-    """What is left of a vector, and what was taken from it.
+    """A vector orthogonalised against a basis, and its components along the basis.
 
     Attributes
     ----------
     vector
-        Shape ``(B, D)``: orthogonal to the basis, not normalised.
+        Shape ``(B, D)``: the part of the vector that is orthogonal to the basis, not normalised.
     along
-        Shape ``(B, j)``, float64: its components along the basis.
+        Shape ``(B, j)``, float64: the components of the vector along the basis.
     remainder
-        Shape ``(B,)``, float64: the length of what is left; zero where that is rounding: the space is complete.
+        Shape ``(B,)``, float64: length of the orthogonal part; zero where that is only rounding, so that the basis
+        already spans the space.
     rounding
-        Shape ``(B,)``, float64: what counted as rounding.
+        Shape ``(B,)``, float64: the length up to which a remainder counts as rounding.
     """
 
     vector: Float[Tensor, "B D"]
@@ -38,10 +40,12 @@ class Extension(NamedTuple):
 
 
 def orthogonalised(basis: Float[Tensor, "B j D"], vector: Float[Tensor, "B D"]) -> Extension:
-    """Take what lies along the basis from a vector, by classical Gram-Schmidt.
+    """Orthogonalise a vector against a basis, by classical Gram-Schmidt.
 
-    Once leaves rounding of the vector's size in the span, which is much where little is left: such rows are done again
-    (selective reorthogonalisation; Daniel, Gragg, Kaufman & Stewart 1976). All rows are where asking would be a wait.
+    One pass leaves an error of the size of the vector's rounding along the basis. Where little of the vector is left,
+    that error is relatively large, and a second pass removes it (selective reorthogonalisation; Daniel, Gragg, Kaufman
+    & Stewart 1976). On a CPU only the rows that require it get the second pass. On other devices every row does, and
+    its result is used where required, because to select the rows the host would have to wait.
     """
     before = row_norms(vector)
     column = row_dots(basis, vector)
@@ -64,7 +68,7 @@ def orthogonalised(basis: Float[Tensor, "B j D"], vector: Float[Tensor, "B D"]) 
 
 
 def unit(vector: Float[Tensor, "B D"], size: Float[Tensor, " B"], active: Bool[Tensor, " B"]) -> Float[Tensor, "B D"]:
-    """Rows divided by their sizes; zero where that is zero, or the row is not active."""
+    """Each row divided by its ``size``; zero where the size is zero or the row is not active."""
     usable = active & (size > 0)
     wide = torch.promote_types(vector.dtype, torch.float32)
     factor = torch.where(usable, 1.0 / torch.where(usable, size, 1.0), 0.0)

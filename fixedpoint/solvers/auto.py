@@ -1,14 +1,17 @@
-"""The documented choice: Anderson acceleration with a long regularised memory, then Newton-Krylov for what it leaves.
+"""Auto: Anderson acceleration with a long regularised memory, then Newton-Krylov for rows that it does not solve.
 
-A long memory makes Anderson acceleration of a linear map as good as GMRES (Walker & Ni 2011, theorem 2.2), and on
-nonlinear ones the filter and the ridge keep old columns, which a curved map has made wrong, from doing harm. Measured
-on the seven problems of the solver table (``docs/how-to/which-solver.md``) it takes the fewest evaluations of all
-methods in the geometric mean. Rows that do not converge that way are handed on to Newton's method, which needs no
-contraction: from their best point, and, since that may be where extrapolation has led astray (a far point of small
-residual, another fixed point that repels), once more from the start. What is left gets plain rounds from the start:
-what these solve is not to be lost.
+With a long memory, Anderson acceleration of a linear map is as good as GMRES (Walker & Ni 2011, theorem 2.2). On
+nonlinear maps, the filter and the ridge limit the harm of old columns, which curvature has made wrong. Measured on the
+seven problems of the solver table (``docs/how-to/which-solver.md``), it takes the fewest evaluations of all methods in
+the geometric mean.
 
-The history is the cost: ``2 m`` states. ``m`` is 100, or as many as fit into ``history_limit``, never fewer than 5.
+Rows that do not converge that way are passed to Newton's method, which requires no contraction. It begins at their best
+point. Extrapolation may have led that point astray (to a far point of small residual, or to a repelling fixed point),
+so rows that still fail get Newton's method once more from the start. The rows that remain get plain iteration from the
+start, so that no row is lost that plain iteration solves.
+
+The cost is the memory of the history, ``2 m`` states. ``m`` is 100, or as many as fit into ``history_limit``, but at
+least 5 (and at most the number of unknowns of a row).
 """
 
 from __future__ import annotations
@@ -34,28 +37,29 @@ from fixedpoint.solvers.polyalgorithm import can_continue, continue_with, limit_
 __all__ = ["Auto"]
 
 _LONGEST, _SHORTEST = 100, 5
-# What rows get one after another that Anderson has not solved: the solver, whether it begins at the start, and its part
-# of the rounds that are left.
+# Attempts, in this order, on rows that Anderson has not solved: the solver, whether it begins at the start instead of
+# the best point, and its share of the rounds that are left.
 _FALLBACKS = ((NewtonKrylov(), False, 0.5), (NewtonKrylov(), True, 0.5), (Picard(), True, 1.0))
 
 
 @dataclass(frozen=True)
 class Auto(Solver):
-    """Anderson acceleration with a long memory; rows it does not solve go on to Newton-Krylov, and to plain iteration.
+    """Anderson acceleration with a long memory; rows it does not solve get Newton-Krylov, then plain iteration.
 
-    Anderson has half of the rounds; Newton-Krylov half of what is left, from the best point, and half of what is left
-    then, from the start; plain iteration from the start the rest. While autograd records the iterations, and where a
-    problem with a measure of its own cannot take rows, there is Anderson alone.
+    Anderson has half of the rounds. Newton-Krylov has half of the remaining rounds from the best point, then half of
+    the rest from the start. Plain iteration from the start has all that are left. Only Anderson is used while autograd
+    records the iterations, and for a problem that has a measure of its own and does not support taking rows.
 
-    On a chain it plans: it measures what steps cost, one and several at once, and goes step by step or jointly, in a
-    window or not, whichever is expected to be quickest; ``solution.extras["plan"]`` says what and why.
+    On a chain it makes a plan: it measures what steps cost, one at a time and several at once. It then solves the chain
+    step by step or jointly, with or without a window, whichever is expected to be fastest. ``solution.extras["plan"]``
+    contains the plan and the reasons for it.
     """
 
     history_limit: float = option(
         1.0,
         gt=0.0,
-        help="memory the history may take, in GiB: it decides how many steps are kept, 5 to 100; of a "
-        "chain, how wide a window may be",
+        help="memory the history may take, in GiB: it limits how many steps are kept, 5 to 100, and on a chain how "
+        "wide a window may be",
     )
 
     def solve(
@@ -73,17 +77,18 @@ class Auto(Solver):
         for solver, anew, share in _FALLBACKS:
             spent = found.counts.rounds
             rule = replace(termination, max_rounds=spent + int(share * (limit - spent)))
+            # A point that is not finite is no start.
             sound = found.state.isfinite().all(1, keepdim=True)
             begin = z0 if anew else torch.where(sound, found.state, z0)
             found = continue_with(f, found, solver, begin, rule, on_round)
         return replace(found, solver=self)
 
     def can_fall_back(self, f: Evaluator) -> bool:
-        """Whether rows can go on to Newton's method: not while autograd records, nor where they cannot be taken out."""
+        """Whether failed rows can be passed on: not while autograd records, nor where the rows cannot be separated."""
         return not torch.is_grad_enabled() and can_continue(f.problem)
 
     def anderson(self, f: Evaluator) -> Anderson:
-        """The first solver for this problem."""
+        """Anderson acceleration with the memory that this problem allows."""
         layout = f.layout
         column = 2 * layout.rows * layout.size * layout.dtype.itemsize
         fitting = int(self.history_limit * 2**30 / column)

@@ -1,6 +1,6 @@
-r"""BiCGSTAB: a linear solver that keeps no basis.
+r"""BiCGSTAB: a linear solver that stores no basis.
 
-For ``A x = b`` with nothing but products ``A v``, from ``x = 0``, ``r = r^ = b``:
+Solves ``A x = b`` using only products ``A v``. From ``x = 0`` and ``r = r^ = b``:
 
     rho   = (r^, r),   p <- r + (rho / rho_old) (alpha / omega) (p - omega v)
     v     = A p,       alpha = rho / (r^, v),    s = r - alpha v
@@ -8,13 +8,13 @@ For ``A x = b`` with nothing but products ``A v``, from ``x = 0``, ``r = r^ = b`
     x    <- x + alpha p + omega s,               r <- s - omega t
 
 (van der Vorst 1992, "Bi-CGSTAB: a fast and smoothly converging variant of Bi-CG for the solution of nonsymmetric linear
-systems".) Two products an iteration and seven vectors whatever the number of iterations, where
-GMRES keeps one vector a product; the residual is not monotone.
+systems".) An iteration makes two products. The method stores seven vectors whatever the number of iterations, while
+GMRES stores one per product. The residual is not monotone.
 
-Where we differ: every row of a batch is a system of its own, of unit right-hand side, with its own tolerance; the best
-point of a row is returned, not its last; a row that breaks down (``rho``, ``(r^, v)`` or ``omega`` vanishes) starts
-anew from its residual, with a new ``r^``, and stops when that has brought nothing since the start before. Vectors are
-in single precision at least, inner products in float64.
+Where we differ: every row of a batch is a separate system with its own tolerance, scaled to a right-hand side of unit
+length. The best point of a row is returned, not the last. A row that breaks down (``rho``, ``(r^, v)`` or ``omega``
+vanishes) restarts from its residual with a new ``r^``, and stops if it has gained nothing since the previous restart.
+Vectors are in at least single precision, inner products in float64.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ from fixedpoint.solvers.linear import LinearSolution, LinearSolver, OfSolution, 
 
 __all__ = ["BiCGSTAB"]
 
-# An inner product of two vectors is rounding below this part of their lengths (times the rounding of their dtype).
+# An inner product counts as zero below this multiple of the dtype's rounding times the lengths of the two vectors.
 _ROUNDINGS = 4.0
 
 
 @dataclass(frozen=True)
 class BiCGSTAB(LinearSolver):
-    """Stabilised biconjugate gradients, per row, without a matrix and in constant memory.
+    """Stabilised biconjugate gradients for every row separately, in constant memory, using only products.
 
-    The residual of its solution is that of the recurrence.
+    The residual that it reports is that of the recurrence; it is not recomputed as ``b - A x``.
     """
 
     def solve(
@@ -56,12 +56,13 @@ class BiCGSTAB(LinearSolver):
         size = row_norms(b)
         wanted = rtol * torch.ones_like(size)
         usable = (size > 0) & size.isfinite()
+        # Unit right-hand sides: inner products of short vectors would underflow, those of long ones overflow.
         unit = b.double() / torch.where(usable, size, 1.0).unsqueeze(1)
         left = 10 * b.shape[1] if max_products is None else max_products
         going = usable & (wanted < 1) if rows is None else usable & to_device(rows, b.device)
         told = going.cpu().numpy() if rows is None else rows
         unit = unit.to(torch.promote_types(b.dtype, torch.float32))
-        if of_solution is not None:  # everything is in units of b
+        if of_solution is not None:  # all vectors are in units of ||b||
             scaled = of_solution.point.double() / torch.where(usable, size, 1.0).unsqueeze(1)
             of_solution = OfSolution(of_solution.rtol, scaled.to(unit.dtype))
         run = _Run(unit, going, told, wanted, product, b.dtype, of_solution)
@@ -74,7 +75,7 @@ class BiCGSTAB(LinearSolver):
 
 @dataclass
 class _Run:
-    """The vectors and numbers of every row; ``going`` are the rows that are not done, ``host`` the same on the host."""
+    """The vectors and scalars of the iteration; ``going`` marks the rows that are not done, ``host`` is its copy."""
 
     r: Float[Tensor, "B D"]
     going: Bool[Tensor, " B"]
@@ -95,7 +96,7 @@ class _Run:
         self.next_rho = vecdot(self.shadow, self.r)
 
     def iterate(self) -> None:
-        """One iteration of the rows that go on: two products."""
+        """Make one iteration, with two products, of the rows that are not done."""
         rho = self.next_rho
         beta = _ratio(rho, self.rho) * _ratio(self.alpha, self.omega)
         self.p = self.r + _times(beta, self.p - _times(self.omega, self.v))
@@ -111,7 +112,7 @@ class _Run:
             return
         t = self._apply(s)
         omega = torch.where(self.going, _ratio(vecdot(t, s), vecdot(t, t)), 0.0)
-        # Half the step ended a row that is done: it keeps x.
+        # omega is zero in a row that the first half of the step has finished, so its x stays.
         self.x = self.x + _times(omega, s)
         self.r = torch.where(self.going.unsqueeze(1), s - _times(omega, t), self.r)
         self.rho, self.alpha, self.omega = rho, alpha, omega
@@ -121,13 +122,13 @@ class _Run:
 
     @property
     def allowed(self) -> Float[Tensor, " B"]:
-        """The residual that is small enough for the best point."""
+        """The largest residual, relative to ``||b||``, at which the best point of a row counts as solved."""
         if self.of_solution is None:
             return self.wanted
         return torch.maximum(self.wanted, self.of_solution.rtol * row_norms(self.of_solution.point + self.best))
 
     def _continue(self) -> None:
-        """What the next iteration begins with; rows whose ``rho`` vanishes start anew."""
+        """Compute ``rho`` for the next iteration; rows where it vanishes restart."""
         rho = vecdot(self.shadow, self.r)
         lost = self.going & (rho.abs() <= self.eps * row_norms(self.shadow) * row_norms(self.r))
         self._restart(lost)
@@ -140,14 +141,15 @@ class _Run:
         return self.product(kept.to(self.dtype), self.host).to(self.r.dtype)
 
     def _note(self, residual: Float[Tensor, " B"]) -> None:
-        """Keep the point where it is a row's best; a row within its tolerance, or no longer finite, is done."""
+        """Keep the present point of rows where it is the best; rows that are solved or not finite are done."""
         better = self.going & (residual < self.reached)
         self.best = torch.where(better.unsqueeze(1), self.x, self.best)
         self.reached = torch.where(better, residual, self.reached)
         self.going = self.going & residual.isfinite() & (self.reached > self.allowed)
 
     def _restart(self, rows: Bool[Tensor, " B"]) -> None:
-        """Begin anew from the residual in ``rows``; those that gained nothing since the start before are done."""
+        """Restart ``rows`` from their residuals; those that have gained nothing since the last restart are done."""
+        # Less than a thousandth gained since the last restart counts as nothing: another one would not help.
         gained = self.reached < 0.999 * self.at_start
         self.at_start = torch.where(rows, self.reached, self.at_start)
         self.going = self.going & ~(rows & ~gained)
@@ -159,12 +161,12 @@ class _Run:
         )
 
     def _tell(self) -> None:
-        """The host waits for the device to say who goes on."""
+        """Copy ``going`` to the host, which waits for the device."""
         self.host = self.going.cpu().numpy()
 
 
 def _ratio(one: Tensor, other: Tensor) -> Tensor:
-    """``one / other``, zero where ``other`` is."""
+    """``one / other``; zero where ``other`` is zero."""
     return torch.where(other != 0, one / torch.where(other != 0, other, 1.0), 0.0)
 
 

@@ -1,6 +1,7 @@
-r"""Broyden's method, limited memory.
+r"""Broyden's method with limited memory.
 
-On ``g(z) = f(z) - z`` with an estimate ``H`` of the inverse Jacobian of ``g``, from ``H_0 = -I`` (a Picard step):
+For ``g(z) = f(z) - z``, with an estimate ``H`` of the inverse Jacobian of ``g`` that begins as ``H_0 = -I`` (a Picard
+step):
 
     z_{k+1} = z_k - H_k g_k
     dz      = z_{k+1} - z_k,   dg = g_{k+1} - g_k
@@ -8,12 +9,12 @@ On ``g(z) = f(z) - z`` with an estimate ``H`` of the inverse Jacobian of ``g``, 
     H_{k+1} = H_k + (dz - H_k dg) v^T / (v^T dg)
 
 (Broyden 1965, "A class of methods for solving nonlinear simultaneous equations", eq. 4.12, and the second method
-there.) The good update changes the estimate of the Jacobian as little as it can, the bad one that of its inverse. ``H``
-is kept as ``-I + sum_i c_i d_i^T`` with at most ``m`` pairs.
+there.) The good update makes the smallest change to the estimate of the Jacobian, the bad update the smallest change to
+the estimate of its inverse. ``H`` is stored as ``-I + sum_i c_i d_i^T`` with at most ``m`` pairs.
 
-Where we differ: the oldest pair is given up *before* the update, so that the newest secant ``H dg = dz`` always
-holds; an update whose denominator is rounding is left out; a row whose residual has grown by more than
-``restart_growth`` over its best forgets its pairs, unless it was a plain step that made it grow: it learns that secant.
+Where we differ: the oldest pair is dropped before the update, so that the newest secant equation ``H dg = dz`` always
+holds. An update whose denominator is only rounding is skipped. A row whose residual has grown to more than
+``restart_growth`` times its smallest drops all its pairs, unless a plain step made it grow: then it keeps that secant.
 """
 
 from __future__ import annotations
@@ -39,7 +40,12 @@ __all__ = ["Broyden", "BroydenState"]
 
 @dataclass(frozen=True)
 class BroydenState:
-    """The pairs ``(c, d)``, the last point, its residual and ``d_i . g`` there for every slot; the point proposed."""
+    """What Broyden's method keeps between steps.
+
+    ``history`` holds the pairs ``(c, d)``; ``point`` and ``residual`` are the last point and its residual, and
+    ``products`` the inner products ``d_i . residual`` for every slot of the history. ``proposal`` is the last point
+    proposed, ``linked`` marks the rows that may take a secant, and ``growth`` holds the smallest residual norms.
+    """
 
     history: History
     point: Float[Tensor, "B D"] | None
@@ -52,14 +58,14 @@ class BroydenState:
 
 @dataclass(frozen=True)
 class Broyden(StepSolver[BroydenState]):
-    """Broyden's method with limited memory: a quasi-Newton estimate of the inverse Jacobian."""
+    """Broyden's method with limited memory: a quasi-Newton method that estimates the inverse Jacobian."""
 
     memory: int = option(20, ge=1, help="m: number of rank-one updates kept")
     update: Literal["good", "bad"] = option(
-        "good", help="what changes least: the estimate of the Jacobian (good) or of its inverse (bad)"
+        "good", help="the estimate that each update changes least: of the Jacobian (good) or of its inverse (bad)"
     )
     restart_growth: float = option(
-        1e3, gt=1.0, help="growth of the residual over its best that makes a row forget its updates"
+        1e3, gt=1.0, help="ratio of the residual to the smallest one above which a row forgets its updates"
     )
 
     provides = StepSolver.provides | {"inverse"}
@@ -87,7 +93,8 @@ class Broyden(StepSolver[BroydenState]):
     ) -> tuple[Float[Tensor, "B D"] | Evaluated, BroydenState]:
         grown, growth = state.growth.watch(at.residual_norm, self.restart_growth, state.history.valid.any(dim=1))
         state = replace(self.reset(state, grown), growth=growth)
-        memory = f.empty()  # that of the point before, which is read for the last time while its change is written
+        # This is the memory of the previous point. It is read for the last time while dz is written over it.
+        memory = f.empty()
         if state.point is None or state.residual is None:
             proposal = torch.add(at.z, at.residual, out=memory)
         else:
@@ -96,7 +103,7 @@ class Broyden(StepSolver[BroydenState]):
             ended = None if "inverse" not in f.wanted else to_device(~f.running, at.z.device)
             aside = () if ended is None else state.history.set_aside()
             step, state = self._updated(at, dz, dg, state)
-            if ended is not None:  # a row that has ended keeps all it has learnt
+            if ended is not None:  # the estimate of a row that has ended must belong to its answer
                 state = replace(state, history=state.history.put_back(ended, aside))
             proposal = torch.add(at.z, step, out=memory)
         linked = torch.ones_like(state.linked)
@@ -111,11 +118,12 @@ class Broyden(StepSolver[BroydenState]):
     def _updated(
         self, at: Evaluated, dz: Float[Tensor, "B D"], dg: Float[Tensor, "B D"], state: BroydenState
     ) -> tuple[Float[Tensor, "B D"], BroydenState]:
-        """The step ``-H g``, and the state with the newest secant in place of the oldest pair; ``dz`` is written over.
+        """Return the step ``-H g`` and the state with the oldest pair replaced by the newest; overwrites ``dz``.
 
-        Every pair is read twice. ``d_i . dg`` are differences of ``d_i . g``. At the point that was proposed,
-        ``dz`` is ``-H g`` of the point before, and ``dz - H dg`` the new step, but for the oldest pair; at any other
-        (a damped one, say), it is a sum of its own.
+        Each pair is read only twice. The inner products ``d_i . dg`` are differences of the stored ``d_i . g``. Where
+        the present point is the one that was proposed, ``dz`` is ``-H g`` of the previous point, so ``dz - H dg`` is
+        the step with the old ``H``, without the oldest pair. At any other point, such as a damped one, ``dz - H dg`` is
+        computed by a separate sum.
         """
         history = state.history
         left, right = history.columns
@@ -138,7 +146,7 @@ class Broyden(StepSolver[BroydenState]):
         length = row_norms(v.detach())
         denominator = vecdot(v, dg)
         sound = state.linked & (denominator.abs() > torch.finfo(dg.dtype).eps * length * row_norms(dg.detach()))
-        # The pair is kept as (dz - H dg) |v| / (v^T dg) and v / |v|, both of moderate size in any dtype.
+        # Stored as (dz - H dg) |v| / (v^T dg) and v / |v|: both are of moderate size in any dtype.
         length = torch.where(sound, length, 1.0)
         scale = length / torch.where(sound, denominator, 1.0)
         pushed = history.push_scaled((missed, scale), (v, 1.0 / length), valid=sound)
@@ -152,7 +160,7 @@ class Broyden(StepSolver[BroydenState]):
 
 
 def _without_oldest(step: Float[Tensor, "B D"], state: BroydenState) -> Float[Tensor, "B D"]:
-    """``step - c (d . g)`` with the pair that is given up, in the memory of its ``c``; ``step`` itself if none is."""
+    """``step - c (d . g)`` for the pair that is dropped, in the memory of its ``c``; ``step`` if none is dropped."""
     history = state.history
     if history.oldest is None:
         return step
@@ -162,7 +170,7 @@ def _without_oldest(step: Float[Tensor, "B D"], state: BroydenState) -> Float[Te
 
 
 def _own(tensor: Tensor) -> Tensor | None:
-    """The tensor itself to write into, or None while gradients flow."""
+    """The tensor itself as memory to write into; None while autograd records, when nothing may be overwritten."""
     return None if torch.is_grad_enabled() else tensor
 
 

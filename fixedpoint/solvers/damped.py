@@ -1,10 +1,10 @@
-r"""Damping: any step solver, going only part of the way.
+r"""Damping: takes only a part of each step of another step solver.
 
     z_{k+1} = z_k + damping (p_k - z_k)
 
-with the proposal ``p_k`` of the solver within. It sees the points that were really taken, so a quasi-Newton method
-keeps true secants. (For Anderson acceleration compare its own relaxation, which damps the residual that is left
-instead.)
+where ``p_k`` is the proposal of the inner solver. The inner solver is given the damped points, so the secants of a
+quasi-Newton method stay correct. (Anderson acceleration has its own ``relaxation``, which damps only the part of the
+residual that its history does not explain.)
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ __all__ = ["Damped"]
 
 @dataclass(frozen=True)
 class Damped(StepSolver[Any]):
-    """A step solver whose steps are shortened: slower and steadier."""
+    """Shortens the steps of another step solver: slower, but more robust."""
 
-    solver: StepSolver[Any] = option(factory=Anderson, help="the step solver within")
-    damping: float = option(0.5, gt=0.0, le=1.0, help="part of its step that is taken")
+    solver: StepSolver[Any] = option(factory=Anderson, help="the step solver whose steps are damped")
+    damping: float = option(0.5, gt=0.0, le=1.0, help="fraction of its step that is taken")
 
     def check(self) -> None:
         if "chain" in self.solver.needs:
@@ -37,12 +37,12 @@ class Damped(StepSolver[Any]):
 
     @by_options()
     def needs(self) -> frozenset[str]:
-        """What the solver within needs."""
+        """What the inner solver needs."""
         return self.solver.needs
 
     @by_options("decisions")
     def provides(self) -> frozenset[str]:
-        """The decisions, where the solver within provides its own."""
+        """``"decisions"`` if the inner solver provides them."""
         return self.solver.provides & {"decisions"}
 
     @property

@@ -1,17 +1,17 @@
-r"""GMRES: the linear solver of Newton's method and of adjoints.
+r"""GMRES: the linear solver of Newton's method and, by default, of adjoint equations.
 
-For ``A x = b`` with nothing but products ``A v``: Arnoldi's orthonormal basis ``V`` of the Krylov space of ``b``, with
-``A V_k = V_{k+1} H_k``, and
+Solves ``A x = b`` using only products ``A v``. Arnoldi's process builds an orthonormal basis ``V`` of the Krylov space
+of ``b``, with ``A V_k = V_{k+1} H_k``, and
 
     y = argmin || ||b|| e_1 - H_k y ||,     x = V_k y
 
-the least-squares problem by Givens rotations as the basis grows, so that the residual is known without forming ``x``
+Givens rotations solve the least-squares problem as the basis grows, so that the residual is known without forming ``x``
 (Saad & Schultz 1986, "GMRES: a generalized minimal residual algorithm for solving nonsymmetric linear systems",
-algorithm 4, and section 3.2 for the rotations), anew from the residual after ``memory`` products.
+algorithm 4, and section 3.2 for the rotations). After ``memory`` products the method restarts from the residual.
 
-Every row of a batch is a system of its own, with its own tolerance; one that is done takes no further part. ``V`` is
-in the dtype of ``b``; the small problem, in float64, is the host's, which waits for the device once a product to be
-told its next column.
+Every row of a batch is a separate system with its own tolerance; a row that is solved takes no further part. ``V`` has
+the dtype of ``b``. The small problem is solved in float64 on the host, which waits for the device once per product to
+read its next column.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ __all__ = ["GMRES"]
 
 @dataclass(frozen=True)
 class GMRES(LinearSolver):
-    """Generalised minimal residuals, per row, without a matrix."""
+    """Generalised minimal residual method for every row separately, using only products with the matrix."""
 
-    memory: int = option(30, ge=1, help="products before it starts anew from the residual")
+    memory: int = option(30, ge=1, help="number of products after which it restarts from the residual")
 
     def solve(
         self,
@@ -79,10 +79,11 @@ class GMRES(LinearSolver):
 
 
 class _Cycle:
-    """One cycle: the basis, on the device, and the triangle that the rotations have made of ``H``, on the host.
+    """One cycle of GMRES, between two restarts.
 
-    Lengths and tolerances are told to the host with the first product. When half of the rows are done, the others go on
-    among themselves: ``place`` has their numbers, and the correction of those that are done is made then.
+    The basis is on the device; the triangle into which the rotations turn ``H`` is on the host. The host reads the
+    lengths and tolerances together with the first product, to save a synchronisation. Once half of the rows are done,
+    the corrections of these rows are computed and the others are compacted: ``place`` holds their indices in the batch.
     """
 
     def __init__(
@@ -102,7 +103,7 @@ class _Cycle:
         square = torch.zeros_like(length) if self.point is None else row_norms(self.point).square()
         self._told_first = torch.stack([length, wanted, square], dim=1)
         self.wanted = self.begun = self.residual = np.zeros(count)
-        self.along = np.zeros((count, memory + 1))  # the point's components along the basis; its square at the end
+        self.along = np.zeros((count, memory + 1))  # components of the point along the basis, then its square
         self.met = np.zeros(count, dtype=np.bool_)
         self.exhausted = np.zeros(count, dtype=np.bool_)
         self.place = np.arange(count)
@@ -116,18 +117,19 @@ class _Cycle:
 
     @property
     def promising(self) -> NDArray[np.bool_]:
-        """The rows for another cycle: one that has stagnated would do no better there."""
+        """The rows for another cycle: not solved, and not stagnated, since a stagnated row would do no better."""
         found: NDArray[np.bool_] = self.rows & ~self.met & (self.residual < self.begun * (1 - 1e-3))
         return found
 
     def run(self, product: Product) -> NDArray[np.bool_]:
-        """Products until every row is done or the memory is full; :attr:`promising`."""
+        """Make products until every row is done or the memory is full; return :attr:`promising`."""
         for j in range(self.triangle.shape[1]):
             vector, along, last, rounding = orthogonalised(self.basis[:, : j + 1], self._image(product))
             self.basis[:, j + 1] = unit(vector, last, self.mask)
             beside = torch.zeros_like(along[:, :1])
             if self.point is not None:
                 beside = row_dots(self.basis[:, j : j + 1], self.point)
+            # One transfer for everything that the host needs: each is a synchronisation.
             parts = [along, last.unsqueeze(1), rounding.unsqueeze(1), beside] + ([] if j else [self._told_first])
             told = _host(torch.cat(parts, dim=1))
             if j == 0:
@@ -135,7 +137,7 @@ class _Cycle:
                 self.residual = self.begun.copy()
                 self.rhs[:, 0] = np.where(self.active, self.begun, 0.0)
             self.along[:, j] = told[:, j + 3]
-            with np.errstate(all="ignore"):  # a row that is lost is NaN, and no longer active
+            with np.errstate(all="ignore"):  # a row that overflows becomes NaN, and inactive
                 self._rotate(told[:, : j + 1], told[:, j + 1], told[:, j + 2])
                 self.used += 1
                 self._meet()
@@ -148,7 +150,10 @@ class _Cycle:
         return self.promising
 
     def _meet(self) -> None:
-        """Which of the rows that go on are within their tolerance; ``|p + V y|^2 = |p|^2 + 2 y . V^T p + |y|^2``."""
+        """Mark the active rows that are within their tolerance.
+
+        The length of the solution is known without forming it: ``|p + V y|^2 = |p|^2 + 2 y . V^T p + |y|^2``.
+        """
         going = np.flatnonzero(self.active[self.place])
         here = self.place[going]
         self.residual[here] = np.abs(self.rhs[going, self.used])
@@ -160,14 +165,14 @@ class _Cycle:
         self.met[here] = self.residual[here] <= allowed
 
     def correction(self) -> Float[Tensor, "B D"]:
-        """``V y``."""
+        """The correction ``V y`` of every row of the batch."""
         last = self._of(np.arange(len(self.place)))
         if self._found is None:
             return last
         return self._found.index_copy(0, to_device(self.place, last.device), last)
 
     def _image(self, product: Product) -> Float[Tensor, "k D"]:
-        """The product of the last vector."""
+        """The product with the last basis vector, for the rows that are present."""
         vector = self.basis[:, self.used].contiguous()
         if self._found is None:
             return product(vector, self.active)
@@ -175,11 +180,11 @@ class _Cycle:
         return product(torch.zeros_like(self._found).index_copy(0, place, vector), self.active)[place]
 
     def _leave_out(self) -> None:
-        """Rows that are done take no further part: they have zero for a vector, or are no longer here."""
+        """Take rows that are done out of the cycle: set their vectors to zero or, once half are done, compact."""
         here = self.active[self.place]
         going = np.flatnonzero(here)
         device = self.basis.device
-        if 2 * len(going) > len(here):
+        if 2 * len(going) > len(here):  # compaction copies the basis: too costly for each row that finishes
             self.mask = to_device(here, device)
             self.basis[:, self.used].masked_fill_(~self.mask.unsqueeze(1), 0.0)
             return
@@ -195,15 +200,15 @@ class _Cycle:
         self.cosines, self.sines = self.cosines[going], self.sines[going]
 
     def _of(self, chosen: NDArray[np.int64]) -> Float[Tensor, "k D"]:
-        """``V y`` of some of the rows that are here."""
+        """``V y`` of some of the rows that are present."""
         solved, basis = self._coefficients(chosen), self.basis[:, : self.used]
         if len(chosen) < len(basis):
             basis = basis[to_device(chosen, basis.device)]
         return add_combination(torch.zeros_like(basis[:, 0]), basis, to_device(solved, basis.device).unsqueeze(1))
 
-    @np.errstate(all="ignore")  # a row that is lost is NaN or Inf
+    @np.errstate(all="ignore")  # a row that overflows has NaN or Inf here
     def _coefficients(self, chosen: NDArray[np.int64]) -> NDArray[np.float64]:
-        """``y`` of some of the rows that are here."""
+        """``y`` of some of the rows that are present, by back substitution; 0 for a pivot that is zero."""
         used = self.used
         solved, triangle = self.rhs[chosen, :used], self.triangle[chosen, :used, :used]
         pivots = triangle.diagonal(axis1=1, axis2=2)
@@ -215,21 +220,21 @@ class _Cycle:
         return solved
 
     def _rotate(self, along: NDArray[np.float64], last: NDArray[np.float64], rounding: NDArray[np.float64]) -> None:
-        """The next column of the triangle; rows that are done stay as they are."""
+        """Apply the rotations to the next column and append it to the triangle; rows that are done do not change."""
         active, j = self.active[self.place], self.used
         entries = np.where(active[:, None], np.concatenate([along, last[:, None]], axis=1), 0.0)
         for i in range(j):
             c, s, upper, lower = self.cosines[:, i], self.sines[:, i], entries[:, i].copy(), entries[:, i + 1]
             entries[:, i], entries[:, i + 1] = c * upper + s * lower, c * lower - s * upper
         length = np.hypot(entries[:, j], entries[:, j + 1])
-        length = np.where(length > rounding, length, 0.0)  # a singular system: this direction changes nothing
+        length = np.where(length > rounding, length, 0.0)  # singular: this direction does not reduce the residual
         regular = length > 0
         safe = np.where(regular, length, 1.0)
         c, s = np.where(regular, entries[:, j] / safe, 0.0), np.where(regular, entries[:, j + 1] / safe, 1.0)
         self.cosines[:, j], self.sines[:, j] = c, s
         self.triangle[:, :j, j], self.triangle[:, j, j] = entries[:, :j], length
         head = self.rhs[:, j].copy()
-        # A row that was done before keeps zero here, so that its part of y is zero.
+        # A row that was done before has a zero here, so this component of its y is zero.
         self.rhs[:, j] = np.where(active, c * head, np.where(regular, head, 0.0))
         self.rhs[:, j + 1] = np.where(active, -s * head, 0.0)
         self.exhausted[self.place[active & (last == 0)]] = True

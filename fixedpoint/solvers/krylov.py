@@ -1,16 +1,16 @@
-r"""Krylov methods for affine maps, ``f(z) = A z + b``: one linear system instead of an iteration.
+r"""Krylov methods for affine maps, ``f(z) = A z + b``: solves one linear system instead of iterating.
 
-At ``z`` with ``r = f(z) - z`` and the Jacobian ``J`` (which is ``A``), one step is
+At ``z``, with ``r = f(z) - z`` and the Jacobian ``J`` (which is ``A``), one step is
 
     (I - J) s = r,   by GMRES (Saad & Schultz 1986) or BiCGSTAB (van der Vorst 1992),   z+ = z + s
 
-the system solved as exactly as the tolerance of the solve requires, so that one step is enough where the map is affine.
-What is left is judged on ``f`` itself, and a further step corrects it. The adjoint equation of an implicit gradient is
-affine, and this is what solves it by default.
+The linear system is solved to the tolerance of the solve, so that one step is enough for an affine map. The new point
+is then judged on ``f`` itself, and a further step corrects any error that is left. The adjoint equation of an implicit
+gradient is affine, and this solver is its default.
 
-On maps that are not affine it is Newton's method without the safeguards, each step solved more exactly than it
-deserves; ``newton-krylov`` is made for those. Products with ``J`` are the problem's own, or made in forward mode or by
-differences (see ``Evaluator.product``), each a round.
+On maps that are not affine this is Newton's method without safeguards, and each step is solved more exactly than is
+useful; prefer ``newton-krylov`` there. Products with ``J`` are the problem's own where it has them, and otherwise are
+made in forward mode or by differences (see ``Evaluator.product``). Each product is a round.
 """
 
 from __future__ import annotations
@@ -40,20 +40,21 @@ from fixedpoint.solvers.linear import OfSolution
 
 __all__ = ["Krylov"]
 
-# Of the tolerance: the linear residual is known by a recurrence, the error is judged anew.
+# Fraction of the tolerance that the linear solver is given: it knows its residual by a recurrence, which may differ
+# from the error that is measured at the new point.
 _MARGIN = 0.9
-# A row's residual is not reduced by more than this at once, in units of rounding: the rest is for the next step.
+# One linear solve reduces a residual to no less than this many units of rounding; the next step does the rest.
 _ROUNDINGS = 16.0
 
 
 @dataclass(frozen=True)
 class Krylov(Solver):
-    """Solves an affine map as a linear system, by GMRES or BiCGSTAB."""
+    """Finds the fixed point of an affine map by solving a linear system with GMRES or BiCGSTAB."""
 
     method: Literal["gmres", "bicgstab"] = option(
         "gmres", help="gmres: fewest products, one vector kept for each; bicgstab: two products a step, seven vectors"
     )
-    memory: int = option(50, ge=1, help="products before GMRES starts anew from the residual")
+    memory: int = option(50, ge=1, help="number of products after which GMRES restarts from the residual")
 
     def solve(
         self,
@@ -69,7 +70,7 @@ class Krylov(Solver):
 
 @dataclass(frozen=True)
 class _LinearSteps(StepSolver[Float[Tensor, "B blocks"]]):
-    """The steps, which know the tolerance; their state is the first error."""
+    """The step solver behind :class:`Krylov`. It knows the tolerance of the solve; its state is the first error."""
 
     method: Krylov
     termination: Termination
@@ -87,13 +88,15 @@ class _LinearSteps(StepSolver[Float[Tensor, "B blocks"]]):
         self, f: Evaluator, at: Evaluated, state: Float[Tensor, "B blocks"]
     ) -> tuple[Float[Tensor, "B D"] | Evaluated, Float[Tensor, "B blocks"]]:
         running = f.running
-        # One round is kept for the evaluation at the new point.
+        # One round is reserved for the evaluation at the new point.
         budget = f.remaining - 1
         if budget < 1 or (self.method.method == "bicgstab" and budget < 2):
-            return at.fz.clone(), state
+            return at.fz.clone(), state  # too few rounds for a product: a plain step
         rule = self.termination
         scale = at.scale if rule.relative_to == "state" else state
         wanted = f.yardstick.tolerance(scale) if f.yardstick.fine else rule.atol + rule.rtol * scale
+        # The error may be in another norm than the linear residual. The tolerance is therefore passed on as the factor
+        # by which the error has to fall, that of the strictest block.
         allowed = _MARGIN * wanted / torch.where(at.error > 0, at.error, 1.0)
         floor = _ROUNDINGS * torch.finfo(at.z.dtype).eps
         rtol = allowed.amin(dim=1).nan_to_num(nan=_MARGIN).clamp(min=floor, max=_MARGIN)
@@ -109,7 +112,10 @@ class _LinearSteps(StepSolver[Float[Tensor, "B blocks"]]):
         return at.z + found.x, state
 
     def _of_solution(self, at: Evaluated) -> OfSolution | None:
-        """A tolerance relative to the state is one of the state that is found, which may be larger than the start."""
+        """The tolerance relative to the solution, which may be much larger than the start; None where it has no form.
+
+        It requires errors that are l2 or rms norms of whole rows, and a tolerance relative to the state.
+        """
         rule = self.termination
         if rule.relative_to != "state" or rule.norm == "max" or at.error.shape[1] > 1:
             return None

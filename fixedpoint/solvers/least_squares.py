@@ -1,18 +1,18 @@
-"""The small least-squares problem of multisecant methods, from its Gram matrix, in float64.
+"""Solves the small least-squares problem of multisecant methods from its Gram matrix, in float64.
 
-Minimise ``||r - C w||`` over ``w`` given ``G = C^T C`` and ``b = C^T r``. Columns are scaled to unit length first,
-so that neither the solution's scale nor columns of very different size matter (a ridge added to unscaled squared
-residuals wins near convergence and undoes the method). Elimination goes from the newest column to the oldest; a
-column most of which the newer ones already span is dropped (Pollock & Rebholz 2023, "Filtering for Anderson
-acceleration", eq. 3.1: ``|R_ii| < sigma ||c_i||``), and the newest never is.
+Minimises ``||r - C w||`` over ``w``, given ``G = C^T C`` and ``b = C^T r``. The columns are first scaled to unit
+length, so that neither the scale of the solution nor columns of very different size matter. (A ridge added to unscaled
+squared residuals dominates near convergence and defeats the method.) Elimination goes from the newest column to the
+oldest. A column that the newer ones already span for the most part is dropped (Pollock & Rebholz 2023, "Filtering for
+Anderson acceleration", eq. 3.1: ``|R_ii| < sigma ||c_i||``); the newest is never dropped.
 
-A ridge, where one is asked for, is added to the scaled columns: nonlinear maps require one when the columns span many
-scales, for what an old long column says of the present is only as good as the map is linear in between.
+An optional ridge is added to the scaled columns. Nonlinear maps require one when the columns span many scales: a long
+old column is informative at the present point only as far as the map is linear in between.
 
-Where we differ: the filter's threshold follows the rounding of the data. A column is a difference of residuals and
-carries noise of the size ``eps ||f||``; what is left of it below that says nothing. And elimination is written
-out over the few columns, batched over rows: no library call, so no hidden synchronisation, and the same bits for
-a row whatever its batch.
+Where we differ: the threshold of the filter follows the rounding of the data. A column is a difference of residuals and
+carries noise of size ``eps ||f||``; a remainder below that carries no information. The elimination is written out over
+the few columns and batched over rows. It makes no library call, so there is no hidden synchronisation, and a row has
+the same bits in every batch.
 """
 
 from __future__ import annotations
@@ -36,22 +36,24 @@ def solve_gram(
     threshold: float = 0.0,
     ridge: float = 0.0,
 ) -> Float[Tensor, "*batch m"]:
-    """Weights ``w``, zero for columns that are not valid or were dropped.
+    """Return the weights ``w``, zero for columns that are not valid or were dropped.
 
     Parameters
     ----------
-    gram, rhs
-        Float64.
+    gram
+        Shape ``(*batch, m, m)``, float64: ``C^T C``.
+    rhs
+        Shape ``(*batch, m)``, float64: ``C^T r``.
     valid
-        Columns that may be used.
+        Shape ``(*batch, m)``: the columns that may be used.
     order
-        Columns from the newest to the oldest.
+        Indices of the columns, from the newest to the oldest.
     noise
-        Length of a column below which it is rounding.
+        Shape ``(*batch,)``, float64: a column shorter than this is rounding noise.
     threshold
-        ``sigma``: a column is dropped when less than this part of it is new.
+        ``sigma``, at least 0 and less than 1: a column is dropped when less than this fraction of it is new.
     ridge
-        Added to the squared lengths of the columns, which are one: relative to each column, whatever its scale.
+        At least 0: added to the diagonal of the scaled Gram matrix, which is one, so it is relative to each column.
     """
     if not order:
         return rhs
@@ -69,7 +71,7 @@ def solve_gram(
         pivot = matrix[..., j, j]
         keep = usable[..., j] if position == 0 else usable[..., j] & (pivot > floor[..., j])
         pivot = torch.where(keep, pivot, 1.0)
-        # Eliminate column j from every other equation; a dropped column is left where it is, with weight zero.
+        # A dropped column is not eliminated: it stays in the matrix, and gets weight zero at the end.
         share = torch.where(keep.unsqueeze(-1), matrix[..., :, j] / pivot.unsqueeze(-1), 0.0) * others[j]
         matrix = matrix - share.unsqueeze(-1) * matrix[..., j, :].unsqueeze(-2)
         target = target - share * target[..., j : j + 1]
@@ -78,4 +80,5 @@ def solve_gram(
     kept = torch.stack([keep for _, keep, _ in ordered], dim=-1)
     pivots = torch.stack([pivot for _, _, pivot in ordered], dim=-1)
     weights = torch.where(kept, target / pivots / length, 0.0)
+    # A row with an infinite or NaN weight takes a plain step instead.
     return torch.where(weights.isfinite().all(dim=-1, keepdim=True), weights, 0.0)

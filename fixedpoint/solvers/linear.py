@@ -1,4 +1,4 @@
-"""Linear solvers: ``x`` with ``A x = b`` by products ``A v`` alone, every row of a batch a system of its own."""
+"""The interface of linear solvers: they solve ``A x = b`` using only products ``A v``, for each row independently."""
 
 from __future__ import annotations
 
@@ -16,22 +16,23 @@ from fixedpoint.core.options import Options
 __all__ = ["LinearSolution", "LinearSolver", "OfSolution", "Product"]
 
 Product = Callable[[Tensor, NDArray[np.bool_]], Tensor]
+"""A function ``product(v, mask)`` that returns ``A v``; see :meth:`LinearSolver.solve`."""
 
 
 @dataclass(frozen=True)
 class LinearSolution:
-    """What a linear solver returns.
+    """The result of a linear solver.
 
     Attributes
     ----------
     x
-        Shape ``(B, D)``.
+        Shape ``(B, D)``, dtype of ``b``: the solution, or the best approximation found.
     residual
-        Shape ``(B,)``, float64: ``||b - A x|| / ||b||`` as the recurrence has it; 0 where ``b`` is zero.
+        Shape ``(B,)``, float64: ``||b - A x|| / ||b||``, from the recurrence of the method; 0 where ``b`` is zero.
     converged
-        Shape ``(B,)``: within the tolerance.
+        Shape ``(B,)``, bool: whether the row is within its tolerance.
     products
-        How many products ``A v`` were made, one after another.
+        Number of products ``A v`` made in sequence; each is of all rows together.
     """
 
     x: Float[Tensor, "B D"]
@@ -42,14 +43,14 @@ class LinearSolution:
 
 @dataclass(frozen=True)
 class OfSolution:
-    """A tolerance that grows with what is found: a row is solved, too, where ``||b - A x|| <= rtol ||point + x||``.
+    """A tolerance relative to the solution: a row is also solved where ``||b - A x|| <= rtol ||point + x||``.
 
     Attributes
     ----------
     rtol
         Relative tolerance.
     point
-        Shape ``(B, D)``: what ``x`` is a step from.
+        Shape ``(B, D)``: the point from which ``x`` is a step.
     """
 
     rtol: float
@@ -57,7 +58,7 @@ class OfSolution:
 
 
 class LinearSolver(Options, ABC):
-    """A method for linear systems, without a matrix."""
+    """A method for linear systems that requires products with the matrix, not the matrix itself."""
 
     @abstractmethod
     def solve(
@@ -69,22 +70,28 @@ class LinearSolver(Options, ABC):
         rows: NDArray[np.bool_] | None = None,
         of_solution: OfSolution | None = None,
     ) -> LinearSolution:
-        """Solve ``A x = b`` from ``x = 0``. The host waits for the device once a product.
+        """Solve ``A x = b`` from ``x = 0``. The host waits for the device once per product.
 
         Parameters
         ----------
         product
-            ``A v`` for ``v`` of shape ``(B, D)``, and a mask ``(B,)`` on the host of the rows that matter (the others
-            are zero); rows must not mix.
+            Function ``product(v, mask)`` that returns ``A v``, for ``v`` of shape ``(B, D)``. ``mask``, of shape
+            ``(B,)`` on the host, marks the rows whose product is needed; the other rows of ``v`` are zero. Rows must
+            not mix.
         b
-            The right-hand sides.
+            Shape ``(B, D)``: the right-hand sides.
         rtol
-            Wanted ``||b - A x|| / ||b||``, one for all or one per row.
+            Required ``||b - A x|| / ||b||``: one number for all rows, or shape ``(B,)``.
         max_products
-            Stop after so many products; default ``10 D``.
+            Maximum number of products; default ``10 D``.
         rows
-            Shape ``(B,)``, on the host: the rows to solve, where the host knows them; default: those that ``x = 0``
-            does not solve, for which it waits for the device once more.
+            Shape ``(B,)``, bool, on the host: the rows to solve, if the host knows them. By default these are the rows
+            that ``x = 0`` does not solve, and the host waits for the device once more to find them.
         of_solution
-            A second tolerance, either of which is enough.
+            A second tolerance. A row is solved when it meets either of the two.
+
+        Returns
+        -------
+        LinearSolution
+            The solution, and for every row its residual and whether it converged.
         """

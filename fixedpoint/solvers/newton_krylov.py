@@ -1,11 +1,11 @@
-r"""Newton's method with GMRES: no matrix, only products with the Jacobian.
+r"""Newton's method with GMRES: uses only products with the Jacobian, never its matrix.
 
 At ``z_k`` with ``r_k = f(z_k) - z_k`` and ``J = df/dz``:
 
     (I - J) s = r_k,   by GMRES, to ||r_k - (I - J) s|| <= eta_k ||r_k||
     z_{k+1} = z_k + lambda s
 
-with ``lambda = 1``, halved while ``||r(z_k + lambda s)|| > (1 - 1e-4 lambda (1 - eta_k)) ||r_k||``.
+with ``lambda = 1`` at first, halved while ``||r(z_k + lambda s)|| > (1 - 1e-4 lambda (1 - eta_k)) ||r_k||``.
 
 (Knoll & Keyes 2004, "Jacobian-free Newton-Krylov methods", sections 2.1 to 2.3; Kelley 1995, "Iterative methods for
 linear and nonlinear equations", algorithm 8.2.1.) The forcing term (Eisenstat & Walker 1996, "Choosing the forcing
@@ -13,8 +13,9 @@ terms in an inexact Newton method", choice 2, eq. 2.6):
 
     eta_k = 0.9 (||r_k|| / ||r_{k-1}||)^2,   at least 0.9 eta_{k-1}^2 if that is over 0.1
 
-The products are made in forward mode where the problem has one, and by differences elsewhere; each is counted and has
-to wait for the one before it, so it is a round. Where we differ: the decision and the step length are a row's own.
+The products are made in forward mode where the problem supports it, and by differences elsewhere. Each product is
+counted, and it has to wait for the one before it, so it is a round. Where we differ: every row has its own forcing
+term and its own step length.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ _DECREASE = 1e-4
 
 @dataclass(frozen=True)
 class NewtonKrylovState:
-    """The forcing term of the next step of every row, and how the products were made."""
+    """The forcing term of every row for the next step, float64, and how the products were made."""
 
     forcing: Float[Tensor, " B"]
     jacobian: Literal["forward", "difference"] = "forward"
@@ -54,17 +55,17 @@ class NewtonKrylovState:
 
 @dataclass(frozen=True)
 class NewtonKrylov(StepSolver[NewtonKrylovState]):
-    """Newton's method whose linear systems GMRES solves, as exactly as the progress deserves."""
+    """Newton's method; GMRES solves its linear systems, more exactly the faster the residual falls."""
 
     forcing: float = option(0.1, gt=0.0, lt=1.0, help="eta_0: relative residual of the first linear system")
-    memory: int = option(50, ge=1, help="products of one linear system before GMRES starts anew")
+    memory: int = option(50, ge=1, help="number of products of one linear system after which GMRES restarts")
     max_products: int = option(200, ge=1, help="products of one linear system at most")
-    halvings: int = option(8, ge=0, help="how often a step that does not decrease the residual is halved")
+    halvings: int = option(8, ge=0, help="how often a step is halved at most while it does not decrease the residual")
     jacobian: Literal["auto", "forward", "difference"] = option(
         "auto", help="products in forward mode, by differences, or (auto) by differences where forward mode fails"
     )
 
-    provides = frozenset()  # not its decisions: the linear systems cannot be unrolled
+    provides = frozenset()  # no "decisions": autograd cannot go through the linear systems
 
     @property
     def supports_row_selection(self) -> bool:
@@ -81,10 +82,10 @@ class NewtonKrylov(StepSolver[NewtonKrylovState]):
         exact = {"auto": None, "forward": True, "difference": False}[self.jacobian]
         running = f.running
         residual = torch.where(to_device(running, at.z.device).unsqueeze(1), at.residual, 0.0)
-        # One round is kept for the evaluation at the new point.
+        # One round is reserved for the evaluation at the new point.
         budget = min(self.max_products, f.remaining - 1)
         if budget < 1:
-            return f(at.fz), state
+            return f(at.fz), state  # no round is left for a product: a plain step
 
         def product(v: Tensor, rows: NDArray[np.bool_]) -> Tensor:
             f.narrow(rows)
@@ -97,6 +98,7 @@ class NewtonKrylov(StepSolver[NewtonKrylovState]):
         ratio = new.residual_norm / torch.where(size > 0, size, 1.0)
         forcing = _GAMMA * ratio**_ALPHA
         floor = _GAMMA * state.forcing**_ALPHA
+        # A forcing term that falls too fast would solve the next system more exactly than the step deserves.
         forcing = torch.where(floor > 0.1, torch.maximum(forcing, floor), forcing).nan_to_num(nan=_LARGEST)
         made: Literal["forward", "difference"] = "difference" if exact is False or f.differs else "forward"
         return new, NewtonKrylovState(forcing.clamp(min=1e-6, max=_LARGEST), made)
@@ -113,7 +115,7 @@ class NewtonKrylov(StepSolver[NewtonKrylovState]):
         size: Float[Tensor, " B"],
         forcing: Float[Tensor, " B"],
     ) -> Evaluated:
-        """The first point of halved steps that decreases the residual enough, row by row; the last one tried else."""
+        """For every row the first of the halved steps that decreases the residual enough, else the last one tried."""
         new = f(at.z + step)
         before = f.running
         length = torch.ones_like(size)

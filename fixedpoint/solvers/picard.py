@@ -4,8 +4,8 @@ r"""Picard iteration.
 
 with the relaxation ``beta`` (Banach 1922 for beta = 1; Krasnoselskii 1955, Mann 1953 for 0 < beta < 1).
 
-Where we differ: the test for convergence is made on ``f(z) - z``, never on the step ``beta (f(z) - z)``, so that
-relaxation cannot loosen the tolerance.
+Where we differ: convergence is tested on ``f(z) - z``, never on the step ``beta (f(z) - z)``, so that relaxation
+cannot loosen the tolerance.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ class Picard(StepSolver[None], SupportsWindow):
         return None
 
     def slide(self, f: Evaluator, state: None, shift: Shift) -> None:
-        """Nothing is kept that could be moved."""
+        """Do nothing: Picard keeps no state."""
 
     def renew(self, state: None, at: Evaluated, blocks: Bool[Tensor, "B blocks"]) -> None:
-        """Nothing is kept of the point before."""
+        """Do nothing: Picard keeps no state."""
 
     def step(self, f: Evaluator, at: Evaluated, state: None) -> tuple[Float[Tensor, "B D"] | Evaluated, None]:
         if self.relaxation == 1.0:

@@ -1,8 +1,8 @@
-"""Polyalgorithm: try one solver, and hand the rows it could not solve on to another.
+"""Polyalgorithm: runs one solver, and passes the rows that it did not solve to a second solver.
 
-The second solver gets only the rows that did not converge, from the best point the first one found, and the rounds that
-are left. Where a problem can ``take`` rows the others are not evaluated again. (Rice 1969, "On the construction of
-polyalgorithms for automatic numerical analysis".)
+The second solver gets only the rows that did not converge. It begins at the best points of the first solver, and has
+the rounds that are left. If the problem can ``take`` rows, the other rows are not evaluated again. (Rice 1969, "On the
+construction of polyalgorithms for automatic numerical analysis".)
 """
 
 from __future__ import annotations
@@ -36,15 +36,15 @@ __all__ = ["Polyalgorithm", "can_continue", "continue_with", "limit_of"]
 
 @dataclass(frozen=True)
 class Polyalgorithm(Solver):
-    """Two solvers, one after the other: the second takes over the rows the first did not solve."""
+    """Runs two solvers, one after the other: the second takes over the rows that the first did not solve."""
 
-    first: Solver = option(factory=Anderson, help="what is tried on every row")
-    then: Solver = option(factory=NewtonKrylov, help="what the rows get that did not converge")
+    first: Solver = option(factory=Anderson, help="the solver that every row gets")
+    then: Solver = option(factory=NewtonKrylov, help="the solver for the rows that did not converge")
     share: float = option(0.5, gt=0.0, lt=1.0, help="part of the rounds the first solver may use")
 
     @by_options()
     def needs(self) -> frozenset[str]:
-        """What either of them needs."""
+        """What either of the two solvers needs."""
         return self.first.needs | self.then.needs
 
     def solve(
@@ -63,6 +63,7 @@ class Polyalgorithm(Solver):
         limit = termination.max_rounds or limit_of(self.first, f)
         early = max(int(self.share * limit), 1)
         found = self.first.solve(f, z0, replace(termination, max_rounds=early), on_round)
+        # A point that is not finite is no start.
         begin = torch.where(found.state.isfinite().all(1, keepdim=True), found.state, z0)
         found = continue_with(f, found, self.then, begin, replace(termination, max_rounds=limit), on_round)
         return replace(found, solver=self)
@@ -76,9 +77,9 @@ def continue_with(
     termination: Termination,
     on_round: Callable[[Progress], None] | None = None,
 ) -> Solution:
-    """``found``, with what a solver makes of the rows that are not solved, each from its ``begin``.
+    """Run a solver on the rows of ``found`` that are not solved, each from its row of ``begin``, and join the results.
 
-    ``termination.max_rounds`` is the limit on the rounds of both; those of ``found`` count.
+    ``termination.max_rounds``, which must be set, limits the rounds of both solves together.
     """
     assert termination.max_rounds is not None
     left = termination.max_rounds - found.counts.rounds
@@ -88,7 +89,8 @@ def continue_with(
     rule = _continued(replace(termination, max_rounds=left), found, failed)
     rows = to_device(failed, found.state.device)
     part = Evaluator(_rows_of(f.problem, rows, found.state), f.yardstick.take(rows), f.max_batch)
-    part.learn(f)
+    part.learn(f)  # whether forward mode works need not be found out again
+    # Growth is measured from the first point of the first solve: a state that runs away continues to do so here.
     if f.origin is not None:
         error, scale = f.origin
         part.origin = error[rows], scale[rows]
@@ -97,7 +99,7 @@ def continue_with(
 
 
 class _Rows(Problem):
-    """Some rows of a problem whose rows cannot be taken: the others are evaluated with them, where they ended."""
+    """Some rows of a problem that cannot take rows: the others are evaluated as well, at the points they ended at."""
 
     def __init__(self, whole: Problem, rows: Int[Tensor, " k"], rest: Float[Tensor, "B D"]) -> None:
         self.whole, self.rows, self.rest = whole, rows, rest
@@ -111,7 +113,7 @@ class _Rows(Problem):
 
 
 class _MeasuredRows(_Rows, HasExactResidual, HasMeasure):
-    """The same of a root problem, with its measure."""
+    """Some rows of a root problem, with its measure."""
 
     def __init__(self, whole: RootProblem, rows: Int[Tensor, " k"], rest: Float[Tensor, "B D"]) -> None:
         super().__init__(whole, rows, rest)
@@ -125,7 +127,7 @@ class _MeasuredRows(_Rows, HasExactResidual, HasMeasure):
 
 
 def can_continue(problem: Problem) -> bool:
-    """Whether some rows of the problem can be gone on with."""
+    """Whether a solve can be continued with only some rows of the problem."""
     own = isinstance(problem, (HasMeasure, HasCost)) and not isinstance(problem, RootProblem)
     return problem.layout.rows == 1 or isinstance(problem, HasTake) or not own
 
@@ -139,12 +141,16 @@ def _rows_of(problem: Problem, rows: Int[Tensor, " k"], rest: Float[Tensor, "B D
 
 
 def limit_of(solver: Solver, f: Evaluator) -> int:
-    """The solver's own limit on rounds, or 1000."""
+    """The limit on rounds of the solver itself; 1000 if it has none."""
     return solver.rounds_bound(f) if isinstance(solver, StepSolver) else 1000
 
 
 def _continued(rule: Termination, found: Solution, failed: NDArray[np.int64]) -> Termination:
-    """The rule for going on; what was relative to the first error stays so (for the strictest of the rows)."""
+    """The termination of the second solve.
+
+    A tolerance relative to the first error stays relative to the first error of the first solve. One number must serve
+    all rows, so it is that of the strictest row.
+    """
     if rule.relative_to == "state":
         return rule
     strictest = float(np.nanmin(found.trace.error[0, failed]))
@@ -160,7 +166,8 @@ def _shifted(on_round: Callable[[Progress], None] | None, rounds: int) -> Callab
 def _joined(
     found: Solution, more: Solution, failed: NDArray[np.int64], rows: Int[Tensor, " k"], yardstick: Yardstick
 ) -> Solution:
-    """Both halves as one solution; a row that neither solved keeps the better point."""
+    """Join both solves into one solution; a row that neither of them solved keeps the better point."""
+    # The second solve began at another point, perhaps the start: without convergence its answer may be the worse one.
     better = to_device(more.converged, rows.device)
     better |= yardstick.merit(more.error, more.scale) <= yardstick.merit(found.error[rows], found.scale[rows])
     chosen = rows[better]
@@ -172,7 +179,7 @@ def _joined(
     for position, row in enumerate(failed):
         status[row] = more.status[position]
         rounds[row] = found.counts.rounds + more.rounds[position]
-    begun, counts, two = found.counts.rounds, found.counts, more.counts  # those of the evaluator, which may go on
+    begun, counts, two = found.counts.rounds, found.counts, more.counts  # the evaluator's own object: its counts go on
     counts.rounds += two.rounds
     counts.calls += two.calls
     counts.computed += two.computed

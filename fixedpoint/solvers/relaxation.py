@@ -1,18 +1,19 @@
-r"""Relaxation that adapts: ``beta_k`` of Anderson acceleration, row by row.
+r"""Adaptive relaxation: rules for ``beta_k`` of Anderson acceleration, separately for every row.
 
 With the combined point ``x_k`` and its residual ``rest_k = r_k - dR gamma``, the next point is
-``z_{k+1} = x_k + beta_k rest_k``. The gain ``theta_k = ||rest_k|| / ||r_k||`` says what of the residual the history
-could not explain; to first order ``||r_{k+1}|| <= theta_k ((1 - beta_k) + kappa beta_k) ||r_k||`` for a map with
+``z_{k+1} = x_k + beta_k rest_k``. The gain ``theta_k = ||rest_k|| / ||r_k||`` is the share of the residual that the
+history does not explain; to first order ``||r_{k+1}|| <= theta_k ((1 - beta_k) + kappa beta_k) ||r_k||`` for a map with
 Lipschitz constant ``kappa``. (Evans, Pollock, Rebholz & Xiao 2020, "A proof that Anderson acceleration improves the
-convergence rate in linearly converging fixed-point methods", for the gain; the rule made of it is a rule of thumb.)
+convergence rate in linearly converging fixed-point methods", for the gain; the rule below is a heuristic.)
 
-    gain        beta_k = beta (0.9 - theta_k / 2): careful while the history explains little
-    distance    beta_k follows the factor by which it should have gone along the last rest,
+    gain        beta_k = beta (0.9 - theta_k / 2): smaller steps while the history explains little
+    distance    beta_k follows the factor that would have been best for the last rest,
                 beta* = beta_{k-1} + rest_{k-1} . r_k / ||rest_{k-1}||^2,
-                the nearest point of that line to f(z_k)
+                which gives the point of that line nearest to f(z_k)
 
 (Lepage-Saucier 2024, "Anderson acceleration with adaptive relaxation for convergent fixed-point iterations", the
-minimum-distance strategy.) What is seen of ``beta*`` is averaged over the rounds, and trusted as far as it is steady.
+minimum-distance strategy.) ``beta*`` is averaged over the rounds. The more it fluctuates, the closer ``beta_k`` stays
+to 1.
 """
 
 from __future__ import annotations
@@ -28,20 +29,24 @@ from fixedpoint.core.reduce import row_norms, vecdot
 
 __all__ = ["Distance", "by_gain"]
 
-# Weights of what was seen last in the mean of beta*, and in that of its squared changes.
+# Weights of the latest value in the moving averages of beta* and of its squared changes.
 _FRESH_MEAN, _FRESH_CHANGE = 0.1, 0.2
-# Beyond these beta* says that the map is not what the strategy was made for.
+# Outside of this range the strategy does not suit the map, and beta is 1.
 _SMALLEST, _LARGEST = 0.05, 1.5
 
 
 def by_gain(gain: Float[Tensor, " B"]) -> Float[Tensor, " B"]:
-    """``0.9 - theta / 2``; 1 where nothing was explained, which is a plain step."""
+    """``0.9 - theta / 2``; 1, which gives a plain step, where the history explains nothing."""
     return torch.where(gain < 1.0, 0.9 - 0.5 * gain, 1.0)
 
 
 @dataclass(frozen=True)
 class Distance:
-    """What has been seen of ``beta*``: its mean, its mean squared change, the last one; the last rest and its beta."""
+    """The moving averages of ``beta*`` and of its squared changes, and the last step, for every row.
+
+    ``mean`` and ``change`` are the averages, ``last`` is the last ``beta*``; ``rest`` is the rest of the last step, and
+    ``beta`` the relaxation it was taken with. All but ``rest`` are float64.
+    """
 
     mean: Float[Tensor, " B"]
     change: Float[Tensor, " B"]
@@ -55,7 +60,7 @@ class Distance:
         return cls(mean=one, change=one, last=one, beta=one)
 
     def seen(self, at: Evaluated, linked: Bool[Tensor, " B"]) -> Distance:
-        """With the factor that would have been right for the last step, in the rows that ``at`` is a step of."""
+        """Take in the factor that would have been best for the step to ``at``; only the rows ``linked`` have one."""
         if self.rest is None:
             return self
         squares = row_norms(self.rest) ** 2

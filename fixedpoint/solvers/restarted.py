@@ -1,7 +1,7 @@
-"""Restarts: any step solver, made to forget its history every so many rounds.
+"""Restarts: makes another step solver discard its history after a fixed number of steps.
 
-A history that spans a long way of a nonlinear map misleads; starting anew at the present point costs a few rounds and
-is the oldest safeguard there is. (Fang & Saad 2009, section 4.1.2; for GMRES, Saad & Schultz 1986.)
+A history that extends over a large region of a nonlinear map misleads. Restarting at the present point costs a few
+rounds, and is the oldest safeguard against this. (Fang & Saad 2009, section 4.1.2; for GMRES, Saad & Schultz 1986.)
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ __all__ = ["Restarted", "RestartedState"]
 
 @dataclass(frozen=True)
 class RestartedState:
-    """The state of the solver within, and the steps of every row since it last forgot."""
+    """The state of the inner solver, and the number of steps of every row since its last restart."""
 
     inner: Any
     age: Int[Tensor, " B"]
@@ -31,10 +31,10 @@ class RestartedState:
 
 @dataclass(frozen=True)
 class Restarted(StepSolver[RestartedState]):
-    """A step solver that forgets its history regularly."""
+    """Makes another step solver discard its history regularly."""
 
-    solver: StepSolver[Any] = option(factory=Anderson, help="the step solver within")
-    every: int = option(20, ge=1, help="steps after which a row's history is forgotten")
+    solver: StepSolver[Any] = option(factory=Anderson, help="the step solver that is restarted")
+    every: int = option(20, ge=1, help="number of steps after which the history of a row is discarded")
 
     def check(self) -> None:
         if "chain" in self.solver.needs:
@@ -42,12 +42,12 @@ class Restarted(StepSolver[RestartedState]):
 
     @by_options()
     def needs(self) -> frozenset[str]:
-        """What the solver within needs."""
+        """What the inner solver needs."""
         return self.solver.needs
 
     @by_options("decisions")
     def provides(self) -> frozenset[str]:
-        """The decisions, where the solver within provides its own."""
+        """``"decisions"`` if the inner solver provides them."""
         return self.solver.provides & {"decisions"}
 
     @property

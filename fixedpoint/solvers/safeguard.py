@@ -1,4 +1,4 @@
-"""When the history of a quasi-Newton method does more harm than good."""
+"""Growth: detects rows whose residual grows so much that a quasi-Newton method should discard its history."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["Growth"]
 
 @dataclass(frozen=True)
 class Growth:
-    """The smallest residual of every row since its last restart, against which growth is measured."""
+    """The smallest residual norm of every row since its last restart (``best``); growth is measured from it."""
 
     best: Float[Tensor, " B"]
 
@@ -24,9 +24,11 @@ class Growth:
     def watch(
         self, norm: Float[Tensor, " B"], factor: float, led: Bool[Tensor, " B"]
     ) -> tuple[Bool[Tensor, " B"], Growth]:
-        """The rows whose residual has grown by more than ``factor``, and the new record (theirs begins anew).
+        """Return the rows that should discard their history, and the updated record.
 
-        Of the rows ``led`` by a history only: where a plain step has made it grow there is nothing to be forgotten.
+        These are the rows whose residual exceeds ``factor`` times the smallest one and that have a history (``led``):
+        where a plain step made the residual grow, there is no history to discard. In all rows that have grown, the
+        record starts again from the present residual.
         """
         grown = norm > factor * self.best
         return led & grown, Growth(torch.where(grown, norm, torch.minimum(norm, self.best)))

@@ -1,12 +1,12 @@
-r"""SQUAREM and its alternating cyclic form: extrapolation in cycles, with the memory of a few states.
+r"""SQUAREM and alternating cyclic extrapolation: each cycle extrapolates from a few plain iterates.
 
-From the start ``x_0`` of a cycle, ``x_{j+1} = f(x_j)`` and the differences ``D1 = x_1 - x_0``,
+From the first point ``x_0`` of a cycle, with ``x_{j+1} = f(x_j)`` and the differences ``D1 = x_1 - x_0``,
 ``D2 = x_2 - 2 x_1 + x_0``, ``D3 = x_3 - 3 x_2 + 3 x_1 - x_0``:
 
     order 2    x' = x_0 + 2 sigma D1 + sigma^2 D2
     order 3    x' = x_0 + 3 sigma D1 + 3 sigma^2 D2 + sigma^3 D3
 
-    squarem    order 2, sigma = ||D1|| / ||D2||, and a plain step after it
+    squarem    order 2, sigma = ||D1|| / ||D2||, followed by a plain step
     cyclic     orders 3, 2, 3, 2, with sigma = |<D2, D3>| / ||D3||^2 in order 3
                and sigma = |<D1, D2>| / ||D2||^2 in order 2
 
@@ -15,9 +15,10 @@ scheme S3, where ``sigma = -alpha``; Lepage-Saucier 2024, "Alternating cyclic ve
 accelerating nonlinear optimization algorithms and fixed-point mapping applications".) ``sigma = 1`` is the plain
 iterate.
 
-Where we differ: ``sigma`` is at least 1 and at most a bound that grows fourfold when it was reached and did no harm,
-as in the authors' package for S3; here in both schemes. An extrapolation that makes the residual more than ``growth``
-times that of the cycle's start is undone: the row goes back to its last plain iterate, and its bound falls.
+Where we differ: in both schemes ``sigma`` is at least 1 and at most a bound, as in the authors' package for S3. The
+bound grows fourfold when it was reached and the extrapolation did no harm. An extrapolation is undone when its residual
+is more than ``growth`` times that at the start of the cycle: the row goes back to its last plain iterate, and its bound
+is divided by four.
 """
 
 from __future__ import annotations
@@ -37,30 +38,33 @@ from fixedpoint.core.reduce import row_norms, vecdot
 
 __all__ = ["Squarem", "SquaremState"]
 
-# How the bound on sigma grows and falls.
+# Factor by which the bound on sigma grows and shrinks.
 _FACTOR = 4.0
 
 
 @dataclass(frozen=True)
 class SquaremState:
-    """Where each row stands in its cycle.
+    """The position of every row in its cycle, and the points the cycle needs.
 
     Attributes
     ----------
     points
-        ``x_0`` of the cycle, and ``x_1`` where cycles may be of order 3.
+        Shape ``(B, D)`` each: ``x_0`` of the cycle, and ``x_1`` where cycles may be of order 3.
     safe
-        The last plain iterate before an extrapolation.
+        Shape ``(B, D)``: the last plain iterate before an extrapolation.
     count
-        Which point of the cycle the next evaluated one is; -1: the extrapolated point, whose plain step opens a cycle.
+        Shape ``(B,)``, int64: index in the cycle of the point that is evaluated next; -1 for an extrapolated point from
+        which a plain step is taken before the next cycle begins.
     order
-        Of the cycle, 2 or 3.
+        Shape ``(B,)``, int64: order of the cycle, 2 or 3.
     base
-        Size of the residual at ``x_0``.
-    bound, reached
-        Largest ``sigma``, and whether the last one was cut to it.
+        Shape ``(B,)``, float64: norm of the residual at ``x_0``.
+    bound
+        Shape ``(B,)``, float64: largest ``sigma`` allowed, at least 1.
+    reached
+        Shape ``(B,)``: whether the last ``sigma`` was limited by the bound.
     judged
-        Whether the next evaluated point is an extrapolated one.
+        Shape ``(B,)``: whether the point that is evaluated next is an extrapolated one.
     """
 
     points: tuple[Float[Tensor, "B D"], ...]
@@ -75,7 +79,7 @@ class SquaremState:
 
 @dataclass(frozen=True)
 class Squarem(StepSolver[SquaremState]):
-    """Squared or cyclic extrapolation: light on memory, made for EM and other slow monotone maps."""
+    """Squared or cyclic extrapolation: needs little memory; made for EM and other slow monotone maps."""
 
     scheme: Literal["cyclic", "squarem"] = option(
         "cyclic", help="cyclic: orders 3 and 2 in turn; squarem: order 2 with a plain step after it"
@@ -102,7 +106,7 @@ class Squarem(StepSolver[SquaremState]):
         )
 
     def reset(self, state: SquaremState, rows: Bool[Tensor, " B"]) -> SquaremState:
-        """Rows put back to their best point open a new cycle there, with a smaller bound."""
+        """Begin a new cycle, with a smaller bound, in rows that were put back to their best point."""
         return replace(
             state,
             count=torch.where(rows, 0, state.count),
@@ -124,6 +128,7 @@ class Squarem(StepSolver[SquaremState]):
         proposal = torch.where(completes.unsqueeze(1), extrapolated, at.fz)
         proposal = torch.where(worse.unsqueeze(1), state.safe, proposal)
         after = 0 if self.scheme == "cyclic" else -1
+        # 5 - order turns 2 into 3 and 3 into 2.
         order = torch.where(completes, 5 - state.order, state.order) if self.scheme == "cyclic" else state.order
         return proposal, SquaremState(
             points=points,
@@ -144,7 +149,7 @@ def _smaller(bound: Float[Tensor, " B"]) -> Float[Tensor, " B"]:
 def _extrapolated(
     at: Evaluated, points: tuple[Float[Tensor, "B D"], ...], order: Int[Tensor, " B"], bound: Float[Tensor, " B"]
 ) -> tuple[Float[Tensor, "B D"], Float[Tensor, " B"]]:
-    """``x'`` of every row as if its cycle were complete, and the ``sigma`` it wanted."""
+    """Return ``x'`` as if the cycle of every row were complete, and ``sigma`` before the bound is applied."""
     first = points[0]
     d1 = at.z - first
     d2 = at.residual - d1
@@ -164,14 +169,14 @@ def _extrapolated(
 
 
 def _projected(short: Float[Tensor, "B D"], long: Float[Tensor, "B D"]) -> Float[Tensor, " B"]:
-    """``|<short, long>| / ||long||^2``, by way of a unit vector, so that small differences do not underflow."""
+    """``|<short, long>| / ||long||^2``, computed with a unit vector so that small differences do not underflow."""
     size = row_norms(long)
     unit = long / torch.where(size > 0, size, 1.0).to(long.dtype).unsqueeze(1)
     return _quotient(vecdot(short, unit).abs(), size)
 
 
 def _quotient(numerator: Float[Tensor, " B"], denominator: Float[Tensor, " B"]) -> Float[Tensor, " B"]:
-    """1 where it cannot be told: the plain iterate."""
+    """The quotient; 1, which gives the plain iterate, where it is not defined."""
     quotient = numerator / torch.where(denominator > 0, denominator, 1.0)
     return torch.where((denominator > 0) & quotient.isfinite(), quotient, 1.0)
 
@@ -182,7 +187,7 @@ def _combined(
     wanted: Float[Tensor, " B"],
     bound: Float[Tensor, " B"],
 ) -> Float[Tensor, "B D"]:
-    """``x_0 + sum_j binomial(p, j) sigma^j D_j`` with ``sigma`` within 1 and the bound."""
+    """``x_0 + sum_j binomial(p, j) sigma^j D_j``, with ``sigma`` limited to between 1 and the bound."""
     wide = torch.promote_types(start.dtype, torch.float32)  # sigma^3 may exceed half precision
     sigma = torch.minimum(wanted, bound).clamp(min=1.0).to(wide).unsqueeze(1)
     total, order = start.to(wide), len(differences)

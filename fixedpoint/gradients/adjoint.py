@@ -8,7 +8,6 @@ zero is the solution, found at once.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from typing import Literal
 
@@ -27,6 +26,7 @@ from fixedpoint.core.solver import Solver
 from fixedpoint.core.status import ConvergenceError
 from fixedpoint.core.termination import Termination, at_rounding_floor
 from fixedpoint.core.transfer import to_device
+from fixedpoint.core.warning import warn_caller
 from fixedpoint.gradients.recorded import Map, without_tangents
 from fixedpoint.gradients.report import AdjointReport, AdjointWarning
 
@@ -204,7 +204,7 @@ def tell_failure(failed: NDArray[np.bool_], report: AdjointReport, on_failure: O
     if on_failure == "raise":
         raise ConvergenceError(sentence)
     given = "these rows have the one-step gradient" if report.replaced.any() else "the gradient is that inexact"
-    warnings.warn(AdjointWarning(f"{sentence}\n{given}"), stacklevel=3)
+    warn_caller(AdjointWarning(f"{sentence}\n{given}"))
 
 
 def failed_rows(solution: Solution) -> NDArray[np.bool_]:

@@ -18,7 +18,6 @@ differentiate.
 
 from __future__ import annotations
 
-import warnings
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -31,6 +30,7 @@ from torch import Tensor
 from fixedpoint.core.evaluator import Evaluator
 from fixedpoint.core.solution import Solution
 from fixedpoint.core.transfer import to_device
+from fixedpoint.core.warning import warn_caller
 from fixedpoint.gradients.adjoint import failed_rows
 from fixedpoint.gradients.implicit import Implicit
 
@@ -79,13 +79,12 @@ def _tell_starts(solution: Solution, start: Float[Tensor, "B D"], unsolved: NDAr
         return
     labels = Counter(status.label for status, here in zip(solution.status, at_start, strict=True) if here)
     listed = ", ".join(f"{count} {label}" for label, count in sorted(labels.items()))
-    warnings.warn(
+    warn_caller(
         UnrolledWarning(
             f"{int(at_start.sum())} of {len(at_start)} rows ended unsolved where they had begun ({listed}): no round "
             "led there, so their unrolled gradient is zero. Give them more rounds or another start, or take "
             "gradient='implicit'"
-        ),
-        stacklevel=4,
+        )
     )
 
 

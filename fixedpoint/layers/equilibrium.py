@@ -8,7 +8,6 @@ arguments. Parametrised weights and random numbers of the cell stay the same in 
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -27,6 +26,7 @@ from fixedpoint.core.solver import Solver
 from fixedpoint.core.status import ConvergenceError, Status
 from fixedpoint.core.termination import Termination
 from fixedpoint.core.transfer import to_device
+from fixedpoint.core.warning import warn_caller
 from fixedpoint.gradients.estimator import GradientEstimator
 from fixedpoint.gradients.implicit import Implicit
 from fixedpoint.layers.empty import is_empty, solution_of_none
@@ -187,8 +187,8 @@ class EquilibriumLayer(nn.Module):
         inputs, keywords
             The inputs of the cell after the state, at least one.
         start
-            The start of the solve, in the structure of the state; by default computed by ``state``. Samples with a
-            stored state begin at that state instead.
+            The start of the solve, in the structure of the state. By default the start that ``state`` computes; samples
+            for which the ``warm_start`` has a stored state begin at that state.
         samples
             Shape ``(B,)``, int32 or int64: the index of each row's sample. Only for a layer with a ``warm_start``, and
             required by it in training mode.
@@ -273,6 +273,7 @@ class EquilibriumLayer(nn.Module):
 
     def _begin(self, given: Inputs, start: Any, samples: Tensor | None) -> Any:
         """Return the start of the solve, detached: it has no part in the gradient."""
+        chosen = start is not None
         if start is None and self.state is not None:
             start = self.state(*given.positional, **given.keywords)
         elif start is None:
@@ -289,6 +290,8 @@ class EquilibriumLayer(nn.Module):
                 raise ValueError(
                     "a layer with a warm_start requires samples=, the numbers of the rows' samples, to train"
                 )
+            return start
+        if chosen:  # the caller knows better than the memory, which keeps what comes of it
             return start
         layout = Layout.of(start, "independent")
         cold = layout.pack(start, "the start")
@@ -310,19 +313,18 @@ class EquilibriumLayer(nn.Module):
             )
         if self.on_failure == "raise":
             raise ConvergenceError(sentence)
-        warnings.warn(EquilibriumWarning(sentence), stacklevel=5)
+        warn_caller(EquilibriumWarning(sentence))
 
     def _tell_shared(self, given: Inputs, rows: int, refusal: Exception | None = None) -> None:
         """Warn that all rows had to be evaluated together, with the reason."""
         listed = ", ".join(given.by_row(rows)) or "none"
         why = "it gives other values" if refusal is None else f"it raises {type(refusal).__name__}: {refusal}"
-        warnings.warn(
+        warn_caller(
             EquilibriumWarning(
                 f"the cell cannot be called with some of its rows alone ({why}), so all {rows} were in every call: "
                 f"right, but slower. Tensors taken row by row, since their first dimension is {rows}: inputs {listed}. "
                 "State which of them belong to every row: EquilibriumLayer(cell, shared=[...])"
-            ),
-            stacklevel=5,
+            )
         )
 
     def extra_repr(self) -> str:

@@ -24,14 +24,21 @@ class Bounded(nn.Module):
     Parameters
     ----------
     bound
-        The factor by which the weight is multiplied.
+        The factor by which the weight is multiplied, greater than 0.
     learned
         Whether the factor is learned: it is then ``bound * sigmoid(s)`` with a parameter ``s``, and begins at 0.95 of
         the bound.
+
+    Raises
+    ------
+    ValueError
+        If ``bound`` is not greater than 0.
     """
 
     def __init__(self, bound: float, *, learned: bool = False) -> None:
         super().__init__()
+        if not bound > 0:
+            raise ValueError(f"bound must be greater than 0, got {bound}")
         self.bound = bound
         self.logit = nn.Parameter(torch.tensor(2.9444)) if learned else None  # sigmoid(2.9444) = 0.95
 

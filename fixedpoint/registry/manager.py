@@ -155,11 +155,15 @@ class Registry:
         Raises
         ------
         RegistryError
-            If it fails to register, or one of its components or commands has a name that is already taken. Nothing
-            of the plugin stays registered.
+            If it is already registered, if its name is taken by another plugin, if it fails to register, or if one of
+            its components or commands has a name that is already taken. Nothing changes then.
         """
         self._discover()
         label = str(name or getattr(plugin, "__name__", type(plugin).__name__))
+        if self._manager.is_registered(plugin):
+            raise RegistryError(f"this plugin is already registered, as {self._manager.get_name(plugin)!r}")
+        if self._manager.has_plugin(label):
+            raise RegistryError(f"a plugin named {label!r} is already registered; pass another name=")
         collisions = self._add(plugin, label, (label, ""))
         if collisions:
             self._manager.unregister(plugin)

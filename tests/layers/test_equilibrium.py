@@ -8,7 +8,7 @@ from layer_cells import TanhCell, TwoScales, draw
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
-from fixedpoint import ConvergenceError, Termination
+from fixedpoint import ConvergenceError, Picard, Termination
 from fixedpoint.layers import EquilibriumLayer, EquilibriumWarning, WarmStart
 
 TIGHT = {"training": Termination(rtol=1e-12), "evaluation": Termination(rtol=1e-12)}
@@ -369,3 +369,31 @@ def test_rows_that_are_done_leave_the_adjoint_solve(solver: str) -> None:
     wanted = torch.autograd.grad(again.square().sum(), [x, *cell.parameters()])
     for one, other in zip(found, wanted, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-8, atol=1e-10)
+
+
+class Scaled(nn.Module):
+    """``factor z + x``."""
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, z: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        return self.factor * z + x
+
+
+@pytest.mark.parametrize("call", ["forward", "solve"])
+def test_a_warning_points_at_the_line_that_called_the_layer(call: str) -> None:
+    layer = EquilibriumLayer(Scaled(2.0), solver=Picard(), termination=Termination(max_rounds=3))
+    x = torch.ones(2, 3)
+    with pytest.warns(EquilibriumWarning) as caught:
+        _ = layer(x) if call == "forward" else layer.solve(x)
+    assert [warning.filename for warning in caught] == [__file__]
+
+
+def test_a_start_that_is_given_goes_before_the_memory() -> None:
+    layer = EquilibriumLayer(Scaled(0.5), solver=Picard(), warm_start=WarmStart(2, 3)).train()
+    x, samples = torch.ones(2, 3), torch.tensor([0, 1])
+    layer(x, samples=samples)
+    assert layer.solve(x, samples=samples).solution.counts.rounds <= 2
+    assert layer.solve(x, samples=samples, start=torch.full((2, 3), 1e3)).solution.counts.rounds > 10

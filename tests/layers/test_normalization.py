@@ -8,7 +8,7 @@ from torch.nn.utils import parametrize
 from torch.optim.swa_utils import AveragedModel
 
 from fixedpoint import Termination
-from fixedpoint.layers import EquilibriumLayer, spectral_normalized, weight_normalized
+from fixedpoint.layers import Bounded, EquilibriumLayer, spectral_normalized, weight_normalized
 
 TIGHT = {"training": Termination(rtol=1e-12), "evaluation": Termination(rtol=1e-12)}
 X = draw(7, 3, 6)
@@ -110,3 +110,9 @@ def test_an_error_in_the_cell_leaves_it_as_it_was() -> None:
     with pytest.raises(RuntimeError, match="out of order"):
         layer(X)
     assert "forward" not in vars(cell.linear.parametrizations.weight)
+
+
+@pytest.mark.parametrize("bound", [0.0, -1.0, float("nan")])
+def test_a_bound_is_positive(bound: float) -> None:
+    with pytest.raises(ValueError, match="bound must be greater than 0"):
+        Bounded(bound)

@@ -131,6 +131,17 @@ def test_a_plugin_of_this_process_comes_and_goes(registry):
     assert "halver" in registry.components("solver")
 
 
+def test_a_plugin_registered_twice_is_refused_and_stays(registry):
+    plugin = HalverPlugin()
+    registry.register(plugin, "mine")
+    with pytest.raises(RegistryError, match="this plugin is already registered, as 'mine'"):
+        registry.register(plugin)
+    with pytest.raises(RegistryError, match="a plugin named 'mine' is already registered; pass another name="):
+        registry.register(HalverPlugin(), "mine")
+    assert registry.get("solver", "halver").source == "mine"
+    assert registry.broken() == []
+
+
 def test_one_component_can_be_added_from_a_notebook(registry):
     registry.add("solver", Component("halver", Halver))
     assert registry.create("solver", "halver") == Halver()

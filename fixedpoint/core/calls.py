@@ -219,7 +219,7 @@ class Calls:
         return max(self.limit - self.counts.rounds, 0)
 
     def learn(self, other: Calls) -> None:
-        """Take over what another ``Calls`` has learnt about the same function: how products work, how it uses memory."""
+        """Take over what another ``Calls`` has learnt of the same function: how products work, how it uses memory."""
         self._way, self._receive = other._way, other._receive
 
     def _first_way(self, exact: bool | None) -> Way:

@@ -14,10 +14,10 @@ class Fault(str):
     exception is then an unexpected failure. A ``Fault`` says that exactly this exception is raised:
     ``Fault("no double backward", raises=NotImplementedError)``.
 
-    Parameters
+    The string itself is the reason, in a few words.
+
+    Attributes
     ----------
-    reason
-        The reason in a few words: the value of the string.
     raises
         Type of the exception; subclasses count too.
     """

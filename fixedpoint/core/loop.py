@@ -174,7 +174,6 @@ def iterate(
     final = status.copy()
     while True:
         judged, rescued = judge(at)
-        # One stacked copy, so that the round synchronises once; without a best point the third row only fills a place.
         host = _to_host(judged, rescued, f.improved if f.tracks_best else rescued)
         if f.tracks_best:
             f.settle(everywhere=bool(host[2].all()) and not torch.is_grad_enabled())
@@ -184,9 +183,8 @@ def iterate(
         if f.counts.rounds >= limit:
             final[final == Status.RUNNING] = Status.MAX_ROUNDS
         finished = running & (final != Status.RUNNING)
-        # These rows return the point they ended at; rows that failed return their best one.
         kept = finished & (solver.has_fixed_length | (final == Status.CONVERGED))
-        f.keep(kept, at)
+        f.keep(kept, at)  # rows that failed return their best point instead
         running = final == Status.RUNNING
         status[rows] = final
         if "decisions" in f.wanted:
@@ -298,7 +296,7 @@ def _progress(f: Evaluator, part: RowSubset | None, running: NDArray[np.bool_], 
 
 
 def _to_host(status: Tensor, *masks: Tensor) -> NDArray[np.int8]:
-    """Copy the status and some masks to the host, in one transfer."""
+    """Copy the status and some masks to the host, stacked, so that the round synchronises only once."""
     stacked: NDArray[np.int8] = torch.stack([status, *(mask.to(torch.int8) for mask in masks)]).cpu().numpy()
     return stacked
 

@@ -132,7 +132,7 @@ class Calls:
             try:
                 with self._noted():
                     found = self._forward(at.z, v, tried, way, strict=not exact)
-            except torch.OutOfMemoryError:
+            except torch.OutOfMemoryError:  # a RuntimeError as well, but no lack of forward mode
                 raise
             except (RuntimeError, NotImplementedError) as error:
                 # torch has no dedicated exception for operations without forward mode. A function that fails for
@@ -154,6 +154,7 @@ class Calls:
         reach = torch.where(reach > 0, reach, torch.where(row_norms(at.fz) > 0, row_norms(at.fz), 1.0))
         # sqrt(eps) balances truncation, which grows with h, against rounding, which grows with 1 / h.
         size = math.sqrt(torch.finfo(v.dtype).eps) * reach / torch.where(length > 0, length, 1.0)
+        # In single precision at least, since h may leave the range of half precision.
         wide = size.to(torch.promote_types(v.dtype, torch.float32)).unsqueeze(1)
         with self._noted():
             moved = self._values((at.z + wide * v).to(v.dtype))
@@ -281,6 +282,7 @@ class Calls:
         return torch.zeros_like(v).index_copy(0, live.index, part)
 
     def _values(self, z: Tensor) -> Tensor:
+        """Return ``f(z)`` in the running rows, ``z`` in the others."""
         live = self._live
         if live.index is None:
             return self._micro_batches(self.problem, z)
@@ -289,6 +291,7 @@ class Calls:
         return z.index_copy(0, live.index, self._micro_batches(live.problem, z.index_select(0, live.index)))
 
     def _micro_batches(self, problem: Problem, z: Tensor) -> Tensor:
+        """Return ``f(z)``, evaluated in parts of at most ``max_batch`` rows."""
         found = [self._call(own, z[part]) for part, own in self._batches(problem, z)]
         return found[0] if len(found) == 1 else torch.cat(found)
 
@@ -303,6 +306,7 @@ class Calls:
             yield part, problem.take(torch.arange(part.start, part.stop, device=z.device))
 
     def _call(self, problem: Problem, z: Tensor) -> Tensor:
+        """Call a problem once, count the call, and return the value in memory that nothing else overwrites."""
         self._count(problem, z.shape[0])
         theirs, version = self._receive.gave(z), z._version
         try:
@@ -326,6 +330,7 @@ class Calls:
         return cost.evaluations
 
     def _checked(self, problem: Problem, z: Tensor) -> Tensor:
+        """Return ``f(z)``; raise ``ValueError`` for another shape, dtype or device."""
         fz = problem(z)
         if fz.shape != z.shape or fz.dtype != z.dtype or fz.device != z.device:
             raise ValueError(
@@ -336,4 +341,5 @@ class Calls:
 
 
 def _cost(problem: Problem, rows: int) -> Cost:
+    """Return the cost of one evaluation; by default one call, and one evaluation per row."""
     return problem.cost(rows) if isinstance(problem, HasCost) else _ONE

@@ -110,6 +110,7 @@ class Evaluator(Calls):
         return at
 
     def value(self, z: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
+        """Return ``f(z)`` of all rows, recorded by autograd; the first such value is stored in ``recorded``."""
         fz = super().value(z)
         if self.recorded is None:
             self.recorded = fz.detach()
@@ -153,6 +154,7 @@ class Evaluator(Calls):
             self.origin = at.error, at.scale
         live = self._live.mask
         error = at.error.amax(dim=1)
+        # 0 / 0 counts as 0: a row whose residual and value are both zero is solved.
         relative = (at.error / at.scale).nan_to_num(nan=0.0, posinf=torch.inf).amax(dim=1)
         self.judged_after.append(self.counts.rounds)
         self.errors.append(torch.where(live, error, torch.nan))
@@ -202,6 +204,7 @@ class Evaluator(Calls):
         return self._best.own
 
     def _measure(self, z: Tensor, fz: Tensor, residual: Tensor) -> Measure:
+        """Return error and scale: the problem's own measure, or the norms of residual and value."""
         if self._own_measure is not None:
             return self._own_measure(z, fz, residual)
         measured = self.yardstick.norms

@@ -191,7 +191,7 @@ class Layout:
             if tensor.device != self.device:
                 raise ValueError(f"{where} must be on {self.device} like {leaf.path}, got {tensor.device}")
             if self.is_complex:
-                tensor = torch.view_as_real(tensor.resolve_conj())
+                tensor = torch.view_as_real(tensor.resolve_conj())  # torch conjugates lazily, which the view refuses
             parts.append(tensor.reshape(self.rows, leaf.size))
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
@@ -226,6 +226,7 @@ class Layout:
 
     @property
     def _number(self) -> str:
+        """What error messages call a Python number of this layout."""
         return "a complex number" if self.is_complex else "a float"
 
     def _present(self, tensor: Tensor) -> Any:
@@ -239,6 +240,7 @@ class Layout:
         return array
 
     def _structure(self) -> str:
+        """The paths and shapes of all tensors, for error messages."""
         if self.namespace == "python":
             return ", ".join(f"{leaf.path} {self._number}" for leaf in self.leaves)
         return ", ".join(f"{leaf.path} {leaf.shape}" for leaf in self.leaves)
@@ -254,6 +256,7 @@ class Layout:
         return ""
 
     def _another_dtype(self, where: str, path: str, came: torch.dtype) -> str:
+        """Return the error message for a tensor of another dtype."""
         if self.namespace == "python":
             sentence = f"{where} must be {self._number} like {path}, got {_called(came, 'numpy')}"
         else:
@@ -263,6 +266,7 @@ class Layout:
 
 
 def _namespace(found: list[tuple[str, Any]]) -> Namespace:
+    """Return the namespace that all leaves share; raise ``TypeError`` if they differ."""
     kinds = {_kind(path, leaf) for path, leaf in found}
     if len(kinds) > 1:
         raise TypeError("z0 must hold torch tensors or numpy arrays, not both")
@@ -271,6 +275,7 @@ def _namespace(found: list[tuple[str, Any]]) -> Namespace:
 
 
 def _kind(path: str, leaf: Any) -> Namespace:
+    """Return the namespace of one leaf; raise ``TypeError`` for anything but a tensor, an array or a number."""
     if isinstance(leaf, Tensor):
         return "torch"
     if isinstance(leaf, (np.ndarray, np.generic)):
@@ -281,6 +286,7 @@ def _kind(path: str, leaf: Any) -> Namespace:
 
 
 def _as_tensor(path: str, leaf: Any) -> Tensor:
+    """Return a leaf as a tensor; raise ``TypeError`` for dtypes and memory layouts that are not supported."""
     if not isinstance(leaf, Tensor):
         _kind(path, leaf)
         array = np.array(leaf, order="C")  # a copy, since the user's function may fill the same array at every call
@@ -300,10 +306,12 @@ def _as_tensor(path: str, leaf: Any) -> Tensor:
 
 
 def _is_batched(shapes: list[tuple[int, ...]]) -> bool:
+    """Whether all tensors have at least two dimensions and the same first one."""
     return all(len(shape) >= 2 for shape in shapes) and len({shape[0] for shape in shapes}) == 1
 
 
 def _refuse_mixed(tensors: list[tuple[str, Tensor]], namespace: Namespace) -> None:
+    """Raise ``TypeError`` unless all tensors have one dtype and one device."""
     told = {
         "dtype": [(path, _called(tensor.dtype, namespace)) for path, tensor in tensors],
         "device": [(path, str(tensor.device)) for path, tensor in tensors],

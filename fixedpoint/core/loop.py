@@ -163,7 +163,7 @@ def iterate(
     """
     parent, part = f, None
     judge = _judge(solver, f, termination, z0.dtype)
-    f.limit = limit = termination.max_rounds or solver.rounds_bound(f)
+    f.limit = limit = termination.max_rounds or solver.rounds_bound(f)  # products within a step are rounds, too
     f.tracks_best = not solver.has_fixed_length
     at = solver.begin(f, z0)
     state = solver.init(f, at)
@@ -201,7 +201,7 @@ def iterate(
             part = RowSubset(parent, rows)
             at, state, judge = _taken_rows(to_device(chosen, z0.device), at, state, judge)
             f, host, running = part.f, host[:, chosen], running[chosen]
-            judge.yardstick = f.yardstick
+            judge.yardstick = f.yardstick  # tolerances may differ from row to row
         f.narrow(running)
         if (host[1].astype(np.bool_) & running).any():
             at = f.best.where(rescued, at)
@@ -307,5 +307,6 @@ def _worst(f: Evaluator) -> float:
 
 
 def _stack(rounds: list[Tensor]) -> NDArray[np.float64]:
+    """Copy a trace to the host; it stays on the device during the solve, where copying would synchronise."""
     stacked: NDArray[np.float64] = torch.stack(rounds).cpu().numpy()
     return stacked

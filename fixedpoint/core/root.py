@@ -101,6 +101,7 @@ class RootProblem(FunctionProblem, HasExactResidual, HasMeasure):
         self._measure = RootMeasure(self, termination)
 
     def with_aux(self, z: Float[Tensor, "B D"]) -> tuple[Float[Tensor, "B D"], Any]:
+        """Return ``z + c g(z)``, and the second item of ``g``; store ``g`` and ``c g`` for the measure."""
         g, aux = super().with_aux(z)
         step = self._factor_at(z, g) * g
         if torch._C._functorch.peek_interpreter_stack() is None:  # not within forward mode
@@ -184,6 +185,7 @@ class RootMeasure:
         return part
 
     def _begun(self, z: Tensor, g: Tensor, size: Tensor) -> _Seen:
+        """Return what is stored after the first point."""
         unknown = torch.full_like(size, torch.nan)
         return _Seen(
             z=z.clone(),
@@ -197,6 +199,7 @@ class RootMeasure:
         )
 
     def _compared(self, seen: _Seen, z: Tensor, g: Tensor, size: Tensor) -> _Seen:
+        """Return what is stored after a further point: apply the bounds of this module to the last slope."""
         moved = row_norms(z - seen.z).unsqueeze(1)
         changed = row_norms(g - seen.g).unsqueeze(1)
         length = row_norms(z).unsqueeze(1)

@@ -62,6 +62,7 @@ class Runaway:
 
     @staticmethod
     def begin(at: Evaluated, origin: Origin | None, eps: float) -> Runaway:
+        """Return the state of the test at the first point of a solve, which may continue one from ``origin``."""
         none = torch.zeros_like(at.error)
         if origin is None:
             return Runaway(at.error, at.scale, at.error, at.scale, none, none, none != 0)
@@ -69,6 +70,7 @@ class Runaway:
         return Runaway(*origin, *origin, none, none + 1.0, none != 0).seen(at, eps)
 
     def seen(self, at: Evaluated, eps: float) -> Runaway:
+        """Return the state of the test after a further point."""
         finite = at.finite.unsqueeze(1)
         floor = 2.0 * eps * at.scale
         error = torch.maximum(at.error, floor)

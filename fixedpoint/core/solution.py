@@ -153,6 +153,7 @@ class Solution:
         return "\n".join(lines)
 
     def _sentence(self, row: int, status: Status) -> str:
+        """Return the sentence for one row: its note, or the most specific one that applies."""
         if row in self.notes and status is not Status.CONVERGED:
             return self.notes[row]
         if status is Status.STALLED and self._at_floor[row]:
@@ -163,6 +164,7 @@ class Solution:
 
     @functools.cached_property
     def _at_floor(self) -> list[bool]:
+        """Whether the error of a row is at the rounding of the dtype."""
         floor: list[bool] = at_rounding_floor(self.error, self.scale, torch.finfo(self.layout.dtype).eps).tolist()
         return floor
 

@@ -166,6 +166,7 @@ class Judge:
             status = status.masked_fill(self._diverged(at, progress), Status.DIVERGED)
         # A row gets a second chance from its best point; a solver of fixed length keeps no best point.
         lost = known.broken >= (1.0 if self.has_fixed_length else 2.0)
+        # Converged comes last, so that it overrides every other status.
         status = status.masked_fill(lost, Status.NONFINITE).masked_fill(self.within(at), Status.CONVERGED)
         return status, ~at.finite & ~lost
 
@@ -190,6 +191,7 @@ class Judge:
         )
         if at.settled is not None:
             sure = sure & at.settled.unsqueeze(1)
+        # An atol of 0 exempts nothing, not even an error of 0, which may be an underflow.
         atol = self.yardstick.atol
         if isinstance(atol, Tensor) or atol > 0.0:
             sure = sure | ((at.error <= atol) & torch.as_tensor(atol > 0.0, device=at.error.device))
@@ -202,6 +204,7 @@ class Judge:
         return part
 
     def _diverged(self, at: Evaluated, progress: Float[Tensor, "B k"]) -> Bool[Tensor, " B"]:
+        """Whether the error has grown by the factor ``divergence`` over the first one, and is large at all."""
         assert self._known is not None
         if self.yardstick.fine:  # progress is then the logarithm of the error in units of its tolerance
             return at.finite & (progress[:, 0] > self._known.begun + math.log(self.termination.divergence))
@@ -211,6 +214,7 @@ class Judge:
         return at.finite & ((at.error > self.termination.divergence * self._known.first) & far).any(dim=1)
 
     def _stalled(self, at: Evaluated) -> Bool[Tensor, " B"]:
+        """Whether a row has made no progress for too long; at the rounding floor five rounds are enough."""
         assert self._known is not None
         at_floor = at_rounding_floor(at.error, at.scale, self._eps)
         patience = self.termination.patience
@@ -253,12 +257,14 @@ class _Known:
 
     @staticmethod
     def begin(at: Evaluated, progress: Float[Tensor, "B k"]) -> _Known:
+        """Return what is stored after the first point."""
         error = progress[:, 0]
         broken = torch.where(at.finite, 0.0, 2.0).to(error)  # a start that is not finite cannot be rescued
         one = torch.ones_like(error)
         return _Known(at.error, at.scale, progress, error, error, error, error, 0.0 * one, one, broken)
 
     def seen(self, at: Evaluated, progress: Float[Tensor, "B k"]) -> _Known:
+        """Return what is stored after a further point."""
         error = progress[:, 0]
         better, higher = at.finite & (error < self.best), at.finite & (error > self.high)
         lower = at.finite & (progress < self.low).any(dim=1)

@@ -97,6 +97,7 @@ class Recorder:
         return Forming(Images(pixels, drawn[-1].low, drawn[-1].high), np.array(numbers, dtype=np.int64))
 
     def _hold(self, number: int, latest: Tensor) -> None:
+        """Store a picture; drop every second one first if the limit is reached."""
         if len(self.held) == _HELD:
             del self.held[1::2]
             self._stride *= 2

@@ -215,6 +215,7 @@ class SolveTask(Task):
 
 
 def _notes(task: Task) -> tuple[str, ...]:
+    """Return the notes of a task; none where it does not declare ``HasNotes``."""
     return task.notes() if isinstance(task, HasNotes) else ()
 
 

@@ -226,7 +226,7 @@ def find_root(
     Returns
     -------
     Solution
-        As for :func:`solve`. ``solution.notes`` explains rows whose ``g`` is small but which are no root.
+        As for :func:`solve`. ``solution.notes`` explains rows whose ``g`` is small but which may not be at a root.
 
     Raises
     ------

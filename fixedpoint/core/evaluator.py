@@ -38,7 +38,7 @@ class Evaluator(Calls):
         One tensor ``(B,)``, float64, for each judged point: the largest error over the blocks, absolute and relative to
         the scale; NaN for rows that had finished.
     judged_after
-        The number of rounds before each of these points was judged.
+        The number of rounds after which each of these points was judged.
     tracks_best
         Whether the best point of every row is kept. A loop whose answer is the latest point sets it to False.
     wanted

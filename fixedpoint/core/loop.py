@@ -159,7 +159,7 @@ def iterate(
     Raises
     ------
     ValueError
-        If the evaluator measures in another norm, or per another unit, than the termination requires.
+        If ``norm`` or ``per`` of the evaluator differ from those of the termination.
     """
     parent, part = f, None
     judge = _judge(solver, f, termination, z0.dtype)

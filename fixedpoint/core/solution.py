@@ -35,8 +35,8 @@ class Trace:
         Shape ``(n, B)``, float64: the largest error over the blocks, absolute and relative to the scale. NaN where the
         row had finished.
     rounds
-        Shape ``(n,)``, int64: the number of rounds after which each point was judged. Not every round ends with a judged
-        point (Newton's method spends most of its rounds on a linear system), and some points are judged without
+        Shape ``(n,)``, int64: the number of rounds after which each point was judged. Not every round ends with a
+        judged point (Newton's method spends most of its rounds on a linear system), and some points are judged without
         another round.
     """
 

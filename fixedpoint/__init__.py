@@ -1,6 +1,6 @@
-"""Fixed points ``z = f(z)``: solvers, gradients, and chains solved jointly.
+"""Solvers for fixed points ``z = f(z)``, their gradients, and chains of steps solved as joint fixed points.
 
-Nothing heavy is imported until it is used.
+Importing the package loads neither torch nor any other large dependency: each name is imported at its first use.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""``python -m fixedpoint``."""
+"""The command line program, run as ``python -m fixedpoint``."""
 
 from fixedpoint.cli.main import main
 

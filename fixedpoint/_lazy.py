@@ -1,4 +1,4 @@
-"""Public names: where each one stands, imported when it is first used."""
+"""Public names of packages that are imported at their first use."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ __all__ = ["exported"]
 def exported(
     package: str, names: Mapping[str, Iterable[str]], also: Iterable[str] = ()
 ) -> tuple[Callable[[str], Any], Callable[[], list[str]], list[str]]:
-    """``__getattr__``, ``__dir__`` and ``__all__`` of a package (PEP 562).
+    """Return ``__getattr__``, ``__dir__`` and ``__all__`` for a package whose names are imported lazily (PEP 562).
 
-    Type checkers do not follow this, so that the package names everything once more under ``TYPE_CHECKING``.
+    Type checkers do not follow this, so the package also imports every name under ``TYPE_CHECKING``.
 
     Parameters
     ----------
     package
-        Its ``__name__``.
+        The ``__name__`` of the package.
     names
-        Of every module, the names that are public.
+        Module path to the public names that this module defines.
     also
-        Public names that the package has itself.
+        Public names that the package defines itself.
     """
     where = {name: module for module, group in names.items() for name in group}
     public = sorted({*where, *also})
@@ -33,6 +33,7 @@ def exported(
         if name not in where:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         value = getattr(importlib.import_module(where[name]), name)
+        # Stored in the package, so that Python does not call __getattr__ for this name again.
         setattr(sys.modules[package], name, value)
         return value
 

@@ -1,4 +1,4 @@
-"""Entry points for people: :func:`solve` and :func:`find_root` on plain torch or numpy functions."""
+"""The main entry points, :func:`solve` and :func:`find_root`, for functions of tensors, arrays or floats."""
 
 from __future__ import annotations
 
@@ -56,54 +56,63 @@ def solve(
     Parameters
     ----------
     f
-        A function from a value like ``z0`` to one of the same structure, shapes, dtype and device; or a problem.
-        What it is given is valid during the call; it must clone what it keeps, and leave its argument as it is. It may
-        fill the same memory again at every call, unless autograd records the iterations.
+        A function from a value like ``z0`` to one of the same structure, shapes, dtype and device; or a
+        :class:`.Problem`. Its argument is valid only during the call: the function must clone what it keeps, and must
+        not change its argument in place. It may return the same memory, filled anew, at every call, unless autograd
+        records the iterations.
     z0
-        The start: a tensor or array, a float, or tuples, lists or dicts of tensors or of arrays; real or complex, all
-        of one dtype. By default the first dimension of states of two dimensions and more is a batch of independent
-        problems; a vector is one problem (see ``rows``). A complex problem is solved as a real one of twice the
-        unknowns; ``f`` need not be holomorphic.
+        The start: a tensor or array, a float, or tuples, lists or dicts of tensors or of arrays. Real or complex, all
+        of one dtype and on one device. By default the first dimension is a batch of independent problems if every
+        tensor has at least two dimensions; a vector is one problem (see ``rows``). A complex problem is solved as a
+        real one with twice as many unknowns; ``f`` need not be holomorphic. None if ``f`` is a problem.
     solver
-        The name of a registered solver, a mapping of ``name`` and options, or a solver. ``"auto"``: Anderson
-        acceleration with a long memory, and Newton-Krylov for the rows it does not solve; a chain step by step or
-        jointly, whichever is expected to be quicker on the machine at hand.
+        The name of a registered solver, a mapping of ``name`` and options, or a solver. ``"auto"`` uses Anderson
+        acceleration with a long memory, then Newton-Krylov for the rows that Anderson does not solve. It solves a chain
+        step by step or jointly, whichever it expects to be faster on this machine.
     gradient
-        How autograd passes through the solution: the name of a registered estimator (``"implicit"``, ``"one-step"``,
-        ``"unrolled"`` ...), a mapping or an estimator. None: the solution is a constant.
+        How autograd differentiates the solution: the name of a registered estimator (``"implicit"``, ``"one-step"``,
+        ``"unrolled"`` ...), a mapping of ``name`` and options, or an estimator. None: the solution is a constant.
     rows
         ``"independent"``: each row of the first dimension is a problem of its own; ``f`` must not mix rows.
-        ``"joint"``: the whole value is one problem.
+        ``"joint"``: the whole value is one problem. None: see ``z0``.
     termination
-        The stopping rule; ``rtol``, ``atol``, ``per`` and ``max_rounds`` override its fields.
+        The stopping rule. The arguments ``rtol``, ``atol``, ``per`` and ``max_rounds`` override its fields.
     rtol, atol
-        Numbers, or values of the structure of ``z0``: for each of its tensors a number (then every tensor is held
-        against its own, ``per="leaf"``), or numbers of its shape (then every entry is, ``per="entry"``).
+        Relative tolerance, at least 0 and less than 1 (default 1e-6), and absolute tolerance, at least 0 (default 0).
+        Either a number, or a value with the structure of ``z0``: a number for each of its tensors (each tensor then
+        has its own tolerance, ``per="leaf"``), or numbers of the shape of a tensor (each entry then has its own,
+        ``per="entry"``).
     per
-        What is held against the tolerance: the norm of a whole ``"row"``, of each tensor of it (``"leaf"``), or each
-        ``"entry"``, for states that span magnitudes.
+        What is compared with its tolerance: the norm of a whole ``"row"``, of each tensor of it (``"leaf"``), or each
+        ``"entry"``. The last two are for states whose parts differ by orders of magnitude.
+    max_rounds
+        Limit on rounds, at least 1. By default the solver's own bound (a chain: N + 1), otherwise 1000.
     max_batch
-        Evaluate at most this many rows at once; for problems whose rows can be taken.
+        Evaluate at most this many rows in one call, at least 1. Requires a problem that declares ``HasTake``.
     on_round
-        Called after every round.
+        Called with a :class:`.Progress` after every round that ends with a judged point.
     has_aux
-        ``f`` returns a pair ``(value, aux)``; ``aux`` is anything. ``solution.aux`` is that of one more evaluation, at
-        the very point that is returned, which is counted as a round of every row, beyond ``max_rounds`` if need be.
-        With ``gradient`` autograd records it: what ``aux`` depends on, the solution included, gets its gradient.
+        Whether ``f`` returns a pair ``(value, aux)``, where ``aux`` is anything. ``solution.aux`` comes from one more
+        evaluation, at exactly the returned point, which counts as a round of every row, even beyond ``max_rounds``.
+        With ``gradient``, autograd records that evaluation, so that gradients flow from ``aux`` to the solution and to
+        the parameters of ``f``.
 
     Returns
     -------
     Solution
-        ``solution.z`` has the structure of ``z0``. Failing to converge is a status, not an exception: see
-        ``solution.message`` and ``solution.raise_for_status()``.
+        ``solution.z`` has the structure of ``z0``. A row that does not converge raises nothing: see
+        ``solution.status``, ``solution.message`` and ``solution.raise_for_status()``.
 
     Raises
     ------
     TypeError, ValueError
-        For a start, an option or a value of ``f`` that is not as described, naming what came and what was wanted; for
-        a gradient estimator that requires of the solver what it does not provide.
+        If an argument, or a value that ``f`` returns, is not as described. The message names what was expected and what
+        was given.
+    AbilityError
+        If the solver does not provide what the gradient estimator requires, or the problem lacks an ability that the
+        solver requires. A subclass of ``TypeError``.
     NotImplementedError
-        Within a transform of ``torch.func``.
+        If called within a transform of ``torch.func``.
     """
     if torch._C._functorch.peek_interpreter_stack() is not None:
         raise NotImplementedError(
@@ -129,6 +138,7 @@ def solve(
         evaluator.wanted = estimator.needs
         _refuse_lacking(estimator, method)
         estimator.check_problem(problem)
+    # The iterations are recorded only for estimators that differentiate through them.
     recorded = estimator is not None and estimator.runs_forward
     with torch.set_grad_enabled(recorded and torch.is_grad_enabled()), forward_ad._set_fwd_grad_enabled(recorded):
         solution = method.solve(evaluator, start, rule, on_round)
@@ -137,18 +147,19 @@ def solve(
     if evaluator.recorded is None and isinstance(problem, Unproven) and problem.unproven:
         with torch.no_grad():
             evaluator.value(solution.state)
-    value, evaluator.recorded = evaluator.recorded, None  # an estimator may keep the evaluator
+    value, evaluator.recorded = evaluator.recorded, None  # cleared, since an estimator may keep the evaluator alive
     if value is not None:
         solution = held_against_the_whole(evaluator, solution, rule, value)
     solution = replace(solution, state=attached)
     if not (isinstance(problem, FunctionProblem) and problem.has_aux):
         return solution
     with torch.set_grad_enabled(recorded and torch.is_grad_enabled()), forward_ad._set_fwd_grad_enabled(recorded):
+        # Cloned: what f returns as aux may be a view of its argument, and must not share memory with the solution.
         return replace(solution, aux=evaluator.aux(solution.state.clone()))
 
 
 def _problem(f: Problem | Callable[[Any], Any], z0: Any, rows: Rows | None, has_aux: bool) -> Problem:
-    """A problem as it is, with nothing given twice; a function with its start as one."""
+    """Return a problem unchanged, or make one of a function and its start; refuse arguments that a problem brings."""
     if not isinstance(f, Problem):
         if z0 is None:
             raise TypeError("solve requires a start z0 for a plain function")
@@ -165,7 +176,7 @@ def _problem(f: Problem | Callable[[Any], Any], z0: Any, rows: Rows | None, has_
 def _estimator(
     gradient: str | Mapping[str, Any] | GradientEstimator | None, layout: Layout
 ) -> GradientEstimator | None:
-    """The estimator that was asked for; autograd knows nothing of other values than tensors."""
+    """Return the estimator that was asked for; raise ``TypeError`` unless the values are torch tensors."""
     estimator: GradientEstimator | None = (
         None if gradient is None else _component("gradient", gradient, GradientEstimator)
     )
@@ -191,26 +202,38 @@ def find_root(
 ) -> Solution:
     """Solve ``g(z) = 0`` as the fixed point of ``z + sign * g(z)``.
 
-    Quasi-Newton solvers (the default here is ``"broyden"``) care little for the sign; Picard and Anderson require that
-    ``z + sign * g(z)`` contracts, so ``sign=-1`` for a ``g`` that increases with ``z`` (a gradient to descend).
+    Quasi-Newton solvers (the default is ``"broyden"``) depend little on the sign. Picard and Anderson require that
+    ``z + sign * g(z)`` contracts: use ``sign=-1`` for a ``g`` that increases with ``z``, such as the gradient of a
+    function to be minimised.
 
-    A row is a root where ``||g(z)||`` is within ``rtol`` of that of the start *and* the step that the last slope of
-    ``g`` implies is within ``rtol`` of ``||z||``; or where ``||g(z)|| <= atol``. So neither the units of ``z`` nor
-    those of ``g`` matter, and a ``g`` that only comes near zero, or vanishes at infinity, has no root. A solution at
-    zero requires ``atol``. The norms are those of a row: an unknown whose equation is in far smaller units than the
-    others' is not seen, so bring equations to one size. ``solution.error`` is ``||g(z)||``.
+    A row has converged to a root if ``||g(z)||`` is at most ``rtol`` times its value at the start *and* the step that
+    the last slope of ``g`` implies is at most ``rtol * ||z||``; or if ``||g(z)|| <= atol``. The result therefore does
+    not depend on the units of ``z`` and ``g``, and a ``g`` that only comes near zero, or vanishes at infinity, has no
+    root. A root at ``z = 0`` requires ``atol``. The norms are those of a whole row: an equation in far smaller units
+    than the others has no influence, so scale the equations to one size. ``solution.error`` is ``||g(z)||``.
 
     Parameters
     ----------
     g
-        Function of a value like ``z0``.
+        Function of a value like ``z0``, which returns one of the same structure, shapes, dtype and device.
     z0
-        The start.
+        The start, as for :func:`solve`.
     sign
-        A factor, taken as it is: ``+1``, ``-1`` or a step size. By default +1 times what keeps the first step no longer
-        than the start (than 1 an entry from a start at zero) and long enough for a slope.
+        The factor of ``g``: ``+1``, ``-1`` or a step size; finite and not 0. By default a positive factor for each row,
+        such that the first step is no longer than the start (than 1 per entry from a start at zero) and long enough to
+        estimate a slope.
     rows, termination, rtol, atol, max_rounds, has_aux, options
         As for :func:`solve`, with numbers for ``rtol`` and ``atol``; with ``has_aux``, ``g`` returns ``(value, aux)``.
+
+    Returns
+    -------
+    Solution
+        As for :func:`solve`. ``solution.notes`` explains rows whose ``g`` is small but which may not be at a root.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As for :func:`solve`, and if ``g`` is not callable, or ``sign`` is zero or not finite.
     """
     if not callable(g):
         raise TypeError(f"g must be a function, got {type(g).__name__}")
@@ -227,19 +250,20 @@ def find_root(
 
 
 def _unless_flat(problem: RootProblem, solution: Solution) -> Solution:
-    """Without calling a row converged whose ``g`` is zero because it has underflowed."""
+    """Mark as stalled the converged rows whose ``g`` is zero only because it underflows."""
     zero = solution.converged & (solution.relative_error == 0)
     if not zero.any():
         return solution
     with torch.no_grad():
         flat = is_flat(problem, solution.state.detach(), to_device(zero, solution.state.device)).cpu().numpy()
-    counts = solution.counts
+    counts = solution.counts  # the test evaluated g once, without the evaluator
     counts.add(Counts(1, 1, zero.astype(np.int64), len(zero), np.zeros_like(counts.products)))
     status = tuple(Status.STALLED if lost else status for lost, status in zip(flat, solution.status, strict=True))
     return replace(solution, status=status)
 
 
 def _component(kind: Any, spec: Any, base: type) -> Any:
+    """Make a component from a name, a mapping or an instance; raise ``TypeError`` for anything else."""
     built = registry.create(kind, spec)
     if not isinstance(built, base):
         came = f"the class {built.__name__}; call it: {built.__name__}()" if isinstance(built, type) else repr(built)
@@ -248,7 +272,8 @@ def _component(kind: Any, spec: Any, base: type) -> Any:
 
 
 def _refuse_lacking(estimator: GradientEstimator, solver: Solver) -> None:
-    lacking = estimator.needs - solver.provides - CHAIN_ABILITIES  # the problem has these, or not
+    """Raise ``AbilityError`` unless the solver provides what the estimator requires; name the solvers that do."""
+    lacking = estimator.needs - solver.provides - CHAIN_ABILITIES  # those are asked of the problem
     if lacking:
         able = [name for name, entry in registry.components("solver").items() if _provides(entry, estimator.needs)]
         raise AbilityError(
@@ -258,18 +283,18 @@ def _refuse_lacking(estimator: GradientEstimator, solver: Solver) -> None:
 
 
 def _provides(component: Component, needs: frozenset[str]) -> bool:
-    """Whether a registered solver, a stranger's among them, can be loaded and provides all that."""
+    """Whether a registered solver, possibly of a plugin, can be loaded and provides all of ``needs``."""
     try:
         solver = registry.create("solver", component.name)
         return "chain" not in solver.needs and needs <= solver.provides
-    except Exception:  # a stranger's module may raise anything as it is imported
+    except Exception:  # importing a plugin's module may raise anything
         return False
 
 
 def _rule(
     layout: Layout, termination: Termination | None, rtol: Any, atol: Any, **overrides: Any
 ) -> tuple[Termination, Yardstick]:
-    """The stopping rule, and what it measures with; of several tolerances the rule has the strictest."""
+    """Return the stopping rule and its yardstick; where there are several tolerances, the rule gets the strictest."""
     if termination is not None and not isinstance(termination, Termination):
         raise TypeError(f"termination must be a Termination, got {termination!r}; for one tolerance say rtol=")
     tolerances = {name: value for name, value in (("rtol", rtol), ("atol", atol)) if value is not None}
@@ -287,5 +312,5 @@ def _rule(
 
 
 def _is_scalar(value: Any) -> bool:
-    """Whether it is one number of a library."""
+    """Whether ``value`` is a single number of numpy or torch."""
     return isinstance(value, (np.generic, Tensor)) and value.ndim == 0 and value.dtype not in (bool, torch.bool)

@@ -1,6 +1,6 @@
-"""What authors of plugins import: components and hooks; solvers, gradient estimators, tasks, executors; their parts.
+"""The names for authors of plugins: base classes of solvers, gradient estimators, tasks and executors, and the hooks.
 
-Nothing heavy is imported until it is used.
+Importing this module loads no large dependency: each name is imported at its first use.
 """
 
 from __future__ import annotations

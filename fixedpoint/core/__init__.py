@@ -1,1 +1,1 @@
-"""Problems, the evaluator, termination, status, solution, solver, and the one loop."""
+"""The core of the library: problems, evaluator, termination, status, solution, solver and the loop."""

@@ -1,4 +1,4 @@
-"""Calls of a problem: of the rows that are running, in parts as memory allows, counted, what comes back looked at."""
+"""Calls of a problem: of its running rows, at most ``max_batch`` at a time, with counting and checks of the value."""
 
 from __future__ import annotations
 
@@ -40,7 +40,10 @@ _ONE = Cost(calls=1, evaluations=1)
 
 @dataclass(frozen=True)
 class _Live:
-    """The rows still running, on the host and on the device; ``index`` is None while all of them are."""
+    """The running rows: a mask on the host and on the device, their indices, and their problem if it can be taken.
+
+    ``index`` is None while all rows are running.
+    """
 
     host: NDArray[np.bool_]
     mask: Tensor
@@ -49,14 +52,14 @@ class _Live:
 
 
 class Calls:
-    """Calls a problem, its products, and the steps of chains made of it.
+    """Evaluates a problem, its Jacobian-vector products and the steps of chains, and counts all of it in ``counts``.
 
     Parameters
     ----------
     problem
         The problem.
     max_batch
-        Evaluate at most this many rows in one call (the problem must be a ``HasTake``).
+        Evaluate at most this many rows in one call, at least 1; the problem must be a ``HasTake``. None: all at once.
     """
 
     def __init__(self, problem: Problem, max_batch: int | None = None) -> None:
@@ -76,47 +79,49 @@ class Calls:
         self._live = _Live(everything, to_device(everything, self.layout.device))
         self.limit = sys.maxsize
         self._way = Way.TRANSFORM if self.layout.namespace == "torch" else Way.DIFFERENCE
-        self._tried = False  # a way has failed, so that a round is gone that nobody had reckoned with
+        self._tried = False  # whether a way of forward mode has failed, which cost a round more than solvers expect
         self._receive = Receiver()
 
     def _running_values(self, z: Tensor) -> Tensor:
-        """``f(z)`` at the running rows, ``z`` at the others: a round."""
+        """Return ``f(z)`` in the running rows and ``z`` in the others; costs one round."""
         self.counts.rounds += 1
         self.counts.evaluations[self._live.host] += _cost(self.problem, self.layout.rows).evaluations
         with self._noted():
             return self._values(z)
 
     def value(self, z: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
-        """``f(z)`` at every row as autograd is to record it: counted, but neither judged nor remembered."""
+        """Return ``f(z)`` of all rows, recorded by autograd: counted as one round, but neither judged nor stored."""
         self.counts.rounds += 1
         self.counts.evaluations += _cost(self.problem, self.layout.rows).evaluations
         with self._noted():
             return self._micro_batches(self.problem, z)
 
     def aux(self, z: Float[Tensor, "B D"]) -> Any:
-        """What else the function returns at ``z``, whose value is let go: a round of every row, counted like any."""
+        """Evaluate ``f`` at ``z`` for its second item only; counted as one round of every row."""
         problem = self.problem
-        assert isinstance(problem, FunctionProblem)  # no other has any
+        assert isinstance(problem, FunctionProblem)  # no other problem returns a second item
         self.counts.rounds += 1
         self.counts.evaluations += self._count(problem, self.layout.rows)
         with self._noted():
             return problem.with_aux(z)[1]
 
     def product(self, at: Evaluated, v: Float[Tensor, "B D"], exact: bool | None = None) -> Float[Tensor, "B D"]:
-        """``J v``, the Jacobian of ``f`` at a point times a vector, of the running rows; costs one round.
+        """Return ``J v``, the Jacobian of ``f`` at a point times a vector, in the running rows; costs one round.
 
-        As the problem makes it (``HasProduct``), or in forward mode where the problem is made of operations that have
-        one (both counted in ``counts.products``); else by the difference ``(f(z + h v) - f(z)) / h`` (counted as an
-        evaluation), ``h = sqrt(eps) ||z|| / ||v||``, which loses half of the digits. Finished rows get zero.
+        The product comes from the problem (``HasProduct``) or from forward mode, if all operations of ``f`` support it;
+        both are counted in ``counts.products``. Otherwise it is the difference ``(f(z + h v) - f(z)) / h`` with
+        ``h = sqrt(eps) ||z|| / ||v||``, which loses half of the digits and is counted as an evaluation.
 
-        Where forward mode is tried and fails, the function was called all the same: another round, and an evaluation
-        of the rows it was called with. From then on a product is zero where the limit leaves no round for it and one
-        for the point that is made of it.
+        A failed attempt at forward mode has called the function too: it counts as a round, and as an evaluation of the
+        rows it was called with. After one, a product is zero unless the limit leaves two rounds: one for the product,
+        and one for the point computed from it.
 
         Parameters
         ----------
+        at, v
+            The point, and the vector, shape ``(B, D)``. Finished rows of the result are zero.
         exact
-            True: forward mode or its exception; False: the difference; None: what works.
+            True: use forward mode, and raise its exception if it fails; False: use the difference; None: what works.
         """
         if self._tried and self.remaining < 2:
             return torch.zeros_like(v)
@@ -127,11 +132,11 @@ class Calls:
             try:
                 with self._noted():
                     found = self._forward(at.z, v, tried, way, strict=not exact)
-            except torch.OutOfMemoryError:
+            except torch.OutOfMemoryError:  # a RuntimeError as well, but no lack of forward mode
                 raise
             except (RuntimeError, NotImplementedError) as error:
-                # Torch has no exception of its own for what lacks forward mode. A function that fails for another
-                # reason fails in the difference, too.
+                # torch has no dedicated exception for operations without forward mode. A function that fails for
+                # another reason also fails in the difference, which then raises.
                 way = Way.DIFFERENCE if isinstance(self.problem, HasProduct) else way.after(error)
                 if way is Way.DIFFERENCE and (exact or isinstance(self.problem, HasProduct)):
                     raise
@@ -147,7 +152,9 @@ class Calls:
         reach = row_norms(at.z)
         length = row_norms(v)
         reach = torch.where(reach > 0, reach, torch.where(row_norms(at.fz) > 0, row_norms(at.fz), 1.0))
+        # sqrt(eps) balances truncation, which grows with h, against rounding, which grows with 1 / h.
         size = math.sqrt(torch.finfo(v.dtype).eps) * reach / torch.where(length > 0, length, 1.0)
+        # In single precision at least, since h may leave the range of half precision.
         wide = size.to(torch.promote_types(v.dtype, torch.float32)).unsqueeze(1)
         with self._noted():
             moved = self._values((at.z + wide * v).to(v.dtype))
@@ -162,11 +169,11 @@ class Calls:
         *,
         same_round: bool = False,
     ) -> Float[Tensor, "P *event"]:
-        """Take steps of a chain, this problem or one made of it, at any pairs of a state and a step: one round.
+        """Take steps of a chain, this problem or one derived from it, at pairs of a state and a step; costs one round.
 
-        ``row`` is each pair's row of this solve, on the host: the evaluation counts as that row's. Pairs of more than
-        ``max_batch`` rows are taken in several parts; they must come row by row then. With ``same_round`` they belong
-        to the round of the pairs before: they need not have waited.
+        ``row`` holds, on the host, the row of this solve that each pair belongs to, for which its evaluation is
+        counted. Pairs of more than ``max_batch`` rows are evaluated in several parts; they must then be sorted by row.
+        With ``same_round`` the pairs belong to the round of the previous ones, since they did not wait for its values.
         """
         self.counts.rounds += not same_round
         self.counts.evaluations += np.bincount(row, minlength=self.layout.rows)
@@ -180,9 +187,9 @@ class Calls:
         row: NDArray[np.int64],
         full_jacobian: bool,
     ) -> Float[Tensor, "P d"] | Float[Tensor, "P d d"]:
-        """Derivatives of the steps of a chain at any pairs of a state and a step; see :meth:`pairs`.
+        """Return derivatives of the steps of a chain at pairs of a state and a step; see :meth:`pairs`.
 
-        Costs no round, since it need not wait for the evaluation there; counted in ``counts.products``, step by step.
+        They cost no round, since they need not wait for the evaluation there. Each counts as one product of its row.
         """
         self.counts.products += np.bincount(row, minlength=self.layout.rows)
         derive = functools.partial(chain.derivatives, full_jacobian=full_jacobian)
@@ -190,11 +197,11 @@ class Calls:
 
     @property
     def running(self) -> NDArray[np.bool_]:
-        """Shape ``(B,)``, on the host: the rows still running."""
+        """Shape ``(B,)``, bool, on the host: the rows that are still running."""
         return self._live.host.copy()
 
     def narrow(self, running: NDArray[np.bool_]) -> None:
-        """Say which rows are still running; the others are left out of evaluations where the problem can."""
+        """Set which rows are still running; evaluations omit the others if the problem can take rows."""
         if np.array_equal(running, self._live.host):
             return
         mask = to_device(running.copy(), self.layout.device)
@@ -204,24 +211,24 @@ class Calls:
 
     @property
     def differs(self) -> bool:
-        """Whether products are made by differences, since the problem has no forward mode."""
+        """Whether products are computed by differences, since the problem has no forward mode."""
         return self._way is Way.DIFFERENCE
 
     @property
     def remaining(self) -> int:
-        """Rounds left before the limit of the solve."""
+        """Rounds left until the limit of the solve, at least 0."""
         return max(self.limit - self.counts.rounds, 0)
 
     def learn(self, other: Calls) -> None:
-        """Take over what other calls have shown of the same function."""
+        """Take over what another ``Calls`` has learnt of the same function: how products work, how it uses memory."""
         self._way, self._receive = other._way, other._receive
 
     def _first_way(self, exact: bool | None) -> Way:
-        """The way to begin with: of exact products always one of forward mode."""
+        """Return the first way to try; for exact products always one of forward mode."""
         return Way.TRANSFORM if exact and self.differs else self._way
 
     def _parts(self, x: Tensor, index: Tensor, row: NDArray[np.int64]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """The pairs, of at most ``max_batch`` rows at a time."""
+        """Split the pairs into parts of at most ``max_batch`` rows."""
         rows = to_device(row, x.device)
         size = self.max_batch or self.layout.rows
         for first in range(0, self.layout.rows, size):
@@ -237,7 +244,7 @@ class Calls:
         index: Tensor,
         row: NDArray[np.int64],
     ) -> list[Tensor]:
-        """What is taken of the pairs, part by part, none of them overwritten by a later one."""
+        """Evaluate the pairs part by part, each in memory that no later part overwrites."""
         receive, found = Receiver(), []
         for part in self._parts(x, index, row):
             self.counts.calls += chain.calls(len(part[0]))
@@ -248,6 +255,7 @@ class Calls:
 
     @contextmanager
     def _noted(self) -> Iterator[None]:
+        """Add the round to any exception that the function raises."""
         try:
             yield
         except Exception as error:
@@ -256,7 +264,7 @@ class Calls:
             raise
 
     def _forward(self, z: Tensor, v: Tensor, tried: NDArray[np.int64], way: Way, strict: bool) -> Tensor:
-        """``J v`` of the running rows in forward mode, zero elsewhere; ``tried`` has what it took of each."""
+        """Return ``J v`` of the running rows in forward mode, zero elsewhere; count the evaluations in ``tried``."""
         live = self._live
 
         def tangents(problem: Problem, z: Tensor, v: Tensor, rows: NDArray[np.int64]) -> Tensor:
@@ -274,6 +282,7 @@ class Calls:
         return torch.zeros_like(v).index_copy(0, live.index, part)
 
     def _values(self, z: Tensor) -> Tensor:
+        """Return ``f(z)`` in the running rows, ``z`` in the others."""
         live = self._live
         if live.index is None:
             return self._micro_batches(self.problem, z)
@@ -282,11 +291,12 @@ class Calls:
         return z.index_copy(0, live.index, self._micro_batches(live.problem, z.index_select(0, live.index)))
 
     def _micro_batches(self, problem: Problem, z: Tensor) -> Tensor:
+        """Return ``f(z)``, evaluated in parts of at most ``max_batch`` rows."""
         found = [self._call(own, z[part]) for part, own in self._batches(problem, z)]
         return found[0] if len(found) == 1 else torch.cat(found)
 
     def _batches(self, problem: Problem, z: Tensor) -> Iterator[tuple[slice, Problem]]:
-        """The problem, of at most ``max_batch`` of its rows at a time."""
+        """Split a problem into parts of at most ``max_batch`` rows."""
         if self.max_batch is None or len(z) <= self.max_batch:
             yield slice(None), problem
             return
@@ -296,6 +306,7 @@ class Calls:
             yield part, problem.take(torch.arange(part.start, part.stop, device=z.device))
 
     def _call(self, problem: Problem, z: Tensor) -> Tensor:
+        """Call a problem once, count the call, and return the value in memory that nothing else overwrites."""
         self._count(problem, z.shape[0])
         theirs, version = self._receive.gave(z), z._version
         try:
@@ -304,20 +315,22 @@ class Calls:
             if theirs and z._version != version:
                 raise ValueError(f"{REFILLED}, and leave its argument as it is") from None
             raise
-        if self._receive.copied:  # f writes into what it keeps in forward mode, too
+        if self._receive.copied:  # f writes into memory it keeps, which torch.func refuses: start with dual numbers
             self._way = max(self._way, Way.DUAL)
+        # An f that returns its argument gives state and value one memory; without autograd the receiver copies that.
         if torch.is_grad_enabled() and fz.untyped_storage().data_ptr() == z.untyped_storage().data_ptr():
             return fz.clone()
         return fz
 
     def _count(self, problem: Problem, rows: int) -> int:
-        """Count the calls, and what is computed, of one evaluation of so many rows; the evaluations of each."""
+        """Count the calls and computed rows of one evaluation of ``rows`` rows; return the evaluations per row."""
         cost = _cost(problem, rows)
         self.counts.calls += cost.calls
         self.counts.computed += cost.evaluations * rows
         return cost.evaluations
 
     def _checked(self, problem: Problem, z: Tensor) -> Tensor:
+        """Return ``f(z)``; raise ``ValueError`` for another shape, dtype or device."""
         fz = problem(z)
         if fz.shape != z.shape or fz.dtype != z.dtype or fz.device != z.device:
             raise ValueError(
@@ -328,4 +341,5 @@ class Calls:
 
 
 def _cost(problem: Problem, rows: int) -> Cost:
+    """Return the cost of one evaluation; by default one call, and one evaluation per row."""
     return problem.cost(rows) if isinstance(problem, HasCost) else _ONE

@@ -1,8 +1,7 @@
-"""What torch.compile is to leave alone, and what it has compiled.
+"""Solves and ``torch.compile``: keeping solves out of graphs, and running compiled functions uncompiled.
 
-A solve is a loop whose length is known when it ends, and its decisions are the host's: no graph holds it. Within a
-compiled model it is a break in the graph, and runs as it would without; a function or cell that is compiled itself
-stays so.
+The length of a solve is unknown until it ends, and the host takes its decisions, so that no graph can hold it. Within a
+compiled model a solve is a graph break and runs uncompiled. A function or cell that is compiled itself stays compiled.
 """
 
 from __future__ import annotations
@@ -23,10 +22,10 @@ R = TypeVar("R")
 
 
 def outside_of_graphs(function: Callable[P, R]) -> Callable[P, R]:
-    """``function``, which torch.compile does not look into.
+    """Decorate a function that torch.compile must not trace.
 
-    As ``torch.compiler.disable`` has it, which loads the compiler, and takes longer for that than many a solve: here it
-    is asked only where somebody has loaded it.
+    Equivalent to ``torch.compiler.disable``. That function loads the compiler, which takes longer than many solves, so
+    it is called only if the compiler is already loaded.
     """
     disabled: list[Callable[P, R]] = []
 
@@ -43,10 +42,10 @@ def outside_of_graphs(function: Callable[P, R]) -> Callable[P, R]:
 
 
 def uncompiled() -> AbstractContextManager[None]:
-    """A context in which what is compiled runs as it was written.
+    """Return a context in which compiled functions run uncompiled.
 
-    For evaluations that products are made of: a compiled one can be gone back through once, as a rule, and never twice
-    in turn.
+    For evaluations through which products are computed: the backward pass of a compiled function can usually run only
+    once, and cannot be differentiated again.
     """
     if "torch._dynamo" not in sys.modules:
         return nullcontext()
@@ -55,7 +54,7 @@ def uncompiled() -> AbstractContextManager[None]:
 
 
 def is_compiled(function: Any) -> bool:
-    """Whether a function or module, or a module within it, was given to torch.compile."""
+    """Whether a function or a module, or a module within it, was compiled with torch.compile."""
     if isinstance(function, nn.Module):
         return any(hasattr(each, "_orig_mod") or each._compiled_call_impl is not None for each in function.modules())
     return hasattr(function, "_torchdynamo_orig_callable")

@@ -1,4 +1,4 @@
-"""What a solve has spent, and what its loop has decided."""
+"""The counts of a solve (rounds, calls, evaluations, products) and the decisions of its loop."""
 
 from __future__ import annotations
 
@@ -13,21 +13,22 @@ __all__ = ["Counts", "Decision"]
 
 @dataclass
 class Counts:
-    """What was spent.
+    """What a solve has spent.
 
     Attributes
     ----------
     rounds
         Evaluations that had to wait for one another.
     calls
-        Calls of the user's function (micro-batches).
+        Calls of the user's function; a round has several where ``max_batch`` splits it.
     evaluations
-        Shape ``(B,)``, int64: evaluations each row asked for while it was running.
+        Shape ``(B,)``, int64: evaluations that each row required while it was running.
     computed
-        Row evaluations carried out in all, those of finished rows that could not be left out included.
+        Evaluations of rows that were carried out in total, including those of finished rows that could not be omitted.
     products
-        Shape ``(B,)``, int64: Jacobian-vector products of each row in forward mode (by differences: evaluations). Of a
-        chain: steps whose derivatives were taken, a diagonal or a whole Jacobian counting as one.
+        Shape ``(B,)``, int64: Jacobian-vector products of each row in forward mode; products by differences count as
+        evaluations. For a chain: steps whose derivatives were computed, where a diagonal or a whole Jacobian counts as
+        one.
     """
 
     rounds: int
@@ -37,7 +38,7 @@ class Counts:
     products: NDArray[np.int64]
 
     def add(self, other: Counts) -> None:
-        """Add what was spent on the same rows elsewhere."""
+        """Add the counts of another solve of the same rows, in place."""
         self.rounds += other.rounds
         self.calls += other.calls
         self.evaluations = self.evaluations + other.evaluations
@@ -46,8 +47,16 @@ class Counts:
 
 
 class Decision(NamedTuple):
-    """What the loop decided after a round, on the host, shapes ``(B,)``: the rows that ended at the point just judged
-    (``kept``), those that go on, and those of them that are put back to their best point.
+    """What the loop decided after a round, on the host.
+
+    Attributes
+    ----------
+    kept
+        Shape ``(B,)``, bool, as all others: rows that ended at the point just judged and return it.
+    running
+        Rows that go on.
+    rescued
+        Running rows that are put back to their best point.
     """
 
     kept: NDArray[np.bool_]

@@ -1,4 +1,4 @@
-"""Fault: why something fails a conformance check by its nature, where the failure is an exception."""
+"""The reason why a component fails a conformance check with an exception."""
 
 from __future__ import annotations
 
@@ -8,17 +8,18 @@ __all__ = ["Fault"]
 
 
 class Fault(str):
-    """The reason of a known fault that shows as an exception, and the exception's type.
+    """The reason for a known fault, with the type of the exception that it raises.
 
-    A plain string in ``known_faults`` says that the check's own demand is not met; whatever is raised instead is no
-    expected failure. A fault says that this exception, and nothing else, is raised.
+    A plain string in ``known_faults`` says that the component runs but does not meet the check's own requirement; an
+    exception is then an unexpected failure. A ``Fault`` says that exactly this exception is raised:
+    ``Fault("no double backward", raises=NotImplementedError)``.
 
-    ``Fault("no double backward", raises=NotImplementedError)``: the reason in a few words, the type of the exception.
+    The string itself is the reason, in a few words.
 
     Attributes
     ----------
     raises
-        Type of the exception; subclasses of it count.
+        Type of the exception; subclasses count too.
     """
 
     raises: type[Exception]

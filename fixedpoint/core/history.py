@@ -1,4 +1,4 @@
-"""History: the last ``m`` columns of a quasi-Newton method, per row."""
+"""The memory of quasi-Newton methods: the last ``m`` columns of every row."""
 
 from __future__ import annotations
 
@@ -15,11 +15,21 @@ __all__ = ["History"]
 
 @dataclass(frozen=True)
 class History:
-    """At most ``m`` groups of columns, each ``(B, D)``, kept in a ring.
+    """The last ``m`` columns ``(B, D)`` of one or several groups, in a ring buffer.
 
-    Pushing overwrites the oldest column in place, or makes new tensors while gradients flow. The ring is filled from
-    its end, so that the columns in use are always one slice of the storage; while gradients flow they are all of it,
-    as a backward pass through a slice fills what is outside with zeros.
+    A push overwrites the oldest column in place, or makes new tensors while gradients flow. The buffer is filled from
+    its end, so that the columns in use are always one slice of the storage. While gradients flow they are the whole
+    storage, since the backward pass of a slice fills a tensor of the whole size with zeros.
+
+    Attributes
+    ----------
+    storage
+        For each group a tensor ``(B, held, D)``; ``held`` is ``m``, or the number of columns so far while gradients
+        flow.
+    mask
+        Shape ``(B, m)``, bool: the slots that hold a column of the row.
+    pushed
+        Number of pushes so far.
     """
 
     storage: tuple[Float[Tensor, "B held D"], ...]
@@ -28,6 +38,7 @@ class History:
 
     @classmethod
     def empty(cls, like: Float[Tensor, "B D"], memory: int, groups: int) -> History:
+        """Return a history without columns: ``groups`` groups of at most ``memory`` columns shaped like ``like``."""
         rows, size = like.shape
         begun = 0 if torch.is_grad_enabled() else memory
         storage = tuple(like.new_zeros(rows, begun, size) for _ in range(groups))
@@ -35,28 +46,28 @@ class History:
 
     @property
     def memory(self) -> int:
-        """``m``."""
+        """``m``: the largest number of columns."""
         return self.mask.shape[1]
 
     @property
     def start(self) -> int:
-        """First slot in use."""
+        """The first slot in use; ``m`` while none is."""
         return max(self.memory - self.pushed, 0)
 
     @property
     def columns(self) -> tuple[Float[Tensor, "B used D"], ...]:
-        """The columns in use."""
+        """The columns in use, for each group a tensor ``(B, used, D)``."""
         first = self._place(self.start)
         return tuple(group[:, first:] if first else group for group in self.storage)
 
     @property
     def valid(self) -> Bool[Tensor, "B used"]:
-        """Which of the columns in use hold one of the row's."""
+        """Shape ``(B, used)``, bool: the columns in use that hold a column of the row."""
         return self.mask[:, self.start :]
 
     @property
     def surviving(self) -> Bool[Tensor, "B used"]:
-        """Which of them will be left when the next push has overwritten the oldest."""
+        """Shape ``(B, used)``, bool: the valid columns that will remain after the next push overwrites the oldest."""
         kept = self.mask.clone()
         kept[:, self._next] = False
         return kept[:, self.start :]
@@ -68,7 +79,7 @@ class History:
 
     @property
     def oldest(self) -> int | None:
-        """Position of the column that the next push overwrites; None while there is room."""
+        """Position of the column that the next push overwrites; None while there are free slots."""
         return self._next if self.start == 0 else None
 
     @property
@@ -78,19 +89,20 @@ class History:
         return tuple((self.newest + age) % used for age in range(used))
 
     def room(self, group: int) -> Float[Tensor, "B D"] | None:
-        """Memory of the column that the next push overwrites, for making the new one there; None with gradients."""
+        """Return the memory of the column that the next push overwrites, for the new one; None while gradients flow."""
         return None if self._anew else self.storage[group][:, self._place(self._next)]
 
     def push(self, *vectors: Float[Tensor, "B D"], valid: Bool[Tensor, " B"]) -> History:
-        """Store one vector per group in place of the oldest; rows not in ``valid`` store zero."""
+        """Return the history with one vector per group in place of the oldest; rows not in ``valid`` store zero."""
         return self._stored([self._put(g, v, valid) for g, v in zip(self.storage, vectors, strict=True)], valid)
 
     def push_differences(
         self, *pairs: tuple[Float[Tensor, "B D"], Float[Tensor, "B D"]], valid: Bool[Tensor, " B"]
     ) -> History:
-        """Store ``pair[0] - pair[1]`` per group in place of the oldest, subtracting straight into its memory.
+        """Store ``pair[0] - pair[1]`` per group in place of the oldest column, subtracting directly into its memory.
 
-        Rows not in ``valid`` may store something, which must be finite where the row goes on: it is used with weight 0.
+        Rows not in ``valid`` store their difference too. It is used with weight 0, so it must be finite in rows that
+        are still running.
         """
         stored = []
         for group, (new, old) in zip(self.storage, pairs, strict=True):
@@ -104,10 +116,10 @@ class History:
     def push_scaled(
         self, *pairs: tuple[Float[Tensor, "B D"], Float[Tensor, " B"]], valid: Bool[Tensor, " B"]
     ) -> History:
-        """Store ``pair[1] pair[0]`` per group in place of the oldest, multiplied straight into its memory.
+        """Store ``pair[1] * pair[0]`` per group in place of the oldest column, multiplying directly into its memory.
 
-        In single precision at least: the factors may exceed what half precision holds. Rows not in ``valid`` as for
-        :meth:`push_differences`.
+        The product is taken in single precision at least, since the factors may exceed the range of half precision.
+        Rows not in ``valid`` are treated as in :meth:`push_differences`.
         """
         stored = []
         for group, (vector, factor) in zip(self.storage, pairs, strict=True):
@@ -121,7 +133,7 @@ class History:
         return self._stored(stored, valid)
 
     def set_aside(self) -> tuple[Tensor, ...]:
-        """Copies of the columns that the next push overwrites, one per group, and of which rows they are."""
+        """Return copies of the columns that the next push overwrites, one per group, and the mask of their rows."""
         place = self._place(self._next)
         columns = [
             group.new_zeros(len(group), group.shape[2]) if place < 0 else group[:, place].clone()
@@ -130,7 +142,7 @@ class History:
         return (*columns, self.mask[:, self._next].clone())
 
     def put_back(self, rows: Bool[Tensor, " B"], aside: tuple[Tensor, ...]) -> History:
-        """With the columns set aside before the last push in place of what it stored, in ``rows``."""
+        """Undo the last push in ``rows``: return the history with the columns that were set aside before it."""
         slot = self.memory - 1 - (self.pushed - 1) % self.memory
         place = self._place(slot)
         for group, column in zip(self.storage, aside[:-1], strict=True):
@@ -140,7 +152,7 @@ class History:
         return replace(self, mask=mask)
 
     def slid(self, shift: Shift) -> History:
-        """With all columns shifted by blocks, one after the other."""
+        """Return the history with all columns shifted by blocks; one after the other, to limit the memory used."""
         if torch.is_grad_enabled():
             moved = [torch.stack([shift.of_state(column) for column in group.unbind(1)], 1) for group in self.storage]
             return replace(self, storage=tuple(moved))
@@ -150,7 +162,7 @@ class History:
         return self
 
     def select_rows(self, index: Int[Tensor, " k"]) -> History:
-        """Of some of the rows, ascending, moved to the front of the same memory unless gradients flow."""
+        """Return the history of some rows, ascending, moved to the front of its memory unless gradients flow."""
         if torch.is_grad_enabled():
             return replace(
                 self, storage=tuple(group.index_select(0, index) for group in self.storage), mask=self.mask[index]
@@ -162,11 +174,11 @@ class History:
         return replace(self, storage=tuple(group[:count] for group in self.storage), mask=self.mask[index])
 
     def forget(self, rows: Bool[Tensor, " B"]) -> History:
-        """Without the columns of ``rows``."""
+        """Return the history without the columns of ``rows``."""
         return replace(self, mask=self.mask & ~rows.unsqueeze(1))
 
     def forget_oldest(self, rows: Bool[Tensor, " B"], part: float) -> History:
-        """Without that part of the columns of ``rows``, the oldest; the newest stays."""
+        """Return the history without the fraction ``part`` of the columns of ``rows``, the oldest; the newest stays."""
         if self.start == self.memory:
             return self
         aged = self.valid.roll(-self.newest, 1)  # from the newest to the oldest
@@ -178,19 +190,20 @@ class History:
 
     @property
     def _next(self) -> int:
-        """Slot of the next push."""
+        """Slot that the next push writes to."""
         return self.memory - 1 - self.pushed % self.memory
 
     def _place(self, slot: int) -> int:
-        """Where a slot is in the storage, whose last column is the last slot; -1 for one that is yet to be made."""
+        """Return the index of a slot in the storage, whose last column is the last slot; -1 before it exists."""
         return slot - self.memory + self.storage[0].shape[1]
 
     @property
     def _anew(self) -> bool:
-        """Whether the next push makes new tensors."""
+        """Whether the next push makes new tensors instead of writing in place."""
         return torch.is_grad_enabled() or self._place(self._next) < 0
 
     def _put(self, group: Tensor, vector: Tensor, valid: Tensor) -> Tensor:
+        """Return the storage of a group with ``vector`` in the next slot, zero in rows not in ``valid``."""
         place, empty = self._place(self._next), ~valid.unsqueeze(1)
         if not self._anew:
             group[:, place].copy_(vector).masked_fill_(empty, 0.0)
@@ -202,6 +215,7 @@ class History:
         return torch.cat([before, kept, after], dim=1)
 
     def _stored(self, storage: list[Tensor], valid: Tensor) -> History:
+        """Return the history after a push, which has written ``storage``."""
         mask = self.mask.clone()
         mask[:, self._next] = valid
         return History(tuple(storage), mask, self.pushed + 1)

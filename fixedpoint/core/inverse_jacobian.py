@@ -1,4 +1,4 @@
-"""InverseEstimate: what a quasi-Newton method has learnt of the inverse Jacobian, for the backward pass to use."""
+"""Estimates of the inverse Jacobian that quasi-Newton methods build, for use in the backward pass."""
 
 from __future__ import annotations
 
@@ -17,28 +17,28 @@ __all__ = ["InverseEstimate", "LowRankInverse"]
 class InverseEstimate(ABC):
     """``H``, an estimate of ``(J - I)^{-1}``, the inverse Jacobian of ``f(z) - z``, row by row.
 
-    ``solution.extras["inverse"]`` where a gradient estimator asked for it; its rows are those of the solution.
+    Stored as ``solution.extras["inverse"]`` if a gradient estimator requires it. Its rows are those of the solution.
     """
 
     @abstractmethod
     def apply(self, v: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
-        """``H v``."""
+        """Return ``H v``, shape ``(B, D)``."""
 
     @abstractmethod
     def transpose_apply(self, v: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
-        """``H^T v``."""
+        """Return ``H^T v``, shape ``(B, D)``."""
 
 
 @dataclass(frozen=True)
 class LowRankInverse(InverseEstimate):
-    """``H = -I + L S R^T`` with the columns ``L`` and ``R`` and a small symmetric ``S``, in float64.
+    """``H = -I + L S R^T`` with the columns ``L`` and ``R`` and a small symmetric matrix ``S``.
 
     Attributes
     ----------
     left, right
-        Shape ``(B, m, D)``.
+        Shape ``(B, m, D)``: the columns of ``L`` and ``R``.
     small
-        Applies ``S`` to coefficients ``(B, m)``.
+        Applies ``S`` to coefficients ``(B, m)``, float64.
     """
 
     left: Float[Tensor, "B m D"]
@@ -46,14 +46,15 @@ class LowRankInverse(InverseEstimate):
     small: Callable[[Float[Tensor, "B m"]], Float[Tensor, "B m"]]
 
     def apply(self, v: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
-        """``H v``."""
+        """Return ``H v``, shape ``(B, D)``."""
         return self._through(v, self.right, self.left)
 
     def transpose_apply(self, v: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
-        """``H^T v``."""
+        """Return ``H^T v``, shape ``(B, D)``."""
         return self._through(v, self.left, self.right)
 
     def _through(self, v: Tensor, seen: Tensor, made: Tensor) -> Tensor:
+        """Return ``-v + made S seen^T v``."""
         if not made.shape[1]:
             return -v
         return add_combination(-v, made, self.small(row_dots(seen, v)).unsqueeze(1))

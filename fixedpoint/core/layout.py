@@ -1,4 +1,4 @@
-"""Layout: from what the user has (a tensor, an array, a tuple or dict of them) to the state ``(B, D)`` and back."""
+"""The conversion between the user's value (a tensor, an array, a tuple or dict of them) and the state ``(B, D)``."""
 
 from __future__ import annotations
 
@@ -26,7 +26,17 @@ _ARRAYS = (np.float16, np.float32, np.float64, np.complex64, np.complex128)
 
 @dataclass(frozen=True)
 class Leaf:
-    """One tensor of the user's state: where it stands, the shape of one row of it, and the unknowns of an entry."""
+    """One tensor of the user's value.
+
+    Attributes
+    ----------
+    path
+        Where it is in the value, e.g. ``z0['a'][1]``.
+    shape
+        The shape of one row.
+    width
+        Real unknowns of an entry: 2 of a complex one, else 1.
+    """
 
     path: str
     shape: tuple[int, ...]
@@ -34,12 +44,13 @@ class Leaf:
 
     @property
     def size(self) -> int:
+        """Real unknowns of one row."""
         return math.prod(self.shape) * self.width
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How the user's value and the state ``(B, D)`` correspond.
+    """How the user's value corresponds to the state ``(B, D)``.
 
     Attributes
     ----------
@@ -48,18 +59,18 @@ class Layout:
     leaves
         Every tensor of the value, in order; ``D`` is the sum of their sizes.
     template
-        The value with leaf numbers in place of tensors.
+        The structure of the value, with the number of each tensor in its place.
     dtype, device
-        Of the state, which is real: two unknowns stand for a complex number, its real and its imaginary part.
+        Of the state. Its dtype is real: a complex number is two unknowns, its real and its imaginary part.
     namespace
-        ``"torch"``, ``"numpy"`` or ``"python"`` (a plain float or complex number): what the user's function takes and
-        returns.
+        What the user's function takes and returns: ``"torch"``, ``"numpy"`` or ``"python"`` (a float or a complex
+        number).
     joint
-        The whole value is one problem (rows depend on one another).
+        Whether the whole value is one problem (``rows="joint"``).
     blocks
-        Number of equal blocks a row is made of (the steps of a chain); 1 otherwise.
+        Number of equal blocks of a row: the steps of a chain, otherwise 1.
     is_complex
-        The user's value is complex.
+        Whether the user's value is complex.
     """
 
     rows: int
@@ -74,33 +85,40 @@ class Layout:
 
     @functools.cached_property
     def size(self) -> int:
-        """``D``, the number of real unknowns of one row."""
+        """``D``: the number of real unknowns of one row."""
         return sum(leaf.size for leaf in self.leaves)
 
     @property
     def width(self) -> int:
-        """Unknowns of an entry of the user's value: 2 of a complex one."""
+        """Real unknowns of an entry of the user's value: 2 of a complex one, else 1."""
         return 2 if self.is_complex else 1
 
     @property
     def slices(self) -> tuple[slice, ...]:
-        """Where each tensor of the value stands in a row."""
+        """The part of a row that each tensor of the value occupies."""
         ends = [int(end) for end in np.cumsum([leaf.size for leaf in self.leaves])]
         return tuple(slice(start, end) for start, end in zip([0, *ends], ends, strict=False))
 
     @classmethod
     def of(cls, value: Any, rows: Rows | None = None, blocks: int = 1) -> Layout:
-        """The layout of a start value.
+        """Return the layout of a start.
 
-        ``rows="independent"``: the first dimension of every tensor is the batch. ``rows="joint"``: the whole
-        value is one problem. By default rows are independent where every tensor has two dimensions or more
-        and they agree in the first, and joint otherwise: a vector is one problem, as in SciPy.
+        Parameters
+        ----------
+        value
+            A tensor, an array, a number, or tuples, lists or dicts of them.
+        rows
+            ``"independent"``: the first dimension of every tensor is the batch. ``"joint"``: the whole value is one
+            problem. By default rows are independent if every tensor has at least two dimensions and all agree in the
+            first; otherwise they are joint: a vector is one problem, as in SciPy.
+        blocks
+            Number of equal blocks of a row.
 
         Raises
         ------
         TypeError, ValueError
-            When the value holds no floating-point or complex tensor or array, mixes dtypes or devices, is empty, or its
-            batch dimensions disagree.
+            If ``value`` holds no floating-point or complex tensor or array, mixes dtypes, devices or libraries, or is
+            empty; if batch dimensions disagree; if a row does not divide into ``blocks``.
         """
         if rows not in (None, "independent", "joint"):
             raise ValueError(f"rows must be 'independent' or 'joint', got {rows!r}")
@@ -138,12 +156,19 @@ class Layout:
         return layout
 
     def pack(self, value: Any, name: str = "f(z)") -> Float[Tensor, "B D"]:
-        """The state ``(B, D)`` of a value of this layout.
+        """Return the state ``(B, D)`` of a value.
+
+        Parameters
+        ----------
+        value
+            A value of this layout.
+        name
+            What error messages call it.
 
         Raises
         ------
         TypeError, ValueError
-            Naming what differs from the layout: structure, shape, dtype or device.
+            If the value differs from the layout in structure, library, shape, dtype or device.
         """
         found: dict[str, Any] = dict(leaves(value, "z0"))
         if set(found) != {leaf.path for leaf in self.leaves}:
@@ -166,12 +191,12 @@ class Layout:
             if tensor.device != self.device:
                 raise ValueError(f"{where} must be on {self.device} like {leaf.path}, got {tensor.device}")
             if self.is_complex:
-                tensor = torch.view_as_real(tensor.resolve_conj())
+                tensor = torch.view_as_real(tensor.resolve_conj())  # torch conjugates lazily, which the view refuses
             parts.append(tensor.reshape(self.rows, leaf.size))
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
     def unpack(self, state: Float[Tensor, "B D"]) -> Any:
-        """The value of a state, in the user's own structure and namespace (views of the state's memory)."""
+        """Return the value of a state in the user's structure: views of the state's memory wherever possible."""
         parts = state.split([leaf.size for leaf in self.leaves], dim=1)
         lead = () if self.joint else (state.shape[0],)
         pair = (2,) if self.is_complex else ()
@@ -182,28 +207,30 @@ class Layout:
 
     @property
     def value_dtype(self) -> torch.dtype:
-        """Of the user's value: that of the state, or the complex one made of it."""
+        """The dtype of the user's value: that of the state, or the complex dtype of the same precision."""
         return self.dtype.to_complex() if self.is_complex else self.dtype
 
     def shape_of(self, leaf: Leaf) -> tuple[int, ...]:
-        """The shape of one tensor of the user's value."""
+        """Return the shape of one tensor of the user's value, its batch dimension included."""
         return leaf.shape if self.joint else (self.rows, *leaf.shape)
 
     def take(self, count: int) -> Layout:
-        """The layout of ``count`` of the rows."""
+        """Return the layout of ``count`` of the rows."""
         return replace(self, rows=count)
 
     def _refuse_kind(self, where: str, leaf: Any) -> None:
-        """A tensor for an array, or the other way round: converting it would cut the graph, unasked."""
+        """Raise ``TypeError`` for an array in place of a tensor or the reverse: a conversion would cut the graph."""
         wanted = {"torch": "a torch tensor", "numpy": "a numpy array", "python": self._number}[self.namespace]
         if _kind(where, leaf) != self.namespace and "torch" in (_kind(where, leaf), self.namespace):
             raise TypeError(f"{where} must be {wanted} like z0, got {type(leaf).__name__}")
 
     @property
     def _number(self) -> str:
+        """What error messages call a Python number of this layout."""
         return "a complex number" if self.is_complex else "a float"
 
     def _present(self, tensor: Tensor) -> Any:
+        """Convert a tensor to the user's namespace; arrays are read-only, since they share the solver's memory."""
         if self.namespace == "torch":
             return tensor
         array = tensor.detach().cpu().numpy()
@@ -213,12 +240,13 @@ class Layout:
         return array
 
     def _structure(self) -> str:
+        """The paths and shapes of all tensors, for error messages."""
         if self.namespace == "python":
             return ", ".join(f"{leaf.path} {self._number}" for leaf in self.leaves)
         return ", ".join(f"{leaf.path} {leaf.shape}" for leaf in self.leaves)
 
     def _hint(self, value: Any, name: str) -> str:
-        """What may have been meant by a value of another structure."""
+        """Return what the user may have meant by a value of another structure, to end an error message."""
         if self.namespace == "python" and isinstance(value, np.ndarray):
             return "; for a function of arrays start from an array"
         paths = {leaf.path for leaf in self.leaves}
@@ -228,6 +256,7 @@ class Layout:
         return ""
 
     def _another_dtype(self, where: str, path: str, came: torch.dtype) -> str:
+        """Return the error message for a tensor of another dtype."""
         if self.namespace == "python":
             sentence = f"{where} must be {self._number} like {path}, got {_called(came, 'numpy')}"
         else:
@@ -237,6 +266,7 @@ class Layout:
 
 
 def _namespace(found: list[tuple[str, Any]]) -> Namespace:
+    """Return the namespace that all leaves share; raise ``TypeError`` if they differ."""
     kinds = {_kind(path, leaf) for path, leaf in found}
     if len(kinds) > 1:
         raise TypeError("z0 must hold torch tensors or numpy arrays, not both")
@@ -245,6 +275,7 @@ def _namespace(found: list[tuple[str, Any]]) -> Namespace:
 
 
 def _kind(path: str, leaf: Any) -> Namespace:
+    """Return the namespace of one leaf; raise ``TypeError`` for anything but a tensor, an array or a number."""
     if isinstance(leaf, Tensor):
         return "torch"
     if isinstance(leaf, (np.ndarray, np.generic)):
@@ -255,9 +286,10 @@ def _kind(path: str, leaf: Any) -> Namespace:
 
 
 def _as_tensor(path: str, leaf: Any) -> Tensor:
+    """Return a leaf as a tensor; raise ``TypeError`` for dtypes and memory layouts that are not supported."""
     if not isinstance(leaf, Tensor):
         _kind(path, leaf)
-        array = np.array(leaf, order="C")  # a copy: the user's function may fill the same array every time
+        array = np.array(leaf, order="C")  # a copy, since the user's function may fill the same array at every call
         if array.dtype not in _ARRAYS:
             raise TypeError(f"{path} must be of a floating-point dtype, got {array.dtype}")
         leaf = torch.from_numpy(array)
@@ -274,10 +306,12 @@ def _as_tensor(path: str, leaf: Any) -> Tensor:
 
 
 def _is_batched(shapes: list[tuple[int, ...]]) -> bool:
+    """Whether all tensors have at least two dimensions and the same first one."""
     return all(len(shape) >= 2 for shape in shapes) and len({shape[0] for shape in shapes}) == 1
 
 
 def _refuse_mixed(tensors: list[tuple[str, Tensor]], namespace: Namespace) -> None:
+    """Raise ``TypeError`` unless all tensors have one dtype and one device."""
     told = {
         "dtype": [(path, _called(tensor.dtype, namespace)) for path, tensor in tensors],
         "device": [(path, str(tensor.device)) for path, tensor in tensors],
@@ -290,12 +324,12 @@ def _refuse_mixed(tensors: list[tuple[str, Tensor]], namespace: Namespace) -> No
 
 
 def _called(dtype: torch.dtype, namespace: Namespace) -> str:
-    """A dtype as the user's library calls it."""
+    """Return the name of a dtype in the user's library."""
     return str(dtype) if namespace == "torch" else str(dtype).removeprefix("torch.")
 
 
 def _paired(tensor: Tensor) -> Tensor:
-    """With pairs side by side in memory, as a complex view expects them; copied where they are not."""
+    """Return a tensor whose pairs are adjacent in memory, as a complex view requires; a copy where they are not."""
     strides = tensor.stride()
     regular = strides[-1] == 1 and not tensor.storage_offset() % 2 and not any(step % 2 for step in strides[:-1])
     return tensor if regular else tensor.clone(memory_format=torch.contiguous_format)

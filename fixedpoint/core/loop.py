@@ -1,4 +1,7 @@
-"""Step solvers and the one loop: evaluate, judge, step; rows that finished keep their answer bit for bit."""
+"""Step solvers, and the one loop that drives them: evaluate, judge, step.
+
+A row that has finished keeps its answer, bit for bit, while the other rows go on.
+"""
 
 from __future__ import annotations
 
@@ -36,27 +39,31 @@ class SupportsWindow(ABC):
 
     @abstractmethod
     def slide(self, f: Evaluator, state: Any, shift: Shift) -> Any:
-        """Move all that is kept of earlier points along with the blocks of the state."""
+        """Return the state with everything it stores of earlier points shifted like the blocks of the window."""
 
     @abstractmethod
     def renew(self, state: Any, at: Evaluated, blocks: Bool[Tensor, "B blocks"]) -> Any:
-        """Take it that in these blocks the point before ``at`` is not comparable with it."""
+        """Return the state with the previous point replaced by ``at`` in ``blocks``: no change is learnt from there."""
 
 
 class StepSolver(Solver, Generic[S]):
-    """A solver that proposes one point after another; the loop does all the rest.
+    """A solver that proposes one point after another and leaves the loop to the library.
 
-    ``S`` is its state: whatever it keeps between steps, held per row along the first dimension.
+    ``S`` is the type of its state: whatever it keeps between steps, in tensors whose first dimension is the rows.
+
+    Attributes
+    ----------
+    affine
+        Whether the solver assumes that ``f`` is affine: it may reach a solution far away in one long step, so the
+        loop does not test it for running away.
+    has_fixed_length
+        Whether the solver ends after a known number of rounds, whatever the error does in between. Its answer is then
+        the latest point, not the best one, and the loop does not test it for stalling or divergence.
     """
 
     provides: ClassVar[frozenset[str]] = frozenset({"decisions"})
-
     affine: ClassVar[bool] = False
-    """Takes the map for affine: its solution may be any distance away, and is reached in one long step."""
-
     has_fixed_length: ClassVar[bool] = False
-    """Ends by itself after a known number of rounds, whatever the error does meanwhile; the answer is the latest
-    point, not the best."""
 
     def solve(
         self,
@@ -68,45 +75,66 @@ class StepSolver(Solver, Generic[S]):
         return iterate(self, f, z0, termination, on_round)
 
     def begin(self, f: Evaluator, z0: Float[Tensor, "B D"]) -> Evaluated:
-        """The first evaluated point: the start, in memory that is not the user's."""
+        """Evaluate the first point: the start, copied, since the memory of ``z0`` is the user's."""
         return f(z0.clone())
 
     def rounds_bound(self, f: Evaluator) -> int:
-        """Limit on rounds where the termination sets none."""
+        """Return the limit on rounds that applies where the termination sets none."""
         return 1000
 
     @property
     def supports_row_selection(self) -> bool:
-        """Whether the loop may go on with some of its rows alone, once the others have ended.
+        """Whether the loop may drop finished rows from the batch (row compaction).
 
-        It may where every tensor of the state, in dataclasses, tuples, lists and dicts, has the rows for its first
-        dimension, and nothing is kept elsewhere.
+        Return True where the first dimension of every tensor of the state is the rows, also of tensors within
+        dataclasses, tuples, lists and dicts, and the solver keeps nothing elsewhere.
         """
         return False
 
     @abstractmethod
     def init(self, f: Evaluator, at: Evaluated) -> S:
-        """The state before the first step."""
+        """Return the state before the first step; ``at`` is the first evaluated point."""
 
     @abstractmethod
     def step(self, f: Evaluator, at: Evaluated, state: S) -> tuple[Float[Tensor, "B D"] | Evaluated, S]:
-        """The next proposal, or the next point already evaluated, and the new state.
+        """Return the next proposal and the new state.
 
         Rows must not mix, and nothing may wait for the device (no ``.item()``, no boolean indexing).
+
+        Parameters
+        ----------
+        f
+            The evaluator, for steps that require further evaluations or products.
+        at
+            The current point of every row.
+        state
+            The state that the last step, ``init`` or ``reset`` returned.
+
+        Returns
+        -------
+        proposal
+            The point to evaluate next, shape ``(B, D)``; or an ``Evaluated``, where the step has already evaluated it.
+        state
+            The state for the next step.
         """
 
     def reset(self, state: S, rows: Bool[Tensor, " B"]) -> S:
-        """Forget the history of ``rows``: the loop has put them back to their best point."""
+        """Return the state without the history of ``rows``, which the loop has put back to their best point."""
         return state
 
     def extras(self, state: S) -> dict[str, Any]:
-        """What the solution is to carry from the final state."""
+        """Return the entries for ``solution.extras`` from the final state."""
         return {}
 
     def inverse(self, state: S) -> InverseEstimate:
-        """The estimate of ``(J - I)^{-1}`` in the final state; of solvers that provide ``"inverse"``.
+        """Return the estimate of ``(J - I)^{-1}`` from the final state; for solvers that provide ``"inverse"``.
 
-        Row by row it belongs to the point that is returned: what a row is given after it has finished takes no part.
+        It holds, row by row, at the point that is returned: nothing evaluated after a row has finished may enter it.
+
+        Raises
+        ------
+        TypeError
+            If the solver keeps no such estimate.
         """
         raise TypeError(f"{type(self).__name__} keeps no estimate of the inverse Jacobian")
 
@@ -120,25 +148,30 @@ def iterate(
 ) -> Solution:
     """Drive a step solver until no row is running.
 
-    The decisions of a round are tensors; they are read once a round, which is the only host synchronisation
-    (a progress callback costs another).
+    The decisions of a round are tensors that the host reads once a round: the only synchronisation with the device (a
+    progress callback costs another).
+
+    Parameters
+    ----------
+    solver, f, z0, termination, on_round
+        As for :meth:`.Solver.solve`.
 
     Raises
     ------
     ValueError
-        When the evaluator measures otherwise than the termination requires.
+        If ``norm`` or ``per`` of the evaluator differ from those of the termination.
     """
     parent, part = f, None
     judge = _judge(solver, f, termination, z0.dtype)
-    f.limit = limit = termination.max_rounds or solver.rounds_bound(f)
+    f.limit = limit = termination.max_rounds or solver.rounds_bound(f)  # products within a step are rounds, too
     f.tracks_best = not solver.has_fixed_length
     at = solver.begin(f, z0)
     state = solver.init(f, at)
     selects = _supports_row_selection(solver, f)
     status = np.zeros(z0.shape[0], dtype=np.int8)
     rounds = np.zeros(z0.shape[0], dtype=np.int64)
-    rows = np.arange(z0.shape[0])  # those that f has
-    final = status.copy()  # theirs
+    rows = np.arange(z0.shape[0])  # which rows of the solve f still holds; compaction shortens this and `final`
+    final = status.copy()
     while True:
         judged, rescued = judge(at)
         host = _to_host(judged, rescued, f.improved if f.tracks_best else rescued)
@@ -151,7 +184,7 @@ def iterate(
             final[final == Status.RUNNING] = Status.MAX_ROUNDS
         finished = running & (final != Status.RUNNING)
         kept = finished & (solver.has_fixed_length | (final == Status.CONVERGED))
-        f.keep(kept, at)
+        f.keep(kept, at)  # rows that failed return their best point instead
         running = final == Status.RUNNING
         status[rows] = final
         if "decisions" in f.wanted:
@@ -168,22 +201,23 @@ def iterate(
             part = RowSubset(parent, rows)
             at, state, judge = _taken_rows(to_device(chosen, z0.device), at, state, judge)
             f, host, running = part.f, host[:, chosen], running[chosen]
-            judge.yardstick = f.yardstick
+            judge.yardstick = f.yardstick  # tolerances may differ from row to row
         f.narrow(running)
         if (host[1].astype(np.bool_) & running).any():
             at = f.best.where(rescued, at)
             state = solver.reset(state, rescued)
         proposal, state = solver.step(f, at, state)
-        del at  # its memory is the problem's again
+        del at  # frees the last value, so that f can allocate the next one in its place
         at = proposal if isinstance(proposal, Evaluated) else f(proposal)
     if part is not None:
         part.give_back()
     extras = {**solver.extras(state), **({"inverse": solver.inverse(state)} if "inverse" in parent.wanted else {})}
-    del state, at  # the history makes room for a copy of the answer
+    del state, at  # frees the history before `answer` copies the point, which lowers the peak of memory
     return solution_at(parent.answer, tuple(Status(int(code)) for code in status), rounds, parent, solver, extras)
 
 
 def _judge(solver: StepSolver[Any], f: Evaluator, termination: Termination, dtype: torch.dtype) -> Judge:
+    """Make the judge of a solve; raise ``ValueError`` where evaluator and termination measure differently."""
     measured, wanted = (f.yardstick.norm, f.yardstick.per), (termination.norm, termination.per)
     if measured != wanted:
         raise ValueError(
@@ -202,7 +236,23 @@ def solution_at(
     solver: Any,
     extras: dict[str, Any] | None = None,
 ) -> Solution:
-    """The solution that says what was judged at ``at``; for solvers that own their loop, too."""
+    """Build the solution for a judged point; also for solvers that own their loop.
+
+    Parameters
+    ----------
+    at
+        The point, with its error and scale.
+    status
+        Of every row.
+    rounds
+        Shape ``(B,)``, int64: rounds that each row was running.
+    f
+        The evaluator of the solve, whose counts, trace and layout the solution gets.
+    solver
+        Stored as ``solution.solver``.
+    extras
+        Stored as ``solution.extras``.
+    """
     return Solution(
         state=at.z,
         fstate=at.fz,
@@ -219,9 +269,9 @@ def solution_at(
 
 
 def _supports_row_selection(solver: StepSolver[Any], f: Evaluator) -> bool:
-    """Whether the loop may go on with some of the rows alone.
+    """Whether the loop may compact its rows.
 
-    Not where somebody requires the state or the decisions of all rows in the end.
+    It may not where a gradient estimator requires the solver's state or the decisions of all rows (``f.wanted``).
     """
     return (
         solver.supports_row_selection
@@ -233,26 +283,30 @@ def _supports_row_selection(solver: StepSolver[Any], f: Evaluator) -> bool:
 
 
 def _taken_rows(index: Tensor, at: Evaluated, state: Any, judge: Judge) -> tuple[Evaluated, Any, Judge]:
-    """Some of the rows of all that a loop has; a tensor that is in two places still is."""
+    """Take some of the rows of point, state and judge; a tensor that point and state share stays shared."""
     at, state = select_rows((at, state), index)
     return at, state, judge.select_rows(lambda kept: select_rows(kept, index))
 
 
 def _progress(f: Evaluator, part: RowSubset | None, running: NDArray[np.bool_], at: Evaluated) -> Progress:
+    """Report on all rows of the solve, also where the loop holds only some of them."""
     evaluations = f.counts.evaluations.copy() if part is None else part.evaluations
     latest = at.fz if part is None else part.widened(at.fz)
     return Progress(f.counts.rounds, int(running.sum()), _worst(f), evaluations, latest)
 
 
 def _to_host(status: Tensor, *masks: Tensor) -> NDArray[np.int8]:
+    """Copy the status and some masks to the host, stacked, so that the round synchronises only once."""
     stacked: NDArray[np.int8] = torch.stack([status, *(mask.to(torch.int8) for mask in masks)]).cpu().numpy()
     return stacked
 
 
 def _worst(f: Evaluator) -> float:
+    """Return the largest relative error of the last point; NaN, a finished row, counts as zero."""
     return float(f.relative[-1].nan_to_num(nan=0.0, posinf=torch.inf).amax())
 
 
 def _stack(rounds: list[Tensor]) -> NDArray[np.float64]:
+    """Copy a trace to the host; it stays on the device during the solve, where copying would synchronise."""
     stacked: NDArray[np.float64] = torch.stack(rounds).cpu().numpy()
     return stacked

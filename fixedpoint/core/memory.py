@@ -1,9 +1,9 @@
-"""Memory of values: whether somebody else may write into it later.
+"""Copies of returned values whose memory the function may overwrite later.
 
-A function may return what it will fill again at its next call: a static buffer, one of several in turn, a view of a
-large one. Kept as it is, such a value changes behind the solver's back. A tensor that has just been made is held by
-nobody but its receiver, and torch counts who holds a storage: where more do than hold that of a fresh tensor, the value
-is copied. A value in fresh memory is not.
+A function may return memory that it fills again at its next call: a static buffer, one of several in turn, a view of a
+larger tensor. If it were stored without a copy, such a value would change while the solver still uses it. A new tensor
+has one holder, its receiver, and torch counts the holders of a storage. A value is copied if its storage has more
+holders than that of a new tensor.
 """
 
 from __future__ import annotations
@@ -22,36 +22,38 @@ __all__ = ["REFILLED", "Receiver"]
 
 
 class Receiver:
-    """Receives the values of one function, each in memory that stays as it is.
+    """Receives the values of one function, each in memory that nothing else overwrites.
 
-    What is returned in memory that somebody else holds is copied. While autograd records, a graph may hold it, so that
-    nobody can tell; memory that was returned before and has been filled anew is found out then, and refused.
+    A value in memory that something else holds is copied. While autograd records, the graph may be that holder, so the
+    count decides nothing. Instead, a value whose memory was returned before and has been overwritten since raises
+    ``ValueError``.
 
     Attributes
     ----------
     copied
-        Whether a value had to be.
+        Whether any value had to be copied.
     """
 
     def __init__(self) -> None:
         self.copied = False
-        self._versions: dict[StorageWeakRef, dict[int, int]] = {}  # of what was returned while autograd recorded
+        # For values returned while autograd recorded: by storage and offset, the version (torch counts writes in it).
+        self._versions: dict[StorageWeakRef, dict[int, int]] = {}
 
     def __call__(self, make: Callable[[], Tensor]) -> Tensor:
-        """What ``make`` returns, without its graph unless autograd records.
+        """Call ``make`` and return its value, without its graph unless autograd records.
 
-        It is called here, so that no other frame holds what it returns. Memory that torch has not allocated (a numpy
-        array's, another library's) may always be somebody else's.
+        The call is made here, so that no other stack frame holds the value. Memory that torch has not allocated (that
+        of a numpy array or of another library) is always copied, since its holders are unknown.
 
         Raises
         ------
         ValueError
-            Where memory is filled anew while autograd records.
+            If the function overwrites memory that it returned before, while autograd records.
         """
         if torch.is_grad_enabled() or (forward_ad._current_level >= 0 and forward_ad._is_fwd_grad_enabled()):
             return self._recorded(make())
         value = make()
-        alias = value.data  # not detach(): a view holds its base
+        alias = value.data  # not detach(), whose view would hold its base
         del value
         if _holders(alias) == _fresh():
             return alias
@@ -59,11 +61,12 @@ class Receiver:
         return alias.clone()
 
     def gave(self, tensor: Tensor) -> bool:
-        """Whether the memory of a tensor is part of what was received while autograd recorded."""
+        """Whether the memory of a tensor belongs to a value that was received while autograd recorded."""
         return StorageWeakRef(tensor.untyped_storage()) in self._versions
 
     def _recorded(self, value: Tensor) -> Tensor:
-        if torch._C._functorch.is_functorch_wrapped_tensor(value):  # it has no memory
+        """Return a value received while autograd records; raise where its memory was overwritten."""
+        if torch._C._functorch.is_functorch_wrapped_tensor(value):  # such a tensor has no storage
             return value
         places = self._versions.setdefault(StorageWeakRef(value.untyped_storage()), {})
         if places.setdefault(int(value.storage_offset()), value._version) != value._version:
@@ -78,17 +81,17 @@ REFILLED = (
 
 
 def _holders(value: Tensor) -> tuple[int, int, bool]:
-    """How many tensors and others hold a storage, how many references Python has to it, whether torch allocated it."""
+    """Return the holders of a tensor's storage, its references in Python, and whether torch allocated it."""
     storage = value.untyped_storage()
     count: Any = getattr(torch._C, "_storage_Use_Count", None)
-    if count is None:  # a torch that does not tell: everything is copied
+    if count is None:  # a torch version without the count: everything is copied
         return 0, 0, False
     return count(storage._cdata), sys.getrefcount(storage), storage.resizable()
 
 
 @functools.cache
 def _fresh() -> tuple[int, int, bool]:
-    """What these are of a tensor that has just been made."""
+    """Return these numbers for a new tensor; measured, since they depend on the version of torch."""
     value = torch.empty(1)
     alias = value.data
     del value

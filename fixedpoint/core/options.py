@@ -1,8 +1,8 @@
-"""Options: the fields of a frozen dataclass that are also the YAML keys, the help and the docs.
+"""Options of components: fields of frozen dataclasses, declared once with default, range and help.
 
-A component (solver, termination, task ...) declares each option once, with :func:`option`; the declaration
-carries the help and the range. Constructing the component checks every value against it, so a bad value is
-refused with a sentence before any work is done, whether it came from Python or from a file.
+A component (solver, termination, task ...) declares each option with :func:`option`. The field name is also the YAML
+key; the help also appears on the command line and in the docs. Constructing the component checks every value, so that a
+bad one raises :class:`OptionError` before any work is done, whether it came from Python or from a file.
 """
 
 from __future__ import annotations
@@ -19,10 +19,15 @@ __all__ = ["OptionError", "Options", "by_options", "nearest", "option", "option_
 
 
 class OptionError(ValueError, TypeError):
-    """An option has a value of the wrong type or out of range.
+    """An option is unknown, or has a value of the wrong type or out of range.
 
-    ``option`` is the option's name and ``reason`` the sentence without the component's name, for callers that
-    report their own position (a line of a YAML file).
+    Attributes
+    ----------
+    option
+        Name of the option.
+    reason
+        The message without the names of component and option, for callers that report a position of their own (a line
+        of a YAML file).
     """
 
     def __init__(self, component: str, option: str, reason: str) -> None:
@@ -46,11 +51,16 @@ def option(
     Parameters
     ----------
     default, factory
-        Default value, or a function that makes it; with neither the option is required.
+        The default value, or a function that returns it. With neither, the option is required.
     help
-        What it does, in one sentence; shown by ``fixedpoint show`` and in the docs.
+        What the option does, in one sentence; shown by ``fixedpoint show`` and in the docs.
     ge, gt, le, lt
-        Inclusive and exclusive bounds for a number.
+        Bounds of a number: at least, greater than, at most, less than.
+
+    Returns
+    -------
+    Any
+        A dataclass field, which carries help and bounds as metadata.
     """
     bounds = {"ge": ge, "gt": gt, "le": le, "lt": lt}
     metadata = {"help": help, **{key: value for key, value in bounds.items() if value is not None}}
@@ -60,7 +70,7 @@ def option(
 
 
 class _ByOptions:
-    """A set of names that an instance makes of its options; on the class, that of the default options."""
+    """A set of names: on an instance, the set that its options imply; on the class, the set of the default options."""
 
     def __init__(self, default: frozenset[str], of: Callable[[Any], frozenset[str]]) -> None:
         self.default, self.of = default, of
@@ -71,18 +81,18 @@ class _ByOptions:
 
 
 def by_options(*default: str) -> Callable[[Callable[[Any], frozenset[str]]], Any]:
-    """Decorate ``needs`` or ``provides`` where they hang on the options: ``@by_options("chain") def needs(self): ...``.
+    """Decorate ``needs`` or ``provides`` where they depend on options: ``@by_options("chain") def needs(self): ...``.
 
     Parameters
     ----------
     default
-        The names that hold with the default options: what is read from the class.
+        The names that hold with the default options, which the class attribute returns.
     """
     return lambda of: _ByOptions(frozenset(default), of)
 
 
 def option_types(cls: type) -> Mapping[str, Any]:
-    """The resolved type of every option of ``cls``."""
+    """Return the type of every option of ``cls`` by name, with annotations resolved."""
     types_of: Mapping[str, Any] = _option_types(cls)
     return types_of
 
@@ -94,7 +104,7 @@ def _option_types(cls: Any) -> Mapping[str, Any]:
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """The second half of a sentence about an unknown name: the nearest known one, or all of them."""
+    """Return the end of an error message about an unknown name: the nearest known name, or all of them."""
     known = sorted(known)
     near = difflib.get_close_matches(name, known, n=1)
     return f'did you mean "{near[0]}"?' if near else f"known: {', '.join(known) or 'none'}"
@@ -109,21 +119,28 @@ _LIMITS: tuple[tuple[str, str, Callable[[Any, Any], bool]], ...] = (
 
 
 class Options:
-    """Base of every frozen dataclass whose fields are options; checks them on construction.
+    """Base class of frozen dataclasses whose fields are options. It checks them on construction.
+
+    Attributes
+    ----------
+    variant
+        The ``name`` by which a run file selects this class where an option admits several classes.
+    uses
+        Distributions that the component computes with, e.g. ``("diffusers",)``. The records of a run store their
+        versions.
 
     Raises
     ------
     OptionError
-        Naming the component, the option, what came and what was wanted.
+        If an option is unknown, of the wrong type or out of range. The message names the component, the option, the
+        value and what was expected.
     """
 
     variant: ClassVar[str] = ""
-    """The ``name`` by which a file picks this class where an option admits several."""
-
     uses: ClassVar[tuple[str, ...]] = ()
-    """Distributions it computes with, e.g. ``("diffusers",)``: the records of a run name their versions."""
 
     def __new__(cls, *args: Any, **options: Any) -> Self:
+        # Checked before __init__, whose own TypeError would not suggest the nearest name.
         for given in options:
             if given not in option_types(cls):
                 raise OptionError(cls.__name__, given, f"is no option; {nearest(given, option_types(cls))}")
@@ -140,7 +157,7 @@ class Options:
             if checked is _REFUSED:
                 raise OptionError(name, field.name, f"must be {_describe(expected[field.name])}, got {value!r}")
             if checked is not value:
-                object.__setattr__(self, field.name, checked)
+                object.__setattr__(self, field.name, checked)  # the dataclass is frozen
             for key, words, holds in _LIMITS:
                 bound = field.metadata.get(key)
                 if bound is not None and checked is not None and not holds(checked, bound):
@@ -148,16 +165,17 @@ class Options:
         self.check()
 
     def check(self) -> None:
-        """Check what concerns several options at once; raise :class:`OptionError`."""
+        """Check conditions on several options at once; raise :class:`OptionError` where one fails."""
 
 
-_REFUSED = object()
+_REFUSED = object()  # a sentinel: every other object, None included, may be the value of an option
 
 
 def _convert(value: Any, expected: Any) -> Any:
-    """``value`` if it is of the ``expected`` type, else ``_REFUSED``.
+    """Return ``value`` if it has the ``expected`` type, else ``_REFUSED``.
 
-    An int becomes a float, a list a tuple, and the name of options without required ones these options.
+    An int is converted to a float and a list to a tuple, where that is expected. The ``variant`` name of an options
+    class is converted to an instance with its defaults.
     """
     origin = typing.get_origin(expected)
     if expected is Any:
@@ -166,6 +184,7 @@ def _convert(value: Any, expected: Any) -> Any:
         return value if value in typing.get_args(expected) else _REFUSED
     if origin in (typing.Union, types.UnionType):
         results = [_convert(value, member) for member in typing.get_args(expected)]
+        # A member that takes the value as it is comes before one that converts it: 3 stays an int in `float | int`.
         exact = [result for result in results if result is value]
         accepted = exact or [result for result in results if result is not _REFUSED]
         return accepted[0] if accepted else _REFUSED
@@ -176,7 +195,7 @@ def _convert(value: Any, expected: Any) -> Any:
         items = tuple(_convert(item, member) for item in value)
         return _REFUSED if _REFUSED in items else (value if items == value else items)
     if expected is float:
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
+        if isinstance(value, bool) or not isinstance(value, (int, float)):  # a bool is an int in Python
             return _REFUSED
         return value if isinstance(value, float) else float(value)
     if expected is int:
@@ -189,7 +208,7 @@ def _convert(value: Any, expected: Any) -> Any:
 
 
 def _by_name(expected: Any) -> str | None:
-    """The name that stands for an options class with its defaults; None for what has none, or requires options."""
+    """Return the name that stands for an options class with its defaults; None if it has none or requires options."""
     if not (isinstance(expected, type) and issubclass(expected, Options) and expected.variant):
         return None
     fields = [field for field in dataclasses.fields(expected) if field.init]  # type: ignore[arg-type]
@@ -198,6 +217,7 @@ def _by_name(expected: Any) -> str | None:
 
 
 def _describe(expected: Any) -> str:
+    """Return an option's type in words, for error messages."""
     origin = typing.get_origin(expected)
     if expected is type(None):
         return "nothing"

@@ -1,4 +1,4 @@
-"""Points: a state, the problem's value there, and what was measured; and the best of them for every row."""
+"""Points (a state, the problem's value there, error and scale), and the best point of every row."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ __all__ = ["Best", "Evaluated", "Point", "select"]
 
 @dataclass(frozen=True)
 class Point:
-    """A point, the problem's value there, and its measure.
+    """A state, the problem's value there, and its measure.
 
     Attributes
     ----------
     z, fz
-        Shape ``(B, D)``.
+        Shape ``(B, D)``: the state, and ``f`` there.
     error, scale
-        Shape ``(B, blocks)``, float64: the problem's measure of this very point.
+        Shape ``(B, blocks)``, float64: the measure of exactly this point.
     finite
-        Shape ``(B,)``: whether the row's value and error are finite.
+        Shape ``(B,)``, bool: whether error and scale of the row are finite.
     """
 
     z: Float[Tensor, "B D"]
@@ -41,14 +41,14 @@ class Point:
         return self.error, self.scale, self.finite
 
     def with_rows(self, index: Int[Tensor, " k"], other: Point) -> Point:
-        """With the rows of ``other`` at these places; in this point's memory unless gradients flow."""
+        """Return this point with the rows ``index`` replaced by those of ``other``; in place unless gradients flow."""
         places = zip((self.z, self.fz, *self.measure), (other.z, other.fz, *other.measure), strict=True)
         if torch.is_grad_enabled():
             return Point(*(own.index_copy(0, index, new) for own, new in places))
         return Point(*(own.index_copy_(0, index, new) for own, new in places))
 
     def overwritten(self, mask: Bool[Tensor, " B"], other: Point) -> Point:
-        """``other`` in the rows of ``mask``, this point elsewhere; in this point's memory unless gradients flow."""
+        """Return ``other`` in the rows of ``mask`` and this point elsewhere; in place unless gradients flow."""
         column = mask.unsqueeze(1)
         return Point(
             z=select(mask, other.z, self.z),
@@ -61,19 +61,20 @@ class Point:
 
 @dataclass(frozen=True)
 class Evaluated(Point):
-    """A point with its residual ``fz - z``, as an evaluation yields it.
+    """A point with its residual, as an evaluation returns it.
 
-    The memory of ``z`` and of the residual may be used again two evaluations later; clone what is kept longer.
+    The memory of ``z`` and of the residual may be reused two evaluations later; clone what is kept longer.
 
     Attributes
     ----------
     residual
-        Shape ``(B, D)``.
+        Shape ``(B, D)``: ``fz - z``.
     plain
-        Whether error and scale are the Euclidean norms of the whole residual and value, so that nobody need take them
-        again.
+        Whether error and scale are the Euclidean norms of residual and value of the whole row, so that these need not
+        be computed again.
     settled
-        Shape ``(B,)``: whether the measure lets the row be called converged at all; None where it has nothing to say.
+        Shape ``(B,)``, bool: whether the problem's measure allows the row to be called converged (``Measure.settled``);
+        None where it sets no such condition.
     """
 
     residual: Float[Tensor, "B D"]
@@ -82,16 +83,16 @@ class Evaluated(Point):
 
     @functools.cached_property
     def residual_norm(self) -> Float[Tensor, " B"]:
-        """Euclidean norm of the residual of every row, float64."""
+        """Shape ``(B,)``, float64: the Euclidean norm of the residual of every row."""
         return self.error[:, 0] if self.plain else row_norms(self.residual.detach())
 
     @functools.cached_property
     def value_norm(self) -> Float[Tensor, " B"]:
-        """Euclidean norm of the value of every row, float64."""
+        """Shape ``(B,)``, float64: the Euclidean norm of the value of every row."""
         return self.scale[:, 0] if self.plain else row_norms(self.fz.detach())
 
     def where(self, mask: Bool[Tensor, " B"], other: Evaluated) -> Evaluated:
-        """This point in the rows of ``mask``, ``other`` elsewhere."""
+        """Return this point in the rows of ``mask`` and ``other`` elsewhere, in new memory."""
         column = mask.unsqueeze(1)
         settled = self.settled
         if settled is not None and other.settled is not None:
@@ -109,12 +110,19 @@ class Evaluated(Point):
 
 
 class Best:
-    """The judged point of smallest error of every row, or the one it ended at; the first one where none was finite.
+    """The best point of every row: that of smallest error, or the one where the row ended.
 
-    The point seen last is merged in when it is asked for or when the next one comes, so that nothing is copied where
-    the host finds out in time that it is the best of every row: then it is *lent*, and copied only when its memory is
-    about to be used again. By ``merit`` points are compared: the largest of their errors, or another number made of
-    errors and scales.
+    The first point stays where no later one was finite. The latest point is merged only when the best point is read or
+    the next point arrives. If the host has found by then that it is the best of every row, nothing is copied: the point
+    is *lent*, in memory that the evaluator still uses, and copied only before that memory is reused.
+
+    Parameters
+    ----------
+    point
+        The best points so far; None before the first evaluation.
+    merit
+        Computes from error and scale, ``(B, blocks)``, the number ``(B,)`` by which points are compared: smaller is
+        better.
     """
 
     def __init__(self, point: Point | None, merit: Callable[[Tensor, Tensor], Tensor]) -> None:
@@ -124,7 +132,7 @@ class Best:
         self._lent = False
 
     def see(self, at: Evaluated, live: Bool[Tensor, " B"]) -> None:
-        """Take in a point, in the rows of ``live``."""
+        """Compare a new point with the best one in the rows of ``live``, which are still running."""
         self._merge()
         known, merit = self._point, self._merit(at.error, at.scale)
         if known is None:
@@ -135,19 +143,19 @@ class Best:
 
     @property
     def improved(self) -> Bool[Tensor, " B"]:
-        """The rows whose best point is the one seen last."""
+        """Shape ``(B,)``: the rows whose best point is the one seen last."""
         assert self._pending is not None  # asked for right after an evaluation
         return self._pending[1]
 
     def settle(self, everywhere: bool) -> None:
-        """Say, as soon as the host knows, whether the last point is the best of every row."""
+        """Lend the last point if it is the best of every row (``everywhere``), else merge it."""
         if everywhere and self._pending is not None:
             self._point, self._lent, self._pending = self._pending[0], True, None
         else:
             self._merge()
 
     def keep(self, rows: Bool[Tensor, " B"], everywhere: bool, at: Evaluated) -> None:
-        """Make ``at`` the point of these rows, whatever its error: they ended there, and nothing takes its place."""
+        """Make ``at`` the point of ``rows``, whatever its error: they ended there, and no later point replaces it."""
         self._merge()
         if everywhere or self._point is None:
             self._point, self._lent = at, True
@@ -155,33 +163,33 @@ class Best:
             self._point = self.own.overwritten(rows, at)
 
     def release(self, memory: Tensor) -> None:
-        """Say that a buffer is about to be written into."""
+        """Copy the lent point if ``memory``, which is about to be overwritten, is its buffer."""
         if self._lent and self._point is not None and memory.data_ptr() == self._point.z.data_ptr():
             self._copy()
 
     @property
     def point(self) -> Point:
-        """The best point of every row; lent or not."""
+        """The best point of every row, possibly in lent memory."""
         self._merge()
         assert self._point is not None  # every evaluation is seen
         return self._point
 
     @property
     def known(self) -> Point | None:
-        """:attr:`own`, or None where no point has been seen or kept."""
+        """:attr:`own`, or None before the first point."""
         self._merge()
         return None if self._point is None else self.own
 
     @property
     def own(self) -> Point:
-        """The best point of every row, in memory that is nobody else's."""
+        """The best point of every row, in memory that nothing else uses."""
         self._merge()
         if self._lent:
             self._copy()
         return self.point
 
     def _copy(self) -> None:
-        """Move the lent point into memory of its own, one tensor after the other: neither is held twice for long."""
+        """Copy the lent point, one tensor after the other, so that at most one tensor is held twice at a time."""
         assert self._point is not None  # what is lent is there
         z, fz, (error, scale, finite) = self._point.z, self._point.fz, self._point.measure
         self._point, self._lent = None, False
@@ -190,7 +198,7 @@ class Best:
         self._point = Point(z, fz, error, scale, finite)
 
     def _merge(self) -> None:
-        """Merge the last point into the best one, in memory of its own."""
+        """Merge the last point into the best one, in memory that nothing else uses."""
         if self._pending is None:
             return
         (at, better), self._pending = self._pending, None
@@ -202,6 +210,6 @@ class Best:
 
 
 def select(mask: Bool[Tensor, " B"], chosen: Float[Tensor, "B D"], other: Float[Tensor, "B D"]) -> Tensor:
-    """``chosen`` in the rows of ``mask``, ``other`` elsewhere; written into ``other`` unless gradients flow."""
+    """Return ``chosen`` in the rows of ``mask``, ``other`` elsewhere; written into ``other`` unless gradients flow."""
     out = None if torch.is_grad_enabled() else other
     return torch.where(mask.unsqueeze(1), chosen, other, out=out)

@@ -1,12 +1,13 @@
 """Problems ``z = f(z)``, and the abilities a problem may declare.
 
-A problem is a map of the state ``(B, D)``. Rows are independent: ``f(z)[i]`` depends on ``z[i]`` alone, which is
-what makes convergence per row, batching and fair counting possible (``check_row_independence`` tests it).
+A problem is a map of the state ``(B, D)``. Rows are independent: ``f(z)[i]`` depends on ``z[i]`` alone. Convergence per
+row, batching and fair counting rely on this; ``check_row_independence`` tests it.
 
-An ability is an abstract class that a problem inherits from, beside :class:`Problem`: ``class Mine(Problem, HasTake)``.
-It is never concluded from the names of methods, since ``take``, ``cost`` or ``measure`` may mean anything in a class of
-somebody else. Python refuses an instance of a class that declares an ability and lacks a method of it, naming it. What
-lacks an ability that it is asked for raises :class:`AbilityError`.
+An ability is an abstract class that a problem inherits from, in addition to :class:`Problem`:
+``class Mine(Problem, HasTake)``. The library never infers an ability from the name of a method, since ``take``,
+``cost`` or ``measure`` may mean anything in a user's class. Where a class declares an ability but lacks one of its
+methods, Python raises a ``TypeError`` on construction that names the method. A solver or estimator that requires an
+ability the problem does not declare raises :class:`AbilityError`.
 """
 
 from __future__ import annotations
@@ -39,38 +40,59 @@ __all__ = [
 
 
 class Problem(ABC):
-    """A fixed-point problem ``z = f(z)`` on states ``(B, D)`` of one floating-point dtype."""
+    """A fixed-point problem ``z = f(z)`` on states of shape ``(B, D)`` and one floating-point dtype.
+
+    Attributes
+    ----------
+    layout
+        Number of rows, size, dtype and device of the state, and how it corresponds to the user's value.
+    """
 
     layout: Layout
 
     @abstractmethod
     def __call__(self, z: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
-        """``f(z)``, in new memory."""
+        """Return ``f(z)`` in new memory: shape, dtype and device of ``z``."""
 
     @abstractmethod
     def initial(self) -> Float[Tensor, "B D"]:
-        """The start; nobody writes into it."""
+        """Return the start, shape ``(B, D)``. Callers must not write into it."""
 
 
 class AbilityError(TypeError):
-    """A problem, or a solver, lacks an ability that it was asked for: it and what asked cannot go together.
+    """A problem or a solver lacks an ability that the other one, or a gradient estimator, requires.
 
-    A run skips the cell, with this sentence.
+    A run skips the cell and shows the message.
     """
 
 
 class Cost(NamedTuple):
-    """What evaluating some rows costs: ``calls`` of the user's function, and ``evaluations`` per row."""
+    """The cost of one evaluation of some rows.
+
+    Attributes
+    ----------
+    calls
+        Calls of the user's function, for all these rows together.
+    evaluations
+        Evaluations counted for each row.
+    """
 
     calls: int
     evaluations: int
 
 
 class Measure(NamedTuple):
-    """How far a point is from solving the problem, and the size it is to be compared with, both ``(B, blocks)``.
+    """How far a point is from solving the problem.
 
-    ``settled``, of shape ``(B,)``: whether a row may be called converged where its error is small beside that size (one
-    within the absolute tolerance may in any case); None where nothing but the error is to be asked.
+    Attributes
+    ----------
+    error
+        Shape ``(B, blocks)``, float64, nonnegative: the error of every block.
+    scale
+        Shape ``(B, blocks)``, float64: what the relative tolerance multiplies.
+    settled
+        Shape ``(B,)``: whether the row may be called converged by its relative tolerance. A row within the absolute
+        tolerance is converged in any case. None: the error alone decides.
     """
 
     error: Float[Tensor, "B blocks"]
@@ -79,94 +101,122 @@ class Measure(NamedTuple):
 
 
 class HasTake(ABC):
-    """A problem whose rows can be taken out: the sub-problem of ``rows``, conditioning included."""
+    """A problem that can be restricted to some of its rows."""
 
     @abstractmethod
     def take(self, rows: Int[Tensor, " k"]) -> Problem:
-        """The problem of some of the rows, which come in the order they are asked for."""
+        """Return the problem of the rows with these indices, in this order, with their conditioning.
+
+        Parameters
+        ----------
+        rows
+            Shape ``(k,)``, int64, on the device of the problem: values from 0 to ``B - 1``.
+        """
 
 
 class HasMeasure(ABC):
-    """A problem with its own measure of how far a point is, in place of the norm of ``f(z) - z``."""
+    """A problem that measures the error of a point itself, in place of the norm of ``f(z) - z``."""
 
     @abstractmethod
     def measure(self, z: Float[Tensor, "B D"], fz: Float[Tensor, "B D"], residual: Float[Tensor, "B D"]) -> Measure:
-        """Error and scale at ``z``, where the problem has just been evaluated as ``fz = residual + z``."""
+        """Return error and scale at ``z``, right after the problem was evaluated there.
+
+        Parameters
+        ----------
+        z, fz
+            Shape ``(B, D)``: the point and ``f(z)``. Rows that have finished may hold ``fz = z``.
+        residual
+            Shape ``(B, D)``: ``f(z) - z``.
+        """
 
 
 class HasExactResidual(ABC):
-    """A problem that knows ``f(z) - z`` of the point evaluated last more exactly than as a difference."""
+    """A problem that knows ``f(z) - z`` more exactly than the difference of the two, which cancels digits."""
 
     @abstractmethod
     def exact_residual(self) -> Float[Tensor, "B D"]:
-        """``f(z) - z`` at the point evaluated last."""
+        """Return ``f(z) - z``, shape ``(B, D)``, at the point evaluated last."""
 
 
 class HasProduct(ABC):
-    """A problem with Jacobian-vector products of its own, in place of forward mode: ``J v`` at ``z``."""
+    """A problem that computes Jacobian-vector products itself, in place of forward mode."""
 
     @abstractmethod
     def product(self, z: Float[Tensor, "B D"], v: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
-        """``J v``, the Jacobian at ``z``."""
+        """Return ``J v``, shape ``(B, D)``, with the Jacobian ``J`` of ``f`` at ``z``."""
 
 
 class HasCost(ABC):
-    """A problem one of whose evaluations is many calls or evaluations of the user's function."""
+    """A problem whose single evaluation takes several calls or evaluations of the user's function."""
 
     @abstractmethod
     def cost(self, rows: int) -> Cost:
-        """What one evaluation of so many rows costs."""
+        """Return the cost of one evaluation of ``rows`` rows."""
 
 
 class HasPairs(ABC):
-    """A chain whose steps can be taken at any pairs of a state and a step."""
+    """A chain that can take any of its steps at any states: a batch of pairs of a state and a step."""
 
     @abstractmethod
     def pairs(
         self, x: Float[Tensor, "P *event"], index: Int[Tensor, " P"], row: Int[Tensor, " P"]
     ) -> Float[Tensor, "P *event"]:
-        """``Phi_index(x)``, each pair of the row ``0 .. B-1`` it names."""
+        """Return ``Phi_index(x)`` for every pair.
+
+        Parameters
+        ----------
+        x
+            Shape ``(P, *event)``: the state of each pair.
+        index
+            Shape ``(P,)``, int64: the step of each pair, from 0 to ``N - 1``.
+        row
+            Shape ``(P,)``, int64: the row that each pair belongs to, from 0 to ``B - 1``.
+        """
 
     @abstractmethod
     def calls(self, pairs: int) -> int:
-        """In how many calls of the user's function so many pairs are taken."""
+        """Return how many calls of the user's function an evaluation of ``pairs`` pairs takes."""
 
 
 class HasDerivatives(ABC):
-    """A chain that can be asked for the derivatives of its steps."""
+    """A chain that computes the derivatives of its steps."""
 
     @abstractmethod
     def derivatives(
         self, x: Float[Tensor, "P *event"], index: Int[Tensor, " P"], row: Int[Tensor, " P"], full_jacobian: bool
     ) -> Float[Tensor, "P d"] | Float[Tensor, "P d d"]:
-        """Jacobians of the steps at any pairs of a state and a step: diagonals, or the whole."""
+        """Return the Jacobians of the steps at pairs of a state and a step, which are given as for ``HasPairs.pairs``.
+
+        With ``full_jacobian`` shape ``(P, d, d)``, else the diagonals, shape ``(P, d)``.
+        """
 
     @abstractmethod
     def calls(self, pairs: int) -> int:
-        """In how many calls of the user's function so many pairs are taken."""
+        """Return how many calls of the user's function ``pairs`` pairs take."""
 
 
 class FunctionProblem(Problem):
-    """A plain function of the user's value as a problem.
+    """A plain function of the user's value, as a problem.
 
     Parameters
     ----------
     function
-        ``f``: takes a value like ``z0`` and returns one of the same structure, shapes, dtype and device. What it is
-        given is valid during the call: its memory is used again.
+        ``f``: takes a value like ``z0`` and returns one of the same structure, shapes, dtype and device. Its argument
+        is valid only during the call, since the library reuses that memory.
     z0
         The start: a tensor, a numpy array, a float, or tuples, lists or dicts of tensors or of arrays; real or complex.
     rows
         ``"independent"`` or ``"joint"``; see :meth:`Layout.of`.
     has_aux
-        ``f`` returns a pair: its value, and anything else, which :meth:`with_aux` returns, too.
+        Whether ``f`` returns a pair: its value, and anything else, which :meth:`with_aux` also returns.
     called
-        What sentences call the function.
+        The name of the function in error messages.
 
     Raises
     ------
     TypeError, ValueError
-        For a start, and at every call for a value, that is not as described.
+        If ``z0`` is not as described, is not finite or lies on the meta device. Calling the problem raises the same
+        exceptions if the returned value does not match ``z0``, or if ``f`` changed its argument in place.
     """
 
     def __init__(
@@ -194,7 +244,14 @@ class FunctionProblem(Problem):
         return self.with_aux(z)[0]
 
     def with_aux(self, z: Float[Tensor, "B D"]) -> tuple[Float[Tensor, "B D"], Any]:
-        """``f(z)``, and what else the function returned; None without ``has_aux``."""
+        """Return ``f(z)``, shape ``(B, D)``, and the second item that the function returned (None without ``has_aux``).
+
+        Raises
+        ------
+        TypeError, ValueError
+            If the returned value does not match ``z0``, or ``f`` changed its argument in place.
+        """
+        # torch counts in-place writes in `_version`: comparing it afterwards shows whether f changed its argument.
         version = z._version
         try:
             value = self.function(self.layout.unpack(z))
@@ -221,9 +278,22 @@ class FunctionProblem(Problem):
 
 
 def check_row_independence(problem: Problem, seed: int = 0) -> Bool[Tensor, " B"]:
-    """Whether each row's value of ``f`` at the start stays the same when the *other* rows change.
+    """Check that each row's value of ``f`` at the start stays the same when the *other* rows change.
 
-    Costs ``B + 1`` evaluations. A row may move by a few roundings (kernels round differently), not more.
+    Costs ``B + 1`` evaluations of the whole batch.
+
+    Parameters
+    ----------
+    problem
+        The problem to check.
+    seed
+        Seed of the noise that is added to the other rows, a tenth of the size of the start.
+
+    Returns
+    -------
+    Tensor
+        Shape ``(B,)``, bool: whether the row's value changed by at most 64 units of rounding, relative to its largest
+        entry. Smaller changes are allowed because a kernel may round a row differently within another batch.
     """
     generator = torch.Generator().manual_seed(seed)
     z = problem.initial()

@@ -1,4 +1,4 @@
-"""Where a solve stands: what progress displays and hooks are told after every round."""
+"""The progress of a solve, which is passed to callbacks."""
 
 from __future__ import annotations
 
@@ -14,21 +14,22 @@ __all__ = ["Progress"]
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a solve stands after a round: for progress displays and hooks.
+    """The progress of a solve after a round, for progress displays and other callbacks.
 
     Attributes
     ----------
     round
-        Rounds so far.
+        Number of rounds so far.
     running
-        Rows that are.
+        Number of rows that are still running.
     relative_error
-        The largest of any row; NaN where a solver has none to tell.
+        The largest relative error of any row; NaN where the solver does not report it.
     evaluations
-        Shape ``(B,)``: evaluations of every row so far; None where a solver has none to tell.
+        Shape ``(B,)``, int64: evaluations of every row so far; None where the solver does not report them.
     latest
-        ``f`` at the point the round evaluated, shape ``(B, D)``; of a chain, what its last step makes of the state
-        before, shape ``(B, d)``: the image as it forms. Its memory is used again; None where a solver has none.
+        ``f`` at the point evaluated last, shape ``(B, D)``. For a chain, the value of its last step, shape ``(B, d)``:
+        in diffusion, the image as it forms. None where the solver does not report it. The memory is reused: clone what
+        is kept.
     """
 
     round: int

@@ -1,26 +1,30 @@
-r"""Roots: ``g(z) = 0`` as the fixed point of ``z + c g(z)``, and what it takes to call a point a root.
+r"""Roots: ``g(z) = 0`` as the fixed point of ``z + c g(z)``, and the test by which a point is called a root.
 
-A residual relative to ``||z||``, as fixed points are judged by, compares two quantities of different units here:
-``1e-9 (x^3 - 5)`` is small beside ``x`` everywhere. A row is a root where
+The test of fixed points, a residual relative to ``||z||``, would compare quantities of different units here:
+``1e-9 (x^3 - 5)`` is small relative to ``x`` everywhere. A row is a root where
 
     ||g(z_k)|| <= atol + rtol G,    G = max(||g(z_0)||, c ||g(z_1) - g(z_0)|| / ||z_1 - z_0|| ||z_0||)
 
-and where the step that the last slope implies is small beside the point, and that slope is a local one:
+and where the step that the last slope implies is small relative to the point, and that slope is a local one:
 
     p_k = ||g(z_k)|| ||z_k - z_{k-1}|| / ||g(z_k) - g(z_{k-1})|| <= rtol ||z_k||,
     ||z_k - z_{k-1}|| <= max(rtol, 1e-3) ||z_k||
 
-The first bound alone holds far out on ``exp(-x)``; the second alone holds beside a jump of ``g``; the third keeps a
-slope from being taken for that at ``z_k`` after one long step. (Dennis & Schnabel 1983, "Numerical methods for
-unconstrained optimization and nonlinear equations", section 7.2, asks for small values and small steps in turn.) ``G``
-is the start's ``||g||``. Rounding may not let ``g`` fall that far from a start that is nearly a root, so it is what the
-first slope makes of the start (``c = 1``) where that is within ``rtol``, and within the square root of the precision,
-of a root by that slope; elsewhere ``c`` is 16 units of rounding over ``rtol``. Where one unknown is far stiffer than
-the others (Powell's badly scaled function) the first slope is that one's, and says nothing of them.
+The first bound alone also holds far out on ``exp(-x)``. The second alone also holds next to a jump of ``g``. The third
+prevents the slope over one long step from being taken for the slope at ``z_k``. (Dennis & Schnabel 1983, "Numerical
+methods for unconstrained optimization and nonlinear equations", section 7.2, requires small values and small steps in
+turn.)
 
-A ``g`` that is exactly zero is a root as well, unless it only underflows. Two things tell: while it fell, the steps
-that it implied did not (:class:`RootMeasure`); or it is zero a little nearer to the start, too (:func:`is_flat`). The
-first tells as much of a ``g`` that is not zero: far enough out, any step is within a loose tolerance of ``||z||``.
+``G`` is usually ``||g||`` at the start. From a start that is nearly a root, rounding may prevent ``g`` from falling
+that far below it. If the first slope puts the start within ``rtol``, and within the square root of the precision, of a
+root, ``G`` is therefore the second term with ``c = 1``; elsewhere ``c`` is 16 units of rounding over ``rtol``. If one
+unknown is far stiffer than the others (Powell's badly scaled function), the first slope is that of this unknown and
+says nothing about the others.
+
+A ``g`` that is exactly zero is a root too, unless it only underflows. There are two signs of underflow: the steps that
+``g`` implied did not fall while ``g`` did (:class:`RootMeasure`), or ``g`` is also zero a little nearer to the start
+(:func:`is_flat`). The first sign is used for a nonzero ``g`` as well: far enough out, any step is within a loose
+tolerance of ``||z||``.
 """
 
 from __future__ import annotations
@@ -43,16 +47,16 @@ from fixedpoint.core.termination import Termination
 
 __all__ = ["RootMeasure", "RootProblem", "is_flat"]
 
-# The longest last move, of the size of the point, whose slope is that of g there.
+# The longest last move, relative to the size of the point, whose slope counts as that of g there.
 _LOCAL = 1e-3
-# Units in the last place of z that g is not asked to tell apart, whatever its value at the start.
+# g need not distinguish points that differ by fewer units in the last place of z, whatever its value at the start.
 _ROUNDING = 16.0
-# Multiplicity of a root, beyond which a g that has become zero is said to vanish far out: at a root of multiplicity m
-# the implied steps fall like |g|^(1/m). It is told from points between which g has fallen by this factor.
+# Above this multiplicity of a root, a g that has become zero is taken to vanish far out: at a root of multiplicity m
+# the implied steps fall like |g|^(1/m). The test compares points between which g has fallen by the factor _APART.
 _MULTIPLICITY, _APART = 10.0, 1e-3
-# The least such factor from which it is told at all, where no two points lie further apart.
+# Where no two points are that far apart, the test still applies if g has fallen by this factor.
 _FALLEN = 0.1
-# How far back towards the start a row is looked at once more: no simple fraction, where another root may lie.
+# The fraction of the way back to the start at which `is_flat` evaluates g: not a simple one, where a root may lie.
 _BACK = 1.0903e-3
 
 
@@ -71,13 +75,13 @@ class RootProblem(FunctionProblem, HasExactResidual, HasMeasure):
     rows
         ``"independent"`` or ``"joint"``; see :meth:`Layout.of`.
     sign
-        ``c``. None: 1, but made smaller or larger, row by row, where the first step would be longer than the start
-        (than 1 an entry where that is zero), or shorter than the fourth root of the dtype's precision of it: slopes are
-        taken from it.
+        ``c``. None: 1, but smaller in a row whose first step would be longer than the start (than 1 per entry from a
+        start at zero), and larger in one whose first step would be shorter than the fourth root of the dtype's
+        precision times the start, since a slope is computed from that step.
     termination
-        The stopping rule the measure is for.
+        The stopping rule, whose tolerance and norm the measure uses.
     has_aux
-        ``g`` returns a pair: its value, and anything else.
+        Whether ``g`` returns a pair: its value, and anything else.
     """
 
     def __init__(
@@ -97,6 +101,7 @@ class RootProblem(FunctionProblem, HasExactResidual, HasMeasure):
         self._measure = RootMeasure(self, termination)
 
     def with_aux(self, z: Float[Tensor, "B D"]) -> tuple[Float[Tensor, "B D"], Any]:
+        """Return ``z + c g(z)``, and the second item of ``g``; store ``g`` and ``c g`` for the measure."""
         g, aux = super().with_aux(z)
         step = self._factor_at(z, g) * g
         if torch._C._functorch.peek_interpreter_stack() is None:  # not within forward mode
@@ -105,24 +110,25 @@ class RootProblem(FunctionProblem, HasExactResidual, HasMeasure):
 
     @property
     def value(self) -> Float[Tensor, "B D"]:
-        """``g`` as it was evaluated last: in ``f(z) - z`` it may be lost beside ``z``."""
+        """``g`` at the point evaluated last, which ``f(z) - z`` may lose to rounding where ``z`` is much larger."""
         assert self._value is not None  # a point that is measured has been evaluated
         return self._value
 
     def exact_residual(self) -> Float[Tensor, "B D"]:
-        """``c g`` as it was evaluated last."""
+        """Return ``c g`` at the point evaluated last."""
         assert self._step is not None  # a point that is judged has been evaluated
         return self._step
 
     def measure(self, z: Float[Tensor, "B D"], fz: Float[Tensor, "B D"], residual: Float[Tensor, "B D"]) -> Measure:
-        """``||g||`` beside ``G``, and whether the last slope lets the point be a root."""
+        """Return ``||g||`` as error, ``G`` as scale, and whether the last slope allows the point to be a root."""
         return self._measure(z)
 
     def measure_of(self, rows: Int[Tensor, " k"]) -> RootMeasure:
-        """The measure of some of the rows, with what is known of them."""
+        """Return the measure of some of the rows, with what it stores of them."""
         return self._measure.take(rows)
 
     def _factor_at(self, z: Float[Tensor, "B D"], g: Float[Tensor, "B D"]) -> Float[Tensor, "B 1"]:
+        """Return ``c`` of every row, chosen at the first evaluation."""
         if self._factor is None:
             sign = 1.0 if self._sign is None else self._sign
             factor = torch.full((z.shape[0], 1), sign, dtype=torch.float64, device=z.device)
@@ -134,11 +140,11 @@ class RootProblem(FunctionProblem, HasExactResidual, HasMeasure):
 
 @dataclass(frozen=True)
 class _Seen:
-    """What a measure remembers of every row: the last point and ``g`` there, ``(B, D)``; all else ``(B, 1)``.
+    """What a measure stores of every row: the last point and ``g`` there, ``(B, D)``; all else ``(B, 1)``.
 
-    ``scale`` is ``G``; ``sloped``, whether a slope is in it; ``settled``, whether the last point may be a root. Samples
-    are ``|g|`` and the step it implied: at the last point, and at two before it with a ``g`` some orders larger each
-    time.
+    ``scale`` is ``G``, ``sloped`` says whether a slope has entered it, and ``settled`` whether the last point may be a
+    root. A sample is ``|g|`` and the step that it implied: ``last`` at the last point, ``recent`` and ``old`` at two
+    earlier points whose ``g`` was larger by some orders of magnitude each.
     """
 
     z: Float[Tensor, "B D"]
@@ -152,7 +158,7 @@ class _Seen:
 
 
 class RootMeasure:
-    """The measure of roots: it remembers the last point of every row, and ``g`` there, for the last slope."""
+    """The measure of roots. It stores the last point of every row, and ``g`` there, to compute the last slope."""
 
     def __init__(self, problem: RootProblem, termination: Termination) -> None:
         self._problem = problem
@@ -160,25 +166,26 @@ class RootMeasure:
         self._seen: _Seen | None = None
         self._yardstick = replace(termination, per="row").yardstick
         eps = torch.finfo(problem.layout.dtype).eps
-        self._rtol = max(termination.rtol, 4 * eps)
+        self._rtol = max(termination.rtol, 4 * eps)  # a step of z cannot be smaller than its rounding
         self._near = min(self._rtol, math.sqrt(eps))
         self._least = min(_ROUNDING * eps / self._rtol, 1.0)
 
     def __call__(self, z: Float[Tensor, "B D"]) -> Measure:
         g = self._problem.value if self._rows is None else self._problem.value[self._rows]
-        there = z.isfinite().all(dim=1, keepdim=True)  # infinity is no point, though g may vanish there
+        there = z.isfinite().all(dim=1, keepdim=True)  # infinity is no root, though g may vanish there
         size = torch.where(there, self._yardstick.norms(g, self._problem.layout), torch.nan)
         self._seen = self._begun(z, g, size) if self._seen is None else self._compared(self._seen, z, g, size)
         return Measure(size, self._seen.scale, self._seen.settled.squeeze(1))
 
     def take(self, rows: Int[Tensor, " k"]) -> RootMeasure:
-        """That of some of the rows: their own first ``g`` stays what it is held against."""
+        """Return the measure of some of the rows, which still compares ``g`` with its value at their own start."""
         part = copy.copy(self)
         part._rows = rows if self._rows is None else self._rows[rows]
         part._seen = None if self._seen is None else select_rows(self._seen, rows)
         return part
 
     def _begun(self, z: Tensor, g: Tensor, size: Tensor) -> _Seen:
+        """Return what is stored after the first point."""
         unknown = torch.full_like(size, torch.nan)
         return _Seen(
             z=z.clone(),
@@ -192,6 +199,7 @@ class RootMeasure:
         )
 
     def _compared(self, seen: _Seen, z: Tensor, g: Tensor, size: Tensor) -> _Seen:
+        """Return what is stored after a further point: apply the bounds of this module to the last slope."""
         moved = row_norms(z - seen.z).unsqueeze(1)
         changed = row_norms(g - seen.g).unsqueeze(1)
         length = row_norms(z).unsqueeze(1)
@@ -199,7 +207,7 @@ class RootMeasure:
         slope = changed / torch.where(told, moved, 1.0)
         linear = slope * row_norms(seen.z).unsqueeze(1)
         first = torch.maximum(seen.scale, torch.where(seen.scale <= self._near * linear, 1.0, self._least) * linear)
-        implied = row_norms(g).unsqueeze(1) / slope  # a length of z: all Euclidean, whatever the norm of the error
+        implied = row_norms(g).unsqueeze(1) / slope  # a length of z, hence Euclidean, whatever the norm of the error
         local = (implied <= self._rtol * length) & (moved <= max(self._rtol, _LOCAL) * length)
         zero, sample = size == 0, (size, implied)
         apart = told & ~zero & (size <= _APART * seen.recent[0])
@@ -218,15 +226,15 @@ class RootMeasure:
 
 
 def _vanishes(before: Sample, now: Sample) -> Bool[Tensor, "B 1"]:
-    """Whether ``g`` went on falling while the steps that it implied did not: like no root of any multiplicity."""
+    """Whether ``g`` fell further while the steps it implied fell more slowly than at a root of multiplicity 10."""
     (size, step), (last, final) = before, now
     return size.isfinite() & (last <= _FALLEN * size) & (final > step * (last / size).pow(1 / _MULTIPLICITY))
 
 
 def is_flat(problem: RootProblem, z: Float[Tensor, "B D"], rows: Bool[Tensor, " B"]) -> Bool[Tensor, " B"]:
-    """Which of ``rows``, where ``g`` is exactly zero at ``z``, have a ``g`` of zero a little nearer to the start, too.
+    """Return which of ``rows``, where ``g`` is exactly zero at ``z``, have ``g = 0`` a little nearer to the start too.
 
-    Costs an evaluation. The other rows are evaluated where they are.
+    Costs one evaluation of all rows; rows not in ``rows`` are evaluated at ``z``.
     """
     start = problem.initial()
     back = torch.where(rows.unsqueeze(1), z + _BACK * (start - z), z)
@@ -236,11 +244,12 @@ def is_flat(problem: RootProblem, z: Float[Tensor, "B D"], rows: Bool[Tensor, " 
 
 
 def _kept(mask: Tensor, new: Sample, old: Sample) -> Sample:
+    """Return the new sample in the rows of ``mask``, the old one elsewhere."""
     return torch.where(mask, new[0], old[0]), torch.where(mask, new[1], old[1])
 
 
 def _first_factor(z: Float[Tensor, "B D"], g: Float[Tensor, "B D"]) -> Float[Tensor, "B 1"]:
-    """What keeps the first step between a fourth root of the precision and once the size of the start."""
+    """Return the factors that keep the first step between the fourth root of the precision and 1 times the start."""
     size, step = row_norms(z), row_norms(g)
     size = torch.where(size > 0, size, math.sqrt(z.shape[1]))
     least = torch.finfo(z.dtype).eps ** 0.25 * size

@@ -1,4 +1,4 @@
-"""States that run away: the errors and scales that are measured anyway tell them from those that converge."""
+"""The test for states that run away to infinity, from the errors and scales that are measured anyway."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from fixedpoint.core.point import Evaluated
 
 __all__ = ["Origin", "Runaway"]
 
-# Growth of the scale that the fall of the error may come with, as a power of it.
+# The growth of the scale that is allowed while the error falls, as a power of the fall.
 _GROWTH = 1 / 3
-# A rise of the error by more than this in one round is the solver's step too far, not the map's doing.
+# If the error rises by more than this factor in one round, the solver took too long a step: the map is not the cause.
 _SUDDEN = 4.0
 
 # Error and scale, (B, blocks), of the first point of a solve.
@@ -23,24 +23,33 @@ Origin = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class Runaway:
-    """Whether a row's state runs away: it grows while its error does not fall along with it.
+    """What the test for running away stores of every row: a state runs away if it grows while its error does not fall.
 
-    Relative to a state that has run away everything is small: ``f(z) = z + 1`` has no fixed point, and a residual of
-    1e-6 of ``|z|`` at ``z = 1e6``. Where errors fall as ``e ~ s^-p`` while the scale ``s`` grows, the state runs to
-    infinity by a power law, whatever its size. So a block is in doubt where its scale has grown by more than
-    ``(e'/e)^(1/3)`` since the error was ``e'``, at the start or when it was last halved, until the error is halved
-    without that. An iteration that converges from zero is in doubt at first, and no longer by the time that its error
-    is a sixteenth of the first one. One long step may lead far out at once, to where all that is left of the error is
-    rounding: that is no power law. An error counts as no smaller than rounding lets it be seen.
+    Relative to a state that has run away, every residual is small: ``f(z) = z + 1`` has no fixed point, but at
+    ``z = 1e6`` its residual is 1e-6 of ``|z|``. If the error falls as ``e ~ s^-p`` while the scale ``s`` grows, the
+    state runs to infinity by a power law, whatever its size. Let ``e'`` be the error at the start, or when it was last
+    halved. A block is in doubt if its scale has grown by more than ``(e'/e)^(1/3)`` since then. It stays in doubt until
+    the error is halved without such growth. An iteration that converges from zero is in doubt at first, but no longer
+    once its error is a sixteenth of the first one. A single long step may lead far out at once, to where only rounding
+    is left of the error; that is no power law. Errors below the rounding of the scale count as equal to it.
 
-    A solver takes steps too far and comes back: the way back is no fall of the error. So a halving is one of the error
-    and of the relative error, against the largest of an unhurried rise: a point whose error is suddenly four times as
-    large is not looked at until the error is half of that again.
+    When a solver takes too long a step and comes back, the way back is no progress. A halving therefore requires that
+    both the error and the relative error are halved, compared with the largest error of a gradual rise. A point whose
+    error is suddenly more than four times as large is ignored until the error is half of that again.
 
-    All ``(B, blocks)``: ``base`` and ``scale``, error and scale when the error was last halved, or the state came back
-    to half its scale; ``error`` and ``width``, the largest error since and its scale; ``peak``, the largest error since
-    a sudden rise, zero otherwise; ``halvings``, how many came with such growth, less those that did not; and
-    ``adrift``, whether there was such growth since the last one.
+    Attributes
+    ----------
+    base, scale
+        Shape ``(B, blocks)``, as all others: error and scale when the error was last halved, or when the state had
+        returned to half its scale.
+    error, width
+        The largest error since then, and the scale at that point.
+    peak
+        The largest error since a sudden rise; zero if there is none.
+    halvings
+        The number of halvings with such growth, minus the number of those without, at least 0.
+    adrift
+        Whether such growth has occurred since the last halving.
     """
 
     base: Float[Tensor, "B blocks"]
@@ -53,13 +62,15 @@ class Runaway:
 
     @staticmethod
     def begin(at: Evaluated, origin: Origin | None, eps: float) -> Runaway:
+        """Return the state of the test at the first point of a solve, which may continue one from ``origin``."""
         none = torch.zeros_like(at.error)
         if origin is None:
             return Runaway(at.error, at.scale, at.error, at.scale, none, none, none != 0)
-        # Another solver has led here, perhaps far out: its long steps are not seen, and may have been many.
+        # An earlier solve led here, perhaps far out. Its steps are unknown, so one halving with growth is assumed.
         return Runaway(*origin, *origin, none, none + 1.0, none != 0).seen(at, eps)
 
     def seen(self, at: Evaluated, eps: float) -> Runaway:
+        """Return the state of the test after a further point."""
         finite = at.finite.unsqueeze(1)
         floor = 2.0 * eps * at.scale
         error = torch.maximum(at.error, floor)
@@ -83,5 +94,9 @@ class Runaway:
         )
 
     def doubts(self, rounding: Bool[Tensor, "B blocks"]) -> Bool[Tensor, "B blocks"]:
-        """Whether a small error at the last point says nothing yet; ``rounding``: where all of it may be that."""
+        """Whether a small error at the last point does not show convergence yet, shape ``(B, blocks)``.
+
+        ``rounding`` marks blocks whose error may be rounding only: there one halving with growth is accepted, as after
+        one long step.
+        """
         return self.adrift | (self.halvings > torch.where(rounding, 1.0, 0.0))

@@ -1,4 +1,4 @@
-"""Shift: blocks of a state moved towards its start, by another number in every row."""
+"""Shifting the blocks of a state towards its front, by a different number in every row."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["Shift"]
 
 @dataclass(frozen=True, eq=False)
 class Shift:
-    """Every row's blocks move to the front by a number of its own; zeros come in behind.
+    """A shift of each row's blocks towards the front, by its own number; the blocks freed at the end become zero.
 
     Attributes
     ----------
@@ -28,26 +28,29 @@ class Shift:
     blocks: int
 
     def of_blocks(self, tensor: Shaped[Tensor, "B blocks *rest"]) -> Shaped[Tensor, "B blocks *rest"]:
-        """A tensor with a dimension for the blocks, shifted along it; in its own memory unless gradients flow."""
+        """Shift a tensor along its dimension of blocks, the second; in place unless gradients flow."""
+        # Gathered into new memory first: source and target overlap.
         moved: Tensor = tensor.flatten(0, 1).index_select(0, self._source).view(tensor.shape)
         moved.masked_fill_(~self.inside.view(*self.inside.shape, *[1] * (tensor.ndim - 2)), 0)
         return moved if torch.is_grad_enabled() else tensor.copy_(moved)
 
     def of_state(self, state: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
-        """A state, shifted; in its own memory unless gradients flow."""
+        """Shift a state; in place unless gradients flow."""
         blocks: Tensor = self.of_blocks(state.unflatten(1, (self.blocks, -1)))
         return blocks.flatten(1)
 
     @cached_property
     def inside(self) -> Bool[Tensor, "B blocks"]:
-        """The blocks that have come from another, or stayed."""
+        """Shape ``(B, blocks)``, bool: the blocks that hold a block of the old state; the others are zero."""
         return self._places < self.blocks
 
     @cached_property
     def _places(self) -> Int[Tensor, "B blocks"]:
+        """The old position of the block that moves to each position."""
         return torch.arange(self.blocks, device=self.by.device) + self.by.unsqueeze(1)
 
     @cached_property
     def _source(self) -> Int[Tensor, " n"]:
+        """The same as indices into the blocks of all rows, clamped to the row."""
         rows = torch.arange(len(self.by), device=self.by.device).unsqueeze(1) * self.blocks
         return (rows + self._places.clamp(max=self.blocks - 1)).flatten()

@@ -1,4 +1,4 @@
-"""Solution: what a solve returns."""
+"""What a solve returns: :class:`Solution`, with its :class:`Trace`, and the :class:`Claim` of a wrapped solver."""
 
 from __future__ import annotations
 
@@ -21,21 +21,23 @@ from fixedpoint.core.termination import at_rounding_floor
 
 __all__ = ["Claim", "Solution", "Trace"]
 
-# Growth of a row's scale, beside an error that does not fall, that is told as running away.
+# A row whose scale grew by more than this factor, while its error did not fall, is reported as running away.
 _RAN = 10.0
 
 
 @dataclass(frozen=True)
 class Trace:
-    """The error of every row whenever it was judged, NaN where a row had finished.
+    """The errors of every row at all judged points of a solve.
 
     Attributes
     ----------
     error, relative
-        Shape ``(n, B)``, float64: the largest over the blocks, absolute and relative to the scale.
+        Shape ``(n, B)``, float64: the largest error over the blocks, absolute and relative to the scale. NaN where the
+        row had finished.
     rounds
-        Shape ``(n,)``, int64: after how many rounds of the solve. Not every round need end with a point that is judged
-        (Newton's method spends most of its own on a linear system), and some points are judged without another round.
+        Shape ``(n,)``, int64: the number of rounds after which each point was judged. Not every round ends with a
+        judged point (Newton's method spends most of its rounds on a linear system), and some points are judged without
+        another round.
     """
 
     error: NDArray[np.float64]
@@ -45,21 +47,22 @@ class Trace:
 
 @dataclass(frozen=True)
 class Claim:
-    """What a solver that owns its loop says of its own answer: ``solution.extras["claimed"]``, where there is one.
+    """What a solver that runs its own loop reports about its answer, stored as ``solution.extras["claimed"]``.
 
-    It stands beside what was judged from outside, so that false claims can be counted:
+    The library judges the answer independently, so that false claims can be counted:
     ``(claim.converged & ~solution.converged).sum()``.
 
     Attributes
     ----------
     converged
-        Shape ``(B,)``: whether it holds the row for converged, to its own tolerance.
+        Shape ``(B,)``, bool: whether the solver reports the row as converged, to its own tolerance.
     residual
-        Shape ``(B,)``, float64: the norm of the residual it reports; divided by that of the value if ``relative``.
+        Shape ``(B,)``, float64: the norm of the residual that the solver reports, divided by the norm of ``f(z)`` if
+        ``relative``.
     relative
-        Whether residual and tolerance are relative to the size of ``f(z)``.
+        Whether residual and tolerance are relative to the norm of ``f(z)``.
     tolerance
-        What it was asked for, in its own terms.
+        The tolerance that the solver was given, absolute or relative like ``residual``.
     """
 
     converged: NDArray[np.bool_]
@@ -70,34 +73,34 @@ class Claim:
 
 @dataclass(frozen=True)
 class Solution:
-    """The answer of a solve: the point that was judged, and what judging it said.
+    """The answer of a solve: the judged point, a status for every row, the counts and the trace.
 
     Attributes
     ----------
     state, fstate
-        Shape ``(B, D)``: the point, and ``f`` evaluated at that very point.
+        Shape ``(B, D)``: the point, and ``f`` evaluated at exactly that point.
     error, scale
-        Shape ``(B, m)``, float64: the measure of that point, with a column for every block, or (``Termination.per``)
-        every tensor or entry.
+        Shape ``(B, m)``, float64: error and scale of that point, with a column for every block of a row or, depending
+        on ``Termination.per``, for every tensor or entry.
     status
-        Shape ``(B,)``: why each row stopped.
+        ``B`` values: why each row stopped.
     rounds
-        Shape ``(B,)``, int64: rounds each row was running.
+        Shape ``(B,)``, int64: the number of rounds in which each row was running.
     counts
-        Rounds, calls and evaluations of the whole solve.
+        Rounds, calls, evaluations and products of the whole solve.
     trace
-        Errors per round.
+        The errors at all judged points.
     solver
         The solver that found it.
     layout
         How the state corresponds to the user's value.
     extras
-        What a solver or gradient estimator wants to hand on (an inverse estimate, an adjoint report, a
-        :class:`Claim` of a solver that is judged from outside).
+        Further results of the solver or the gradient estimator, by name: ``"inverse"`` (an inverse estimate),
+        ``"adjoint"`` (an adjoint report), ``"claimed"`` (a :class:`Claim`) and others.
     notes
-        Of some rows that did not converge: what there is to say of them in place of the sentence of their status.
+        Messages for single rows that did not converge, by row index; they replace the sentence of the status.
     aux
-        What the function returned beside its value at this very point, where it was solved with ``has_aux``.
+        The second item that the function returned at this point, where the problem was solved with ``has_aux``.
     """
 
     state: Float[Tensor, "B D"]
@@ -116,40 +119,41 @@ class Solution:
 
     @property
     def z(self) -> Any:
-        """The point, in the structure of the start value (numpy in, numpy out)."""
+        """The point, in the structure of the start (a numpy start gives numpy arrays)."""
         return self.layout.unpack(self.state)
 
     @property
     def fz(self) -> Any:
-        """``f`` at that point, in the structure of the start value."""
+        """``f`` at that point, in the structure of the start."""
         return self.layout.unpack(self.fstate)
 
     @property
     def evaluations(self) -> NDArray[np.int64]:
-        """Shape ``(B,)``: evaluations each row asked for."""
+        """Shape ``(B,)``, int64: evaluations that each row required while it was running."""
         return self.counts.evaluations
 
     @property
     def relative_error(self) -> NDArray[np.float64]:
-        """Shape ``(B,)``: error over scale, the largest over the columns."""
+        """Shape ``(B,)``, float64: error divided by scale, the largest over the columns; 0 where both are 0."""
         ratio = np.asarray((self.error / self.scale).detach().cpu(), dtype=np.float64)
         worst: NDArray[np.float64] = np.nan_to_num(ratio, nan=0.0, posinf=np.inf).max(axis=1)
         return worst
 
     @property
     def converged(self) -> NDArray[np.bool_]:
-        """Shape ``(B,)``."""
+        """Shape ``(B,)``, bool: whether the status of the row is ``CONVERGED``."""
         return np.array([status is Status.CONVERGED for status in self.status], dtype=np.bool_)
 
     @property
     def message(self) -> str:
-        """One line per status and reason that occurred: how many rows, and what it means."""
+        """One line for each status and reason that occurred: the number of rows, and what the status means."""
         counted = Counter((status, self._sentence(row, status)) for row, status in enumerate(self.status))
         rows = len(self.status)
         lines = [f"{n} of {rows} rows {status.label}: {sentence}" for (status, sentence), n in sorted(counted.items())]
         return "\n".join(lines)
 
     def _sentence(self, row: int, status: Status) -> str:
+        """Return the sentence for one row: its note, or the most specific one that applies."""
         if row in self.notes and status is not Status.CONVERGED:
             return self.notes[row]
         if status is Status.STALLED and self._at_floor[row]:
@@ -160,6 +164,7 @@ class Solution:
 
     @functools.cached_property
     def _at_floor(self) -> list[bool]:
+        """Whether the error of a row is at the rounding of the dtype."""
         floor: list[bool] = at_rounding_floor(self.error, self.scale, torch.finfo(self.layout.dtype).eps).tolist()
         return floor
 
@@ -167,7 +172,7 @@ class Solution:
     def _ran_away(self) -> list[bool]:
         """Whether the scale of a row has grown tenfold while its error has not fallen to half of the largest one."""
         error, relative = self.trace.error, self.trace.relative
-        with np.errstate(all="ignore"):
+        with np.errstate(all="ignore"):  # the trace stores no scale, only the two errors whose ratio it is
             scale = np.where(np.isfinite(error) & (relative > 0), error / relative, np.nan)
         told = np.isfinite(scale)
         ran = []
@@ -178,12 +183,12 @@ class Solution:
         return ran
 
     def raise_for_status(self) -> Solution:
-        """This solution if every row converged.
+        """Return this solution if every row converged.
 
         Raises
         ------
         ConvergenceError
-            Otherwise, with the message.
+            If any row did not converge, with :attr:`message`.
         """
         if not self.converged.all():
             raise ConvergenceError(self.message)

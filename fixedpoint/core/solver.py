@@ -1,4 +1,4 @@
-"""Solver: what finds a fixed point."""
+"""The base class of all solvers, :class:`Solver`."""
 
 from __future__ import annotations
 
@@ -21,11 +21,17 @@ __all__ = ["Solver"]
 class Solver(Options, ABC):
     """A method for ``z = f(z)``: a frozen dataclass of options, comparable and printable.
 
-    ``needs`` and ``provides`` are names by which a run finds out, before it starts, which solver cannot go with which
-    problem or gradient estimator. They are asked of the instance: where they hang on the options, ``by_options``
-    (``fixedpoint.core.options``) makes them of these. Estimators ask for ``"inverse"`` (an estimate of the inverse
-    Jacobian, see :meth:`.StepSolver.inverse`) and ``"decisions"`` (that the loop is the library's, and its steps can be
-    taken again while autograd records).
+    Attributes
+    ----------
+    needs
+        Abilities that the solver requires of a problem, by name, e.g. ``"chain"``.
+    provides
+        What the solver offers to gradient estimators, by name: ``"inverse"``, an estimate of the inverse Jacobian (see
+        :meth:`.StepSolver.inverse`), or ``"decisions"``, which says that the library runs the loop and that its steps
+        can be repeated while autograd records.
+
+    A run compares these names before it starts, and skips combinations that do not match. It reads them from the
+    instance: where they depend on the options, declare them with ``by_options`` (``fixedpoint.core.options``).
     """
 
     needs: ClassVar[frozenset[str]] = frozenset()
@@ -33,10 +39,11 @@ class Solver(Options, ABC):
 
     @property
     def known_faults(self) -> Mapping[str, str]:
-        """Checks of ``fixedpoint.testing`` that this solver fails by its nature, each with the fault.
+        """Conformance checks of ``fixedpoint.testing`` that this solver fails by design: name of the check to reason.
 
-        For solvers of other libraries, wrapped as they are, and options that cannot but fail one. A fault that is gone
-        (with other options than the default ones) is told by the report.
+        A reason is a string, or a :class:`.Fault` where the failure is an exception. For wrapped solvers of other
+        libraries, and for options that cannot pass a check. A listed check that passes after all, for example with
+        other options, is reported as an unexpected pass.
         """
         return {}
 
@@ -48,4 +55,21 @@ class Solver(Options, ABC):
         termination: Termination,
         on_round: Callable[[Progress], None] | None = None,
     ) -> Solution:
-        """Find a fixed point from ``z0``, evaluating the problem through ``f`` alone."""
+        """Find a fixed point of every row.
+
+        Parameters
+        ----------
+        f
+            The evaluator. A solver calls the problem only through it.
+        z0
+            The start, shape ``(B, D)``, of the dtype of ``f.layout``. It must not be written into.
+        termination
+            The stopping rule.
+        on_round
+            Called with a :class:`.Progress` after every round that ends with a judged point.
+
+        Returns
+        -------
+        Solution
+            The judged point, with a status for every row. A row that does not converge raises nothing.
+        """

@@ -1,4 +1,4 @@
-"""Why a row stopped: a status per row, each with a sentence that says what happened and what to try."""
+"""The statuses of rows, each with a sentence that says why the row stopped and what to try."""
 
 from __future__ import annotations
 
@@ -19,7 +19,10 @@ ROOT_DOUBTED = (
 
 
 class Status(enum.IntEnum):
-    """Status of one row of a solve; stored as int8. ``status.sentence`` says what it means."""
+    """Status of one row of a solve.
+
+    The values fit into int8, the dtype in which a solve holds them. ``status.sentence`` says what a status means.
+    """
 
     RUNNING = 0
     CONVERGED = 1
@@ -31,17 +34,17 @@ class Status(enum.IntEnum):
 
     @property
     def label(self) -> str:
-        """The name used in tables and records, e.g. ``"max_rounds"``."""
+        """The name in tables and records, e.g. ``"max_rounds"``."""
         return self.name.lower()
 
     @property
     def sentence(self) -> str:
-        """What happened, and what to try."""
+        """What happened to the row, and what to try."""
         return _SENTENCES[self]
 
 
 def floor_sentence(dtype: str) -> str:
-    """What a stalled row has to say whose error is all rounding."""
+    """Return the sentence for a stalled row whose error is at the rounding of ``dtype``."""
     return (
         f"the tolerance asks for more than {dtype} can give: all that is left of the error is the rounding of {dtype} "
         "(take a wider dtype or a looser tolerance)"
@@ -73,4 +76,4 @@ _SENTENCES = {
 
 
 class ConvergenceError(RuntimeError):
-    """Raised by ``Solution.raise_for_status`` when a row did not converge."""
+    """Raised by ``Solution.raise_for_status`` if any row did not converge."""

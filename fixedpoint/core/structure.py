@@ -1,4 +1,4 @@
-"""Structures: tuples, lists and dicts of tensors, arrays or numbers, taken apart and put together."""
+"""Flattening nested tuples, lists and dicts of tensors, arrays or numbers, and rebuilding them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class _NamedTuple(Protocol):
 
 
 def leaves(value: Any, path: str) -> Iterator[tuple[str, Any]]:
-    """Every leaf with where it stands, e.g. ``z0['a'][1]``."""
+    """Yield every leaf with its path, e.g. ``z0['a'][1]``; ``path`` is that of ``value``."""
     if isinstance(value, Mapping):
         for key in value:
             yield from leaves(value[key], f"{path}[{key!r}]")
@@ -26,7 +26,7 @@ def leaves(value: Any, path: str) -> Iterator[tuple[str, Any]]:
 
 
 def numbered(value: Any, counter: list[int] | None = None) -> Any:
-    """``value`` with the running number of every leaf in its place."""
+    """Return ``value`` with every leaf replaced by its number, counted from 0."""
     counter = [0] if counter is None else counter
     if isinstance(value, Mapping):
         return {key: numbered(value[key], counter) for key in value}
@@ -38,7 +38,7 @@ def numbered(value: Any, counter: list[int] | None = None) -> Any:
 
 
 def filled(template: Any, tensors: Sequence[Any]) -> Any:
-    """What :func:`numbered` gave, with the leaves of these numbers."""
+    """Return a template of :func:`numbered` with every number replaced by the tensor of that index."""
     if isinstance(template, dict):
         return {key: filled(item, tensors) for key, item in template.items()}
     if isinstance(template, (tuple, list)):
@@ -48,6 +48,6 @@ def filled(template: Any, tensors: Sequence[Any]) -> Any:
 
 
 def outline(value: Any, name: str) -> str:
-    """Every leaf with its shape, as a sentence shows it."""
+    """Return the paths and shapes of all leaves, for error messages."""
     paths = ", ".join(f"{path} {tuple(getattr(leaf, 'shape', ()))}" for path, leaf in leaves(value, name))
     return paths or repr(value)

@@ -1,9 +1,9 @@
-"""RowSubset: the rows of a solve that are still running, gone on with by themselves.
+"""Row compaction: dropping finished rows from the batch of a running solve.
 
-Rows end one after another. Leaving those that have ended out of the evaluations is what a problem can do (``HasTake``);
-what a round costs beside its evaluation, the residuals, the norms, a solver's history, is cut down here: the loop goes
-on with an evaluator, a judge and a solver's state of the running rows alone, and in the end everything has the place it
-would have had. No row is computed in another way, so that its answer is the same bit for bit.
+Rows finish at different rounds. A problem that declares ``HasTake`` omits finished rows from its evaluations. Row
+compaction also reduces the overhead of a round, that is residuals, norms and the solver's history: the loop continues
+with an evaluator, a judge and a solver state of the running rows only. At the end, counts, traces and answers are
+written back to their places among all rows. Each row is computed as before, so that its answer is the same bit for bit.
 """
 
 from __future__ import annotations
@@ -24,28 +24,28 @@ from fixedpoint.core.transfer import to_device
 
 __all__ = ["RowSubset", "is_small", "select_rows"]
 
-# Go on with the running rows once they are so many of those there are: histories are moved then.
+# Compact once at most this fraction of the rows is running. Compaction moves histories, so it must not happen often.
 _SHARE = 0.5
 
 
 class RowSubset:
-    """Some rows of a solve, to go on with.
+    """The rows of a solve that are still running, with an evaluator of their own.
 
     Parameters
     ----------
     parent
         The evaluator of all rows.
     rows
-        Shape ``(k,)``: which these are, ascending.
+        Shape ``(k,)``, int64: indices of the running rows, ascending.
 
     Attributes
     ----------
     f
-        The evaluator of these rows; it counts rounds from where the whole stands.
+        The evaluator of these rows. Its count of rounds starts at that of ``parent``.
     """
 
     def __init__(self, parent: Evaluator, rows: NDArray[np.int64]) -> None:
-        assert isinstance(parent.problem, HasTake)  # asked before
+        assert isinstance(parent.problem, HasTake)  # the loop has checked it
         self.parent, self.rows = parent, rows
         self.index = to_device(rows, parent.layout.device)
         self.f = Evaluator(parent.problem.take(self.index), parent.yardstick.take(self.index), parent.max_batch)
@@ -58,19 +58,19 @@ class RowSubset:
 
     @property
     def evaluations(self) -> NDArray[np.int64]:
-        """Shape ``(B,)``: of all rows of the whole, so far."""
+        """Shape ``(B,)``, int64: evaluations of all rows of the solve so far."""
         found = self.parent.counts.evaluations.copy()
         found[self.rows] += self.f.counts.evaluations
         return found
 
     def widened(self, state: Float[Tensor, "k D"]) -> Float[Tensor, "B D"]:
-        """With the values that the rows of the whole have ended with around it."""
+        """Return a value of these rows, widened to all rows: finished rows have their final value."""
         known = self.parent.known
-        assert known is not None  # some row has ended
+        assert known is not None  # at least one row has finished
         return known.fz.index_copy(0, self.index, state)
 
     def give_back(self) -> None:
-        """Put all that has been found and spent where it belongs in the parent."""
+        """Write counts, traces and answers of these rows back to the evaluator of all rows."""
         parent, part = self.parent, self.f
         parent.learn(part)
         parent.counts.rounds = part.counts.rounds
@@ -87,27 +87,28 @@ class RowSubset:
             parent.recall(known.with_rows(self.index, answer))
 
     def _columns(self, told: list[Tensor]) -> tuple[Tensor, ...]:
-        """What was told of these rows round by round, NaN for all others."""
+        """Return the traces of these rows, widened to all rows with NaN."""
         narrow = torch.stack(told)
         wide = narrow.new_full((len(told), self.parent.layout.rows), torch.nan)
         return wide.index_copy_(1, self.index, narrow).unbind()
 
 
 def is_small(running: NDArray[np.bool_]) -> bool:
-    """Whether so few of the rows are running that it is worth going on with them alone."""
+    """Whether so few rows are running that compaction pays; false if none is."""
     return bool(0 < running.sum() <= _SHARE * len(running))
 
 
 def select_rows(value: Any, index: Tensor) -> Any:
-    """The rows of whatever is kept by row: of every tensor in it, in dataclasses, tuples, lists and dicts.
+    """Select rows of every tensor in ``value``, also within dataclasses, tuples, lists and dicts.
 
-    A tensor that occurs several times is taken once, so that what was one tensor still is. Histories are moved within
-    their own memory unless gradients flow.
+    The first dimension of each tensor must be the rows. A tensor that occurs several times is selected once, so that it
+    stays a single tensor. Histories are moved within their own memory unless gradients flow.
     """
     return _select_rows(value, index, {})
 
 
 def _select_rows(value: Any, index: Tensor, known: dict[int, Any]) -> Any:
+    """Select rows as :func:`select_rows`; ``known`` maps the id of a value to its selection."""
     if id(value) in known:
         return known[id(value)]
     found: Any = value

@@ -1,4 +1,4 @@
-"""Products of the Jacobian of a problem with a vector, in forward mode: which way there is, and which is next."""
+"""Jacobian-vector products of a problem in forward mode, and the order in which the ways to compute them are tried."""
 
 from __future__ import annotations
 
@@ -17,36 +17,42 @@ __all__ = ["Way", "tangent"]
 
 
 class Way(enum.IntEnum):
-    """How products are made, from the first way that is tried to the last."""
+    """How products are computed, from the way that is tried first to the last."""
 
     TRANSFORM = 0
-    """By ``torch.func``, which refuses what it cannot see through: numpy, memory that the function writes into."""
+    """By ``torch.func``. It raises for what it cannot trace: numpy, or writes into memory that the function keeps."""
     DUAL = 1
-    """By dual numbers, which go through memory that a function keeps and fills anew."""
+    """By dual numbers, which support functions that write into memory they keep."""
     DIFFERENCE = 2
     """By differences of values."""
 
     def after(self, error: Exception) -> Way:
-        """The way to try after this one has failed."""
-        wrote = "mutate a captured Tensor" in str(error)  # torch has no exception of its own for that
+        """Return the way to try after this one has failed with ``error``."""
+        wrote = "mutate a captured Tensor" in str(error)  # torch has no dedicated exception for it
         return Way.DUAL if self is Way.TRANSFORM and wrote else Way.DIFFERENCE
 
 
 def tangent(
     problem: Problem, z: Float[Tensor, "B D"], v: Float[Tensor, "B D"], way: Way, strict: bool
 ) -> Float[Tensor, "B D"]:
-    """``J v`` at ``z``, as the problem makes it or in forward mode.
+    """Return ``J v`` at ``z``, computed by the problem itself (``HasProduct``) or in forward mode.
 
     Parameters
     ----------
+    problem
+        The problem.
+    z, v
+        The point and the vector, shape ``(B, D)``.
+    way
+        ``TRANSFORM`` or ``DUAL``.
     strict
-        Refuse a value that does not depend on ``z`` in a way that forward mode sees, as one that was worked out on the
-        host; else its product is zero.
+        Whether to raise if forward mode finds no dependence of the value on ``z``, as where the value was computed on
+        the host. Otherwise the product is zero.
 
     Raises
     ------
     RuntimeError, NotImplementedError
-        Where there is no forward mode that way.
+        If forward mode fails this way.
     """
     if isinstance(problem, HasProduct):
         return problem.product(z, v)
@@ -64,7 +70,7 @@ def tangent(
 
 @functools.cache
 def _prepare_forward_mode() -> None:
-    """Have torch load what forward mode needs: at its first use it warns of a deprecation within itself."""
+    """Make torch load its forward mode, whose first use issues a deprecation warning of torch's own code."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         torch.func.jvp(torch.sin, (torch.zeros(1),), (torch.zeros(1),))

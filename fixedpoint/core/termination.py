@@ -1,4 +1,4 @@
-"""Termination: when a row is done, and when going on is pointless."""
+"""The stopping rule: when a row has converged, and when it is stopped without."""
 
 from __future__ import annotations
 
@@ -20,33 +20,40 @@ from fixedpoint.core.yardstick import Yardstick
 
 __all__ = ["Judge", "Termination", "at_rounding_floor"]
 
-# Rounding of f moves the residual by a few units in the last place; below this many the error is noise.
+# Rounding of f moves the residual by a few units in the last place. An error below this many units is noise.
 _FLOOR = 16.0
-# Rounds without progress after which a row whose error is at that floor is done for.
+# A row whose error is at that floor is stalled after this many rounds without progress.
 _FLOOR_PATIENCE = 5
-# The part of all rounds so far that a row may go without progress: a slow iteration in a coarse dtype repeats an error
-# for many rounds before it falls by one more unit in the last place, the more of them the longer it has taken.
+# A row may go without progress for this fraction of all rounds so far: a slow iteration in a coarse dtype repeats an
+# error for many rounds before it falls by one more unit in the last place, and for more rounds the longer it has run.
 _WAIT = 0.25
-# Rounds in which an error has gone one way, after which that is no accident.
+# An error that rose, or fell, in this many consecutive rounds follows a trend, not chance.
 _ONE_WAY = 8
-# Errors of more than this many times the first scale are not those of a bounded map; those below this part of the
-# present one not those of a map that diverges.
+# A row has diverged only if its error exceeds this multiple of the first scale, which a bounded map does not reach, and
+# this fraction of the current scale, which the error of a diverging map does not fall below.
 _AT_HOME, _BESIDE = 4.0, 1e-3
-# Relative tolerances above this are for a few digits' work, where a state from zero is still growing when it is enough.
+# The test for running away applies to relative tolerances up to this one. With a looser tolerance, a state that starts
+# at zero may still be growing when it is accurate enough.
 _LOOSE = 1e-2
 
 
 @dataclass(frozen=True)
 class Termination(Options):
-    """The stopping rule, judged per row on the problem itself, never on a relaxed step.
+    """The stopping rule, applied to each row of the problem itself, never to a relaxed step.
 
-    A row converges when, in every one of its blocks, ``error <= atol + rtol * scale``. For plain problems
-    ``error = ||f(z) - z||`` and ``scale = ||f(z)||``, of the whole row, or (``per``) of every tensor of the state or
-    every entry by itself, for states that span magnitudes; a chain brings its own measure.
+    A row converges when ``error <= atol + rtol * scale`` holds in every one of its blocks. For plain problems
+    ``error = ||f(z) - z||`` and ``scale = ||f(z)||``. With ``per`` the norms are those of the whole row, of every
+    tensor of the state or of every entry, for states whose parts differ by orders of magnitude. A chain has its own
+    measure.
+
+    Raises
+    ------
+    OptionError
+        If an option is out of range, or if ``per`` is not ``"row"`` while ``relative_to`` is ``"start"``.
     """
 
     rtol: float = option(1e-6, ge=0.0, lt=1.0, help="relative tolerance")
-    atol: float = option(0.0, ge=0.0, help="absolute tolerance; wanted where the solution may be zero")
+    atol: float = option(0.0, ge=0.0, help="absolute tolerance; required where the solution may be zero")
     max_rounds: int | None = option(
         None, ge=1, help="limit on rounds; by default the solver's own bound (a chain: N + 1), else 1000"
     )
@@ -58,7 +65,9 @@ class Termination(Options):
         "state", help="what rtol is relative to: the size of the state, or the first error"
     )
     patience: int = option(
-        50, ge=1, help="rounds without progress after which a row is stalled; at least, and a quarter of all rounds"
+        50,
+        ge=1,
+        help="rounds without progress after which a row is stalled, or a quarter of all rounds if that is more",
     )
     divergence: float = option(1e8, gt=1.0, help="growth of the error over its first value that means divergence")
 
@@ -68,34 +77,47 @@ class Termination(Options):
 
     @property
     def yardstick(self) -> Yardstick:
-        """What it measures in, and with which tolerances."""
+        """The norms and tolerances of this rule."""
         return Yardstick(self.norm, self.per, self.rtol, self.atol)
 
 
 def at_rounding_floor(
     error: Float[Tensor, "B blocks"], scale: Float[Tensor, "B blocks"], eps: float
 ) -> Bool[Tensor, " B"]:
-    """Whether all that is left of a row's error is rounding of a dtype with that ``eps``."""
+    """Whether the error of each row is within 16 units of rounding of a dtype with machine precision ``eps``."""
     return (error <= _FLOOR * eps * scale).all(dim=1)
 
 
 class Judge:
     """Applies a :class:`Termination` to the evaluated points of one solve, row by row, without leaving the device.
 
-    **Stalled** is a row that makes no progress for ``patience`` rounds and a quarter of all rounds. Progress is an
-    error smaller than any since the largest one, or larger than any before, or one that has gone one way, up or down,
-    for eight rounds: errors of a growth model, or of an EM iteration that leaves a saddle, rise for many rounds before
-    they fall. An error that goes round in a cycle or wanders about turns sooner, and sets records ever more rarely.
+    A row is **stalled** when it makes no progress for ``patience`` rounds, and for a quarter of all rounds if that is
+    more. A point is progress if its error is smaller than any since the largest one, or larger than any before, or if
+    the error has risen, or fallen, for eight consecutive rounds: errors of a growth model, or of an EM iteration that
+    leaves a saddle, rise for many rounds before they fall. An error that cycles or wanders changes direction sooner,
+    and sets new records ever more rarely.
 
-    **Converged** is a row within its tolerance, unless it has run away (:class:`Runaway`; where ``rtol`` is at most
-    1e-2) or the problem's own measure says that it is not ``settled``. What is within the absolute tolerance needs
-    neither.
+    A row is **converged** when it is within its tolerance. Two things prevent that: the row has run away
+    (:class:`Runaway`; tested where ``rtol`` is at most 1e-2), or the problem's own measure says that the row is not
+    ``settled``. Neither applies to a row within the absolute tolerance.
 
-    ``has_fixed_length=True`` is for solvers that end by themselves after a known number of rounds (chains): there the
-    error may grow first, so neither stall nor divergence is concluded from it. ``origin``: the first error and scale of
-    an earlier solve that is gone on with. ``yardstick``: that of the evaluator, which has the tolerances of every
-    tensor or entry where there are several; by default the termination's. ``affine=True`` is for solvers that take the
-    map for affine: they make one long step to a solution that may be far out.
+    Parameters
+    ----------
+    termination
+        The rule.
+    dtype
+        Of the state.
+    has_fixed_length
+        The solver ends after a known number of rounds (chains). Its error may grow first, so the judge tests for
+        neither stalling nor divergence nor running away.
+    affine
+        The solver assumes an affine map and may take one long step to a solution far away, so the judge does not test
+        for running away.
+    origin
+        The first error and scale of the earlier solve that this one continues.
+    yardstick
+        That of the evaluator, which holds the tolerances of every tensor or entry where there are several. By default
+        the termination's.
     """
 
     def __init__(
@@ -120,7 +142,15 @@ class Judge:
         self._runaway: Runaway | None = None
 
     def __call__(self, at: Evaluated) -> tuple[Int8[Tensor, " B"], Bool[Tensor, " B"]]:
-        """The status of every row, and the rows to be rescued: not finite now, but they have a finite point."""
+        """Judge a point.
+
+        Returns
+        -------
+        status
+            Shape ``(B,)``, int8: a :class:`.Status` for every row.
+        rescued
+            Shape ``(B,)``, bool: rows that are not finite at this point and must go back to their best finite point.
+        """
         self._points += 1
         progress = self.yardstick.progress(at.error, at.scale)
         self._known = _Known.begin(at, progress) if self._known is None else self._known.seen(at, progress)
@@ -134,12 +164,17 @@ class Judge:
         if not self.has_fixed_length:
             status = status.masked_fill(self._stalled(at), Status.STALLED)
             status = status.masked_fill(self._diverged(at, progress), Status.DIVERGED)
+        # A row gets a second chance from its best point; a solver of fixed length keeps no best point.
         lost = known.broken >= (1.0 if self.has_fixed_length else 2.0)
+        # Converged comes last, so that it overrides every other status.
         status = status.masked_fill(lost, Status.NONFINITE).masked_fill(self.within(at), Status.CONVERGED)
         return status, ~at.finite & ~lost
 
     def tolerance(self, at: Evaluated, scale: Float[Tensor, "B n"] | None = None) -> Float[Tensor, "B m"]:
-        """The error that is small enough; ``scale`` in place of the point's own where it is relative to the state."""
+        """Return the largest error that is accepted.
+
+        ``scale`` replaces the scale of ``at``, where ``rtol`` is relative to the state.
+        """
         own = at.scale if scale is None else scale
         if self.yardstick.fine:
             return self.yardstick.tolerance(own)
@@ -147,7 +182,7 @@ class Judge:
         return self.termination.atol + self.termination.rtol * (own if start is None else start)
 
     def within(self, at: Evaluated) -> Bool[Tensor, " B"]:
-        """Whether all blocks of a row are within the tolerance, and nothing speaks against it."""
+        """Whether each row has converged: all blocks within the tolerance, settled, and not running away."""
         small = at.error <= self.tolerance(at)
         sure = (
             torch.ones_like(small)
@@ -156,26 +191,30 @@ class Judge:
         )
         if at.settled is not None:
             sure = sure & at.settled.unsqueeze(1)
+        # An atol of 0 exempts nothing, not even an error of 0, which may be an underflow.
         atol = self.yardstick.atol
         if isinstance(atol, Tensor) or atol > 0.0:
             sure = sure | ((at.error <= atol) & torch.as_tensor(atol > 0.0, device=at.error.device))
         return at.finite & (small & sure).all(dim=1)
 
     def select_rows(self, take: Callable[[Any], Any]) -> Judge:
-        """The judge of some of the rows, which ``take`` picks from all that it is given."""
+        """Return the judge of some of the rows; ``take`` selects these rows of every tensor it is given."""
         part = copy.copy(self)
         part._known, part._runaway = take((self._known, self._runaway))
         return part
 
     def _diverged(self, at: Evaluated, progress: Float[Tensor, "B k"]) -> Bool[Tensor, " B"]:
+        """Whether the error has grown by the factor ``divergence`` over the first one, and is large at all."""
         assert self._known is not None
-        if self.yardstick.fine:  # logarithms, in units of the tolerance
+        if self.yardstick.fine:  # progress is then the logarithm of the error in units of its tolerance
             return at.finite & (progress[:, 0] > self._known.begun + math.log(self.termination.divergence))
-        # From a start that is nearly a fixed point an error of the size of the state has grown as far.
+        # Growth alone proves nothing: from a start that is nearly a fixed point, the first error is tiny, and an error
+        # of the size of the state is a large multiple of it.
         far = (at.error > _AT_HOME * self._known.scale) & (at.error > _BESIDE * at.scale)
         return at.finite & ((at.error > self.termination.divergence * self._known.first) & far).any(dim=1)
 
     def _stalled(self, at: Evaluated) -> Bool[Tensor, " B"]:
+        """Whether a row has made no progress for too long; at the rounding floor five rounds are enough."""
         assert self._known is not None
         at_floor = at_rounding_floor(at.error, at.scale, self._eps)
         patience = self.termination.patience
@@ -185,13 +224,24 @@ class Judge:
 
 @dataclass(frozen=True)
 class _Known:
-    """What a judge remembers of every row.
+    """What a judge stores of every row.
 
-    ``first`` and ``scale``: the first error and the first scale, ``(B, blocks)``. ``low``: the smallest values since
-    the last peak of the numbers that fall as a row goes on (``Yardstick.progress``), ``(B, k)``, the first of which is
-    what points are compared by. All else ``(B,)``: the first, the smallest and the largest of these, ``begun``,
-    ``best`` and ``high``; ``last``, that of the last point, and ``run``, for how many points it has gone up, or down
-    where negative; ``waited``, points without progress; ``broken``, points that were not finite since the best one.
+    "Number" is the first column of ``Yardstick.progress``, by which points are compared.
+
+    Attributes
+    ----------
+    first, scale
+        Shape ``(B, blocks)``: the first error and the first scale.
+    low
+        Shape ``(B, k)``: the smallest value of each column of ``Yardstick.progress`` since the largest number.
+    begun, best, high, last
+        Shape ``(B,)``: the first, the smallest, the largest and the latest number.
+    run
+        Shape ``(B,)``: for how many points the number has risen, or fallen where negative, without a turn.
+    waited
+        Shape ``(B,)``: points without progress.
+    broken
+        Shape ``(B,)``: points that were not finite since the best one; 2 from a start that is not finite.
     """
 
     first: Float[Tensor, "B blocks"]
@@ -207,12 +257,14 @@ class _Known:
 
     @staticmethod
     def begin(at: Evaluated, progress: Float[Tensor, "B k"]) -> _Known:
+        """Return what is stored after the first point."""
         error = progress[:, 0]
         broken = torch.where(at.finite, 0.0, 2.0).to(error)  # a start that is not finite cannot be rescued
         one = torch.ones_like(error)
         return _Known(at.error, at.scale, progress, error, error, error, error, 0.0 * one, one, broken)
 
     def seen(self, at: Evaluated, progress: Float[Tensor, "B k"]) -> _Known:
+        """Return what is stored after a further point."""
         error = progress[:, 0]
         better, higher = at.finite & (error < self.best), at.finite & (error > self.high)
         lower = at.finite & (progress < self.low).any(dim=1)

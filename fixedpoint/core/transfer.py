@@ -1,7 +1,8 @@
-"""What the host has decided, on the device, without the host waiting for it.
+"""Copies from the host to the device that do not make the host wait.
 
-A plain copy to a CUDA device synchronises with it. One that is ``non_blocking`` does not, and has read the memory of
-the host when it returns, pinned or not. A round has one synchronisation: the one that tells the host how it went.
+A plain copy to a CUDA device synchronises with the device. A ``non_blocking`` copy does not, and it has read the memory
+of the host when it returns, pinned or not. Thus a round has one synchronisation only: the copy of its decisions to the
+host.
 """
 
 from __future__ import annotations
@@ -17,5 +18,5 @@ __all__ = ["to_device"]
 
 
 def to_device(host: NDArray[Any], device: torch.device) -> Tensor:
-    """An array as a tensor on a device: a copy, but on a CPU, where it may be the array's own memory."""
+    """Return an array as a tensor on a device. On a CPU it may share the memory of the array."""
     return torch.from_numpy(np.ascontiguousarray(host)).to(device, non_blocking=True)

@@ -1,10 +1,10 @@
-"""The answer of all rows held against the function's value of all of them together.
+"""The check of the answer of all rows against the value of the function for all rows together.
 
-Rows are judged one by one, each when its turn comes, and those that are done are left out or frozen while others move
-on. That is right where rows are independent. Where they are not, what a row was judged by is not what the function says
-of the answer: a cell that normalises over the batch or attends across it, nodes of a graph that were taken for a batch,
-an input taken row by row that belongs to every row. A gradient estimator evaluates the function at the answer, all rows
-together, and that shows it for nothing.
+Each row is judged at its own point, and finished rows are omitted or frozen while the others move on. That is correct
+if rows are independent. If they are not, the value that a row was judged by differs from the value of the function at
+the answer. Examples are a cell that normalises over the batch or attends across it, nodes of a graph that are passed as
+a batch, and an input that is split by rows although it belongs to all of them. A gradient estimator evaluates the
+function at the answer, all rows together, so that this check costs no evaluation.
 """
 
 from __future__ import annotations
@@ -29,34 +29,36 @@ __all__ = ["Unproven", "held_against_the_whole", "same_rows"]
 
 
 class Unproven(ABC):
-    """A problem that knows whether its rows have been evaluated apart from one another on trust."""
+    """A problem that takes rows on the assumption that they are independent, without a proof of it."""
 
     @property
     @abstractmethod
     def unproven(self) -> bool:
-        """Whether they have been."""
+        """Whether rows have been taken on that assumption, so that the answer must be checked."""
 
 
 def held_against_the_whole(
     f: Evaluator, solution: Solution, termination: Termination, value: Float[Tensor, "B D"]
 ) -> Solution:
-    """The solution, but for rows that it calls converged though ``value`` says otherwise: these are ``MIXED``.
+    """Return the solution with status ``MIXED`` for converged rows that are not converged according to ``value``.
 
-    They get value, error and scale of the whole. ``extras["apart"]``, shape ``(B,)``, there only where there are such
-    rows, are these and the rows that did not converge whose value is not what they were judged by, beyond rounding.
+    These rows get value, error and scale from ``value``. If the value of any row differs, beyond rounding, from the one
+    it was judged by, the solution has ``extras["apart"]``, shape ``(B,)``, bool: it marks the ``MIXED`` rows, and the
+    rows with a different value that had not converged.
 
     Parameters
     ----------
     f
-        The evaluator of the solve; it is not called.
+        The evaluator of the solve. It is not called.
     solution
-        The point, not attached to any graph.
+        The solution, whose state is not attached to a graph.
     termination
-        What its rows were judged by.
+        The rule that its rows were judged by.
     value
-        Shape ``(B, D)``: the function's value of all rows at ``solution.state``.
+        Shape ``(B, D)``: the function's value at ``solution.state``, of all rows together.
     """
-    if f.layout.rows == 1 or isinstance(f.problem, HasMeasure):  # one row mixes with none; a chain knows its own rows
+    # A single row cannot mix with others; a problem with its own measure, a chain, keeps its rows apart itself.
+    if f.layout.rows == 1 or isinstance(f.problem, HasMeasure):
         return solution
     with torch.no_grad():
         z, value = solution.state.detach(), value.detach()
@@ -81,20 +83,20 @@ def held_against_the_whole(
 
 
 def same_rows(value: Float[Tensor, "B D"], other: Float[Tensor, "B D"]) -> Bool[Tensor, " B"]:
-    """Whether rows are the same but for rounding, of the dtype that autocast computes in where it is on."""
+    """Whether rows are equal up to rounding, shape ``(B,)``; under autocast, up to the rounding of its dtype."""
     moved, size = block_norms(value - other, 1, "l2"), block_norms(value, 1, "l2")
     return (moved <= _rounding(value) * size).all(dim=1)
 
 
 def _within(at: Evaluated, solution: Solution, termination: Termination, yardstick: Yardstick) -> Bool[Tensor, " B"]:
-    """Whether the rows are within the tolerance at a point of the whole."""
-    if termination.relative_to == "start":  # the first error is not there any more; what the solve ended at is
+    """Whether the rows are within the tolerance at a point where all were evaluated together."""
+    if termination.relative_to == "start":  # the first error is no longer known, so compare with the final one
         return (at.error <= 2 * solution.error).all(dim=1)
     return Judge(termination, at.z.dtype, yardstick=yardstick).within(at)
 
 
 def _rounding(value: Tensor) -> float:
-    """By how much of its size a row may differ for being computed among others."""
+    """Return the relative difference that is allowed between a row computed alone and in a batch."""
     device = value.device.type
     rounding = 64.0 * torch.finfo(value.dtype).eps
     if not torch.is_autocast_enabled(device):

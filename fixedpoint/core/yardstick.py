@@ -1,4 +1,4 @@
-"""Yardstick: what the error of a point is measured in, and what it is held against."""
+"""The norms in which errors and scales are measured, per row, tensor or entry, and the tolerances of these."""
 
 from __future__ import annotations
 
@@ -23,16 +23,17 @@ _FINER: tuple[Per, ...] = ("row", "leaf", "entry")
 
 @dataclass(frozen=True, eq=False)
 class Yardstick:
-    """Norms of the residual and of the value, for the whole row, for each of its tensors, or for each entry.
+    """Norms of residual and value: of the whole row, of each of its tensors, or of each entry.
 
     Attributes
     ----------
     norm
-        ``"l2"``, ``"rms"`` or ``"max"``; of an entry, its modulus. A complex number is one entry.
+        ``"l2"``, ``"rms"`` or ``"max"``. A complex number is one entry; the norm of an entry is its modulus.
     per
-        What a norm is taken of: one error and one scale for each.
+        ``"row"``, ``"leaf"`` (tensor) or ``"entry"``: each of them has one error and one scale.
     rtol, atol
-        The tolerances, numbers or of shape ``(1, m)`` or ``(B, m)``, float64: used where ``per`` is not ``"row"``.
+        The tolerances: numbers, or tensors of shape ``(1, m)`` or ``(B, m)``, float64. Used where ``per`` is not
+        ``"row"``.
     """
 
     norm: str = "l2"
@@ -42,11 +43,11 @@ class Yardstick:
 
     @property
     def fine(self) -> bool:
-        """Whether a row has several errors, each held against a tolerance of its own."""
+        """Whether a row has several errors, each compared with its own tolerance."""
         return self.per != "row"
 
     def norms(self, vector: Float[Tensor, "B D"], layout: Layout) -> Float[Tensor, "B m"]:
-        """What is measured of a state, float64: ``m`` is the number of blocks, tensors or entries."""
+        """Return the norms of a state, shape ``(B, m)``, float64; ``m`` is the number of blocks, tensors or entries."""
         if self.per == "entry":
             return vector.abs().double() if layout.width == 1 else block_norms(vector, vector.shape[1] // 2, "l2")
         if self.per == "leaf":
@@ -54,24 +55,29 @@ class Yardstick:
         return self._norms(vector, layout.blocks, layout.width)
 
     def tolerance(self, scale: Float[Tensor, "B m"]) -> Float[Tensor, "B m"]:
-        """The errors that are small enough."""
+        """Return the largest errors that are accepted, shape ``(B, m)``."""
         return self.atol + self.rtol * scale
 
     def merit(self, error: Float[Tensor, "B m"], scale: Float[Tensor, "B m"]) -> Float[Tensor, " B"]:
-        """The number by which points of a row are compared: the largest error, in units of its tolerance if fine."""
+        """Return the number by which points of a row are compared, shape ``(B,)``; smaller is better.
+
+        It is the largest error, in units of its tolerance if there are several.
+        """
         if not self.fine:
             return error.amax(dim=1)
-        least = torch.finfo(torch.float64).eps
+        least = torch.finfo(torch.float64).eps  # with zero tolerances the unit would be zero
         wanted = self.rtol.clamp(min=least) if isinstance(self.rtol, Tensor) else max(self.rtol, least)
         units = error / (self.atol + wanted * scale)
         return torch.where(error == 0, 0.0, units).amax(dim=1)
 
     def progress(self, error: Float[Tensor, "B m"], scale: Float[Tensor, "B m"]) -> Float[Tensor, "B k"]:
-        """Numbers one of which falls as a row goes on: its largest error; if fine, logarithms of three.
+        """Return numbers of which at least one falls as long as a row makes progress.
 
-        They are the largest error in units of its tolerance, and the products of all errors and of all in such units.
-        An entry on its way to a small value stays as far off, relative to itself, for long; one on
-        its way to a large value has errors that grow. Errors within their tolerance count as that.
+        With one error per row this is the largest error, shape ``(B, 1)``. Otherwise there are three logarithms, shape
+        ``(B, 3)``: of the largest error in units of its tolerance, of the product of all errors, and of the product of
+        all errors in units of their tolerances. No single one suffices: the relative error of an entry that approaches
+        a small value stays constant for many rounds, and the error of an entry that approaches a large value grows.
+        Errors within their tolerance count as equal to it.
         """
         if not self.fine:
             return error.amax(dim=1, keepdim=True)
@@ -81,7 +87,7 @@ class Yardstick:
         return torch.stack([self.merit(error, scale).clamp(min=least).log(), logs.sum(dim=1), units.sum(dim=1)], dim=1)
 
     def take(self, rows: Int[Tensor, " k"]) -> Yardstick:
-        """That of some of the rows."""
+        """Return the yardstick of some of the rows."""
         parts: dict[str, Any] = {
             name: kept[rows]
             for name in ("rtol", "atol")
@@ -90,14 +96,22 @@ class Yardstick:
         return replace(self, **parts) if parts else self
 
     def with_tolerances(self, layout: Layout, rtol: Any = None, atol: Any = None) -> Yardstick:
-        """With tolerances in the structure of the start: a number for a tensor, or one for each of its entries.
+        """Return the yardstick with tolerances in the structure of the start.
 
-        ``per`` becomes ``"leaf"`` or ``"entry"``, where it is not already.
+        ``per`` becomes ``"leaf"``, or ``"entry"`` if any tensor has a tolerance for each entry, unless it is finer
+        already.
+
+        Parameters
+        ----------
+        layout
+            The layout of the start.
+        rtol, atol
+            A number for each tensor of the start, or numbers of its shape. None: unchanged.
 
         Raises
         ------
         TypeError, ValueError
-            For another structure, other shapes, or numbers out of range.
+            If the structure or a shape differs from that of the start, or a number is out of range.
         """
         given = {name: value for name, value in (("rtol", rtol), ("atol", atol)) if value is not None}
         read = {name: _read(name, value, layout) for name, value in given.items()}
@@ -108,9 +122,11 @@ class Yardstick:
         return replace(self, per=per, **made)
 
     def _norms(self, vector: Float[Tensor, "B n"], blocks: int, width: int) -> Float[Tensor, "B blocks"]:
+        """Return the norms of equal blocks; a complex number, ``width`` 2, counts as one entry of its modulus."""
         if width == 1 or self.norm == "l2":
             return block_norms(vector, blocks, self.norm)
         if self.norm == "rms":
+            # The mean is over entries, half as many as the real unknowns.
             return block_norms(vector, blocks, self.norm) * math.sqrt(width)
         moduli = block_norms(vector, vector.shape[1] // width, "l2")
         largest: Tensor = moduli.unflatten(1, (blocks, -1)).amax(dim=-1)
@@ -118,7 +134,7 @@ class Yardstick:
 
 
 def _read(name: str, given: Any, layout: Layout) -> list[float | Tensor]:
-    """A number for every leaf, or one for every entry of it."""
+    """Return a number for every tensor, or numbers for its entries; raise where the structure is not that of z0."""
     found = dict(leaves(given, "z0"))
     if set(found) != {leaf.path for leaf in layout.leaves}:
         wanted = ", ".join(f"{leaf.path}" for leaf in layout.leaves)
@@ -130,6 +146,7 @@ def _read(name: str, given: Any, layout: Layout) -> list[float | Tensor]:
 
 
 def _checked(name: str, where: str, value: Any, shape: tuple[int, ...]) -> float | Tensor:
+    """Return a tolerance as a float or a float64 tensor; raise where its type, shape or range is wrong."""
     kinds = (int, float, np.ndarray, np.generic, Tensor)
     if isinstance(value, bool) or not isinstance(value, kinds):
         raise TypeError(f"{where} must be a number or one for every entry, got {value!r}")
@@ -147,7 +164,7 @@ def _checked(name: str, where: str, value: Any, shape: tuple[int, ...]) -> float
 
 
 def _laid_out(parts: list[float | Tensor], layout: Layout, per: Per) -> Float[Tensor, "B m"]:
-    """Side by side, as errors are."""
+    """Return the tolerances of all tensors in one tensor, in the order of the errors."""
     columns = []
     for part, leaf in zip(parts, layout.leaves, strict=True):
         if isinstance(part, Tensor):

@@ -1,1 +1,1 @@
-"""Execution: cells, what carries them out, and what comes of them; plain values that can go to any process."""
+"""Cells of a run, the executors that compute them, and their results: plain values that any process can receive."""

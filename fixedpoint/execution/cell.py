@@ -1,4 +1,4 @@
-"""Cell: one task with one solver, gradient estimator and seed; plain values, so that it can go anywhere."""
+"""Cells: one task with one solver, gradient estimator and seed each, as plain values that can be pickled."""
 
 from __future__ import annotations
 
@@ -16,19 +16,21 @@ __all__ = ["Cell", "Finished"]
 
 @dataclass(frozen=True)
 class Cell:
-    """What is to be computed, and what it is called.
+    """One computation of a run, with its labels.
 
     Attributes
     ----------
     task, solver, gradient, termination
-        Names and options, all filled in.
+        ``name`` and options of each, with all defaults filled in. ``gradient`` is None where the cell has none.
+    seed
+        The seed of the problem.
     labels
-        What the run calls ``task``, ``solver`` and ``gradient``.
+        The labels of ``task``, ``solver`` and ``gradient`` in the run and its reports.
     made_by
-        Distributions that take part, each with its version and code: compared with those of records, handed on as
-        they are.
+        The distributions involved, each with its version and code. A run compares them with those of a stored record,
+        and stores them unchanged.
     skip
-        Why it cannot be carried out; empty when it can.
+        Why the cell cannot be computed; empty if it can.
     """
 
     task: dict[str, Any]
@@ -42,7 +44,7 @@ class Cell:
 
     @property
     def config(self) -> dict[str, Any]:
-        """All that is asked for. Who carries it out is in ``made_by``."""
+        """What is computed: task, solver, gradient, termination and seed. The versions involved are in ``made_by``."""
         return {
             "task": self.task,
             "solver": self.solver,
@@ -53,20 +55,20 @@ class Cell:
 
     @cached_property
     def hash(self) -> str:
-        """sha256 of the config as canonical JSON: cells of one hash ask for the same, whatever it is called."""
+        """The sha256 of the config as canonical JSON. Equal hashes mean the same computation, whatever the labels."""
         return digest(json_text(self.config).encode())
 
 
 @dataclass(frozen=True)
 class Finished:
-    """What carrying out a cell gives.
+    """The result of a cell.
 
     Attributes
     ----------
     record
-        What is written of it: handed on as it is.
+        The record, which executors pass on unchanged and the run writes.
     arrays
-        What goes beside the record, by name.
+        Arrays that are stored with the record, by name.
     """
 
     record: Any

@@ -1,4 +1,4 @@
-"""Executors: how the cells of a run are carried out."""
+"""Executors, which compute the cells of a run."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ __all__ = ["Executor", "InProcess"]
 
 
 class Executor(Options, ABC):
-    """Carries out cells: a frozen dataclass of options."""
+    """Computes the cells of a run: a frozen dataclass of options."""
 
     @abstractmethod
     def run(self, cells: Sequence[Cell], work: Callable[[Cell], Finished]) -> Generator[Finished, None, None]:
-        """Each cell's result as soon as there is one, in any order.
+        """Yield the result of each cell as soon as it is available, in any order.
 
-        When the generator is closed (an interrupt), what is under way must be stopped.
+        When the generator is closed (after an interrupt), it must stop the cells that are being computed.
 
         Parameters
         ----------
         cells
-            What is to be done; cells of one task stand together. Plain values, to be pickled freely.
+            The cells to compute; those of one task are adjacent. They can be pickled.
         work
-            Carries out one cell and never raises for what goes wrong in it. It can be pickled; every process keeps
-            its own copy, so that what the cells of a task share is made once per process.
+            Computes one cell. It does not raise: failures of a cell are part of its result. It can be pickled. Each
+            process should keep one copy of it, so that what the cells of a task share is made once per process.
         """
 
 
 @dataclass(frozen=True)
 class InProcess(Executor):
-    """One cell after another, in this process."""
+    """Computes one cell after another, in this process."""
 
     def run(self, cells: Sequence[Cell], work: Callable[[Cell], Finished]) -> Generator[Finished, None, None]:
         for cell in cells:

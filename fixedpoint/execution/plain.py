@@ -1,4 +1,4 @@
-"""Plain values as JSON that every reader can read, and their digests."""
+"""Plain values as strict JSON, and digests of bytes."""
 
 from __future__ import annotations
 
@@ -12,23 +12,26 @@ __all__ = ["digest", "json_text"]
 
 
 def json_text(data: Any, canonical: bool = True) -> str:
-    """JSON; NaN and infinities, which JSON lacks, become ``"nan"``, ``"inf"`` and ``"-inf"``.
+    """Return JSON. NaN and infinities, which JSON lacks, become ``"nan"``, ``"inf"`` and ``"-inf"``.
 
     Parameters
     ----------
+    data
+        Numbers, strings, booleans, None, and mappings, lists and tuples of them.
     canonical
-        One line with sorted keys, to be hashed; else for people, in the order given.
+        Whether to write one line with sorted keys, for hashing; otherwise indented, in the order given.
     """
     indent = None if canonical else 2
     return json.dumps(_finite(data), sort_keys=canonical, indent=indent, ensure_ascii=False, allow_nan=False)
 
 
 def digest(content: bytes) -> str:
-    """sha256, in hexadecimal digits."""
+    """Return the sha256 of ``content`` in hexadecimal digits."""
     return hashlib.sha256(content).hexdigest()
 
 
 def _finite(data: Any) -> Any:
+    """Replace floats that are not finite by strings."""
     if isinstance(data, float) and not math.isfinite(data):
         return str(data)
     if isinstance(data, Mapping):

@@ -1,1 +1,1 @@
-"""Tasks: what a run compares solvers and gradients on."""
+"""Tasks, on which a run compares solvers and gradient estimators."""

@@ -1,7 +1,7 @@
-"""Forming: pictures of a solve as it goes on, of a few of its rounds, chosen while nobody knows how many there will be.
+"""Pictures of a solve after some of its rounds, chosen while the total number of rounds is still unknown.
 
-Every round is kept until there are more than can be held; then every second one is let go, and from there on only every
-second round is looked at, and so on. What is held is thus spread over all the rounds there have been.
+Every round is stored until the limit is reached. Then every second picture is dropped, from then on only every second
+round is stored, and so on. The stored rounds are thus spread over all rounds so far.
 """
 
 from __future__ import annotations
@@ -21,20 +21,21 @@ from fixedpoint.tasks.images import Images
 
 __all__ = ["Forming", "HasDrawing", "Recorder"]
 
+# Pictures that are shown at most. Twice as many are stored, less the answer: after thinning out, half of them remain.
 _SHOWN = 8
-_HELD = 2 * (_SHOWN - 1)  # every second one of them, and the answer
+_HELD = 2 * (_SHOWN - 1)
 
 
 @dataclass(frozen=True)
 class Forming:
-    """The first row of a solve as it forms.
+    """Pictures of the first row of a solve after some of its rounds.
 
     Attributes
     ----------
     images
-        One picture for each of ``rounds``, at most 8.
+        One picture for each entry of ``rounds``, at most 8.
     rounds
-        Shape ``(count,)``: numbers of rounds, increasing; the last one is that in which the row ended.
+        Shape ``(count,)``, int64: numbers of rounds, increasing. In the last one the row ended.
     """
 
     images: Images
@@ -42,26 +43,26 @@ class Forming:
 
 
 class HasDrawing(ABC):
-    """A task that can draw what a round has made of a row."""
+    """A task that can draw a row after a round of the solve."""
 
     @abstractmethod
     def drawing(self, problem: Problem) -> Callable[[Tensor], Images] | None:
-        """What draws ``Progress.latest`` of some rows, a picture a row; None where there is nothing to be seen."""
+        """Return the function that draws rows of ``Progress.latest``, one picture per row; None if there is none."""
 
 
 class Recorder:
-    """Listens to the rounds of a solve, and keeps pictures of its first row.
+    """A callback for the rounds of a solve that stores pictures of its first row.
 
-    Draws in the first 14 rounds, and 7 times for every further doubling of their number.
+    It draws in the first 14 rounds, and 7 times for every further doubling of their number.
 
     Parameters
     ----------
     draw
-        Makes a picture of a row of ``Progress.latest``.
+        Draws rows of ``Progress.latest``, one picture per row.
     rows
-        ``B``; a round that tells of other rows than all (a solver that has handed on some) is not drawn.
+        ``B``. A round that reports fewer rows, because a solver handed some on to another, is not drawn.
     on_round
-        Is told of every round, too.
+        A callback that is also called after every round.
     """
 
     def __init__(
@@ -75,7 +76,7 @@ class Recorder:
         self._told = 0
 
     def __call__(self, progress: Progress) -> None:
-        """A round is over."""
+        """Draw the round if it is due, and call ``on_round``."""
         if progress.latest is not None and len(progress.latest) == self.rows:
             if self._told % self._stride == 0:
                 self._hold(progress.round, progress.latest)
@@ -84,7 +85,7 @@ class Recorder:
             self.on_round(progress)
 
     def formed(self, solution: Solution) -> Forming | None:
-        """At most 8 of the pictures, spread evenly, and that of the answer; None of a solver that has told nothing."""
+        """Return at most 8 pictures, spread evenly, the last of the answer; None if the solver reported no values."""
         if not self._told:
             return None
         last = int(solution.rounds[0])
@@ -96,7 +97,8 @@ class Recorder:
         return Forming(Images(pixels, drawn[-1].low, drawn[-1].high), np.array(numbers, dtype=np.int64))
 
     def _hold(self, number: int, latest: Tensor) -> None:
+        """Store a picture; drop every second one first if the limit is reached."""
         if len(self.held) == _HELD:
             del self.held[1::2]
             self._stride *= 2
-        self.held.append((number, self.draw(latest[:1].clone())))  # its memory is used again
+        self.held.append((number, self.draw(latest[:1].clone())))  # cloned, since the solver reuses the memory

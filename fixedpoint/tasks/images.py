@@ -1,4 +1,4 @@
-"""Images: pictures a task returns, for the report to draw."""
+"""Pictures that a task returns for the report."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Images:
     pixels
         Shape ``(count, height, width)`` or ``(count, height, width, 3)``, float, nominally within ``[low, high]``.
     low, high
-        Values shown black and white.
+        The values drawn as black and as white.
     """
 
     pixels: NDArray[np.floating[Any]]

@@ -1,4 +1,4 @@
-"""Steps: what is kept of the errors of all states of a chain after all rounds of its solve."""
+"""The traces of a chain's states: a sample of the errors of all states after all rounds, for records and plots."""
 
 from __future__ import annotations
 
@@ -12,19 +12,20 @@ from fixedpoint.core.solution import Solution
 
 __all__ = ["step_trace"]
 
+# Limits on rows, rounds and steps of a trace, so that records stay small.
 _ROWS = 4
 _ROUNDS = _STEPS = 256
 
 
 def step_trace(solution: Solution) -> dict[str, NDArray[np.number[Any]]]:
-    """The traces of a solution's steps; none where the solver tells nothing of them, as the serial one.
+    """Return the traces of the steps of a solution; empty if the solver reports none, as the serial one.
 
     Returns
     -------
     ``step_errors``
-        Shape ``(b, R, n)``, float32: the relative change implied at every state after every round, of each of the
-        first 4 rows at most: rows are not merged, as each has a window of its own. NaN outside of the window, and once
-        the row had ended. At most 256 rounds and 256 steps: of more, every k-th is taken, the last one included.
+        Shape ``(b, R, n)``, float32: the relative change that the defects imply at every state after every round, for
+        the first 4 rows at most. Rows are not merged, since each has its own window. NaN outside the window, and after
+        the row has ended. At most 256 rounds and 256 steps: of more, every k-th is taken, including the last one.
     ``step_errors.rounds``
         Shape ``(R,)``, int64: the numbers of these rounds, from 1.
     ``step_errors.steps``

@@ -1,4 +1,4 @@
-"""Task: a frozen dataclass of options that runs a solver and says how it did."""
+"""Tasks: the problems that a run compares solvers and gradient estimators on, and the results they return."""
 
 from __future__ import annotations
 
@@ -33,31 +33,32 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Result:
-    """What one cell of a run yields; host numbers only.
+    """The result of one cell of a run, in Python numbers and numpy arrays only.
 
     Attributes
     ----------
     metrics
-        Name to number; the columns of the table, in order.
+        Name to number: the columns of the table, in order.
     status
-        How many rows ended with each status label.
+        Status label to the number of rows that ended with it.
     rounds
-        Sequential evaluations.
+        Number of rounds of the solve.
     evaluations
-        Evaluations of all rows together (work).
+        Evaluations of all rows together.
     seconds
-        Wall-clock time of the solve.
+        Wall-clock time of the solve, in seconds.
     trace
-        Name to array: ``relative_error`` of shape ``(n, B)`` with ``relative_error.rounds`` of shape ``(n,)``; from a
-        chain solver ``step_errors`` with its rounds and steps, see ``fixedpoint.tasks.steps``.
+        Name to array: ``relative_error`` of shape ``(n, B)`` with ``relative_error.rounds`` of shape ``(n,)``. A chain
+        solver adds ``step_errors`` with its rounds and steps, see ``fixedpoint.tasks.steps``.
     epochs
-        Name to array, one number an epoch, of a task that trains: what of it is worth drawing, in order.
+        For a task that trains: name to an array with one number per epoch, which the report draws in this order.
     images, reference
-        Pictures of the answer, and of what it should be.
+        Pictures of the answer, and of the reference answer.
     forming
-        Pictures of the first row, round by round.
+        Pictures of the first row after several rounds.
     message
-        What the statuses mean; before that, the notes of the task, and what a solver that plans has planned.
+        Sentences, one per line: the notes of the task, the plan of a solver that makes one, the meaning of the
+        statuses.
     """
 
     metrics: dict[str, float]
@@ -77,7 +78,20 @@ class Result:
 class Context:
     """What a task is run with.
 
-    ``shared`` is kept between the cells of one run in one process; use :meth:`once` for what several cells need.
+    Attributes
+    ----------
+    solver
+        The solver.
+    termination
+        The stopping rule.
+    seed
+        The seed from which the task makes its problem.
+    gradient
+        The gradient estimator; None if the run compares none.
+    on_round
+        Called with a :class:`.Progress` during the solve.
+    shared
+        Objects that the cells of one run share within one process; see :meth:`once`.
     """
 
     solver: Solver
@@ -88,7 +102,15 @@ class Context:
     shared: dict[Hashable, Any] = field(default_factory=dict)
 
     def once(self, key: Hashable, make: Callable[[], T]) -> T:
-        """``make()``, made once per run."""
+        """Return ``make()``, called only once for ``key`` in each run and process.
+
+        Parameters
+        ----------
+        key
+            Identifies the object among all tasks of the run.
+        make
+            Makes the object.
+        """
         if key not in self.shared:
             self.shared[key] = make()
         value: T = self.shared[key]
@@ -96,33 +118,44 @@ class Context:
 
 
 class Task(Options, ABC):
-    """Something to compare solvers or gradients on: a frozen dataclass of options.
+    """A task on which solvers or gradient estimators are compared: a frozen dataclass of options.
 
-    ``provides`` are names (``"jvp"`` ...) of what its problems can do beyond being evaluated, for solvers and
-    gradient estimators that need it.
+    Attributes
+    ----------
+    provides
+        Abilities of its problems beyond being evaluated, by name (``"jvp"`` ...). A run compares them with the
+        ``needs`` of solvers.
     """
 
     provides: ClassVar[frozenset[str]] = frozenset()
 
     @abstractmethod
     def run(self, context: Context) -> Result:
-        """Run it once and say how it went."""
+        """Run the task once and return its result."""
 
 
 class HasNotes(ABC):
-    """A task of which something is to be known before it is run."""
+    """A task that has notes for the user, known before it is run."""
 
     @abstractmethod
     def notes(self) -> tuple[str, ...]:
-        """What it does that was not asked for in so many words: sentences, each ``subject: what``.
+        """Return sentences of the form ``subject: statement`` about what the task does without being asked explicitly.
 
-        A run says them, and its records keep them.
+        A run prints them, and its records store them.
         """
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """What a task says of a solution, beyond what the solution says itself."""
+    """What a task measures of a solution, in addition to what the solution reports itself.
+
+    Attributes
+    ----------
+    metrics
+        Name to number: the columns of the table, in order.
+    images, reference
+        Pictures of the answer, and of the reference answer.
+    """
 
     metrics: dict[str, float]
     images: Images | None = None
@@ -130,19 +163,20 @@ class Judgement:
 
 
 class SolveTask(Task):
-    """A task that builds a problem, has it solved, and judges the solution.
+    """A task that builds a problem, solves it and judges the solution.
 
-    One that can draw its states (``HasDrawing``) has them drawn as they form. The time of the solve contains that of
-    drawing, which is little: one row, in the first 14 rounds and 7 times for every further doubling of their number.
+    A task that declares ``HasDrawing`` gets pictures of its states as they form. The time of the solve includes that of
+    drawing, which is small: one row, in the first 14 rounds and 7 times for every further doubling of the number of
+    rounds.
     """
 
     @abstractmethod
     def problem(self, seed: int) -> Problem:
-        """The problem of that seed."""
+        """Return the problem of this seed."""
 
     @abstractmethod
     def judge(self, problem: Problem, solution: Solution, context: Context) -> Judgement:
-        """How good the solution is, by an answer the solver has not seen where there is one."""
+        """Measure the quality of the solution, if possible against an answer that the solver has not seen."""
 
     def run(self, context: Context) -> Result:
         problem = self.problem(context.seed)
@@ -181,9 +215,11 @@ class SolveTask(Task):
 
 
 def _notes(task: Task) -> tuple[str, ...]:
+    """Return the notes of a task; none where it does not declare ``HasNotes``."""
     return task.notes() if isinstance(task, HasNotes) else ()
 
 
 def _wait(problem: Problem) -> None:
+    """Wait for the device, so that the clock measures the work and not only its launch."""
     if problem.layout.device.type == "cuda":
         torch.cuda.synchronize(problem.layout.device)

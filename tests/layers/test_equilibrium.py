@@ -384,7 +384,7 @@ class Scaled(nn.Module):
 
 @pytest.mark.parametrize("call", ["forward", "solve"])
 def test_a_warning_points_at_the_line_that_called_the_layer(call: str) -> None:
-    layer = EquilibriumLayer(Scaled(2.0), solver=Picard(), termination=Termination(max_rounds=3))
+    layer = EquilibriumLayer(Scaled(2.0), solver=Picard(), training=Termination(max_rounds=3))
     x = torch.ones(2, 3)
     with pytest.warns(EquilibriumWarning) as caught:
         _ = layer(x) if call == "forward" else layer.solve(x)

@@ -238,8 +238,7 @@ class ChainProblem(Problem, HasTake, HasMeasure, HasCost, HasPairs, HasDerivativ
         target: Int[Tensor, " P"],
         row: Int[Tensor, " P"],
     ) -> Float[Tensor, "P *event"]:
-        """Predict later states from steps already taken, of rows ``0 .. B-1`` of this problem; see
-        :class:`HasExtension`.
+        """Predict later states of this problem from steps already taken; see :class:`HasExtension`.
 
         Raises
         ------

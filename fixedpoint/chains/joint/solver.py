@@ -209,8 +209,9 @@ def joint(problem: ChainProblem, window: int | None = None) -> ChainSolver:
 
 
 def accelerating(problem: ChainProblem, solver: Solver) -> Solver:
-    """Return ``solver`` if it solves chains, else a joint solver with it as the accelerator; :func:`joint` for
-    ``auto``.
+    """Return ``solver`` if it solves chains, else a joint solver that has it as its accelerator.
+
+    For ``auto`` this is :func:`joint`.
 
     Raises
     ------

@@ -102,7 +102,10 @@ class Bench(ABC):
 
     @abstractmethod
     def poisoned(self, problem: Problem, row: int, value: float, grace: int) -> Problem:
-        """Return the problem with a row that gives ``value`` (NaN or Inf) after ``grace`` sound evaluations or steps."""
+        """Return the problem with a row that gives ``value``, NaN or Inf, after ``grace`` finite evaluations or steps.
+
+        For a chain ``grace`` is the number of the step that gives ``value``, at most the last one.
+        """
 
     @abstractmethod
     def counted(self, problem: Problem) -> tuple[Problem, Tally]:

@@ -70,13 +70,13 @@ class JointInversion(Inverter):
 
     variant = "joint"
 
-    clean_end: int | None = option(None, ge=0, help="steps of the clean end; default: those that the chain knows")
-    clean_rounds: int = option(20, ge=1, help="evaluations of each of them, at most")
-    clean_solver: Solver = option(factory=lambda: Anderson(memory=3), help="their solver")
+    clean_end: int | None = option(None, ge=0, help="steps of the clean end; default: from the Gaussian slopes")
+    clean_rounds: int = option(20, ge=1, help="largest number of evaluations of each clean step")
+    clean_solver: Solver = option(factory=lambda: Anderson(memory=3), help="solver of the clean end")
     solver: Solver = option(factory=lambda: Anderson(memory=3), help="solver of the joint part")
     preconditioner: AnySlope = option(factory=Identity, help="slopes of the steps, by which defects are swept back")
-    rtol: float = option(1e-5, ge=0.0, lt=1.0, help="change of any state, of its size, at which a row is done")
-    max_rounds: int = option(40, ge=1, help="rounds of the joint part, at most")
+    rtol: float = option(1e-5, ge=0.0, lt=1.0, help="relative change of any state at which a row is done")
+    max_rounds: int = option(40, ge=1, help="largest number of rounds of the joint part")
 
     def check(self) -> None:
         for name in ("clean_solver", "solver"):
@@ -110,7 +110,7 @@ class StepwiseInversion(Inverter):
     variant = "stepwise"
 
     iterations: int = option(1, ge=1, help="k: evaluations of every step")
-    solver: StepSolver = option(factory=Picard, help="what iterates")  # type: ignore[type-arg]
+    solver: StepSolver = option(factory=Picard, help="solver of every step")  # type: ignore[type-arg]
     preconditioner: AnySlope = option(factory=Coefficient, help="slope of every step")
 
     def clean_steps(self, chain: Chain) -> int:

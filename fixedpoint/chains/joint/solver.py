@@ -64,7 +64,7 @@ __all__ = ["BlockSecant", "ChainSolver", "accelerating", "joint"]
 class BlockSecant(Solver, Secants):
     """For chains: corrects the preconditioner's slope of every step by the last changes of its input and value."""
 
-    memory: int = option(1, ge=1, help="m: moves of every step that are remembered")
+    memory: int = option(1, ge=1, help="m: number of moves of every step that are kept")
 
     needs = frozenset({"chain"})
 
@@ -95,13 +95,13 @@ class ChainSolver(Solver):
         None, ge=1, help="p: steps held and evaluated at a time, sliding along the chain; default: all of them"
     )
     start: ConstantStart | OneJumpStart | NestedStart = option(
-        factory=ConstantStart, help="the states before the first round, and those a window comes to"
+        factory=ConstantStart, help="the states before the first round, and those that enter a window"
     )
     slack: float = option(
         0.02,
         ge=0.0,
         lt=1.0,
-        help="share of the tolerance by which a state may be left as it is, its step not evaluated again; 0: none",
+        help="share of the tolerance within which a state keeps its value and its step is not evaluated again",
     )
 
     provides = frozenset({"trajectory"})
@@ -140,7 +140,7 @@ class ChainSolver(Solver):
         on_round: Callable[[Progress], None] | None = None,
     ) -> Solution:
         problem = chain_of(f.problem, "a chain solver")
-        # N rounds make every state final, one more measures the result.
+        # N rounds make every state final, and one more round measures the result.
         f.limit = termination.max_rounds or problem.length + 1
         f.tracks_best = False  # the answer is the latest point: every round makes more of it final
         width = min(self.window or problem.length, problem.length)

@@ -118,8 +118,8 @@ class NestedStart(Start):
     variant = "nested"
 
     steps: int | tuple[int, ...] = option(50, help="steps of the coarse chain, or of several, coarsest first")
-    rounds: int = option(5, ge=1, help="rounds on each of them")
-    begin: ConstantStart | OneJumpStart = option(factory=ConstantStart, help="what the coarsest chain starts from")
+    rounds: int = option(5, ge=1, help="rounds on each coarse chain")
+    begin: ConstantStart | OneJumpStart = option(factory=ConstantStart, help="start of the coarsest chain")
     solver: Solver = option(factory=Picard, help="solver of the coarse chains; a step solver becomes their accelerator")
 
     def check(self) -> None:
@@ -153,6 +153,7 @@ class NestedStart(Start):
             reached = found.state + defects.cumsum(dim=1).flatten(1)
             states = problem.interpolate(reached.view(-1, count, *problem.x0.shape[1:]), kept)
             spent.add(found.counts)
+        # One step per round spent so far: they run in parallel with these rounds and add none.
         steps = range(exact, min(spent.rounds, length))
         spent.add(_spent(problem, calls=len(steps) * problem.calls(len(problem.x0)), evaluations=len(steps)))
         return InitialTrajectory(_advanced(problem, states, steps), spent, exact=steps.stop)

@@ -59,8 +59,8 @@ class DEQDDIM(StepSolver[DEQDDIMState]):
     """DEQ-DDIM as published: its joint map, with Anderson acceleration of each state alone and an absolute ridge."""
 
     memory: int = option(5, ge=1, help="m: number of points combined, the last one included")
-    ridge: float = option(1e-3, ge=0.0, help="lambda: absolute, added to squared lengths of defects")
-    relaxation: float = option(1.0, gt=0.0, le=2.0, help="beta: share of the images; the rest is taken of the points")
+    ridge: float = option(1e-3, ge=0.0, help="lambda: absolute ridge, added to the squared lengths of the changes")
+    relaxation: float = option(1.0, gt=0.0, le=2.0, help="beta: weight of the images; the points have the rest")
 
     needs = frozenset({"chain", "coefficients"})
 

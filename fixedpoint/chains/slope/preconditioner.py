@@ -149,7 +149,7 @@ class Gaussian(Preconditioner):
     variance: float = option(
         0.25,
         gt=0.0,
-        help="of one unknown of the data; default: of images scaled to [-1, 1], as Karras et al. 2022 have it "
+        help="variance of every unknown of the data; default: that of images scaled to [-1, 1] in Karras et al. 2022 "
         "(sigma_data = 0.5)",
     )
 

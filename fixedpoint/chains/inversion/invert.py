@@ -142,6 +142,7 @@ class _Told:
 
 def _round_trip(work: Workbench, tell: Callable[[str, Progress], None] | None) -> Float[Tensor, "B *event"]:
     """Run the chain from the start, as a joint solve from the states that were found; NaN in rows that fail."""
+    # A start must be finite, also in rows whose inversion failed.
     start = work.states[:, 0].nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
     along = torch.cat([work.states[:, 1:], work.end.unsqueeze(1)], dim=1)
     problem = ChainProblem(work.chain, start, max_batch=work.max_batch, start=along)

@@ -87,7 +87,7 @@ class Window:
     def swept(self) -> Float[Tensor, "B p d"]:
         """``M r``, the change of every state."""
         if isinstance(self.linear, LinearPart) and self.linear.is_identity:
-            change = self.implied.to(self.states.dtype)
+            change = self.implied.to(self.states.dtype)  # the inspection has computed this sweep already
         elif self.first is None or isinstance(self.linear, Derivatives):
             change = self.linear.sweep(self.defects)
         else:

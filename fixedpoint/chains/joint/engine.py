@@ -153,6 +153,7 @@ class Engine:
 
     def _opened(self, states: Float[Tensor, "B n d"], exact: NDArray[np.int64]) -> Buffers:
         """Return the buffers of the first window."""
+        # Clones, since rounds write into the buffers.
         x0 = self.problem.x0.flatten(1)
         if states.shape[1] < self.length:  # one value for all states, or only the first p
             held = states.expand(-1, self.width, -1).clone(memory_format=torch.contiguous_format)

@@ -121,6 +121,7 @@ class RoundInspector:
         """
         size = torch.where(sizes[:, -1:].isfinite(), sizes[:, -1:], 0.0)
         worst = torch.maximum(errors.amax(dim=1), to_device(final_error, errors.device)).unsqueeze(1)
+        # An infinite change times a norm of 0 would be NaN.
         error = torch.where(worst > 0, worst * size, 0.0).masked_fill(~worst.isfinite(), torch.inf)
         first = exact - buffers.offset
         slot = buffers.place(np.minimum(first, buffers.width - 1)).unsqueeze(1)

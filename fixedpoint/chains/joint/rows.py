@@ -68,7 +68,7 @@ class Rows:
         self.rounds[self.running] = self._latest[self.running]
         self._codes[self.running] = codes[self.running]
         self._keep(at, buffers)
-        with np.errstate(over="ignore"):
+        with np.errstate(over="ignore"):  # errors beyond the range of float32 become Inf
             self._errors.append(np.where(self.running[:, None], report.errors, np.nan).astype(np.float32))
         self._offsets.append(buffers.offset)
         self._numbers.append(round)

@@ -74,6 +74,7 @@ class Parareal(Solver):
         rounds = np.zeros(len(z0), dtype=np.int64)
         answer: Evaluated | None = None
         while (final == Status.RUNNING).any():
+            # Only complete sweeps can be judged, so one that would exceed the limit is not begun.
             if f.counts.rounds + sweeps.next_rounds > limit:
                 break
             at = sweeps.fine() if answer is None else sweeps.refined()
@@ -106,6 +107,7 @@ class _Sweeps:
 
     def __init__(self, f: Evaluator, problem: ChainProblem, solver: Parareal) -> None:
         length = problem.length
+        # The root of N balances the rounds of a fine sweep, N / M, with those of a coarse one, M.
         count = solver.blocks or math.isqrt(length - 1) + 1
         if count > length:
             raise ValueError(f"a chain of {length} steps divides into at most {length} blocks, got blocks={count}")

@@ -80,6 +80,7 @@ class Secants(Accelerator[SecantState]):
             change = torch.addcmul(defects[:, i], slopes[:, i], before)
             if bases is not None:
                 moves, misses = bases[:, i].chunk(2, dim=1)
+                # Elementwise over rows, in a fixed order: a row has the same bits whatever its batch.
                 along = row_dots(moves, before).to(before.dtype)
                 for j in range(along.shape[1]):
                     change = torch.addcmul(change, misses[:, j], along[:, j : j + 1])

@@ -13,9 +13,8 @@ converge slowly.
 **Step by step**, as in other software. With the coefficients of the epsilon form and one evaluation per step this is
 "DDIM inversion" (Song, Meng & Ermon 2021; diffusers' ``DDIMInverseScheduler``): the network is evaluated at the state
 that the inverse step starts from, not at the one it leads to. More evaluations per step make it a fixed-point iteration
-(Pan et al. 2023,
-"Effective real image editing with accelerated iterative diffusion inversion", plain or with Anderson acceleration;
-Meiri et al. 2023, "Fixed-point inversion for text-to-image diffusion models").
+(Pan et al. 2023, "Effective real image editing with accelerated iterative diffusion inversion", plain or with Anderson
+acceleration; Meiri et al. 2023, "Fixed-point inversion for text-to-image diffusion models").
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The solver that ``auto`` stands for on a chain: step by step, jointly, or jointly in a window, as is quickest.
+"""The solver that ``auto`` stands for on a chain: step by step, jointly, or in a window, whichever is quickest.
 
 The seconds of a step are measured on this machine (``fixedpoint.chains.planning.costs``); how many rounds and
 evaluations a joint solve takes is estimated (``fixedpoint.chains.planning.plan``). A joint solve that takes twice the

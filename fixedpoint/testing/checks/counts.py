@@ -61,8 +61,8 @@ def start_kept(bench: Bench) -> str:
 def memory(bench: Bench) -> str:
     """If a few rounds suffice, no tensor is larger for a limit of 1000 rounds than for a limit of 50.
 
-    Only scalars per round are allowed for. A limit is not a forecast: memory that is reserved for it is not available
-    to the model.
+    Growth by a few scalars per round is allowed. A limit is not a forecast: memory that is reserved for it is not
+    available to the model.
     """
     if not isinstance(bench, PlainBench):
         raise NotApplicableError("a chain holds all its states from the start")

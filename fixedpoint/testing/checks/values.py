@@ -16,7 +16,7 @@ _FLOOR = 32.0
 def narrow_dtypes(bench: Bench) -> str:
     """In float32, bfloat16 and float16, a solve with a tolerance that cannot be met ends near the best possible error.
 
-    That is an error of a few units of rounding of the dtype. The solve must not go on to the limit of rounds.
+    That is an error of a few units of rounding of the dtype. The solve must end before the limit of rounds.
     """
     for dtype in _NARROW:
         for name, problem in bench.contractions(dtype).items():

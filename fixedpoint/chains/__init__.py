@@ -1,4 +1,4 @@
-"""Sequential computations as joint fixed points: chains, their solvers, adjoints and inverses."""
+"""Sequential computations as joint fixed points: the chain classes, their solvers, adjoints and inversion."""
 
 from __future__ import annotations
 

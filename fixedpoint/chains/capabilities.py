@@ -1,4 +1,4 @@
-"""What a chain may know of the derivatives of its steps, and how to have them of any step that autograd can pass."""
+"""Optional abilities of chains: derivatives of their steps, and functions that compute these by autograd."""
 
 from __future__ import annotations
 
@@ -23,67 +23,78 @@ __all__ = [
 
 
 CHAIN_ABILITIES = frozenset({"coarse", "coefficients", "extension", "gaussian-slopes", "jacobians", "jumps", "slopes"})
-"""Names in ``needs`` and ``provides`` of what a chain may know beyond its steps: each an ability that it declares,
-``HasCoarse`` and so on."""
+"""The optional abilities of chains, as ``needs`` and ``provides`` name them. A chain declares each one by inheriting
+from its class, for example ``HasCoarse`` for ``"coarse"``."""
 
 
 class HasCoefficients(ABC):
-    """A chain each of whose steps has a known scalar slope in its own state: ``Phi_i(x) = A_i x + ...``."""
+    """A chain whose steps have the form ``Phi_i(x) = A_i x + ...`` with known scalar coefficients ``A_i``."""
 
     @abstractmethod
     def coefficients(self) -> Float[Tensor, " N"] | None:
-        """``A_0 .. A_{N-1}``, float64. ``A_0`` is never used (``x_0`` is given) and may be infinite.
+        """Return ``A_0 .. A_{N-1}``, shape ``(N,)``, float64.
 
-        None where a chain that is made of another knows them only if that one does.
+        ``A_0`` is never used, since ``x_0`` is given, and may be infinite. A chain that wraps another one returns None
+        if the wrapped chain provides no coefficients.
         """
 
 
 class HasGaussianSlopes(ABC):
-    """A chain that is affine, with known scalar slopes, where the data it was made for is one Gaussian."""
+    """A chain whose steps are affine, with known scalar slopes, when the data distribution is one Gaussian."""
 
     @abstractmethod
     def gaussian_slopes(self, variance: float) -> Float[Tensor, " N"]:
-        """``dPhi_i / dx`` for data of this variance in every unknown, float64; the first is never used.
+        """Return ``dPhi_i / dx`` for Gaussian data, shape ``(N,)``, float64; the first entry is never used.
 
         Parameters
         ----------
         variance
-            Of the data about its mean, in the units of the states; positive.
+            Variance of every unknown of the data about its mean, in squared units of the states; positive.
         """
 
 
 class HasNoInverse(ABC):
-    """A chain whose steps may be ones that cannot be undone."""
+    """A chain that may have steps without an inverse."""
 
     @abstractmethod
     def no_inverse(self) -> str | None:
-        """Why there is no inverse, as the end of a sentence that says what to do; None where there is one."""
+        """Return why the chain has no inverse and what to do about it, or None if it has one.
+
+        The text completes the error message ``this chain has no inverse: ...``.
+        """
 
 
 class HasSlopes(ABC):
-    """A chain that knows how each unknown of a state moves its own successor, at any state."""
+    """A chain that provides the diagonals of its steps' Jacobians at any state."""
 
     @abstractmethod
     def slopes(
         self, x: Float[Tensor, "P *event"], index: Int[Tensor, " P"], row: Int[Tensor, " P"]
     ) -> Float[Tensor, "P *event"]:
-        """The diagonal of ``dPhi_i / dx`` of every pair (arguments as of ``Chain.step``)."""
+        """Return the diagonal of ``dPhi_i / dx`` for every pair, with the shape and dtype of ``x``.
+
+        The arguments are those of ``Chain.step``.
+        """
 
 
 class HasJacobians(ABC):
-    """A chain that knows the Jacobians of its steps, at any state."""
+    """A chain that provides the Jacobians of its steps at any state."""
 
     @abstractmethod
     def jacobians(
         self, x: Float[Tensor, "P *event"], index: Int[Tensor, " P"], row: Int[Tensor, " P"]
     ) -> Float[Tensor, "P d d"]:
-        """``dPhi_i / dx`` of every pair (arguments as of ``Chain.step``); ``d`` unknowns a state, flattened."""
+        """Return ``dPhi_i / dx`` for every pair, shape ``(P, d, d)``, where ``d`` is the number of entries of a state.
+
+        The arguments are those of ``Chain.step``; states are flattened.
+        """
 
 
 def undeclared(chain: object, ability: type[ABC], otherwise: str) -> str:
-    """The part of a sentence that says why a chain has not an ability: it has methods of these names, or ``otherwise``.
+    """Return the part of an error message that says why a chain lacks an ability.
 
-    Asked only after the ability was missed: what has the methods may well mean something else by them.
+    If the chain's class has all methods of the ability without inheriting from it, the text says so; else it is
+    ``otherwise``. Call this only after the ability was found missing: methods of the same names may be unrelated.
     """
     missing = [name for name in ability.__abstractmethods__ if not hasattr(type(chain), name)]
     return otherwise if missing else f"does not declare its own (its class must inherit from {ability.__name__})"
@@ -95,17 +106,23 @@ def step_jacobians(
     index: Int[Tensor, " P"],
     row: Int[Tensor, " P"],
 ) -> Float[Tensor, "P d d"]:
-    """The Jacobians of a step by autograd: the body of ``jacobians`` for a chain without a formula.
+    """Compute the Jacobians of a step by autograd; use it to write ``jacobians`` for a chain without a formula.
 
-    Costs a step and ``d`` backward passes of it, batched over pairs and unknowns, and ``P d^2`` numbers: for states of
-    few unknowns. Pairs must be independent of one another, as ``Chain.step`` has it.
+    The cost is one evaluation of the step and ``d`` backward passes of it, batched over pairs and unknowns. The result
+    has ``P d^2`` entries, so this suits states of few unknowns. Pairs must be independent of one another, as
+    ``Chain.step`` requires.
 
     Parameters
     ----------
     step
-        ``step(x, index, row)``, like ``Chain.step``; made of operations that torch.func can transform.
+        ``step(x, index, row)``, like ``Chain.step``. It must consist of operations that ``torch.func`` can transform.
     x, index, row
-        Where: as of ``Chain.step``.
+        The pairs at which to differentiate, as for ``Chain.step``.
+
+    Returns
+    -------
+    Float[Tensor, "P d d"]
+        ``dPhi_i / dx``, with the dtype of ``x``.
     """
     value: Tensor
     value, pullback = torch.func.vjp(lambda state: step(state, index, row), x)  # type: ignore[misc]
@@ -122,5 +139,5 @@ def step_slopes(
     index: Int[Tensor, " P"],
     row: Int[Tensor, " P"],
 ) -> Float[Tensor, "P *event"]:
-    """The diagonals of :func:`step_jacobians`, at its cost; a formula of the chain's own is ``d`` times cheaper."""
+    """Return the diagonals of :func:`step_jacobians` at the same cost; a formula of your own is ``d`` times cheaper."""
     return step_jacobians(step, x, index, row).diagonal(dim1=1, dim2=2).reshape(x.shape)

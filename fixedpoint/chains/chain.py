@@ -1,7 +1,8 @@
-"""A chain: a sequential computation, written as one method.
+"""The ``Chain`` base class: a sequential computation that is defined by one method, ``step``.
 
-``x_{i+1} = Phi_i(x_i)``, ``i = 0 .. N-1``, with ``x_0`` given. ``Phi_i`` is opaque: clipping, guidance, noise drawn
-beforehand are all the step's own business. ``fixedpoint.chains.problem`` makes one joint fixed point of its states.
+A chain computes ``x_{i+1} = Phi_i(x_i)`` for ``i = 0 .. N-1`` from a given ``x_0``. The library treats ``Phi_i`` as
+opaque: a step may clip, apply guidance or add noise that was drawn beforehand. ``fixedpoint.chains.problem`` turns the
+states of a chain into one joint fixed point.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ class Chain(ABC):
     Attributes
     ----------
     length
-        ``N``, the number of steps.
+        ``N``, the number of steps; at least 1.
     """
 
     length: int
@@ -29,14 +30,22 @@ class Chain(ABC):
     def step(
         self, x: Float[Tensor, "P *event"], index: Int[Tensor, " P"], row: Int[Tensor, " P"]
     ) -> Float[Tensor, "P *event"]:
-        """``Phi_i(x)`` for a batch of pairs of a state and the index of its step.
+        """Evaluate ``Phi_i(x)`` for a batch of ``P`` pairs of a state and the index of its step.
+
+        The value of a pair must not depend on the other pairs of the batch.
 
         Parameters
         ----------
         x
-            States, in any order.
+            Shape ``(P, *event)``: the states. The pairs come in any order, and an index may occur any number of times.
         index
-            Index ``0 .. N-1`` of each pair's step.
+            Shape ``(P,)``, int64: the index of each pair's step, from 0 to ``N - 1``.
         row
-            Which row of the batch each pair belongs to: selects its conditioning and its noise.
+            Shape ``(P,)``, int64: the row of the batch that each pair belongs to. It selects the conditioning and the
+            noise of the pair.
+
+        Returns
+        -------
+        Float[Tensor, "P *event"]
+            The next states, with the shape, dtype and device of ``x``.
         """

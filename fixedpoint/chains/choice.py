@@ -1,4 +1,4 @@
-"""Choice: which solver a problem is solved by."""
+"""Chooses the solver that actually solves a problem: ``solver_for``."""
 
 from __future__ import annotations
 
@@ -13,14 +13,16 @@ __all__ = ["solver_for"]
 
 
 def solver_for(problem: Problem, solver: Solver) -> Solver:
-    """The solver itself, but for chains: any other step solver becomes the accelerator of a joint solve.
+    """Return the solver that solves ``problem`` when the user asks for ``solver``.
 
-    ``auto`` becomes the solver that plans whether to take the steps jointly or one by one.
+    For a problem that is not a chain this is ``solver`` itself. For a chain, a solver of chains is returned unchanged,
+    any other step solver becomes the accelerator of a joint solve, and ``auto`` becomes the solver that plans whether
+    to take the steps jointly or one by one.
 
     Raises
     ------
     AbilityError
-        When the problem is a chain and the solver owns its loop.
+        When the problem is a chain and the solver runs its own loop.
     """
     if not isinstance(problem, ChainProblem):
         return solver

@@ -1,4 +1,4 @@
-"""What a chain may know of itself beyond its steps: coarser chains of fewer steps, and its states in one jump."""
+"""Optional abilities of chains: coarse chains of fewer steps, one-jump states, and extensions of single steps."""
 
 from __future__ import annotations
 
@@ -17,27 +17,29 @@ __all__ = ["HasCoarse", "HasExtension", "HasJumps", "check_kept", "evenly_kept"]
 
 
 class HasCoarse(ABC):
-    """A chain that can go from any of its states to any later one in a single step.
+    """A chain that can jump from any of its states to any later one in a single step.
 
-    States are numbered as everywhere: 0 is the start ``x_0``, ``i + 1`` is where step ``i`` leads, ``N`` the result.
+    State 0 is the start ``x_0``, state ``i + 1`` is the result of step ``i``, and state ``N`` is the result of the
+    chain.
     """
 
     @abstractmethod
     def coarse(self, kept: Int[Tensor, " n"]) -> Chain:
-        """The chain whose step ``j`` goes in one jump from state ``kept[j - 1]`` (0 for ``j = 0``) to ``kept[j]``.
+        """Return the chain whose step ``j`` jumps from state ``kept[j - 1]`` (state 0 for ``j = 0``) to state
+        ``kept[j]``.
 
-        Its rows are those of this chain: same conditioning, and the noise of this chain added up over every jump, so
-        that its states approximate those of this chain. With all states kept it is this chain.
+        It has the rows of this chain, with the same conditioning, and with this chain's noise summed over every jump,
+        so that its states approximate those of this chain. If all states are kept, it is this chain.
 
         Parameters
         ----------
         kept
-            Strictly increasing, from 1 to ``N``, the last one ``N``.
+            Shape ``(n,)``, int64: the numbers of the kept states, strictly increasing, at least 1, the last one ``N``.
 
         Raises
         ------
         ValueError
-            For any other ``kept``.
+            When ``kept`` is anything else.
         """
 
     @abstractmethod
@@ -48,41 +50,41 @@ class HasCoarse(ABC):
         kept: Int[Tensor, " n"],
         row: Int[Tensor, " B"],
     ) -> Float[Tensor, "B N *event"]:
-        """All states from those that were kept, which come back bit for bit; evaluates nothing.
+        """Return all states, given those that were kept. The kept ones are returned bit for bit; nothing is evaluated.
 
         Parameters
         ----------
         x0
-            The start.
+            Shape ``(B, *event)``: the start.
         states
-            The states ``kept``.
+            Shape ``(B, n, *event)``: the states ``kept``.
         kept
             As for :meth:`coarse`.
         row
-            Which row of the chain's conditioning and noise each one is.
+            Shape ``(B,)``, int64: the row of the chain's conditioning and noise that each row of ``x0`` uses.
         """
 
 
 class HasJumps(ABC):
-    """A chain that knows every state's one jump from the start by a single evaluation."""
+    """A chain that can compute the one jump from the start to every state from a single evaluation."""
 
     @abstractmethod
     def jumps(self, x0: Float[Tensor, "B *event"], row: Int[Tensor, " B"]) -> Float[Tensor, "B N *event"]:
-        """State ``i`` as the one jump from ``x_0`` to it: one evaluation per row, all in one call.
+        """Return states ``1 .. N``, each as one jump from ``x_0``, at one evaluation per row, all in one call.
 
-        The first is ``Phi_0(x_0)``, to rounding.
+        The first one equals ``Phi_0(x_0)`` up to rounding.
 
         Parameters
         ----------
         x0
-            The start.
+            Shape ``(B, *event)``: the start.
         row
-            Which row of the chain's conditioning and noise each one is.
+            Shape ``(B,)``, int64: the row of the chain's conditioning and noise that each row of ``x0`` uses.
         """
 
 
 class HasExtension(ABC):
-    """A chain of which one step that was taken says where later states are to be expected."""
+    """A chain that can predict later states from one step that was already taken."""
 
     @abstractmethod
     def extend(
@@ -93,37 +95,37 @@ class HasExtension(ABC):
         target: Int[Tensor, " P"],
         row: Int[Tensor, " P"],
     ) -> Float[Tensor, "P *event"]:
-        """State ``target`` as the one jump from state ``index``, going on as the step from there does.
+        """Predict state ``target`` by one jump from state ``index`` in the direction of the step taken there.
 
-        Evaluates nothing. For ``target = index + 1`` it is ``value``, to rounding.
+        Nothing is evaluated. For ``target = index + 1`` the result equals ``value`` up to rounding.
 
         Parameters
         ----------
         x
-            States number ``index``.
+            Shape ``(P, *event)``: states number ``index``.
         value
             ``Phi_index(x)``, of the same shape and dtype.
         index
-            From 0 (the start ``x_0``) to ``N - 1``.
+            Shape ``(P,)``, int64, from 0 (the start ``x_0``) to ``N - 1``.
         target
-            From ``index + 1`` to ``N``; this is not checked.
+            Shape ``(P,)``, int64, from ``index + 1`` to ``N``; this is not checked.
         row
-            Which row of the chain's conditioning and noise each pair belongs to.
+            Shape ``(P,)``, int64: the row of the chain's conditioning and noise that each pair belongs to.
 
         Raises
         ------
         ValueError
-            When ``x`` and ``value`` do not go together.
+            When ``x`` and ``value`` differ in shape or dtype.
         """
 
 
 def check_kept(kept: Int[Tensor, " n"], length: int) -> Int[Tensor, " n"]:
-    """``kept`` as int64 on the CPU.
+    """Check ``kept`` and return it as int64 on the CPU.
 
     Raises
     ------
     ValueError
-        Unless it runs strictly increasing from at least 1 to ``length``.
+        Unless ``kept`` increases strictly from at least 1 to ``length``.
     """
     listed = kept.tolist()
     increasing = all(before < after for before, after in pairwise([0, *listed]))
@@ -133,12 +135,12 @@ def check_kept(kept: Int[Tensor, " n"], length: int) -> Int[Tensor, " n"]:
 
 
 def evenly_kept(length: int, count: int) -> Int[Tensor, " n"]:
-    """``count`` of ``length`` states, as evenly spaced as can be, the last one among them; int64.
+    """Return ``count`` of the state numbers ``1 .. length``, as evenly spaced as possible, including the last; int64.
 
     Raises
     ------
     ValueError
-        For a count that is not from 1 to ``length``.
+        When ``count`` is less than 1 or greater than ``length``.
     """
     if not 1 <= count <= length:
         raise ValueError(f"from 1 to {length} states of a chain of {length} steps can be kept, got {count}")

@@ -1,4 +1,4 @@
-"""Where in a batch of steps one failed."""
+"""Finds out which step of a batch raised an exception."""
 
 from __future__ import annotations
 
@@ -20,16 +20,21 @@ def place_of(
     index: Int[Tensor, " P"],
     row: Int[Tensor, " P"],
 ) -> str:
-    """Which step of which row raised, in words: the smallest part of a batch that fails alike, found by halving it.
+    """Describe which step of which row raised ``error``.
+
+    The batch is halved, and the half that raises an exception of the same type is searched further, down to one pair or
+    until neither half raises it by itself.
 
     Parameters
     ----------
     error
-        What ``step(x, index, row)`` raised.
-    step, length
-        The step of a chain of so many.
+        The exception that ``step(x, index, row)`` raised.
+    step
+        The ``step`` of the chain.
+    length
+        ``N``, the number of steps of the chain.
     x, index, row
-        The batch: as of ``Chain.step``.
+        The batch, as for ``Chain.step``.
     """
     while len(x) > 1:
         halves = zip(*(part.chunk(2) for part in (x, index, row)), strict=True)
@@ -46,6 +51,6 @@ def place_of(
 def _fails(kind: type[Exception], step: Step, x: Tensor, index: Tensor, row: Tensor) -> bool:
     try:
         step(x, index, row)
-    except Exception as error:  # any other failure says nothing of the one that is looked for
+    except Exception as error:  # an exception of another type is not the one that is being located
         return isinstance(error, kind)
     return False

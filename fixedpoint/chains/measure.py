@@ -1,4 +1,4 @@
-"""How far a trajectory is from its chain's: the change of every state that the defects imply."""
+"""Measures the error of a trajectory: the change of every state that its defects imply."""
 
 from __future__ import annotations
 
@@ -13,25 +13,26 @@ __all__ = ["finite_states", "implied", "relative", "state_norms"]
 
 
 def implied(defects: Float[Tensor, "B p d"], sizes: Float[Tensor, "B p"]) -> Float[Tensor, "B p"]:
-    """Norm of the change of every state, were defects handed on along the chain unchanged; of its size, float64.
+    """Return the relative change of every state if defects are carried along the chain unchanged, float64.
 
-    That is what the identity preconditioner would change. Of the size of the state itself: later ones may be far off.
+    This is the change that the identity preconditioner would make. It is divided by the norm of the state itself, since
+    later states may be far from their solution.
     """
     return relative(running_sums(defects.detach().clone()), sizes)
 
 
 def relative(changes: Float[Tensor, "B p d"], sizes: Float[Tensor, "B p"]) -> Float[Tensor, "B p"]:
-    """Norm of a change of every state, of the state's size, float64; zero where nothing changes, else NaN stays NaN."""
+    """Return the norm of each state's change over the state's norm, float64; 0 where the change is 0; NaN is kept."""
     norms = state_norms(changes)
     return torch.where(norms == 0, 0.0, norms / sizes)
 
 
 def state_norms(states: Float[Tensor, "B p d"]) -> Float[Tensor, "B p"]:
-    """Euclidean norm of every state, float64."""
+    """Return the Euclidean norm of every state, float64."""
     return block_norms(states.detach().flatten(1), states.shape[1], "l2")
 
 
 def finite_states(states: Float[Tensor, "B p d"]) -> Bool[Tensor, "B p"]:
-    """Whether all entries of a state are finite; makes nothing of the states' size."""
+    """Return whether all entries of a state are finite, without a temporary of the size of the states."""
     states = states.detach()
     return states.amin(dim=2).isfinite() & states.amax(dim=2).isfinite()

@@ -1,9 +1,9 @@
-r"""The joint fixed point of the stacked states of a chain.
+r"""Defines ``ChainProblem``, the joint fixed point of all states of a chain.
 
-A chain is ``x_{i+1} = Phi_i(x_i)``, ``i = 0 .. N-1``, with ``x_0`` given. Stacked, ``X = (x_1 .. x_N)`` solves
-``X = F(X)`` with ``F(X)_{i+1} = Phi_i(x_i)``: one problem whose steps can all be evaluated in one batch. The
-Jacobian of its residual is block lower bidiagonal, so the fixed point exists, is unique, and is the sequential
-trajectory; a plain round makes at least one more state exact, so that ``N`` rounds always suffice.
+A chain is ``x_{i+1} = Phi_i(x_i)``, ``i = 0 .. N-1``, with ``x_0`` given. The stacked states ``X = (x_1 .. x_N)`` solve
+``X = F(X)`` with ``F(X)_{i+1} = Phi_i(x_i)``. This is one problem, and all its steps can be evaluated in one batch. The
+Jacobian of its residual is block lower bidiagonal. The fixed point therefore exists, is unique, and equals the
+sequential trajectory. A plain round makes at least one more state exact, so ``N`` rounds always suffice.
 (Pokle, Geng & Kolter 2022, "Deep Equilibrium Approaches to Diffusion Models", section 3, for DDIM; Shih et al.
 2023; Tang et al. 2024.)
 """
@@ -44,30 +44,32 @@ __all__ = ["ChainProblem", "chain_of"]
 class ChainProblem(Problem, HasTake, HasMeasure, HasCost, HasPairs, HasDerivatives):
     """The joint fixed point of a chain's states.
 
-    States are ``(B, N d)``; ``solution.z`` has shape ``(B, N, *event)`` and ``solution.z[:, -1]`` is the chain's
-    result.
+    Inside a solve a state has shape ``(B, N d)``. ``solution.z`` has shape ``(B, N, *event)``, and
+    ``solution.z[:, -1]`` is the result of the chain.
 
     Parameters
     ----------
     chain
         The chain.
     x0
-        Its start, shape ``(B, *event)``.
+        The start ``x_0``, shape ``(B, *event)``, floating-point dtype, finite.
     max_batch
-        Evaluate at most this many (state, step) pairs in one call of ``chain.step``; default: all at once.
+        Largest number of (state, step) pairs in one call of ``chain.step``, at least 1; default: no limit.
     rows
-        Which rows of the chain's conditioning these are; default ``0 .. B-1``.
+        Shape ``(B,)``, int64: the rows of the chain's conditioning and noise that the rows of ``x0`` use; default
+        ``0 .. B-1``. If it is given, ``x0`` is not checked for NaN and Inf.
     start
-        A trajectory to start from, shape ``(B, N, *event)``: of a neighbouring prompt, of the last optimiser step;
-        default: every state equal to ``x0``.
+        A trajectory to start from, shape ``(B, N, *event)``, with the dtype and device of ``x0``: for example that of a
+        similar prompt, or of the previous optimiser step. Default: every state equals ``x0``.
     keep
-        ``"all"`` states, or the ``"last"`` alone: then ``solution.z`` has shape ``(B, 1, *event)``, and a chain solver
-        with a window holds no more of the chain than that.
+        ``"all"`` returns all states. ``"last"`` returns only the last one: ``solution.z`` then has shape
+        ``(B, 1, *event)``, and a chain solver with a window stores no other states outside the window.
 
     Raises
     ------
     TypeError, ValueError
-        For anything that is not as described, naming it.
+        When an argument is not as described; the message names the argument. Also for ``start`` together with
+        ``keep="last"``.
     """
 
     def __init__(
@@ -90,7 +92,7 @@ class ChainProblem(Problem, HasTake, HasMeasure, HasCost, HasPairs, HasDerivativ
             raise ValueError(f"max_batch must be at least 1, got {max_batch}")
         if chain.length < 1:
             raise ValueError(f"a chain must have at least one step, got length {chain.length}")
-        if rows is None and not bool(x0.isfinite().all()):  # the rows of a problem have been looked at already
+        if rows is None and not bool(x0.isfinite().all()):  # ``take`` passes rows that are already checked
             raise ValueError(f"x0 must be finite, got {int((~x0.isfinite()).sum())} entries that are NaN or Inf")
         self.chain = chain
         self.x0 = x0
@@ -118,7 +120,7 @@ class ChainProblem(Problem, HasTake, HasMeasure, HasCost, HasPairs, HasDerivativ
         return self.chain.length
 
     def initial(self) -> Float[Tensor, "B D"]:
-        """The given trajectory, else every state equal to ``x_0``."""
+        """Return the given trajectory, or every state equal to ``x_0`` if none was given."""
         if self.start is not None:
             return self.start.flatten(1)
         return self.x0.flatten(1).repeat(1, self.layout.blocks)
@@ -134,14 +136,25 @@ class ChainProblem(Problem, HasTake, HasMeasure, HasCost, HasPairs, HasDerivativ
     def derivatives(
         self, x: Float[Tensor, "P *event"], index: Int[Tensor, " P"], row: Int[Tensor, " P"], full_jacobian: bool
     ) -> Float[Tensor, "P d"] | Float[Tensor, "P d d"]:
-        """Diagonals, or with ``full_jacobian`` all, of the Jacobians of steps at any pairs of a state and a step.
+        """Return the diagonals of the steps' Jacobians, or with ``full_jacobian`` the Jacobians, at given pairs.
+
+        Parameters
+        ----------
+        x
+            Shape ``(P, *event)``: the states.
+        index
+            Shape ``(P,)``, int64: the step of each pair, from 0 to ``N - 1``.
+        row
+            Shape ``(P,)``, int64: the row of this problem that each pair belongs to, from 0 to ``B - 1``.
+        full_jacobian
+            Whether to return Jacobians, shape ``(P, d, d)``, instead of diagonals, shape ``(P, d)``.
 
         Raises
         ------
         AbilityError
-            When the chain does not know them.
+            When the chain provides no such derivatives.
         ValueError
-            When it returns them in another shape or dtype.
+            When the chain returns derivatives of another shape or dtype.
         """
         chain, name = self.chain, "jacobians" if full_jacobian else "slopes"
         if full_jacobian and isinstance(chain, HasJacobians):
@@ -171,44 +184,44 @@ class ChainProblem(Problem, HasTake, HasMeasure, HasCost, HasPairs, HasDerivativ
     def pairs(
         self, x: Float[Tensor, "P *event"], index: Int[Tensor, " P"], row: Int[Tensor, " P"]
     ) -> Float[Tensor, "P *event"]:
-        """``Phi_index(x)`` for any pairs of a state and a step, of rows ``0 .. B-1`` of this problem."""
+        """Evaluate ``Phi_index(x)`` for any (state, step) pairs of rows ``0 .. B-1`` of this problem."""
         return self._in_batches(x, index, self.rows[row])
 
     def calls(self, pairs: int) -> int:
-        """Calls of ``chain.step`` for so many pairs of a state and a step."""
+        """Return the number of calls of ``chain.step`` that ``pairs`` (state, step) pairs take."""
         return -(-pairs // (self.max_batch or max(pairs, 1)))
 
     def in_batches(self, size: int) -> ChainProblem:
-        """The same problem, of which at most ``size`` states are evaluated at once."""
+        """Return a copy of the problem with ``max_batch = size``."""
         same = copy.copy(self)
         same.max_batch = size
         return same
 
     def coarse(self, kept: Int[Tensor, " n"]) -> ChainProblem:
-        """The chain of jumps between the states ``kept``, from the same start; see :class:`HasCoarse`.
+        """Return the chain of jumps between the states ``kept``, from the same start; see :class:`HasCoarse`.
 
         Raises
         ------
         AbilityError
-            When the chain has no coarser ones.
+            When the chain provides no coarse chains.
         """
         if not isinstance(self.chain, HasCoarse):
             raise self._lacks(HasCoarse, "has no coarser chains (no methods coarse and interpolate)")
         return ChainProblem(self.chain.coarse(kept), self.x0, max_batch=self.max_batch, rows=self.rows)
 
     def interpolate(self, states: Float[Tensor, "B n *event"], kept: Int[Tensor, " n"]) -> Float[Tensor, "B D"]:
-        """All states from those that were kept; see :class:`HasCoarse`."""
+        """Return all states, given those that were kept; see :class:`HasCoarse`."""
         if not isinstance(self.chain, HasCoarse):
             raise self._lacks(HasCoarse, "has no coarser chains (no methods coarse and interpolate)")
         return self.chain.interpolate(self.x0, states, kept, self.rows).flatten(1)
 
     def jumps(self) -> Float[Tensor, "B D"]:
-        """Every state as the one jump from the start, by one evaluation per row; see :class:`HasJumps`.
+        """Return every state as one jump from the start, at one evaluation per row; see :class:`HasJumps`.
 
         Raises
         ------
         AbilityError
-            When the chain does not know them.
+            When the chain provides no jumps.
         """
         if not isinstance(self.chain, HasJumps):
             raise self._lacks(HasJumps, "does not know its states' jumps from x0 (no method jumps)")
@@ -225,28 +238,28 @@ class ChainProblem(Problem, HasTake, HasMeasure, HasCost, HasPairs, HasDerivativ
         target: Int[Tensor, " P"],
         row: Int[Tensor, " P"],
     ) -> Float[Tensor, "P *event"]:
-        """Later states from a step that was taken, of rows ``0 .. B-1`` of this problem; see :class:`HasExtension`.
+        """Predict later states of this problem from steps already taken; see :class:`HasExtension`.
 
         Raises
         ------
         AbilityError
-            When the chain does not know them.
+            When the chain provides no extension.
         """
         if not isinstance(self.chain, HasExtension):
             raise self._lacks(HasExtension, "does not know what a step says of later states (no extend)")
         return self.chain.extend(x, value, index, target, self.rows[row])
 
     def coefficients(self) -> Float[Tensor, " N"] | None:
-        """The chain's coefficients, where it knows them."""
+        """Return the chain's coefficients, shape ``(N,)``, or None if it provides none."""
         return self.chain.coefficients() if isinstance(self.chain, HasCoefficients) else None
 
     def gaussian_slopes(self, variance: float) -> Float[Tensor, " N"]:
-        """The slopes of the steps for data that is one Gaussian; see :class:`HasGaussianSlopes`.
+        """Return the slopes of the steps for Gaussian data, shape ``(N,)``; see :class:`HasGaussianSlopes`.
 
         Raises
         ------
         AbilityError
-            When the chain does not know them.
+            When the chain does not provide them.
         """
         if not isinstance(self.chain, HasGaussianSlopes):
             raise AbilityError(
@@ -267,7 +280,7 @@ class ChainProblem(Problem, HasTake, HasMeasure, HasCost, HasPairs, HasDerivativ
         for pairs in zip(x.split(size), index.split(size), row.split(size), strict=True):
             try:
                 pieces.append(receive(functools.partial(self._step, *pairs)))
-            except Exception as error:  # a denoiser may raise anything: it goes on its way, with its place
+            except Exception as error:  # a denoiser may raise anything; a note says where
                 error.add_note(place_of(error, self._step, self.length, *pairs))
                 raise
         return torch.cat(pieces) if len(pieces) > 1 else pieces[0]
@@ -288,10 +301,12 @@ class ChainProblem(Problem, HasTake, HasMeasure, HasCost, HasPairs, HasDerivativ
         return Cost(calls=self.calls(rows * self.length), evaluations=self.length)
 
     def measure(self, z: Float[Tensor, "B D"], fz: Float[Tensor, "B D"], residual: Float[Tensor, "B D"]) -> Measure:
-        """The largest change of any state that the defects imply, of its own size, and the size of the last state.
+        """Measure the largest relative change of any state that the defects imply.
 
-        The defects of single steps shrink like ``1/N`` and say nothing: all states equal to ``x_0`` have small
-        ones. Carried on unchanged (identity slopes) they add up to what is still to come: see :func:`implied`.
+        The error is that change times the norm of the last state; the scale is the norm of the last state. The defects
+        of single steps shrink like ``1/N`` and are no measure of the error: a trajectory of states that all equal
+        ``x_0`` has small defects. Carried along the chain unchanged (with identity slopes), they add up to the change
+        that is still to come; see :func:`implied`.
         """
         defects, states = (part.unflatten(1, (self.length, -1)) for part in (residual, z))
         sizes = state_norms(states)
@@ -299,7 +314,7 @@ class ChainProblem(Problem, HasTake, HasMeasure, HasCost, HasPairs, HasDerivativ
         return Measure(change * sizes[:, -1:], sizes[:, -1:])
 
     def take(self, rows: Int[Tensor, " k"]) -> ChainProblem:
-        """The chains of some of the rows, with their conditioning and noise."""
+        """Return the problem of some of the rows, with their conditioning and noise."""
         start = None if self.start is None else self.start[rows]
         return ChainProblem(
             self.chain, self.x0[rows], max_batch=self.max_batch, rows=self.rows[rows], start=start, keep=self.keep
@@ -307,12 +322,12 @@ class ChainProblem(Problem, HasTake, HasMeasure, HasCost, HasPairs, HasDerivativ
 
 
 def chain_of(problem: Problem, solver: str) -> ChainProblem:
-    """The problem as the chain that a solver of chains requires.
+    """Return ``problem`` as a ``ChainProblem``.
 
     Raises
     ------
     AbilityError
-        When it is no chain, naming the solver.
+        When it is not a chain; the message names the solver.
     """
     if not isinstance(problem, ChainProblem):
         raise AbilityError(f"{solver} requires a chain (ChainProblem), got {type(problem).__name__}")

@@ -1,4 +1,4 @@
-"""What a solve of a chain tells of its states, round by round."""
+"""Stores the errors of every state of a chain, round by round."""
 
 from __future__ import annotations
 
@@ -12,19 +12,22 @@ __all__ = ["StepErrors"]
 
 @dataclass(frozen=True)
 class StepErrors:
-    """The change implied at every state after every round: ``solution.extras["step_errors"]`` of a chain solver.
+    """The relative change that the defects imply at every state after every round.
+
+    Chain solvers return it as ``solution.extras["step_errors"]``.
 
     Attributes
     ----------
     rounds
-        One array ``(B, p)`` a round, float32: relative to the size of the state.
+        One array per entry, shape ``(B, p)``, float32: the change implied at every state of the window, relative to the
+        norm of the state.
     offsets
-        One array ``(B,)`` a round: the number of the first of these states, less one.
+        One array per entry, shape ``(B,)``, int64: the offset of the window. Its first state is number ``offset + 1``.
     length
-        ``N``.
+        ``N``, the number of steps.
     numbers
-        The number of every round; those of the start come before the first. Where states became final and nothing was
-        left to evaluate, that of the round before once more.
+        The round after which each entry was taken, counted from 1 and including the rounds of the start. A number
+        occurs again where states became final and no step was left to evaluate.
     """
 
     rounds: tuple[NDArray[np.float32], ...]
@@ -33,7 +36,7 @@ class StepErrors:
     numbers: tuple[int, ...]
 
     def of_row(self, row: int) -> NDArray[np.float32]:
-        """Shape ``(rounds, N)``: NaN outside of the window, and once the row had ended."""
+        """Return the errors of one row, shape ``(entries, N)``; NaN outside the window and after the row ended."""
         errors = np.empty((len(self.rounds), self.length), dtype=np.float32)
         for k, (changes, offset) in enumerate(zip(self.rounds, self.offsets, strict=True)):
             errors[k] = self._placed(changes[row], offset[row])
@@ -42,29 +45,30 @@ class StepErrors:
     def thinned(
         self, rows: int, rounds: int, steps: int
     ) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.int64]]:
-        """The errors of the first rows, of no more than so many rounds and steps.
+        """Return the errors of the first rows, thinned out to a limited number of rounds and steps.
 
-        Where there are more, every k-th is taken, counted from the last: single values, nothing is averaged. Of several
-        looks at one round the last one counts in which the row had not ended.
+        Where there are more rounds or steps than the limit, every k-th one is taken, counted back from the last. Values
+        are picked, not averaged. Where one round has several entries, the last one in which the row had not ended
+        counts.
 
         Parameters
         ----------
         rows, rounds, steps
-            The most of each, at least 1.
+            The largest number of each, at least 1.
 
         Returns
         -------
         errors
             Shape ``(b, R, n)``, float32: entries of :meth:`of_row`.
         numbers
-            Shape ``(R,)``, int64: the number of each of these rounds.
+            Shape ``(R,)``, int64: the numbers of these rounds.
         steps
-            Shape ``(n,)``, int64: the number of each of these states, from 1 to N.
+            Shape ``(n,)``, int64: the numbers of these states, from 1 to N.
 
         Raises
         ------
         ValueError
-            When one of the three is less than 1.
+            When ``rows``, ``rounds`` or ``steps`` is less than 1.
         """
         for name, most in (("rows", rows), ("rounds", rounds), ("steps", steps)):
             if most < 1:
@@ -81,13 +85,13 @@ class StepErrors:
         return errors, numbers, columns + 1
 
     def _placed(self, changes: NDArray[np.float32], offset: np.int64) -> NDArray[np.float32]:
-        """What is known of a window in its place in the chain: shape ``(N,)``."""
+        """Return the values of a window at their places in the chain, NaN elsewhere; shape ``(N,)``."""
         states = np.full(self.length, np.nan, dtype=np.float32)
         states[offset : offset + len(changes)] = changes
         return states
 
 
 def _last_of_each(count: int, most: int) -> NDArray[np.int64]:
-    """At most so many of the indices ``0 .. count - 1``, evenly spaced, the last one included."""
+    """Return at most ``most`` of the indices ``0 .. count - 1``, evenly spaced and including the last."""
     stride = max(1, -(-count // most))
     return np.arange(count - 1, -1, -stride)[::-1]

@@ -1,7 +1,7 @@
-"""For people who bring solvers and gradients: problems with known answers, and suites that tell what is right.
+"""Testing tools for authors of solvers and gradient estimators: conformance suites, problems with known answers.
 
-``check_solver`` and ``check_gradient`` need nothing beyond the base installation,
-``fixedpoint.testing.strategies`` needs hypothesis.
+``check_solver`` and ``check_gradient`` work with the base installation; ``fixedpoint.testing.strategies`` requires
+hypothesis.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Benches: the problems a solver is checked on, and how to make them misbehave.
+"""Benches: the problems a solver is checked on, and variants of them that misbehave.
 
-A check says what must hold; a bench says on which problems. Solvers of chains have their own, since a chain is the
-only kind of problem they take.
+A check defines what must hold; a bench defines on which problems. Solvers of chains have benches of their own, since
+they accept only chains.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ __all__ = ["Bench", "CheckFailedError", "NotApplicableError", "UnsoundError", "i
 
 
 class CheckFailedError(AssertionError):
-    """What a check demands does not hold; the text says where."""
+    """Raised when a check fails; the text says where."""
 
 
 class UnsoundError(CheckFailedError):
-    """An answer is not even finite, or has no status: no fault that a check is expected to show."""
+    """Raised when an answer is not finite or has no status. It is never the expected failure of a check."""
 
 
 class NotApplicableError(Exception):
-    """A check has nothing to say about this solver; the text says why."""
+    """Raised when a check does not apply to a solver; the text says why."""
 
 
 class Bench(ABC):
@@ -46,83 +46,86 @@ class Bench(ABC):
     """
 
     bound: float
-    """Lipschitz constant of the contractions, which turns an error into a distance."""
+    """Lipschitz constant of the contractions, used to turn an error into a distance; 0 for chains."""
 
     def __init__(self, solver: Solver) -> None:
         self.solver = solver
 
     def solve(self, problem: Problem, solver: Solver | None = None, **termination: Any) -> Solution:
-        """Solve with the solver of this bench, or another."""
+        """Solve with ``solver``, by default the solver of this bench; keyword arguments go to ``Termination``."""
         return solve(problem, solver=solver or self.solver, termination=Termination(**termination))
 
     def alone(self, problem: Problem, row: int) -> Problem:
-        """One row of a problem."""
+        """Return the problem of one row."""
         assert isinstance(problem, HasTake)  # every problem of a bench is
         return problem.take(torch.tensor([row]))
 
     @abstractmethod
     def contractions(self, dtype: torch.dtype = torch.float64) -> dict[str, Problem]:
-        """Problems every solver must solve, with what they are; several rows each."""
+        """Return problems that every solver must solve, by description; each has several rows."""
 
     @abstractmethod
     def answer(self, problem: Problem) -> Float[Tensor, "B D"]:
-        """The solution of a contraction."""
+        """Return the known solution of a contraction."""
 
     @abstractmethod
     def family(self) -> dict[str, Problem]:
-        """Problems, hard ones among them, on which a solver must at least be honest."""
+        """Return problems, some of them hard, on which a solver must at least report its error and status correctly."""
 
     @abstractmethod
     def slow(self, dtype: torch.dtype = torch.float64) -> Problem:
-        """A problem that takes every solver more than a few rounds."""
+        """Return a problem that takes every solver more than a few rounds."""
 
     def unhurried(self) -> Problem:
-        """A problem that a limit on rounds cuts short."""
+        """Return a problem whose solve is cut short by a limit of a few rounds."""
         return self.slow()
 
     @abstractmethod
     def solved(self) -> Problem:
-        """A problem whose start is its solution."""
+        """Return a problem whose start is its solution."""
 
     @abstractmethod
     def degenerate(self) -> dict[str, Problem]:
-        """Problems whose histories of differences vanish, repeat or outnumber the unknowns."""
+        """Return problems whose histories of differences vanish, repeat or outnumber the unknowns."""
 
     @abstractmethod
     def diverging(self) -> dict[str, Problem]:
-        """Problems without a solution, or from which plain iteration runs away."""
+        """Return problems that have no solution, or on which plain iteration diverges."""
 
     @abstractmethod
     def beside_diverging(self) -> tuple[Problem, Problem, Sequence[int]]:
-        """A problem, the same with some rows diverging, and the rows that are sound in both."""
+        """Return a problem, the same problem with some rows that diverge, and the rows that are sound in both."""
 
     @abstractmethod
     def scaled(self, problem: Problem, factor: float) -> Problem:
-        """The problem in other units."""
+        """Return the problem in other units, ``s f(z / s)`` with ``s = factor``."""
 
     @abstractmethod
     def poisoned(self, problem: Problem, row: int, value: float, grace: int) -> Problem:
-        """The problem with a row that turns NaN or Inf, after ``grace`` sound evaluations or steps."""
+        """Return the problem with a row that gives ``value``, NaN or Inf, after ``grace`` finite evaluations or steps.
+
+        For a chain ``grace`` is the number of the step that gives ``value``, at most the last one.
+        """
 
     @abstractmethod
     def counted(self, problem: Problem) -> tuple[Problem, Tally]:
-        """The problem, and what will be counted in it."""
+        """Return the problem with a counter inside its function, and the counter."""
 
     @abstractmethod
     def raising(self, problem: Problem, error: Exception) -> Problem:
-        """The problem with a function that raises ``error`` at its second call."""
+        """Return the problem with a function that raises ``error`` on its second call."""
 
     @abstractmethod
     def structured(self) -> Sequence[Float[Tensor, "B D"]]:
-        """The state found for one function on a tensor, and on tuples and dicts of its pieces."""
+        """Solve one function on a tensor, and on tuples and dicts of its pieces; return the states found."""
 
     @abstractmethod
     def from_start(self, start: Float[Tensor, "B D"]) -> Solution:
-        """Solve a contraction from a start of the user's, of the shape of ``free_start``."""
+        """Solve a contraction from the given start, which has the shape of :meth:`free_start`."""
 
     @abstractmethod
     def free_start(self) -> Float[Tensor, "B D"]:
-        """A start for :meth:`from_start`."""
+        """Return a start for :meth:`from_start`."""
 
 
 def require(holds: bool, detail: str) -> None:
@@ -132,7 +135,7 @@ def require(holds: bool, detail: str) -> None:
 
 
 def sound(solution: Solution, name: str) -> None:
-    """Demand what any solution has: a final status in every row and a finite point."""
+    """Raise ``UnsoundError`` unless every row has a final status and the point is finite."""
     if not all(status != 0 for status in solution.status):
         raise UnsoundError(f"{name}: a row ended without a status")
     if not bool(solution.state.isfinite().all()):
@@ -140,7 +143,7 @@ def sound(solution: Solution, name: str) -> None:
 
 
 def independent_error(problem: Problem, z: Float[Tensor, "B D"]) -> tuple[Float[Tensor, " B"], Float[Tensor, " B"]]:
-    """Error and scale of a point, worked out anew: one more evaluation, plain norms, float64."""
+    """Compute the error and scale of a point independently: one more evaluation, plain norms, float64."""
     with torch.no_grad():
         fz = problem(z.clone())
     if isinstance(problem, HasMeasure):

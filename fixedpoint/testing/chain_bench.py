@@ -1,4 +1,4 @@
-"""The benches for solvers of chains: joint ones, and the sequential one."""
+"""The benches for solvers of chains: ``ChainBench`` for joint solvers, ``SerialBench`` for the serial one."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ __all__ = ["ChainBench", "SerialBench"]
 
 
 class ChainBench(Bench):
-    """Linear and nonlinear chains of a dozen steps."""
+    """Linear and nonlinear chains, most of them of a dozen steps."""
 
     bound = 0.0
 
@@ -43,7 +43,7 @@ class ChainBench(Bench):
         }
 
     def answer(self, problem: Problem) -> Float[Tensor, "B D"]:
-        """The chain, one step after another."""
+        """Return the states of the chain, computed one step after another."""
         assert isinstance(problem, ChainProblem)  # every problem of this bench is
         return trajectory(problem.chain, problem.x0).flatten(1)
 
@@ -77,7 +77,7 @@ class ChainBench(Bench):
     def beside_diverging(self) -> tuple[Problem, Problem, Sequence[int]]:
         chain, start = _constant_slope(1.5, length=20), _noise(4, 3, seed=1)
         overflowing = start.clone()
-        overflowing[1] = 1e307
+        overflowing[1] = 1e307  # 1.5^20 times this overflows
         return ChainProblem(chain, start), ChainProblem(chain, overflowing), (0, 2, 3)
 
     def scaled(self, problem: Problem, factor: float) -> Problem:
@@ -108,7 +108,7 @@ class ChainBench(Bench):
 
 
 class SerialBench(ChainBench):
-    """For the sequential solver, which takes every step once, whatever start and termination say."""
+    """The bench for the serial solver, which takes every step once and ignores the start and the termination."""
 
     def unhurried(self) -> Problem:
         raise NotApplicableError("every step is taken once, whatever the limit")

@@ -1,4 +1,4 @@
-"""Chains with known answers, and wrappers of chains: what chain solvers are tested on."""
+"""Chains and wrappers of chains to test chain solvers on."""
 
 from __future__ import annotations
 
@@ -30,26 +30,26 @@ __all__ = [
 
 
 class CoefficientChain(Chain, HasCoefficients, HasJacobians, HasSlopes, HasCoarse):
-    """A chain with known slopes and derivatives, so that every preconditioner can be tried on it."""
+    """A chain with coefficients, derivatives and coarse chains, so that all preconditioners but ``gaussian`` apply."""
 
     @abstractmethod
     def coefficients(self) -> Float[Tensor, " N"]:
-        """Slopes ``A_0 .. A_{N-1}``, float64."""
+        """Return the slopes ``A_0 .. A_{N-1}``, shape ``(N,)``, float64."""
 
     def jacobians(
         self, x: Float[Tensor, "P *event"], index: Int[Tensor, " P"], row: Int[Tensor, " P"]
     ) -> Float[Tensor, "P d d"]:
-        """Jacobians of the steps, by autograd."""
+        """Return the Jacobians of the steps, computed by autograd."""
         return step_jacobians(self.step, x, index, row)
 
     def slopes(
         self, x: Float[Tensor, "P *event"], index: Int[Tensor, " P"], row: Int[Tensor, " P"]
     ) -> Float[Tensor, "P *event"]:
-        """Their diagonals."""
+        """Return the diagonals of the Jacobians."""
         return self.jacobians(x, index, row).diagonal(dim1=1, dim2=2).reshape(x.shape)
 
     def coarse(self, kept: Int[Tensor, " n"]) -> Chain:
-        """Jumps that go on as their first step does."""
+        """Return the chain of jumps that repeat the change of their first step."""
         return JumpChain(self, check_kept(kept, self.length))
 
     def interpolate(
@@ -59,7 +59,7 @@ class CoefficientChain(Chain, HasCoefficients, HasJacobians, HasSlopes, HasCoars
         kept: Int[Tensor, " n"],
         row: Int[Tensor, " B"],
     ) -> Float[Tensor, "B N *event"]:
-        """Linear in the number of the state."""
+        """Interpolate linearly in the number of the state."""
         known = torch.cat([kept.new_zeros(1), kept])
         state = torch.arange(1, self.length + 1)
         place = torch.searchsorted(kept, state)
@@ -72,14 +72,14 @@ class CoefficientChain(Chain, HasCoefficients, HasJacobians, HasSlopes, HasCoars
 
 @dataclass(eq=False)
 class LinearChain(CoefficientChain):
-    """``Phi_i(x) = a_i x + b_i``, the shifts ``b`` differing from row to row.
+    """``Phi_i(x) = a_i x + b_i`` with the same slopes for all rows and different shifts.
 
     Attributes
     ----------
     slope
-        Shape ``(N,)``, float64.
+        ``a``, shape ``(N,)``, float64.
     shift
-        Shape ``(B, N, d)``.
+        ``b``, shape ``(B, N, d)``.
     """
 
     slope: Float[Tensor, " N"]
@@ -99,16 +99,16 @@ class LinearChain(CoefficientChain):
 
 @dataclass(eq=False)
 class WaveChain(CoefficientChain):
-    """``Phi_i(x) = x + h sin(S x + b)``, where ``S`` shifts the unknowns by one and ``b`` belongs to the row.
+    """``Phi_i(x) = x + h sin(S x + b)``, where ``S`` rotates the unknowns by one place and ``b`` differs between rows.
 
     Attributes
     ----------
     length
-        ``N``.
+        ``N``, the number of steps.
     size
         ``h``, the length of a step.
     phase
-        Shape ``(B, d)``.
+        ``b``, shape ``(B, d)``.
     """
 
     length: int
@@ -142,7 +142,7 @@ class _Wrapper(CoefficientChain):
 
 @dataclass(eq=False)
 class JumpChain(CoefficientChain):
-    """Jumps of a chain from state to state of ``kept``: the change of their first step, times the steps jumped."""
+    """Jumps of a chain between the states ``kept``: the change of the first step times the number of steps jumped."""
 
     inner: CoefficientChain
     kept: Int[Tensor, " n"]
@@ -164,7 +164,7 @@ class JumpChain(CoefficientChain):
 
 @dataclass(eq=False)
 class ScaledChain(_Wrapper):
-    """``s Phi_i(x / s)``: the same chain in other units."""
+    """``s Phi_i(x / s)`` with ``s = factor``: the same chain in other units."""
 
     factor: float
 
@@ -181,7 +181,7 @@ class ScaledChain(_Wrapper):
 
 @dataclass(eq=False)
 class PoisonedChain(_Wrapper):
-    """Step ``at`` of the rows in ``rows`` returns ``value`` (NaN or Inf), wherever it is taken."""
+    """Step ``at`` of the rows in ``rows`` returns ``value`` (NaN or Inf) at any state."""
 
     rows: Int[Tensor, " k"]
     at: int
@@ -196,7 +196,7 @@ class PoisonedChain(_Wrapper):
 
 @dataclass(eq=False)
 class CountedChain(_Wrapper):
-    """Counts in ``tally`` what it is called with."""
+    """Counts its calls, their rows and dtypes in ``tally``; derivatives count as calls."""
 
     tally: Tally = field(default_factory=Tally)
 
@@ -231,7 +231,7 @@ class RaisingChain(_Wrapper):
 
 
 def linear_chain(length: int = 12, rows: int = 4, size: int = 3, *, seed: int = 0) -> LinearChain:
-    """A linear chain with slopes in ``[.7, 1.1]``, float64."""
+    """Make a linear chain with random slopes in ``[.7, 1.1]``, float64."""
     generator = torch.Generator().manual_seed(seed)
     slope = torch.empty(length, dtype=torch.float64).uniform_(0.7, 1.1, generator=generator)
     shift = 0.3 * torch.randn(rows, length, size, generator=generator, dtype=torch.float64)
@@ -239,13 +239,13 @@ def linear_chain(length: int = 12, rows: int = 4, size: int = 3, *, seed: int = 
 
 
 def wave_chain(length: int = 12, rows: int = 4, size: int = 3, *, seed: int = 0) -> WaveChain:
-    """A nonlinear chain that covers a time of 3 in ``length`` steps, float64."""
+    """Make a nonlinear chain that covers a time of 3 in ``length`` steps, float64."""
     generator = torch.Generator().manual_seed(seed)
     return WaveChain(length, 3.0 / length, torch.randn(rows, size, generator=generator, dtype=torch.float64))
 
 
 def trajectory(chain: Chain, x0: Float[Tensor, "B *event"]) -> Float[Tensor, "B N *event"]:
-    """The states of a chain, one step after another."""
+    """Return the states of a chain, computed one step after another."""
     rows = torch.arange(len(x0))
     states = [x0]
     for i in range(chain.length):

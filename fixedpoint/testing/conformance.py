@@ -1,4 +1,4 @@
-"""The conformance suites: does a solver, or a gradient estimator, keep what the library promises of its kind?"""
+"""The conformance suites: check that a solver or a gradient estimator keeps the promises the library makes."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ class CheckRow:
     Attributes
     ----------
     name
-        The check.
+        The name of the check.
     outcome
-        ``"passed"``, ``"failed"``, ``"does not apply"``; for a check that was expected to fail, ``"expected failure"``
-        where it did in the way that was declared, ``"failed"`` where it did in another, and ``"unexpected pass"`` where
-        it did not.
+        ``"passed"``, ``"failed"`` or ``"does not apply"``. A check that was expected to fail ends with
+        ``"expected failure"`` if it failed as declared, ``"failed"`` if it failed in another way, and
+        ``"unexpected pass"`` if it did not fail.
     detail
-        What was seen; where the solver failed; or why the check does not apply.
+        What was measured, where the check failed, or why it does not apply.
     explanation
         What the check demands, and why.
     """
@@ -51,29 +51,37 @@ class CheckRow:
 
     @property
     def passed(self) -> bool:
-        """As it should be: a check that does not apply counts as passed, and so does an expected failure."""
+        """Whether the outcome counts as passed; checks that do not apply and expected failures do."""
         return self.outcome not in ("failed", "unexpected pass")
 
 
 @dataclass(frozen=True)
 class CheckReport:
-    """The outcome of all checks of one solver or gradient estimator."""
+    """The outcome of all checks of one solver or gradient estimator.
+
+    Attributes
+    ----------
+    subject
+        The solver or gradient estimator.
+    rows
+        One :class:`CheckRow` per check, in the order they ran.
+    """
 
     subject: Options
     rows: tuple[CheckRow, ...]
 
     @property
     def passed(self) -> bool:
-        """Whether no check failed, but those expected to, and all of those."""
+        """Whether all checks passed, and every check that was expected to fail failed as declared."""
         return all(row.passed for row in self.rows)
 
     def raise_for_failures(self) -> CheckReport:
-        """This report, if no check failed.
+        """Return this report if it passed, so that calls can be chained.
 
         Raises
         ------
         AssertionError
-            Otherwise, with every failure in a line.
+            When a check failed or passed unexpectedly; the message lists these checks, one per line.
         """
         failures = [f"  {row.name}: {row.detail}" for row in self.rows if not row.passed]
         if failures:
@@ -92,7 +100,7 @@ def check_solver(
     only: Iterable[str] | None = None,
     expected: Mapping[str, str] | None = None,
 ) -> CheckReport:
-    """Check a solver against everything the library promises of solvers.
+    """Run the conformance checks for solvers.
 
     Solvers of chains (``ChainSolver``, ``Serial``, and any whose ``needs`` name ``"chain"``) are checked on chains;
     all others on affine maps, tanh cells, the H-equation and problems that have no solution.
@@ -100,24 +108,26 @@ def check_solver(
     Parameters
     ----------
     solver
-        The name of a registered solver, a mapping of ``name`` and options, or a solver.
+        A solver, the name of a registered one, or a mapping with ``name`` and its options.
     only
-        Names of checks; by default all (``fixedpoint.testing.CHECKS``).
+        Names of the checks to run; default: all of ``fixedpoint.testing.CHECKS``.
     expected
-        Checks that are to fail, each with the fault that makes them; by default the solver's ``known_faults``. They
-        are strict: one that passes, or no longer applies, is an ``"unexpected pass"``, which counts as a failure. So
-        does an exception: what is expected is that the check's own demand is not met, or, of a :class:`Fault`, the
-        exception that it names.
+        Checks that are expected to fail, by name, each with its reason; default: the solver's ``known_faults``. The
+        expectation is strict: a check that passes or does not apply is an ``"unexpected pass"``, which counts as a
+        failure. The check must fail because its own demand is not met; another exception counts as a failure. If the
+        reason is a :class:`Fault`, the check must raise the exception that the fault names.
 
     Returns
     -------
     CheckReport
-        ``report.raise_for_failures()`` makes a test of it.
+        The outcomes; in a test call ``report.raise_for_failures()``.
 
     Raises
     ------
-    TypeError, ValueError
-        For what is no solver, and for a check of an unknown name.
+    TypeError
+        When ``solver`` is not a solver.
+    ValueError
+        When no solver has this name, or no check has a name in ``only`` or ``expected``.
     """
     built = registry.create("solver", solver)
     if not isinstance(built, Solver):
@@ -132,32 +142,36 @@ def check_gradient(
     only: Iterable[str] | None = None,
     expected: Mapping[str, str] | None = None,
 ) -> CheckReport:
-    """Check a gradient estimator against everything the library promises of gradients.
+    """Run the conformance checks for gradient estimators.
 
-    On affine maps, whose gradients are known in closed form, and tanh cells, against finite differences.
+    The problems are affine maps, whose gradients are known in closed form, and tanh cells, whose gradients are compared
+    with finite differences.
 
     Parameters
     ----------
     gradient
-        The name of a registered estimator, a mapping of ``name`` and options, or an estimator.
+        An estimator, the name of a registered one, or a mapping with ``name`` and its options.
     solver
-        What finds the solutions that are differentiated; by default Anderson acceleration with a short memory.
+        The solver that finds the solutions to differentiate, given in the same way. Default: Anderson acceleration with
+        memory 2; for estimators of chains, ``Serial``.
     only
-        Names of checks; by default all (``fixedpoint.testing.GRADIENT_CHECKS``).
+        Names of the checks to run; default: all of ``fixedpoint.testing.GRADIENT_CHECKS``.
     expected
-        Checks that are to fail, each with the fault that makes them; by default the estimator's ``known_faults``: an
-        approximation does not give the exact gradient. They are strict, as those of :func:`check_solver`.
+        Checks that are expected to fail, by name, each with its reason; default: the estimator's ``known_faults`` (an
+        approximation, for example, does not give the exact gradient). The expectation is strict, as in
+        :func:`check_solver`.
 
     Returns
     -------
     CheckReport
-        ``report.raise_for_failures()`` makes a test of it.
+        The outcomes; in a test call ``report.raise_for_failures()``.
 
     Raises
     ------
-    TypeError, ValueError
-        For what is no estimator or no solver, a solver that does not provide what the estimator needs, and for a check
-        of an unknown name.
+    TypeError
+        When ``gradient`` is not an estimator or ``solver`` is not a solver.
+    ValueError
+        When the solver does not provide what the estimator needs, or when no component or check has the given name.
     """
     built = registry.create("gradient", gradient)
     if not isinstance(built, GradientEstimator):
@@ -196,12 +210,16 @@ def _bench(solver: Solver) -> Bench:
 
 
 def _against(fault: str | None, row: CheckRow, error: Exception | None) -> CheckRow:
-    """The outcome of a check in the light of the fault that it is expected to show.
+    """Return the outcome of a check, given the fault that it is expected to show.
 
     Parameters
     ----------
+    fault
+        The reason of the expected failure; None if none is expected.
+    row
+        The outcome regardless of the fault.
     error
-        What the check raised, or what it tests; None where it did not fail.
+        The exception that the check raised; None if it did not fail.
     """
     if fault is None:
         return row
@@ -214,7 +232,7 @@ def _against(fault: str | None, row: CheckRow, error: Exception | None) -> Check
 
 
 def _shows(fault: str, error: Exception) -> bool:
-    """Whether a failure is the one that a fault declares: an exception it names, or else the check's own demand."""
+    """Return whether a failure is the declared one: the exception a ``Fault`` names, else an unmet demand."""
     if isinstance(fault, Fault):
         return isinstance(error, fault.raises) and not isinstance(error, CheckFailedError)
     return isinstance(error, CheckFailedError) and not isinstance(error, UnsoundError)
@@ -227,6 +245,6 @@ def _outcome(check: Check[B], bench: B) -> tuple[CheckRow, Exception | None]:
         return CheckRow(check.name, "does not apply", str(reason), check.explanation), None
     except CheckFailedError as failure:
         return CheckRow(check.name, "failed", str(failure), check.explanation), failure
-    except Exception as error:  # a stranger's code may raise anything; the check says what
+    except Exception as error:  # code of other packages may raise anything; the row says what
         return CheckRow(check.name, "failed", f"raised {type(error).__name__}: {error}", check.explanation), error
     return CheckRow(check.name, "passed", detail, check.explanation), None

@@ -1,4 +1,4 @@
-"""The bench for solvers of any fixed point."""
+"""The bench for solvers of general fixed-point problems."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _MILD = (0.7, 0.5, 0.2, -0.1, -0.3, -0.5)
 
 
 class PlainBench(Bench):
-    """Affine maps, tanh cells, cosines, the H-equation, and worse."""
+    """Affine maps, tanh cells, cosines, the H-equation, and problems without a solution."""
 
     bound = 0.8
 
@@ -99,7 +99,7 @@ class PlainBench(Bench):
         return Poisoned(_takeable(problem), mask, value, grace)
 
     def walled(self) -> Problem:
-        """A function with a domain that plain iteration leaves."""
+        """Return a function whose domain plain iteration leaves."""
         return Walled(affine_contraction((3.0, 0.5, -0.5), seed=4), 10.0)
 
     def counted(self, problem: Problem) -> tuple[Problem, Tally]:
@@ -107,7 +107,7 @@ class PlainBench(Bench):
         return Counted(_takeable(problem), tally), tally
 
     def opaque(self, problem: Problem) -> Problem:
-        """The problem by operations that have no forward mode."""
+        """Return the problem with an operation that has no forward mode."""
         return Opaque(_takeable(problem))
 
     def raising(self, problem: Problem, error: Exception) -> Problem:
@@ -141,7 +141,7 @@ class PlainBench(Bench):
         return self.solve(self._free().starting_at(start))
 
     def _partly_solved(self) -> Affine:
-        """A diagonal map two of whose unknowns start, and stay, at zero."""
+        """Return a diagonal map, two of whose unknowns start and stay at zero."""
         matrix = torch.diag(torch.tensor([0.6, 0.0, -0.4, 0.5], dtype=torch.float64)).expand(4, -1, -1)
         offset = torch.tensor([1.0, 0.0, 1.0, 0.0], dtype=torch.float64).expand(4, -1)
         solution = offset / (1 - matrix.diagonal(dim1=1, dim2=2))

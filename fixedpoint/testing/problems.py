@@ -1,8 +1,8 @@
-"""Problems with known answers: what solvers are tested on, here and in a stranger's package.
+"""Problems with known answers to test solvers on, in this package and in others.
 
-Every problem is batched and made of operations that treat a row the same way whatever its batch (elementwise
-products and sums along the row, no matrix kernel), so that a difference between a row alone and a row in a batch
-is the solver's doing. Rows can be taken, and the whole problem cast to another dtype.
+Every problem is batched and uses operations that treat a row the same way whatever its batch (elementwise products and
+sums along the row, no matrix kernels). A difference between a row alone and a row in a batch is therefore caused by the
+solver. Rows can be taken, and a problem can be cast to another dtype.
 """
 
 from __future__ import annotations
@@ -39,21 +39,21 @@ DOTTIE = 0.7390851332151606
 
 
 class TakeableProblem(Problem, HasTake):
-    """A problem whose rows can be taken out."""
+    """A problem that can be restricted to some of its rows."""
 
     @abstractmethod
     def take(self, rows: Int[Tensor, " k"]) -> TakeableProblem:
-        """The problem of some of the rows."""
+        """Return the problem of some of the rows."""
 
 
 @dataclass(eq=False)
 class RowProblem(TakeableProblem):
-    """A problem given by tensors whose first dimension is the batch; ``start`` is one of them.
+    """A problem defined by tensors whose first dimension is the batch, among them ``start``.
 
     Attributes
     ----------
     start
-        Shape ``(B, D)``.
+        Shape ``(B, D)``: the state a solve begins from.
     """
 
     layout: Layout = field(init=False, repr=False)
@@ -69,11 +69,11 @@ class RowProblem(TakeableProblem):
         return replace(self, **{name: value[rows] for name, value in self._tensors().items()})
 
     def astype(self, dtype: torch.dtype) -> Self:
-        """The same problem in another dtype: its coefficients are rounded, and so is its solution."""
+        """Return the problem in another dtype; its coefficients and its solution are rounded."""
         return replace(self, **{name: value.to(dtype) for name, value in self._tensors().items()})
 
     def starting_at(self, start: Float[Tensor, "B D"]) -> Self:
-        """The same problem from another start."""
+        """Return the problem with another start."""
         return replace(self, start=start)
 
     def _tensors(self) -> dict[str, Any]:
@@ -82,14 +82,28 @@ class RowProblem(TakeableProblem):
 
 @dataclass(eq=False)
 class KnownProblem(RowProblem):
-    """A problem with its ``solution``, shape ``(B, D)``."""
+    """A problem with a known solution.
+
+    Attributes
+    ----------
+    solution
+        Shape ``(B, D)``.
+    """
 
     solution: Float[Tensor, "B D"]
 
 
 @dataclass(eq=False)
 class Affine(KnownProblem):
-    """``f(z) = A z + b``, a matrix for every row."""
+    """``f(z) = A z + b`` with a matrix for every row.
+
+    Attributes
+    ----------
+    matrix
+        ``A``, shape ``(B, D, D)``.
+    offset
+        ``b``, shape ``(B, D)``.
+    """
 
     matrix: Float[Tensor, "B D D"]
     offset: Float[Tensor, "B D"]
@@ -100,7 +114,15 @@ class Affine(KnownProblem):
 
 @dataclass(eq=False)
 class TanhCell(KnownProblem):
-    """``f(z) = tanh(W z + b)``, the cell of the simplest equilibrium model."""
+    """``f(z) = tanh(W z + b)``, the cell of the simplest equilibrium model.
+
+    Attributes
+    ----------
+    weight
+        ``W``, shape ``(B, D, D)``.
+    offset
+        ``b``, shape ``(B, D)``.
+    """
 
     weight: Float[Tensor, "B D D"]
     offset: Float[Tensor, "B D"]
@@ -111,7 +133,7 @@ class TanhCell(KnownProblem):
 
 @dataclass(eq=False)
 class Cosine(RowProblem):
-    """``f(z) = cos(z)``, unknown by unknown; solved by the Dottie number."""
+    """``f(z) = cos(z)``, elementwise; the solution is the Dottie number."""
 
     @property
     def solution(self) -> Float[Tensor, "B D"]:
@@ -123,7 +145,7 @@ class Cosine(RowProblem):
 
 @dataclass(eq=False)
 class Constant(KnownProblem):
-    """``f(z) = c``: every history of differences is zero."""
+    """``f(z) = c``, for which every history of differences is zero."""
 
     def __call__(self, z: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
         return self.solution.clone()
@@ -131,7 +153,7 @@ class Constant(KnownProblem):
 
 @dataclass(eq=False)
 class PeriodTwo(KnownProblem):
-    """``f(z) = 2 c - z``: plain iteration goes back and forth, ``c`` is the solution."""
+    """``f(z) = 2 c - z``, with solution ``c``; plain iteration alternates between two points."""
 
     def __call__(self, z: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
         return 2 * self.solution - z
@@ -139,7 +161,7 @@ class PeriodTwo(KnownProblem):
 
 @dataclass(eq=False)
 class Hopeless(RowProblem):
-    """``f(z) = z + 1 + z^2``: no real fixed point, and plain iteration overflows within a few rounds."""
+    """``f(z) = z + 1 + z^2``, which has no real fixed point; plain iteration overflows within a few rounds."""
 
     def __call__(self, z: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
         return z + 1 + z * z
@@ -174,18 +196,27 @@ class HEquation(RowProblem):
 def affine_contraction(
     spectrum: Sequence[float], rows: int = 4, *, normal: bool = True, bound: float = 0.95, seed: int = 0
 ) -> Affine:
-    """Affine maps whose matrices have the given eigenvalues, float64.
+    """Make affine maps whose matrices have the given eigenvalues, with random starts, float64.
 
     Parameters
     ----------
     spectrum
-        Real eigenvalues, the same for every row, in other coordinates for each.
+        The ``D`` real eigenvalues, the same for every row; the eigenvectors differ from row to row.
+    rows
+        ``B``, the number of rows.
     normal
-        Symmetric matrices; otherwise with a part above the diagonal, as large as the 2-norm ``bound`` permits.
+        Whether the matrices are symmetric. Otherwise they are triangular in a random basis, with a part above the
+        diagonal as large as the 2-norm ``bound`` permits.
     bound
-        2-norm of the matrices that are not normal; at least the largest of the spectrum.
+        Bound on the 2-norm of matrices that are not normal; at least the largest absolute value of ``spectrum``.
+        Ignored if ``normal``.
     seed
-        Of eigenvectors and offsets.
+        Seed of eigenvectors, offsets and starts.
+
+    Returns
+    -------
+    Affine
+        The problem, with its solution.
     """
     generator = torch.Generator().manual_seed(seed)
     values = torch.tensor(spectrum, dtype=torch.float64)
@@ -205,7 +236,24 @@ def affine_contraction(
 
 
 def tanh_cell(size: int = 6, rows: int = 4, *, gain: float = 0.9, seed: int = 0) -> TanhCell:
-    """Tanh cells with weights of 2-norm ``gain``, built around a chosen solution, float64."""
+    """Make tanh cells with a chosen solution, float64; the start is zero.
+
+    Parameters
+    ----------
+    size
+        ``D``, the number of unknowns.
+    rows
+        ``B``, the number of rows.
+    gain
+        2-norm of the weights; below 1 the map is a contraction.
+    seed
+        Seed of weights and solutions.
+
+    Returns
+    -------
+    TanhCell
+        The problem, with its solution.
+    """
     generator = torch.Generator().manual_seed(seed)
     raw = torch.randn(rows, size, size, generator=generator, dtype=torch.float64)
     weight = gain * raw / torch.linalg.matrix_norm(raw, 2).view(-1, 1, 1)

@@ -1,4 +1,4 @@
-"""Hypothesis strategies: contractions with known answers, states of any structure, dtypes. Needs hypothesis."""
+"""Hypothesis strategies: contractions with known answers, states of any structure, dtypes. Requires hypothesis."""
 
 from __future__ import annotations
 
@@ -23,7 +23,19 @@ dtypes = st.sampled_from([torch.float64, torch.float32, torch.bfloat16, torch.fl
 def affine_contractions(
     draw: st.DrawFn, *, max_rows: int = 4, max_size: int = 6, bound: float = 0.8, normal: bool | None = None
 ) -> Affine:
-    """Batches of affine maps with a 2-norm of at most ``bound`` and their solutions, float64."""
+    """Draw batches of affine maps with matrices of 2-norm at most ``bound``, and their solutions, float64.
+
+    Parameters
+    ----------
+    max_rows
+        Largest number of rows.
+    max_size
+        Largest number of unknowns.
+    bound
+        Largest 2-norm of the matrices.
+    normal
+        Whether the matrices are symmetric; None draws it.
+    """
     size = draw(st.integers(1, max_size), label="unknowns")
     eigenvalue = st.floats(-0.9 * bound, 0.9 * bound, allow_subnormal=False)
     spectrum = draw(st.lists(eigenvalue, min_size=size, max_size=size), label="spectrum")
@@ -45,14 +57,14 @@ class Cut:
     kind
         ``"tensor"``, ``"tuple"``, ``"list"``, ``"dict"`` or ``"nested"``.
     sizes
-        Unknowns of every piece; they add up to ``D``.
+        Number of unknowns of every piece; they add up to ``D``.
     """
 
     kind: str
     sizes: tuple[int, ...]
 
     def apply(self, state: Float[Tensor, "B D"]) -> Any:
-        """The state, cut."""
+        """Cut a state into the pieces, in the structure ``kind``."""
         if self.kind == "tensor":
             return state
         pieces = [self._shaped(piece) for piece in state.split(list(self.sizes), dim=1)]
@@ -63,17 +75,17 @@ class Cut:
         return tuple(pieces) if self.kind == "tuple" else pieces
 
     def ravel(self, value: Any) -> Float[Tensor, "B D"]:
-        """The state of a value of this cut."""
+        """Put the pieces of a value back together into a state."""
         return torch.cat([piece.flatten(1) for piece in _pieces(value)], dim=1)
 
     def _shaped(self, piece: Tensor) -> Tensor:
-        """With its unknowns in two dimensions where they fill them evenly."""
+        """Give a piece with an even number of unknowns two dimensions per row."""
         return piece.reshape(len(piece), 2, -1) if piece.shape[1] % 2 == 0 else piece
 
 
 @st.composite
 def cuts(draw: st.DrawFn, size: int) -> Cut:
-    """Ways to cut a state of ``size`` unknowns."""
+    """Draw ways to cut a state of ``size`` unknowns."""
     places = draw(st.sets(st.integers(1, size - 1)) if size > 1 else st.just(set()), label="places")
     edges = [0, *sorted(places), size]
     sizes = tuple(end - begin for begin, end in itertools.pairwise(edges))

@@ -1,4 +1,4 @@
-"""Wrappers that make a problem misbehave, or watch what a solver does to it."""
+"""Wrappers of problems that make them misbehave, or record how a solver calls them."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ __all__ = ["Counted", "Mixed", "Opaque", "Poisoned", "Raising", "Scaled", "Tally
 
 @dataclass
 class Tally:
-    """What a solver really did, counted where the function is called.
+    """The actual calls of a solver, counted where the function is called.
 
     Attributes
     ----------
     calls
-        Calls of the function.
+        Number of calls of the function.
     rows
-        Evaluations of every row.
+        Number of evaluations of every row, by the number of the row.
     dtypes
-        Dtypes of the points the function was given.
+        Dtypes of the points that the function was called with.
     """
 
     calls: int = 0
@@ -35,7 +35,7 @@ class Tally:
     dtypes: set[torch.dtype] = field(default_factory=set)
 
     def note(self, rows: Int[Tensor, " k"], dtype: torch.dtype) -> None:
-        """One call at these rows; a row evaluated twice in it stands in it twice."""
+        """Count one call; a row that it evaluates twice occurs twice in ``rows``."""
         self.calls += 1
         self.dtypes.add(dtype)
         for row in rows.tolist():
@@ -44,7 +44,7 @@ class Tally:
 
 @dataclass(eq=False)
 class Wrapper(TakeableProblem):
-    """A problem around another one of the same layout and start."""
+    """A problem that wraps another one, with the same layout and start."""
 
     layout: Layout = field(init=False, repr=False)
     inner: TakeableProblem
@@ -64,7 +64,7 @@ class Wrapper(TakeableProblem):
 
 @dataclass(eq=False)
 class Scaled(Wrapper):
-    """``s f(z / s)``: the same problem in other units."""
+    """``s f(z / s)`` with ``s = factor``: the same problem in other units."""
 
     factor: float
 
@@ -77,7 +77,7 @@ class Scaled(Wrapper):
 
 @dataclass(eq=False)
 class Poisoned(Wrapper):
-    """Rows of ``mask`` get ``value`` (NaN or Inf) in one of their unknowns, after ``grace`` calls that are sound."""
+    """Sets the first unknown of the rows in ``mask`` to ``value`` (NaN or Inf), after ``grace`` unchanged calls."""
 
     mask: Bool[Tensor, " B"]
     value: float = float("nan")
@@ -98,7 +98,7 @@ class Poisoned(Wrapper):
 
 @dataclass(eq=False)
 class Walled(Wrapper):
-    """NaN at points with an unknown larger than ``wall``: a function with a domain."""
+    """Returns NaN where an unknown is larger than ``wall`` in absolute value, like a function with a bounded domain."""
 
     wall: float
 
@@ -109,7 +109,7 @@ class Walled(Wrapper):
 
 @dataclass(eq=False)
 class Mixed(Wrapper):
-    """Rows of ``mask`` are those of ``other``, the rest those of ``inner``."""
+    """Takes the rows in ``mask`` from ``other`` and the rest from ``inner``."""
 
     other: TakeableProblem
     mask: Bool[Tensor, " B"]
@@ -126,7 +126,7 @@ class Mixed(Wrapper):
 
 @dataclass(eq=False)
 class Counted(Wrapper):
-    """Counts in ``tally`` what it is called with."""
+    """Counts its calls, their rows and dtypes in ``tally``."""
 
     tally: Tally = field(default_factory=Tally)
     rows: Int[Tensor, " B"] | None = None
@@ -144,7 +144,7 @@ class Counted(Wrapper):
 
 @dataclass(eq=False)
 class Opaque(Wrapper):
-    """The same function by an operation that has no forward mode, as fused kernels have not."""
+    """The same function with an operation that has no forward mode, like a fused kernel."""
 
     def __call__(self, z: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
         through: Tensor = _Backwards.apply(z)  # type: ignore[no-untyped-call]  # torch leaves it untyped
@@ -152,7 +152,7 @@ class Opaque(Wrapper):
 
 
 class _Backwards(torch.autograd.Function):
-    """The identity, with a backward pass alone."""
+    """The identity, with a backward pass and no forward mode."""
 
     @staticmethod
     def forward(ctx: Any, z: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""DDIM chains drawn by hypothesis, any schedule, length, eta: on mixtures with exact scores, and of a fixed image."""
+"""DDIM chains drawn by hypothesis: any schedule, length and eta, for mixtures with exact scores and a fixed image."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ANY_LENGTH = st.integers(1, 300) | st.sampled_from([1, 2, 50, 61, 300])  # 61 an
 
 @dataclass(frozen=True)
 class Case:
-    """One chain: schedule, length, stochasticity, batch, mixture."""
+    """One chain: schedule, length, eta, batch size and mixture."""
 
     schedule: DDIMSchedule
     steps: int
@@ -82,7 +82,7 @@ def cases(
 
 
 def with_fixed_image(schedule: DDIMSchedule, length: int, eta: float, seed: int) -> tuple[DDIMChain, torch.Tensor]:
-    """A chain whose model predicts the same clean image at every state, and its start."""
+    """Return a chain whose model predicts the same clean image at every state, and its start."""
     image = torch.linspace(-0.9, 0.9, 5, dtype=torch.float64)
     table = schedule.alphas_cumprod
 

@@ -1,4 +1,4 @@
-"""Devices the host may have to wait for, CUDA's first of all, and what it is watched by."""
+"""Devices that count how often the host waits for them, CUDA above all, and problems that record these counts."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ P = TypeVar("P", bound=RowProblem)
 
 
 class Device(Protocol):
-    """``waits``: how often the host has waited for it, to read a number or to bring one."""
+    """A device whose ``waits`` counts how often the host has waited for it, to read a number or to copy one to it."""
 
     device: str
 
@@ -29,7 +29,7 @@ class Device(Protocol):
 
 
 class Cuda:
-    """The first CUDA device, without TF32. Torch warns of operations that synchronise, and the warnings are counted."""
+    """The first CUDA device, without TF32; torch warns of operations that synchronise, and the warnings are counted."""
 
     device = "cuda:0"
 
@@ -53,7 +53,7 @@ class Cuda:
 
 
 class Watched(Problem, HasTake):
-    """A problem that notes, whenever it is called, how often the host has waited so far."""
+    """A problem that records at every call how often the host has waited so far."""
 
     def __init__(self, problem: RowProblem, device: Device, seen: list[int]) -> None:
         self.problem, self.device, self.seen = problem, device, seen
@@ -71,7 +71,7 @@ class Watched(Problem, HasTake):
 
 
 def watched(function: Callable[..., Tensor], device: Device, seen: list[int]) -> Callable[..., Tensor]:
-    """A function that notes the same."""
+    """Return a function that records the same at every call."""
 
     def call(*args: Any) -> Tensor:
         seen.append(device.waits)
@@ -81,11 +81,11 @@ def watched(function: Callable[..., Tensor], device: Device, seen: list[int]) ->
 
 
 def waits_between(seen: list[int]) -> list[int]:
-    """How often the host waited between one call and the next."""
+    """Return how often the host waited between one call and the next."""
     return [after - before for before, after in pairwise(seen)]
 
 
 def moved(problem: P, device: Device) -> P:
-    """The same problem on a device."""
+    """Return the problem on a device."""
     tensors = {entry.name: getattr(problem, entry.name) for entry in fields(problem) if entry.init}
     return replace(problem, **{name: value.to(device.device) for name, value in tensors.items()})

@@ -1,12 +1,12 @@
-"""The fenced blocks of a page, carried out in order as a reader would.
+"""Runs the fenced blocks of a documentation page in order, as a reader would.
 
-- A block whose fence says ``title="some/file.py"`` is written to that file.
-- A ``console`` block is typed into a shell line by line: what stands after ``$ `` is a command, what follows is its
-  output. ``...`` stands for anything, white space for white space. A command that fails must be followed by
+- A block whose fence has ``title="some/file.py"`` is written to that file.
+- A ``console`` block is run in a shell line by line: the text after ``$ `` is a command, the lines below it are its
+  output. ``...`` matches anything, white space matches any white space. A command that fails must be followed by
   ``$ echo $?``.
-- A ``python`` block is executed in one namespace; a ``text`` block right after it is what it prints.
+- A ``python`` block is executed in a namespace shared by the page; a ``text`` block right after it is its output.
 
-Nothing else may be fenced.
+No other fenced blocks are allowed.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _MARK = "\x01"
 
 @dataclass(frozen=True)
 class Block:
-    """One fenced block, and where its fence stands."""
+    """One fenced block, with the page and line of its fence."""
 
     page: str
     line: int
@@ -46,7 +46,7 @@ class Block:
 
 
 def blocks(page: str) -> list[Block]:
-    """All fenced blocks of a page of the repository."""
+    """Return all fenced blocks of a page of the repository."""
     found: list[Block] = []
     lines = (ROOT / page).read_text().splitlines(keepends=True)
     opened: tuple[int, str, str] | None = None
@@ -63,7 +63,7 @@ def blocks(page: str) -> list[Block]:
 
 
 def sections(page: str) -> dict[str, str]:
-    """The text under every heading of a page, by heading without its marks; fences are no headings."""
+    """Return the text under every heading of a page, by heading without marks; ``#`` in a fence is not a heading."""
     found: dict[str, str] = {}
     heading, fenced = "", False
     for line in (ROOT / page).read_text().splitlines():
@@ -76,16 +76,16 @@ def sections(page: str) -> dict[str, str]:
 
 @dataclass
 class Reader:
-    """Somebody who follows a page word for word.
+    """Runs the blocks of a page, keeping the folder, the environment and the Python namespace between them.
 
     Attributes
     ----------
     home
-        Where the reader begins, and what titles of files start from.
+        The folder to start in, and the one that file titles are relative to.
     left_out
-        Commands that are not carried out.
+        Commands that are not run, with the reason.
     in_place_of
-        What is carried out instead of a command.
+        Commands that are run in place of others.
     """
 
     home: Path
@@ -105,7 +105,7 @@ class Reader:
         }
 
     def follow(self, page: str) -> None:
-        """Carry out every block of a page."""
+        """Run every block of a page."""
         for block in blocks(page):
             self.carry_out(block)
 
@@ -128,7 +128,7 @@ class Reader:
             raise AssertionError(f"{block.where}: nobody carries out this block; give it a kind, or a title")
 
     def _executed(self, block: Block) -> str:
-        # Lines are counted as in the page, so that a traceback leads there.
+        # Blank lines in front make line numbers those of the page, so that a traceback points there.
         code = compile("\n" * block.line + block.text, str(ROOT / block.page), "exec")
         with contextlib.redirect_stdout(io.StringIO()) as out:
             exec(code, self.namespace)
@@ -165,7 +165,7 @@ class Reader:
 
 
 def _commands(block: Block) -> Iterator[tuple[str, str]]:
-    """Every command of a console block, comments dropped, with the output shown for it."""
+    """Yield every command of a console block, without comments, and the output that the page shows for it."""
     command, output = "", ""
     for line in block.text.splitlines(keepends=True):
         if line.startswith("$ "):

@@ -1,4 +1,4 @@
-"""Cells that the tests of the layers share."""
+"""Cells shared by the tests of the layers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ def draw(seed: int, *shape: int) -> Tensor:
 
 
 class TanhCell(nn.Module):
-    """``tanh(W z + x)`` with a weight of 2-norm ``gain``, and dropout of ``z``."""
+    """``tanh(W z + x)`` with a weight of 2-norm ``gain``, and dropout applied to ``z``."""
 
     def __init__(self, size: int = 6, gain: float = 0.8, dropout: float = 0.0, seed: int = 0) -> None:
         super().__init__()
@@ -29,7 +29,7 @@ class TanhCell(nn.Module):
 
 
 class TwoScales(nn.Module):
-    """A state of two tensors of different shapes."""
+    """A cell whose state is two tensors of different shapes."""
 
     def __init__(self, seed: int = 0) -> None:
         super().__init__()

@@ -12,7 +12,7 @@ Allowed = Callable[[Row], bool]
 
 
 def pairwise_design(factors: Sequence[Sequence[str]], allowed: Allowed) -> list[Row]:
-    """Rows, one choice of every factor each, made greedily: the next row has the most pairs that are still missing.
+    """Return rows with one choice of every factor each, chosen greedily: the next row has the most missing pairs.
 
     Pairs that occur in no allowed row are left out.
     """
@@ -27,5 +27,5 @@ def pairwise_design(factors: Sequence[Sequence[str]], allowed: Allowed) -> list[
 
 
 def pairs_of(row: Row) -> Iterator[tuple[tuple[int, str], tuple[int, str]]]:
-    """Any two choices of a row, each with the number of its factor."""
+    """Return all pairs of choices of a row, each choice with the number of its factor."""
     return combinations(enumerate(row), 2)

@@ -1,7 +1,8 @@
-"""A device that is none: tensors say they are on ``standin:0``, and are computed on the CPU.
+"""A simulated device: its tensors report ``standin:0`` as their device and are computed on the CPU.
 
-What an accelerator would refuse is refused (a tensor of the CPU in the midst of those of the device), what the host
-would wait for is noted. So whatever runs there can be looked at as it would run on CUDA, on a machine without it.
+Operations that an accelerator would refuse raise an error (a CPU tensor mixed with tensors of the device), and
+operations that the host would have to wait for are counted. So code can be tested as it would run on CUDA, on a machine
+without CUDA.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ __all__ = ["StandIn", "stand_in"]
 
 aten = torch.ops.aten
 CPU = torch.device("cpu")
-# What the host must know before it can go on: a number of the device, or a shape that depends on its data.
+# Operations whose result the host must know to continue: a number, or a shape that depends on the data.
 _READS = {
     aten._local_scalar_dense,
     aten.equal,
@@ -42,7 +43,7 @@ _COPIES = {aten._to_copy, aten.copy_}
 
 
 class _Held(Tensor):
-    """A tensor of the device: ``held`` is what it holds, on the CPU."""
+    """A tensor of the device; ``held`` is the CPU tensor with its data."""
 
     held: Tensor
 
@@ -74,14 +75,14 @@ class _Held(Tensor):
 
 
 class StandIn(TorchDispatchMode):
-    """What happened on the device since it was entered.
+    """Runs operations on the simulated device, and counts how often the host waits since the context was entered.
 
     Attributes
     ----------
     reads
-        Operations for which the host waits for all that was asked of the device before.
+        Number of operations for which the host waits until the device has finished all earlier work.
     uploads
-        Copies to the device for which it waits, too: not ``non_blocking``.
+        Number of copies to the device that the host waits for, since they are not ``non_blocking``.
     """
 
     device = "standin:0"
@@ -93,14 +94,14 @@ class StandIn(TorchDispatchMode):
 
     @property
     def waits(self) -> int:
-        """How often the host has waited."""
+        """How often the host has waited, for reads and uploads."""
         return self.reads + self.uploads
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return self.carry_out(func, args, kwargs or {})
 
     def carry_out(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-        """An operation, on the CPU, as it would go on the device."""
+        """Run an operation on the CPU with the behaviour of the device."""
         given = _tensors([*args, *kwargs.values()])
         there = [tensor for tensor in given if isinstance(tensor, _Held)]
         target = torch.device(kwargs["device"]) if kwargs.get("device") is not None else None
@@ -113,9 +114,9 @@ class StandIn(TorchDispatchMode):
             self._note(packet, args, kwargs)
             self._refuse_mixed(func, given, args)
         if packet is aten._to_copy and target is not None and (target.type == "cpu") == bool(there):
-            args = (args[0].clone(), *args[1:])  # a copy, where the CPU would have none to make
+            args = (args[0].clone(), *args[1:])  # the CPU would return the same tensor, a device makes a copy
         if packet is aten._efficientzerotensor:
-            func = aten.zeros.default  # zeros without memory, which only a tensor's own keys make work
+            func = aten.zeros.default  # zeros without memory require a dispatch key that the wrapper lacks
         wrappers = {id(tensor.held): tensor for tensor in there}
         home = (packet is aten._to_copy and target == CPU) or (packet is aten.copy_ and not isinstance(args[0], _Held))
         if target is not None:
@@ -143,7 +144,7 @@ class StandIn(TorchDispatchMode):
             self.uploads += isinstance(args[0], _Held) and not all(isinstance(index, _Held) for index in indices)
 
     def _refuse_mixed(self, func: Any, given: list[Tensor], args: Any) -> None:
-        """As CUDA does: numbers of the CPU are welcome in pointwise operations, and indices where tensors are taken."""
+        """Raise as CUDA does on mixed devices; CPU scalars in pointwise operations and CPU indices are allowed."""
         elsewhere = [tensor for tensor in given if not isinstance(tensor, _Held)]
         if func.overloadpacket in _INDEXING and isinstance(args[0], _Held):
             elsewhere = [
@@ -160,7 +161,7 @@ _CURRENT: list[StandIn] = []
 
 @contextmanager
 def stand_in() -> Iterator[StandIn]:
-    """The device, as long as the context lasts."""
+    """Provide the device for the duration of the context."""
     register()
     device = StandIn()
     _CURRENT.append(device)
@@ -173,7 +174,7 @@ def stand_in() -> Iterator[StandIn]:
 
 @cache
 def register() -> None:
-    """Make the device known to torch; before the first backward pass of the process, which counts the devices."""
+    """Register the device with torch, which must happen before the first backward pass: that counts the devices."""
     _setup_privateuseone_for_python_backend("standin", _Module(), _Hooks())
     library = torch.library.Library("aten", "IMPL")
     for name, kernel in (("empty_strided", _empty_strided), ("_copy_from", _copy_from)):
@@ -198,7 +199,7 @@ _LIBRARIES: list[Any] = []
 
 
 def _empty_strided(size: Any, stride: Any, **kwargs: Any) -> Tensor:
-    """What torch itself makes of numbers: ``torch.tensor([1, 2], device=...)``, ``z[:, [1, 2]]``."""
+    """Make the tensors that torch creates from numbers: ``torch.tensor([1, 2], device=...)``, ``z[:, [1, 2]]``."""
     return _Held(torch.empty_strided(size, stride, dtype=kwargs.get("dtype")))
 
 
@@ -209,7 +210,7 @@ def _copy_from(source: Tensor, target: Tensor, non_blocking: bool = False) -> Te
     return target
 
 
-# Without torch's pytree, which takes most of the time of everything: operations nest sequences and nothing else.
+# Torch's pytree would take most of the run time. Arguments of operations nest only lists and tuples.
 def _tensors(values: Iterable[Any]) -> list[Tensor]:
     found: list[Tensor] = []
     for value in values:

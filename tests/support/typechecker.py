@@ -1,8 +1,8 @@
-"""Annotations in the test run: beartype, on shapes and dtypes of tensors alone, once for each kind of call.
+"""Checks annotations during tests with beartype: only shapes and dtypes of tensors, once for each kind of call.
 
-Options and values from users are checked by the library itself, with sentences the tests read; a checker that
-refused them first would hide those. A call with the shapes and dtypes of one that passed is not checked again: an
-iteration makes thousands of those, and checking each took most of the time of the tests.
+Options and values from users are checked by the library itself, with messages that the tests compare. A type checker
+that rejected them first would hide these messages. A call with the same shapes and dtypes as one that passed is not
+checked again: an iteration makes thousands of such calls, and checking each took most of the time of the tests.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ _SHAPED = re.compile(r"\b(Float|Int|Int8|Bool|Shaped)\[")
 
 
 def checked(function: Callable[..., Any]) -> Callable[..., Any]:
-    """``function`` with the annotations of its tensors checked at every call."""
+    """Return ``function`` with the annotations of its tensors checked at every call."""
     hints = function.__annotations__
     function.__annotations__ = {name: hint if _is_shaped(hint) else Any for name, hint in hints.items()}
     return beartype(function)
 
 
 def once_for_each_kind(*, typechecker: Callable[..., Any]) -> Callable[..., Any]:
-    """``jaxtyping.jaxtyped``, as the import hook applies it, but each kind of call is checked once."""
+    """Return ``jaxtyping.jaxtyped`` as the import hook applies it, except that each kind of call is checked once."""
     return functools.partial(_decorated, typechecker=typechecker)
 
 

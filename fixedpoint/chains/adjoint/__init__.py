@@ -1,1 +1,1 @@
-"""The adjoint of a chain, and the gradient estimator made of it."""
+"""The adjoint of a chain, and the gradient estimator based on it."""

@@ -1,15 +1,17 @@
-r"""The adjoint of a chain: a chain itself, run backwards along a trajectory.
+r"""The adjoint of a chain, which is itself a chain that runs backwards along a trajectory.
 
-For a loss ``L`` of the states of ``x_{i+1} = Phi_i(x_i)``, with ``g_i`` its direct derivative by ``x_i``,
+For a loss ``L`` of the states of ``x_{i+1} = Phi_i(x_i)``, with direct derivative ``g_i`` with respect to ``x_i``,
 
     lambda_N = g_N,    lambda_i = (dPhi_i/dx)^T lambda_{i+1} + g_i,    dL/dx_0 = lambda_0
     dL/dtheta = sum_i lambda_{i+1}^T dPhi_i/dtheta
 
-(Pontryagin's adjoint states, or backpropagation.) The trajectory is known, so that all products of a round are made in
-one batch, and whatever solves chains solves this one: exactly, in at most ``N`` rounds, in far fewer to a tolerance.
+(Pontryagin's adjoint states, or backpropagation.) The trajectory is known, so all products of a round are computed in
+one batch, and any solver of chains solves the adjoint chain: exactly in at most ``N`` rounds, and to a tolerance in far
+fewer.
 
-A product takes its step once more under autograd and drops it afterwards: memory is that of the states and of one
-micro-batch of steps, whatever the length. A serial backward pass holds the activations of all ``N``.
+A product evaluates its step once more under autograd and discards the graph afterwards. The memory is that of the
+states and of one micro-batch of steps, whatever the length; a serial backward pass holds the activations of all ``N``
+steps.
 """
 
 from __future__ import annotations
@@ -29,16 +31,16 @@ __all__ = ["AdjointChain", "recorded_steps"]
 
 
 class AdjointChain(Chain, HasCoefficients, HasGaussianSlopes):
-    """From the cotangent of the last state to that of the start: state ``j`` is ``lambda_{N-j}``.
+    """The chain from the cotangent of the last state to the cotangent of the start: state ``j`` is ``lambda_{N-j}``.
 
     Parameters
     ----------
     problem
-        The chain that was solved, with its rows and micro-batches.
+        The chain that was solved. Its rows and ``max_batch`` are used here, too.
     states
-        Its states, shape ``(B, N, *event)``.
+        ``x_1 .. x_N``, shape ``(B, N, *event)``.
     direct
-        ``g_1 .. g_N``, of the same shape; None where the loss is of the last state alone.
+        ``g_1 .. g_N``, shape ``(B, N, *event)``; None if the loss depends on the last state only.
     """
 
     def __init__(
@@ -50,24 +52,24 @@ class AdjointChain(Chain, HasCoefficients, HasGaussianSlopes):
         self.ambient = Ambient.of(states)
 
     def coefficients(self) -> Float[Tensor, " N"] | None:
-        """The coefficients of the chain, from its end; None where it knows none."""
+        """Return the coefficients of the chain in reverse order, or None if it provides none."""
         known = self.problem.coefficients()
         return None if known is None else known.flip(0)
 
     def gaussian_slopes(self, variance: float) -> Float[Tensor, " N"]:
-        """The slopes of the chain's steps for Gaussian data, from its end.
+        """Return the slopes of the chain's steps for Gaussian data, in reverse order.
 
         Raises
         ------
         AbilityError
-            Where the chain does not know them.
+            When the chain does not provide them.
         """
         return self.problem.gaussian_slopes(variance).flip(0)
 
     def step(
         self, x: Float[Tensor, "P *event"], index: Int[Tensor, " P"], row: Int[Tensor, " P"]
     ) -> Float[Tensor, "P *event"]:
-        """``(dPhi_i/dx)^T x + g_i`` with ``i = N - 1 - index``, of every pair."""
+        """Return ``(dPhi_i/dx)^T x + g_i`` with ``i = N - 1 - index``, for every pair."""
         at = self.length - 1 - index
         with torch.enable_grad(), self.ambient:
             z = severed(self.inputs[row, at])
@@ -75,23 +77,29 @@ class AdjointChain(Chain, HasCoefficients, HasGaussianSlopes):
         pulled = products(value, z, x)
         if self.direct is None:
             return pulled
+        # g_0 is not part of ``direct``: the cotangent of the start is added by autograd, outside of the chain.
         earlier = self.direct[row, (at - 1).clamp(min=0)]
         return pulled + torch.where((at > 0).view(-1, *[1] * (x.ndim - 1)), earlier, 0.0)
 
     def gathered(self, cotangents: Float[Tensor, "B N *event"], edge: Edge) -> tuple[Tensor | None, ...]:
-        """``sum_i lambda_{i+1}^T dPhi_i/dtheta``, micro-batch by micro-batch.
+        """Return ``sum_i lambda_{i+1}^T dPhi_i/dtheta``, computed one micro-batch at a time.
 
         Parameters
         ----------
         cotangents
-            ``lambda_1 .. lambda_N``.
+            ``lambda_1 .. lambda_N``, shape ``(B, N, *event)``.
         edge
-            The ``theta``, by the nodes that made them.
+            The tensors ``theta``, by the autograd nodes that made them.
+
+        Returns
+        -------
+        tuple
+            One gradient per tensor in ``edge``; None where no step depends on it.
 
         Raises
         ------
         RuntimeError
-            Where a step depends on more.
+            When a step depends on a tensor that is not in ``edge``.
         """
         rows, outside = len(self.inputs), tuple(edge.values())
         index = torch.arange(self.length, device=cotangents.device).repeat(rows)
@@ -110,7 +118,7 @@ class AdjointChain(Chain, HasCoefficients, HasGaussianSlopes):
         return tuple(totals)
 
     def _recorded(self, index: Int[Tensor, " P"], row: Int[Tensor, " P"]) -> tuple[Tensor, Edge | None]:
-        """Steps along the trajectory, and what they depend on beside their states."""
+        """Record steps along the trajectory; see :func:`recorded_steps`."""
         return recorded_steps(self.problem, self.inputs[row, index], index, row, self.ambient)
 
 
@@ -121,7 +129,10 @@ def recorded_steps(
     row: Int[Tensor, " P"],
     ambient: Ambient,
 ) -> tuple[Float[Tensor, "P *event"], Edge | None]:
-    """Steps of a chain as autograd records them, and what they depend on beside ``x``; None where that is hidden."""
+    """Evaluate steps under autograd; return their values and the tensors they depend on in addition to ``x``.
+
+    In place of these tensors None is returned if they cannot be determined.
+    """
     z = severed(x)
     with torch.enable_grad(), ambient, Boundary(z) as boundary:
         value = problem.pairs(z, index, row)

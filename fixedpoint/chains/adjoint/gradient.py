@@ -1,11 +1,11 @@
 r"""Chain adjoint: the exact gradient of a chain's states, in parallel rounds and bounded memory.
 
 The backward pass solves the adjoint chain along the trajectory that was found (``fixedpoint.chains.adjoint.adjoint``),
-jointly or step by step, as the solver has it, to a tolerance of its own; then one pass over all steps gathers the
-gradient by whatever the steps depend on: the parameters of a network, its conditioning, the noise.
+jointly or step by step depending on the solver, to a tolerance of its own. One pass over all steps then accumulates the
+gradient with respect to everything that the steps depend on: network parameters, conditioning, noise.
 
-The general implicit gradient records all ``N`` steps at once and holds their activations; this one holds a micro-batch
-of them.
+The general implicit gradient records all ``N`` steps at once and holds their activations. This estimator holds those of
+one micro-batch.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ _INHERITED = frozenset(_INHERITED_FROM)
 class ChainAdjoint(GradientEstimator):
     """The exact gradient of a chain, in parallel rounds, in the memory of its states and one micro-batch of steps.
 
-    ``solution.extras["adjoint"]`` is an ``AdjointReport``, which a backward pass fills in. Second derivatives and
-    forward mode are refused. The states must be those of a solve that keeps all of them.
+    ``solution.extras["adjoint"]`` is an ``AdjointReport``, which the backward pass fills in. Second derivatives and
+    forward mode raise an error. The problem must keep all states.
     """
 
     solver: Solver = option(factory=ChainSolver, help="solver of the adjoint chain; serial: one step after another")
@@ -96,12 +96,12 @@ class ChainAdjoint(GradientEstimator):
 
 
 def _depends_on(problem: ChainProblem) -> Edge:
-    """What steps depend on beside their states, as the first one of every row shows.
+    """Return the tensors that steps depend on in addition to their states, found from the first step of every row.
 
     Raises
     ------
     RuntimeError
-        Where that cannot be told.
+        When these tensors cannot be determined.
     """
     rows = torch.arange(len(problem.x0), device=problem.x0.device)
     _, edge = recorded_steps(problem, problem.x0, torch.zeros_like(rows), rows, Ambient.of(problem.x0))
@@ -115,7 +115,7 @@ def _depends_on(problem: ChainProblem) -> Edge:
 
 @dataclass
 class _Rule:
-    """What a backward pass goes by."""
+    """What a backward pass needs: the estimator, the chain, the tensors its steps depend on, and the report."""
 
     by: ChainAdjoint
     problem: ChainProblem
@@ -125,11 +125,12 @@ class _Rule:
     def solved(
         self, states: Float[Tensor, "B D"], g: Float[Tensor, "B D"]
     ) -> tuple[AdjointChain, Float[Tensor, "B n *event"]]:
-        """The adjoint chain and ``lambda_0 .. lambda_N``."""
+        """Solve the adjoint chain for the cotangent ``g`` of the states; return it and ``lambda_0 .. lambda_N``."""
         by, problem = self.by, self.problem
         shape = (len(states), problem.length, *problem.x0.shape[1:])
         unit, size = scaled_rows(g)
         direct = unit.view(shape)
+        # A loss of the last state alone is the usual case: without ``direct`` the adjoint steps add nothing.
         several = problem.length > 1 and bool((direct[:, :-1] != 0).any())
         chain = AdjointChain(problem, states.view(shape), direct if several else None)
         last = direct[:, -1].contiguous()
@@ -153,7 +154,10 @@ class _Rule:
 
 
 class _Attached(torch.autograd.Function):
-    """The states, whose cotangent goes by the adjoint chain to the start and to whatever the steps depend on."""
+    """The states, as a function whose backward pass solves the adjoint chain.
+
+    The gradient goes to the start and to the tensors that the steps depend on.
+    """
 
     @staticmethod
     def forward(ctx: Any, rule: _Rule, states: Tensor, x0: Tensor, *outside: Tensor) -> Tensor:

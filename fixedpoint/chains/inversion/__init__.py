@@ -1,1 +1,1 @@
-"""The inverse of a chain: the start that leads to a given end."""
+"""Inversion of chains: finding the start that leads to a given last state."""

@@ -1,13 +1,14 @@
-"""Inversion of a chain: the start that leads to a given end, and how well it does.
+"""``invert_chain``: finds the start of a chain that leads to a given last state, and measures how well it does.
 
     inversion = invert_chain(chain, x_N)
-    inversion.latents            x_0, of which the chain makes inversion.reconstruction
-    inversion.round_trip         how far that is from x_N, row by row
-    inversion.message            what became of the rows
+    inversion.latents            x_0, the start that was found
+    inversion.reconstruction     the last state of the chain from x_0
+    inversion.round_trip         distance of that from x_N, row by row
+    inversion.message            how the rows ended
 
-An end need not have a start that leads to it: a trained model's last steps nearly project onto what it takes for data.
-So the answer is judged by what the chain makes of it, and says what is left and where: of single steps
-(``residuals``), of the clean end in all (``misfit``), and of the whole (``round_trip``).
+A given last state need not have a start that leads to it: the last steps of a trained model nearly project onto what
+the model considers data. So the result is judged by running the chain from it, and reports the remaining errors: those
+of single steps (``residuals``), of the clean end in total (``misfit``), and of the whole chain (``round_trip``).
 """
 
 from __future__ import annotations
@@ -35,24 +36,24 @@ from fixedpoint.core.transfer import to_device
 
 __all__ = ["Inversion", "InversionProgress", "InversionStatus", "invert_chain"]
 
-# A joint part whose error has fallen by less than this factor over its second half gets no nearer.
+# If the error of the joint part falls by less than this factor over its second half, it makes no progress.
 _FALLS = 2.0
-# The change of any state, of its size, to which the round trip is computed.
+# Relative tolerance of the round trip.
 _ROUND_TRIP = 1e-5
 
 
 @dataclass(frozen=True)
 class InversionProgress:
-    """Where an inversion stands: for progress displays.
+    """The progress of an inversion, for displays.
 
     Attributes
     ----------
     stage
-        ``"clean end"``, ``"joint"``, ``"round trip"``; ``"step by step"``.
+        ``"clean end"``, ``"joint"`` or ``"step by step"``, and at the end ``"round trip"``.
     round
-        Rounds so far, of all stages.
+        Number of rounds so far, over all stages.
     relative_error
-        The largest of any row, in this stage.
+        The largest relative error of any row, in this stage.
     """
 
     stage: str
@@ -70,30 +71,37 @@ def invert_chain(
     tolerance: float = 2e-3,
     on_round: Callable[[InversionProgress], None] | None = None,
 ) -> Inversion:
-    """Find the start of a chain from its end, and see what the chain makes of it.
+    """Find the start of a chain from its last state, and run the chain from it to measure the result.
 
-    No gradient passes through; ``InverseProblem`` with ``gradient="implicit"`` has one.
+    The result carries no gradient; solve an ``InverseProblem`` with ``gradient="implicit"`` to get one.
 
     Parameters
     ----------
     chain
-        The chain: DDIM with any eta and known noise, Euler steps of a flow, recurrent cells.
+        The chain, for example DDIM with any eta and known noise, Euler steps of a flow, or recurrent cells.
     x_N
-        Its end, shape ``(B, *event)``. Rows are independent.
+        The last state, shape ``(B, *event)``, floating-point dtype, finite. Rows are independent.
     method
-        How; default ``JointInversion()``. ``StepwiseInversion`` is what it is compared with.
+        The method; default ``JointInversion()``. ``StepwiseInversion`` is meant for comparison.
     max_batch
-        Evaluate at most this many (state, step) pairs in one call of ``chain.step``.
+        Largest number of (state, step) pairs in one call of ``chain.step``, at least 1; default: no limit.
     tolerance
-        The rms of ``reconstruction - x_N``, in units of the states, within which a row counts as inverted. Default: a
-        quarter of a grey level of images in [-1, 1].
+        A row counts as inverted if the rms of ``reconstruction - x_N`` is at most this, in units of the states;
+        positive. The default is a quarter of a grey level of images in [-1, 1].
     on_round
-        Told after every round.
+        Called with an :class:`InversionProgress` after every round.
+
+    Returns
+    -------
+    Inversion
+        The states, the round trip, and the status of every row.
 
     Raises
     ------
-    TypeError, ValueError
-        For anything that is not as described; for a chain without an inverse, which says why.
+    TypeError
+        When ``method`` is not an ``Inverter``, or another argument has a wrong type or dtype.
+    ValueError
+        When another argument is not as described, or when the chain has no inverse; the message says why.
     """
     method = JointInversion() if method is None else method
     if not isinstance(method, Inverter):
@@ -121,7 +129,7 @@ def invert_chain(
 
 
 class _Told:
-    """Tells of rounds, counted over all stages."""
+    """Calls ``on_round`` with the number of rounds over all stages."""
 
     def __init__(self, on_round: Callable[[InversionProgress], None] | None) -> None:
         self._on_round, self._rounds = on_round, 0
@@ -133,7 +141,8 @@ class _Told:
 
 
 def _round_trip(work: Workbench, tell: Callable[[str, Progress], None] | None) -> Float[Tensor, "B *event"]:
-    """What the chain makes of the start, jointly from the states that were found; NaN in rows that are lost."""
+    """Run the chain from the start, as a joint solve from the states that were found; NaN in rows that fail."""
+    # A start must be finite, also in rows whose inversion failed.
     start = work.states[:, 0].nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
     along = torch.cat([work.states[:, 1:], work.end.unsqueeze(1)], dim=1)
     problem = ChainProblem(work.chain, start, max_batch=work.max_batch, start=along)
@@ -150,7 +159,7 @@ def _judged(
     work: Workbench, off: Float[Tensor, " B"], misfit: Float[Tensor, " B"], tolerance: float
 ) -> tuple[InversionStatus, ...]:
     falls = np.ones(len(off), dtype=np.bool_) if work.joint is None else _falls(work.joint)
-    told = zip(off.tolist(), misfit.tolist(), falls.tolist(), strict=True)  # the host waits here
+    told = zip(off.tolist(), misfit.tolist(), falls.tolist(), strict=True)  # the host waits for the device here
     return tuple(_status(*each, tolerance) for each in told)
 
 
@@ -165,7 +174,7 @@ def _status(off: float, misfit: float, falls: bool, tolerance: float) -> Inversi
 
 
 def _falls(solution: Solution) -> NDArray[np.bool_]:
-    """Whether each row has converged, or was still getting nearer in the second half of its own rounds."""
+    """Return for each row whether it converged, or its error still fell in the second half of its own rounds."""
     errors = np.where(np.isfinite(solution.trace.relative), solution.trace.relative, np.inf)
     early = solution.trace.rounds[:, None] <= (solution.rounds + 1) // 2
     falls: NDArray[np.bool_] = errors.min(axis=0) * _FALLS < np.where(early, errors, np.inf).min(axis=0)

@@ -1,19 +1,20 @@
-r"""Ways to invert a chain: which states lead to a given last one.
+r"""Methods of inversion: they find the states of a chain that lead to a given last one.
 
-**Jointly.** Where a chain ends in data its last steps nearly project onto it: whatever leads off the data is wiped out,
-and the inverse equation ``Phi_i(x) = x_{i+1}`` hardly says anything of it, or has no solution. Seen from the end every
-step before hands on what these leave over. So the *clean end* is inverted first, one step after another, each by an
-accelerated fixed point that keeps its best point; then all the steps before it, as one joint fixed point
-(``fixedpoint.chains.inversion.problem``), which contracts.
+**Jointly.** If a chain ends in data, its last steps nearly project onto the data: whatever leads off the data is
+removed. The inverse equation ``Phi_i(x) = x_{i+1}`` then hardly determines these directions, or has no solution. The
+residual of these steps is carried to every earlier step. So the *clean end* is inverted first, one step after another,
+each by an accelerated fixed point that keeps its best point. All steps before it are then inverted as one joint fixed
+point (``fixedpoint.chains.inversion.problem``), which contracts.
 
-Which steps these are the chain knows (``HasGaussianSlopes``): with data of no variance at all a step hands on the
-share of a change that leads off the data. Where less than two fifths are left, plain rounds take long.
+The chain itself provides which steps these are (``HasGaussianSlopes``). For data with zero variance, the slope of a
+step is the share of a change off the data that the step passes on. Where this share is below two fifths, plain rounds
+converge slowly.
 
-**Step by step**, as it is done elsewhere. With the coefficients of the epsilon form and one evaluation a step it is
+**Step by step**, as in other software. With the coefficients of the epsilon form and one evaluation per step this is
 "DDIM inversion" (Song, Meng & Ermon 2021; diffusers' ``DDIMInverseScheduler``): the network is evaluated at the state
-it comes from, not at the one it goes to. More evaluations a step make it a fixed point (Pan et al. 2023,
-"Effective real image editing with accelerated iterative diffusion inversion", plain or with Anderson acceleration;
-Meiri et al. 2023, "Fixed-point inversion for text-to-image diffusion models").
+that the inverse step starts from, not at the one it leads to. More evaluations per step make it a fixed-point iteration
+(Pan et al. 2023, "Effective real image editing with accelerated iterative diffusion inversion", plain or with Anderson
+acceleration; Meiri et al. 2023, "Fixed-point inversion for text-to-image diffusion models").
 """
 
 from __future__ import annotations
@@ -34,16 +35,16 @@ from fixedpoint.solvers.picard import Picard
 
 __all__ = ["Inverter", "JointInversion", "StepwiseInversion", "clean_end_of"]
 
-# Steps that hand on less than this share of what leads off the data are the clean end.
+# The clean end consists of the steps that pass on less than this share of a change off the data.
 _PROJECTS = 0.4
-# Data of no variance, as far as slopes can be computed of it.
+# Stands for zero variance; slopes require a positive one.
 _NO_VARIANCE = 1e-12
-# Rounds after which a step of the clean end that gets no nearer has been solved as far as it can be.
+# A step of the clean end ends after this many rounds without progress.
 _PATIENCE = 10
 
 
 def clean_end_of(chain: Chain) -> int:
-    """How many steps at the end of a chain nearly project; 0 for a chain that does not know."""
+    """Return how many steps at the end of a chain nearly project; 0 if the chain provides no Gaussian slopes."""
     if not isinstance(chain, HasGaussianSlopes):
         return 0
     passing = chain.gaussian_slopes(_NO_VARIANCE) >= _PROJECTS
@@ -51,15 +52,15 @@ def clean_end_of(chain: Chain) -> int:
 
 
 class Inverter(Options, ABC):
-    """Options that find the states of a chain from its last one."""
+    """Base class of the methods that find the states of a chain from its last one."""
 
     @abstractmethod
     def fill(self, work: Workbench) -> None:
-        """Find all states."""
+        """Find all states and store them in ``work``."""
 
     @abstractmethod
     def clean_steps(self, chain: Chain) -> int:
-        """How many steps at the end are told apart, as what no start need lead to."""
+        """Return the number of steps of the clean end, whose residual is reported separately (``misfit``)."""
 
 
 @dataclass(frozen=True)
@@ -68,13 +69,13 @@ class JointInversion(Inverter):
 
     variant = "joint"
 
-    clean_end: int | None = option(None, ge=0, help="steps of the clean end; default: those that the chain knows")
-    clean_rounds: int = option(20, ge=1, help="evaluations of each of them, at most")
-    clean_solver: Solver = option(factory=lambda: Anderson(memory=3), help="their solver")
+    clean_end: int | None = option(None, ge=0, help="steps of the clean end; default: from the Gaussian slopes")
+    clean_rounds: int = option(20, ge=1, help="largest number of evaluations of each clean step")
+    clean_solver: Solver = option(factory=lambda: Anderson(memory=3), help="solver of the clean end")
     solver: Solver = option(factory=lambda: Anderson(memory=3), help="solver of the joint part")
     preconditioner: AnySlope = option(factory=Identity, help="slopes of the steps, by which defects are swept back")
-    rtol: float = option(1e-5, ge=0.0, lt=1.0, help="change of any state, of its size, at which a row is done")
-    max_rounds: int = option(40, ge=1, help="rounds of the joint part, at most")
+    rtol: float = option(1e-5, ge=0.0, lt=1.0, help="relative change of any state at which a row is done")
+    max_rounds: int = option(40, ge=1, help="largest number of rounds of the joint part")
 
     def check(self) -> None:
         for name in ("clean_solver", "solver"):
@@ -99,16 +100,16 @@ class JointInversion(Inverter):
 
 @dataclass(frozen=True)
 class StepwiseInversion(Inverter):
-    """Every step by so many evaluations of a fixed point of its own, one after the other: to compare with.
+    """One step after another, each by a fixed number of evaluations of its own fixed point; meant for comparison.
 
-    With ``iterations=1`` and the coefficients of the epsilon form it is DDIM inversion, as diffusers has it for models
-    that predict epsilon.
+    With ``iterations=1`` and the coefficients of the epsilon form this is DDIM inversion, as implemented in diffusers
+    for models that predict epsilon.
     """
 
     variant = "stepwise"
 
     iterations: int = option(1, ge=1, help="k: evaluations of every step")
-    solver: StepSolver = option(factory=Picard, help="what iterates")  # type: ignore[type-arg]
+    solver: StepSolver = option(factory=Picard, help="solver of every step")  # type: ignore[type-arg]
     preconditioner: AnySlope = option(factory=Coefficient, help="slope of every step")
 
     def clean_steps(self, chain: Chain) -> int:

@@ -1,25 +1,25 @@
-r"""The inverse of a chain, joint: all states from the last one back.
+r"""Defines ``InverseProblem``: all states of a chain, given the last one, as one joint fixed point.
 
 Given ``x_N``, the states ``x_0 .. x_{N-1}`` solve ``Phi_i(x_i) = x_{i+1}``. All steps are evaluated in one batch,
 
     r_i = Phi_i(x_i) - x_{i+1}
 
-and with guesses ``A_i`` of their slopes the defects are swept from the end to the start:
+and with models ``A_i`` of their slopes the defects are swept from the end to the start:
 
     delta_N = 0,    delta_i = (delta_{i+1} - r_i) / A_i,    G(X) = X + delta
 
-The fixed points of ``G`` are the inverses of the chain, whatever the guesses, as long as none is zero. Each step is an
-implicit equation of its own: unlike the chain itself its inverse is no finite iteration, and plain rounds contract only
-where every step does after its slope. The joint equation is an ordinary fixed point, for any solver: Anderson
-acceleration and Newton's method solve what plain rounds do not.
+The fixed points of ``G`` are the inverses of the chain for any nonzero ``A_i``. Each step is an implicit equation of
+its own. Unlike the chain itself, its inverse is not a finite iteration, and plain rounds contract only if every step
+does after division by its slope. The joint equation is an ordinary fixed point, for any solver: Anderson acceleration
+and Newton's method solve problems that plain rounds do not.
 
-A DDIM step of an exact denoiser, whatever the data, is the gradient of a strictly convex function (its Jacobian is
-``a I + b Cov(x0 | x)`` with positive ``a`` and ``b >= 0``): the inverse is unique. That of a trained network need not
-be, nor need it exist: near the clean end a network nearly projects.
+A DDIM step of an exact denoiser is, for any data, the gradient of a strictly convex function (its Jacobian is
+``a I + b Cov(x0 | x)`` with positive ``a`` and ``b >= 0``): the inverse is unique. The inverse of a trained network's
+step need not be unique, nor need it exist: near the clean end a network nearly projects.
 
-Single steps inverted by fixed points of their own, one after the other, are known (Pan et al. 2023, "Effective real
-image editing with accelerated iterative diffusion inversion"; Garibi et al. 2024, "ReNoise"). Here all of them are one
-equation, and a round evaluates them in one batch.
+The inversion of single steps by fixed points of their own, one after the other, is known (Pan et al. 2023, "Effective
+real image editing with accelerated iterative diffusion inversion"; Garibi et al. 2024, "ReNoise"). Here all steps are
+one equation, and a round evaluates them in one batch.
 """
 
 from __future__ import annotations
@@ -42,32 +42,36 @@ __all__ = ["InverseProblem"]
 
 
 class InverseProblem(Problem, HasTake, HasMeasure, HasCost):
-    """The states of a chain that ends in ``x_N``.
+    """The joint fixed point of the states of a chain that ends in ``x_N``.
 
-    States are ``(B, N d)``; ``solution.z`` has shape ``(B, N, *event)``, and ``solution.z[:, 0]`` is the start.
+    Inside a solve a state has shape ``(B, N d)``. ``solution.z`` has shape ``(B, N, *event)``, and ``solution.z[:, 0]``
+    is the start of the chain.
 
     Parameters
     ----------
     chain
         The chain.
     x_N
-        Its last state, shape ``(B, *event)``; with ``steps`` the state after the last of them.
+        The last state, shape ``(B, *event)``, floating-point dtype, finite. With ``steps`` it is the state after the
+        last of them.
     preconditioner
-        The slopes ``A_i``: one known number a step, none of them zero.
+        The slopes ``A_i``: one known number per step, finite and not zero; default ``Identity()``.
     max_batch
-        Evaluate at most this many (state, step) pairs in one call of ``chain.step``; default: all at once.
+        Largest number of (state, step) pairs in one call of ``chain.step``, at least 1; default: no limit.
     rows
-        Which rows of the chain's conditioning these are; default ``0 .. B-1``.
+        Shape ``(B,)``, int64: the rows of the chain's conditioning and noise that the rows of ``x_N`` use; default
+        ``0 .. B-1``.
     start
-        States to start from, shape ``(B, N, *event)``; default: every one equal to ``x_N``.
+        States to start from, shape ``(B, N, *event)``, with the dtype and device of ``x_N``; default: every state
+        equals ``x_N``.
     steps
-        Which steps are inverted, one after another: ``range(first, last)``; ``N`` is their number then. Default: all.
+        The consecutive steps to invert, ``range(first, last)``; ``N`` is then their number. Default: all steps.
 
     Raises
     ------
     TypeError, ValueError
-        For anything that is not as described, naming it, and for a chain that says it has no inverse
-        (:class:`~fixedpoint.chains.HasNoInverse`).
+        When an argument is not as described; the message names the argument. Also when the chain states that it has no
+        inverse (:class:`~fixedpoint.chains.HasNoInverse`).
     """
 
     def __init__(
@@ -96,17 +100,17 @@ class InverseProblem(Problem, HasTake, HasMeasure, HasCost):
 
     @property
     def length(self) -> int:
-        """``N``, the number of steps."""
+        """``N``, the number of steps that are inverted."""
         return len(self.steps)
 
     def initial(self) -> Float[Tensor, "B D"]:
-        """The states to start from."""
+        """Return the states to start from."""
         if self.start is not None:
             return self.start.flatten(1)
         return self.forward.x0.flatten(1).repeat(1, self.length)
 
     def __call__(self, z: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
-        """``G(X)``: one evaluation of every step."""
+        """Evaluate ``G(X)``, at one evaluation of every step."""
         problem, event = self.forward, self.forward.x0.shape[1:]
         states = z.view(len(z), self.length, -1)
         index = torch.arange(self.steps.start, self.steps.stop, device=z.device).repeat(len(z))
@@ -116,19 +120,25 @@ class InverseProblem(Problem, HasTake, HasMeasure, HasCost):
         return z + self._swept(values - after).flatten(1)
 
     def defects(self, z: Float[Tensor, "B D"], fz: Float[Tensor, "B D"]) -> Float[Tensor, "B N d"]:
-        """``r_i``, forward residuals of all steps, from a point and ``G`` there."""
+        """Compute the defects ``r_i`` of all steps from a point ``z`` and ``fz = G(z)``, shape ``(B, N, d)``.
+
+        This inverts the sweep and evaluates nothing.
+        """
         delta = (fz - z).unflatten(1, (self.length, -1))
         later = torch.cat([delta[:, 1:], torch.zeros_like(delta[:, :1])], dim=1)
         defects: Tensor = later - self._linear.slopes.to(delta).view(1, -1, 1) * delta
         return defects
 
     def step_errors(self, z: Float[Tensor, "B D"], fz: Float[Tensor, "B D"]) -> Float[Tensor, "B N"]:
-        """``||Phi_i(x_i) - x_{i+1}|| / ||x_{i+1}||`` of every step, float64."""
+        """Return ``||Phi_i(x_i) - x_{i+1}|| / ||x_{i+1}||`` of every step, shape ``(B, N)``, float64."""
         after = torch.cat([z.unflatten(1, (self.length, -1))[:, 1:], self.forward.x0.flatten(1).unsqueeze(1)], dim=1)
         return relative(self.defects(z, fz), state_norms(after))
 
     def measure(self, z: Float[Tensor, "B D"], fz: Float[Tensor, "B D"], residual: Float[Tensor, "B D"]) -> Measure:
-        """The largest change of any state that the defects imply, of its own size, and the size of the start."""
+        """Measure the largest relative change of any state that the defects imply.
+
+        The error is that change times the norm of the first state; the scale is the norm of the first state.
+        """
         changes, states = (part.unflatten(1, (self.length, -1)) for part in (residual, z))
         sizes = state_norms(states)
         change = relative(changes, sizes).amax(dim=1, keepdim=True)
@@ -139,7 +149,7 @@ class InverseProblem(Problem, HasTake, HasMeasure, HasCost):
         return Cost(calls=self.forward.calls(rows * self.length), evaluations=self.length)
 
     def take(self, rows: Int[Tensor, " k"]) -> InverseProblem:
-        """The inverses of some of the rows."""
+        """Return the problem of some of the rows."""
         problem = self.forward
         return InverseProblem(
             problem.chain,
@@ -152,7 +162,7 @@ class InverseProblem(Problem, HasTake, HasMeasure, HasCost):
         )
 
     def _slopes(self) -> LinearPart:
-        """``A_i`` of the steps that are inverted."""
+        """Return the slopes ``A_i`` of the steps that are inverted."""
         linear = self.preconditioner.linear_part(self.forward, self.forward.x0)
         if not isinstance(linear, LinearPart):
             raise TypeError(f"preconditioner must know one slope a step beforehand, got {self.preconditioner!r}")
@@ -173,7 +183,7 @@ class InverseProblem(Problem, HasTake, HasMeasure, HasCost):
 
 
 def _checked(steps: range | None, chain: Chain) -> range:
-    """The steps to be inverted, of a chain that has an inverse."""
+    """Check that the chain has an inverse and return the steps to be inverted."""
     if isinstance(chain, HasNoInverse) and (why := chain.no_inverse()):
         raise ValueError(f"this chain has no inverse: {why}")
     if steps is None:

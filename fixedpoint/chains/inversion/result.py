@@ -1,4 +1,4 @@
-"""Inversion: what came of inverting a chain, row by row, and what may be said of it."""
+"""The result of inverting a chain: ``Inversion``, with an ``InversionStatus`` for every row."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["Inversion", "InversionStatus"]
 
 
 class InversionStatus(enum.IntEnum):
-    """What became of a row; ``status.sentence`` says what that means and what to try."""
+    """How a row ended; ``status.sentence`` says what that means and what to try."""
 
     INVERTED = 0
     MISFIT = 1
@@ -58,30 +58,30 @@ _SENTENCES = {
 
 @dataclass(frozen=True)
 class Inversion:
-    """The states of a chain that ends in a given one.
+    """The states of a chain that were found from its last one.
 
     Attributes
     ----------
     states
         ``x_0 .. x_{N-1}``, shape ``(B, N, *event)``.
     reconstruction
-        Shape ``(B, *event)``: what the chain makes of ``x_0``.
+        Shape ``(B, *event)``: the last state of the chain when it is run from ``x_0``; NaN in rows where that failed.
     residuals
         Shape ``(B, N)``, float64: rms of ``Phi_i(x_i) - x_{i+1}``, in units of the states.
     misfit
-        Shape ``(B,)``, float64: rms of what the clean end leaves over in all.
+        Shape ``(B,)``, float64: rms of the sum of ``Phi_i(x_i) - x_{i+1}`` over the clean end, in units of the states.
     round_trip
-        Shape ``(B,)``, float64: rms of ``reconstruction - x_N``.
+        Shape ``(B,)``, float64: rms of ``reconstruction - x_N``, in units of the states.
     tolerance
-        The round trip that counts as inverted.
+        The largest ``round_trip`` that counts as inverted.
     status
-        Shape ``(B,)``.
+        One :class:`InversionStatus` per row.
     counts
-        What was spent, the round trip included.
+        The rounds, calls and evaluations spent, including the round trip.
     stages
-        Rounds, evaluations that had to wait for one another, by stage.
+        Number of rounds of every stage, by its name.
     joint
-        The solve of the joint part, with its trace; None where there was none.
+        The solution of the joint part, with its trace; None if there was no joint part.
     """
 
     states: Float[Tensor, "B N *event"]
@@ -102,27 +102,27 @@ class Inversion:
 
     @property
     def succeeded(self) -> NDArray[np.bool_]:
-        """Shape ``(B,)``: rows whose round trip is within the tolerance."""
+        """Shape ``(B,)``: True for rows whose round trip is within the tolerance."""
         return np.array([status is InversionStatus.INVERTED for status in self.status])
 
     @property
     def rounds(self) -> int:
-        """Evaluations that had to wait for one another, the round trip's included."""
+        """Number of rounds, including those of the round trip."""
         return self.counts.rounds
 
     @property
     def evaluations(self) -> NDArray[np.int64]:
-        """Shape ``(B,)``: evaluations of every row."""
+        """Shape ``(B,)``, int64: the number of evaluations of every row, including the round trip."""
         return self.counts.evaluations
 
     @property
     def sentences(self) -> tuple[str, ...]:
-        """What became of every row, with its numbers."""
+        """One text per row: how it ended, with its errors."""
         return tuple(self._sentence(row, status) for row, status in enumerate(self.status))
 
     @property
     def message(self) -> str:
-        """One line per status that occurred: how many rows, and what it means."""
+        """One line per status that occurred, with the number of rows and its meaning."""
         counted = sorted(Counter(self.status).items())
         return "\n".join(f"{n} of {len(self.status)} rows {each.label}: {each.sentence}" for each, n in counted)
 

@@ -1,4 +1,4 @@
-"""Workbench: the states of a chain as an inverter finds them, and what is left of each step's equation."""
+"""``Workbench``: holds the states of a chain while an inverter finds them, and the residuals of the steps."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ from fixedpoint.solvers.picard import Picard
 __all__ = ["AnySlope", "Workbench"]
 
 AnySlope = Identity | Coefficient | Gaussian
-"""Preconditioners by which defects can be swept back."""
+"""Preconditioners with one known slope per step, which an inverse requires."""
 
 
 @dataclass
 class Workbench:
-    """What an inverter works on: the states of a chain as they are found, from the last one back.
+    """The states of a chain while an inverter finds them, from the last one to the first.
 
     Attributes
     ----------
@@ -41,23 +41,23 @@ class Workbench:
     end
         ``x_N``, shape ``(B, *event)``.
     max_batch
-        Evaluate at most so many pairs of a state and a step at once.
+        Largest number of (state, step) pairs in one call of ``chain.step``; None: no limit.
     tell
-        Told after every round: the stage, and how its solve stands.
+        Called after every round with the name of the stage and the progress of its solve; None: not called.
     clean
-        Steps of the clean end.
+        Number of steps of the clean end.
     states
-        ``x_0 .. x_{N-1}``, shape ``(B, N, *event)``.
+        ``x_0 .. x_{N-1}``, shape ``(B, N, *event)``; not initialised before an inverter sets them.
     residuals
-        Shape ``(B, N)``, float64: rms of ``Phi_i(x_i) - x_{i+1}``.
+        Shape ``(B, N)``, float64: rms of ``Phi_i(x_i) - x_{i+1}``, in units of the states.
     clean_end_defect
         Shape ``(B, *event)``: the sum of ``Phi_i(x_i) - x_{i+1}`` over the clean end.
     counts
-        What was spent.
+        The rounds, calls and evaluations spent so far.
     stages
-        Rounds of every stage.
+        Number of rounds of every stage, by its name.
     joint
-        The solve of all steps before the clean end.
+        The solution of the joint part, if there is one.
     """
 
     chain: Chain
@@ -81,7 +81,26 @@ class Workbench:
         self.counts = Counts(rounds=0, calls=0, evaluations=none, computed=0, products=none.copy())
 
     def solve(self, stage: str, steps: range, solver: Solver, rule: Termination, preconditioner: AnySlope) -> Solution:
-        """Find the states before some steps from the one after them."""
+        """Find the states before ``steps`` jointly, from the state after them, and store them.
+
+        Parameters
+        ----------
+        stage
+            Name of the stage, for progress and counts.
+        steps
+            Consecutive steps, ``range(first, last)``; the state after the last one must be known.
+        solver
+            Solver of the joint fixed point; not a solver of chains.
+        rule
+            When it stops.
+        preconditioner
+            The slopes of the steps.
+
+        Returns
+        -------
+        Solution
+            The solution of the joint fixed point.
+        """
         problem = self.problem(steps, preconditioner)
         solution = self._solved(stage, problem, solver, rule)
         self.states[:, steps.start : steps.stop] = solution.z
@@ -89,15 +108,16 @@ class Workbench:
         return solution
 
     def solve_apart(self, stage: str, step: int, solver: Solver, rule: Termination, preconditioner: AnySlope) -> None:
-        """Find the state before one step that nearly projects.
+        """Find the state before one step that nearly projects, and store it. The arguments are those of :meth:`solve`.
 
-        Where a step hands on nothing of a direction, an accelerated solver may go there as far as it likes. A row that
-        has gone farther than plain rounds could have led is given plain rounds instead.
+        In a direction of which the step passes nothing on, nothing limits how far an accelerated solver goes. A row
+        that has moved farther than plain rounds could have moved it is solved again by plain rounds.
         """
         steps = range(step, step + 1)
         problem = self.problem(steps, preconditioner)
         solution = self._solved(stage, problem, solver, rule)
         state, value = solution.state.clone(), solution.fstate.clone()
+        # The most that plain rounds can move a row if every one is as long as the first.
         reach = float(rule.max_rounds or 1) * solution.trace.error[0]
         gone = row_norms(state - problem.forward.x0.flatten(1)).cpu().numpy()
         far = np.flatnonzero(~(gone <= reach) & np.isfinite(reach))
@@ -109,18 +129,21 @@ class Workbench:
         self._note(problem.defects(state, value), steps)
 
     def step_on(self, stage: str, step: int, solver: Solver, rule: Termination, preconditioner: AnySlope) -> None:
-        """Find the state before one step, by one more plain round at the best point; :meth:`look` has to judge it."""
+        """Find the state before one step, and store the value of the map at the best point.
+
+        The arguments are those of :meth:`solve`. No residual is known for that state: call :meth:`look` afterwards.
+        """
         steps = range(step, step + 1)
         solution = self._solved(stage, self.problem(steps, preconditioner), solver, rule)
         self.states[:, step] = solution.fz[:, 0]
 
     def problem(self, steps: range, preconditioner: AnySlope) -> InverseProblem:
-        """The inverse of some steps, from the state after them."""
+        """Return the inverse problem of some steps, given the state after them."""
         after = self.end if steps.stop == self.chain.length else self.states[:, steps.stop]
         return InverseProblem(self.chain, after, preconditioner=preconditioner, max_batch=self.max_batch, steps=steps)
 
     def look(self, stage: str) -> None:
-        """Evaluate every step at the states that were found, in one round."""
+        """Evaluate every step at the states that were found, in one round, and store the residuals."""
         problem = InverseProblem(self.chain, self.end, max_batch=self.max_batch, start=self.states)
         evaluator = Evaluator(problem)
         at = evaluator(problem.initial())
@@ -128,7 +151,7 @@ class Workbench:
         self.spent(stage, evaluator.counts)
 
     def spent(self, stage: str, counts: Counts, rows: NDArray[np.int64] | None = None) -> None:
-        """Count what a stage has spent, on some of the rows."""
+        """Add the counts of a stage; with ``rows`` they are those of these rows only."""
         if rows is not None:
             none = np.zeros(len(self.end), dtype=np.int64)
             evaluations, products = none.copy(), none

@@ -1,1 +1,1 @@
-"""The joint solve: the solver, its rounds in a window that slides along the chain, accelerators and starts."""
+"""The joint solve of a chain: solver, engine (rounds in a sliding window), accelerators and starts."""

@@ -1,8 +1,8 @@
-"""Accelerators: what makes of the sweep of a window of a chain the states of the next round.
+"""Accelerators: they propose the states of the next round of a joint solve.
 
-A step solver accelerates the preconditioned map ``G(X) = X + M r`` of the window. One that keeps columns of earlier
-rounds must be able to move them with the window (``fixedpoint.core.loop.SupportsWindow``) where the window is shorter
-than the chain.
+A step solver accelerates the preconditioned map ``G(X) = X + M r`` of the window. If the window is shorter than the
+chain, a solver that keeps columns of earlier rounds must be able to move them with the window
+(``fixedpoint.core.loop.SupportsWindow``).
 """
 
 from __future__ import annotations
@@ -30,30 +30,30 @@ S = TypeVar("S")
 
 @dataclass(frozen=True, eq=False)
 class Window:
-    """``p`` steps of a chain as a round left them, and what of them is to be changed.
+    """The ``p`` steps of a window after a round, as an accelerator sees them.
 
     Attributes
     ----------
     base
         Shape ``(B, d)``: the state before the first step.
     states
-        Shape ``(B, p, d)``: the states that the steps are to lead to.
+        Shape ``(B, p, d)``: the states after the steps, as they currently are.
     outcomes
-        Shape ``(B, p, d)``: what they lead to; anything where a step is not known.
+        Shape ``(B, p, d)``: the values that the steps returned; arbitrary where ``known`` is False.
     known
-        Shape ``(B, p)``: the states that may change, and whose step is known and finite.
+        Shape ``(B, p)``: True for states that may change and whose step has a finite value and defect.
     carried_change
-        Shape ``(B, 1, d)``: what the final states before them would still have changed.
+        Shape ``(B, 1, d)``: the change that the defects imply at the last final state, where it is not applied.
     begins
-        Shape ``(B, p)``: the first state of a row that may change.
+        Shape ``(B, p)``: True for the first state of each row that may change.
     first
-        Shape ``(B,)``, int64: number of the first step; None where all are 0.
+        Shape ``(B,)``, int64: the number of the first step of each row's window; None if it is 0 in all rows.
     fresh
-        Shape ``(B, p)``: steps that were not in the window in the round before; None where none are.
+        Shape ``(B, p)``: True for steps that were not in the window in the previous round; None if there are none.
     linear
         The preconditioner's linear part.
     implied
-        Shape ``(B, p, d)``: what the identity's linear part makes of the defects; the accelerator may write into it.
+        Shape ``(B, p, d)``: the sweep of the defects with identity slopes. The accelerator may overwrite it.
     """
 
     base: Float[Tensor, "B d"]
@@ -69,25 +69,25 @@ class Window:
 
     @property
     def inputs(self) -> Float[Tensor, "B p d"]:
-        """The states before the steps."""
+        """The inputs of the steps."""
         return torch.cat([self.base.unsqueeze(1), self.states[:, :-1]], dim=1)
 
     @property
     def values(self) -> Float[Tensor, "B p d"]:
-        """What the steps lead to; the states themselves where that is not known."""
+        """The values of the steps; the states themselves where no value is known."""
         return torch.where(self.known.unsqueeze(2), self.outcomes, self.states)
 
     @property
     def defects(self) -> Float[Tensor, "B p d"]:
-        """``values - states``, with what is left of the final states in the first one."""
+        """``values - states``, with ``carried_change`` added to the first state that may change."""
         defects = torch.where(self.known.unsqueeze(2), self.outcomes - self.states, 0.0)
         return torch.where(self.begins.unsqueeze(2), defects + self.carried_change, defects)
 
     @cached_property
     def swept(self) -> Float[Tensor, "B p d"]:
-        """``M r``: the change of every state."""
+        """``M r``, the change of every state."""
         if isinstance(self.linear, LinearPart) and self.linear.is_identity:
-            change = self.implied.to(self.states.dtype)
+            change = self.implied.to(self.states.dtype)  # the inspection has computed this sweep already
         elif self.first is None or isinstance(self.linear, Derivatives):
             change = self.linear.sweep(self.defects)
         else:
@@ -97,44 +97,50 @@ class Window:
 
     @cached_property
     def mapped(self) -> Float[Tensor, "B p d"]:
-        """``X + M r``: the states after a plain round."""
+        """``X + M r``, the states after a plain round."""
         return self.states + self.swept
 
 
 class Accelerator(ABC, Generic[S]):
-    """Proposes the states of the next round; ``S`` is what it keeps, held per row along the first dimension."""
+    """Proposes the states of the next round.
+
+    ``S`` is the type of its own state, whose tensors have the rows along their first dimension.
+    """
 
     @abstractmethod
     def init(self, window: Window) -> S:
-        """The state before the first proposal."""
+        """Return the accelerator's state before the first proposal."""
 
     @abstractmethod
     def propose(self, window: Window, state: S) -> tuple[Float[Tensor, "B p d"], S]:
-        """The states of the next round, and the new state. Rows must not mix, nothing may wait for the device."""
+        """Return the chain states of the next round and the accelerator's new state.
+
+        Rows must not mix, and the host must not wait for the device.
+        """
 
     @abstractmethod
     def reset(self, state: S, rows: Bool[Tensor, " B"]) -> S:
-        """Forget what is known of ``rows``."""
+        """Forget the history of ``rows``."""
 
     @abstractmethod
     def slide(self, state: S, shift: Shift) -> S:
-        """Follow the window."""
+        """Move the history along with the window."""
 
 
 def supports_window(solver: object) -> bool:
-    """Whether an accelerator can follow a window."""
+    """Return whether an accelerator works in a window that slides."""
     return isinstance(solver, (SupportsWindow, Accelerator))
 
 
 class StepAccelerator(Accelerator[Any]):
-    """A step solver on the preconditioned map of the window.
+    """Applies a step solver to the preconditioned map of the window.
 
     Parameters
     ----------
     solver
         The step solver.
     layout
-        Of the window's states, in blocks.
+        Layout of the window's states, one block per step.
     """
 
     def __init__(self, solver: StepSolver[Any], layout: Layout) -> None:
@@ -150,7 +156,7 @@ class StepAccelerator(Accelerator[Any]):
             assert isinstance(self.solver, SupportsWindow)  # checked at the start
             state = self.solver.renew(state, at, window.fresh)
         proposal, state = self.solver.step(self.f, at, state)
-        assert isinstance(proposal, Tensor)  # nobody can evaluate here
+        assert isinstance(proposal, Tensor)  # _Unevaluated raises on evaluation
         return proposal.view(window.states.shape), state
 
     def reset(self, state: Any, rows: Bool[Tensor, " B"]) -> Any:
@@ -162,7 +168,10 @@ class StepAccelerator(Accelerator[Any]):
 
 
 class _Unevaluated(Problem):
-    """Gives a step solver the shape of a window, and nothing to evaluate."""
+    """A problem with the layout of a window that raises when it is evaluated.
+
+    An evaluation within the step of an accelerator would be a round that the engine does not count or guard.
+    """
 
     def __init__(self, solver: StepSolver[Any], layout: Layout) -> None:
         self.solver = solver
@@ -176,7 +185,8 @@ class _Unevaluated(Problem):
 
 
 def _point(window: Window) -> Evaluated:
-    """The preconditioned map's point."""
+    """Return the window as an evaluated point of the preconditioned map ``X + M r``."""
+    # The engine judges rows itself, so the accelerator gets no error or scale.
     none = torch.zeros(len(window.states), 1, dtype=torch.float64, device=window.states.device)
     return Evaluated(
         z=window.states.flatten(1),

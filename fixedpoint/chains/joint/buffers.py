@@ -1,4 +1,4 @@
-"""The states of a chain in a window, one for every row, and what the window has left behind."""
+"""Stores the states of a chain: ``Buffers`` those in the window of each row, ``Trail`` those behind the window."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ __all__ = ["Buffers", "Trail"]
 
 @dataclass
 class Buffers:
-    """``p`` steps of every row, from step ``offset`` on.
+    """The ``p`` steps in the window of every row, starting at step ``offset``.
 
     Attributes
     ----------
     base
-        Shape ``(B, d)``: state ``offset``, final.
+        Shape ``(B, d)``: state ``offset``, which is final.
     states
         Shape ``(B, p, d)``: states ``offset + 1 .. offset + p``.
     values
-        Shape ``(B, p, d)``: what the step before each of them makes of the state before.
+        Shape ``(B, p, d)``: the value of the step that leads to each of these states, at the state before.
     offset
-        Shape ``(B,)``, int64, on the host.
+        Shape ``(B,)``, int64, on the host: the number of the first step in each row's window.
     """
 
     base: Float[Tensor, "B d"]
@@ -39,29 +39,29 @@ class Buffers:
 
     @property
     def width(self) -> int:
-        """``p``."""
+        """``p``, the number of steps in the window."""
         return self.values.shape[1]
 
     @property
     def numbers(self) -> NDArray[np.int64]:
-        """Shape ``(B, p)``: the numbers of the steps."""
+        """Numbers of the steps in the window, shape ``(B, p)``."""
         held: NDArray[np.int64] = self.offset[:, None] + np.arange(self.width)
         return held
 
     def put(self, values: Float[Tensor, "P d"], rows: NDArray[np.int64], slots: NDArray[np.int64]) -> None:
-        """Store values of steps."""
+        """Store the values of the steps in these slots."""
         places = self.place(rows * self.width + slots)
         self.values = _put(self.values, places, values)
 
     def before(self, rows: NDArray[np.int64], slots: NDArray[np.int64]) -> Float[Tensor, "P d"]:
-        """The states before the steps in these slots."""
+        """Return the inputs of the steps in these slots."""
         places = self.place(rows * self.width + np.maximum(slots - 1, 0))
         found = self.states.flatten(0, 1).index_select(0, places)
         first = np.flatnonzero(slots == 0)
         return found.index_copy(0, self.place(first), self.base[self.place(rows[first])]) if len(first) else found
 
     def slide(self, shift: Shift, by: NDArray[np.int64]) -> None:
-        """Follow the rows along the chain; states and values that come in are zero."""
+        """Slide the window of every row by ``by`` steps; states and values that enter are zero."""
         rows = np.flatnonzero(by)
         last = self.states.flatten(0, 1).index_select(0, self.place(rows * self.width + by[rows] - 1))
         self.base = self.base.index_copy(0, self.place(rows), last)
@@ -70,21 +70,21 @@ class Buffers:
         self.offset = self.offset + by
 
     def place(self, host: NDArray[np.int64]) -> Int[Tensor, " n"]:
-        """Indices on the device."""
+        """Copy indices to the device."""
         return to_device(host, self.states.device)
 
     def mask(self, host: NDArray[np.bool_]) -> Bool[Tensor, "..."]:
-        """A mask on the device."""
+        """Copy a mask to the device."""
         return to_device(host, self.states.device)
 
 
 class Trail:
-    """All states and values of a chain, filled in as the window leaves them.
+    """All states and values of a chain, stored as they leave the window.
 
     Parameters
     ----------
     start
-        Shape ``(B, N, d)``: what states start from; overwritten.
+        Shape ``(B, N, d)``: the initial states. This tensor is overwritten.
     """
 
     def __init__(self, start: Float[Tensor, "B N d"]) -> None:
@@ -92,7 +92,7 @@ class Trail:
         self.values = start.clone()
 
     def store(self, buffers: Buffers, leaving: NDArray[np.int64]) -> None:
-        """Keep the first ``leaving`` steps of every row's window."""
+        """Store the first ``leaving`` steps of every row's window."""
         rows = np.repeat(np.arange(len(leaving)), leaving)
         slots = np.arange(len(rows)) - np.repeat(np.cumsum(leaving) - leaving, leaving)
         into = buffers.place(rows * self.states.shape[1] + buffers.offset[rows] + slots)
@@ -102,7 +102,7 @@ class Trail:
 
 
 def _put(kept: Float[Tensor, "B p d"], places: Int[Tensor, " P"], values: Float[Tensor, "P d"]) -> Tensor:
-    """In the memory of what is kept unless gradients flow."""
+    """Write ``values`` at ``places``: in place, or into a copy while autograd records."""
     flat = kept.flatten(0, 1)
     if torch.is_grad_enabled():
         return flat.index_copy(0, places, values).view(kept.shape)

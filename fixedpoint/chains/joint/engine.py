@@ -1,23 +1,25 @@
-r"""The rounds of a joint solve of a chain, in a window that slides along it, another one for every row.
+r"""Runs the rounds of a joint solve of a chain, in a window per row that slides along the chain.
 
-States ``offset .. offset + p`` of a row are held. A round evaluates the steps whose input has moved, carries the
-defects along the window, and from the change ``delta_i`` that they imply at every state decides:
+For every row the window holds states ``offset .. offset + p``. A round evaluates the steps whose input has changed and
+carries the defects along the window. From the change ``delta_i`` that the defects imply at every state it decides what
+happens to that state:
 
-- States from the first one on that would hardly change, ``||delta_i|| <= slack * tolerance``, are *final*: they stay as
-  they are. The window slides up to them.
-- The next state takes its plain step from them, with what they would still have changed, and is final, too. So every
-  round makes at least one state final: ``N`` rounds are enough, whatever preconditioner and accelerator do.
-- Other states that would hardly change are *quiet*: they are left where they are, and their steps, evaluated there,
-  need no evaluation. Nothing is lost: their defects remain, are swept on with the others', and move the state once
-  they add up.
-- All others move to where the accelerator expects them.
+- States at the front of the window with ``||delta_i|| <= slack * tolerance`` become *final*: they keep their value and
+  are never changed again. The window slides up to them.
+- The next state takes its plain step, plus the change still implied at the last final state, and becomes final too. So
+  every round makes at least one state final, and ``N`` rounds are enough for any preconditioner and accelerator.
+- Later states within the same bound are *quiet*: they keep their value for this round, so that the steps evaluated at
+  them need no new evaluation. Nothing is lost: their defects remain, take part in the next sweep, and move the state
+  once they add up.
+- All other states move to the accelerator's proposal.
 
-Every defect is thus that of the states as they are, never of states moved since, and what is returned needs no
-verification. The error of a row is the largest change implied anywhere, at final states as they were left.
+Every defect thus belongs to the states as they are, never to states that moved after the evaluation, so the returned
+states need no extra verification. The error of a row is the largest relative change implied at any state; for final
+states it is the change implied when they became final.
 
-The host decides from one transfer a round. In a window that is ``n`` times shorter than the chain, the share of the
-tolerance by which a state may be left is ``slack / sqrt(n)``: what is left behind at one place after another adds up at
-the end of the chain, as independent errors do.
+The host reads one transfer from the device per round. When the chain is ``n`` times as long as the window, the share of
+the tolerance up to which a state may keep its value is ``slack / sqrt(n)``: changes that are not applied at different
+places add up at the end of the chain like independent errors.
 """
 
 from __future__ import annotations
@@ -52,7 +54,7 @@ __all__ = ["Engine"]
 
 
 class Engine:
-    """One solve.
+    """Runs one joint solve.
 
     Parameters
     ----------
@@ -61,20 +63,23 @@ class Engine:
     problem
         The chain.
     states
-        Shape ``(B, N, d)``: what the states start from; ``(B, p, d)``: the first ones alone, none of which is left out;
-        ``(B, 1, d)``: the same for all.
+        The initial states: shape ``(B, N, d)`` for all states, ``(B, p, d)`` for the first ``p``, or ``(B, 1, d)`` for
+        one value that all states start from.
     exact
-        Shape ``(B,)``: how many of them are final.
+        Shape ``(B,)``: how many of the first states of each row are final from the start.
     width
-        ``p``, steps of the window.
+        ``p``, the number of steps in the window.
     slack
-        Share of the tolerance by which states may be left.
+        The largest share of the tolerance within which a state may keep its value, in ``[0, 1)``; for a window of the
+        whole chain.
     accelerator
-        What proposes.
+        Proposes the states of the next round.
     linear
-        The linear part where it is known beforehand; else ``full_jacobian`` says which derivatives make it.
+        The linear part if it is known before the first round; None if it is made of derivatives.
+    full_jacobian
+        Whether these derivatives are Jacobians, not diagonals.
     extended
-        Whether states that come into the window start from the jump of the last step before them.
+        Whether states that enter the window start from the extension of the last step in it.
     """
 
     def __init__(
@@ -98,6 +103,7 @@ class Engine:
         self.accelerator = accelerator
         self.length = problem.length
         self.rows = Rows(exact, problem.length, f.counts.rounds)
+        # Only a window shorter than the chain has states enter it, so only there a trajectory is kept for them.
         guess = states if states.shape[1] == self.length > width else None
         self.incoming = IncomingStates(problem, guess, extended)
         self.slopes = Slopes(f, problem, linear, full_jacobian=full_jacobian, width=width)
@@ -105,7 +111,7 @@ class Engine:
         self.buffers = self._opened(states, exact)
 
     def run(self, termination: Termination, limit: int, on_round: Callable[[Progress], None] | None) -> Point:
-        """Rounds until no row is running; what became of the rows is in :attr:`rows`."""
+        """Run rounds until no row is running. The statuses and counts of the rows are in :attr:`rows`."""
         rows = self.rows
         inspector = RoundInspector(termination, self.buffers.values.dtype, self.slack)
         state: Any = None
@@ -115,7 +121,7 @@ class Engine:
             report, at = inspector.inspect(self.buffers, rows.exact, rows.final_error)
             self.f.remember(at)
             rows.settle(report, at, self.buffers, self.f.counts.rounds, over=self.f.counts.rounds >= limit)
-            del at
+            del at  # frees a temporary of the size of the window
             self.f.narrow(rows.running)
             if on_round is not None:
                 on_round(rows.progress(self.f.counts.evaluations, self.buffers.values[:, -1]))
@@ -132,11 +138,12 @@ class Engine:
             window = self._window(report, carried, fresh, final_to, by)
             state = self.accelerator.init(window) if state is None else state
             proposal, state = self.accelerator.propose(window, state)
+            # A history that led to NaN or Inf is of no further use.
             sound = finite_states(proposal).all(dim=1)
             state = self.accelerator.reset(state, ~sound)
             fresh = self._entered(by) if by.any() else None
             wanted = self._move(window, proposal, sound, report, final_to, by)
-            del window, proposal, report, carried
+            del window, proposal, report, carried  # their memory is free while the network runs
             self._evaluate(wanted)
         return self._answer()
 
@@ -145,9 +152,10 @@ class Engine:
         return Trail(begun.expand(-1, self.length, -1).clone(memory_format=torch.contiguous_format))
 
     def _opened(self, states: Float[Tensor, "B n d"], exact: NDArray[np.int64]) -> Buffers:
-        """The first window."""
+        """Return the buffers of the first window."""
+        # Clones, since rounds write into the buffers.
         x0 = self.problem.x0.flatten(1)
-        if states.shape[1] < self.length:  # one for all of them, or the first ones
+        if states.shape[1] < self.length:  # one value for all states, or only the first p
             held = states.expand(-1, self.width, -1).clone(memory_format=torch.contiguous_format)
             return Buffers(x0, held, held.clone(), np.zeros(len(x0), dtype=np.int64))
         if self.width == self.length:
@@ -159,11 +167,11 @@ class Engine:
         return Buffers(held[:, 0].clone(), held[:, 1:].clone(), held[:, 1:].clone(), offset)
 
     def _after(self, exact: NDArray[np.int64]) -> HostMask:
-        """The steps of the window that follow on the final states."""
+        """Return the mask of the steps after the final states."""
         return self.buffers.numbers >= exact[:, None]
 
     def _evaluate(self, wanted: HostMask) -> None:
-        """Take these steps, of the rows that are running: one round, if there are any."""
+        """Evaluate these steps in the rows that are running; this is one round if there are any."""
         rows, slots = np.nonzero(wanted & self.rows.running[:, None])
         self.slopes.note(wanted)
         size = self.problem.max_batch or max(len(rows), 1)
@@ -176,19 +184,20 @@ class Engine:
             self.buffers.put(values.flatten(1), row, slot)
 
     def _advanced(self, report: RoundReport) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """By how much each row's window slides, and up to which state it is final before the next plain step."""
+        """Return by how many steps each row's window slides, and how many states are final before its plain step."""
         later = self._after(self.rows.exact)
         passed = np.logical_and.accumulate(report.quiet | ~later, axis=1)
         rows = self.rows
         reached = np.maximum(rows.exact, self.buffers.offset + passed.sum(axis=1))
         final_to = np.where(rows.running, reached, rows.exact)
+        # A final state is never measured again, so the change that was not applied there is recorded now.
         newly = passed & later & rows.running[:, None]
         rows.final_error = np.maximum(rows.final_error, np.where(newly, report.errors, 0.0).max(axis=1))
         offset = np.where(self.rows.running, np.minimum(final_to, self.length - self.width), self.buffers.offset)
         return offset - self.buffers.offset, final_to
 
     def _carried_change(self, changes: Float[Tensor, "B p d"], final_to: NDArray[np.int64]) -> Float[Tensor, "B 1 d"]:
-        """What the last final state would still have changed."""
+        """Return the change implied at the last final state, shape ``(B, 1, d)``; zero if no final state is held."""
         slot = final_to - self.buffers.offset - 1
         found = changes.flatten(0, 1)[self.buffers.place(np.arange(len(final_to)) * self.width + np.maximum(slot, 0))]
         kept = self.buffers.mask(slot >= 0).unsqueeze(1)
@@ -208,7 +217,7 @@ class Engine:
         final_to: NDArray[np.int64],
         by: NDArray[np.int64],
     ) -> Window:
-        """What the accelerator is shown: nothing is to change up to the final states, whose change is handed on."""
+        """Return the window for the accelerator: final states may not change; their implied change is carried on."""
         later = self._after(final_to)
         return Window(
             base=self.buffers.base,
@@ -232,15 +241,16 @@ class Engine:
         final_to: NDArray[np.int64],
         by: NDArray[np.int64],
     ) -> HostMask:
-        """Make the states those of the next round, in the memory of the proposal; the steps whose input is another.
+        """Set the states of the next round, in the memory of the proposal; return the steps whose input has changed.
 
-        A first step that is not finite, at its final state, is not taken: it stays for the judge. A state whose
-        proposal is not finite becomes that of a plain round, or of its own step.
+        A plain step that is not finite is not taken; the next judgement then ends the row. A state whose proposal is
+        not finite takes the state of a plain round instead, or else the value of its own step, or else keeps its value.
         """
         running = self.rows.running[:, None]
         later, entered = self._after(final_to) & running, self._entered(by) & running
         first = later & (self.buffers.numbers == final_to[:, None]) & ~entered
         plain, moves = first & report.done, later & ~report.quiet & ~entered & ~first
+        # Fallbacks in order: row by row the plain round, then state by state the step's value, then the state itself.
         states = _chosen(proposal, ~sound.view(-1, 1, 1), window.mapped)
         for other in (window.outcomes, window.states):
             states = _chosen(states, ~finite_states(states).unsqueeze(2), other)
@@ -256,6 +266,7 @@ class Engine:
             states = self.incoming.fill(self.buffers, states, entered)
         self.buffers.states = states
         self.rows.exact = np.where(self.rows.running, final_to + plain.any(axis=1), self.rows.exact)
+        # The input of a step is the state before it, one slot to the left.
         changed = moves | plain | entered
         wanted = np.concatenate([np.zeros((len(changed), 1), dtype=np.bool_), changed[:, :-1]], axis=1) | entered
         return wanted & self._after(self.rows.exact)
@@ -270,11 +281,11 @@ class Engine:
         return self.rows.answer(states, values, self.buffers)
 
     def _entered(self, by: NDArray[np.int64]) -> HostMask:
-        """The steps that have come into the window."""
+        """Return the mask of the steps that entered when the windows slid ``by`` steps."""
         entered: HostMask = np.arange(self.width) >= self.width - by[:, None]
         return entered
 
 
 def _chosen(states: Tensor, mask: Bool[Tensor, "B p 1"], other: Tensor) -> Tensor:
-    """``other`` where the mask says so; in the memory of the states unless gradients flow."""
+    """Return ``other`` where ``mask`` is True, else ``states``: in place unless autograd records."""
     return torch.where(mask, other, states, out=None if torch.is_grad_enabled() else states)

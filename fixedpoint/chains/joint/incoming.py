@@ -1,4 +1,4 @@
-"""IncomingStates: what the states that a window comes to start from."""
+"""Provides the initial values of states that enter a window: ``IncomingStates``."""
 
 from __future__ import annotations
 
@@ -19,16 +19,19 @@ __all__ = ["IncomingStates"]
 
 @dataclass(frozen=True, eq=False)
 class IncomingStates:
-    """The last state there was goes on as a trajectory did, as its own jump predicts, or unchanged.
+    """Computes the states that enter a window from the last state that was in it.
+
+    The last state is moved by the change of a given trajectory, or by the extension of its step, or copied unchanged.
 
     Attributes
     ----------
     problem
         The chain.
     guess
-        Shape ``(B, N, d)``: a trajectory, of which the change from the last state on is taken; or None.
+        Shape ``(B, N, d)``: a trajectory, whose change from the last state onwards is added to it; or None.
     extended
-        Whether, without one, states are the jumps of the last step there was, moved as far as its own state has been.
+        Whether to use the extension of the last step in the window when ``guess`` is None. It is shifted by the
+        difference between the last state and the value of its step.
     """
 
     problem: ChainProblem
@@ -38,20 +41,20 @@ class IncomingStates:
     def fill(
         self, buffers: Buffers, states: Float[Tensor, "B p d"], entered: NDArray[np.bool_]
     ) -> Float[Tensor, "B p d"]:
-        """The states of the next round with those that have entered; in their memory unless gradients flow.
+        """Fill the states that have entered into ``states``: in place unless autograd records.
 
         Parameters
         ----------
         buffers
-            The window where it is now, before this round's states.
+            The window after it has slid, with the states of the previous round.
         states
-            This round's.
+            Shape ``(B, p, d)``: the states of the next round.
         entered
-            Shape ``(B, p)``: the last ones of every row.
+            Shape ``(B, p)``: True for the steps that have entered, which are the last ones of each row.
         """
         rows, slots = np.nonzero(entered)
         width = buffers.width
-        last = width - entered.sum(axis=1)[rows] - 1  # slot of the last state there was; -1: the base
+        last = width - entered.sum(axis=1)[rows] - 1  # slot of the last state that was in the window; -1 is the base
         flat = states.flatten(0, 1)
         base = flat.index_select(0, buffers.place(rows * width + np.maximum(last, 0)))
         outside = to_device(last < 0, base.device).unsqueeze(1)
@@ -74,7 +77,7 @@ class IncomingStates:
         slots: NDArray[np.int64],
         last: NDArray[np.int64],
     ) -> Float[Tensor, "P d"]:
-        """How far the trajectory goes from the last state there was to those that enter."""
+        """Return the change of the trajectory from the last state that was in the window to those that enter."""
         flat, start = guess.flatten(0, 1), rows * guess.shape[1] + buffers.offset[rows]
         before = np.maximum(start + last, rows * guess.shape[1])
         return flat.index_select(0, buffers.place(start + slots)) - flat.index_select(0, buffers.place(before))
@@ -87,7 +90,7 @@ class IncomingStates:
         slots: NDArray[np.int64],
         last: NDArray[np.int64],
     ) -> Float[Tensor, "P d"]:
-        """The jumps of the last step there was, where the window holds it."""
+        """Extend the last step that was in the window; return ``base`` where the window no longer holds that step."""
         step, event = np.maximum(last, 0), self.problem.x0.shape[1:]
         value = buffers.values.flatten(0, 1).index_select(0, buffers.place(rows * buffers.width + step))
         jumped = self.problem.extend(
@@ -99,4 +102,5 @@ class IncomingStates:
         ).flatten(1)
         inside = to_device(last >= 0, base.device).unsqueeze(1)
         usable = inside & jumped.isfinite().all(dim=1, keepdim=True)
+        # The last state is no longer the value that its step was extended from: shift the prediction with it.
         return torch.where(usable, jumped + (base - value), base)

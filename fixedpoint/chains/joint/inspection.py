@@ -1,4 +1,4 @@
-"""What a round of a chain has found: told once, to the host, in one transfer."""
+"""Measures the states of a window after a round, judges the rows, and transfers the result to the host once."""
 
 from __future__ import annotations
 
@@ -25,22 +25,23 @@ HostMask = NDArray[np.bool_]
 
 @dataclass(frozen=True, eq=False)
 class RoundReport:
-    """What a round has found: of the rows, and of every step in the window.
+    """The result of a round: the status of every row and the condition of every step in the window.
 
     Attributes
     ----------
     status
-        Shape ``(B,)``: of every row, whether or not its window has reached the end of the chain.
+        Shape ``(B,)``, int8: the status code of every row, judged by its window alone. A row whose window has not
+        reached the end of the chain is not done even if this says converged.
     errors
-        Shape ``(B, p)``: the change implied at every state, of its size.
+        Shape ``(B, p)``: the change implied at every state, relative to the state's norm.
     quiet
-        Shape ``(B, p)``: that is next to none.
+        Shape ``(B, p)``: True where that change is within the slack, so that the state may keep its value.
     done
-        Shape ``(B, p)``: the step is finite.
+        Shape ``(B, p)``: True where the value of the step is finite.
     sound
-        Shape ``(B, p)``: so is its defect.
+        Shape ``(B, p)``: True where the value of the step and its defect are finite, and for final states.
     changes
-        Shape ``(B, p, d)``, on the device: the changes implied.
+        Shape ``(B, p, d)``, on the device: the change implied at every state.
     """
 
     status: NDArray[np.int8]
@@ -51,22 +52,22 @@ class RoundReport:
     changes: Float[Tensor, "B p d"]
 
     def slid(self, shift: Shift, by: NDArray[np.int64]) -> RoundReport:
-        """The same in the window where it has slid to; nothing is known of what comes in."""
+        """Return the report for the window after it has slid; the masks are False for steps that enter."""
         quiet, done, sound = (moved(mask, by) for mask in (self.quiet, self.done, self.sound))
         return RoundReport(self.status, self.errors, quiet, done, sound, shift.of_blocks(self.changes))
 
 
 class RoundInspector:
-    """Measures the states of a window against the steps from them, and judges the rows.
+    """Compares the states of a window with the values of their steps, and judges the rows.
 
     Parameters
     ----------
     termination
         The stopping rule.
     dtype
-        That of the states.
+        The dtype of the states.
     slack
-        Share of the tolerance by which a state may be left as it is.
+        The share of the tolerance within which a state may keep its value.
     """
 
     def __init__(self, termination: Termination, dtype: torch.dtype, slack: float) -> None:
@@ -76,28 +77,30 @@ class RoundInspector:
     def inspect(
         self, buffers: Buffers, exact: NDArray[np.int64], final_error: NDArray[np.float64]
     ) -> tuple[RoundReport, Evaluated]:
-        """What the round has found, and the point as it is judged.
+        """Return the report of the round and the point that was judged.
 
         Parameters
         ----------
         buffers
-            States, and what the steps make of them.
+            The states, and the values of the steps.
         exact
-            Shape ``(B,)``: how many states of a row are final.
+            Shape ``(B,)``: how many states of each row are final.
         final_error
-            Shape ``(B,)``: the largest relative change that was left undone at them.
+            Shape ``(B,)``: the largest relative change that was implied at final states and not applied.
         """
         width = buffers.width
         final = buffers.mask(buffers.numbers < exact[:, None])
         sizes, done = state_norms(buffers.states), finite_states(buffers.values)
         defects = buffers.values - buffers.states
-        sound = (finite_states(defects) & done) | final  # a step from a huge state may be finite, its defect not
+        sound = (finite_states(defects) & done) | final  # huge finite values can have an infinite difference
         changes = running_sums(_without(defects, ~sound | final))
         errors = torch.where(sound.cumprod(dim=1).bool(), relative(changes, sizes), torch.inf)
         at = self._measured(buffers, exact, final_error, done, errors, sizes)
         status, _ = self.judge(at)
-        own = self.judge.tolerance(at, sizes) / sizes  # of the size of every state; one without size is never quiet
+        # Relative to the norm of each state. With atol = 0 a state of norm 0 gives NaN, and is never quiet.
+        own = self.judge.tolerance(at, sizes) / sizes
         quiet = errors <= self.slack * own
+        # All in one float64 tensor, so that the host waits for the device once.
         told = torch.cat([status.double().unsqueeze(1), errors, quiet, done, sound], dim=1).cpu().numpy()
         ended, near, *masks = np.split(told, 1 + width * np.arange(4), axis=1)
         quiet_now, done_now, sound_now = (mask > 0 for mask in masks)
@@ -112,9 +115,13 @@ class RoundInspector:
         errors: Float[Tensor, "B p"],
         sizes: Float[Tensor, "B p"],
     ) -> Evaluated:
-        """A row's error: the largest of any state. It is lost where the first step at a final state is not finite."""
+        """Return the point with each row's error, the largest of any state.
+
+        A row is nonfinite if the step from its last final state is not finite.
+        """
         size = torch.where(sizes[:, -1:].isfinite(), sizes[:, -1:], 0.0)
         worst = torch.maximum(errors.amax(dim=1), to_device(final_error, errors.device)).unsqueeze(1)
+        # An infinite change times a norm of 0 would be NaN.
         error = torch.where(worst > 0, worst * size, 0.0).masked_fill(~worst.isfinite(), torch.inf)
         first = exact - buffers.offset
         slot = buffers.place(np.minimum(first, buffers.width - 1)).unsqueeze(1)
@@ -124,7 +131,7 @@ class RoundInspector:
 
 
 def moved(mask: HostMask, by: NDArray[np.int64]) -> HostMask:
-    """A mask of the window's slots, shifted with it."""
+    """Shift a mask of the window's slots along with the window; False for slots that enter."""
     places = np.arange(mask.shape[1])[None, :] + by[:, None]
     inside = places < mask.shape[1]
     found: HostMask = np.take_along_axis(mask, np.minimum(places, mask.shape[1] - 1), axis=1) & inside

@@ -1,4 +1,4 @@
-"""The rows of a solve: which of them run, how the others ended, and what was seen of each on the way."""
+"""Keeps track of the rows of a joint solve: which are running, how the others ended, and their errors per round."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ __all__ = ["Rows"]
 
 
 class Rows:
-    """Rows of a solve, on the host but for the measure they ended with.
+    """State of every row of a joint solve. All of it is on the host, except the measure that rows ended with.
 
     Parameters
     ----------
     exact
-        Shape ``(B,)``: how many states of a row are final.
+        Shape ``(B,)``: how many states of each row are final.
     length
-        ``N``.
+        ``N``, the number of steps.
     begun
-        Rounds that were spent before.
+        Rounds spent before the first one of the engine, on the start.
     """
 
     def __init__(self, exact: NDArray[np.int64], length: int, begun: int) -> None:
         self.exact = exact
         self.length = length
         self.final_error = np.zeros(len(exact))
-        """Shape ``(B,)``: the largest relative change that was left undone at final states."""
+        """Shape ``(B,)``: the largest relative change that was implied at final states and not applied."""
         self.running = np.ones(len(exact), dtype=np.bool_)
         self.rounds = np.zeros(len(exact), dtype=np.int64)
         self._codes = np.full(len(exact), Status.RUNNING, dtype=np.int8)
@@ -48,47 +48,50 @@ class Rows:
 
     @property
     def status(self) -> tuple[Status, ...]:
-        """How they ended."""
+        """The status of every row."""
         return tuple(Status(int(code)) for code in self._codes)
 
     @property
     def step_errors(self) -> StepErrors:
-        """What was seen of every state."""
+        """The errors of every state after every round so far."""
         return StepErrors(tuple(self._errors), tuple(self._offsets), self.length, tuple(self._numbers))
 
     def stepped(self, rows: NDArray[np.int64], round: int) -> None:
-        """Say which rows take steps in a round."""
+        """Record that these rows take steps in round ``round``."""
         self._latest[rows] = round
 
     def settle(self, report: RoundReport, at: Evaluated, buffers: Buffers, round: int, *, over: bool) -> None:
-        """Judge the rows that run, after so many rounds; with ``over`` none goes on."""
+        """Update the status of the running rows after ``round`` rounds; with ``over`` the limit ends all of them."""
         codes = report.status.copy()
         codes[(codes == Status.CONVERGED) & self._short(buffers)] = Status.RUNNING
         codes[(codes == Status.RUNNING) & (over | (self.exact == self.length))] = Status.MAX_ROUNDS
         self.rounds[self.running] = self._latest[self.running]
         self._codes[self.running] = codes[self.running]
         self._keep(at, buffers)
-        with np.errstate(over="ignore"):
+        with np.errstate(over="ignore"):  # errors beyond the range of float32 become Inf
             self._errors.append(np.where(self.running[:, None], report.errors, np.nan).astype(np.float32))
         self._offsets.append(buffers.offset)
         self._numbers.append(round)
         self.running = self._codes == Status.RUNNING
 
     def answer(self, states: Float[Tensor, "B n d"], values: Float[Tensor, "B n d"], buffers: Buffers) -> Point:
-        """These states, with the measure that every row ended with: infinite where its last state is not known."""
+        """Return these states with the measure each row ended with.
+
+        The error is infinite where the window never reached the last state of the chain.
+        """
         assert self._kept is not None  # at least one round was judged
         error, scale, finite = self._kept
         error = error.masked_fill(buffers.mask(self._short(buffers)).unsqueeze(1), torch.inf)
         return Point(states.flatten(1), values.flatten(1), error, scale, finite)
 
     def progress(self, evaluations: NDArray[np.int64], last: Float[Tensor, "B d"]) -> Progress:
-        """Where the solve stands."""
+        """Return the progress of the solve for a callback."""
         known = self._errors[-1][~np.isnan(self._errors[-1])]
         error = float(known.max()) if len(known) else 0.0
         return Progress(self._numbers[-1], int(self.running.sum()), error, evaluations.copy(), last)
 
     def _short(self, buffers: Buffers) -> NDArray[np.bool_]:
-        """Rows whose window has not reached the end of the chain."""
+        """Return the rows whose window has not reached the end of the chain."""
         short: NDArray[np.bool_] = buffers.offset + buffers.width < self.length
         return short
 

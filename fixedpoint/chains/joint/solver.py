@@ -1,27 +1,28 @@
-r"""The chain solver: preconditioner x accelerator x window x start, in at most ``N + 1`` rounds.
+r"""The chain solver: a preconditioner, an accelerator, a window and a start, in at most ``N + 1`` rounds.
 
 A round at the states ``X``:
 
-    r      = F(X) - X                      defects, one batch: of what has moved
+    r      = F(X) - X                      defects; steps whose input changed, in one batch
     G(X)   = X + M r                       same fixed point, any M
     X^     = accelerator(X, G(X))          Picard: X^ = G(X)
     X_new  = X^, but the first unfinished state takes its plain step
 
 After round ``k`` the first ``k`` states are final, whatever the preconditioner and the accelerator do: their inputs
 were final when their step was taken. They are not evaluated again. (Tang et al. 2024, "Accelerating parallel sampling
-of diffusion models", section 4, for the guard under Anderson.) What is final, what is left alone and how the window
-slides: ``fixedpoint.chains.joint.engine``.
+of diffusion models", section 4, for the guard under Anderson.) ``fixedpoint.chains.joint.engine`` describes which
+states become final, which keep their value, and how the window slides.
 
-The accelerator ``block-secant`` corrects ``M`` itself, step by step, and so needs no other. A start other than the
-constant one may know some states exactly; the rounds spent on it are among the ``N + 1``.
+The accelerator ``block-secant`` corrects ``M`` itself, step by step, so it takes the place of a step solver. A start
+other than the constant one may compute some states exactly; the rounds it takes count towards the ``N + 1``.
 
-With the preconditioners ``diagonal`` and ``jacobian``, ``M`` is made from the derivatives of the unfinished steps at
-the states of every round: Newton's method on the chain, exact or approximate. Beside the evaluations such a round costs
-one diagonal or Jacobian a step (``counts.products``; by autograd each takes ``d`` backward passes of a step).
+With the preconditioners ``diagonal`` and ``jacobian``, ``M`` is made of the derivatives of the unfinished steps at the
+states of every round: Newton's method on the chain, approximate or exact. In addition to the evaluations such a round
+costs one diagonal or one Jacobian per step (``counts.products``; by autograd each takes ``d`` backward passes of a
+step).
 
-A step that returns NaN or Inf at states that are still wrong is no failure: its defect is left out of the sweep,
-and the guard reaches it in time. A row fails only when a step is not finite at its exact input; the sequential
-chain fails there, too.
+A step that returns NaN or Inf at states that are not final is not a failure: its defect is left out of the sweep, and
+the guard reaches the step later, at its exact input. A row fails only when a step is not finite at its exact input; the
+sequential chain fails there, too.
 """
 
 from __future__ import annotations
@@ -61,9 +62,9 @@ __all__ = ["BlockSecant", "ChainSolver", "accelerating", "joint"]
 
 @dataclass(frozen=True)
 class BlockSecant(Solver, Secants):
-    """For chains: corrects the preconditioner's slope of every step by the last moves of its input and value."""
+    """For chains: corrects the preconditioner's slope of every step by the last changes of its input and value."""
 
-    memory: int = option(1, ge=1, help="m: moves of every step that are remembered")
+    memory: int = option(1, ge=1, help="m: number of moves of every step that are kept")
 
     needs = frozenset({"chain"})
 
@@ -94,20 +95,23 @@ class ChainSolver(Solver):
         None, ge=1, help="p: steps held and evaluated at a time, sliding along the chain; default: all of them"
     )
     start: ConstantStart | OneJumpStart | NestedStart = option(
-        factory=ConstantStart, help="the states before the first round, and those a window comes to"
+        factory=ConstantStart, help="the states before the first round, and those that enter a window"
     )
     slack: float = option(
         0.02,
         ge=0.0,
         lt=1.0,
-        help="share of the tolerance by which a state may be left as it is, its step not evaluated again; 0: none",
+        help="share of the tolerance within which a state keeps its value and its step is not evaluated again",
     )
 
     provides = frozenset({"trajectory"})
 
     @by_options("chain")
     def needs(self) -> frozenset[str]:
-        """A chain, and what its parts need of any; in a window an extension may stand for jumps."""
+        """``"chain"``, and the needs of the parts.
+
+        In a window those of the start are left out, since an extension may be used in place of jumps.
+        """
         start = self.start.needs if self.window is None else frozenset()
         return frozenset({"chain"}) | self.preconditioner.needs | self.accelerator.needs | start
 
@@ -139,8 +143,9 @@ class ChainSolver(Solver):
         on_round: Callable[[Progress], None] | None = None,
     ) -> Solution:
         problem = chain_of(f.problem, "a chain solver")
+        # N rounds make every state final, and one more round measures the result.
         f.limit = termination.max_rounds or problem.length + 1
-        f.tracks_best = False
+        f.tracks_best = False  # the answer is the latest point: every round makes more of it final
         width = min(self.window or problem.length, problem.length)
         layout = Layout.of(
             problem.x0.unsqueeze(1).expand(-1, width, *problem.x0.shape[1:]), rows="independent", blocks=width
@@ -170,7 +175,7 @@ class ChainSolver(Solver):
     def _begun(
         self, f: Evaluator, problem: ChainProblem, z0: Float[Tensor, "B D"], width: int
     ) -> tuple[Float[Tensor, "B n d"], NDArray[np.int64]]:
-        """The states to start from, and how many of every row are those of the chain."""
+        """Return the initial states, and how many of the first states of each row are exact."""
         own: Tensor = z0.unflatten(1, (f.layout.blocks, -1))
         if isinstance(self.start, ConstantStart):
             return own, np.zeros(len(z0), dtype=np.int64)
@@ -181,14 +186,17 @@ class ChainSolver(Solver):
             f.counts.add(begun.spent)
             states, known = begun.states.unflatten(1, (problem.length, -1)), begun.exact
         finite = states.isfinite().all(dim=2)
-        exact = finite[:, :known].cumprod(dim=1).sum(dim=1)  # a step that failed is taken again, and told
+        exact = finite[:, :known].cumprod(dim=1).sum(dim=1)  # a failed step is evaluated again, and judged
         x0 = problem.x0.flatten(1).unsqueeze(1)
         return torch.where(finite.unsqueeze(2), states, x0), exact.cpu().numpy()
 
     def _jumped(self, f: Evaluator, problem: ChainProblem, width: int) -> tuple[Float[Tensor, "B p d"], int]:
-        """The window's states as jumps from the start, by the first step alone: no more is held."""
+        """Return the window's states as extensions of the first step, and the number of exact ones.
+
+        This holds ``p`` states, where :meth:`OneJumpStart.trajectory` would hold all ``N``.
+        """
         x0, rows = problem.x0, torch.arange(len(problem.x0), device=problem.x0.device)
-        if f.remaining < 2:
+        if f.remaining < 2:  # the start would use the only round, and nothing could be judged
             return x0.flatten(1).unsqueeze(1).expand(-1, width, -1), 0
         value = f.pairs(problem, x0, torch.zeros_like(rows), np.arange(len(x0)))
         row, target = rows.repeat_interleave(width), torch.arange(1, width + 1, device=x0.device).repeat(len(x0))
@@ -197,19 +205,21 @@ class ChainSolver(Solver):
 
 
 def joint(problem: ChainProblem, window: int | None = None) -> ChainSolver:
-    """A joint solve with the default options of a chain: from one jump where the chain knows them."""
+    """Return the default joint solver for a chain: from one jump if the chain provides jumps and has no start."""
     jumps = isinstance(problem.chain, HasJumps) and problem.start is None
     start = OneJumpStart() if jumps else ConstantStart()
     return ChainSolver(accelerator=Anderson(memory=2), window=window, start=start)
 
 
 def accelerating(problem: ChainProblem, solver: Solver) -> Solver:
-    """``solver`` if it knows chains, else a joint solve with it as the accelerator; for ``auto`` :func:`joint`.
+    """Return ``solver`` if it solves chains, else a joint solver that has it as its accelerator.
+
+    For ``auto`` this is :func:`joint`.
 
     Raises
     ------
     AbilityError
-        When it owns its loop, so that the guard cannot be kept.
+        When the solver runs its own loop, so that the guard cannot be applied.
     """
     if isinstance(solver, BlockSecant):
         return ChainSolver(accelerator=solver)

@@ -1,4 +1,4 @@
-"""Starts: a trajectory to begin a joint solve of a chain from, and what it cost."""
+"""Starts: options that make the initial trajectory of a joint solve, and count its cost."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ from fixedpoint.solvers.picard import Picard
 __all__ = ["ConstantStart", "InitialTrajectory", "NestedStart", "OneJumpStart", "Start"]
 
 
-# The solver that a chain is solved by, for one that may know nothing of chains.
+# Returns the solver to use on a chain for any solver, including one that does not know chains.
 Adapt = Callable[[ChainProblem, Solver], Solver]
 
 
 class InitialTrajectory(NamedTuple):
-    """A trajectory to start from.
+    """An initial trajectory.
 
     Attributes
     ----------
     states
-        Shape ``(B, D)``: all states of the chain, flattened.
+        Shape ``(B, N d)``: all states of the chain, flattened.
     spent
-        What was spent on them.
+        The counts of rounds, calls and evaluations that the trajectory took.
     exact
-        How many of them, from the first on, are those of the serial chain.
+        How many of the first states equal those of the serial chain, in every row.
     """
 
     states: Float[Tensor, "B D"]
@@ -48,34 +48,34 @@ class InitialTrajectory(NamedTuple):
 
 
 class Start(Options, ABC):
-    """Options that make a trajectory to start from."""
+    """Base class of the options that make an initial trajectory."""
 
     needs: ClassVar[frozenset[str]] = frozenset()
-    """What it needs of a chain whatever its length (``fixedpoint.chains.capabilities.CHAIN_ABILITIES``)."""
+    """Abilities that a chain of any length must have (``fixedpoint.chains.capabilities.CHAIN_ABILITIES``)."""
 
     @abstractmethod
     def trajectory(self, problem: ChainProblem, adapt: Adapt, most: int = sys.maxsize) -> InitialTrajectory:
-        """All states of the chain.
+        """Return all states of the chain, to start from.
 
         Parameters
         ----------
         problem
             The chain.
         adapt
-            The solver of a chain for any solver: a start may solve shorter chains first.
+            Returns the solver to use on a chain for any solver. A start that solves shorter chains uses it.
         most
-            Rounds it may take at most.
+            The largest number of rounds that the start may take.
 
         Raises
         ------
         AbilityError
-            When the chain lacks what the start is made of, or a shorter chain the solver.
+            When the chain lacks an ability that the start requires, or the solver cannot solve a shorter chain.
         """
 
 
 @dataclass(frozen=True)
 class ConstantStart(Start):
-    """The problem's own start: every state equal to ``x_0``, unless it was given a trajectory."""
+    """The problem's own start: the trajectory it was given, or every state equal to ``x_0``."""
 
     variant = "constant"
 
@@ -85,9 +85,9 @@ class ConstantStart(Start):
 
 @dataclass(frozen=True)
 class OneJumpStart(Start):
-    """Every state as the one jump from ``x_0`` to it: one round of one evaluation per row.
+    """Every state as the one jump from ``x_0`` to it: one round with one evaluation per row.
 
-    That evaluation is the first step's, too: it is not made again.
+    That evaluation also gives the first step, which is not evaluated again.
     """
 
     variant = "one-jump"
@@ -104,21 +104,22 @@ class OneJumpStart(Start):
 
 @dataclass(frozen=True)
 class NestedStart(Start):
-    """Rounds on shorter chains first, each started from the one before, then interpolated.
+    """Solves shorter chains first, each started from the one before, and interpolates the last to the whole chain.
 
-    Rounds hardly depend on the length of a chain, so that the first ones, on few steps, cost little work. What the last
-    round of a level found is swept along it once more before it is interpolated. Levels that are no shorter than the
-    chain are left out.
+    The number of rounds hardly depends on the length of a chain, so the first rounds, on few steps, cost little. The
+    defects of the last round of a level are carried along it once more before it is interpolated. Levels that are not
+    shorter than the chain are skipped.
 
-    Beside every round of a shorter chain the chain itself takes a step: it waits for nothing else, so it costs one
-    evaluation and no round, and the rounds of the whole solve stay within those of a solve without this start.
+    In parallel with every round of a shorter chain, the chain itself takes one step. That step waits for no other
+    evaluation, so it costs one evaluation and no round, and the rounds of the whole solve stay within those of a solve
+    without this start.
     """
 
     variant = "nested"
 
     steps: int | tuple[int, ...] = option(50, help="steps of the coarse chain, or of several, coarsest first")
-    rounds: int = option(5, ge=1, help="rounds on each of them")
-    begin: ConstantStart | OneJumpStart = option(factory=ConstantStart, help="what the coarsest chain starts from")
+    rounds: int = option(5, ge=1, help="rounds on each coarse chain")
+    begin: ConstantStart | OneJumpStart = option(factory=ConstantStart, help="start of the coarsest chain")
     solver: Solver = option(factory=Picard, help="solver of the coarse chains; a step solver becomes their accelerator")
 
     def check(self) -> None:
@@ -130,12 +131,12 @@ class NestedStart(Start):
 
     @by_options()
     def needs(self) -> frozenset[str]:
-        """Those of the first start. Coarser chains are needed only where the chain is longer than a level."""
+        """The needs of ``begin``. Coarse chains are required only where the chain is longer than a level."""
         return self.begin.needs
 
     @property
     def levels(self) -> tuple[int, ...]:
-        """Numbers of steps, coarsest first."""
+        """Numbers of steps of the shorter chains, coarsest first."""
         return (self.steps,) if isinstance(self.steps, int) else self.steps
 
     def trajectory(self, problem: ChainProblem, adapt: Adapt, most: int = sys.maxsize) -> InitialTrajectory:
@@ -148,16 +149,18 @@ class NestedStart(Start):
             rule = Termination(rtol=0.0, max_rounds=min(self.rounds, most - spent.rounds))
             found = adapt(coarse, self.solver).solve(Evaluator(coarse), begin, rule)
             defects = (found.fstate - found.state).unflatten(1, (count, -1))
+            # The last round of a level has defects that no round follows: sweep them with identity slopes.
             reached = found.state + defects.cumsum(dim=1).flatten(1)
             states = problem.interpolate(reached.view(-1, count, *problem.x0.shape[1:]), kept)
             spent.add(found.counts)
+        # One step per round spent so far: they run in parallel with these rounds and add none.
         steps = range(exact, min(spent.rounds, length))
         spent.add(_spent(problem, calls=len(steps) * problem.calls(len(problem.x0)), evaluations=len(steps)))
         return InitialTrajectory(_advanced(problem, states, steps), spent, exact=steps.stop)
 
 
 def _advanced(problem: ChainProblem, states: Float[Tensor, "B D"], steps: range) -> Float[Tensor, "B D"]:
-    """The states with those that these steps lead to in their places."""
+    """Take these steps one after another and return the trajectory with their results in place."""
     blocks = states.unflatten(1, (problem.length, -1))
     x = problem.x0 if steps.start == 0 else blocks[:, steps.start - 1].reshape(problem.x0.shape)
     row = torch.arange(len(x), device=x.device)

@@ -1,1 +1,1 @@
-"""Other ways to run a chain: step by step, parareal, DEQ-DDIM as published."""
+"""Other solvers of chains: step by step, parareal, and DEQ-DDIM as published."""

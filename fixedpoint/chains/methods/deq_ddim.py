@@ -1,18 +1,19 @@
-r"""The method of DEQ-DDIM as published, a reference to compare with.
+r"""DEQ-DDIM as published, as a reference to compare with.
 
-With the joint map ``G(X) = X + M r`` of the steps' own coefficients (``preconditioner`` "coefficient"; Pokle, Geng &
-Kolter 2022, "Deep equilibrium approaches to diffusion models", eq. 9) every state is mixed alone, as a row of its
-own, from its last ``m`` points ``x_j``, their images ``g_j`` and ``D = [g_j - x_j]``:
+The joint map ``G(X) = X + M r`` uses the steps' own coefficients (``preconditioner`` "coefficient"; Pokle, Geng &
+Kolter 2022, "Deep equilibrium approaches to diffusion models", eq. 9). Every state is mixed separately, like a row of
+its own, from its last ``m`` points ``x_j``, their images ``g_j`` and ``D = [g_j - x_j]``:
 
     [ 0       1^T         ] [ nu    ]   [ 1 ]
     [ 1   D D^T + lambda I ] [ alpha ] = [ 0 ]      x+ = sum_j alpha_j g_j
 
-the bordered form of Anderson acceleration of their published solver (after Bai, Kolter & Koltun's deep equilibrium
-tutorial, 2020), ``m = 5`` and ``lambda = 1e-3``. The ridge is absolute: near the solution it outweighs the residuals
-and the weights become uniform. Nothing keeps ``N`` rounds enough: no state takes its plain step, none is frozen.
+This is the bordered form of Anderson acceleration in their published solver (after Bai, Kolter & Koltun's deep
+equilibrium tutorial, 2020), with ``m = 5`` and ``lambda = 1e-3``. The ridge is absolute: near the solution it outweighs
+the residuals, and the weights become uniform. There is no guard: no state takes its plain step and none becomes final,
+so ``N`` rounds need not suffice.
 
-Theirs is the method; the counts, the error and the stopping rule are ours. They stop after 15 rounds:
-``max_rounds=15``.
+The method is that of the paper; the counts, the error and the stopping rule are those of this library. The published
+method stops after 15 rounds: ``max_rounds=15``.
 """
 
 from __future__ import annotations
@@ -39,7 +40,15 @@ __all__ = ["DEQDDIM", "DEQDDIMState"]
 
 @dataclass(frozen=True)
 class DEQDDIMState:
-    """The last points and their images, and the linear part of the joint map."""
+    """State of DEQ-DDIM.
+
+    Attributes
+    ----------
+    linear
+        The linear part of the joint map.
+    history
+        The last ``m`` points and their images.
+    """
 
     linear: LinearPart
     history: History
@@ -47,11 +56,11 @@ class DEQDDIMState:
 
 @dataclass(frozen=True)
 class DEQDDIM(StepSolver[DEQDDIMState]):
-    """DEQ-DDIM as published: its joint map, and Anderson acceleration of every state alone, with an absolute ridge."""
+    """DEQ-DDIM as published: its joint map, with Anderson acceleration of each state alone and an absolute ridge."""
 
     memory: int = option(5, ge=1, help="m: number of points combined, the last one included")
-    ridge: float = option(1e-3, ge=0.0, help="lambda: absolute, added to squared lengths of defects")
-    relaxation: float = option(1.0, gt=0.0, le=2.0, help="beta: share of the images; the rest is taken of the points")
+    ridge: float = option(1e-3, ge=0.0, help="lambda: absolute ridge, added to the squared lengths of the changes")
+    relaxation: float = option(1.0, gt=0.0, le=2.0, help="beta: weight of the images; the points have the rest")
 
     needs = frozenset({"chain", "coefficients"})
 
@@ -89,13 +98,14 @@ class DEQDDIM(StepSolver[DEQDDIMState]):
 def _weights(
     changes: Float[Tensor, "B m D"], valid: Bool[Tensor, "B m"], newest: int, blocks: int, ridge: float
 ) -> Float[Tensor, "B blocks m"]:
-    """``alpha`` of every state; all of it on the newest point where the system is singular."""
+    """Return the weights ``alpha`` of every state; where the system is singular, the newest point has weight 1."""
     rows, count, _ = changes.shape
     gram = torch.stack([block_dots(changes, changes[:, j], blocks) for j in range(count)], dim=3)
     unit = torch.eye(count, dtype=torch.float64, device=changes.device)
     both = (valid.unsqueeze(1) & valid.unsqueeze(2)).unsqueeze(1)
     system = gram.new_zeros(rows, blocks, count + 1, count + 1)
     system[..., 0, 1:] = system[..., 1:, 0] = valid.unsqueeze(1).double()
+    # Columns that hold no point get a row of the identity, so that their weight is zero.
     system[..., 1:, 1:] = torch.where(both, gram + ridge * unit, unit)
     wanted = torch.zeros_like(system[..., 0])
     wanted[..., 0] = 1.0

@@ -1,18 +1,19 @@
-r"""Parareal: a chain in blocks, all blocks run at once by their own steps, and joined by coarse jumps in sequence.
+r"""Parareal: the chain is split into blocks, which run in parallel and are joined by coarse jumps in sequence.
 
-With the states ``X_m`` at the joints of ``M`` blocks, ``F`` the steps of a block and ``G`` its coarse jump,
+Let ``X_m`` be the states at the joints of ``M`` blocks, ``F`` the steps of a block and ``G`` its coarse jump. Then
 
     X_{m+1} <- F(X_m^old) + G(X_m) - G(X_m^old),      m = 0 .. M - 1,    X_0 = x_0
 
-from ``X_{m+1} = G(X_m)`` (Lions, Maday & Turinici 2001; for diffusion models Selvam et al. 2024, "Self-refining
-diffusion samplers"). A sweep makes the first block that is not exact so: ``M`` sweeps always suffice.
+starting from ``X_{m+1} = G(X_m)`` (Lions, Maday & Turinici 2001; for diffusion models Selvam et al. 2024,
+"Self-refining diffusion samplers"). Every sweep makes at least one more block exact, so ``M`` sweeps always suffice.
 
-Every evaluation that has to wait for another is a round: as many as the longest block has steps for a sweep of ``F``
-(all blocks side by side), one for every coarse step of a sweep of ``G``. Nothing is pipelined: a sweep of ``G`` waits
-for all of ``F``, although its first block could start sooner. Blocks that are exact are left out of both, and ``G`` is
-never taken over the last block, whose own steps follow at once (SRDS ends with it).
+Every evaluation that has to wait for another is a round. A sweep of ``F`` runs all blocks in parallel and takes as many
+rounds as the longest block has steps. A sweep of ``G`` takes one round per coarse step. Nothing is pipelined: a sweep
+of ``G`` waits for all of ``F``, although its first block could start sooner. Blocks that are exact are left out of both
+sweeps. ``G`` is never applied to the last block, whose own steps follow at once (SRDS ends with it).
 
-A trajectory is judged when ``F`` has swept it: within the blocks it has no defects, at the joints those of ``X``.
+A trajectory is judged after a sweep of ``F``: within the blocks it has no defects, and its defects at the joints are
+those of ``X``.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ __all__ = ["Parareal"]
 class Parareal(Solver):
     """Parareal (for diffusion chains: SRDS): fine steps in all blocks at once, coarse jumps in sequence.
 
-    Makes its own start of coarse jumps, whatever start it is given.
+    It starts from coarse jumps; a given start is ignored.
     """
 
     blocks: int | None = option(None, ge=1, help="number of blocks, at most N; default: the root of N, rounded up")
@@ -73,6 +74,7 @@ class Parareal(Solver):
         rounds = np.zeros(len(z0), dtype=np.int64)
         answer: Evaluated | None = None
         while (final == Status.RUNNING).any():
+            # Only complete sweeps can be judged, so one that would exceed the limit is not begun.
             if f.counts.rounds + sweeps.next_rounds > limit:
                 break
             at = sweeps.fine() if answer is None else sweeps.refined()
@@ -89,7 +91,7 @@ class Parareal(Solver):
                 on_round(Progress(f.counts.rounds, int(still.sum()), worst, spent, sweeps.last))
             f.narrow(still)
             sweeps.finish(np.flatnonzero(still))
-        if answer is None:  # not even the first sweeps fit into the limit: the start is judged, by one round
+        if answer is None:  # the limit is too low for the first sweeps: one round judges the start
             answer = f(z0)
             rounds[:] = f.counts.rounds
             final = judge(answer)[0].cpu().numpy()
@@ -98,13 +100,14 @@ class Parareal(Solver):
 
 
 class _Sweeps:
-    """The states at the joints and within the blocks, of all rows; sweeps advance those of ``rows`` (host: ``live``).
+    """The states at the joints and within the blocks, of all rows.
 
-    ``exact`` blocks from the start of the chain are final.
+    Sweeps advance only the rows ``rows`` (on the host: ``live``). The first ``exact`` blocks are final.
     """
 
     def __init__(self, f: Evaluator, problem: ChainProblem, solver: Parareal) -> None:
         length = problem.length
+        # The root of N balances the rounds of a fine sweep, N / M, with those of a coarse one, M.
         count = solver.blocks or math.isqrt(length - 1) + 1
         if count > length:
             raise ValueError(f"a chain of {length} steps divides into at most {length} blocks, got blocks={count}")
@@ -121,33 +124,33 @@ class _Sweeps:
         self.rows = self._place(self.live)
         self.states = problem.x0.unsqueeze(1).repeat(1, length, *[1] * (problem.x0.ndim - 1))
         self.joints = problem.x0.unsqueeze(1).repeat(1, count, *[1] * (problem.x0.ndim - 1))
-        self.guesses = self.joints.clone()  # G(X_m), what the coarse jump made of the joint last
-        self.ended = self.joints.clone()  # F(X_m)
+        self.guesses = self.joints.clone()  # G(X_m) of the last coarse sweep
+        self.ended = self.joints.clone()  # F(X_m) of the last fine sweep
 
     @property
     def last(self) -> Float[Tensor, "B d"]:
-        """What the last step has made of every row."""
+        """The last state of every row."""
         return self.states[:, -1].flatten(1)
 
     @property
     def next_rounds(self) -> int:
-        """Rounds of the next two sweeps: the coarse one from the first block that is not exact, the fine one."""
+        """Rounds of the next two sweeps: the coarse one from the first block that is not exact, and the fine one."""
         return self.jump_starts[-2] - self.jump_starts[self.exact] + int(self.sizes[self.exact :].max())
 
     def finish(self, live: NDArray[np.int64]) -> None:
-        """A fine sweep is over: one block more is exact, and these rows go on."""
+        """End a fine sweep: one more block is exact, and only the rows ``live`` continue."""
         self.live, self.rows = live, self._place(live)
         self.exact += 1
 
     def fine(self) -> Evaluated:
-        """The coarse start, and the first fine sweep."""
+        """Make the coarse start and run the first fine sweep."""
         for m in range(len(self.sizes) - 1):
             self.guesses[:, m] = self._finite(self._jump(m), self.joints[:, m])
             self.joints[:, m + 1] = self.guesses[:, m]
         return self._swept()
 
     def refined(self) -> Evaluated:
-        """A coarse sweep with what the fine one before it found, and a fine one."""
+        """Run a coarse sweep, corrected by the fine sweep before it, and then a fine sweep."""
         rows, first = self.rows, self.exact
         self.joints[rows, first] = self.ended[rows, first - 1]
         for m in range(first, len(self.sizes) - 1):
@@ -158,14 +161,14 @@ class _Sweeps:
         return self._swept()
 
     def _jump(self, block: int) -> Float[Tensor, "k *event"]:
-        """``G`` of a block from its joint."""
+        """Return ``G`` of a block, from its joint."""
         x = self.joints[self.rows, block]
         for step in range(self.jump_starts[block], self.jump_starts[block + 1]):
             x = self.f.pairs(self.coarse, x, torch.full_like(self.rows, step), self.live)
         return x
 
     def _swept(self) -> Evaluated:
-        """``F`` of all blocks that are not exact, side by side, and the trajectory it leaves, judged."""
+        """Run ``F`` over all blocks that are not exact in parallel, and judge the resulting trajectory."""
         blocks = np.arange(self.exact, len(self.sizes))
         x = self.joints[self.rows][:, self.exact :]
         sound = torch.ones(self.states.shape[:2], dtype=torch.bool, device=self.rows.device)
@@ -178,6 +181,7 @@ class _Sweeps:
             value = self.f.pairs(self.problem, x.flatten(0, 1), index.repeat(len(self.rows)), pairs)
             value = value.unflatten(0, (len(self.rows), len(blocks)))
             finite = value.flatten(2).isfinite().all(dim=2)
+            # A block goes on from its last finite state; ``sound`` marks the step as failed.
             x = torch.where(finite.view(*finite.shape, *[1] * (x.ndim - 2)), value, x)
             self.states[self.rows.unsqueeze(1), index] = x
             sound[self.rows.unsqueeze(1), index] = finite
@@ -186,10 +190,10 @@ class _Sweeps:
         return self._judged(sound, ends[:-1])
 
     def _judged(self, sound: Bool[Tensor, "B N"], ends: Int[Tensor, " M"]) -> Evaluated:
-        """The trajectory that starts every block at its joint: its defects are those of the joints.
+        """Judge the trajectory in which every block starts at its joint, so that it has defects only at the joints.
 
-        A row is infinitely far while any of its steps is not finite, and lost when the step was taken at an exact
-        state: within the first block that was not.
+        The error of a row is infinite while any of its steps is not finite. The row is nonfinite if such a step is
+        within the first block that was not exact, since that block starts from an exact state.
         """
         z = self.states.clone()
         z[:, ends] = self.joints[:, 1:]
@@ -203,6 +207,6 @@ class _Sweeps:
 
     @staticmethod
     def _finite(value: Tensor, instead: Tensor) -> Tensor:
-        """``value`` in the rows where it is finite."""
+        """Return ``value`` in the rows where it is finite, else ``instead``."""
         finite = value.flatten(1).isfinite().all(dim=1)
         return torch.where(finite.view(-1, *[1] * (value.ndim - 1)), value, instead)

@@ -1,4 +1,4 @@
-"""The sequential solver: a chain one step after another, the reference that joint solvers are compared with."""
+"""The serial solver: takes the steps of a chain one after another; the reference for joint solvers."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ __all__ = ["Serial", "SerialState", "iterate_steps"]
 class Serial(Solver):
     """Runs a chain step by step: N rounds of one evaluation each, exact by construction.
 
-    Takes no notice of the termination; a row one of whose steps is not finite keeps its last finite state.
+    The termination is ignored. A row keeps its last finite state once a step returns NaN or Inf.
     """
 
     needs = frozenset({"chain"})
@@ -61,18 +61,18 @@ class Serial(Solver):
 
 
 class SerialState(NamedTuple):
-    """What is reached by a step.
+    """The states after a step.
 
     Attributes
     ----------
     step
-        Its number.
+        The number of the step, from 0 to ``N - 1``.
     rows
-        The rows that took it, on the host.
+        The numbers of the rows that took it, on the host.
     x
         Shape ``(B, *event)``: the states of all rows.
     sound
-        Shape ``(B,)``: rows all of whose steps were finite; the others keep their last finite state.
+        Shape ``(B,)``: True for rows whose steps were all finite; the others keep their last finite state.
     """
 
     step: int
@@ -84,16 +84,16 @@ class SerialState(NamedTuple):
 def iterate_steps(
     f: Evaluator, problem: ChainProblem, x: Float[Tensor, "B *event"], first: NDArray[np.int64]
 ) -> Iterator[SerialState]:
-    """Take the steps of a chain one after another, a round each.
+    """Take the steps of a chain one after another, one round per step, and yield the states after each.
 
     Parameters
     ----------
     f
-        Counts them.
+        The evaluator, which counts the steps.
     problem
         The chain.
     x
-        The state that every row's first step is taken from.
+        Shape ``(B, *event)``: the input of every row's first step.
     first
         Shape ``(B,)``: the number of that step; ``N`` for rows that take none.
     """
@@ -112,6 +112,6 @@ def iterate_steps(
 
 
 def _lost(z: Tensor, scale: Tensor, sound: Tensor) -> Evaluated:
-    """Without defects; infinitely far in the rows that are lost."""
+    """Return the trajectory as an evaluated point without defects; its error is infinite in rows that failed."""
     error = torch.zeros_like(scale).masked_fill(~sound.unsqueeze(1), torch.inf)
     return Evaluated(z, z, error, scale, sound, residual=torch.zeros_like(z))

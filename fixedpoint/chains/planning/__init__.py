@@ -1,1 +1,1 @@
-"""What a solve will take on the machine at hand, and the choice made by it."""
+"""Plans: the expected time of each way to solve a chain on this machine, and the choice between them."""

@@ -1,4 +1,4 @@
-"""What a step of a chain costs: seconds of a call by the number of states in it, as measured on the machine at hand."""
+"""Measures what steps of a chain cost on this machine: the seconds of a call, by the number of states in it."""
 
 from __future__ import annotations
 
@@ -15,40 +15,41 @@ from fixedpoint.chains.problem import ChainProblem
 
 __all__ = ["Costs", "HasCostKey", "measured_costs"]
 
-# The least of so many calls counts: the first one at a new size pays for plans and memory.
+# The quickest of this many calls counts: the first one at a new size also pays for kernel plans and memory.
 _CALLS = 3
-# Larger calls are tried as long as they are so much quicker per state.
+# Larger calls are tried while their seconds per state are at most this share of the best so far.
 _QUICKER = 0.95
 
 
 class HasCostKey(ABC):
-    """A chain whose steps cost what those of other chains do, so that they are measured once."""
+    """A chain that shares its cost with other chains, for example of the same network, so that it is measured once."""
 
     @abstractmethod
     def cost_key(self) -> tuple[object, Hashable]:
-        """What takes the time, a network say, and whatever else of the chain the time depends on.
+        """Return the object that takes the time, and a hashable value of everything else the time depends on.
 
-        What is measured is kept for as long as the first of the two lives; it must allow weak references.
+        The object is, for example, the network. It must allow weak references; measurements are kept for as long as it
+        exists.
         """
 
 
 @dataclass(frozen=True)
 class Costs:
-    """Seconds of a call of ``chain.step``, and of what a solver does beside.
+    """Measured seconds of calls of ``chain.step``.
 
     Attributes
     ----------
     batches
-        States in a call, increasing.
+        Numbers of states in a call, increasing.
     seconds
-        Of a call with so many.
+        Seconds of a call with that many states.
     """
 
     batches: tuple[int, ...]
     seconds: tuple[float, ...]
 
     def call(self, states: float) -> float:
-        """Seconds of a call: between two measurements linear, beyond the last one in proportion."""
+        """Return the seconds of a call: linear between two measurements, proportional beyond the last one."""
         if states >= self.batches[-1]:
             return self.seconds[-1] * states / self.batches[-1]
         place = bisect_left(self.batches, states)
@@ -59,12 +60,12 @@ class Costs:
         return self.seconds[place - 1] * (1 - share) + self.seconds[place] * share
 
     def round(self, states: float, max_batch: int) -> float:
-        """Seconds of a round of so many states, at most ``max_batch`` in a call."""
+        """Return the seconds of a round that evaluates ``states`` states, at most ``max_batch`` in a call."""
         calls, rest = divmod(states, max_batch)
         return calls * self.call(max_batch) + (self.call(rest) if rest else 0.0)
 
     def best_batch(self, states: float) -> int:
-        """The number of states in a call by which a round of so many is quickest."""
+        """Return the measured number of states in a call that makes a round of ``states`` states quickest."""
         return min(self.batches, key=lambda size: (self.round(states, size), -size))
 
 
@@ -77,22 +78,27 @@ def measured_costs(
     count: Callable[[int], None],
     clock: Callable[[], float] = time.perf_counter,
 ) -> Costs:
-    """Measure calls of the number of rows, of four times as many and so on, while that makes a state quicker.
+    """Measure calls with one state per row, then four times as many and so on, while this lowers the time per state.
 
-    What was measured for the same chain, or one with the same :class:`HasCostKey`, is used again.
+    Measurements for the same chain, or for one with an equal ``cost_key`` (:class:`HasCostKey`), are reused.
 
     Parameters
     ----------
     problem
-        Of which no more than ``max_batch`` states are evaluated at once. Its own start is evaluated at all steps. Where
-        memory does not suffice for a call, it is among those that are not made.
+        The chain. Calls evaluate its ``x0`` at steps spread over the chain, at most ``max_batch`` states in a call. A
+        size for which memory does not suffice is not measured.
     worth
-        How many seconds may be spent, given those of a call with one state per row. Such a call is made in any case,
-        larger ones only as far as they are expected to take no longer than what is left.
+        Returns how many seconds may be spent, given the seconds of a call with one state per row. That call is always
+        made; larger ones are made only if they are expected to fit in the time left.
     count
-        Told how many states every call has evaluated.
+        Called with the number of states that each call has evaluated.
     clock
-        Seconds.
+        Returns the time in seconds.
+
+    Returns
+    -------
+    Costs
+        The measurements of all sizes up to ``max_batch``.
     """
     known = _known_of(problem)
     whole = len(problem.x0) * problem.length
@@ -110,7 +116,7 @@ def measured_costs(
         except torch.OutOfMemoryError:
             break
     sizes = {size: seconds for size, seconds in sorted(known.items()) if size <= largest}
-    if problem.max_batch and largest not in sizes:  # asked for: as quick per state as the last one, for all we know
+    if problem.max_batch and largest not in sizes:  # assume the seconds per state of the last one
         sizes[largest] = Costs(tuple(sizes), tuple(sizes.values())).call(largest)
     return Costs(tuple(sizes), tuple(sizes.values()))
 
@@ -123,7 +129,7 @@ def _timed(
     count: Callable[[int], None],
     clock: Callable[[], float],
 ) -> float:
-    """Make the quickest of some calls known, unless it is; the seconds that all of them took."""
+    """Store the seconds of the quickest of a few calls in ``known``, unless stored; return the seconds spent."""
     if states in known:
         return 0.0
     spent = 0.0
@@ -139,23 +145,23 @@ def _timed(
 
 
 def _call(problem: ChainProblem, states: int) -> None:
-    """Evaluate so many states in one call, and wait for it."""
+    """Evaluate ``states`` states in one call, and wait for the result."""
     place = torch.arange(states, device=problem.x0.device)
     row, index = place % len(problem.x0), place * problem.length // states
     try:
         value = problem.in_batches(states).pairs(problem.x0[row], index, row)
-    except Exception as error:  # a denoiser may raise anything: it goes on its way, with what was going on
+    except Exception as error:  # a denoiser may raise anything; a note says during what
         error.add_note("raised while calls of the step were timed, before round 1 of the solve")
         raise
-    float(value.flatten()[0])
+    float(value.flatten()[0])  # waits for the device
 
 
 def _known_of(problem: ChainProblem) -> dict[int, float]:
-    """Seconds by the number of states, as far as they were measured for steps that cost the same."""
+    """Return the seconds by number of states that were measured for steps of the same cost; the caller adds to it."""
     chain, x0 = problem.chain, problem.x0
     owner, detail = chain.cost_key() if isinstance(chain, HasCostKey) else (chain, None)
     key = detail, x0.shape[1:], x0.dtype, x0.device, torch.get_num_threads()
     try:
         return _known.setdefault(owner, {}).setdefault(key, {})
-    except TypeError:  # no weak references, or no hash: measured again next time
+    except TypeError:  # no weak references or not hashable: measured again next time
         return {}

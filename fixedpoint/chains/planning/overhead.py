@@ -1,4 +1,4 @@
-"""What a round of a joint solve takes beside its steps."""
+"""Measures the overhead of a round: the time that a joint solve takes in addition to the evaluations of steps."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _LENGTH, _WINDOW, _ROUNDS, _SOLVES = 16, 8, 4, 3
 
 @dataclass(frozen=True)
 class _Halving(Chain):
-    """Steps that cost nothing."""
+    """A chain whose steps cost next to nothing."""
 
     length: int = _LENGTH
 
@@ -38,9 +38,9 @@ class _Halving(Chain):
 
 
 def round_overhead_seconds(x0: Float[Tensor, "B *event"]) -> float:
-    """Seconds a round takes in a narrow window of states like these, whose steps cost next to nothing.
+    """Return the seconds of a round in a narrow window of states like ``x0``, with steps that cost next to nothing.
 
-    Measured once for a shape, dtype and device.
+    It is measured once per shape, dtype and device.
     """
     return _measured(x0.shape, x0.dtype, x0.device)
 
@@ -53,5 +53,6 @@ def _measured(shape: torch.Size, dtype: torch.dtype, device: torch.device) -> fl
     for _ in range(_SOLVES):
         rule = Termination(rtol=0.0, max_rounds=_ROUNDS)
         solver.solve(Evaluator(problem), problem.initial(), rule, lambda _: began.append(time.perf_counter()))
+    # Every _ROUNDS-th difference spans the end of one solve and the start of the next.
     rounds = [after - before for k, (before, after) in enumerate(pairwise(began), start=1) if k % _ROUNDS]
     return statistics.median(rounds)

@@ -1,16 +1,17 @@
-r"""Plans: how a chain is solved soonest, by what its steps cost on the machine at hand.
+r"""Chooses the quickest way to solve a chain, given what its steps cost on this machine.
 
-Step by step a chain of ``N`` steps takes ``N`` calls. A joint solve from one jump, with triangular Anderson
+Step by step, a chain of ``N`` steps takes ``N`` calls. A joint solve from one jump, with triangular Anderson
 acceleration of memory 2, in a window of ``p`` steps, is expected to take
 
     R = 2.5 + 2.5 log10(1 / rtol)                 rounds in a window of the whole chain
     K = R + 1.8 (N / p - 1)                       rounds
     E = K p (0.9 - 0.42 sqrt(p / N))              evaluations a row
 
-which is what the chains of ``benchmarks/chain_planner.py`` took, within a quarter, at tolerances of 1e-1 to 1e-4. Its
-seconds follow from those of a call by the number of states. On a machine that many states keep no busier than one the
-whole chain is quickest; where a batch is only some times quicker per state than a single one, a window that makes such
-batches, since it wastes the fewest evaluations; where it is no quicker, step by step.
+The chains of ``benchmarks/chain_planner.py`` took these numbers within a quarter, at tolerances of 1e-1 to 1e-4. The
+seconds follow from the seconds of a call by its number of states. On a machine where a call with many states takes no
+longer than one with a single state, solving the whole chain at once is quickest. Where a batch is only a few times
+quicker per state than a single state, a window that makes such batches is quickest, since it wastes the fewest
+evaluations. Where a batch is no quicker per state, the chain is solved step by step.
 """
 
 from __future__ import annotations
@@ -22,9 +23,11 @@ from fixedpoint.chains.planning.costs import Costs
 
 __all__ = ["Plan", "Setting", "expected", "plan", "step_by_step"]
 
-# A joint solve is only expected to take its time, step by step is known to.
+# A joint solve must be expected to take less than this share of the serial time, since its time is only an estimate.
 _SURE = 0.9
+# The smallest window that is considered, in steps.
 _NARROWEST = 8
+# Windows are considered if states may change by more than this many units of rounding and still become final.
 _EPS = 4.0
 
 
@@ -35,13 +38,13 @@ class Setting:
     Attributes
     ----------
     window
-        Steps in it; None: step by step.
+        Number of steps in the window; None means step by step.
     max_batch
-        States in a call, at most.
+        Largest number of states in a call.
     rounds
-        Expected.
+        Expected number of rounds.
     seconds
-        Expected.
+        Expected duration in seconds.
     """
 
     window: int | None
@@ -54,7 +57,7 @@ class Setting:
 
     @property
     def name(self) -> str:
-        """What it is, in words."""
+        """A description in words."""
         return "step by step" if self.window is None else f"jointly in a window of {self.window}"
 
 
@@ -65,9 +68,9 @@ class Plan:
     Attributes
     ----------
     chosen
-        The setting.
+        The chosen setting.
     others
-        The others, the one expected to be quickest first.
+        The others: the serial one first if a joint one was chosen, the rest in order of expected duration.
     """
 
     chosen: Setting
@@ -83,7 +86,7 @@ class Plan:
 
 
 def expected(length: int, window: int, rtol: float) -> tuple[int, float]:
-    """Rounds, and evaluations of a row, that a joint solve is expected to take."""
+    """Return the numbers of rounds, and of evaluations per row, that a joint solve is expected to take."""
     share = window / length
     whole = 2.5 + 2.5 * math.log10(1 / rtol) if rtol > 0 else math.inf
     rounds = min(whole + 1.8 * (1 / share - 1), length + 1.0)
@@ -91,7 +94,7 @@ def expected(length: int, window: int, rtol: float) -> tuple[int, float]:
 
 
 def step_by_step(costs: Costs, rows: int, length: int) -> Setting:
-    """The serial solve."""
+    """Return the setting of the serial solve."""
     batch = costs.best_batch(rows)
     return Setting(None, batch, length, length * costs.round(rows, batch))
 
@@ -99,27 +102,27 @@ def step_by_step(costs: Costs, rows: int, length: int) -> Setting:
 def plan(
     costs: Costs, *, rows: int, length: int, rtol: float, eps: float, slack: float, overhead: float, widest: int
 ) -> Plan:
-    """Choose.
+    """Choose the setting with the shortest expected duration.
 
     Parameters
     ----------
     costs
-        Of calls of the step.
+        The measured seconds of calls of the step.
     rows
-        ``B``.
+        ``B``, the number of rows.
     length
-        ``N``.
+        ``N``, the number of steps.
     rtol
-        The tolerance of the joint solve.
+        The relative tolerance of the joint solve.
     eps
-        Of the dtype: where the share of the tolerance by which states may be left is not above it, a window slides by
-        a single state a round, and is no choice.
+        Machine epsilon of the dtype. Windows are not considered if the change that a final state may still imply is not
+        well above rounding: such a window slides by only one state per round.
     slack
-        That share, of the whole chain.
+        The share of the tolerance within which a state may keep its value, in a window of the whole chain.
     overhead
-        Seconds of a round beside its calls.
+        Seconds of a round in addition to its calls.
     widest
-        The largest window that there is memory for.
+        The largest window, in steps, that fits into memory.
     """
     serial = step_by_step(costs, rows, length)
     joint = []

@@ -1,9 +1,9 @@
-"""What ``auto`` is on a chain: whichever of step by step and jointly, in a window or not, is expected to be quicker.
+"""The solver that ``auto`` stands for on a chain: step by step, jointly, or in a window, whichever is quickest.
 
-The seconds of a step are measured on the machine at hand (``fixedpoint.chains.planning.costs``), what a joint solve
-takes of them is expected (``fixedpoint.chains.planning.plan``). A joint solve that takes twice the rounds it was
-expected to is given up for the rows it has not solved: they go on step by step from the last state that is final. So a
-plan that was wrong costs about twice the time of the better choice, never more.
+The seconds of a step are measured on this machine (``fixedpoint.chains.planning.costs``); how many rounds and
+evaluations a joint solve takes is estimated (``fixedpoint.chains.planning.plan``). A joint solve that takes twice the
+expected rounds is abandoned for the rows that are not solved: these continue step by step from their last final state.
+So a wrong plan costs about twice the time of the better choice, never more.
 """
 
 from __future__ import annotations
@@ -37,11 +37,12 @@ from fixedpoint.core.transfer import to_device
 __all__ = ["PlannedChainSolver"]
 
 _log = logging.getLogger(__name__)
-# Share of the seconds of a serial run that measuring larger batches may take, and seconds too few to bother.
+# Share of the seconds of a serial run that measuring larger batches may take.
+# A serial run shorter than _BRIEF seconds is not worth planning.
 _WORTH, _BRIEF = 0.1, 0.25
-# A joint solve may take so many times the rounds it was expected to.
+# A joint solve is abandoned after this many times the expected rounds.
 _PATIENCE = 2
-# States held for every one in the window: 2 m + 8.
+# States in memory per state in the window: 2 m + 8, with m = 2.
 _BUFFERS = 12
 
 
@@ -49,8 +50,8 @@ _BUFFERS = 12
 class PlannedChainSolver(Solver):
     """Solves a chain the way that is expected to be quickest; ``solution.extras["plan"]`` says which, and why.
 
-    Nothing is measured, and the chain is solved jointly as a whole, where step by step is no choice: under a limit of
-    fewer rounds than steps, while autograd records, and from a given trajectory, which would be of no use to it.
+    In three cases nothing is measured and the whole chain is solved jointly: if ``max_rounds`` is less than the number
+    of steps, while autograd records, and from a given trajectory, which a serial run could not use.
     """
 
     history_limit: float = option(1.0, gt=0.0, help="memory the states in a window may take, with history, in GiB")
@@ -79,7 +80,7 @@ class PlannedChainSolver(Solver):
         return replace(_run_plan(planned, f, problem, z0, termination, on_round), solver=self)
 
     def plan(self, f: Evaluator, problem: ChainProblem, termination: Termination) -> Plan:
-        """How the chain is to be solved; measures what has not been measured yet."""
+        """Return the plan for the chain, measuring what has not been measured yet."""
 
         def count(states: int) -> None:
             f.counts.calls += 1
@@ -132,9 +133,10 @@ def _finished(
     problem: ChainProblem,
     on_round: Callable[[Progress], None] | None,
 ) -> Solution:
-    """The solution with the rest of some rows taken step by step, from their last final state."""
+    """Finish the rows ``slow`` step by step from their last final state, and return the solution with their results."""
     exact: NDArray[np.int64] = solution.extras["exact"]
     held = solution.state.unflatten(1, (solution.layout.blocks, -1)).clone()
+    # With keep="last" the final states are not stored, so these rows start from x_0.
     known = problem.keep == "all"
     first = np.where(slow, exact if known else 0, problem.length)
     x = problem.x0.flatten(1).clone()

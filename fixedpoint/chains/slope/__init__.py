@@ -1,1 +1,1 @@
-"""How steps pass a change of their state on: preconditioners, linear parts, scans, secants."""
+"""Models of the derivatives of steps: preconditioners, linear parts, scans and secants."""

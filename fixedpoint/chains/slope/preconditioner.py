@@ -1,6 +1,6 @@
-r"""Preconditioners: guesses of how the steps of a chain pass a change of their state on.
+r"""Preconditioners: models of how the steps of a chain pass on a change of their input.
 
-One round evaluates the defects ``r_i = Phi_i(x_i) - x_{i+1}`` and, with a guess ``A_i`` of the slope of ``Phi_i``,
+One round evaluates the defects ``r_i = Phi_i(x_i) - x_{i+1}`` and, with a model ``A_i`` of the slope of ``Phi_i``,
 sweeps them along the chain: ``delta_{i+1} = r_i + A_i delta_i``, ``delta_0 = 0`` (see
 ``fixedpoint.chains.slope.linear``).
 
@@ -12,11 +12,12 @@ sweeps them along the chain: ``delta_{i+1} = r_i + A_i delta_i``, ``delta_0 = 0`
     diagonal     A = diag dPhi_i/dx       quasi-DEER (Gonzalez et al. 2024)
     jacobian     A = dPhi_i/dx            DEER, Newton's method (Lim et al. 2024)
 
-All but the last two are known before the first round; derivatives are taken anew at the states of every round.
+The slopes of all but the last two are known before the first round. The derivatives of the last two are recomputed at
+the states of every round.
 
 The order-k equations of Tang et al. (2024, "Accelerating parallel sampling of diffusion models", eq. 10) carry a defect
-on over the next ``k - 1`` steps by the steps' own coefficients, and so lead from Jacobi to DEQ-DDIM. ``banded`` carries
-it unchanged and leads from Jacobi to ParaDiGMS: it asks the chain for nothing.
+on over the next ``k - 1`` steps with the steps' own coefficients, and so lead from Jacobi to DEQ-DDIM. ``banded``
+carries it on unchanged and leads from Jacobi to ParaDiGMS; it requires no ability of the chain.
 """
 
 from __future__ import annotations
@@ -48,34 +49,34 @@ __all__ = [
 
 
 class Preconditioner(Options, ABC):
-    """Options that make the linear part of a chain."""
+    """Base class of the options that make the linear part of a chain."""
 
     scalar: ClassVar[bool] = True
-    """Whether its linear part is one known slope a step."""
+    """Whether the linear part has one known number as the slope of each step."""
 
     full_jacobian: ClassVar[bool] = False
-    """Whether it requires whole Jacobians, where it is made of derivatives."""
+    """Whether the derivatives it is made of are Jacobians, not diagonals."""
 
     needs: ClassVar[frozenset[str]] = frozenset()
-    """What it needs of the chain (``fixedpoint.chains.capabilities.CHAIN_ABILITIES``)."""
+    """Abilities that the chain must have (``fixedpoint.chains.capabilities.CHAIN_ABILITIES``)."""
 
     @abstractmethod
     def linear_part(self, problem: ChainProblem, like: Tensor) -> LinearPart | Band | None:
-        """The linear part of a chain; None where it is made of the derivatives of every round.
+        """Return the linear part of a chain, or None if it is made of derivatives at every round.
 
         Parameters
         ----------
         problem
             The chain.
         like
-            A tensor of the dtype and on the device of the defects to come.
+            A tensor with the dtype and device of the defects.
 
         Raises
         ------
         AbilityError
-            When the chain does not know what the linear part is made of.
+            When the chain lacks the ability that the linear part requires.
         ValueError
-            When what it knows is of another shape, or not finite.
+            When the chain returns slopes of a wrong shape, or slopes that are not finite.
         """
 
 
@@ -91,7 +92,7 @@ class Zero(Preconditioner):
 
 @dataclass(frozen=True)
 class Identity(Preconditioner):
-    """Every step passes a change on as it is (ParaDiGMS, Shih et al. 2023)."""
+    """Every step passes a change on unchanged (ParaDiGMS, Shih et al. 2023)."""
 
     variant = "identity"
 
@@ -101,9 +102,9 @@ class Identity(Preconditioner):
 
 @dataclass(frozen=True)
 class Banded(Preconditioner):
-    """Every step passes a change on as it is, but only so far (after Tang et al. 2024, their order k).
+    """A change is passed on unchanged over a limited number of steps (after Tang et al. 2024, their order k).
 
-    Order 1 is ``zero``, an order of at least ``N`` is ``identity``.
+    Order 1 equals ``zero``; an order of at least ``N`` equals ``identity``.
     """
 
     variant = "banded"
@@ -118,7 +119,7 @@ class Banded(Preconditioner):
 
 @dataclass(frozen=True)
 class Coefficient(Preconditioner):
-    """The coefficient of its own state in every step, where the chain knows it (Pokle, Geng & Kolter 2022, eq. 9)."""
+    """Every step's known coefficient of its own state (Pokle, Geng & Kolter 2022, eq. 9)."""
 
     variant = "coefficient"
     needs = frozenset({"coefficients"})
@@ -136,10 +137,10 @@ class Coefficient(Preconditioner):
 
 @dataclass(frozen=True)
 class Gaussian(Preconditioner):
-    """The slope that every step has for data that is one Gaussian, where the chain knows it.
+    """The known slope that every step would have if the data distribution were one Gaussian.
 
-    For such data the steps of a diffusion chain are affine and one sweep solves them; for other data the slope is right
-    while a state is mostly noise. What counts is the variance about the data's own mean.
+    For such data the steps of a diffusion chain are affine, and one sweep solves them. For other data the slope is
+    accurate while a state is mostly noise. The relevant variance is the one about the mean of the data.
     """
 
     variant = "gaussian"
@@ -148,7 +149,7 @@ class Gaussian(Preconditioner):
     variance: float = option(
         0.25,
         gt=0.0,
-        help="of one unknown of the data; default: of images scaled to [-1, 1], as Karras et al. 2022 have it "
+        help="variance of every unknown of the data; default: that of images scaled to [-1, 1] in Karras et al. 2022 "
         "(sigma_data = 0.5)",
     )
 
@@ -190,10 +191,11 @@ def _constant(slope: float, problem: ChainProblem, like: Tensor) -> LinearPart:
 
 
 def _known(name: str, slopes: Tensor, problem: ChainProblem, like: Tensor) -> LinearPart:
-    """The slopes that a chain knows, if they are numbers to go by."""
+    """Check the slopes that a chain returned and make the linear part of them."""
     if slopes.shape != (problem.length,):
         raise ValueError(f"{name} must return shape ({problem.length},), got {tuple(slopes.shape)}")
     slopes = slopes.double().to(like.device)
+    # The first slope multiplies the change of x_0, which is given, so it may be anything.
     if not bool(slopes[1:].isfinite().all()):
         raise ValueError(f"the chain's {name} must be finite, got {slopes.tolist()}")
     return LinearPart(slopes)

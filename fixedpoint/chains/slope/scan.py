@@ -2,13 +2,14 @@ r"""Linear recurrences by a parallel scan.
 
     d_0 = r_0,    d_i = r_i + A_i d_{i-1},    i = 1 .. N-1
 
-Two neighbouring steps are one step of the same kind, ``(A_1, r_1) after (A_0, r_0) = (A_1 A_0, r_1 + A_1 r_0)``. So
-pairs are merged, the recurrence of half the length is solved for every second state, and the states in between follow:
-``log2 N`` levels of batched products, in all no more than ``N`` products of slopes and ``2 N`` of slopes with states.
-(Blelloch 1990, "Prefix sums and their applications", section 1.4.1, first-order recurrences.)
+Two neighbouring steps combine to one step of the same form: ``(A_1, r_1) after (A_0, r_0) = (A_1 A_0, r_1 + A_1 r_0)``.
+So pairs are merged, the recurrence of half the length is solved for every second state, and the states in between
+follow from it. This takes ``log2 N`` levels of batched products: in all at most ``N`` products of slopes and ``2 N``
+products of slopes with states. (Blelloch 1990, "Prefix sums and their applications", section 1.4.1, first-order
+recurrences.)
 
-Nothing is divided, so slopes may be zero and their products along the chain may underflow; running products with a
-division, as for known positive coefficients, lose everything there.
+Nothing is divided, so slopes may be zero, and their products along the chain may underflow. Running products with a
+division, as used for known positive coefficients, lose all accuracy in these cases.
 """
 
 from __future__ import annotations
@@ -19,31 +20,36 @@ from torch import Tensor
 
 __all__ = ["linear_recurrence", "running_sums"]
 
-# States from this size on are added up one after the other on a CPU: a sum along the chain strides over memory.
+# On a CPU, states of at least this size are added in a loop over steps: cumsum along the chain strides over memory.
 _LARGE = 1024
 
 
 def linear_recurrence(
     slopes: Float[Tensor, "#B N #d"] | Float[Tensor, "B N d d"], inputs: Float[Tensor, "B N d"]
 ) -> Float[Tensor, "B N d"]:
-    """``d_i = r_i + A_i d_{i-1}`` for all ``i`` at once, from ``d_{-1} = 0``.
+    """Solve ``d_i = r_i + A_i d_{i-1}``, ``d_{-1} = 0``, for all ``i`` by a parallel scan.
 
-    With diagonals or numbers a row has the same bits whatever its batch; with matrices that is up to the matrix
-    product. A product of slopes over a stretch of the chain that leaves the range of the dtype makes what follows Inf
-    or NaN.
+    With diagonals or numbers a row has the same bits whatever its batch. With matrices this depends on the matrix
+    product. If a product of slopes over some part of the chain leaves the range of the dtype, later results are Inf or
+    NaN.
 
     Parameters
     ----------
     slopes
-        ``A``: diagonals, shape ``(B, N, d)``, or matrices, shape ``(B, N, d, d)``, or one number a step, shape
+        ``A``: diagonals, shape ``(B, N, d)``; matrices, shape ``(B, N, d, d)``; or one number per step, shape
         ``(B, N, 1)`` or ``(1, N, 1)``. ``A_0`` is never used and may be NaN or Inf.
     inputs
-        ``r``, shape ``(B, N, d)``, of the same dtype.
+        ``r``, shape ``(B, N, d)``, with the dtype of ``slopes``.
+
+    Returns
+    -------
+    Float[Tensor, "B N d"]
+        ``d_0 .. d_{N-1}``.
 
     Raises
     ------
     ValueError
-        When the shapes do not go together.
+        When the shape of ``slopes`` does not fit that of ``inputs``.
     """
     rows, length, size = inputs.shape
     if slopes.shape not in ((rows, length, size), (rows, length, size, size), (rows, length, 1), (1, length, 1)):
@@ -55,7 +61,7 @@ def linear_recurrence(
 
 
 def running_sums(inputs: Float[Tensor, "B N d"]) -> Float[Tensor, "B N d"]:
-    """``d_i = r_i + d_{i-1}``, in single precision at least; in the memory of the inputs unless gradients flow."""
+    """Return ``d_i = r_i + d_{i-1}``, in float32 or wider; this may overwrite ``inputs`` unless autograd records."""
     wide = inputs.to(torch.promote_types(inputs.dtype, torch.float32))
     if torch.is_grad_enabled():
         return wide.cumsum(dim=1)

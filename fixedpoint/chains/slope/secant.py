@@ -1,16 +1,18 @@
-r"""Block secants: the slope of every step of a chain, corrected by what was seen of that very step.
+r"""Block secants: the slope of every step of a chain, corrected by how that step changed in the last rounds.
 
-A sweep takes ``A_i`` for the slope of ``Phi_i``. Two rounds show more of it: the input of step ``i`` moved by ``dx_i``,
-its value by ``dPhi_i``. With orthonormal ``q`` spanning the last ``m`` moves and ``e = (dPhi - A dx)`` in that basis,
+A sweep uses ``A_i`` as the slope of ``Phi_i``. Two rounds give more information on it: the input of step ``i`` moved by
+``dx_i``, and its value by ``dPhi_i``. With orthonormal ``q`` that span the last ``m`` moves, and ``e = (dPhi - A dx)``
+in that basis,
 
     A_i + sum_j e_ij q_ij^T
 
-is the slope nearest to ``A_i`` that agrees with what was seen (the multisecant update of Fang & Saad 2009, step by
-step), and the sweep becomes ``delta_{i+1} = r_i + A_i delta_i + sum_j e_ij (q_ij . delta_i)``: ``m`` inner products and
-sums a step, one step after another, in place of a running sum. The network is not asked for more.
+is the slope nearest to ``A_i`` that agrees with the observed moves (the multisecant update of Fang & Saad 2009, applied
+to each step). The sweep becomes ``delta_{i+1} = r_i + A_i delta_i + sum_j e_ij (q_ij . delta_i)``: ``m`` inner products
+and sums per step, in a loop over the steps, instead of one running sum. It needs no additional evaluations.
 
-A chain's Jacobian has no other entries than these slopes, so that secants of each step use all that a round shows; a
-secant of the whole state, Anderson's or Broyden's, has one number per pair for all steps together.
+The Jacobian of a chain has no entries other than these slopes, so secants of single steps use all the information of a
+round. A secant of the whole state, as in Anderson's or Broyden's method, has one number per pair for all steps
+together.
 """
 
 from __future__ import annotations
@@ -28,17 +30,24 @@ from fixedpoint.core.shift import Shift
 
 __all__ = ["SecantState", "Secants"]
 
-# Moves shorter than so many roundings of the state say nothing of the slope.
+# Moves shorter than this many units of rounding of the state carry no information on the slope.
 _NOISE = 64.0
-# An older move of which less than this part is new is given up.
+# An older move is dropped if less than this share of it is orthogonal to the newer ones.
 _NEW = 0.1
 
 
 @dataclass(frozen=True)
 class SecantState:
-    """Inputs and values of the steps in the last round; bases ``q`` and ``e`` of every step, the newest first.
+    """The history of the steps of a window.
 
-    ``linked``: the steps whose last round is known.
+    Attributes
+    ----------
+    inputs, values
+        Shape ``(B, p, d)``: inputs and values of the steps in the last round; None before the first one.
+    linked
+        Shape ``(B, p)``: True for steps whose inputs and values of the last round are known.
+    moves, misses
+        At most ``m`` tensors, shape ``(B, p, d)``, the newest first: ``q`` and ``e`` of every step.
     """
 
     inputs: Float[Tensor, "B p d"] | None
@@ -49,7 +58,7 @@ class SecantState:
 
 
 class Secants(Accelerator[SecantState]):
-    """Corrects the known slope of every step by the last ``memory`` moves of its input and value."""
+    """An accelerator that corrects the known slope of every step by its last ``memory`` moves of input and value."""
 
     memory: int
 
@@ -71,6 +80,7 @@ class Secants(Accelerator[SecantState]):
             change = torch.addcmul(defects[:, i], slopes[:, i], before)
             if bases is not None:
                 moves, misses = bases[:, i].chunk(2, dim=1)
+                # Elementwise over rows, in a fixed order: a row has the same bits whatever its batch.
                 along = row_dots(moves, before).to(before.dtype)
                 for j in range(along.shape[1]):
                     change = torch.addcmul(change, misses[:, j], along[:, j : j + 1])
@@ -92,7 +102,7 @@ class Secants(Accelerator[SecantState]):
         return SecantState(inputs, values, linked, moves, misses)
 
     def _extended(self, slopes: Float[Tensor, "B p 1"], window: Window, state: SecantState) -> SecantState:
-        """With the moves of the last round, orthonormal again, the oldest given up."""
+        """Add the moves of the last round by Gram-Schmidt, the newest first, and drop the oldest."""
         inputs, values = window.inputs, window.values
         linked = torch.ones_like(state.linked)
         if state.inputs is None or state.values is None:
@@ -102,6 +112,7 @@ class Secants(Accelerator[SecantState]):
         floor = _NOISE * torch.finfo(inputs.dtype).eps * _lengths(inputs)
         moves: list[Tensor] = []
         misses: list[Tensor] = []
+        # An infinite floor drops the move of steps that have no known last round.
         floor = torch.where(state.linked, floor, torch.inf)
         for q, e, least in (
             (move, miss, floor),
@@ -119,7 +130,7 @@ class Secants(Accelerator[SecantState]):
 
 
 def _slopes(linear: LinearPart, window: Window) -> Float[Tensor, "b p 1"]:
-    """``A`` of the window's steps, for all rows or for each."""
+    """Return ``A`` of the window's steps: for every row, or once if all windows begin at step 0."""
     steps = torch.arange(window.states.shape[1], device=linear.slopes.device)
     first = torch.zeros_like(steps[:1]) if window.first is None else window.first
     chosen: Tensor = linear.slopes[(first.unsqueeze(1) + steps).clamp(max=len(linear) - 1)]

@@ -1,4 +1,4 @@
-"""Slopes: the linear part of a window, known beforehand or made of derivatives as steps are evaluated."""
+"""``Slopes``: the linear part of a window, known before the first round or made of derivatives in every round."""
 
 from __future__ import annotations
 
@@ -17,20 +17,23 @@ __all__ = ["Slopes"]
 
 
 class Slopes:
-    """The linear part of the window of every row.
+    """Provides the linear part of the window of every row.
 
-    Derivatives are taken only of steps that were evaluated since, and only once the round goes on from there.
+    Derivatives are recomputed only for steps that were evaluated since the last time, and only if the solve continues
+    from there.
 
     Parameters
     ----------
     f
-        Counts what derivatives cost.
+        The evaluator, which counts the derivatives.
     problem
         The chain.
     known
-        The linear part, where it is known beforehand.
+        The linear part if it is known before the first round; None if it is made of derivatives.
     full_jacobian
-        Else, whether whole Jacobians are wanted, or diagonals.
+        Whether these derivatives are Jacobians, not diagonals.
+    width
+        ``p``, the number of steps in the window.
     """
 
     def __init__(
@@ -44,11 +47,11 @@ class Slopes:
         self._derivatives: Tensor | None = None
 
     def note(self, evaluated: NDArray[np.bool_]) -> None:
-        """Say which steps have been evaluated anew."""
+        """Record which steps have been evaluated; ``evaluated`` has shape ``(B, p)``."""
         self._stale |= evaluated
 
     def slide(self, shift: Shift, stale: NDArray[np.bool_]) -> None:
-        """Follow the window; ``stale`` is :attr:`stale`, shifted."""
+        """Move the derivatives along with the window; ``stale`` is :attr:`stale`, already shifted."""
         self._stale = stale
         if self._derivatives is not None:
             parted = self._derivatives.unflatten(0, stale.shape)
@@ -56,27 +59,28 @@ class Slopes:
 
     @property
     def stale(self) -> NDArray[np.bool_]:
-        """Shape ``(B, p)``: steps evaluated since their derivatives were taken."""
+        """Shape ``(B, p)``: True for steps that were evaluated after their derivatives were taken."""
         return self._stale
 
     def at(
         self, buffers: Buffers, running: NDArray[np.bool_], later: NDArray[np.bool_]
     ) -> LinearPart | Band | Derivatives:
-        """The linear part at the states where the steps were evaluated.
+        """Return the linear part at the states where the steps were last evaluated.
 
         Parameters
         ----------
         buffers
             The window.
         running
-            Shape ``(B,)``: rows that are; the others' derivatives stay as they are.
+            Shape ``(B,)``: True for rows that are running; derivatives of the other rows are not updated.
         later
-            Shape ``(B, p)``: steps whose derivatives are of use.
+            Shape ``(B, p)``: True for steps whose derivatives are used.
         """
         if self.known is not None:
             return self.known
         rows, slots = np.nonzero(self._stale & running[:, None] & later)
         self._stale[running] = False
+        # Derivatives count as constants: they do not change the fixed point.
         with torch.no_grad():
             x = buffers.before(rows, slots).detach().view(-1, *self.problem.x0.shape[1:])
             index = buffers.place(buffers.offset[rows] + slots)

@@ -1,4 +1,4 @@
-"""Checks of the answer itself: is the point what the solution says it is?"""
+"""Checks of the answer: does the returned point have the error and value that the solution reports?"""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ _ROUNDINGS = 64 * _EPS
 
 @check("returned-error")
 def returned_error(bench: Bench) -> str:
-    """The error reported is that of the very point returned, evaluated anew, and fz is f at that point.
+    """The reported error equals the error of the returned point in a new evaluation, and fz is f at that point.
 
-    A solver that returns f(z) with the error of z reports an error several times too large, or too small.
+    A solver that returns f(z) with the error of z reports an error that is several times too large or too small.
     """
     for name, problem in bench.family().items():
         solution = bench.solve(problem, rtol=1e-4, max_rounds=60)
@@ -33,9 +33,9 @@ def returned_error(bench: Bench) -> str:
 
 @check("honest-convergence")
 def honest_convergence(bench: Bench) -> str:
-    """Every row that says it converged is within the tolerance, by an independent evaluation.
+    """Every row reported as converged is within the tolerance, by an independent evaluation.
 
-    The problems include some that the solver need not solve: then it must not say that it has.
+    Some of the problems need not be solved; then the solver must not report that it solved them.
     """
     claimed = 0
     for name, problem in bench.family().items():
@@ -52,7 +52,7 @@ def honest_convergence(bench: Bench) -> str:
 
 @check("contractions")
 def contractions(bench: Bench) -> str:
-    """Contractions are solved, and the point returned is as near to the known answer as the tolerance implies."""
+    """Contractions are solved, and the returned point is as close to the known answer as the tolerance implies."""
     for name, problem in bench.contractions().items():
         solution = bench.solve(problem, rtol=1e-8, max_rounds=5000)
         labels = [status.label for status in solution.status]
@@ -66,7 +66,7 @@ def contractions(bench: Bench) -> str:
 
 @check("solved-start")
 def solved_start(bench: Bench) -> str:
-    """A start that is already the solution costs one evaluation and comes back unchanged."""
+    """A start that is already the solution costs one evaluation and is returned unchanged."""
     problem = bench.solved()
     solution = bench.solve(problem)
     require(solution.status == (Status.CONVERGED,) * 4, f"ended {solution!r}")
@@ -77,7 +77,7 @@ def solved_start(bench: Bench) -> str:
 
 @check("max-rounds")
 def max_rounds(bench: Bench) -> str:
-    """The limit on rounds is kept, and rows it cut short say so, with a finite point."""
+    """The limit on rounds is kept; rows that it cut short have that status and a finite point."""
     problem = bench.unhurried()
     for limit in (1, 2, 5):
         solution = bench.solve(problem, rtol=1e-12, max_rounds=limit)
@@ -92,7 +92,7 @@ def max_rounds(bench: Bench) -> str:
 
 @check("best-returned")
 def best_returned(bench: Bench) -> str:
-    """A row that did not converge comes back with a point no worse than any at which it was evaluated."""
+    """A row that did not converge is returned with a point no worse than any at which it was evaluated."""
     if not isinstance(bench, PlainBench):
         raise NotApplicableError("the answer of a chain is its latest point, not the best")
     for name, problem in bench.family().items():
@@ -107,5 +107,5 @@ def best_returned(bench: Bench) -> str:
 
 
 def _growth(bench: Bench) -> float:
-    """How much a chain's error can grow on the way through its steps; a contraction's does not."""
+    """Return the factor by which the error of a chain may grow along its steps; 1 for contractions."""
     return 1.0 if bench.bound else 100.0

@@ -1,4 +1,4 @@
-"""Checks of what a solver that owns its loop says of its own answer, beside what was judged from outside."""
+"""Checks of what a solver that runs its own loop claims about its answer, compared with the library's judgement."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ _ROUNDINGS = 64 * torch.finfo(torch.float64).eps
 
 @check("claimed-error")
 def claimed_error(bench: Bench) -> str:
-    """The residual that the solver itself reports is that of the point it returned, where it says it converged.
+    """Where the solver itself claims to have converged, the residual it reports is that of the point it returned.
 
-    Published solvers return f(z) with the residual of z, which is off by a factor that nobody knows.
+    Published solvers return f(z) with the residual of z, which is wrong by an unknown factor.
     """
     compared = 0
     for name, problem in bench.family().items():
@@ -37,7 +37,7 @@ def claimed_error(bench: Bench) -> str:
 
 @check("claimed-convergence")
 def claimed_convergence(bench: Bench) -> str:
-    """Every row that the solver itself holds for converged is so, judged from outside at the point it returned."""
+    """Every row that the solver itself claims to have converged has converged, as judged at the point it returned."""
     claimed = 0
     for name, problem in bench.family().items():
         for rtol in (1e-2, 1e-8):
@@ -48,7 +48,7 @@ def claimed_convergence(bench: Bench) -> str:
 
 
 def refuse_false_claims(name: str, solution: Solution) -> None:
-    """Demand that what the solver itself holds for converged was judged so; says nothing where it claims nothing."""
+    """Fail unless every row that the solver claims to have converged was judged so; no claim, no failure."""
     claim = solution.extras.get("claimed")
     if isinstance(claim, Claim):
         wrong = claim.converged & ~solution.converged
@@ -65,7 +65,7 @@ def _claim(solution: Solution) -> Claim:
 
 
 def _residual(solution: Solution, claim: Claim) -> NDArray[np.float64]:
-    """What was judged, in the terms of the claim."""
+    """Return the judged error of every row, relative or absolute as in the claim."""
     error = solution.error / solution.scale if claim.relative else solution.error
     worst: NDArray[np.float64] = error.amax(dim=1).cpu().numpy()
     return worst

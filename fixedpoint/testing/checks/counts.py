@@ -1,4 +1,4 @@
-"""Checks of what a solve says it cost."""
+"""Checks of the counts, the start and the memory of a solve."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from fixedpoint.testing.problems import HEquation
 
 @check("counts")
 def counts(bench: Bench) -> str:
-    """The function is called as often as the counts say: calls, evaluations and products of every row, all of them.
+    """The function is called as often as the counts say: calls, and evaluations and products of every row.
 
-    Counted inside the function, so that an evaluation made behind the evaluator's back shows, and one that fails since
-    the function has no forward mode. Comparisons between solvers are worth nothing without it.
+    Calls are counted inside the function, so that evaluations that bypass the evaluator are seen, and those that fail
+    because the function has no forward mode. Comparisons between solvers depend on correct counts.
     """
     problems = {**bench.contractions(), "slow": bench.slow()}
     if isinstance(bench, PlainBench):
@@ -46,7 +46,7 @@ def counts(bench: Bench) -> str:
 
 @check("start-kept")
 def start_kept(bench: Bench) -> str:
-    """The start handed to the solver is not written to."""
+    """The start that is passed to the solver is not modified by the solve."""
     for name, problem in bench.contractions().items():
         start = problem.initial()
         kept = start.clone()
@@ -59,9 +59,10 @@ def start_kept(bench: Bench) -> str:
 
 @check("memory")
 def memory(bench: Bench) -> str:
-    """Where a few rounds do, no tensor is larger for a limit of 1000 than for one of 50, but for scalars a round.
+    """If a few rounds suffice, no tensor is larger for a limit of 1000 rounds than for a limit of 50.
 
-    A limit is no forecast: memory set aside for it is memory that the model does not get.
+    Growth by a few scalars per round is allowed. A limit is not a forecast: memory that is reserved for it is not
+    available to the model.
     """
     if not isinstance(bench, PlainBench):
         raise NotApplicableError("a chain holds all its states from the start")
@@ -83,7 +84,7 @@ def memory(bench: Bench) -> str:
 
 
 class _Largest(TorchDispatchMode):
-    """Watches the size of the largest tensor that is made."""
+    """Records the size of the largest tensor that is created."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # torch leaves it untyped

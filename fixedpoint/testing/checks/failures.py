@@ -1,4 +1,4 @@
-"""Checks that a solve that cannot succeed says so, with a finite point."""
+"""Checks that a solve that cannot succeed reports so and returns a finite point."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fixedpoint.testing.plain_bench import PlainBench
 def nonfinite(bench: Bench) -> str:
     """A row whose function returns NaN or Inf ends "nonfinite" with a finite point; the others converge."""
     problem = next(iter(bench.contractions().values()))
-    # A solver that never gives the row up is at it until the limit: one that leaves the others room enough.
+    # A solver that never ends the bad row goes on to the limit, which must leave the other rows enough rounds.
     limit = 100 + 3 * bench.solve(problem, rtol=1e-10, max_rounds=5000).counts.rounds
     for value in (float("nan"), float("inf"), float("-inf")):
         for grace in (0, 3):
@@ -32,7 +32,10 @@ def nonfinite(bench: Bench) -> str:
 
 @check("diverging")
 def diverging(bench: Bench) -> str:
-    """Maps without a solution, or that run away, end with a status and a finite point, never "converged" unless so."""
+    """Solves that diverge, or have no solution, end with a status and a finite point.
+
+    They never end as "converged" if there is no solution.
+    """
     endings = []
     for name, problem in bench.diverging().items():
         solution = bench.solve(problem, rtol=1e-8, max_rounds=400)
@@ -46,14 +49,14 @@ def diverging(bench: Bench) -> str:
 
 @check("exception")
 def exception(bench: Bench) -> str:
-    """An exception raised by the function arrives as it is: the same object, not wrapped."""
+    """An exception raised by the function propagates unchanged: the same object, not wrapped."""
     problem = next(iter(bench.contractions().values()))
     error = _RaisedByTheFunctionError("raised by the function")
     try:
         bench.solve(bench.raising(problem, error))
     except Exception as caught:
         if error not in _chain(caught):
-            raise  # the solver's own
+            raise  # an error of the solver itself
         require(caught is error, f"arrived as {type(caught).__name__}: {caught}")
         return "the same object"
     require(False, "was swallowed")
@@ -62,8 +65,10 @@ def exception(bench: Bench) -> str:
 
 @check("degenerate")
 def degenerate(bench: Bench) -> str:
-    """Degenerate histories end with a status and a finite point: a constant map and unknowns that are solved from the
-    start (which must both converge), period two, a single unknown, more memory than unknowns, equal unknowns.
+    """Solves with degenerate histories end with a status and a finite point.
+
+    The cases are a constant map and unknowns that are solved from the start (which must both converge), period two, a
+    single unknown, more memory than unknowns, and equal unknowns.
     """
     for name, problem in bench.degenerate().items():
         solution = bench.solve(problem, rtol=1e-8, max_rounds=3000)
@@ -74,7 +79,7 @@ def degenerate(bench: Bench) -> str:
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """An exception and those it was raised from, or while handling."""
+    """Yield an exception, and the exceptions it was raised from or while handling."""
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__

@@ -1,4 +1,4 @@
-"""Checks of the solver as a value: its options."""
+"""Checks that a solver is a value defined by its options."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from fixedpoint.testing.checks.table import check
 
 @check("options")
 def options(bench: Bench) -> str:
-    """The solver is a frozen, hashable value that its options rebuild: by its class, by name through JSON, by pickle.
+    """The solver is a frozen, hashable value that can be rebuilt from its options, by name through JSON, and by pickle.
 
-    Records, cell hashes and files rely on it.
+    Records, cell hashes and files rely on this.
     """
     solver = bench.solver
     kind = type(solver)
@@ -40,7 +40,7 @@ def options(bench: Bench) -> str:
 
 
 def _spec(solver: Solver) -> dict[str, Any] | None:
-    """The mapping that builds this solver by name; None when it, or one inside it, has no name."""
+    """Return the mapping that builds this solver by name; None if it, or a solver inside it, has no name."""
     name = next((name for name, entry in registry.components("solver").items() if _makes(entry, solver)), None)
     if name is None:
         return None
@@ -48,7 +48,7 @@ def _spec(solver: Solver) -> dict[str, Any] | None:
 
 
 def _options(value: Options, name: str) -> dict[str, Any] | None:
-    """A mapping of its name and its options, those that hold options in turn likewise; None as above."""
+    """Return the mapping of a name and options, nested options included; None if a solver inside has no name."""
     spec: dict[str, Any] = {"name": name}
     for field in dataclasses.fields(value):  # type: ignore[arg-type]  # checked above
         held = getattr(value, field.name)
@@ -68,5 +68,5 @@ def _makes(entry: Component, solver: Solver) -> bool:
         return True
     try:
         return not entry.missing() and entry.load() is kind
-    except Exception:  # a stranger's component that cannot be loaded is not the solver at hand
+    except Exception:  # a component of another package that cannot be loaded is not this solver
         return False

@@ -1,4 +1,4 @@
-"""Checks that the answer does not depend on units, relaxation, or how the state is cut up."""
+"""Checks that the answer does not depend on units, relaxation, the structure of the state, or its memory layout."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from fixedpoint.testing.bench import Bench, NotApplicableError, independent_erro
 from fixedpoint.testing.checks.claims import refuse_false_claims
 from fixedpoint.testing.checks.table import check
 
-_RELAXATIONS = ("relaxation", "tau")  # what solvers call it
+_RELAXATIONS = ("relaxation", "tau")  # names that solvers give this option
 
 
 @check("scale")
 def scale(bench: Bench) -> str:
-    """Solving s f(z / s) takes the same rounds as f, within one, and gives s times the answer, for s = 1e-6 and 1e6.
+    """Solving s f(z / s) takes as many rounds as f, within one, and gives s times the answer, for s = 1e-6 and 1e6.
 
-    Absolute constants inside a method (a ridge, a guard) show here.
+    This detects absolute constants inside a method, such as a ridge or a guard.
     """
     for name, problem in bench.contractions().items():
         reference = bench.solve(problem, rtol=1e-8)
@@ -36,9 +36,9 @@ def scale(bench: Bench) -> str:
 
 @check("relaxation")
 def relaxation(bench: Bench) -> str:
-    """A small relaxation does not loosen the tolerance: what says it converged is within it on the unrelaxed map.
+    """A small relaxation does not loosen the tolerance: converged rows are within it on the unrelaxed map.
 
-    For a solver judged from outside this holds of its own word, too.
+    For a solver that runs its own loop, this also holds for the rows that it claims itself to have converged.
     """
     solver = _relaxed(bench.solver, 0.02)
     if solver is None:
@@ -56,7 +56,7 @@ def relaxation(bench: Bench) -> str:
 
 @check("structure")
 def structure(bench: Bench) -> str:
-    """A state given as a tuple or a dict of its pieces is solved as the same state in one tensor, bit for bit."""
+    """A state given as a tuple or dict of pieces gives the same bits as the same state in one tensor."""
     first, *others = bench.structured()
     for state in others:
         require(torch.equal(state, first), f"differs by {float((state - first).abs().max()):.1e}")
@@ -65,7 +65,7 @@ def structure(bench: Bench) -> str:
 
 @check("strides")
 def strides(bench: Bench) -> str:
-    """A start that is not contiguous in memory gives the bits that its contiguous copy gives."""
+    """A start that is not contiguous in memory gives the same bits as its contiguous copy."""
     start = bench.free_start()
     strided = start.T.contiguous().T
     first, second = bench.from_start(start), bench.from_start(strided)
@@ -86,7 +86,7 @@ def deterministic(bench: Bench) -> str:
 
 
 def _relaxed(solver: Solver, relaxation: float) -> Solver | None:
-    """The solver, or one inside it, with another relaxation; None where there is no such option."""
+    """Return the solver with another relaxation, set in it or in solvers inside it; None if there is no such option."""
     changes: dict[str, Any] = {}
     for field in dataclasses.fields(solver):  # type: ignore[arg-type]  # every solver is a dataclass
         value = getattr(solver, field.name)

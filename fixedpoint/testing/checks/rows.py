@@ -1,4 +1,4 @@
-"""Checks that a row's answer is its own, whatever its neighbours do."""
+"""Checks that the answer of a row does not depend on the other rows of the batch."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from fixedpoint.core.solution import Solution
 from fixedpoint.testing.bench import Bench, require
 from fixedpoint.testing.checks.table import check
 
-# So that some problems are cut short.
+# Low enough that the limit cuts some problems short.
 _LIMIT = 30
 
 
 @check("row-alone")
 def row_alone(bench: Bench) -> str:
-    """A row solved alone gives the same bits, status and counts as in a batch (float64)."""
+    """A row that is solved alone gives the same bits, status and counts as in a batch (float64)."""
     for name, problem in {**bench.contractions(), "slow": bench.slow()}.items():
         for rtol in (1e-2, 1e-9):
             batch = bench.solve(problem, rtol=rtol, max_rounds=_LIMIT)
@@ -29,7 +29,7 @@ def row_alone(bench: Bench) -> str:
 
 @check("nonfinite-neighbour")
 def nonfinite_neighbour(bench: Bench) -> str:
-    """A row gives the same bits beside one whose function returns NaN or Inf, at once or after a while."""
+    """A row gives the same bits in a batch with a row whose function returns NaN or Inf, at once or later."""
     for name, problem in bench.contractions().items():
         whole = bench.solve(problem, rtol=1e-9)
         for value, grace in ((float("nan"), 0), (float("nan"), 3), (float("inf"), 3)):
@@ -40,14 +40,14 @@ def nonfinite_neighbour(bench: Bench) -> str:
 
 @check("diverging-neighbour")
 def diverging_neighbour(bench: Bench) -> str:
-    """A row gives the same bits beside one that diverges."""
+    """A row gives the same bits in a batch with a row that diverges."""
     problem, diverging, healthy = bench.beside_diverging()
     _same_rows("beside a diverging row", bench.solve(problem, rtol=1e-9), bench.solve(diverging, rtol=1e-9), healthy)
     return "same bits"
 
 
 def _waited(solution: Solution, row: int) -> bool:
-    """Whether a row had waited for others in a solve that the limit on rounds cut short: alone it has more of them."""
+    """Return whether a row waited for others in a solve that the limit cut short; alone it would get more rounds."""
     spent = int(solution.evaluations[row] + solution.counts.products[row])
     return solution.counts.rounds >= _LIMIT and spent < int(solution.rounds[row])
 

@@ -1,4 +1,4 @@
-"""The ordered table of checks."""
+"""The table of checks, in the order they run."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ Body = Callable[[Bench], str]
 
 @dataclass(frozen=True)
 class Check(Generic[B]):
-    """One thing that everything of a kind must do: every solver, every gradient estimator.
+    """One check that every solver, or every gradient estimator, must pass.
 
     Attributes
     ----------
     name
-        What it is called in reports and in ``only``.
+        Its name in reports and in ``only``.
     body
-        Takes a bench; returns what was seen, or raises.
+        Takes a bench and returns a description of what was measured, or raises.
     """
 
     name: str
@@ -32,16 +32,16 @@ class Check(Generic[B]):
 
     @property
     def explanation(self) -> str:
-        """What is demanded, and why."""
+        """What the check demands, and why: its docstring in one line."""
         return " ".join((inspect.getdoc(self.body) or "").split())
 
 
 CHECKS: dict[str, Check[Bench]] = {}
-"""All checks by name, in the order they are run."""
+"""All checks of solvers by name, in the order they run."""
 
 
 def check(name: str) -> Callable[[Body], Body]:
-    """Enter a function in the table; its docstring is the explanation people see."""
+    """Add a function to the table; its docstring is the explanation that users see."""
 
     def enter(body: Body) -> Body:
         CHECKS[name] = Check(name, body)

@@ -14,9 +14,9 @@ _FLOOR = 32.0
 
 @check("narrow-dtypes")
 def narrow_dtypes(bench: Bench) -> str:
-    """In float32, bfloat16 and float16, a tolerance that cannot be met ends with a status, near the best possible.
+    """In float32, bfloat16 and float16, a solve with a tolerance that cannot be met ends near the best possible error.
 
-    That is an error of a few roundings of the dtype; never an endless loop, and never a claim to have met it.
+    That is an error of a few units of rounding of the dtype. The solve must end before the limit of rounds.
     """
     for dtype in _NARROW:
         for name, problem in bench.contractions(dtype).items():
@@ -33,7 +33,7 @@ def narrow_dtypes(bench: Bench) -> str:
 
 @check("dtype-drift")
 def dtype_drift(bench: Bench) -> str:
-    """The function is handed points of the start's dtype, in every round, and the answer has it, too."""
+    """The function is called with points of the start's dtype in every round, and the answer has that dtype."""
     for dtype in (*_NARROW, torch.float64):
         for name, problem in bench.contractions(dtype).items():
             watched, tally = bench.counted(problem)

@@ -1,1 +1,1 @@
-"""The conformance suite for gradient estimators: its bench and its checks."""
+"""The conformance suite for gradient estimators: benches and checks."""

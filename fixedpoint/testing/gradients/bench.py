@@ -1,4 +1,4 @@
-"""The problems a gradient estimator is checked on, and gradients that are known without one."""
+"""The bench for gradient estimators: the problems they are checked on, and how to differentiate the solutions."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ class GradientBench:
     estimator
         The gradient estimator that is checked.
     solver
-        Finds the solutions; by default Anderson acceleration with a short memory, which provides all that the library's
+        Finds the solutions; default: Anderson acceleration with memory 2, which provides all that the library's
         estimators require.
     """
 
     has_equation = True
-    """Whether what the estimator reports is the error of the adjoint equation of the fixed point."""
+    """Whether the estimator reports the error of the adjoint equation of the fixed point."""
 
     def __init__(self, estimator: GradientEstimator, solver: Solver | None = None) -> None:
         self.estimator = estimator
@@ -44,20 +44,20 @@ class GradientBench:
 
     @property
     def others(self) -> tuple[Solver, ...]:
-        """Further solvers that provide what the estimator requires."""
+        """Other solvers that provide what the estimator requires."""
         candidates: tuple[Solver, ...] = (Picard(), Anderson(memory=5))
         return tuple(solver for solver in candidates if self.estimator.needs <= solver.provides)
 
     def affine(self) -> Affine:
-        """Affine maps that are not normal, four rows."""
+        """Return affine maps with matrices that are not normal, four rows."""
         return affine_contraction(_SPECTRUM, normal=False, bound=0.8, seed=21)
 
     def cell(self) -> TanhCell:
-        """Tanh cells, four rows."""
+        """Return tanh cells, four rows."""
         return tanh_cell(gain=0.8, seed=22)
 
     def cotangent(self, problem: Affine | TanhCell, seed: int = 23) -> Float[Tensor, "B D"]:
-        """A cotangent for the solutions of a problem."""
+        """Return a random cotangent for the solutions of a problem, shape ``(B, D)``."""
         generator = torch.Generator().manual_seed(seed)
         return torch.randn(problem.start.shape, generator=generator, dtype=torch.float64).to(problem.start)
 
@@ -70,7 +70,7 @@ class GradientBench:
         *,
         gradient: bool = True,
     ) -> Solution:
-        """Solve, to rounding unless told otherwise, with the estimator's gradient."""
+        """Solve with the estimator's gradient; the default tolerance is :meth:`tight`."""
         return solve(
             f,
             start,
@@ -82,13 +82,13 @@ class GradientBench:
         )
 
     def tight(self, start: Any) -> float:
-        """A tolerance that leaves rounding."""
+        """Return a relative tolerance close to rounding for the dtype of ``start``."""
         return 1e-13 if _dtype(start) == torch.float64 else 1e-6
 
     def solution(
         self, problem: Affine | TanhCell, solver: Solver | None = None
     ) -> tuple[Solution, Float[Tensor, "B D D"], Float[Tensor, "B D"]]:
-        """The solution of a problem and its matrix and offset, of which it is a function."""
+        """Solve a problem; return the solution, and the matrix and offset that it can be differentiated by."""
         matrix, offset = _coefficients(problem)
         matrix, offset = matrix.clone().requires_grad_(), offset.clone().requires_grad_()
         return self.solve(mapped(problem, matrix, offset), problem.start, solver), matrix, offset
@@ -96,13 +96,13 @@ class GradientBench:
     def gradient(
         self, problem: Affine | TanhCell, cotangent: Float[Tensor, "B D"], solver: Solver | None = None
     ) -> tuple[Tensor, ...]:
-        """The gradient by matrix and offset that the estimator gives."""
+        """Return the gradients by the matrix and by the offset that the estimator gives."""
         solution, *coefficients = self.solution(problem, solver)
         return torch.autograd.grad(solution.state, coefficients, cotangent)
 
 
 def mapped(problem: Affine | TanhCell, matrix: Tensor, offset: Tensor) -> Callable[[Tensor], Tensor]:
-    """The map of a problem with these coefficients."""
+    """Return the map of a problem, with its coefficients replaced by ``matrix`` and ``offset``."""
 
     def f(z: Tensor) -> Tensor:
         value = (matrix * z.unsqueeze(1)).sum(-1) + offset
@@ -112,12 +112,12 @@ def mapped(problem: Affine | TanhCell, matrix: Tensor, offset: Tensor) -> Callab
 
 
 def relative(found: Tensor, exact: Tensor) -> float:
-    """Relative difference of two tensors, in the Euclidean norm of all their entries.
+    """Return the relative difference of two tensors in the Euclidean norm of all their entries.
 
     Raises
     ------
     UnsoundError
-        When the one that was found is not finite, or has another shape.
+        When ``found`` is not finite, or its shape differs from that of ``exact``.
     """
     if found.shape != exact.shape:
         raise UnsoundError(f"a gradient has shape {tuple(found.shape)}, not {tuple(exact.shape)}")
@@ -125,7 +125,7 @@ def relative(found: Tensor, exact: Tensor) -> float:
         raise UnsoundError("a gradient is not finite")
     size = float(exact.double().norm())
     gap = float((found.double() - exact.double()).norm()) / (size or 1.0)
-    return gap if gap == gap else float("inf")
+    return gap if gap == gap else float("inf")  # ``max`` of several gaps can lose a NaN
 
 
 def _coefficients(problem: Affine | TanhCell) -> tuple[Tensor, Tensor]:

@@ -1,7 +1,7 @@
-"""The problems of the gradient checks as chains, for estimators that know nothing else.
+"""The problems of the gradient checks as chains, for estimators that work on chains only.
 
-The fixed point of a contraction is where plain iteration ends: the last state of the chain ``z_{i+1} = f(z_i)``, a
-hundred steps long, is the fixed point to rounding, and its gradient that of the fixed point.
+Plain iteration of a contraction converges to its fixed point. The last state of the chain ``z_{i+1} = f(z_i)`` of a
+hundred steps is the fixed point to rounding, and its gradient is the gradient of the fixed point.
 """
 
 from __future__ import annotations
@@ -31,23 +31,23 @@ _STEPS = 100
 
 
 class PlainIteration(Chain):
-    """``z_{i+1} = f(z_i)``, of a function of all rows at once.
+    """The chain ``z_{i+1} = f(z_i)`` for a function that is called with all rows at once.
 
     Parameters
     ----------
     f
-        Of states ``(B, D)``; rows do not mix.
+        Function of states of shape ``(B, D)``; rows must not mix.
     rows
-        ``B``.
+        ``B``, the number of rows.
     length
-        ``N``.
+        ``N``, the number of steps.
     """
 
     def __init__(self, f: Callable[[Tensor], Tensor], rows: int, length: int = _STEPS) -> None:
         self.f, self.rows, self.length = f, rows, length
 
     def step(self, x: Float[Tensor, "P D"], index: Int[Tensor, " P"], row: Int[Tensor, " P"]) -> Float[Tensor, "P D"]:
-        """``f`` at every pair: the first ones of all rows together, then the second ones, and so on."""
+        """Evaluate ``f`` at every pair, with the k-th pairs of all rows in the k-th call."""
         alike = row.unsqueeze(1) == row
         place = alike.tril(-1).sum(1)
         spread = x.new_zeros(int(place.max()) + 1, self.rows, x.shape[1]).index_put((place, row), x)
@@ -55,14 +55,14 @@ class PlainIteration(Chain):
 
 
 class ChainGradientBench(GradientBench):
-    """The same problems, each the end of a chain.
+    """The problems of ``GradientBench``, each solved as the last state of a chain.
 
     Parameters
     ----------
     estimator
         The gradient estimator that is checked.
     solver
-        Finds the states; by default one step after another.
+        Finds the states; default: one step after another.
     """
 
     has_equation = False

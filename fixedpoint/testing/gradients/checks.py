@@ -1,4 +1,4 @@
-"""The checks of gradient estimators, in the order they are run; a docstring is the explanation people see."""
+"""The checks of gradient estimators, in the order they run. The docstring of a check is the explanation users see."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from fixedpoint.testing.gradients.bench import GradientBench, mapped, relative
 __all__ = ["GRADIENT_CHECKS"]
 
 GRADIENT_CHECKS: dict[str, Check[GradientBench]] = {}
-"""All checks of gradient estimators by name, in the order they are run."""
+"""All checks of gradient estimators by name, in the order they run."""
 
-# What backpropagation through a converged iteration leaves.
+# The error that backpropagation through a converged iteration leaves.
 _TOLERANCE = 1e-6
 _REFUSAL = re.compile("differentiat|derivative|second order|double backward|grad_fn", re.IGNORECASE)
 
 
 def check(name: str) -> Callable[[Callable[[GradientBench], str]], Callable[[GradientBench], str]]:
-    """Enter a function in the table."""
+    """Add a function to the table."""
 
     def enter(body: Callable[[GradientBench], str]) -> Callable[[GradientBench], str]:
         GRADIENT_CHECKS[name] = Check(name, body)
@@ -39,8 +39,9 @@ def check(name: str) -> Callable[[Callable[[GradientBench], str]], Callable[[Gra
 
 @check("value-kept")
 def value_kept(bench: GradientBench) -> str:
-    """The solution with a gradient is the solution without one: bit for bit, or to rounding where autograd has to
-    record the iterations, which are not written in place then.
+    """A solution with a gradient equals the solution without one.
+
+    It does so bit for bit, or to rounding if autograd has to record the iterations, which are then not done in place.
     """
     problem = bench.cell()
     constant = mapped(problem, problem.weight, problem.offset)
@@ -56,7 +57,7 @@ def value_kept(bench: GradientBench) -> str:
 
 @check("closed-form")
 def closed_form(bench: GradientBench) -> str:
-    """On affine maps the gradient is that of (I - A)^{-1} b: u = (I - A^T)^{-1} g by b, and u z^T by A."""
+    """On affine maps the gradient equals that of (I - A)^{-1} b: u = (I - A^T)^{-1} g for b, and u z^T for A."""
     problem = bench.affine()
     g = bench.cotangent(problem)
     u = torch.linalg.solve(torch.eye(g.shape[1], dtype=g.dtype) - problem.matrix.mT, g)
@@ -68,7 +69,7 @@ def closed_form(bench: GradientBench) -> str:
 
 @check("differences")
 def differences(bench: GradientBench) -> str:
-    """On a tanh cell the gradient along a direction is the central difference of the solution itself, solved anew."""
+    """On a tanh cell the gradient along a direction equals the central difference of solutions that are solved anew."""
     problem = bench.cell()
     g, step = bench.cotangent(problem), 1e-5
     direction = bench.cotangent(problem, seed=24)
@@ -85,7 +86,7 @@ def differences(bench: GradientBench) -> str:
 
 @check("solver-independent")
 def solver_independent(bench: GradientBench) -> str:
-    """The gradient depends on the solution, not on which solver found it."""
+    """The gradient depends on the solution, not on the solver that found it."""
     if not bench.others:
         raise NotApplicableError("no other solver provides what the estimator needs")
     problem = bench.cell()
@@ -99,9 +100,9 @@ def solver_independent(bench: GradientBench) -> str:
 
 @check("tiny-cotangents")
 def tiny_cotangents(bench: GradientBench) -> str:
-    """The gradient is linear in the cotangent however small: 1e-13 in float32, 1e-200 in float64.
+    """The gradient is linear in the cotangent, however small that is: 1e-13 in float32, 1e-200 in float64.
 
-    A tolerance that is absolute, or a norm that underflows, makes such gradients vanish or NaN.
+    With an absolute tolerance, or a norm that underflows, such gradients vanish or become NaN.
     """
     for dtype, factor, tolerance in ((torch.float32, 1e-13, 1e-4), (torch.float64, 1e-200, 1e-9)):
         problem = bench.affine().astype(dtype)
@@ -114,7 +115,7 @@ def tiny_cotangents(bench: GradientBench) -> str:
 
 @check("zero-cotangents")
 def zero_cotangents(bench: GradientBench) -> str:
-    """A row whose cotangent is zero has the gradient zero, and leaves the others theirs."""
+    """A row whose cotangent is zero has a gradient of zero, and does not change the gradients of the other rows."""
     problem = bench.affine()
     g = bench.cotangent(problem)
     some = g.clone()
@@ -131,7 +132,7 @@ def zero_cotangents(bench: GradientBench) -> str:
 
 @check("rows")
 def rows(bench: GradientBench) -> str:
-    """A row has the gradient that it has alone, whatever the cotangents of its neighbours."""
+    """A row has the same gradient as when it is solved alone, whatever the cotangents of the other rows."""
     problem = bench.cell()
     g = bench.cotangent(problem) * torch.tensor([[1.0], [1e6], [1.0], [1e-6]], dtype=torch.float64)
     whole = bench.gradient(problem, g)
@@ -163,7 +164,7 @@ def two_forwards(bench: GradientBench) -> str:
 
 @check("nested-forwards")
 def nested_forwards(bench: GradientBench) -> str:
-    """A solution that enters another problem passes the gradient on, as the chain rule has it."""
+    """A solution that is an input of another problem passes the gradient on, according to the chain rule."""
     problem = bench.affine()
     g = bench.cotangent(problem)
     first, _, offset = bench.solution(problem)
@@ -179,7 +180,7 @@ def nested_forwards(bench: GradientBench) -> str:
 
 @check("repeated-backward")
 def repeated_backward(bench: GradientBench) -> str:
-    """A backward pass with retain_graph can be made again, with another cotangent too, and gives its gradient."""
+    """A backward pass with retain_graph can be repeated, also with another cotangent, and gives the right gradient."""
     problem = bench.cell()
     g, other = bench.cotangent(problem), bench.cotangent(problem, seed=25)
     solution, *coefficients = bench.solution(problem)
@@ -192,9 +193,9 @@ def repeated_backward(bench: GradientBench) -> str:
 
 @check("second-derivatives")
 def second_derivatives(bench: GradientBench) -> str:
-    """Second derivatives are right, or refused with an exception: never silently wrong.
+    """Second derivatives are either right or refused with an exception, never silently wrong.
 
-    On z = a z + b they are 2 b / (1 - a)^3 by a twice and 1 / (1 - a)^2 by a and b.
+    For z = a z + b they are 2 b / (1 - a)^3 (twice by a) and 1 / (1 - a)^2 (by a and b).
     """
     a = torch.tensor([[0.5], [-0.3]], dtype=torch.float64, requires_grad=True)
     b = torch.tensor([[2.0], [1.0]], dtype=torch.float64, requires_grad=True)
@@ -203,7 +204,7 @@ def second_derivatives(bench: GradientBench) -> str:
         (first,) = torch.autograd.grad(solution.state.sum(), a, create_graph=True)
         found = torch.autograd.grad(first.sum(), (a, b), allow_unused=True, materialize_grads=True)
     except RuntimeError as refusal:
-        # What torch raises for whatever goes wrong is a refusal only where it speaks of derivatives.
+        # Torch raises RuntimeError for all kinds of errors; it is a refusal only if the message is about derivatives.
         if not _REFUSAL.search(str(refusal)):
             raise
         return f"refused: {str(refusal).splitlines()[0]}"
@@ -216,7 +217,7 @@ def second_derivatives(bench: GradientBench) -> str:
 
 @check("constants")
 def constants(bench: GradientBench) -> str:
-    """Without gradients, or where nothing that the function depends on requires one, neither does the solution."""
+    """The solution requires no gradient if gradients are off or nothing the function depends on requires one."""
     problem = bench.cell()
     constant = bench.solve(problem.__call__, problem.start)
     require(not constant.state.requires_grad, "the solution of a function of constants requires a gradient")
@@ -228,7 +229,7 @@ def constants(bench: GradientBench) -> str:
 
 @check("start")
 def start(bench: GradientBench) -> str:
-    """The solution does not depend on the start: the gradient by it is zero, to the tolerance of the solve."""
+    """The solution does not depend on the start: the gradient by the start is zero, to the tolerance of the solve."""
     problem = bench.affine()
     beginning = problem.start.clone().requires_grad_()
     solution = bench.solve(mapped(problem, problem.matrix.clone().requires_grad_(), problem.offset), beginning)
@@ -241,7 +242,7 @@ def start(bench: GradientBench) -> str:
 
 @check("structure")
 def structure(bench: GradientBench) -> str:
-    """A state given in two tensors has the gradient of the same state in one."""
+    """A state given as two tensors has the same gradient as the state given as one tensor."""
     problem = bench.cell()
     g = bench.cotangent(problem)
     weight = problem.weight.clone().requires_grad_()
@@ -260,7 +261,7 @@ def structure(bench: GradientBench) -> str:
 
 @check("single-precision")
 def single_precision(bench: GradientBench) -> str:
-    """In float32 the gradient is float32, and that of float64 but for rounding."""
+    """In float32 the gradient is float32, and equals the float64 gradient up to rounding."""
     problem = bench.affine()
     g = bench.cotangent(problem)
     wide, narrow = bench.gradient(problem, g), bench.gradient(problem.astype(torch.float32), g.float())
@@ -272,7 +273,7 @@ def single_precision(bench: GradientBench) -> str:
 
 @check("reported")
 def reported(bench: GradientBench) -> str:
-    """An adjoint report, where there is one, is empty before the backward pass and tells the truth after it."""
+    """An adjoint report, if there is one, is empty before the backward pass and correct after it."""
     problem = bench.affine()
     g = bench.cotangent(problem)
     solution, _, offset = bench.solution(problem)
@@ -293,7 +294,10 @@ def reported(bench: GradientBench) -> str:
 
 @check("options")
 def options(bench: GradientBench) -> str:
-    """The estimator is a frozen, hashable value that its options rebuild: records and cell hashes rely on it."""
+    """The estimator is a frozen, hashable value that can be rebuilt from its options.
+
+    Records and cell hashes rely on this.
+    """
     estimator = bench.estimator
     kind = type(estimator)
     require(dataclasses.is_dataclass(estimator), f"{kind.__name__} is no dataclass")

@@ -1,4 +1,4 @@
-"""Mutants: for every check a solver broken in just the way that the check is there to catch.
+"""Mutants of solvers: for every check, solvers broken in the way that the check must catch.
 
 A check that no broken solver fails protects nothing. Most of these defects were found in published code.
 """
@@ -36,4 +36,4 @@ MUTANTS: dict[str, tuple[Solver, ...]] = {
     "claimed-convergence": (loops.ClaimsTheLimit(),),
     "options": (steps.Mutable(), steps.ForgetsAnOption()),
 }
-"""Name of a check to solvers that it must fail."""
+"""The solvers that each check must fail, by the name of the check."""

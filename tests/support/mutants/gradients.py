@@ -1,4 +1,4 @@
-"""Mutants of gradient estimators: for every check one that is broken in just the way that the check is there to catch.
+"""Mutants of gradient estimators: for every check, estimators broken in the way that the check must catch.
 
 Most of these defects were found in published code.
 """
@@ -31,7 +31,7 @@ _TIGHT = Implicit(termination=Termination(rtol=1e-10))
 
 @dataclass(frozen=True)
 class _Plain(GradientEstimator):
-    """The implicit gradient by two hundred terms of the Neumann series, for the mutants to spoil."""
+    """The implicit gradient by two hundred terms of the Neumann series; the mutants derive from it."""
 
     def attach(self, f: Evaluator, solution: Solution) -> Float[Tensor, "B D"]:
         value = solution.state.detach()
@@ -39,11 +39,11 @@ class _Plain(GradientEstimator):
         return with_gradient_of(value, fz, lambda g: self.spoilt(g, fz, z))
 
     def spoilt(self, g: Tensor, fz: Tensor, z: Tensor) -> Tensor:
-        """What it makes of the cotangent."""
+        """Return the adjoint for the cotangent ``g``; the mutants override this."""
         return self.series(g, fz, z)
 
     def series(self, g: Tensor, fz: Tensor, z: Tensor) -> Tensor:
-        """``(I - J^T)^{-1} g``."""
+        """Return ``(I - J^T)^{-1} g``."""
         total = term = g
         for _ in range(200):
             term = products(fz, z, term)
@@ -53,7 +53,7 @@ class _Plain(GradientEstimator):
 
 @dataclass(frozen=True)
 class MovesTheValue(GradientEstimator):
-    """Hands on f(z), of which it has the graph, in place of z."""
+    """Returns f(z), whose graph it has, in place of z."""
 
     def attach(self, f: Evaluator, solution: Solution) -> Float[Tensor, "B D"]:
         return f.value(solution.state.detach())
@@ -61,7 +61,7 @@ class MovesTheValue(GradientEstimator):
 
 @dataclass(frozen=True)
 class ForgetsTheTranspose(GradientEstimator):
-    """Solves with J in place of its transpose, which on symmetric maps nobody notices."""
+    """Solves with J in place of its transpose, which does not show on symmetric maps."""
 
     def attach(self, f: Evaluator, solution: Solution) -> Float[Tensor, "B D"]:
         value = solution.state.detach()
@@ -80,7 +80,7 @@ class ForgetsTheTranspose(GradientEstimator):
 
 @dataclass(frozen=True)
 class FollowsTheSolver(GradientEstimator):
-    """As many terms as the forward solve took rounds."""
+    """Takes a number of terms that depends on the rounds of the forward solve."""
 
     def attach(self, f: Evaluator, solution: Solution) -> Float[Tensor, "B D"]:
         rounds, value = f.counts.rounds, solution.state.detach()
@@ -98,7 +98,7 @@ class FollowsTheSolver(GradientEstimator):
 
 @dataclass(frozen=True)
 class AbsoluteTolerance(_Plain):
-    """Takes a cotangent for zero that is smaller than some epsilon."""
+    """Treats a cotangent smaller than a fixed epsilon as zero."""
 
     def spoilt(self, g: Tensor, fz: Tensor, z: Tensor) -> Tensor:
         return self.series(torch.where(g.norm(dim=1, keepdim=True) > 1e-12, g, 0.0), fz, z)
@@ -106,7 +106,7 @@ class AbsoluteTolerance(_Plain):
 
 @dataclass(frozen=True)
 class DividesByTheLength(_Plain):
-    """Scales every row to unit length, the rows of length zero included."""
+    """Scales every row to unit length, including rows of length zero."""
 
     def spoilt(self, g: Tensor, fz: Tensor, z: Tensor) -> Tensor:
         length = g.norm(dim=1, keepdim=True)
@@ -116,7 +116,7 @@ class DividesByTheLength(_Plain):
 
 @dataclass(frozen=True)
 class JudgesTheBatch(_Plain):
-    """Stops when the batch as a whole has converged: rows of small cotangents not at all."""
+    """Stops when the batch as a whole has converged, though rows with small cotangents may not have."""
 
     def spoilt(self, g: Tensor, fz: Tensor, z: Tensor) -> Tensor:
         total = term = g
@@ -128,7 +128,7 @@ class JudgesTheBatch(_Plain):
 
 @dataclass(frozen=True)
 class KeepsOneGraph(_Plain):
-    """Keeps the graph of the last solve in one place, for every backward pass to find."""
+    """Stores the graph of the last solve globally, and every backward pass uses that one."""
 
     def attach(self, f: Evaluator, solution: Solution) -> Float[Tensor, "B D"]:
         value = solution.state.detach()
@@ -144,7 +144,7 @@ _LAST: list[Tensor] = []
 
 @dataclass(frozen=True)
 class CountsTwice(GradientEstimator):
-    """Takes itself for the first to solve an adjoint equation: what another solution hands on is counted twice."""
+    """Counts the gradient twice if the problem depends on another solution."""
 
     def attach(self, f: Evaluator, solution: Solution) -> Float[Tensor, "B D"]:
         attached: Tensor = _TIGHT.attach(f, solution)
@@ -155,7 +155,7 @@ class CountsTwice(GradientEstimator):
 
 
 def _on_another(value: Tensor) -> bool:
-    """Whether a solution takes part in a value."""
+    """Return whether the graph of a value contains the solution of another problem."""
     nodes: list[Any] = [value.grad_fn]
     while nodes:
         node = nodes.pop()
@@ -167,7 +167,7 @@ def _on_another(value: Tensor) -> bool:
 
 @dataclass(frozen=True)
 class ServesOnce(_Plain):
-    """Gives up its hook after the first backward pass: the second has the one-step gradient, in silence."""
+    """Drops its hook after the first backward pass, so that later passes silently give the one-step gradient."""
 
     def attach(self, f: Evaluator, solution: Solution) -> Float[Tensor, "B D"]:
         value, passes = solution.state.detach(), [0]
@@ -182,7 +182,7 @@ class ServesOnce(_Plain):
 
 @dataclass(frozen=True)
 class WrongTwice(_Plain):
-    """Lets autograd differentiate the backward pass, in which the solution is a constant."""
+    """Lets autograd differentiate the backward pass with the solution treated as a constant."""
 
     def attach(self, f: Evaluator, solution: Solution) -> Float[Tensor, "B D"]:
         value = solution.state.detach()
@@ -195,7 +195,7 @@ class WrongTwice(_Plain):
 
 @dataclass(frozen=True)
 class AlwaysAttached(_Plain):
-    """Requires a gradient whatever f depends on."""
+    """Requires a gradient even if f depends on nothing that does."""
 
     def attach(self, f: Evaluator, solution: Solution) -> Float[Tensor, "B D"]:
         attached: Tensor = _TIGHT.attach(f, solution)
@@ -204,7 +204,7 @@ class AlwaysAttached(_Plain):
 
 @dataclass(frozen=True)
 class TiesTheStart(_Plain):
-    """Takes the solution for something that depends on the start."""
+    """Makes the solution depend on the start."""
 
     def attach(self, f: Evaluator, solution: Solution) -> Float[Tensor, "B D"]:
         start = f.problem.initial()
@@ -214,7 +214,7 @@ class TiesTheStart(_Plain):
 
 @dataclass(frozen=True)
 class LooksAtLeaves(GradientEstimator):
-    """Solves the adjoint equation of the first tensor of the state alone."""
+    """Solves the adjoint equation only for the first tensor of the state."""
 
     def attach(self, f: Evaluator, solution: Solution) -> Float[Tensor, "B D"]:
         attached: Tensor = _TIGHT.attach(f, solution)
@@ -228,7 +228,7 @@ class LooksAtLeaves(GradientEstimator):
 
 @dataclass(frozen=True)
 class RoundsToHalf(_Plain):
-    """Sums the series in half precision where the state is not in double."""
+    """Sums the series in half precision unless the state is in double."""
 
     def spoilt(self, g: Tensor, fz: Tensor, z: Tensor) -> Tensor:
         if g.dtype == torch.float64:
@@ -242,7 +242,7 @@ class RoundsToHalf(_Plain):
 
 @dataclass(frozen=True)
 class SaysItConverged(GradientEstimator):
-    """Reports a solved adjoint equation, whatever the cotangent became."""
+    """Reports a solved adjoint equation without solving it."""
 
     def attach(self, f: Evaluator, solution: Solution) -> Float[Tensor, "B D"]:
         report, value = AdjointReport(), solution.state.detach()
@@ -260,7 +260,7 @@ class SaysItConverged(GradientEstimator):
 
 @dataclass(frozen=True)
 class ReportsAhead(Implicit):
-    """Fills in the report before anything has run."""
+    """Fills in the report before a backward pass has run."""
 
     def attach(self, f: Evaluator, solution: Solution) -> Float[Tensor, "B D"]:
         attached = super().attach(f, solution)
@@ -271,7 +271,7 @@ class ReportsAhead(Implicit):
 
 @dataclass(frozen=True)
 class ForgetsAnOption(OneStep):
-    """Changes an option behind the caller's back, so that its options do not rebuild it."""
+    """Changes an option on construction, so that it cannot be rebuilt from its options."""
 
     terms: int = option(5, ge=1, help="number of terms")
 
@@ -298,4 +298,4 @@ GRADIENT_MUTANTS: dict[str, tuple[GradientEstimator, ...]] = {
     "reported": (SaysItConverged(), ReportsAhead()),
     "options": (ForgetsAnOption(),),
 }
-"""Name of a check to estimators that it must fail."""
+"""The estimators that each check must fail, by the name of the check."""

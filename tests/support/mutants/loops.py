@@ -1,4 +1,4 @@
-"""Mutants that own their loop, or spoil what a sound one returns."""
+"""Mutants that run a loop of their own, or alter the result of a sound one."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ OnRound = Callable[[Progress], None] | None
 
 @dataclass(frozen=True)
 class _Spoiled(Solver):
-    """Picard iteration, for the mutants to spoil."""
+    """Picard iteration; the mutants alter its termination or its solution."""
 
     def solve(
         self, f: Evaluator, z0: Float[Tensor, "B D"], termination: Termination, on_round: OnRound = None
@@ -33,11 +33,11 @@ class _Spoiled(Solver):
         return self.spoil(Picard().solve(f, z0, self.altered(termination), on_round))
 
     def altered(self, termination: Termination) -> Termination:
-        """The stopping rule it makes of the caller's."""
+        """Return the stopping rule that it uses in place of the caller's."""
         return termination
 
     def spoil(self, solution: Solution) -> Solution:
-        """What it makes of a sound solution."""
+        """Return the altered solution."""
         return solution
 
 
@@ -59,7 +59,7 @@ class LoosensTheTolerance(_Spoiled):
 
 @dataclass(frozen=True)
 class GoesOn(_Spoiled):
-    """Takes no notice of the limit on rounds."""
+    """Ignores the limit on rounds."""
 
     def altered(self, termination: Termination) -> Termination:
         return replace(termination, max_rounds=None)
@@ -67,7 +67,7 @@ class GoesOn(_Spoiled):
 
 @dataclass(frozen=True)
 class CallsItDiverged(_Spoiled):
-    """Takes NaN for divergence."""
+    """Reports NaN as divergence."""
 
     def spoil(self, solution: Solution) -> Solution:
         status = tuple(Status.DIVERGED if s is Status.NONFINITE else s for s in solution.status)
@@ -76,7 +76,7 @@ class CallsItDiverged(_Spoiled):
 
 @dataclass(frozen=True)
 class WrapsExceptions(_Spoiled):
-    """Turns whatever the function raises into an error of its own."""
+    """Wraps every exception of the function in an error of its own."""
 
     def solve(
         self, f: Evaluator, z0: Float[Tensor, "B D"], termination: Termination, on_round: OnRound = None
@@ -117,7 +117,7 @@ class ReturnsTheLast(Solver):
 
 @dataclass(frozen=True)
 class CountsItselfConverged(Solver):
-    """Believes that thirty rounds are always enough."""
+    """Reports convergence after at most thirty rounds, whatever the error."""
 
     def solve(
         self, f: Evaluator, z0: Float[Tensor, "B D"], termination: Termination, on_round: OnRound = None
@@ -139,7 +139,7 @@ class ClaimsTooLittle(_Spoiled):
 
 @dataclass(frozen=True)
 class ClaimsTheLimit(_Spoiled):
-    """Holds what the limit on rounds cut short for converged."""
+    """Claims that all rows converged, including those the limit on rounds cut short."""
 
     def spoil(self, solution: Solution) -> Solution:
         claim = replace(_claim(solution), converged=np.ones(len(solution.status), dtype=np.bool_))
@@ -148,7 +148,7 @@ class ClaimsTheLimit(_Spoiled):
 
 @dataclass(frozen=True)
 class KeepsTheLast(Solver):
-    """Returns its last point, honestly judged, though earlier ones were better."""
+    """Returns its last point, correctly judged, though earlier ones were better."""
 
     def solve(
         self, f: Evaluator, z0: Float[Tensor, "B D"], termination: Termination, on_round: OnRound = None
@@ -161,7 +161,7 @@ class KeepsTheLast(Solver):
 
 @dataclass(frozen=True)
 class AllocatesAhead(_Spoiled):
-    """Sets memory aside for all the rounds it might take."""
+    """Allocates memory for all the rounds it might take."""
 
     def altered(self, termination: Termination) -> Termination:
         torch.empty(termination.max_rounds or 1000, 256, dtype=torch.float64)
@@ -170,7 +170,7 @@ class AllocatesAhead(_Spoiled):
 
 @dataclass(frozen=True)
 class TestsTheRelaxedStep(Solver):
-    """Applies the tolerance to the relaxed step, which is as short as the relaxation is small."""
+    """Applies the tolerance to the relaxed step, which is short if the relaxation is small."""
 
     relaxation: float = option(1.0, gt=0.0, le=2.0, help="how far to go towards f(z)")
 

@@ -1,4 +1,4 @@
-"""Mutants that go wrong within a step; the loop around them is sound."""
+"""Mutants whose steps are wrong; the loop around them is sound."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Step = tuple[Float[Tensor, "B D"] | Evaluated, Any]
 
 @dataclass(frozen=True)
 class _Plain(StepSolver[Any]):
-    """Picard iteration, for the mutants to spoil."""
+    """Picard iteration; the mutants derive from it."""
 
     def init(self, f: Evaluator, at: Evaluated) -> Any:
         return None
@@ -29,7 +29,7 @@ class _Plain(StepSolver[Any]):
 
 @dataclass(frozen=True)
 class StandsStill(_Plain):
-    """Proposes the point it is at."""
+    """Proposes the point that was just evaluated."""
 
     def step(self, f: Evaluator, at: Evaluated, state: Any) -> Step:
         return at.z.clone(), None
@@ -37,7 +37,7 @@ class StandsStill(_Plain):
 
 @dataclass(frozen=True)
 class Overshoots(_Plain):
-    """Goes two and a half times as far as it should."""
+    """Takes steps two and a half times as long as the residual."""
 
     def step(self, f: Evaluator, at: Evaluated, state: Any) -> Step:
         return at.z + 2.5 * at.residual, None
@@ -45,7 +45,7 @@ class Overshoots(_Plain):
 
 @dataclass(frozen=True)
 class WarmsUp(_Plain):
-    """Takes a first step without looking whether one is needed."""
+    """Takes a first step without checking whether one is needed."""
 
     def begin(self, f: Evaluator, z0: Float[Tensor, "B D"]) -> Evaluated:
         return f(f(z0).fz)
@@ -53,7 +53,7 @@ class WarmsUp(_Plain):
 
 @dataclass(frozen=True)
 class PeeksBehind(_Plain):
-    """Evaluates the problem behind the evaluator's back."""
+    """Evaluates the problem directly, bypassing the evaluator."""
 
     def step(self, f: Evaluator, at: Evaluated, state: Any) -> Step:
         return f.problem(at.fz), None
@@ -61,7 +61,7 @@ class PeeksBehind(_Plain):
 
 @dataclass(frozen=True)
 class EvaluatesTwice(_Plain):
-    """Takes an evaluation out of the counts again."""
+    """Removes an evaluation from the counts."""
 
     def step(self, f: Evaluator, at: Evaluated, state: Any) -> Step:
         evaluated = f(at.fz)
@@ -71,7 +71,7 @@ class EvaluatesTwice(_Plain):
 
 @dataclass(frozen=True)
 class ForgetsTheTry(_Plain):
-    """Takes a Jacobian-vector product, and an evaluation out of the counts if that has found forward mode missing."""
+    """Removes an evaluation from the counts if a Jacobian-vector product found that forward mode is missing."""
 
     def step(self, f: Evaluator, at: Evaluated, state: Any) -> Step:
         known = f.differs
@@ -84,7 +84,7 @@ class ForgetsTheTry(_Plain):
 
 @dataclass(frozen=True)
 class WritesInPlace(_Plain):
-    """Begins with the caller's start itself, and updates the point in place."""
+    """Starts from the caller's tensor without a copy, and updates the point in place."""
 
     def begin(self, f: Evaluator, z0: Float[Tensor, "B D"]) -> Evaluated:
         return f(z0)
@@ -95,7 +95,7 @@ class WritesInPlace(_Plain):
 
 @dataclass(frozen=True)
 class MixesRows(_Plain):
-    """Chooses the length of the step by the residual of the whole batch."""
+    """Chooses the step length from the residual of the whole batch."""
 
     def step(self, f: Evaluator, at: Evaluated, state: Any) -> Step:
         share = (at.residual * at.z).sum().abs() / (at.residual.norm() * at.z.norm())
@@ -112,7 +112,7 @@ class SpreadsNaN(_Plain):
 
 @dataclass(frozen=True)
 class SlowsForTheWorst(_Plain):
-    """Shortens every row's step when one row's is long."""
+    """Shortens the steps of all rows if the step of one row is long."""
 
     def step(self, f: Evaluator, at: Evaluated, state: Any) -> Step:
         return at.z + at.residual * (10.0 / at.residual.abs().amax()).clamp(max=1.0), None
@@ -120,7 +120,7 @@ class SlowsForTheWorst(_Plain):
 
 @dataclass(frozen=True)
 class DividesByNothing(_Plain):
-    """Aitken's extrapolation without a guard for differences that vanish."""
+    """Aitken's extrapolation without a guard against differences of zero."""
 
     def step(self, f: Evaluator, at: Evaluated, state: Any) -> Step:
         if state is None:
@@ -132,7 +132,7 @@ class DividesByNothing(_Plain):
 
 @dataclass(frozen=True)
 class AbsoluteRidge(_Plain):
-    """Anderson with memory 1 and a ridge that knows no scale."""
+    """Anderson with memory 1 and an absolute ridge."""
 
     def step(self, f: Evaluator, at: Evaluated, state: Any) -> Step:
         now = (at.fz.clone(), at.residual.clone())
@@ -145,7 +145,7 @@ class AbsoluteRidge(_Plain):
 
 @dataclass(frozen=True)
 class LooksAtLeaves(_Plain):
-    """Treats a state of several tensors otherwise than the same numbers in one."""
+    """Treats a state of several tensors differently from the same numbers in one tensor."""
 
     def step(self, f: Evaluator, at: Evaluated, state: Any) -> Step:
         return at.z + at.residual * (0.9 if len(f.layout.leaves) > 1 else 1.0), None
@@ -153,7 +153,7 @@ class LooksAtLeaves(_Plain):
 
 @dataclass(frozen=True)
 class AssumesContiguous(_Plain):
-    """Reads the start's memory as if it lay in order."""
+    """Reads the memory of the start as if it were contiguous."""
 
     def begin(self, f: Evaluator, z0: Float[Tensor, "B D"]) -> Evaluated:
         return f(torch.as_strided(z0, z0.shape, (z0.shape[1], 1)).clone())
@@ -169,7 +169,7 @@ class Dithers(_Plain):
 
 @dataclass(frozen=True)
 class StepsTooCoarsely(_Plain):
-    """Rounds its points to three digits, a habit that only tight tolerances show."""
+    """Rounds its points to two decimals, which shows only with tight tolerances."""
 
     def step(self, f: Evaluator, at: Evaluated, state: Any) -> Step:
         return (at.fz.double() * 1e2).round().div(1e2).to(at.fz.dtype), None
@@ -177,7 +177,7 @@ class StepsTooCoarsely(_Plain):
 
 @dataclass(frozen=True)
 class Drifts(_Plain):
-    """Works in a narrower format to save time, and forgets to come back."""
+    """Proposes points in a narrower dtype than that of the state."""
 
     def step(self, f: Evaluator, at: Evaluated, state: Any) -> Step:
         return at.fz.float() if at.z.dtype == torch.float64 else at.fz.bfloat16(), None
@@ -185,7 +185,7 @@ class Drifts(_Plain):
 
 @dataclass
 class Mutable(StepSolver[Any]):
-    """Options that can be changed afterwards, and so no hash."""
+    """A dataclass that is not frozen, and so has no hash."""
 
     def init(self, f: Evaluator, at: Evaluated) -> Any:
         return None
@@ -196,7 +196,7 @@ class Mutable(StepSolver[Any]):
 
 @dataclass(frozen=True)
 class ForgetsAnOption(_Plain):
-    """Changes an option behind the caller's back, so that its options do not rebuild it."""
+    """Changes an option on construction, so that it cannot be rebuilt from its options."""
 
     memory: int = option(5, ge=1, help="number of earlier steps")
 

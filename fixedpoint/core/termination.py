@@ -170,16 +170,12 @@ class Judge:
         status = status.masked_fill(lost, Status.NONFINITE).masked_fill(self.within(at), Status.CONVERGED)
         return status, ~at.finite & ~lost
 
-    def tolerance(self, at: Evaluated, scale: Float[Tensor, "B n"] | None = None) -> Float[Tensor, "B m"]:
-        """Return the largest error that is accepted.
-
-        ``scale`` replaces the scale of ``at``, where ``rtol`` is relative to the state.
-        """
-        own = at.scale if scale is None else scale
+    def tolerance(self, at: Evaluated) -> Float[Tensor, "B m"]:
+        """Return the largest error that is accepted."""
         if self.yardstick.fine:
-            return self.yardstick.tolerance(own)
+            return self.yardstick.tolerance(at.scale)
         start = None if self._known is None or self.termination.relative_to == "state" else self._known.first
-        return self.termination.atol + self.termination.rtol * (own if start is None else start)
+        return self.termination.atol + self.termination.rtol * (at.scale if start is None else start)
 
     def within(self, at: Evaluated) -> Bool[Tensor, " B"]:
         """Whether each row has converged: all blocks within the tolerance, settled, and not running away."""

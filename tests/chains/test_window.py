@@ -17,7 +17,7 @@ from fixedpoint.chains.problem import ChainProblem
 from fixedpoint.core.options import OptionError
 from fixedpoint.core.shift import Shift
 from fixedpoint.core.status import Status
-from fixedpoint.testing.chains import trajectory, wave_chain
+from fixedpoint.testing.chains import linear_chain, trajectory, wave_chain
 
 ACCELERATORS = {
     "picard": Picard(),
@@ -199,3 +199,14 @@ def test_a_shift_moves_every_row_by_its_own(by: list[int], seed: int) -> None:
         assert torch.equal(moved, wanted)
     assert torch.equal(shift.of_blocks(blocks), wanted)
     assert not torch.equal(blocks, wanted) or not any(by)
+
+
+@pytest.mark.parametrize("window", [None, 4])
+@pytest.mark.parametrize("size", [0.0, 1e-30, 1.0])
+@pytest.mark.parametrize("atol", [1e-9, 1e-6, 1e-3])
+def test_states_without_a_norm_are_not_left_where_they_are(atol: float, size: float, window: int | None) -> None:
+    """Their error relative to their own norm is infinite, and so was the absolute tolerance."""
+    chain, x0 = linear_chain(seed=1), torch.full((4, 3), size, dtype=torch.float64)
+    solution = fixedpoint.solve(ChainProblem(chain, x0), solver=ChainSolver(window=window), rtol=1e-6, atol=atol)
+    assert solution.converged.all()
+    torch.testing.assert_close(solution.z, trajectory(chain, x0), rtol=1e-5, atol=3 * atol)

@@ -97,9 +97,9 @@ class RoundInspector:
         errors = torch.where(sound.cumprod(dim=1).bool(), relative(changes, sizes), torch.inf)
         at = self._measured(buffers, exact, final_error, done, errors, sizes)
         status, _ = self.judge(at)
-        # Relative to the norm of each state. With atol = 0 a state of norm 0 gives NaN, and is never quiet.
-        own = self.judge.tolerance(at, sizes) / sizes
-        quiet = errors <= self.slack * own
+        # As the row is judged, or a quiet state could keep it from converging. Without a norm, nothing is quiet.
+        allowed = torch.where(at.scale > 0, self.judge.tolerance(at) / at.scale, 0.0)
+        quiet = errors <= self.slack * allowed
         # All in one float64 tensor, so that the host waits for the device once.
         told = torch.cat([status.double().unsqueeze(1), errors, quiet, done, sound], dim=1).cpu().numpy()
         ended, near, *masks = np.split(told, 1 + width * np.arange(4), axis=1)

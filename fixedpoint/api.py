@@ -26,7 +26,7 @@ from fixedpoint.core.solver import Solver
 from fixedpoint.core.status import ROOT_DOUBTED, Status
 from fixedpoint.core.termination import Termination
 from fixedpoint.core.transfer import to_device
-from fixedpoint.core.whole import Unproven, held_against_the_whole
+from fixedpoint.core.whole import AssumesIndependentRows, checked_jointly
 from fixedpoint.core.yardstick import Yardstick
 from fixedpoint.gradients.estimator import GradientEstimator
 from fixedpoint.registry import Component, registry
@@ -144,12 +144,12 @@ def solve(
         solution = method.solve(evaluator, start, rule, on_round)
     recorded = estimator is not None and wanted
     attached = estimator.attach(evaluator, solution) if estimator is not None and recorded else solution.state
-    if evaluator.recorded is None and isinstance(problem, Unproven) and problem.unproven:
+    if evaluator.recorded is None and isinstance(problem, AssumesIndependentRows) and problem.assumes_independent_rows:
         with torch.no_grad():
             evaluator.value(solution.state)
     value, evaluator.recorded = evaluator.recorded, None  # cleared, since an estimator may keep the evaluator alive
     if value is not None:
-        solution = held_against_the_whole(evaluator, solution, rule, value)
+        solution = checked_jointly(evaluator, solution, rule, value)
     solution = replace(solution, state=attached)
     if not (isinstance(problem, FunctionProblem) and problem.has_aux):
         return solution

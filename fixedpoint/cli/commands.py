@@ -9,7 +9,7 @@ from typer.core import TyperCommand, TyperGroup
 from typer.main import get_command
 
 from fixedpoint.cli.sentences import BAD_INPUT, INTERRUPTED, complain
-from fixedpoint.cli.spelling import Spelled
+from fixedpoint.cli.spelling import CheckedCommand
 
 if TYPE_CHECKING:
     from fixedpoint.registry import Command
@@ -74,7 +74,7 @@ class _Unloaded(TyperCommand):
         return found
 
 
-class _Loaded(Spelled):
+class _Loaded(CheckedCommand):
     """A plugin's command. What it returns is the exit status, and a CommandError becomes a line on stderr."""
 
     def invoke(self, ctx: Any) -> None:

@@ -16,7 +16,7 @@ from fixedpoint.cli.report import report
 from fixedpoint.cli.run import run
 from fixedpoint.cli.schema import schema
 from fixedpoint.cli.show import show
-from fixedpoint.cli.spelling import Spelled
+from fixedpoint.cli.spelling import CheckedCommand
 
 __all__ = ["app", "main"]
 
@@ -29,14 +29,14 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 80},
     epilog="`fixedpoint COMMAND --help` shows examples.",
 )
-app.command("run", cls=Spelled, no_args_is_help=True)(run)
-app.command("list", cls=Spelled)(list_components)
-app.command("show", cls=Spelled, no_args_is_help=True)(show)
-app.command("report", cls=Spelled, no_args_is_help=True)(report)
-app.command("check", cls=Spelled, no_args_is_help=True)(check)
-app.command("init", cls=Spelled)(init)
-app.command("schema", cls=Spelled)(schema)
-app.command("doctor", cls=Spelled)(doctor)
+app.command("run", cls=CheckedCommand, no_args_is_help=True)(run)
+app.command("list", cls=CheckedCommand)(list_components)
+app.command("show", cls=CheckedCommand, no_args_is_help=True)(show)
+app.command("report", cls=CheckedCommand, no_args_is_help=True)(report)
+app.command("check", cls=CheckedCommand, no_args_is_help=True)(check)
+app.command("init", cls=CheckedCommand)(init)
+app.command("schema", cls=CheckedCommand)(schema)
+app.command("doctor", cls=CheckedCommand)(doctor)
 
 
 def _version(wanted: bool) -> None:

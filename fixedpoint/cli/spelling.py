@@ -12,10 +12,10 @@ from typer.core import TyperCommand
 
 from fixedpoint.cli.sentences import BAD_INPUT, complain
 
-__all__ = ["Spelled"]
+__all__ = ["CheckedCommand"]
 
 
-class Spelled(TyperCommand):
+class CheckedCommand(TyperCommand):
     """A command that explains unknown options in one line and exits with status 2.
 
     Users of other programs may type ``--termination.rtol=1e-4`` for the override ``termination.rtol=1e-4``. It is

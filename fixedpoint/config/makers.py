@@ -28,7 +28,7 @@ __all__ = ["UNREADABLE", "ComponentCode", "Maker", "Makers", "changes"]
 OWN = "fixedpoint"
 _OWN_DISTRIBUTION = "fixedpoint-solvers"
 # Packages of the library that only display results: left out of its digest.
-_SHOWING = ("cli", "report")
+_DISPLAY_PACKAGES = ("cli", "report")
 # Distributions that display, validate and test but compute nothing: a new version of them does not change a result.
 _TOOLS = {
     *(
@@ -116,7 +116,7 @@ class Makers:
 
     def _of(self, parts: tuple[ComponentCode, ...]) -> dict[str, Maker]:
         """The makers of a cell with these components, by distribution; always with the library, torch and numpy."""
-        traced = _Traced(self)
+        traced = _DependencyTrace(self)
         for part in parts:
             traced.add(part)
         return traced.makers()
@@ -162,7 +162,7 @@ def said(name: str, maker: Maker) -> str:
     return f"{name} {maker.version}".strip()
 
 
-class _Traced:
+class _DependencyTrace:
     """Collects the distributions and units that the components of one cell depend on."""
 
     def __init__(self, look: Makers) -> None:
@@ -230,7 +230,9 @@ class _Traced:
         units = sorted(self._units.get(name, ()), key=lambda unit: unit.name)
         if not units:
             return ""
-        digests = [f"{unit.name} {self._look.digest_of(unit, _SHOWING if unit.name == OWN else ())}" for unit in units]
+        digests = [
+            f"{unit.name} {self._look.digest_of(unit, _DISPLAY_PACKAGES if unit.name == OWN else ())}" for unit in units
+        ]
         return hashlib.sha256("\n".join(digests).encode()).hexdigest()
 
 

@@ -79,21 +79,23 @@ class Calls:
         self._live = _Live(everything, to_device(everything, self.layout.device))
         self.limit = sys.maxsize
         self._way = Way.TRANSFORM if self.layout.namespace == "torch" else Way.DIFFERENCE
-        self._tried = False  # whether a way of forward mode has failed, which cost a round more than solvers expect
+        self._forward_failed = (
+            False  # whether a way of forward mode has failed, which cost a round more than solvers expect
+        )
         self._receive = Receiver()
 
-    def _running_values(self, z: Tensor) -> Tensor:
+    def _evaluate_running(self, z: Tensor) -> Tensor:
         """Return ``f(z)`` in the running rows and ``z`` in the others; costs one round."""
         self.counts.rounds += 1
         self.counts.evaluations[self._live.host] += _cost(self.problem, self.layout.rows).evaluations
-        with self._noted():
+        with self._with_round_note():
             return self._values(z)
 
     def value(self, z: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
         """Return ``f(z)`` of all rows, recorded by autograd: counted as one round, but neither judged nor stored."""
         self.counts.rounds += 1
         self.counts.evaluations += _cost(self.problem, self.layout.rows).evaluations
-        with self._noted():
+        with self._with_round_note():
             return self._micro_batches(self.problem, z)
 
     def aux(self, z: Float[Tensor, "B D"]) -> Any:
@@ -102,7 +104,7 @@ class Calls:
         assert isinstance(problem, FunctionProblem)  # no other problem returns a second item
         self.counts.rounds += 1
         self.counts.evaluations += self._count(problem, self.layout.rows)
-        with self._noted():
+        with self._with_round_note():
             return problem.with_aux(z)[1]
 
     def product(self, at: Evaluated, v: Float[Tensor, "B D"], exact: bool | None = None) -> Float[Tensor, "B D"]:
@@ -123,14 +125,14 @@ class Calls:
         exact
             True: use forward mode, and raise its exception if it fails; False: use the difference; None: what works.
         """
-        if self._tried and self.remaining < 2:
+        if self._forward_failed and self.remaining < 2:
             return torch.zeros_like(v)
         way = Way.DIFFERENCE if exact is False else self._first_way(exact)
         while way is not Way.DIFFERENCE:
             self.counts.rounds += 1
             tried = np.zeros(self.layout.rows, dtype=np.int64)
             try:
-                with self._noted():
+                with self._with_round_note():
                     found = self._forward(at.z, v, tried, way, strict=not exact)
             except torch.OutOfMemoryError:  # a RuntimeError as well, but no lack of forward mode
                 raise
@@ -140,7 +142,7 @@ class Calls:
                 way = Way.DIFFERENCE if isinstance(self.problem, HasProduct) else way.after(error)
                 if way is Way.DIFFERENCE and (exact or isinstance(self.problem, HasProduct)):
                     raise
-                self._way, self._tried = way, True
+                self._way, self._forward_failed = way, True
                 self.counts.evaluations += np.where(self._live.host, tried, 0)
                 if self.remaining < 2:
                     return torch.zeros_like(v)
@@ -156,7 +158,7 @@ class Calls:
         size = math.sqrt(torch.finfo(v.dtype).eps) * reach / torch.where(length > 0, length, 1.0)
         # In single precision at least, since h may leave the range of half precision.
         wide = size.to(torch.promote_types(v.dtype, torch.float32)).unsqueeze(1)
-        with self._noted():
+        with self._with_round_note():
             moved = self._values((at.z + wide * v).to(v.dtype))
         return torch.where(self._live.mask.unsqueeze(1), ((moved - at.fz) / wide).to(v.dtype), 0.0)
 
@@ -249,12 +251,12 @@ class Calls:
         for part in self._parts(x, index, row):
             self.counts.calls += chain.calls(len(part[0]))
             self.counts.computed += len(part[0])
-            with self._noted():
+            with self._with_round_note():
                 found.append(receive(functools.partial(take, *part)))
         return found
 
     @contextmanager
-    def _noted(self) -> Iterator[None]:
+    def _with_round_note(self) -> Iterator[None]:
         """Add the round to any exception that the function raises."""
         try:
             yield

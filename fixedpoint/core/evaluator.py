@@ -105,7 +105,7 @@ class Evaluator(Calls):
             raise ValueError(
                 f"a solver must propose points of shape {wanted}, {self.layout.dtype}, got {tuple(z.shape)}, {z.dtype}"
             )
-        at = self.judged(z, self._running_values(z))
+        at = self.judged(z, self._evaluate_running(z))
         self.remember(at)
         return at
 

@@ -52,12 +52,12 @@ _LOCAL = 1e-3
 # g need not distinguish points that differ by fewer units in the last place of z, whatever its value at the start.
 _ROUNDING = 16.0
 # Above this multiplicity of a root, a g that has become zero is taken to vanish far out: at a root of multiplicity m
-# the implied steps fall like |g|^(1/m). The test compares points between which g has fallen by the factor _APART.
-_MULTIPLICITY, _APART = 10.0, 1e-3
+# the implied steps fall like |g|^(1/m). The test compares points between which g has fallen by _SAMPLE_RATIO.
+_MULTIPLICITY, _SAMPLE_RATIO = 10.0, 1e-3
 # Where no two points are that far apart, the test still applies if g has fallen by this factor.
-_FALLEN = 0.1
+_TENFOLD_FALL = 0.1
 # The fraction of the way back to the start at which `is_flat` evaluates g: not a simple one, where a root may lie.
-_BACK = 1.0903e-3
+_RECHECK_FRACTION = 1.0903e-3
 
 
 Sample = tuple[Tensor, Tensor]
@@ -210,7 +210,7 @@ class RootMeasure:
         implied = row_norms(g).unsqueeze(1) / slope  # a length of z, hence Euclidean, whatever the norm of the error
         local = (implied <= self._rtol * length) & (moved <= max(self._rtol, _LOCAL) * length)
         zero, sample = size == 0, (size, implied)
-        apart = told & ~zero & (size <= _APART * seen.recent[0])
+        apart = told & ~zero & (size <= _SAMPLE_RATIO * seen.recent[0])
         last, old = _kept(told & ~zero, sample, seen.last), _kept(apart, seen.recent, seen.old)
         settled = (zero | local) & ~_vanishes(_kept(old[0].isfinite(), old, seen.recent), last)
         return _Seen(
@@ -228,7 +228,7 @@ class RootMeasure:
 def _vanishes(before: Sample, now: Sample) -> Bool[Tensor, "B 1"]:
     """Whether ``g`` fell further while the steps it implied fell more slowly than at a root of multiplicity 10."""
     (size, step), (last, final) = before, now
-    return size.isfinite() & (last <= _FALLEN * size) & (final > step * (last / size).pow(1 / _MULTIPLICITY))
+    return size.isfinite() & (last <= _TENFOLD_FALL * size) & (final > step * (last / size).pow(1 / _MULTIPLICITY))
 
 
 def is_flat(problem: RootProblem, z: Float[Tensor, "B D"], rows: Bool[Tensor, " B"]) -> Bool[Tensor, " B"]:
@@ -237,7 +237,7 @@ def is_flat(problem: RootProblem, z: Float[Tensor, "B D"], rows: Bool[Tensor, " 
     Costs one evaluation of all rows; rows not in ``rows`` are evaluated at ``z``.
     """
     start = problem.initial()
-    back = torch.where(rows.unsqueeze(1), z + _BACK * (start - z), z)
+    back = torch.where(rows.unsqueeze(1), z + _RECHECK_FRACTION * (start - z), z)
     problem(back)
     moved = (z != start).any(dim=1)
     return rows & moved & (problem.value == 0).all(dim=1)

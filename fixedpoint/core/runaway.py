@@ -67,28 +67,28 @@ class Runaway:
         if origin is None:
             return Runaway(at.error, at.scale, at.error, at.scale, none, none, none != 0)
         # An earlier solve led here, perhaps far out. Its steps are unknown, so one halving with growth is assumed.
-        return Runaway(*origin, *origin, none, none + 1.0, none != 0).seen(at, eps)
+        return Runaway(*origin, *origin, none, none + 1.0, none != 0).updated(at, eps)
 
-    def seen(self, at: Evaluated, eps: float) -> Runaway:
+    def updated(self, at: Evaluated, eps: float) -> Runaway:
         """Return the state of the test after a further point."""
         finite = at.finite.unsqueeze(1)
         floor = 2.0 * eps * at.scale
         error = torch.maximum(at.error, floor)
-        astray = finite & (error > _SUDDEN * self.error) & (2.0 * error > self.peak)
-        risen = finite & ~astray & (at.error > floor) & (error > self.error)
+        sudden_rise = finite & (error > _SUDDEN * self.error) & (2.0 * error > self.peak)
+        risen = finite & ~sudden_rise & (at.error > floor) & (error > self.error)
         largest, width = torch.where(risen, error, self.error), torch.where(risen, at.scale, self.width)
         fallen = (2.0 * error <= self.base) | (at.scale > 2.0 * self.scale)
         halved = finite & fallen & (2.0 * error <= largest) & (2.0 * error * width <= largest * at.scale)
         fall = torch.where(halved, largest / torch.where(error > 0, error, 1.0), 2.0)
         grown = finite & (at.scale > fall.pow(_GROWTH) * self.scale)
-        anew = halved | (finite & ~astray & (2.0 * at.scale < self.scale))
+        restarted = halved | (finite & ~sudden_rise & (2.0 * at.scale < self.scale))
         fewer = (self.halvings - torch.log2(fall)).clamp_min(0.0)
         return Runaway(
-            base=torch.where(anew, error, self.base),
-            scale=torch.where(anew, at.scale, self.scale),
-            error=torch.where(anew, error, largest),
-            width=torch.where(anew, at.scale, width),
-            peak=torch.where(finite, torch.where(astray, torch.maximum(self.peak, error), 0.0), self.peak),
+            base=torch.where(restarted, error, self.base),
+            scale=torch.where(restarted, at.scale, self.scale),
+            error=torch.where(restarted, error, largest),
+            width=torch.where(restarted, at.scale, width),
+            peak=torch.where(finite, torch.where(sudden_rise, torch.maximum(self.peak, error), 0.0), self.peak),
             halvings=torch.where(halved, torch.where(grown, self.halvings + 1.0, fewer), self.halvings),
             adrift=~halved & (self.adrift | grown),
         )

@@ -31,7 +31,7 @@ _WAIT = 0.25
 _ONE_WAY = 8
 # A row has diverged only if its error exceeds this multiple of the first scale, which a bounded map does not reach, and
 # this fraction of the current scale, which the error of a diverging map does not fall below.
-_AT_HOME, _BESIDE = 4.0, 1e-3
+_BOUNDED_MAP_FACTOR, _DIVERGING_SHARE = 4.0, 1e-3
 # The test for running away applies to relative tolerances up to this one. With a looser tolerance, a state that starts
 # at zero may still be growing when it is accurate enough.
 _LOOSE = 1e-2
@@ -132,13 +132,13 @@ class Judge:
         self.termination = termination
         self.yardstick = yardstick or termination.yardstick
         self.has_fixed_length = has_fixed_length
-        self._wary = (
+        self._tests_runaway = (
             not has_fixed_length and not affine and termination.relative_to == "state" and termination.rtol <= _LOOSE
         )
         self._origin = origin
         self._eps = torch.finfo(dtype).eps
         self._points = 0
-        self._known: _Known | None = None
+        self._history: _RowHistory | None = None
         self._runaway: Runaway | None = None
 
     def __call__(self, at: Evaluated) -> tuple[Int8[Tensor, " B"], Bool[Tensor, " B"]]:
@@ -153,13 +153,15 @@ class Judge:
         """
         self._points += 1
         progress = self.yardstick.progress(at.error, at.scale)
-        self._known = _Known.begin(at, progress) if self._known is None else self._known.seen(at, progress)
-        if self._wary:
+        self._history = (
+            _RowHistory.begin(at, progress) if self._history is None else self._history.updated(at, progress)
+        )
+        if self._tests_runaway:
             if self._runaway is None:
                 self._runaway = Runaway.begin(at, self._origin, self._eps)
             else:
-                self._runaway = self._runaway.seen(at, self._eps)
-        known = self._known
+                self._runaway = self._runaway.updated(at, self._eps)
+        known = self._history
         status = torch.full_like(known.waited, Status.RUNNING, dtype=torch.int8)
         if not self.has_fixed_length:
             status = status.masked_fill(self._stalled(at), Status.STALLED)
@@ -174,7 +176,7 @@ class Judge:
         """Return the largest error that is accepted."""
         if self.yardstick.fine:
             return self.yardstick.tolerance(at.scale)
-        start = None if self._known is None or self.termination.relative_to == "state" else self._known.first
+        start = None if self._history is None or self.termination.relative_to == "state" else self._history.first
         return self.termination.atol + self.termination.rtol * (at.scale if start is None else start)
 
     def within(self, at: Evaluated) -> Bool[Tensor, " B"]:
@@ -196,30 +198,30 @@ class Judge:
     def select_rows(self, take: Callable[[Any], Any]) -> Judge:
         """Return the judge of some of the rows; ``take`` selects these rows of every tensor it is given."""
         part = copy.copy(self)
-        part._known, part._runaway = take((self._known, self._runaway))
+        part._history, part._runaway = take((self._history, self._runaway))
         return part
 
     def _diverged(self, at: Evaluated, progress: Float[Tensor, "B k"]) -> Bool[Tensor, " B"]:
         """Whether the error has grown by the factor ``divergence`` over the first one, and is large at all."""
-        assert self._known is not None
+        assert self._history is not None
         if self.yardstick.fine:  # progress is then the logarithm of the error in units of its tolerance
-            return at.finite & (progress[:, 0] > self._known.begun + math.log(self.termination.divergence))
+            return at.finite & (progress[:, 0] > self._history.begun + math.log(self.termination.divergence))
         # Growth alone proves nothing: from a start that is nearly a fixed point, the first error is tiny, and an error
         # of the size of the state is a large multiple of it.
-        far = (at.error > _AT_HOME * self._known.scale) & (at.error > _BESIDE * at.scale)
-        return at.finite & ((at.error > self.termination.divergence * self._known.first) & far).any(dim=1)
+        far = (at.error > _BOUNDED_MAP_FACTOR * self._history.scale) & (at.error > _DIVERGING_SHARE * at.scale)
+        return at.finite & ((at.error > self.termination.divergence * self._history.first) & far).any(dim=1)
 
     def _stalled(self, at: Evaluated) -> Bool[Tensor, " B"]:
         """Whether a row has made no progress for too long; at the rounding floor five rounds are enough."""
-        assert self._known is not None
+        assert self._history is not None
         at_floor = at_rounding_floor(at.error, at.scale, self._eps)
         patience = self.termination.patience
         long = max(patience, int(_WAIT * self._points))
-        return at.finite & (self._known.waited >= torch.where(at_floor, min(_FLOOR_PATIENCE, patience), long))
+        return at.finite & (self._history.waited >= torch.where(at_floor, min(_FLOOR_PATIENCE, patience), long))
 
 
 @dataclass(frozen=True)
-class _Known:
+class _RowHistory:
     """What a judge stores of every row.
 
     "Number" is the first column of ``Yardstick.progress``, by which points are compared.
@@ -252,14 +254,14 @@ class _Known:
     broken: Float[Tensor, " B"]
 
     @staticmethod
-    def begin(at: Evaluated, progress: Float[Tensor, "B k"]) -> _Known:
+    def begin(at: Evaluated, progress: Float[Tensor, "B k"]) -> _RowHistory:
         """Return what is stored after the first point."""
         error = progress[:, 0]
         broken = torch.where(at.finite, 0.0, 2.0).to(error)  # a start that is not finite cannot be rescued
         one = torch.ones_like(error)
-        return _Known(at.error, at.scale, progress, error, error, error, error, 0.0 * one, one, broken)
+        return _RowHistory(at.error, at.scale, progress, error, error, error, error, 0.0 * one, one, broken)
 
-    def seen(self, at: Evaluated, progress: Float[Tensor, "B k"]) -> _Known:
+    def updated(self, at: Evaluated, progress: Float[Tensor, "B k"]) -> _RowHistory:
         """Return what is stored after a further point."""
         error = progress[:, 0]
         better, higher = at.finite & (error < self.best), at.finite & (error > self.high)
@@ -268,7 +270,7 @@ class _Known:
         run = torch.where(up * self.run >= 0, self.run, 0.0) * up.abs() + up
         moved = lower | higher | (at.finite & (run.abs() >= _ONE_WAY))
         low = torch.where(at.finite.unsqueeze(1), torch.minimum(progress, self.low), self.low)
-        return _Known(
+        return _RowHistory(
             first=self.first,
             scale=self.scale,
             begun=self.begun,

@@ -25,19 +25,19 @@ from fixedpoint.core.termination import Judge, Termination
 from fixedpoint.core.transfer import to_device
 from fixedpoint.core.yardstick import Yardstick
 
-__all__ = ["Unproven", "held_against_the_whole", "same_rows"]
+__all__ = ["AssumesIndependentRows", "checked_jointly", "same_rows"]
 
 
-class Unproven(ABC):
+class AssumesIndependentRows(ABC):
     """A problem that takes rows on the assumption that they are independent, without a proof of it."""
 
     @property
     @abstractmethod
-    def unproven(self) -> bool:
+    def assumes_independent_rows(self) -> bool:
         """Whether rows have been taken on that assumption, so that the answer must be checked."""
 
 
-def held_against_the_whole(
+def checked_jointly(
     f: Evaluator, solution: Solution, termination: Termination, value: Float[Tensor, "B D"]
 ) -> Solution:
     """Return the solution with status ``MIXED`` for converged rows that are not converged according to ``value``.

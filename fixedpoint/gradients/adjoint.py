@@ -30,7 +30,7 @@ from fixedpoint.core.warning import warn_caller
 from fixedpoint.gradients.recorded import Map, without_tangents
 from fixedpoint.gradients.report import AdjointReport, AdjointWarning
 
-__all__ = ["AdjointProblem", "OnFailure", "failed_rows", "scaled_rows", "solve_adjoint", "tell_failure"]
+__all__ = ["AdjointProblem", "OnFailure", "failed_rows", "report_failure", "scaled_rows", "solve_adjoint"]
 
 OnFailure = Literal["warn", "raise", "one-step"]
 
@@ -62,7 +62,7 @@ class AdjointProblem(Problem, HasProduct):
         return self.g
 
 
-class NarrowingAdjoint(AdjointProblem, HasTake):
+class RowTakingAdjoint(AdjointProblem, HasTake):
     """An adjoint equation from which rows can be taken.
 
     Once half of the recorded rows are done, the others are evaluated and recorded again without them, so that products
@@ -115,7 +115,7 @@ class NarrowingAdjoint(AdjointProblem, HasTake):
 class _Taken(AdjointProblem, HasTake):
     """The adjoint equation of some of the rows of another one."""
 
-    def __init__(self, whole: NarrowingAdjoint, rows: Int[Tensor, " k"], linear: Map) -> None:
+    def __init__(self, whole: RowTakingAdjoint, rows: Int[Tensor, " k"], linear: Map) -> None:
         super().__init__(linear, whole.g[rows])
         self.whole, self.rows = whole, rows
 
@@ -149,7 +149,7 @@ def solve_adjoint(
     report
         Filled in by this call.
     record
-        See :class:`NarrowingAdjoint`. Given on a CPU, rows that are done are left out of the products.
+        See :class:`RowTakingAdjoint`. Given on a CPU, rows that are done are left out of the products.
 
     Raises
     ------
@@ -161,7 +161,7 @@ def solve_adjoint(
         problem = AdjointProblem(linear, unit)
         # On another device the host would have to wait to learn which rows are done.
         if record is not None and g.device.type == "cpu":
-            problem = NarrowingAdjoint(linear, unit, record)
+            problem = RowTakingAdjoint(linear, unit, record)
         evaluator = Evaluator(problem, norm=termination.yardstick)
         solution = solver.solve(evaluator, problem.initial(), termination)
         failed = failed_rows(solution)
@@ -173,12 +173,12 @@ def solve_adjoint(
     report.status = solution.status
     report.rounds = solution.counts.rounds
     report.products = solution.counts.evaluations + solution.counts.products
-    if isinstance(problem, NarrowingAdjoint):
+    if isinstance(problem, RowTakingAdjoint):
         report.products = report.products + problem.evaluations
     report.relative_error = solution.relative_error
     report.replaced = failed if on_failure == "one-step" else np.zeros_like(failed)
     report.message = solution.message
-    tell_failure(failed, report, on_failure)
+    report_failure(failed, report, on_failure)
     return answer
 
 
@@ -192,7 +192,7 @@ def scaled_rows(g: Float[Tensor, "B D"]) -> tuple[Float[Tensor, "B D"], Float[Te
     return (g.double() / size.unsqueeze(1)).to(g.dtype), size
 
 
-def tell_failure(failed: NDArray[np.bool_], report: AdjointReport, on_failure: OnFailure) -> None:
+def report_failure(failed: NDArray[np.bool_], report: AdjointReport, on_failure: OnFailure) -> None:
     """Warn about the rows that failed, or raise ``ConvergenceError``."""
     if not failed.any():
         return

@@ -68,7 +68,7 @@ def completed(f: Evaluator, solution: Solution, path: Callable[[], Float[Tensor,
         return torch.where(to_device(unsolved, solved.device).unsqueeze(1), path(), solved)
     # Without this, torch.autograd.grad by the start would raise, since the solution does not use it.
     if start.requires_grad:
-        solved = _Apart.apply(solved, start)  # type: ignore[no-untyped-call]  # as torch leaves it
+        solved = _ZeroGradientOfStart.apply(solved, start)  # type: ignore[no-untyped-call]  # as torch leaves it
     return solved
 
 
@@ -88,7 +88,7 @@ def _tell_starts(solution: Solution, start: Float[Tensor, "B D"], unsolved: NDAr
     )
 
 
-class _Apart(torch.autograd.Function):
+class _ZeroGradientOfStart(torch.autograd.Function):
     """A value that autograd connects to a start on which it does not depend: the gradient of the start is zero."""
 
     @staticmethod

@@ -47,7 +47,7 @@ from fixedpoint.gradients.recorded import Map, forward_products, products, sever
 from fixedpoint.gradients.report import AdjointReport
 from fixedpoint.solvers.krylov import Krylov
 
-__all__ = ["Implicit", "followed"]
+__all__ = ["Implicit", "adjoint_termination"]
 
 # Smallest limit on the rounds of an adjoint equation: it has no warm start, even if the forward solve had one.
 _ROUNDS = 50
@@ -79,7 +79,9 @@ class Implicit(GradientEstimator):
         solution.extras["adjoint"] = report
         # A separate evaluator: it lives on for second derivatives, and f would keep the memory of the solve alive.
         once = Evaluator(f.problem, f.yardstick, f.max_batch)
-        rule = _Rule(once.value, self, self.termination or followed(f.termination), report, Ambient.of(solution.state))
+        rule = _Rule(
+            once.value, self, self.termination or adjoint_termination(f.termination), report, Ambient.of(solution.state)
+        )
         if isinstance(f.problem, HasTake) and f.max_batch is None:
             rule.problem = f.problem
         attached = _attached(rule, solution.state.detach())
@@ -89,7 +91,7 @@ class Implicit(GradientEstimator):
         return attached
 
 
-def followed(forward: Termination | None) -> Termination:
+def adjoint_termination(forward: Termination | None) -> Termination:
     """Return the termination of an adjoint equation that is to be as exact as a forward solve.
 
     It has the norm and the relative tolerance of the forward solve, or 1e-6 where that tolerance is zero. It has no

@@ -13,7 +13,7 @@ from fixedpoint.core.counts import Counts
 from fixedpoint.core.layout import Layout
 from fixedpoint.core.solution import Solution, Trace
 
-__all__ = ["is_empty", "solution_of_none"]
+__all__ = ["empty_solution", "is_empty"]
 
 
 def is_empty(start: Any) -> bool:
@@ -22,7 +22,7 @@ def is_empty(start: Any) -> bool:
     return bool(leaves) and all(leaf.shape[:1] == (0,) for leaf in leaves)
 
 
-def solution_of_none(start: Any, value: Any, solver: Any) -> Solution:
+def empty_solution(start: Any, value: Any, solver: Any) -> Solution:
     """Return the solution of an empty batch, with ``value`` as its state; it counts the one call made for ``value``.
 
     Raises

@@ -29,7 +29,7 @@ from fixedpoint.core.transfer import to_device
 from fixedpoint.core.warning import warn_caller
 from fixedpoint.gradients.estimator import GradientEstimator
 from fixedpoint.gradients.implicit import Implicit
-from fixedpoint.layers.empty import is_empty, solution_of_none
+from fixedpoint.layers.empty import empty_solution, is_empty
 from fixedpoint.layers.inputs import Inputs, Shared, shared_paths
 from fixedpoint.layers.problem import CellProblem
 from fixedpoint.layers.statistics import Statistics
@@ -215,7 +215,7 @@ class EquilibriumLayer(nn.Module):
         given = Inputs.of(self.cell, inputs, keywords, self.shared)
         begun = self._begin(given, start, samples)
         if is_empty(begun):
-            return self._of_none(given, begun)
+            return self._of_empty_batch(given, begun)
         problem = CellProblem(self.cell, given, begun, self.rows)
         solution, kept = self._solved(problem)
         # Rows were called separately without a statement about the inputs, and the whole batch gives other values.
@@ -261,14 +261,14 @@ class EquilibriumLayer(nn.Module):
         missing = len(self.corrections) - len(kept)
         return solution, [*kept, *[solution.fstate.detach()] * missing]
 
-    def _of_none(self, given: Inputs, start: Any) -> Equilibrium:
+    def _of_empty_batch(self, given: Inputs, start: Any) -> Equilibrium:
         """The result for an empty batch. The cell is called, so that its parameters get a gradient of zero."""
 
         def f(z: Any) -> Any:
             return self.cell(z, *given.positional, **given.keywords)
 
         z = f(start)
-        solution = solution_of_none(start, z, self.solver)
+        solution = empty_solution(start, z, self.solver)
         return Equilibrium(z, f, solution, (z,) * len(self.corrections))
 
     def _begin(self, given: Inputs, start: Any, samples: Tensor | None) -> Any:

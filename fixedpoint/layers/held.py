@@ -54,20 +54,20 @@ class Held:
         self._generators = _generators(device)
         self._drawn: list[Tensor] | None = None
         self._begun: list[Tensor] = []
-        self._still: bool | None = None
+        self._draws_nothing: bool | None = None
         self._before: list[Any] = []
 
     @property
     def draws(self) -> bool:
         """Whether the first call of the cell drew random numbers; False before that call."""
-        return self._still is False
+        return self._draws_nothing is False
 
     def __enter__(self) -> Held:
         # Instance attributes shadow the method. They are put back on exit, since another solve may use the same cell.
         self._before.append([module.__dict__.get("forward", _MISSING) for module, _ in self._weights])
         for module, weight in self._weights:
             module.__dict__["forward"] = _always(weight)
-        if self._still:
+        if self._draws_nothing:
             return self
         states = [get() for get, _ in self._generators]
         if self._drawn is None:
@@ -86,10 +86,10 @@ class Held:
                 del module.__dict__["forward"]
             else:
                 module.__dict__["forward"] = before
-        if self._still:
+        if self._draws_nothing:
             return
-        if self._still is None:  # the first call: the generators stay advanced; find out whether they are
-            self._still = error is None and all(
+        if self._draws_nothing is None:  # the first call: the generators stay advanced; find out whether they are
+            self._draws_nothing = error is None and all(
                 torch.equal(get(), begun) for (get, _), begun in zip(self._generators, self._begun, strict=True)
             )
             return

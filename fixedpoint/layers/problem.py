@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_map
 from fixedpoint.core.compiling import is_compiled
 from fixedpoint.core.layout import Rows
 from fixedpoint.core.problem import FunctionProblem, HasTake
-from fixedpoint.core.whole import Unproven
+from fixedpoint.core.whole import AssumesIndependentRows
 from fixedpoint.layers.held import Held
 from fixedpoint.layers.inputs import Inputs
 
@@ -46,7 +46,7 @@ class _Taking:
     beside: int = 0
 
 
-class CellProblem(FunctionProblem, HasTake, Unproven):
+class CellProblem(FunctionProblem, HasTake, AssumesIndependentRows):
     """The problem ``z = cell(z, *inputs)``, with independent rows or with the whole state as one row.
 
     Under automatic mixed precision the cell may return the dtype that autocast computes in. Its value is then converted
@@ -89,7 +89,7 @@ class CellProblem(FunctionProblem, HasTake, Unproven):
         )
 
     @property
-    def unproven(self) -> bool:
+    def assumes_independent_rows(self) -> bool:
         """Whether finished rows were left out, so that the cell has not been evaluated at the whole answer."""
         return self.taking.selected
 

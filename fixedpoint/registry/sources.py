@@ -24,7 +24,7 @@ __all__ = ["Unit", "digest_of", "imports_of", "unit_of"]
 # Bytes. A larger file is probably data, and reading it would delay every run: its size and modification time are used.
 _LARGEST = 16 * 2**20
 # Folders that hold no code of the package and change without an edit of it.
-_PASSING = {"__pycache__", "node_modules"}
+_IGNORED_FOLDERS = {"__pycache__", "node_modules"}
 
 
 @dataclass(frozen=True)
@@ -187,4 +187,6 @@ def _files(unit: Unit, without: tuple[str, ...]) -> Iterator[tuple[str, Path]]:
 
 def _lasting(folder: Path) -> bool:
     """Whether a folder within a package is part of it: not a cache, not hidden, and not a run folder."""
-    return folder.name not in _PASSING and not folder.name.startswith(".") and not (folder / "run.json").is_file()
+    return (
+        folder.name not in _IGNORED_FOLDERS and not folder.name.startswith(".") and not (folder / "run.json").is_file()
+    )

@@ -14,11 +14,11 @@ from fixedpoint.report.gallery import pixels_of, wrapped
 from fixedpoint.report.palette import INK
 from fixedpoint.report.reading import Entry, Group
 
-__all__ = ["Film", "films_of", "forming_figure"]
+__all__ = ["SampleSequence", "forming_figure", "sample_sequences_of"]
 
 
 @dataclass(frozen=True)
-class Film:
+class SampleSequence:
     """The pictures of one solver.
 
     Attributes
@@ -36,14 +36,14 @@ class Film:
     rounds: tuple[int, ...]
 
 
-def films_of(group: Group) -> list[Film]:
+def sample_sequences_of(group: Group) -> list[SampleSequence]:
     """Return the film of every solver that has one, in the order of the run, for the first seed only."""
     seed = group.entries[0].cell.seed
     found = [_film(entry) for entry in group.entries if entry.cell.seed == seed]
     return [film for film in found if film is not None]
 
 
-def forming_figure(title: str, films: list[Film]) -> Figure:
+def forming_figure(title: str, films: list[SampleSequence]) -> Figure:
     """Draw films below one another, labelled. ``films`` must not be empty."""
     count = max(len(film.rounds) for film in films)
     height, width = films[0].pixels.shape[1:3]
@@ -73,8 +73,8 @@ def forming_figure(title: str, films: list[Film]) -> Figure:
     return figure
 
 
-def _film(entry: Entry) -> Film | None:
+def _film(entry: Entry) -> SampleSequence | None:
     pixels, rounds = pixels_of(entry.arrays, "forming"), entry.arrays.get("forming.rounds")
     if pixels is None or rounds is None or rounds.shape != (len(pixels),):
         return None
-    return Film(entry.cell.solver, pixels, tuple(int(number) for number in rounds))
+    return SampleSequence(entry.cell.solver, pixels, tuple(int(number) for number in rounds))

@@ -11,7 +11,7 @@ from pathlib import Path
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from fixedpoint.report.forming import Film
+from fixedpoint.report.forming import SampleSequence
 from fixedpoint.report.gallery import Strip, strip_png
 from fixedpoint.report.learning import learning_figure, learnings_of
 from fixedpoint.report.makers import remarks, version_rows
@@ -107,7 +107,7 @@ def _shown(pictures: Pictures, number: int) -> _Shown:
     )
 
 
-def _frames(film: Film) -> list[_Picture]:
+def _frames(film: SampleSequence) -> list[_Picture]:
     """The pictures of a film, labelled with their rounds."""
     single = (Strip(str(number), film.pixels[i : i + 1]) for i, number in enumerate(film.rounds))
     return [_Picture(strip.label, _data_uri(strip_png(strip))) for strip in single]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fixedpoint.report.forming import Film, films_of
+from fixedpoint.report.forming import SampleSequence, sample_sequences_of
 from fixedpoint.report.gallery import Strip, strips_of
 from fixedpoint.report.reading import Group
 from fixedpoint.report.steps import Steps, steps_of
@@ -30,9 +30,9 @@ class Pictures:
     tolerance: float
     steps: list[Steps]
     strips: list[Strip]
-    films: list[Film]
+    films: list[SampleSequence]
 
 
 def pictures_of(group: Group) -> Pictures:
     """Return what the records of a group have to draw."""
-    return Pictures(group.title, group.tolerance, steps_of(group), strips_of(group), films_of(group))
+    return Pictures(group.title, group.tolerance, steps_of(group), strips_of(group), sample_sequences_of(group))

@@ -14,7 +14,7 @@ from fixedpoint.registry import Kind, registry
 __all__ = ["plan"]
 
 # Abilities of chains that a task need not declare. It must declare "coarse" to be combined with solvers that need it.
-_SAID = CHAIN_ABILITIES - {"coarse"}
+_IMPLIED_ABILITIES = CHAIN_ABILITIES - {"coarse"}
 
 
 def plan(config: RunConfig) -> list[Cell]:
@@ -81,7 +81,7 @@ def _lacking(needs: frozenset[str], provided: frozenset[str]) -> frozenset[str]:
     If a task of chains declares no abilities of its chains, they are found out only by the solve. Asking the chain for
     an ability that it lacks raises ``AbilityError``, and the cell is then skipped.
     """
-    return needs - provided - (frozenset() if provided & _SAID else _SAID)
+    return needs - provided - (frozenset() if provided & _IMPLIED_ABILITIES else _IMPLIED_ABILITIES)
 
 
 def _listed(names: frozenset[str]) -> str:

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from fixedpoint.core.reduce import row_norms, vecdot
 from fixedpoint.core.transfer import to_device
-from fixedpoint.solvers.linear import LinearSolution, LinearSolver, OfSolution, Product
+from fixedpoint.solvers.linear import LinearSolution, LinearSolver, Product, SolutionTolerance
 
 __all__ = ["BiCGSTAB"]
 
@@ -51,7 +51,7 @@ class BiCGSTAB(LinearSolver):
         rtol: float | Float[Tensor, " B"],
         max_products: int | None = None,
         rows: NDArray[np.bool_] | None = None,
-        of_solution: OfSolution | None = None,
+        solution_tolerance: SolutionTolerance | None = None,
     ) -> LinearSolution:
         size = row_norms(b)
         wanted = rtol * torch.ones_like(size)
@@ -62,10 +62,10 @@ class BiCGSTAB(LinearSolver):
         going = usable & (wanted < 1) if rows is None else usable & to_device(rows, b.device)
         told = going.cpu().numpy() if rows is None else rows
         unit = unit.to(torch.promote_types(b.dtype, torch.float32))
-        if of_solution is not None:  # all vectors are in units of ||b||
-            scaled = of_solution.point.double() / torch.where(usable, size, 1.0).unsqueeze(1)
-            of_solution = OfSolution(of_solution.rtol, scaled.to(unit.dtype))
-        run = _Run(unit, going, told, wanted, product, b.dtype, of_solution)
+        if solution_tolerance is not None:  # all vectors are in units of ||b||
+            scaled = solution_tolerance.point.double() / torch.where(usable, size, 1.0).unsqueeze(1)
+            solution_tolerance = SolutionTolerance(solution_tolerance.rtol, scaled.to(unit.dtype))
+        run = _Run(unit, going, told, wanted, product, b.dtype, solution_tolerance)
         while run.products + 2 <= left and run.host.any():
             run.iterate()
         x = (run.best.double() * torch.where(usable, size, 0.0).unsqueeze(1)).to(b.dtype)
@@ -83,7 +83,7 @@ class _Run:
     wanted: Float[Tensor, " B"]
     product: Product
     dtype: torch.dtype
-    of_solution: OfSolution | None
+    solution_tolerance: SolutionTolerance | None
     products: int = 0
 
     def __post_init__(self) -> None:
@@ -123,9 +123,11 @@ class _Run:
     @property
     def allowed(self) -> Float[Tensor, " B"]:
         """The largest residual, relative to ``||b||``, at which the best point of a row counts as solved."""
-        if self.of_solution is None:
+        if self.solution_tolerance is None:
             return self.wanted
-        return torch.maximum(self.wanted, self.of_solution.rtol * row_norms(self.of_solution.point + self.best))
+        return torch.maximum(
+            self.wanted, self.solution_tolerance.rtol * row_norms(self.solution_tolerance.point + self.best)
+        )
 
     def _continue(self) -> None:
         """Compute ``rho`` for the next iteration; rows where it vanishes restart."""

@@ -28,7 +28,7 @@ from fixedpoint.core.options import option
 from fixedpoint.core.reduce import add_combination, row_dots, row_norms
 from fixedpoint.core.transfer import to_device
 from fixedpoint.solvers.arnoldi import orthogonalised, unit
-from fixedpoint.solvers.linear import LinearSolution, LinearSolver, OfSolution, Product
+from fixedpoint.solvers.linear import LinearSolution, LinearSolver, Product, SolutionTolerance
 
 __all__ = ["GMRES"]
 
@@ -46,7 +46,7 @@ class GMRES(LinearSolver):
         rtol: float | Float[Tensor, " B"],
         max_products: int | None = None,
         rows: NDArray[np.bool_] | None = None,
-        of_solution: OfSolution | None = None,
+        solution_tolerance: SolutionTolerance | None = None,
     ) -> LinearSolution:
         size = row_norms(b)
         wanted = torch.as_tensor(rtol * size)
@@ -60,7 +60,11 @@ class GMRES(LinearSolver):
         else:
             going = rows
         while made < left and going.any():
-            growing = None if of_solution is None else OfSolution(of_solution.rtol, of_solution.point + x)
+            growing = (
+                None
+                if solution_tolerance is None
+                else SolutionTolerance(solution_tolerance.rtol, solution_tolerance.point + x)
+            )
             cycle = _Cycle(rest, length, wanted, going, min(self.memory, left - made, b.shape[1]), growing)
             going = cycle.run(product)
             met |= cycle.met
@@ -93,13 +97,13 @@ class _Cycle:
         wanted: Float[Tensor, " B"],
         active: NDArray[np.bool_],
         memory: int,
-        of_solution: OfSolution | None,
+        solution_tolerance: SolutionTolerance | None,
     ) -> None:
         count = rest.shape[0]
         self.rows = self.active = active
         self.used = 0
-        self.of_solution = of_solution
-        self.point = None if of_solution is None else of_solution.point
+        self.solution_tolerance = solution_tolerance
+        self.point = None if solution_tolerance is None else solution_tolerance.point
         square = torch.zeros_like(length) if self.point is None else row_norms(self.point).square()
         self._told_first = torch.stack([length, wanted, square], dim=1)
         self.wanted = self.begun = self.residual = np.zeros(count)
@@ -158,10 +162,10 @@ class _Cycle:
         here = self.place[going]
         self.residual[here] = np.abs(self.rhs[going, self.used])
         allowed = self.wanted[here]
-        if self.of_solution is not None:
+        if self.solution_tolerance is not None:
             y, along = self._coefficients(going), self.along[going]
             square = along[:, -1] + (y * (y + 2 * along[:, : self.used])).sum(axis=1)
-            allowed = np.maximum(allowed, self.of_solution.rtol * np.sqrt(np.maximum(square, 0.0)))
+            allowed = np.maximum(allowed, self.solution_tolerance.rtol * np.sqrt(np.maximum(square, 0.0)))
         self.met[here] = self.residual[here] <= allowed
 
     def correction(self) -> Float[Tensor, "B D"]:

@@ -36,7 +36,7 @@ from fixedpoint.core.termination import Termination
 from fixedpoint.core.transfer import to_device
 from fixedpoint.solvers.bicgstab import BiCGSTAB
 from fixedpoint.solvers.gmres import GMRES
-from fixedpoint.solvers.linear import OfSolution
+from fixedpoint.solvers.linear import SolutionTolerance
 
 __all__ = ["Krylov"]
 
@@ -107,11 +107,13 @@ class _LinearSteps(StepSolver[Float[Tensor, "B blocks"]]):
             return v - f.product(at, v)
 
         linear = GMRES(self.method.memory) if self.method.method == "gmres" else BiCGSTAB()
-        found = linear.solve(product, torch.where(live, at.residual, 0.0), rtol, budget, running, self._of_solution(at))
+        found = linear.solve(
+            product, torch.where(live, at.residual, 0.0), rtol, budget, running, self._solution_tolerance(at)
+        )
         f.narrow(running)
         return at.z + found.x, state
 
-    def _of_solution(self, at: Evaluated) -> OfSolution | None:
+    def _solution_tolerance(self, at: Evaluated) -> SolutionTolerance | None:
         """The tolerance relative to the solution, which may be much larger than the start; None where it has no form.
 
         It requires errors that are l2 or rms norms of whole rows, and a tolerance relative to the state.
@@ -119,4 +121,4 @@ class _LinearSteps(StepSolver[Float[Tensor, "B blocks"]]):
         rule = self.termination
         if rule.relative_to != "state" or rule.norm == "max" or at.error.shape[1] > 1:
             return None
-        return OfSolution(max(_MARGIN * rule.rtol, _ROUNDINGS * torch.finfo(at.z.dtype).eps), at.z)
+        return SolutionTolerance(max(_MARGIN * rule.rtol, _ROUNDINGS * torch.finfo(at.z.dtype).eps), at.z)

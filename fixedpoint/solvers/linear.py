@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fixedpoint.core.options import Options
 
-__all__ = ["LinearSolution", "LinearSolver", "OfSolution", "Product"]
+__all__ = ["LinearSolution", "LinearSolver", "Product", "SolutionTolerance"]
 
 Product = Callable[[Tensor, NDArray[np.bool_]], Tensor]
 """A function ``product(v, mask)`` that returns ``A v``; see :meth:`LinearSolver.solve`."""
@@ -42,7 +42,7 @@ class LinearSolution:
 
 
 @dataclass(frozen=True)
-class OfSolution:
+class SolutionTolerance:
     """A tolerance relative to the solution: a row is also solved where ``||b - A x|| <= rtol ||point + x||``.
 
     Attributes
@@ -68,7 +68,7 @@ class LinearSolver(Options, ABC):
         rtol: float | Float[Tensor, " B"],
         max_products: int | None = None,
         rows: NDArray[np.bool_] | None = None,
-        of_solution: OfSolution | None = None,
+        solution_tolerance: SolutionTolerance | None = None,
     ) -> LinearSolution:
         """Solve ``A x = b`` from ``x = 0``. The host waits for the device once per product.
 
@@ -87,7 +87,7 @@ class LinearSolver(Options, ABC):
         rows
             Shape ``(B,)``, bool, on the host: the rows to solve, if the host knows them. By default these are the rows
             that ``x = 0`` does not solve, and the host waits for the device once more to find them.
-        of_solution
+        solution_tolerance
             A second tolerance. A row is solved when it meets either of the two.
 
         Returns

@@ -40,7 +40,7 @@ ABILITIES = [
     for module in (problems, solvers, loop, whole, capabilities, coarse, costs, task, forming)
     for name, each in vars(module).items()
     if inspect.isclass(each) and each.__module__ == module.__name__
-    if name.startswith("Has") or name in ("SupportsWindow", "Unproven")
+    if name.startswith("Has") or name in ("SupportsWindow", "AssumesIndependentRows")
 ]
 # What else the library's own problems and chains are asked, and what somebody may well call a method.
 OTHERS = [

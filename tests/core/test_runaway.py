@@ -96,7 +96,7 @@ def doubted(*seen: tuple[float, float]) -> bool:
     points = [_at(*each) for each in seen]
     runaway = Runaway.begin(points[0], None, 2.0**-52)
     for point in points[1:]:
-        runaway = runaway.seen(point, 2.0**-52)
+        runaway = runaway.updated(point, 2.0**-52)
     return bool(runaway.doubts(torch.tensor([[False]])))
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import fixedpoint as fp
 from fixedpoint.core.problem import FunctionProblem, HasTake
-from fixedpoint.gradients.adjoint import NarrowingAdjoint
+from fixedpoint.gradients.adjoint import RowTakingAdjoint
 from fixedpoint.testing.problems import TanhCell, tanh_cell
 
 
@@ -39,7 +39,7 @@ def test_some_rows_have_their_own_equation(data: st.DataObject) -> None:
     rows = data.draw(st.integers(1, 9), label="rows")
     recorder = Recorder(rows, 3, seed=data.draw(st.integers(0, 99), label="seed"))
     g = cotangent((rows, 3), seed=100)
-    whole = NarrowingAdjoint(recorder.of(torch.arange(rows)), g, recorder)
+    whole = RowTakingAdjoint(recorder.of(torch.arange(rows)), g, recorder)
     left = np.arange(rows)
     wanted = np.zeros(rows, dtype=np.int64)
     while len(left):
@@ -60,7 +60,7 @@ def test_some_rows_have_their_own_equation(data: st.DataObject) -> None:
 
 def test_they_are_recorded_anew_once_they_are_half() -> None:
     recorder = Recorder(8, 2, seed=0)
-    whole = NarrowingAdjoint(recorder.of(torch.arange(8)), cotangent((8, 2)), recorder)
+    whole = RowTakingAdjoint(recorder.of(torch.arange(8)), cotangent((8, 2)), recorder)
     for rows in ([0, 1, 3, 5, 7], [1, 3, 5, 7], [1, 5, 7], [5, 7], [7], [1, 3, 5]):
         whole.take(torch.tensor(rows))
     assert recorder.asked == [[1, 3, 5, 7], [5, 7], [7]]

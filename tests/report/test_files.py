@@ -19,7 +19,7 @@ from fixedpoint.config.record import arrays_bytes, write_record
 from fixedpoint.execution.plain import digest
 from fixedpoint.report.build import build
 from fixedpoint.report.curves import curves_of, solvers_with_curve
-from fixedpoint.report.forming import films_of
+from fixedpoint.report.forming import sample_sequences_of
 from fixedpoint.report.gallery import strip_png, strips_of
 from fixedpoint.report.palette import strokes
 from fixedpoint.report.reading import read_run
@@ -86,14 +86,14 @@ def test_chains_have_their_steps_and_their_forming_images_drawn(chains: Path) ->
     assert page.tags.count("svg") == 2 * (1 + 2)
     for words in ("Step by step: shapes & more", "Step by step: points", "As the image forms, round by round"):
         assert page.words.count(words) == 1, words
-    films = films_of(read_run(chains).groups[0])
+    films = sample_sequences_of(read_run(chains).groups[0])
     assert [film.solver for film in films] == ["serial", "in a window $\\frac$", "joint"]
     assert page.tags.count("li") == sum(len(film.rounds) for film in films)
     for film in films:
         for number in film.rounds:
             assert f"First picture of {film.solver} after round {number}" in text
     assert "outside of the window" in " ".join(page.words.split())
-    assert not films_of(read_run(chains).groups[1])
+    assert not sample_sequences_of(read_run(chains).groups[1])
     ids = re.findall(r'(?:clipPath|linearGradient|path|image) id="([^"]+)"', text)
     used = set(re.findall(r"url\(#([^)]+)\)", text)) | set(re.findall(r'xlink:href="#([^"]+)"', text))
     assert used <= set(ids)
@@ -131,7 +131,7 @@ def test_films_of_another_form_are_left_out(chains: Path) -> None:
     entry = group.entries[0]
     for name, values in (("forming.rounds", np.array([1, 2])), ("forming.pixels", np.ones(3))):
         damaged = replace(entry, arrays={**entry.arrays, name: values})
-        assert films_of(replace(group, entries=(damaged,))) == []
+        assert sample_sequences_of(replace(group, entries=(damaged,))) == []
 
 
 def test_no_figure_is_left_with_pyplot(folder: Path) -> None:

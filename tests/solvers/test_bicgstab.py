@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import fixedpoint as fp
 from fixedpoint import BiCGSTAB
-from fixedpoint.solvers.linear import LinearSolver, OfSolution
+from fixedpoint.solvers.linear import LinearSolver, SolutionTolerance
 from fixedpoint.testing import check_solver
 from fixedpoint.testing.problems import affine_contraction
 
@@ -178,19 +178,23 @@ def test_a_tolerance_of_the_solution_ends_it_as_soon_as_it_holds(solver: LinearS
     matrix = matrix - 0.6 * torch.eye(14, dtype=torch.float64) * torch.linspace(0, 1, 6)[:, None, None]
     point = 3 * torch.randn(6, 14, generator=generator, dtype=torch.float64)
     product = Product(matrix)
-    growing = OfSolution(1e-3, point)
+    growing = SolutionTolerance(1e-3, point)
 
     def within(x: torch.Tensor) -> torch.Tensor:
         residual = (b - product(x, np.ones(6, dtype=bool))).norm(dim=1)
         return residual <= torch.maximum(1e-9 * b.norm(dim=1), 1e-3 * (point + x).norm(dim=1)) * (1 + 1e-6)
 
-    solved = solver.solve(product, b, rtol=1e-9, max_products=200, of_solution=growing)
+    solved = solver.solve(product, b, rtol=1e-9, max_products=200, solution_tolerance=growing)
     assert bool(solved.converged.all())
     assert bool(within(solved.x).all())
     for row in range(6):
         system = Product(matrix[row : row + 1])
         alone = solver.solve(
-            system, b[row : row + 1], 1e-9, max_products=200, of_solution=OfSolution(1e-3, point[row : row + 1])
+            system,
+            b[row : row + 1],
+            1e-9,
+            max_products=200,
+            solution_tolerance=SolutionTolerance(1e-3, point[row : row + 1]),
         )
         assert torch.equal(alone.x[0], solved.x[row])
         every = 2 if isinstance(solver, fp.BiCGSTAB) else 1

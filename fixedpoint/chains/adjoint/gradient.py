@@ -30,7 +30,7 @@ from fixedpoint.core.problem import AbilityError, Problem
 from fixedpoint.core.solution import Solution
 from fixedpoint.core.solver import Solver
 from fixedpoint.core.termination import Termination
-from fixedpoint.gradients.adjoint import failed_rows, scaled_rows, tell_failure
+from fixedpoint.gradients.adjoint import failed_rows, report_failure, scaled_rows
 from fixedpoint.gradients.ambient import Ambient
 from fixedpoint.gradients.boundary import Edge
 from fixedpoint.gradients.estimator import GradientEstimator, refuse_derivatives
@@ -150,7 +150,7 @@ class _Rule:
         report.relative_error = solution.relative_error
         report.replaced = np.zeros_like(failed)
         report.message = solution.message
-        tell_failure(failed, report, self.by.on_failure)
+        report_failure(failed, report, self.by.on_failure)
 
 
 class _Attached(torch.autograd.Function):

@@ -223,7 +223,7 @@ class Engine:
             base=self.buffers.base,
             states=self.buffers.states,
             outcomes=self.buffers.values,
-            known=self.buffers.mask(later & ~self._entered(by) & report.sound),
+            known=self.buffers.mask(later & ~self._entered(by) & report.finite_defect),
             carried_change=carried,
             begins=self.buffers.mask(later & (self.buffers.numbers == final_to[:, None])),
             first=self.buffers.place(self.buffers.offset) if self.width < self.length else None,
@@ -249,7 +249,7 @@ class Engine:
         running = self.rows.running[:, None]
         later, entered = self._after(final_to) & running, self._entered(by) & running
         first = later & (self.buffers.numbers == final_to[:, None]) & ~entered
-        plain, moves = first & report.done, later & ~report.quiet & ~entered & ~first
+        plain, moves = first & report.finite_value, later & ~report.quiet & ~entered & ~first
         # Fallbacks in order: row by row the plain round, then state by state the step's value, then the state itself.
         states = _chosen(proposal, ~sound.view(-1, 1, 1), window.mapped)
         for other in (window.outcomes, window.states):

@@ -36,9 +36,9 @@ class RoundReport:
         Shape ``(B, p)``: the change implied at every state, relative to the state's norm.
     quiet
         Shape ``(B, p)``: True where that change is within the slack, so that the state may keep its value.
-    done
+    finite_value
         Shape ``(B, p)``: True where the value of the step is finite.
-    sound
+    finite_defect
         Shape ``(B, p)``: True where the value of the step and its defect are finite, and for final states.
     changes
         Shape ``(B, p, d)``, on the device: the change implied at every state.
@@ -47,13 +47,13 @@ class RoundReport:
     status: NDArray[np.int8]
     errors: NDArray[np.float64]
     quiet: HostMask
-    done: HostMask
-    sound: HostMask
+    finite_value: HostMask
+    finite_defect: HostMask
     changes: Float[Tensor, "B p d"]
 
     def slid(self, shift: Shift, by: NDArray[np.int64]) -> RoundReport:
         """Return the report for the window after it has slid; the masks are False for steps that enter."""
-        quiet, done, sound = (moved(mask, by) for mask in (self.quiet, self.done, self.sound))
+        quiet, done, sound = (moved(mask, by) for mask in (self.quiet, self.finite_value, self.finite_defect))
         return RoundReport(self.status, self.errors, quiet, done, sound, shift.of_blocks(self.changes))
 
 

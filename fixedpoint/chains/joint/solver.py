@@ -182,7 +182,7 @@ class ChainSolver(Solver):
         if isinstance(self.start, OneJumpStart) and width < problem.length and isinstance(problem.chain, HasExtension):
             states, known = self._jumped(f, problem, width)
         else:
-            begun = self.start.trajectory(problem, accelerating, most=f.remaining - 1)
+            begun = self.start.trajectory(problem, accelerating, max_rounds=f.remaining - 1)
             f.counts.add(begun.spent)
             states, known = begun.states.unflatten(1, (problem.length, -1)), begun.exact
         finite = states.isfinite().all(dim=2)

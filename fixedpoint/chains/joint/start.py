@@ -54,7 +54,7 @@ class Start(Options, ABC):
     """Abilities that a chain of any length must have (``fixedpoint.chains.capabilities.CHAIN_ABILITIES``)."""
 
     @abstractmethod
-    def trajectory(self, problem: ChainProblem, adapt: Adapt, most: int = sys.maxsize) -> InitialTrajectory:
+    def trajectory(self, problem: ChainProblem, adapt: Adapt, max_rounds: int = sys.maxsize) -> InitialTrajectory:
         """Return all states of the chain, to start from.
 
         Parameters
@@ -63,7 +63,7 @@ class Start(Options, ABC):
             The chain.
         adapt
             Returns the solver to use on a chain for any solver. A start that solves shorter chains uses it.
-        most
+        max_rounds
             The largest number of rounds that the start may take.
 
         Raises
@@ -79,7 +79,7 @@ class ConstantStart(Start):
 
     variant = "constant"
 
-    def trajectory(self, problem: ChainProblem, adapt: Adapt, most: int = sys.maxsize) -> InitialTrajectory:
+    def trajectory(self, problem: ChainProblem, adapt: Adapt, max_rounds: int = sys.maxsize) -> InitialTrajectory:
         return InitialTrajectory(problem.initial(), _spent(problem))
 
 
@@ -93,8 +93,8 @@ class OneJumpStart(Start):
     variant = "one-jump"
     needs = frozenset({"jumps"})
 
-    def trajectory(self, problem: ChainProblem, adapt: Adapt, most: int = sys.maxsize) -> InitialTrajectory:
-        if most < 1:
+    def trajectory(self, problem: ChainProblem, adapt: Adapt, max_rounds: int = sys.maxsize) -> InitialTrajectory:
+        if max_rounds < 1:
             return InitialTrajectory(problem.initial(), _spent(problem))
         rows = len(problem.x0)
         return InitialTrajectory(
@@ -139,14 +139,14 @@ class NestedStart(Start):
         """Numbers of steps of the shorter chains, coarsest first."""
         return (self.steps,) if isinstance(self.steps, int) else self.steps
 
-    def trajectory(self, problem: ChainProblem, adapt: Adapt, most: int = sys.maxsize) -> InitialTrajectory:
-        states, spent, exact = self.begin.trajectory(problem, adapt, most)
+    def trajectory(self, problem: ChainProblem, adapt: Adapt, max_rounds: int = sys.maxsize) -> InitialTrajectory:
+        states, spent, exact = self.begin.trajectory(problem, adapt, max_rounds)
         length = problem.length
-        for count in (level for level in self.levels if level < length and spent.rounds < most):
+        for count in (level for level in self.levels if level < length and spent.rounds < max_rounds):
             kept = evenly_kept(length, count)
             coarse = problem.coarse(kept)
             begin = states.unflatten(1, (length, -1))[:, kept - 1].flatten(1)
-            rule = Termination(rtol=0.0, max_rounds=min(self.rounds, most - spent.rounds))
+            rule = Termination(rtol=0.0, max_rounds=min(self.rounds, max_rounds - spent.rounds))
             found = adapt(coarse, self.solver).solve(Evaluator(coarse), begin, rule)
             defects = (found.fstate - found.state).unflatten(1, (count, -1))
             # The last round of a level has defects that no round follows: sweep them with identity slopes.

@@ -38,8 +38,8 @@ __all__ = ["PlannedChainSolver"]
 
 _log = logging.getLogger(__name__)
 # Share of the seconds of a serial run that measuring larger batches may take.
-# A serial run shorter than _BRIEF seconds is not worth planning.
-_WORTH, _BRIEF = 0.1, 0.25
+# A serial run shorter than _TOO_SHORT_TO_PLAN seconds is not worth planning.
+_MEASURING_SHARE, _TOO_SHORT_TO_PLAN = 0.1, 0.25
 # A joint solve is abandoned after this many times the expected rounds.
 _PATIENCE = 2
 # States in memory per state in the window: 2 m + 8, with m = 2.
@@ -87,9 +87,9 @@ class PlannedChainSolver(Solver):
             f.counts.computed += states
 
         states = problem.x0.numel() * problem.x0.element_size()
-        costs = measured_costs(problem, lambda seconds: _WORTH * problem.length * seconds, count)
+        costs = measured_costs(problem, lambda seconds: _MEASURING_SHARE * problem.length * seconds, count)
         serial = step_by_step(costs, len(problem.x0), problem.length)
-        if serial.seconds < _BRIEF:
+        if serial.seconds < _TOO_SHORT_TO_PLAN:
             return Plan(serial)
         return plan(
             costs,

@@ -32,8 +32,10 @@ if TYPE_CHECKING:
     from fixedpoint.chains.joint.solver import BlockSecant as BlockSecant
     from fixedpoint.chains.joint.solver import ChainSolver as ChainSolver
     from fixedpoint.chains.joint.start import ConstantStart as ConstantStart
+    from fixedpoint.chains.joint.start import InitialTrajectory as InitialTrajectory
     from fixedpoint.chains.joint.start import NestedStart as NestedStart
     from fixedpoint.chains.joint.start import OneJumpStart as OneJumpStart
+    from fixedpoint.chains.joint.start import Start as Start
     from fixedpoint.chains.methods.deq_ddim import DEQDDIM as DEQDDIM
     from fixedpoint.chains.methods.parareal import Parareal as Parareal
     from fixedpoint.chains.methods.serial import Serial as Serial
@@ -120,8 +122,10 @@ __getattr__, __dir__, __all__ = exported(
         "fixedpoint.chains.joint.solver": ("BlockSecant", "ChainSolver"),
         "fixedpoint.chains.joint.start": (
             "ConstantStart",
+            "InitialTrajectory",
             "NestedStart",
             "OneJumpStart",
+            "Start",
         ),
         "fixedpoint.chains.inversion.workbench": ("Workbench",),
     },

@@ -34,6 +34,10 @@ if TYPE_CHECKING:
     from fixedpoint_diffusion.inversion.optimisation_run import OptimisedLatents as OptimisedLatents
     from fixedpoint_diffusion.models.choices import DiffusersModel as DiffusersModel
     from fixedpoint_diffusion.models.choices import FashionMNISTModel as FashionMNISTModel
+    from fixedpoint_diffusion.models.choices import MixtureModel as MixtureModel
+    from fixedpoint_diffusion.models.choices import Model as Model
+    from fixedpoint_diffusion.models.choices import ShapesModel as ShapesModel
+    from fixedpoint_diffusion.models.folder import FolderError as FolderError
     from fixedpoint_diffusion.models.folder import ModelFolder as ModelFolder
     from fixedpoint_diffusion.samplers.ddim import DDIMChain as DDIMChain
     from fixedpoint_diffusion.samplers.noise import draw_noise as draw_noise
@@ -56,7 +60,7 @@ __getattr__, __dir__, __all__ = exported(
             "reference",
         ),
         "fixedpoint_diffusion.fashion_mnist.images": ("held_out_images",),
-        "fixedpoint_diffusion.models.folder": ("ModelFolder",),
+        "fixedpoint_diffusion.models.folder": ("FolderError", "ModelFolder"),
         "fixedpoint_diffusion.inversion.invert": (
             "invert",
             "slerp",
@@ -73,6 +77,9 @@ __getattr__, __dir__, __all__ = exported(
         "fixedpoint_diffusion.models.choices": (
             "DiffusersModel",
             "FashionMNISTModel",
+            "MixtureModel",
+            "Model",
+            "ShapesModel",
         ),
         "fixedpoint_diffusion.denoisers.network": ("NetworkDenoiser",),
         "fixedpoint_diffusion.samplers.noise": (

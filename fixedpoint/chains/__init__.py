@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from fixedpoint.chains.planning.plan import Setting as Setting
     from fixedpoint.chains.planning.planned import PlannedChainSolver as PlannedChainSolver
     from fixedpoint.chains.problem import ChainProblem as ChainProblem
+    from fixedpoint.chains.scan import linear_recurrence as linear_recurrence
     from fixedpoint.chains.slope.linear import Band as Band
     from fixedpoint.chains.slope.linear import Derivatives as Derivatives
     from fixedpoint.chains.slope.linear import LinearPart as LinearPart
@@ -56,7 +57,6 @@ if TYPE_CHECKING:
     from fixedpoint.chains.slope.preconditioner import Jacobian as Jacobian
     from fixedpoint.chains.slope.preconditioner import Preconditioner as Preconditioner
     from fixedpoint.chains.slope.preconditioner import Zero as Zero
-    from fixedpoint.chains.slope.scan import linear_recurrence as linear_recurrence
 
 __getattr__, __dir__, __all__ = exported(
     __name__,
@@ -117,7 +117,7 @@ __getattr__, __dir__, __all__ = exported(
             "Preconditioner",
             "Zero",
         ),
-        "fixedpoint.chains.slope.scan": ("linear_recurrence",),
+        "fixedpoint.chains.scan": ("linear_recurrence",),
         "fixedpoint.chains.methods.serial": ("Serial",),
         "fixedpoint.chains.joint.solver": ("BlockSecant", "ChainSolver"),
         "fixedpoint.chains.joint.start": (

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from fixedpoint.chains.slope.scan import running_sums
+from fixedpoint.chains.scan import running_sums
 from fixedpoint.core.reduce import block_norms
 
 __all__ = ["finite_states", "implied", "relative", "state_norms"]

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fixedpoint.chains.slope.scan import linear_recurrence
+from fixedpoint.chains.scan import linear_recurrence
 
 
 def draw(seed: int, *shape: int, size: float = 1.0) -> torch.Tensor:

@@ -32,9 +32,9 @@ from fixedpoint.chains.capabilities import HasNoInverse
 from fixedpoint.chains.chain import Chain
 from fixedpoint.chains.measure import relative, state_norms
 from fixedpoint.chains.problem import ChainProblem
+from fixedpoint.chains.scan import linear_recurrence, running_sums
 from fixedpoint.chains.slope.linear import LinearPart
 from fixedpoint.chains.slope.preconditioner import Identity, Preconditioner
-from fixedpoint.chains.slope.scan import linear_recurrence, running_sums
 from fixedpoint.core.layout import Layout
 from fixedpoint.core.problem import Cost, HasCost, HasMeasure, HasTake, Measure, Problem
 

@@ -39,10 +39,10 @@ from fixedpoint.chains.joint.buffers import Buffers, Trail
 from fixedpoint.chains.joint.incoming import IncomingStates
 from fixedpoint.chains.joint.inspection import HostMask, RoundInspector, RoundReport, moved
 from fixedpoint.chains.joint.rows import Rows
+from fixedpoint.chains.joint.slopes import Slopes
 from fixedpoint.chains.measure import finite_states
 from fixedpoint.chains.problem import ChainProblem
 from fixedpoint.chains.slope.linear import Band, LinearPart
-from fixedpoint.chains.slope.slopes import Slopes
 from fixedpoint.core.evaluator import Evaluator
 from fixedpoint.core.point import Point
 from fixedpoint.core.progress import Progress

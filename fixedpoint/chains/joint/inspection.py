@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fixedpoint.chains.joint.buffers import Buffers
 from fixedpoint.chains.measure import finite_states, relative, state_norms
-from fixedpoint.chains.slope.scan import running_sums
+from fixedpoint.chains.scan import running_sums
 from fixedpoint.core.evaluator import Evaluated
 from fixedpoint.core.shift import Shift
 from fixedpoint.core.termination import Judge, Termination

@@ -40,10 +40,10 @@ from torch import Tensor
 from fixedpoint.chains.coarse import HasExtension, HasJumps
 from fixedpoint.chains.joint.accelerator import Accelerator, StepAccelerator, supports_window
 from fixedpoint.chains.joint.engine import Engine
+from fixedpoint.chains.joint.secant import Secants
 from fixedpoint.chains.joint.start import ConstantStart, NestedStart, OneJumpStart
 from fixedpoint.chains.problem import ChainProblem, chain_of
 from fixedpoint.chains.slope.preconditioner import AnyPreconditioner, Identity
-from fixedpoint.chains.slope.secant import Secants
 from fixedpoint.core.evaluator import Evaluator
 from fixedpoint.core.layout import Layout
 from fixedpoint.core.loop import StepSolver, solution_at

@@ -26,7 +26,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from fixedpoint.chains.slope.scan import linear_recurrence
+from fixedpoint.chains.scan import linear_recurrence
 
 __all__ = ["Band", "Derivatives", "LinearPart"]
 

@@ -1,4 +1,4 @@
-"""What the diffusion plugin brings: a task, and a command."""
+"""Registers the task ``ddim-sampling`` and the command ``invert``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Models a run file can name: options that build a denoiser."""
+"""Models that run files can name, as options from which a denoiser is built."""
 
 from __future__ import annotations
 
@@ -36,17 +36,17 @@ class Model(Options, ABC):
 
     @property
     def is_image(self) -> bool:
-        """Whether samples are images ``(channels, height, width)`` of one (grey) or three (RGB) channels."""
+        """Whether samples are images ``(channels, height, width)`` with one channel (grey) or three (RGB)."""
         return len(self.event_shape) == 3 and self.event_shape[0] in (1, 3)
 
     @property
     def own_schedule(self) -> DDIMSchedule | None:
-        """The noise schedule it was trained with; None for a model that follows any.
+        """The noise schedule that the model was trained with; None if it works with any schedule or has none.
 
         Warns
         -----
         UserWarning
-            Where its scheduler is not DDIM's, saying what is done instead.
+            If the scheduler of the model is not a ``DDIMScheduler``. The message says how it is sampled instead.
         """
         schedule, notes = self.schedule_and_notes()
         for note in notes if schedule is not None else ():
@@ -54,19 +54,19 @@ class Model(Options, ABC):
         return schedule
 
     def schedule_and_notes(self) -> tuple[DDIMSchedule | None, tuple[str, ...]]:
-        """The same without a warning: its sentences, for those who say them elsewhere."""
+        """The same schedule, with the warnings as sentences, for callers that report them themselves."""
         return None, ()
 
     @abstractmethod
     def denoiser(self, schedule: DDIMSchedule, rows: int = 1, device: torch.device | str = "cpu") -> Denoiser:
-        """The denoiser, for a noise schedule and a batch of so many rows, on a device."""
+        """The denoiser for a noise schedule and a batch of ``rows`` rows, on a device."""
 
 
 @dataclass(frozen=True)
 class MixtureModel(Model):
-    """A random mixture of Gaussians: an exact score in any dimension.
+    """A random mixture of Gaussians, with an exact score in any dimension.
 
-    The means lie on a sphere whose radius is ``separation`` standard deviations of the widest component.
+    The means lie on a sphere. Its radius is ``separation`` standard deviations of the widest component.
     """
 
     variant = "gaussian-mixture"
@@ -103,7 +103,7 @@ class MixtureModel(Model):
 
 @dataclass(frozen=True)
 class ShapesModel(Model):
-    """A mixture around ten drawn shapes: an exact score whose samples are small pictures."""
+    """A mixture of Gaussians around ten drawn shapes, with an exact score; the samples are small pictures."""
 
     variant = "shapes"
 
@@ -121,7 +121,7 @@ class ShapesModel(Model):
 
 
 class _NetworkModel(Model):
-    """A network in a folder."""
+    """A network loaded from a model folder."""
 
     uses = ("diffusers", "safetensors")
 
@@ -133,11 +133,11 @@ class _NetworkModel(Model):
     @property
     @abstractmethod
     def folder(self) -> ModelFolder:
-        """Where it is."""
+        """The model folder."""
 
     @property
     def unconditional_class(self) -> int | None:
-        """The label that stands for no class."""
+        """The label that stands for no class; None if there is none."""
         return self.folder.unconditional_class
 
     @property
@@ -146,7 +146,7 @@ class _NetworkModel(Model):
 
     @property
     def is_image(self) -> bool:
-        """Not where its pipeline decodes them."""
+        """Whether samples are images; they are not if the pipeline of the model decodes them."""
         return super().is_image and not self.folder.latent
 
     def schedule_and_notes(self) -> tuple[DDIMSchedule | None, tuple[str, ...]]:
@@ -154,7 +154,7 @@ class _NetworkModel(Model):
         return folder.schedule(), folder.notes
 
     def labels(self, rows: int) -> tuple[int, ...] | None:
-        """The class of every row: ``classes`` over and over; None for an unconditional model."""
+        """The class of every row, by repeating ``classes``; None for an unconditional model."""
         count = self.folder.classes
         if count is None:
             return None
@@ -182,7 +182,7 @@ class _NetworkModel(Model):
         digest = self.folder.sha256()
         if self.sha256 not in (None, digest):
             raise OptionError(name, "sha256", f"says other weights than {self.folder.path} has now ({digest})")
-        object.__setattr__(self, "sha256", digest)
+        object.__setattr__(self, "sha256", digest)  # a frozen dataclass; the digest becomes part of the record
         count = self.folder.classes
         if self.classes is not None:
             if count is None:
@@ -202,7 +202,7 @@ class _NetworkModel(Model):
 
 @dataclass(frozen=True)
 class FashionMNISTModel(_NetworkModel):
-    """The bundled model: a class-conditional diffusion transformer trained on Fashion-MNIST, 32 x 32 pixels.
+    """The bundled model, a class-conditional diffusion transformer trained on Fashion-MNIST, 32 x 32 pixels.
 
     The classes are 0 T-shirt/top, 1 trouser, 2 pullover, 3 dress, 4 coat, 5 sandal, 6 shirt, 7 sneaker, 8 bag,
     9 ankle boot.
@@ -222,7 +222,7 @@ class FashionMNISTModel(_NetworkModel):
 
 @dataclass(frozen=True)
 class DiffusersModel(_NetworkModel):
-    """A model of your own, from a folder written by diffusers' ``save_pretrained``: a model's or a pipeline's."""
+    """A model from a folder that ``save_pretrained`` of diffusers wrote, for a model or for a pipeline."""
 
     variant = "diffusers"
 
@@ -251,7 +251,7 @@ class DiffusersModel(_NetworkModel):
             raise OptionError(type(self).__name__, "path", f"cannot be used: {error}") from None
         super().check()
         count, own = self.folder.classes or 0, self.folder.unconditional_class
-        most = count - 1 if own is None else own
+        most = count - 1 if own is None else own  # a DiT reserves the label after its last class
         if self.no_class is not None and self.no_class > most:
             wanted = f"must be at most {most}" if count else f"must be null: {self.path} is not conditioned on classes"
             raise OptionError(type(self).__name__, "no_class", f"{wanted}, got {self.no_class}")

@@ -193,7 +193,8 @@ class Exact(_Joint):
         solution = self._trajectory(problem, secant)
         misfit = solution.z[:, -1] - images
         cotangent = 2 * misfit.flatten(1)
-        # The adjoint is solved for unit cotangents, so that its tolerance does not depend on the size of the misfit.
+        # The adjoint is solved for unit cotangents: a small misfit would otherwise be lost to an absolute tolerance or
+        # to underflow.
         unit, size = scaled_rows(cotangent)
         start = self._start(secant, unit)
         begun = ChainProblem(

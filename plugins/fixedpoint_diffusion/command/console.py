@@ -64,7 +64,7 @@ class _Bar(ProgressReporter):
         self._bar.console.print(text, soft_wrap=True, markup=False)
 
     def _round(self, progress: InversionProgress) -> None:
-        # Comparing the error with itself is false for NaN, which stands for an error that is not known.
+        # NaN, which is not equal to itself, is not shown.
         error = f", error {progress.relative_error:.0e}" if progress.relative_error == progress.relative_error else ""
         self.stage(f"{progress.stage}, round {progress.round}{error}")
 

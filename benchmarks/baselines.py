@@ -1,7 +1,7 @@
-"""ParaDiGMS and ParaTAA as their papers have them, for one sample: what the library's chain solvers are compared with.
+"""ParaDiGMS and ParaTAA for one sample, as described in their papers; the baselines of this library's chain solvers.
 
-Written from the papers, in plain torch, with none of the library's solvers. Each is a generator that does one
-sequential round at a time (one batch of evaluations) and says after it what was spent and what the last state is.
+They are written from the papers in plain torch, and use none of the library's solvers. Each is a generator that makes
+one sequential round at a time (one batch of evaluations) and then yields the evaluations spent and the last state.
 States are numbered along the chain: ``x_0`` is noise, ``x_N`` the image, step ``i`` leads from ``x_i`` to ``x_{i+1}``.
 """
 

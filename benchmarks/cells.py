@@ -1,4 +1,4 @@
-"""Cells of a table of methods against chains: what a method needed, kept in a file so that no cell is found twice."""
+"""The cells of a table of methods against chains, stored in a file so that no cell is computed twice."""
 
 from __future__ import annotations
 

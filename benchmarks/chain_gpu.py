@@ -1,20 +1,21 @@
-"""Serial against joint sampling on a GPU: seconds, rounds, evaluations, error, memory.
+"""Serial against joint sampling on a GPU: seconds, rounds, evaluations, error and memory.
 
     python benchmarks/chain_gpu.py
     python benchmarks/chain_gpu.py --network unet [--weights FOLDER] [--dtype bfloat16]
 
-The bundled Fashion-MNIST model, or a U-Net of the size of DDPM's for CIFAR-10 (Ho et al. 2020: 32 x 32 x 3, 35.7
-million parameters, the configuration of ``google/ddpm-cifar10-32``) with random weights from a seed; with FOLDER those
-of a model that ``save_pretrained`` wrote. What rounds and evaluations cost does not depend on the weights; how many
-rounds it takes does: take those from trained ones.
+The network is the bundled Fashion-MNIST model, or a U-Net of the size of DDPM's for CIFAR-10 (Ho et al. 2020: 32 x 32 x
+3, 35.7 million parameters, the configuration of ``google/ddpm-cifar10-32``). The U-Net has random weights from a seed,
+or, with FOLDER, those of a model that ``save_pretrained`` wrote. The cost of rounds and evaluations does not depend on
+the weights, but the number of rounds does: measure it with trained weights.
 
-Joint solves start from one jump and are accelerated by triangular Anderson, memory 2; as a whole where it fits into
-half of the free memory, and in a window. The error is that of the last state, relative to the serial chain's, of the
-worst image. States are float32, and TF32 is off unless asked for: networks round otherwise in batches of another size,
-and TF32 has three digits.
+Joint solves start from one jump and are accelerated by triangular Anderson, memory 2. They solve for the whole chain if
+it fits into half of the free memory, and in a window. The error is that of the last state, relative to that of the
+serial chain, of the worst image. States are float32. TF32 is off unless requested: networks round differently in
+batches of another size, and TF32 has a precision of three digits only.
 
-Every solve is made once to warm up, then timed, the device synchronised before and after; the best time counts. Memory
-is the peak that was allocated during the solve, the network included. ``--device cpu`` prints the same, without it.
+Every solve is run once as a warm-up and then timed, with the device synchronised before and after; the best time
+counts. Memory is the peak of the memory allocated during the solve, including the network. ``--device cpu`` prints the
+same table without memory.
 """
 
 from __future__ import annotations

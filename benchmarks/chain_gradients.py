@@ -1,15 +1,18 @@
-"""The gradient of a sample's squared error to an image by its noise: rounds of the adjoint chain, and what it costs.
+"""The gradient of a sample's squared error with respect to its noise: rounds of the adjoint chain, and their cost.
 
     python benchmarks/chain_gradients.py [--steps 50 100] [--batch 4]
     python benchmarks/chain_gradients.py --memory [--steps 50 200 1000] [--limit 16]
 
-The bundled model, DDIM with eta 0, float32; targets are test images. Against backpropagation through the chain step by
-step: relative errors of the worst image after every round of vector-Jacobian products, by preconditioner and
-accelerator, and of the one phantom step of the authors of the joint map (Pokle, Geng & Kolter 2022), which contains no
-Jacobian of the network. With ``--memory``: the largest resident size of a process that makes one gradient, beyond that
-before the chain, by the adjoint chain and by backpropagation through the steps one after another, and its seconds; "-"
-for one that requires more than ``--limit`` GiB. Beside the former a bound: twenty tensors of the size of all states,
-and the activations of two micro-batches of steps, as backpropagation through sixteen steps of one image measures them.
+The chain is DDIM with eta 0 of the bundled model, in float32; the targets are test images. The reference is
+backpropagation through the chain step by step. The script prints the relative error of the worst image after every
+round of vector-Jacobian products, by preconditioner and accelerator, and that of the single phantom step of the authors
+of the joint map (Pokle, Geng & Kolter 2022), which contains no Jacobian of the network.
+
+With ``--memory`` it prints, for the adjoint chain and for backpropagation through the steps one after another, the
+seconds of one gradient and the largest resident size of a process that computes it, beyond that before the chain; "-"
+if it requires more than ``--limit`` GiB. For the adjoint chain it also prints a bound: twenty tensors of the size of
+all states, and the activations of two micro-batches of steps, as measured by backpropagation through sixteen steps of
+one image.
 """
 
 from __future__ import annotations

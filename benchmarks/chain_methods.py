@@ -1,26 +1,26 @@
-"""The methods that ``chain_rounds.py`` compares, and what each makes of a chain, round by round.
+"""The methods that ``chain_rounds.py`` compares, each with its last states of a chain, round by round.
 
 Published
-    deq-ddim      the authors' method, as published (``fixedpoint.DEQDDIM``)
+    deq-ddim      the method of Pokle, Geng & Kolter (2022), as published (``fixedpoint.DEQDDIM``)
     paradigms     ParaDiGMS over the whole chain, tolerance 0.1 as released
     paradigms-64  the same in a window of 64 steps, for chains of 100 steps and more
-    parataa       ParaTAA, whole chain as window and order, memory 2, tolerance 1e-3 as released
-    parataa-0     the same with memory 3 and tolerance 0: never content before the image is exact
-    srds          SRDS (``fixedpoint.Parareal``), read after every fine sweep
+    parataa       ParaTAA with the whole chain as window and order, memory 2, tolerance 1e-3 as released
+    parataa-0     the same with memory 3 and tolerance 0, so that it stops only when the image is exact
+    srds          SRDS (``fixedpoint.Parareal``), measured after every fine sweep
 
 Plain rounds of this library, from ``x_T`` everywhere
     zero          Jacobi
     coefficient   the map of DEQ-DDIM
     identity      the map of ParaDiGMS
 
-Accelerated ones, with the preconditioner identity
-    anderson      triangular Anderson acceleration of memory 2 (what ``auto`` is on a chain)
+Accelerated rounds, with the identity preconditioner
+    anderson      triangular Anderson acceleration of memory 2 (what ``auto`` chooses for a chain)
     secant        block secants of memory 1
-    jump+...      these from one jump of ``x_T`` to every state instead of ``x_T`` everywhere
-    nested        ``anderson`` from two rounds on 10 of the steps and two on 50, begun by one jump
+    jump+...      the same from one jump of ``x_T`` to every state instead of ``x_T`` everywhere
+    nested        ``anderson`` from the result of two rounds on 10 of the steps and two on 50, started by one jump
 
-These evaluate every step again in every round. The last ones do not: asked for a tolerance of 1e-3 they leave states
-alone that would change by less than a share of it (``slack``), until they say that they are done.
+The methods above evaluate every step in every round. The following ones do not: they have a tolerance of 1e-3, leave
+states unchanged that would change by less than a share of it (``slack``), and stop when they report convergence.
     jump-0.02     ``jump+anderson``, slack 0.02
     jump-0.3      ``jump+anderson``, slack 0.3
     nested-0.02   ``nested``, slack 0.02

@@ -1,12 +1,12 @@
-"""Seconds of a chain step by step, jointly, and as ``auto`` plans it: are its plans good ones?
+"""The quality of the plans of ``auto``: seconds of a chain step by step, jointly, and as ``auto`` plans it.
 
     python benchmarks/chain_planner.py [MODEL] [--steps 25 --steps 100] [--batch 1 --batch 16] [--rtol 1e-3]
 
-The bundled Fashion-MNIST model, or a folder as diffusers' save_pretrained writes it. For every N and batch: seconds of
-all settings that a plan chooses from (from one jump, triangular Anderson acceleration of memory 2), and of ``auto``,
-what it measures included. All take their turn, several times over, and the median counts, so that a machine that is
-busy now and then is so for all of them. Beside them the rounds and evaluations that were expected; then what was
-planned and why, and how far that is from the best setting.
+MODEL is a folder as diffusers' ``save_pretrained`` writes it; the default is the bundled Fashion-MNIST model. For every
+N and batch the script prints the seconds of all settings that a plan chooses from (from one jump, triangular Anderson
+acceleration of memory 2), and those of ``auto``, including its own measurements. All settings take turns several times,
+and the median counts, so that other load on the machine affects all of them alike. The script also prints the expected
+rounds and evaluations, the plan with its reason, and how far the plan is from the best setting.
 """
 
 from __future__ import annotations

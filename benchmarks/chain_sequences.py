@@ -2,13 +2,14 @@
 
     python benchmarks/chain_sequences.py [--batch 4] [--length 64 --length 1024] [--plot FILE.png]
 
-Networks of 16 units with recurrent weights of spectral radius .9 and 1, and four vector fields over a time of 2, in
-float64 on one thread, each solved to a relative tolerance of 1e-6 by plain rounds with every preconditioner. Prints
-rounds and seconds, beside those of the serial solver and of what one would write without it: torch.nn.RNN and GRU, or a
-loop over the field. The largest error of any state of a converged solve goes to stderr.
+The chains are networks of 16 units with recurrent weights of spectral radius .9 and 1, and four vector fields over a
+time of 2, in float64 on one thread. Each is solved to a relative tolerance of 1e-6 by plain rounds with every
+preconditioner. The script prints rounds and seconds, and for comparison those of the serial solver and of code without
+the library: torch.nn.RNN and GRU, or a loop over the field. The largest error of any state of a converged solve goes to
+stderr.
 
-A solve that is not done after ``--most`` rounds (400) is given up: Jacobi's rounds on an Euler solve of 4096 steps
-would be 4096, with eight million steps in all. Rounds are counts; seconds are the least of three solves.
+A solve that is not done after ``--most`` rounds (400) is ended: Jacobi's rounds on an Euler solve of 4096 steps would
+be 4096, with eight million steps in all. Rounds are counts; seconds are the smallest of three solves.
 """
 
 from __future__ import annotations

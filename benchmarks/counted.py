@@ -1,8 +1,8 @@
-"""Solvers of this library, of torchdeq and of SciPy on one footing: calls of ``f`` until a tolerance is met.
+"""Counts the calls of ``f`` until a tolerance is met, in the same way for this library, torchdeq and SciPy.
 
-An evaluation is a call of ``f``, whoever made it and whatever for: line searches and finite differences count. The
-residual is that of the point ``f`` was called at, relative to that of the start; the count is that of the first call
-within a tolerance, or None where none of the first 1000 is. float64. Wants torchdeq 0.1.0 and SciPy.
+An evaluation is a call of ``f``, whatever its purpose: line searches and finite differences count. The residual is that
+of the point at which ``f`` was called, relative to that of the start. The count is the number of the first call within
+a tolerance, or None if none of the first 1000 is. All in float64. Requires torchdeq 0.1.0 and SciPy.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What one evaluation of the bundled model costs, by the number of images at once, and what loading it takes.
+"""The time of one evaluation of the bundled model by the number of images at once, and the time to load it.
 
 python benchmarks/denoiser_speed.py
 """

@@ -1,10 +1,10 @@
-"""A training step of the digits classifier, with our equilibrium layer and with torchdeq's.
+"""A training step of the digits classifier with the equilibrium layers of this library and of torchdeq.
 
     python benchmarks/deq_torchdeq.py [--epochs 6] [--seeds 2]
 
-The same cell, parameters to begin with, images in the same order, implicit gradient, relative tolerance 1e-2 in the
-forward and the adjoint solve and at most 50 rounds of either, in one process of one thread, an epoch of each in turn.
-Held-out images are classified at the tolerance of the training.
+Both have the same cell, the same initial parameters, the same order of images, the implicit gradient, a relative
+tolerance of 1e-2 in the forward and the adjoint solve, and at most 50 rounds of either. They run in one process with
+one thread and take turns epoch by epoch. Held-out images are classified at the tolerance of the training.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Images forming over the rounds of a joint solve: a row per class, a column per round, the serial chain at the end.
+"""Draws images forming over the rounds of a joint solve: a row per class, a column per round, last the serial chain.
 
 python benchmarks/forming_images.py docs/assets/forming.png [--steps 100]
 """

@@ -1,12 +1,12 @@
-"""What gradient estimators give and cost: a table, and two pictures.
+"""Error and cost of the gradient estimators: a table and two pictures.
 
     python benchmarks/gradients.py
 
-On a tanh cell of 64 unknowns with weights of 2-norm 0.9, four rows, float64, solved by Broyden's method to 1e-10: the
-relative error of the gradient by the weights against the adjoint equation solved by elimination, vector-Jacobian
-products a row, and bytes saved for the backward pass (without the states before its segments, which checkpointing keeps
-elsewhere). The first picture shows how the error follows the tolerance of the adjoint solve, the second what is saved
-against the rounds of plain iteration.
+The map is a tanh cell of 64 unknowns with weights of 2-norm 0.9, for four rows in float64, solved by Broyden's method
+to 1e-10. The table has the relative error of the gradient with respect to the weights, against the adjoint equation
+solved by elimination; the vector-Jacobian products per row; and the bytes saved for the backward pass (without the
+states before its segments, which checkpointing stores elsewhere). The first picture shows the error against the
+tolerance of the adjoint solve, the second the saved bytes against the rounds of plain iteration.
 """
 
 from __future__ import annotations

@@ -1,14 +1,15 @@
-"""How often a solver says that it converged and has not: random problems, solvers, options, tolerances and dtypes.
+"""False claims of convergence: random problems, solvers, options, tolerances and dtypes.
 
     python benchmarks/honesty.py [--solves 20000]
 
-Half of our solves are of the classic problems, beside other libraries; half are of the kinds of ``honesty_kinds.py``,
-on which a claim, or a gradient, is wrong most easily.
+Half of the solves of this library are of the classic problems, which other libraries solve as well. The other half are
+of the kinds of ``honesty_kinds.py``, on which a wrong claim or a wrong gradient is most likely.
 
-Every row that a solver calls converged is evaluated anew, by plain norms in float64, and its residual compared with
-the tolerance. SciPy's solvers claim by returning without an exception, torchdeq's by the residual they report; they are
-judged at the point they return, by the tolerance they were given in their own terms. A residual within 64 roundings of
-the value counts as kept. Wants torchdeq 0.1.0 and SciPy.
+Every row that a solver reports as converged is evaluated again, with plain norms in float64, and its residual is
+compared with the tolerance. SciPy's solvers claim convergence by returning without an exception, torchdeq's by the
+residual that they report. They are judged at the point that they return, by the tolerance that they were given in their
+own terms. A residual within 64 roundings of the value counts as within the tolerance. Requires torchdeq 0.1.0 and
+SciPy.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""Kinds of input on which a claim or a gradient is wrong most easily, each with an answer that no solver of ours gives.
+"""Kinds of input on which a wrong claim or a wrong gradient is most likely, each with an independent reference.
 
-``KINDS`` has a function for each: it draws a case, solves it, and returns a :class:`Verdict`. ``benchmarks/honesty.py``
-draws from them. What is expected of each is said at the function.
+``KINDS`` has a function for each kind: it draws a case, solves it, and returns a :class:`Verdict`. No solver of this
+library computes the references. ``benchmarks/honesty.py`` draws from these kinds. The docstring of each function says
+what is expected.
 """
 
 from __future__ import annotations

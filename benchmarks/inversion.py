@@ -1,14 +1,14 @@
-"""Real images inverted: jointly, and step by step as it is done elsewhere.
+"""Inversion of real images, jointly and step by step.
 
     python benchmarks/inversion.py [--images 64] [--steps 50] [--only joint ...]
     python benchmarks/inversion.py --picture docs/assets/inversion.png
 
-Test images of Fashion-MNIST, the bundled model with the class of each, float32, DDIM with eta 0. "Round trip" is the
-rms, over the pixels in [-1, 1], between an image and what the serial chain makes of its latent, run anew for every
-method; the summed squared error is that of the 1024 pixels of one image. Sequential evaluations are those that have to
-wait for one another: of the joint inversion all of them, its own round trip included; of the others those of the
-inversion alone. With ``--picture``: images, what their latents give, and what is left of them; edits, and images in
-between.
+Test images of Fashion-MNIST are inverted with the bundled model and the class of each, in float32, by DDIM with eta 0.
+"Round trip" is the rms, over the pixels in [-1, 1], of the difference between an image and the serial chain's sample of
+its latent, computed again for every method. The squared error is summed over the 1024 pixels of one image. Sequential
+evaluations have to wait for one another; for the joint inversion they include its own round trip, for the others they
+are those of the inversion alone. With ``--picture`` the script draws images, the samples of their latents and the
+differences, edits, and interpolations.
 """
 
 from __future__ import annotations

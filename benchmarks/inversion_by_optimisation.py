@@ -1,14 +1,14 @@
-"""Finding the noise of an image by optimisation: four gradients, the same optimiser, the same start.
+"""Finds the noise of images by optimisation, with four gradients, the same optimiser and the same start.
 
     python benchmarks/inversion_by_optimisation.py [--steps 200] [--images 8] [--start random] [--optimiser adam]
 
-Minimises ``||x_0(x_T) - x*||^2`` over ``x_T`` for test images and the bundled model of their classes, DDIM with eta 0,
-float32. The gradients: backpropagation through the steps one after another; one damped step of the joint map, as its
-authors have it (Pokle, Geng & Kolter 2022, tau = 0.1), and three; the adjoint chain. Each is a process of its own that
-keeps a checkpoint in the output folder after every step: what was interrupted goes on there. Prints losses, calls of
-the network that wait for one another (a forward or a backward pass is one), seconds, the cosine of each gradient with
-the first at the start, and how closely the losses of the adjoint chain follow those of the first. The picture is
-docs/assets/inversion-optimisation.png.
+Minimises ``||x_0(x_T) - x*||^2`` over ``x_T`` for test images and the bundled model with their classes, by DDIM with
+eta 0, in float32. The gradients are: backpropagation through the steps one after another; one damped step of the joint
+map, as its authors use it (Pokle, Geng & Kolter 2022, tau = 0.1); three such steps; and the adjoint chain. Each runs in
+a process of its own that writes a checkpoint to the output folder after every step, and an interrupted one continues
+from it. The script prints losses, sequential calls of the network (a forward or a backward pass is one), seconds, the
+cosine of each gradient with the first at the start, and how closely the losses of the adjoint chain follow those of the
+first. The picture is docs/assets/inversion-optimisation.png.
 """
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
-"""What a solver costs beside ``f``: its own time a round, against a copy of as many bytes, and its memory.
+"""The cost of a solver in addition to ``f``: its own time per round, relative to a memory copy, and its memory.
 
     python benchmarks/overhead.py                 the whole table
     python benchmarks/overhead.py --only 64x100000
 
-The time between one return of ``f`` and its next call, median over the rounds with a full memory, float32. The copy is
-of ``2 m + 8`` states, read and written: what a round has to touch. Memory is the growth of the resident size of another
-fresh process at its peak, in states; there the allocator gives every large tensor back at once, so that what it
-keeps for later is not counted. ``-``: too small to be told, or more than the machine has. Wants torchdeq 0.1.0.
-Nothing else should run.
+Time is that between one return of ``f`` and its next call, the median over the rounds with a full memory, in float32.
+The copy reads and writes ``2 m + 8`` states, the data that a round has to touch. Memory is the growth of the resident
+size of another fresh process at its peak, in states; in that process the allocator returns every large tensor to the
+system at once, so that memory cached for later is not counted. ``-`` means too small to be measured, or more than the
+machine has. Requires torchdeq 0.1.0. Nothing else should run on the machine.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the last state of a chain was after every round of a solve, which may end when it has come near enough."""
+"""Records the last state of a chain after every round of a solve, which may end once the state is close enough."""
 
 from __future__ import annotations
 

@@ -1,10 +1,11 @@
-"""How good the samples of the bundled model are: are the classes right, and how far is it to real images.
+"""The quality of the samples of the bundled model: how many show their class, and their distance to real images.
 
     python benchmarks/sample_quality.py [--grid docs/assets/fashion-mnist.png]
 
-Samples 1,000 images by DDIM, a hundred of every class, and judges them with the bundled classifier: the share whose
-asked class it finds, and the Frechet distance in classifier features to 9,000 test images. Beside them stand as many
-held-out real images and as much Gaussian noise. The distance is not the FID: it compares with nothing but itself.
+Samples 1,000 images by DDIM, a hundred of every class, and judges them with the bundled classifier. The script prints
+the share whose requested class it finds, and the Frechet distance in classifier features to 9,000 test images. The same
+is printed for as many held-out real images and as much Gaussian noise. The distance is not the FID and can be compared
+only with itself.
 """
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
-"""Every solver on classic problems, side by side in one process: this library's, torchdeq's, SciPy's.
+"""Compares the solvers of this library, torchdeq and SciPy on classic problems, in one process.
 
-    python benchmarks/solvers.py             the seven problems of ``configs/classic.yaml``, beside published counts
+    python benchmarks/solvers.py             the seven problems of ``configs/classic.yaml``, with published counts
     python benchmarks/solvers.py --all       all of ``fixedpoint_classic``, five seeds: a performance profile
 
 Counts are evaluations of ``f`` until the residual is 1e-3 / 1e-6 / 1e-10 of the first one (``counted.py``).
 
-Counts vary by a few with the order in which sums are rounded where a method amplifies rounding: Broyden on the Jacobi
-form of Bratu's problem, which is symmetric under reflections until rounding breaks that (105 to 124 evaluations to
-1e-3), and Anderson without a ridge where the H-equation is nearly singular (31 to 74 to 1e-10).
+Where a method amplifies rounding, counts vary by a few with the order in which sums are rounded: for Broyden on the
+Jacobi form of Bratu's problem, which is symmetric under reflections until rounding breaks that (105 to 124 evaluations
+to 1e-3), and for Anderson without a ridge where the H-equation is nearly singular (31 to 74 to 1e-10).
 """
 
 from __future__ import annotations

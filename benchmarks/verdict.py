@@ -1,4 +1,4 @@
-"""What a table of rounds and evaluations shows of this library's methods beside the others, in sentences."""
+"""Conclusions from a table of rounds and evaluations: this library's methods against the others, in sentences."""
 
 from __future__ import annotations
 

@@ -90,7 +90,7 @@ class BratuProblem(ClassicProblem):
             source = self.weight * u.exp()
             defect = _neighbours(self._grid(u)).flatten(1) + source - 4 * u
             size = defect.abs().amax(1, keepdim=True)
-            if not bool((size < best).any()):
+            if not bool((size < best).any()):  # rounding prevents further progress in every row
                 break
             best = size
             u = u + _eliminate(self._grid(4 - source), self._grid(defect)).flatten(1)

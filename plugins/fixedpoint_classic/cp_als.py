@@ -88,6 +88,7 @@ class CPALS(RandomTask):
             raise self.refuse("sizes", f"must be three numbers of at least the rank, {self.rank}, got {self.sizes}")
 
     def draw(self, generator: torch.Generator) -> CPProblem:
+        # Orthonormal columns mixed by a Cholesky factor of the wanted Gram matrix have exactly these cosines.
         cosines = (1 - self.collinearity) * torch.eye(self.rank, dtype=torch.float64) + self.collinearity
         mixing = torch.linalg.cholesky(cosines).T
         truth, start = [], []

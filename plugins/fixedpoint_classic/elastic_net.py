@@ -62,6 +62,7 @@ class ElasticNetProblem(ClassicProblem):
 
     def _with_signs(self, signs: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
         """The minimiser if the unknowns have these signs; unknowns with sign 0 are zero."""
+        # Rows and columns of the other unknowns become those of the identity, so that all rows have one shape.
         kept = signs.abs()
         matrix = self.gram * kept.unsqueeze(2) * kept.unsqueeze(1) + torch.diag_embed(self.l2 * kept + 1 - kept)
         solved: Tensor = torch.linalg.solve_ex(matrix, self.rhs * kept - self.l1 * signs)[0]

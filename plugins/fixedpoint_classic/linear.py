@@ -87,7 +87,7 @@ class LinearContraction(RandomTask):
             upper = torch.randn(self.size, self.size, generator=generator, dtype=torch.float64).triu(1)
             matrix = matrix + self.departure * basis @ (upper / torch.linalg.matrix_norm(upper, 2)) @ basis.T
         else:
-            matrix = (matrix + matrix.T) / 2
+            matrix = (matrix + matrix.T) / 2  # rounding leaves the product slightly asymmetric
         return LinearProblem(torch.zeros_like(offset), matrix.unsqueeze(0), offset)
 
     def differentiated(

@@ -27,10 +27,12 @@ def newton(problem: ClassicProblem, z: Float[Tensor, "B D"], rounds: int = 100) 
     size = row_norms(residual)
     identity = torch.eye(z.shape[1], dtype=z.dtype, device=z.device)
     for _ in range(rounds):
+        # ``solve_ex`` does not raise if the matrix of a row is singular; a step counts only if it reduces the residual.
         step = torch.linalg.solve_ex(identity - problem.jacobian(z), residual)[0]
         fraction = torch.ones_like(size)
         better = torch.zeros_like(size, dtype=torch.bool)
         for _ in range(_HALVINGS):
+            # Rows that have improved wait for the others.
             trial = z + torch.where(better, 0.0, fraction).unsqueeze(1).to(z) * step
             moved = problem(trial) - trial
             improved = ~better & (row_norms(moved) < size)  # false for NaN

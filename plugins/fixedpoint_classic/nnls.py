@@ -53,6 +53,7 @@ class NNLSProblem(ClassicProblem):
 
     def _on_support(self, signs: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
         """The least-squares solution in the unknowns with sign 1; the others are zero."""
+        # Rows and columns of the other unknowns become those of the identity, so that all rows have one shape.
         both = signs.unsqueeze(2) * signs.unsqueeze(1)
         solved: Tensor = torch.linalg.solve_ex(self.gram * both + torch.diag_embed(1 - signs), self.rhs * signs)[0]
         return solved

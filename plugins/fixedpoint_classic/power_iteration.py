@@ -70,4 +70,5 @@ class PowerIteration(RandomTask):
         values = torch.cat((torch.tensor([1.0, 1 - self.gap], dtype=torch.float64), rest))
         matrix = (basis * values) @ basis.T
         start = torch.randn(1, self.size, generator=generator, dtype=torch.float64)
+        # Averaged with its transpose, since rounding leaves the product slightly asymmetric.
         return PowerProblem(start / start.norm(), ((matrix + matrix.T) / 2).unsqueeze(0))

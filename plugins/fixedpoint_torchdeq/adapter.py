@@ -112,7 +112,7 @@ class TorchdeqCallable:
         problem = FunctionProblem(lambda z: func(z.view(x0.shape)).reshape(rows.shape), rows, rows="independent")
         kind = SampledToTheEnd if return_final else Sampled
         sampled = kind(method, wanted, [])
-        with torch.no_grad():
+        with torch.no_grad():  # torchdeq attaches the gradient itself
             rule = _rule(tol, stop_mode, limit, return_final)
             solution = sampled.solve(Evaluator(problem), problem.initial(), rule)
         z = solution.state.view(x0.shape)

@@ -74,7 +74,7 @@ class TorchdeqSolver(Solver):
             From torch, for Anderson in half precision on a CPU, with a note on its origin.
         """
         z0 = z0.clone()  # torchdeq may write into it
-        limit = termination.max_rounds or 1000
+        limit = termination.max_rounds or 1000  # torchdeq requires a limit
         mode = self._mode(termination)
         watch = Watch(f, z0, mode, limit, on_round)
         if watch.first.fz.requires_grad and torch.is_grad_enabled():
@@ -99,6 +99,7 @@ class TorchdeqSolver(Solver):
         solver = torchdeq("solver").get_solver(self.key)
         options = {"stop_mode": mode, "return_final": self.return_final, **self._options()}
         try:
+            # One evaluation of the limit is reserved for the point that is returned.
             z, _, info = solver(watch, z0, max_iter=limit - 1, tol=tol, **options)
         except Exhausted:
             return watch.best(), None
@@ -107,6 +108,7 @@ class TorchdeqSolver(Solver):
                 error.add_note(f"raised inside torchdeq's {solver.__name__}, on a state of {z0.dtype} on {z0.device}")
             raise
         residual = info[f"{mode}_lowest"].double().cpu().numpy()
+        # ``<`` as in torchdeq's own test.
         return z, Claim(converged=residual < tol, residual=residual, relative=mode == "rel", tolerance=tol)
 
     def _mode(self, termination: Termination) -> StopMode:

@@ -94,6 +94,7 @@ def _of_file(path: Path) -> Iterator[Entry]:
     elif suffix in PICTURES:
         yield Entry(path)
     elif suffix in TENSORS:
+        # safetensors and, below, Pillow are imported only for files that require them.
         from fixedpoint_diffusion.command.tensors import count
 
         try:

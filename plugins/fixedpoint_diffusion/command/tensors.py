@@ -72,6 +72,7 @@ def _opened(path: Path) -> Iterator[tuple[tuple[int, ...], Callable[[int | None]
 @contextlib.contextmanager
 def _numpy(path: Path) -> Iterator[tuple[tuple[int, ...], Callable[[int | None], Tensor]]]:
     try:
+        # Mapped, so that reading row by row does not load the whole file; pickles could execute code.
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise RefusedError(f"cannot be read as an array of numpy's: {' '.join(str(error).split())}") from None

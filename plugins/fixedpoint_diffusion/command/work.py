@@ -158,6 +158,7 @@ def inverted(job: Job, told: Callable[[InversionProgress], None] | None = None) 
         if len(pixels) == job.batch or (pixels and place == len(job.entries) - 1):
             yield _batch(job, rows, torch.stack(pixels), labels, told)
             rows, pixels, labels = [], [], []
+    # Images at the end of the list that were all skipped belong to no batch yet.
     if rows:
         none = torch.empty(0, *job.wanted.shape)
         yield Done(tuple(rows), none, none, none, none if job.edits else None)
@@ -170,6 +171,7 @@ def _batch(
     given: Sequence[int],
     told: Callable[[InversionProgress], None] | None,
 ) -> Done:
+    """Invert and edit one batch; ``given`` are the classes of its images, empty if they are guessed or do not exist."""
     guess = not given and job.chosen.bundled
     labels = job.chosen.guessed(images) if guess else list(given) or None
     try:

@@ -110,6 +110,7 @@ class NetworkDenoiser(Denoiser):
         given = rowwise.selected(self.conditioning, row, x.device)
         if not self.unconditional:
             return self._call(x, timestep, given)
+        # The unconditional and the conditional predictions come from one call of twice the batch.
         both = rowwise.paired(rowwise.selected(self.unconditional, row, x.device), given)
         free, guided = self._call(torch.cat([x, x]), torch.cat([timestep, timestep]), both).chunk(2)
         return free + self.guidance_scale * (guided - free)

@@ -56,6 +56,7 @@ class Descent:
 
     def known(self) -> tuple[float, Float[Tensor, "*event"]] | None:
         """Loss and gradient at the current latent, if they were evaluated in this step; else None."""
+        # Compared by value: the line search of L-BFGS moves the latent in place, possibly back to an earlier point.
         for latent, loss, gradient in self._seen:
             if torch.equal(latent, self.latent):
                 return loss, gradient
@@ -88,13 +89,14 @@ class Descent:
                 evaluate()
             known = self.known()
             assert known is not None
-            self.latent.grad = known[1]
+            self.latent.grad = known[1]  # optimisers of torch read the gradient from here
             return known[0]
 
         before = self.latent.clone()
         self.optimiser.step(closure)
         if torch.equal(before, self.latent):
             self.stopped = "stationary"
+        # Only the point that the step ends at can be asked for in the next step.
         found = self.known()
         self._seen.clear()
         if found is not None:

@@ -109,12 +109,13 @@ class Serial(LatentGradient):
 
     def find(self, problem: ChainProblem, images: Float[Tensor, "B *event"], kept: Mapping[str, Tensor]) -> Found:
         rows = torch.arange(len(images), device=images.device)
+        # An optimisation calls this without gradients, so recording is switched on for the chain alone.
         with torch.enable_grad():
             x = x_T = problem.x0.detach().requires_grad_()
             for step in range(problem.length):
                 x = problem.pairs(x, torch.full_like(rows, step), rows)
         misfit = x.detach() - images
-        (gradient,) = torch.autograd.grad(x, x_T, 2 * misfit)
+        (gradient,) = torch.autograd.grad(x, x_T, 2 * misfit)  # 2 misfit: the derivative of its squared norm
         each = np.full(len(images), problem.length)
         return Found(misfit, gradient, 2 * problem.length, each, each, np.ones(len(images), dtype=np.bool_), {})
 
@@ -201,6 +202,7 @@ class Exact(_Joint):
             AdjointChain(problem, solution.z, None), unit.view(images.shape), max_batch=problem.max_batch, start=start
         )
         adjoint = fixedpoint.solve(begun, solver=self.adjoint_solver, termination=self.adjoint_termination)
+        # Back to the size of the cotangent, in float64 like ``size``, and rounded once.
         states = (adjoint.z.flatten(1).double() * size.unsqueeze(1)).to(misfit).view(adjoint.z.shape)
         products = adjoint.evaluations
         return Found(
@@ -219,6 +221,7 @@ class Exact(_Joint):
         if not self.adjoint_warm or states is None or cotangent is None:
             return None
         length, shared = (vecdot(cotangent, other) for other in (cotangent, unit))
+        # The coefficient of the projection of ``unit`` on the extrapolated cotangent; clamped, as that may be zero.
         share = torch.where(length > 0, shared / length.clamp(min=torch.finfo(length.dtype).tiny), 0.0).to(states)
         return states * share.view(-1, *[1] * (states.ndim - 1))
 
@@ -235,6 +238,7 @@ def _differentiated(
     network, which is then discarded.
     """
     linear = Coefficient().linear_part(problem, images)
+    # The coefficient of a first step from zero terminal SNR is infinite, and here, unlike in a sweep, it is used.
     if not bool(linear.slopes.isfinite().all()):
         raise ValueError("the joint map has no coefficient for a first step from no signal (zero terminal SNR)")
     with torch.enable_grad():
@@ -270,6 +274,7 @@ def joint_map(
     row = torch.arange(len(x_T), device=x_T.device).repeat_interleave(problem.length)
     values = problem.pairs(inputs.flatten(0, 1), index, row).view(inputs.shape)
     along = (1, -1, *[1] * (x_T.ndim - 1))
+    # ``c_i(x_i)`` of the module docstring, swept along the chain.
     rest = values - linear.slopes.to(x_T).view(along) * inputs
     swept = linear.sweep(rest.flatten(2)).view(inputs.shape)
     return (linear.slopes[0] * linear.scales).to(x_T).view(along) * x_T.unsqueeze(1) + swept

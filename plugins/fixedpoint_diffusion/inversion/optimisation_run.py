@@ -177,6 +177,7 @@ class Optimisation:
         self._solved = np.ones(len(self.rows), dtype=np.bool_)
         for place in going if number else []:
             self.rows[place].step(partial(self._evaluate, [place]))
+        # Adam leaves the new latents unevaluated; L-BFGS has usually evaluated them in its line search.
         self._evaluate([place for place in going if self.rows[place].known() is None])
         losses = np.full(len(self.rows), np.nan)
         for place in going:
@@ -184,7 +185,7 @@ class Optimisation:
             assert known is not None  # evaluated above
             losses[place] = known[0]
             self.rows[place].judge(known[0], self.options.enough)
-        calls = max(row.calls for row in self.rows)
+        calls = max(row.calls for row in self.rows)  # rows are evaluated together, so their calls do not add up
         seconds = (self.taken[-1].seconds if self.taken else 0.0) + time.perf_counter() - began
         self.taken.append(Step(number, losses, calls, seconds, self._solved))
         return self.taken[-1]
@@ -252,6 +253,7 @@ class Optimisation:
         """The chain; with ``redraw``, a copy of it with new noise for this step."""
         if not self.options.redraw:
             return self.chain
+        # A function of seed and step, so that an inversion continued from a checkpoint draws the same noise.
         seed = np.random.SeedSequence((self.options.seed, len(self.taken))).generate_state(1, np.uint32)[0]
         images = self.images
         noise = draw_noise(
@@ -262,7 +264,7 @@ class Optimisation:
             device=images.device,
         )[1]
         chain = copy.copy(self.chain)
-        chain.noise, chain._extensions = noise, {}
+        chain.noise, chain._extensions = noise, {}  # extensions contain the noise; the tables of coefficients do not
         return chain
 
 

@@ -41,6 +41,7 @@ class Secant:
         self._before, self._point = kept, point
         if kept:
             move, on = kept["point" + _MOVE].flatten(1), (point - kept["point"]).flatten(1)
+            # Zero at the second evaluation and for a row that did not move: there the last solution is the start.
             length = vecdot(move, move)
             along = vecdot(on, move)
             far = torch.where(length > 0, along / length.clamp(min=torch.finfo(length.dtype).tiny), 0.0)

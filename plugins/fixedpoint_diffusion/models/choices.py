@@ -91,6 +91,7 @@ class MixtureModel(Model):
         return (self.dimension,)
 
     def denoiser(self, schedule: DDIMSchedule, rows: int = 1, device: torch.device | str = "cpu") -> Denoiser:
+        # By the seed of the model, not of the run: all seeds of a run sample the same mixture.
         generator = torch.Generator().manual_seed(self.seed)
         draw = torch.rand(self.components, generator=generator, dtype=torch.float64)
         variances = self.variance_low + (self.variance_high - self.variance_low) * draw
@@ -163,6 +164,7 @@ class _NetworkModel(Model):
 
     def denoiser(self, schedule: DDIMSchedule, rows: int = 1, device: torch.device | str = "cpu") -> NetworkDenoiser:
         folder = self.folder
+        # The digest is part of the record, so the weights must be those that it was computed from.
         if folder.sha256() != self.sha256:
             raise FolderError(f"{folder.path} has changed since it was looked at: other configuration or weights")
         network = folder.load(getattr(torch, self.dtype), torch.device(device))

@@ -74,6 +74,7 @@ class ModelFolder:
         root = Path(path)
         if not root.is_dir():
             raise FolderError(f"there is no folder {root}; a model is a folder as diffusers' save_pretrained writes it")
+        # The folder of a part is read as its pipeline, which has the scheduler and names the other parts.
         if root.resolve().name in _PARTS and (root.resolve().parent / _INDEX).is_file():
             root = root.parent if root.name in _PARTS else root.resolve().parent
         index = _read_json(root / _INDEX) if (root / _INDEX).is_file() else {}
@@ -191,6 +192,7 @@ class ModelFolder:
         """
         key = (self.path.resolve(), self.sha256(), dtype, device)
         if key not in _loaded:
+            # Dropped before loading, so that at most _KEPT networks are in memory.
             while len(_loaded) >= _KEPT:
                 _loaded.pop(next(iter(_loaded)))
             _loaded[key] = _load(self.path, str(self.config["_class_name"]), dtype, device)
@@ -213,6 +215,7 @@ def _load(path: Path, class_name: str, dtype: torch.dtype, device: torch.device)
     if not (isinstance(found, type) and issubclass(found, diffusers.ModelMixin)):
         raise FolderError(f"{path / 'config.json'} names the class {class_name}, which diffusers has not")
     try:
+        # Nothing is unpickled or downloaded. The low-memory mode requires accelerate, and warns without it.
         network: torch.nn.Module = found.from_pretrained(
             path, use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False, torch_dtype=dtype
         )

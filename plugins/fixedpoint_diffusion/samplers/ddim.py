@@ -95,7 +95,7 @@ class DDIMChain(Chain, HasCoefficients, HasGaussianSlopes, HasNoInverse, HasCoar
             raise ValueError("eta > 0 requires noise of shape (B, N, *event); see draw_noise")
         if noise is not None and (noise.ndim < 3 or noise.shape[1] != self.length):
             raise ValueError(f"noise must have shape (B, {self.length}, *event), got {tuple(noise.shape)}")
-        self.noise = noise if eta > 0 else None
+        self.noise = noise if eta > 0 else None  # noise without eta is allowed and has no effect
         signal, later = self.route.levels(schedule)
         if schedule.prediction_type == "epsilon" and bool((signal == 0).any()):
             raise ValueError(
@@ -162,7 +162,7 @@ class DDIMChain(Chain, HasCoefficients, HasGaussianSlopes, HasNoInverse, HasCoar
         """All states, each by one jump from ``x_0``, at one evaluation of the denoiser per row."""
         image, noise = (part.unsqueeze(1) for part in self._predicted(x0, torch.zeros_like(row), row))
         steps = self.steps.from_start()
-        along = (1, -1, *[1] * (x0.ndim - 1))
+        along = (1, -1, *[1] * (x0.ndim - 1))  # broadcasts one weight per state over rows and event
         states = steps.x0_weight.to(x0).view(along) * image + steps.direction.to(x0).view(along) * noise
         if self.noise is not None:
             # ``kept`` is the last state alone: every jump starts at state 0, so the noise accumulates from there.

@@ -117,6 +117,7 @@ class StepCoefficients:
 
     def _carried(self, start: int, end: int) -> Float[Tensor, "2 k"]:
         """``a`` and ``d`` of the jumps from state ``start`` to each of the states ``start + 1 .. end``."""
+        # A sequential recurrence of single numbers, in Python floats, which are float64 like the tensors.
         image, direction, decay, own = (
             values[start:end].tolist() for values in (self.x0_weight, self.direction, self.decay, self.signal.sqrt())
         )
@@ -128,5 +129,6 @@ class StepCoefficients:
 
     def _of(self, starts: Int[Tensor, " n"], carried: Float[Tensor, "2 n"]) -> StepCoefficients:
         image, direction = carried
+        # The noise of ``arriving`` is scaled already.
         sigma = (self.sigma > 0).any().double().expand(len(starts))
         return StepCoefficients(self.timestep[starts], self.signal[starts], image, direction, sigma)

@@ -102,7 +102,7 @@ class NoiseSchedule(Options):
             steps = (np.arange(count, dtype=np.float64) * (total // count))[::-1] + self.steps_offset
         else:
             steps = np.round(np.arange(total, 0, -total / count)) - 1
-            steps = steps[steps >= 0]
+            steps = steps[steps >= 0]  # see the docstring: rounding may add a timestep below 0
         if steps.max() >= total:
             raise ValueError(
                 f"steps_offset = {self.steps_offset} leads to timestep {int(steps.max())} with {count} steps, beyond "
@@ -151,6 +151,7 @@ class NoiseSchedule(Options):
         return steps
 
     def _betas(self) -> Float[Tensor, " T"]:
+        """The variances of the training steps, float32 as in diffusers."""
         count = self.num_train_timesteps
         if self.trained_betas is not None:
             return torch.tensor(self.trained_betas, dtype=torch.float32)
@@ -158,6 +159,7 @@ class NoiseSchedule(Options):
             return torch.linspace(self.beta_start, self.beta_end, count, dtype=torch.float32)
         if self.beta_schedule == "scaled_linear":
             return torch.linspace(self.beta_start**0.5, self.beta_end**0.5, count, dtype=torch.float32) ** 2
+        # At most 0.999, against a singularity in the last steps (Nichol & Dhariwal 2021, section 3.2).
         return torch.tensor(
             [min(1.0 - _cosine((i + 1) / count) / _cosine(i / count), 0.999) for i in range(count)],
             dtype=torch.float32,

@@ -50,7 +50,7 @@ CIFAR = DDIMSchedule(beta_schedule="linear", beta_start=1e-4, beta_end=2e-2, cli
 
 @dataclass(frozen=True)
 class Network:
-    """What denoises, the shape of its images, and the schedule it was made for."""
+    """A denoiser, the shape of its images, and the schedule it was trained with."""
 
     name: str
     denoiser: Denoiser
@@ -97,7 +97,7 @@ def joint(window: int | None) -> fixedpoint.ChainSolver:
 
 
 def fits(problem: ChainProblem) -> bool:
-    """Whether a solve of the whole chain may take less than half of the free memory."""
+    """Whether a solve of the whole chain is expected to take less than half of the free memory."""
     if problem.x0.device.type != "cuda":
         return True
     needed = BUFFERS * problem.length * problem.x0.numel() * problem.x0.element_size()
@@ -112,7 +112,7 @@ def wait(device: torch.device) -> None:
 def timed(
     problem: ChainProblem, solver: object, rtol: float, repeats: int
 ) -> tuple[fixedpoint.Solution, float, float | None]:
-    """A solution, the best time, and the peak of the memory in bytes."""
+    """The solution, the best time in seconds, and the peak of the memory in bytes."""
     device, best, solution = problem.x0.device, float("inf"), None
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -127,7 +127,7 @@ def timed(
 
 
 def apart(found: torch.Tensor, wanted: torch.Tensor) -> float:
-    """Relative error of the worst image."""
+    """The relative error of the worst image."""
     difference = (found - wanted).flatten(1).double().norm(dim=1)
     return float((difference / wanted.flatten(1).double().norm(dim=1)).amax())
 

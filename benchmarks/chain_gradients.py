@@ -47,7 +47,7 @@ LEVELS = (1e-1, 1e-2, 1e-3, 1e-4)
 
 
 def main() -> None:
-    """Print a table for every number of steps, or one of memory."""
+    """Print one table per number of steps, or a table of memory."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, nargs="+")
     parser.add_argument("--batch", type=int, default=4)
@@ -65,7 +65,7 @@ def main() -> None:
 
 
 def rounds(steps: int, batch: int) -> None:
-    """Rounds to a relative error."""
+    """Print the rounds to each relative error."""
     problem, target = posed(steps, batch)
     trajectory, exact = serial_gradient(problem, target)
     print(f"\nN = {steps}, {batch} images\n")
@@ -89,7 +89,7 @@ def rounds(steps: int, batch: int) -> None:
 
 
 def memory(lengths: list[int], batch: int, limit: int) -> None:
-    """Resident sizes and seconds of fresh processes."""
+    """Print resident sizes and seconds, measured in fresh processes."""
     activations = 2 * (fresh("serial", 16, 1, limit) or (float("nan"), 0.0))[0]
     print("| N | adjoint chain: MiB | bound | seconds | serial backpropagation: MiB | seconds |")
     print("|--:|--:|--:|--:|--:|--:|")
@@ -101,7 +101,7 @@ def memory(lengths: list[int], batch: int, limit: int) -> None:
 
 
 def fresh(way: str, steps: int, batch: int, limit: int) -> tuple[float, float] | None:
-    """What a process of its own measures; None where its memory does not suffice."""
+    """The measurement of a fresh process; None if it runs out of memory."""
     command = [sys.executable, __file__, "--child", way, "--steps", str(steps), "--batch", str(batch)]
     bytes_ = limit * 2**30
     told = subprocess.run(
@@ -119,7 +119,7 @@ def fresh(way: str, steps: int, batch: int, limit: int) -> tuple[float, float] |
 
 
 def measured(way: str, steps: int, batch: int) -> tuple[float, float]:
-    """Resident MiB beyond what there was before the chain, and the seconds of sample and gradient."""
+    """Resident MiB beyond those before the chain, and the seconds of sample and gradient."""
     problem, target = posed(steps, batch)
     x_T = problem.x0.clone().requires_grad_()
     problem.pairs(x_T[:1].detach(), torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64))
@@ -137,7 +137,7 @@ def measured(way: str, steps: int, batch: int) -> tuple[float, float]:
 
 
 def posed(steps: int, batch: int) -> tuple[ChainProblem, Tensor]:
-    """A chain of the bundled model from drawn noise, and images to compare its samples with."""
+    """A chain of the bundled model from random noise, and the target images."""
     model = FashionMNISTModel()
     schedule = model.own_schedule
     assert schedule is not None
@@ -148,7 +148,7 @@ def posed(steps: int, batch: int) -> tuple[ChainProblem, Tensor]:
 
 
 def serial_gradient(problem: ChainProblem, target: Tensor) -> tuple[Tensor, Tensor]:
-    """All states, and the gradient by backpropagation through the steps one after another."""
+    """All states of the chain, and the gradient by backpropagation through the steps one after another."""
     x = problem.x0.clone().requires_grad_()
     rows, state, states = torch.arange(len(x)), x, []
     for i in range(problem.length):
@@ -161,7 +161,7 @@ def serial_gradient(problem: ChainProblem, target: Tensor) -> tuple[Tensor, Tens
 def errors_by_round(
     problem: ChainProblem, trajectory: Tensor, target: Tensor, exact: Tensor, solver: fixedpoint.ChainSolver
 ) -> list[float]:
-    """Relative error of the worst image's gradient after every round."""
+    """The relative error of the worst image's gradient after every round."""
     errors: list[float] = []
 
     def note(progress: Progress) -> None:

@@ -27,7 +27,7 @@ COUNTS = (1, 10, 50, 200)
 
 
 def chain_of(steps: int, label: int) -> DDIMChain:
-    """The bundled model's chain, of images of one class."""
+    """The chain of the bundled model for images of one class."""
     model = FashionMNISTModel(classes=(label,) * BATCH)
     schedule = model.own_schedule
     assert schedule is not None
@@ -38,7 +38,7 @@ def chain_of(steps: int, label: int) -> DDIMChain:
 
 
 def linearised(chain: DDIMChain, x_T: Tensor) -> tuple[Tensor, Tensor]:
-    """``x_0``, shape ``(D,)``, and its Jacobian by the noise, shape ``(D, D)``; both in float64."""
+    """``x_0``, shape ``(D,)``, and its Jacobian with respect to the noise, shape ``(D, D)``; both float64."""
     rows = torch.arange(BATCH)
     columns = []
     with torch.no_grad(), torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
@@ -54,7 +54,7 @@ def linearised(chain: DDIMChain, x_T: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def left(jacobian: Tensor, residual: Tensor, transposed: bool) -> list[float]:
-    """The parts of ``||r||^2`` that are left after so many steps of the best length, where everything is linear."""
+    """The parts of ``||r||^2`` left after given numbers of steps of optimal length, for the linearised chain."""
     found, r = [], residual
     for count in range(1, COUNTS[-1] + 1):
         along = jacobian @ (jacobian.T @ r if transposed else r)

@@ -34,7 +34,7 @@ class Toy(Chain):
 
 
 def resident() -> int:
-    """Bytes of this process in memory."""
+    """The resident size of this process, in bytes."""
     return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 

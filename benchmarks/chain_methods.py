@@ -45,14 +45,14 @@ from fixedpoint_diffusion import DDIMChain
 __all__ = ["KINDS", "METHODS", "TOLERANCES", "History", "Method", "Outcome", "Seen"]
 
 TOLERANCES = (1e-1, 1e-2, 1e-3)
-# Rounds for which an image must have been near before a method that does not end by itself is let go.
+# Number of rounds that an image must stay within the error before a method that does not stop by itself is ended.
 MORE = 2
-# Chains of more steps than these have the rounds of zero counted without carrying them out.
+# For chains of more steps, the rounds of the preconditioner zero are counted without running them.
 CARRIED_OUT = 200
 
 
 class Seen(NamedTuple):
-    """One image as a method had it: after so many rounds and evaluations, so far from the serial chain's."""
+    """One image after a round: the rounds and evaluations so far, and the distance to the serial chain's image."""
 
     rounds: int
     evaluations: int
@@ -63,21 +63,21 @@ History = list[Seen]
 
 
 class Outcome(NamedTuple):
-    """A history for every image; whether the method ended by itself, content with what it had."""
+    """The history of every image, and whether the method stopped by itself."""
 
     histories: list[History]
     ended: bool
 
 
 class Method(Protocol):
-    """What can be asked for the images of a chain. Its ``repr`` says all of its options."""
+    """A method that computes the images of a chain; its ``repr`` contains all of its options."""
 
     def __call__(self, problem: ChainProblem, target: Tensor) -> Outcome: ...
 
 
 @dataclass(frozen=True)
 class Joint:
-    """A solver of this library, for all images at once; with ``rtol`` until it says that it is done.
+    """A solver of this library, for all images at once; with ``rtol`` until it reports convergence.
 
     No more than ``rounds_beyond + N`` rounds.
     """
@@ -98,7 +98,7 @@ class Joint:
 
 @dataclass(frozen=True)
 class Jacobi:
-    """Plain rounds of the preconditioner zero, carried out while the chain is short."""
+    """Plain rounds of the preconditioner zero; for long chains they are only counted."""
 
     solver: fixedpoint.Solver = field(default_factory=lambda: fixedpoint.ChainSolver(preconditioner=Zero()))
 
@@ -106,14 +106,14 @@ class Jacobi:
         if problem.length <= CARRIED_OUT:
             return Joint(self.solver)(problem, target)
         found = {tolerance: jacobi_rounds(problem, target, tolerance) for tolerance in TOLERANCES}
-        # Round k leaves out the k - 1 steps that are final.
+        # Round k does not evaluate the k - 1 steps whose states are final.
         known = [Seen(k, k * problem.length - k * (k - 1) // 2, error) for error, k in found.items()]
         return Outcome([known], ended=False)
 
 
 @dataclass(frozen=True)
 class OneByOne:
-    """A published method written for one image, until it ends or the image has been near."""
+    """A published method written for one image, run until it stops or the image has stayed within the error."""
 
     name: str
     options: Mapping[str, object] = field(default_factory=dict)
@@ -137,7 +137,7 @@ class OneByOne:
 
 @dataclass(frozen=True)
 class OnLong:
-    """A method for chains of so many steps and more; of shorter ones there is nothing to tell."""
+    """A method for chains of a number of steps or more; it is not run on shorter ones."""
 
     steps: int
     method: Method
@@ -152,12 +152,12 @@ JUMP = OneJumpStart()
 NESTED = NestedStart((10, 50), 2, JUMP, ANDERSON)
 
 PUBLISHED: dict[str, Method] = {
-    "deq-ddim": Joint(fixedpoint.DEQDDIM(), rounds_beyond=50),  # nothing keeps it within N rounds
+    "deq-ddim": Joint(fixedpoint.DEQDDIM(), rounds_beyond=50),  # it is not bounded by N rounds
     "paradigms": OneByOne("paradigms"),
     "paradigms-64": OnLong(100, OneByOne("paradigms", {"window": 64})),
     "parataa": OneByOne("parataa"),
     "parataa-0": OneByOne("parataa", {"memory": 3, "tolerance": 0.0}),
-    "srds": Joint(fixedpoint.Parareal(), rounds_beyond=10_000),  # it counts coarse steps, too
+    "srds": Joint(fixedpoint.Parareal(), rounds_beyond=10_000),  # it also counts coarse steps
 }
 PLAIN: dict[str, Method] = {
     "zero": Jacobi(),
@@ -177,7 +177,7 @@ SAVING: dict[str, Method] = {
     for slack in (0.02, 0.3)
 }
 
-# What each is, for the verdict: of this library or not.
+# The kind of each method, for the verdict: published, or of this library.
 KINDS: dict[str, dict[str, Method]] = {
     "published": PUBLISHED,
     "plain": PLAIN,

@@ -33,7 +33,7 @@ WINDOWS = (8, 16, 32, 64, 128)
 
 
 def settings(problem: ChainProblem, windows: Sequence[int]) -> dict[str, fixedpoint.Solver]:
-    """What a plan chooses from, by name, and what chooses."""
+    """The settings that a plan chooses from, by name, and ``auto``, which chooses."""
     found: dict[str, fixedpoint.Solver] = {"step by step": Serial()}
     found |= {f"window {p}": joint(problem, p) for p in windows if p < problem.length}
     return found | {"whole chain": joint(problem), "auto": fixedpoint.Auto()}
@@ -61,7 +61,7 @@ def main(
             task = DDIMSampling(model=network, num_inference_steps=length, eta=eta, batch=rows, device=device)
             problem = task.problem(0)
             assert isinstance(problem, ChainProblem)
-            fixedpoint.solve(problem, solver=joint(problem), rtol=rtol, max_rounds=2)  # warms up
+            fixedpoint.solve(problem, solver=joint(problem), rtol=rtol, max_rounds=2)  # a warm-up
             seconds: dict[str, list[float]] = {}
             solved = {}
             for repeat in range(repeats):

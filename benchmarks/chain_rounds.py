@@ -71,14 +71,14 @@ def main(
 
 
 class LazyChain:
-    """A chain and its serial result, made when the first method is to be run on it."""
+    """A chain and its serial result, computed when the first method is run on it."""
 
     def __init__(self, task: DDIMSampling, seed: int) -> None:
         self.task, self.seed = task, seed
         self.made: tuple[ChainProblem, Tensor] | None = None
 
     def run(self, name: str) -> Cell | None:
-        """What a method needs."""
+        """Run a method."""
         if self.made is None:
             problem = self.task.problem(self.seed)
             assert isinstance(problem, ChainProblem)
@@ -91,7 +91,7 @@ class LazyChain:
 
 
 def print_tables(columns: dict[int, dict[str, Cell | None]], names: list[str], title: str) -> None:
-    """Rounds, evaluations, ends: a method a row, a chain a column; then what they show."""
+    """Print rounds, evaluations and ends, with one row per method and one column per chain; then the verdict."""
     parts = {"Rounds to 1e-1 / 1e-2 / 1e-3": rounds, "Evaluations an image, in N": evaluations, "Ended by itself": end}
     for heading, write in parts.items():
         rows = {name: [write(column[name], n) for n, column in columns.items()] for name in names}

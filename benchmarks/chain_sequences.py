@@ -94,7 +94,7 @@ def main(
 
 
 def timed(problem: ChainProblem, solver: str | fixedpoint.ChainSolver, limit: int | None) -> tuple[Solution, float]:
-    """A solution, and the least time of some solves; of one where that takes long."""
+    """The solution, and the smallest time of several solves; of a single one if it takes long."""
     least = float("inf")
     for _ in range(REPEATS):
         solution, taken = clocked(lambda: fixedpoint.solve(problem, solver=solver, rtol=1e-6, max_rounds=limit))
@@ -111,7 +111,7 @@ def clocked(act: Callable[[], T]) -> tuple[T, float]:
 
 
 def plain(chain: RecurrentChain | EulerChain, x0: Tensor) -> Callable[[], object]:
-    """The serial computation without this library, prepared."""
+    """A function that runs the serial computation without this library."""
     if isinstance(chain, RecurrentChain):
         kind = torch.nn.GRU if isinstance(chain.cell, torch.nn.GRUCell) else torch.nn.RNN
         network = kind(chain.inputs.shape[2], x0.shape[1], batch_first=True, dtype=x0.dtype)
@@ -135,7 +135,7 @@ def said(cell: tuple[int | None, float], most: int) -> str:
 
 
 def draw(found: Found, lengths: list[int], file: Path) -> None:
-    """Rounds and seconds over the length; a curve ends where a solve was given up."""
+    """Draw rounds and seconds over the length; a curve ends where a solve was ended early."""
     figure, axes = plt.subplots(1, 2, figsize=(11, 4.4), layout="constrained")
     for panel, (axis, title) in enumerate(zip(axes, ("rounds", "seconds"), strict=True)):
         for name, dashes in DRAWN.items():

@@ -28,7 +28,7 @@ GRADIENTS = {
 
 
 def measure(gradient: str, rounds: int) -> tuple[float, float]:
-    """Bytes saved and largest resident size, in MiB, of this process."""
+    """The saved memory and the largest resident size of this process, in MiB."""
     from fixedpoint import AdjointWarning, Termination
     from fixedpoint.layers import EquilibriumLayer
     from fixedpoint_deq.model import Cell
@@ -53,7 +53,7 @@ def measure(gradient: str, rounds: int) -> tuple[float, float]:
 
 
 def fresh(gradient: str, rounds: int) -> tuple[float, float]:
-    """The same in a process of its own."""
+    """The same, measured in a fresh process."""
     told = subprocess.run(
         [sys.executable, __file__, gradient, str(rounds)], capture_output=True, text=True, check=True
     ).stdout
@@ -62,7 +62,7 @@ def fresh(gradient: str, rounds: int) -> tuple[float, float]:
 
 
 def draw(found: dict[str, list[tuple[float, float]]]) -> None:
-    """The picture."""
+    """Draw the picture."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -24,7 +24,7 @@ RTOL, DEPTH = 1e-2, 10
 
 
 def trained(split: int, epochs: int, explicit: bool) -> list[Epoch]:
-    """All epochs of one training."""
+    """Run one training, and return its epochs."""
     rule = fixedpoint.Termination(rtol=RTOL, max_rounds=50)
     context = Context(
         solver=fixedpoint.Anderson(), gradient=fixedpoint.Implicit(termination=rule), termination=rule, seed=split

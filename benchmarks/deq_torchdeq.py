@@ -28,7 +28,7 @@ RTOL, LIMIT, CHANNELS = 1e-2, 50, 24
 
 
 class Theirs(nn.Module):
-    """A cell in torchdeq's layer."""
+    """A cell in the equilibrium layer of torchdeq."""
 
     def __init__(self, cell: nn.Module, solver: str) -> None:
         super().__init__()
@@ -52,7 +52,7 @@ class Theirs(nn.Module):
 
 
 def ours(solver: str) -> Callable[[nn.Module], nn.Module]:
-    """Our layer around a cell."""
+    """A cell in the equilibrium layer of this library."""
     rule = fixedpoint.Termination(rtol=RTOL, max_rounds=LIMIT)
     return lambda cell: EquilibriumLayer(
         cell, solver=solver, training=rule, evaluation=rule, gradient=fixedpoint.Implicit(termination=rule),
@@ -71,7 +71,7 @@ BODIES: dict[str, Callable[[nn.Module], nn.Module]] = {
 
 
 def trainings(seed: int, epochs: int) -> dict[str, Training]:
-    """One training each, from the same parameters."""
+    """One training per layer, from the same parameters."""
     torch.manual_seed(seed)
     first = Classifier(EquilibriumLayer(Cell(CHANNELS)), CHANNELS)
     made = {}

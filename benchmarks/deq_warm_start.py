@@ -22,7 +22,7 @@ RTOL = 1e-2
 
 
 def trained(warm: bool, seed: int, epochs: int) -> tuple[list[float], list[float], float]:
-    """Rounds and evaluations of a solve by epoch, and the accuracy."""
+    """Rounds and evaluations per solve for every epoch, and the accuracy."""
     rule = fixedpoint.Termination(rtol=RTOL, max_rounds=50)
     context = Context(
         solver=fixedpoint.Anderson(),

@@ -39,7 +39,7 @@ ROUNDS = (5, 10, 15, 20, 30, 40, 50)
 
 
 def solved(gradient: Any, solver: Any = "broyden", **termination: Any) -> tuple[torch.Tensor, fixedpoint.Solution, int]:
-    """The weight, a solution that depends on it, and the bytes saved for the backward pass."""
+    """The weights, a solution that depends on them, and the bytes saved for the backward pass."""
     weight = PROBLEM.weight.clone().requires_grad_()
     sizes: dict[int, int] = {}
 
@@ -48,7 +48,7 @@ def solved(gradient: Any, solver: Any = "broyden", **termination: Any) -> tuple[
         held.append(tensor)
         return tensor
 
-    held: list[torch.Tensor] = []  # so that no memory is used twice
+    held: list[torch.Tensor] = []  # kept alive, so that no address is reused
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         solution = fixedpoint.solve(
             lambda z: torch.tanh((weight * z.unsqueeze(1)).sum(-1) + PROBLEM.offset),
@@ -61,7 +61,7 @@ def solved(gradient: Any, solver: Any = "broyden", **termination: Any) -> tuple[
 
 
 def exact() -> torch.Tensor:
-    """The gradient by the weight, by elimination."""
+    """The gradient with respect to the weights, by elimination."""
     slope = 1 - PROBLEM.solution.square()
     jacobian = slope.unsqueeze(2) * PROBLEM.weight
     u = torch.linalg.solve(torch.eye(64, dtype=torch.float64) - jacobian.mT, G)
@@ -69,7 +69,7 @@ def exact() -> torch.Tensor:
 
 
 def error(gradient: Any) -> tuple[float, int]:
-    """The relative error of an estimator's gradient, and the products of its adjoint solve."""
+    """The relative error of the gradient of an estimator, and the products of its adjoint solve."""
     weight, solution, _ = solved(gradient)
     (found,) = torch.autograd.grad(solution.state, weight, G)
     report = solution.extras.get("adjoint")
@@ -107,7 +107,7 @@ def picture() -> None:
 
 
 def error_at(rule: Any) -> float:
-    """The error of the gradient where the solution itself is known to rounding."""
+    """The error of the gradient at a solution that is exact to rounding."""
     weight, solution, _ = solved(rule, "auto", rtol=1e-14, max_rounds=400)
     (found,) = torch.autograd.grad(solution.state, weight, G)
     return float((found - exact()).norm() / exact().norm())

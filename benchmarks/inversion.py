@@ -34,7 +34,7 @@ ITERATIONS = (1, 2, 3, 5, 10)
 
 @dataclass(frozen=True)
 class Measured:
-    """What one method came to."""
+    """The results of one method."""
 
     sequential: int
     evaluations: float
@@ -43,7 +43,7 @@ class Measured:
     said: NDArray[np.bool_] | None
 
     def row(self, name: str, pixels: int) -> str:
-        """As a line of the table."""
+        """The results as a line of the table."""
         median, most, worst = np.median(self.off), np.quantile(self.off, 0.95), self.off.max()
         cells = [f"{self.sequential}", f"{self.evaluations:,.0f}", f"{self.seconds:.0f}"]
         cells += [f"{value:.1e}" for value in (median, most, worst, median**2 * pixels)]
@@ -51,7 +51,7 @@ class Measured:
 
 
 def methods() -> dict[str, Inverter]:
-    """Every method by name, ours first."""
+    """All methods by name, the joint inversion first."""
     found: dict[str, Inverter] = {
         "joint": JointInversion(),
         "naive (DDIM inversion)": StepwiseInversion(),
@@ -66,7 +66,7 @@ def methods() -> dict[str, Inverter]:
 
 
 def chosen(names: list[str] | None) -> dict[str, Inverter]:
-    """These methods; all of them where none is named."""
+    """The methods of these names; all methods if none is named."""
     known = methods()
     for name in names or ():
         if name not in known:
@@ -75,7 +75,7 @@ def chosen(names: list[str] | None) -> dict[str, Inverter]:
 
 
 def measured(chain: DDIMChain, images: Tensor, method: Inverter) -> Measured:
-    """Invert, and run the serial chain from what was found."""
+    """Invert, and run the serial chain from the latents."""
     began = time.perf_counter()
     said = None
     if isinstance(method, JointInversion):
@@ -95,7 +95,7 @@ def measured(chain: DDIMChain, images: Tensor, method: Inverter) -> Measured:
 
 @torch.no_grad()
 def serially(chain: Chain, x: Tensor) -> Tensor:
-    """What the chain makes of latents, step by step."""
+    """The samples of latents, computed step by step."""
     rows = torch.arange(len(x))
     for i in range(chain.length):
         parts = zip(x.split(BATCH), rows.split(BATCH), strict=True)
@@ -104,13 +104,13 @@ def serially(chain: Chain, x: Tensor) -> Tensor:
 
 
 def rms(difference: Tensor) -> NDArray[np.float64]:
-    """Of every image."""
+    """The rms of every image."""
     found: NDArray[np.float64] = difference.flatten(1).double().square().mean(dim=1).sqrt().numpy()
     return found
 
 
 def verdict(found: dict[str, Measured]) -> None:
-    """What was wanted of the joint inversion, and what came."""
+    """What is required of the joint inversion, and what was measured."""
     ours = found["joint"]
     assert ours.said is not None
     median, within = np.median(ours.off), float((ours.off <= 2e-3).mean())
@@ -129,7 +129,7 @@ def verdict(found: dict[str, Measured]) -> None:
 
 
 def picture(steps: int, out: Path) -> None:
-    """Ten images, one of every class: their reconstructions, edits, and images in between."""
+    """Draw ten images, one of every class, with their reconstructions, edits, and interpolations."""
     images, labels = held_out_images()
     images, labels = images[:10], labels[:10]
     chain = chain_of(steps, 10)
@@ -154,7 +154,7 @@ def picture(steps: int, out: Path) -> None:
 
 
 def chain_of(steps: int, count: int, classes: tuple[int, ...] | None = None) -> DDIMChain:
-    """The chain of the bundled model, of images of these classes; default: the test images' own."""
+    """The chain of the bundled model for images of these classes; default: the classes of the test images."""
     model = FashionMNISTModel(classes=classes)
     schedule = model.own_schedule
     assert schedule is not None
@@ -166,7 +166,7 @@ def chain_of(steps: int, count: int, classes: tuple[int, ...] | None = None) -> 
 
 
 def draw(rows: list[tuple[str, Tensor]], out: Path) -> None:
-    """A row of pictures each, with its heading."""
+    """Draw rows of pictures with headings."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -183,7 +183,7 @@ def draw(rows: list[tuple[str, Tensor]], out: Path) -> None:
 
 
 def main() -> None:
-    """Print the table, and draw."""
+    """Print the table, and draw the picture if requested."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=64)
     parser.add_argument("--steps", type=int, default=50)

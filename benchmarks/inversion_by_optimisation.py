@@ -59,7 +59,7 @@ NAMES = {
 
 
 def main() -> None:
-    """Run what is missing, print the table and the verdict, draw the picture."""
+    """Run the methods that are not done, print the table and the verdict, and draw the picture."""
     asked = arguments()
     torch.set_num_threads(asked.threads)
     if asked.child == "cosines":
@@ -78,7 +78,7 @@ def main() -> None:
 
 
 def arguments() -> argparse.Namespace:
-    """What was asked for."""
+    """The arguments of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=200, help="updates")
     parser.add_argument("--images", type=int, default=8)
@@ -109,7 +109,7 @@ def posed(asked: argparse.Namespace) -> tuple[DDIMChain, Tensor, Tensor]:
 
 @torch.no_grad()
 def inverted(chain: DDIMChain, images: Tensor) -> Tensor:
-    """DDIM inversion as it is usually done: each step back evaluates the network at the state it starts from."""
+    """The usual DDIM inversion: each step back evaluates the network at the state that it starts from."""
     x, row = images, torch.arange(len(images))
     for step in reversed(range(chain.length)):
         defect = x - chain.step(x, torch.full_like(row, step), row)
@@ -118,7 +118,7 @@ def inverted(chain: DDIMChain, images: Tensor) -> Tensor:
 
 
 def under_way(asked: argparse.Namespace, name: str, *, restored: bool) -> Optimisation:
-    """An inversion, from its checkpoint where there is one."""
+    """An inversion, continued from its checkpoint if there is one."""
     chain, images, start = posed(asked)
     options = OptimisedInversion(
         gradient=GRADIENTS[name],  # type: ignore[arg-type]  # one of them
@@ -137,7 +137,7 @@ def under_way(asked: argparse.Namespace, name: str, *, restored: bool) -> Optimi
 
 
 def checkpoint(asked: argparse.Namespace, name: str) -> Path:
-    """Where a method keeps its state: a folder for every setting, so that another one does not go on with it."""
+    """The checkpoint of a method, in one folder per setting, so that no other setting continues from it."""
     rate = "" if asked.learning_rate is None else f"-{asked.learning_rate:g}"
     folder: Path = asked.output / f"{asked.optimiser}{rate}-{asked.start}-{asked.length}-{asked.images}-{name}"
     folder.mkdir(parents=True, exist_ok=True)
@@ -145,7 +145,7 @@ def checkpoint(asked: argparse.Namespace, name: str) -> Path:
 
 
 def run(asked: argparse.Namespace, name: str) -> None:
-    """Go on to the end, and tell of it on the error stream."""
+    """Run an inversion to its end, with progress on stderr."""
     made = under_way(asked, name, restored=False)
     while made.goes_on:
         step = made.step()
@@ -159,7 +159,7 @@ def run(asked: argparse.Namespace, name: str) -> None:
 
 
 def cosines(asked: argparse.Namespace) -> dict[str, float]:
-    """Mean cosine of each gradient with backpropagation's, at the start."""
+    """The mean cosine of each gradient with that of backpropagation, at the start."""
     chain, images, start = posed(asked)
     problem = ChainProblem(chain, start, max_batch=chain.denoiser.quick_batch(start.device))
     exact = Serial().find(problem, images, {}).gradient.flatten(1)
@@ -168,7 +168,7 @@ def cosines(asked: argparse.Namespace) -> dict[str, float]:
 
 
 def report(asked: argparse.Namespace, found: dict[str, OptimisedLatents]) -> None:
-    """The table and the verdict."""
+    """Print the table and the verdict."""
     path = asked.output / f"cosines-{asked.start}-{asked.length}-{asked.images}.json"
     if not path.exists():
         command = [sys.executable, __file__, *sys.argv[1:], "--child", "cosines"]
@@ -201,7 +201,7 @@ def report(asked: argparse.Namespace, found: dict[str, OptimisedLatents]) -> Non
 
 
 def draw(found: dict[str, OptimisedLatents]) -> None:
-    """The picture."""
+    """Draw the picture."""
     import matplotlib
 
     matplotlib.use("Agg")

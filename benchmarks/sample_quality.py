@@ -34,7 +34,7 @@ def main(
     solver: Annotated[str, typer.Option(help="serial, or a joint solver: the samples are the same.")] = "serial",
     grid: Annotated[Path | None, typer.Option(help="Write a picture of a hundred samples.")] = None,
 ) -> None:
-    """Sample, judge, print."""
+    """Sample, judge, and print the table."""
     task = DDIMSampling(
         model=FashionMNISTModel(guidance_scale=guidance_scale), num_inference_steps=steps, eta=eta, batch=count
     )
@@ -60,7 +60,7 @@ def main(
 
 
 def judged(images: Tensor, labels: Tensor) -> tuple[Tensor, float]:
-    """Whether each image is of its class, and the distance of all of them to real images."""
+    """Whether each image shows its class, and the distance of all images to real images."""
     features, found = load_classifier().judge(images)
     return found == labels, frechet_distance(Gaussian.of(features), reference())
 
@@ -71,7 +71,7 @@ def share(right: Tensor) -> str:
 
 
 def draw(rows: Tensor, path: Path) -> None:
-    """A grid of images ``(rows, columns, height, width)`` in ``[-1, 1]``, every pixel twice as large."""
+    """Draw a grid of images ``(rows, columns, height, width)`` in ``[-1, 1]``, enlarged by a factor of two."""
     import matplotlib.image
 
     gap = torch.nn.functional.pad(rows, (1, 1, 1, 1), value=1.0)

@@ -75,7 +75,7 @@ class ElasticNet(RandomTask):
 
     size: int = option(200, ge=1, help="D: unknowns")
     samples: int = option(100, ge=1, help="m: rows of A")
-    correlation: float = option(0.5, ge=0.0, lt=1.0, help="of neighbouring columns of A; hard towards 1")
+    correlation: float = option(0.5, ge=0.0, lt=1.0, help="correlation of neighbouring columns of A; hard towards 1")
     noise: float = option(0.1, ge=0.0, help="standard deviation of the noise in b")
     strength: float = option(0.05, gt=0.0, lt=1.0, help="l1, relative to the smallest that makes the answer zero")
     l2: float = option(0.01, ge=0.0, help="the squared penalty; with 0 and fewer samples than unknowns, hard")

@@ -91,7 +91,7 @@ class GaussianMixtureEM(RandomTask):
     """EM of a Gaussian mixture on random data, from perturbed true centres and unit variances."""
 
     components: int = option(3, ge=1, help="K")
-    dimension: int = option(2, ge=1, help="d: of an observation")
+    dimension: int = option(2, ge=1, help="d: dimension of an observation")
     samples: int = option(500, ge=10, help="number of observations")
     separation: float = option(
         3.0, gt=0.0, help="distance of neighbouring centres, in standard deviations; hard below 2"

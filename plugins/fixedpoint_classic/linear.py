@@ -72,7 +72,9 @@ class LinearContraction(RandomTask):
     radius: float = option(
         0.9, ge=0.0, lt=1.0, help="spectral radius, the asymptotic factor of the error per plain round"
     )
-    spectrum: Literal["semicircle", "uniform", "positive"] = option("semicircle", help="how the eigenvalues lie")
+    spectrum: Literal["semicircle", "uniform", "positive"] = option(
+        "semicircle", help="distribution of the eigenvalues"
+    )
     departure: float = option(0.0, ge=0.0, help="departure from normality; 0: symmetric")
 
     def draw(self, generator: torch.Generator) -> LinearProblem:

@@ -65,7 +65,7 @@ class NNLS(RandomTask):
 
     size: int = option(100, ge=1, help="D: unknowns")
     samples: int = option(200, ge=1, help="m: rows of A; at least D, or the answer need not be unique")
-    correlation: float = option(0.8, ge=0.0, lt=1.0, help="of neighbouring columns of A; hard towards 1")
+    correlation: float = option(0.8, ge=0.0, lt=1.0, help="correlation of neighbouring columns of A; hard towards 1")
     noise: float = option(0.1, ge=0.0, help="standard deviation of the noise in b")
 
     def check(self) -> None:

@@ -112,8 +112,8 @@ class ClassicProblem(Problem, HasTake):
 class ClassicTask(SolveTask):
     """A task that builds a problem in float64, casts it, and judges solutions by its reference and identities."""
 
-    dtype: Literal["float32", "float64"] = option("float64", help="of the states")
-    device: str = option("cpu", help="of the states")
+    dtype: Literal["float32", "float64"] = option("float64", help="dtype of the states")
+    device: str = option("cpu", help="device of the states")
 
     @abstractmethod
     def build(self, seed: int) -> ClassicProblem:

@@ -36,15 +36,17 @@ class DigitsDEQ(Task):
     """
 
     split: int = option(0, ge=0, le=4, help="which fifth of the images is held out")
-    channels: int = option(24, ge=4, help="of the state, 8 x 8 each; a multiple of 4")
+    channels: int = option(24, ge=4, help="channels of the state, 8 x 8 each; a multiple of 4")
     epochs: int = option(10, ge=1, help="passes over the images")
-    batch: int = option(64, ge=1, help="images a step")
-    learning_rate: float = option(3e-3, gt=0.0, help="the largest of the schedule")
-    weight_decay: float = option(1e-2, ge=0.0, help="of AdamW")
-    clip: float = option(0.5, gt=0.0, help="norm that the gradient of a step is cut down to")
-    dropout: float = option(0.0, ge=0.0, lt=1.0, help="share of the cell's channels dropped, the same in a whole solve")
+    batch: int = option(64, ge=1, help="images per step")
+    learning_rate: float = option(3e-3, gt=0.0, help="peak of the learning-rate schedule")
+    weight_decay: float = option(1e-2, ge=0.0, help="weight decay of AdamW")
+    clip: float = option(0.5, gt=0.0, help="largest norm of the gradient of a step")
+    dropout: float = option(
+        0.0, ge=0.0, lt=1.0, help="share of the channels of the cell dropped, the same ones during a solve"
+    )
     jacobian: float = option(0.0, ge=0.0, help="weight of the Jacobian penalty")
-    warm_start: bool = option(False, help="solves begin at the fixed points of the last epoch")
+    warm_start: bool = option(False, help="start solves from the fixed points of the last epoch")
     held_out_rtol: float = option(1e-3, gt=0.0, lt=1.0, help="relative tolerance for the held-out images")
 
     uses = ("scikit-learn",)

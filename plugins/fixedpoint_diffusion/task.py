@@ -34,10 +34,10 @@ class DDIMSampling(SolveTask, HasNotes, HasDrawing):
     provides = frozenset({"chain", "coarse", "jumps", "extension", "coefficients", "gaussian-slopes"})
 
     model: FashionMNISTModel | DiffusersModel | ShapesModel | MixtureModel = option(
-        factory=ShapesModel, help="what denoises"
+        factory=ShapesModel, help="the denoising model"
     )
     schedule: DDIMSchedule | None = option(
-        None, help="noise schedule, as diffusers' DDIMScheduler has it; default: the one the model was trained with"
+        None, help="noise schedule, as of diffusers' DDIMScheduler; default: that of the model's training"
     )
     num_inference_steps: int | None = option(
         None, ge=1, help="N, the number of steps of the chain; default: as many as timesteps has, else 50"
@@ -49,10 +49,10 @@ class DDIMSampling(SolveTask, HasNotes, HasDrawing):
     )
     eta: float = option(0.0, ge=0.0, le=1.0, help="0: deterministic DDIM; 1: ancestral sampling")
     batch: int = option(16, ge=1, help="number of samples")
-    dtype: Literal["float32", "float64"] = option("float32", help="of the states")
-    device: str = option("cpu", help="of the states")
+    dtype: Literal["float32", "float64"] = option("float32", help="dtype of the states")
+    device: str = option("cpu", help="device of the states")
     max_batch: int | None = option(
-        None, ge=1, help="evaluate the model at most at this many states at once; default: what is quickest"
+        None, ge=1, help="largest number of states per call of the model; default: the fastest"
     )
 
     @property

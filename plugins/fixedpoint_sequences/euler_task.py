@@ -21,7 +21,7 @@ class EulerODE(SequenceTask):
 
     field: Lorenz | VanDerPol | LotkaVolterra | Decay = option(factory=Lorenz, help="the vector field")
     duration: float = option(2.0, gt=0.0, help="T: the time covered; a step is T / N long")
-    spread: float = option(0.1, ge=0.0, help="standard deviation of the starts around the field's own")
+    spread: float = option(0.1, ge=0.0, help="standard deviation of the starts around the centre of the field")
 
     def problem(self, seed: int) -> ChainProblem:
         generator = torch.Generator().manual_seed(seed)

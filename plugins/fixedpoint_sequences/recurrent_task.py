@@ -29,7 +29,9 @@ class RecurrentNetwork(SequenceTask):
     cell: Literal["tanh", "gru"] = option("tanh", help="Elman's cell, or the gated recurrent unit")
     size: int = option(16, ge=1, help="d: units of the network")
     features: int = option(4, ge=1, help="unknowns of an input")
-    spectral_radius: float = option(0.9, ge=0.0, help="of the recurrent weights, for a GRU of each gate")
+    spectral_radius: float = option(
+        0.9, ge=0.0, help="spectral radius of the recurrent weights, for a GRU of each gate"
+    )
     input_scale: float = option(0.1, ge=0.0, help="standard deviation of the inputs; small ones saturate no unit")
 
     def problem(self, seed: int) -> ChainProblem:

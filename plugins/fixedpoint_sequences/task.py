@@ -35,9 +35,9 @@ class SequenceTask(SolveTask):
 
     length: int = option(200, ge=1, help="N, the number of steps")
     batch: int = option(4, ge=1, help="sequences solved at once")
-    dtype: Literal["float32", "float64"] = option("float64", help="of the states")
-    device: str = option("cpu", help="of the states")
-    max_batch: int | None = option(None, ge=1, help="evaluate at most so many steps at once; default: all")
+    dtype: Literal["float32", "float64"] = option("float64", help="dtype of the states")
+    device: str = option("cpu", help="device of the states")
+    max_batch: int | None = option(None, ge=1, help="largest number of steps per call; default: all")
 
     @abstractmethod
     def problem(self, seed: int) -> ChainProblem:

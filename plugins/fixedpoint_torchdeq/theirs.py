@@ -41,8 +41,8 @@ from fixedpoint_torchdeq.outside import Exhausted, StopMode, Watch, statuses, to
 
 __all__ = ["TorchdeqAnderson", "TorchdeqBroyden", "TorchdeqPicard", "TorchdeqSolver"]
 
-_STOP_MODE = "what tolerance they stop by: relative, absolute, or (auto) that of the termination, relative first"
-_FINAL = "run to the limit on rounds and return the last point instead of that of the smallest residual"
+_STOP_MODE = "kind of tolerance: relative, absolute, or (auto) that of the termination, relative first"
+_FINAL = "run to the limit on rounds and return the last point instead of the one with the smallest residual"
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ class TorchdeqSolver(Solver):
 class TorchdeqPicard(TorchdeqSolver):
     """``fixed_point_iter`` of torchdeq: plain iteration, optionally damped."""
 
-    tau: float = option(1.0, gt=0.0, le=2.0, help="damping; they test the damped step")
+    tau: float = option(1.0, gt=0.0, le=2.0, help="damping; torchdeq tests the damped step")
 
     key = "fixed_point_iter"
 
@@ -168,7 +168,7 @@ class TorchdeqBroyden(TorchdeqSolver):
     """``broyden_solver`` of torchdeq: Broyden's good method."""
 
     LBFGS_thres: int | None = option(None, ge=1, help="rank-one updates kept; None: as many as the limit on rounds")
-    ls: bool = option(False, help="search along the line, one step length for the whole batch")
+    ls: bool = option(False, help="line search, with one step length for the whole batch")
 
     key = "broyden"
 

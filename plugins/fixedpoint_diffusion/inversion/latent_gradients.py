@@ -126,7 +126,7 @@ class _Joint(LatentGradient):
 
     solver: Solver = option(factory=lambda: ChainSolver(accelerator=BlockSecant()), help="solver of the chain")
     termination: Termination = option(factory=lambda: Termination(rtol=1e-3), help="when a row of the chain is solved")
-    warm: bool = option(True, help="whether a trajectory starts from those of the steps before")
+    warm: bool = option(True, help="start from the trajectories of the previous steps")
 
     def check(self) -> None:
         if "chain" not in self.solver.needs:
@@ -182,7 +182,7 @@ class Exact(_Joint):
     adjoint_termination: Termination = option(
         factory=lambda: Termination(rtol=1e-2), help="when a row of the adjoint chain is solved"
     )
-    adjoint_warm: bool = option(True, help="whether adjoint states start from those of the step before")
+    adjoint_warm: bool = option(True, help="start from the adjoint states of the previous steps")
 
     def check(self) -> None:
         super().check()

@@ -40,14 +40,14 @@ class Settings(Options):
     gradient: AnyLatentGradient = option(factory=Exact, help="how gradients are found")
     optimiser: Literal["adam", "lbfgs"] = option("adam", help="lbfgs: with a strong Wolfe line search, row by row")
     learning_rate: float | None = option(
-        None, gt=0.0, help="of adam, default 0.01; of lbfgs the first length it tries, default 1"
+        None, gt=0.0, help="adam: default 0.01; lbfgs: first length of the line search, default 1"
     )
-    steps: int = option(200, ge=1, help="updates")
+    steps: int = option(200, ge=1, help="number of updates")
     enough: float = option(0.5, ge=0.0, help="a row stops at a loss below this")
-    memory: int = option(10, ge=1, help="lbfgs: pairs of differences it keeps")
-    searches: int = option(20, ge=1, help="lbfgs: evaluations of a line search, at most")
-    redraw: bool = option(False, help="eta > 0: draw the noise of the steps anew for every update")
-    seed: int = option(0, ge=0, help="of noise that is drawn anew")
+    memory: int = option(10, ge=1, help="lbfgs: number of pairs of differences kept")
+    searches: int = option(20, ge=1, help="lbfgs: largest number of evaluations per line search")
+    redraw: bool = option(False, help="eta > 0: draw new noise of the steps for every update")
+    seed: int = option(0, ge=0, help="seed of the noise that redraw draws")
 
     def check(self) -> None:
         if self.redraw and self.optimiser == "lbfgs":

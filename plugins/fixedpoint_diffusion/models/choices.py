@@ -23,7 +23,7 @@ from fixedpoint_diffusion.samplers.schedulers import DDIMSchedule
 __all__ = ["DiffusersModel", "FashionMNISTModel", "MixtureModel", "Model", "ShapesModel"]
 
 Precision = Literal["float32", "bfloat16", "float16", "float64"]
-_SHA256 = "of configuration and weights, filled in, so that results of other weights are never taken for these"
+_SHA256 = "digest of configuration and weights, filled in automatically; results of other weights are not reused"
 
 
 class Model(Options, ABC):
@@ -212,9 +212,9 @@ class FashionMNISTModel(_NetworkModel):
 
     variant = "fashion-mnist"
 
-    classes: tuple[int, ...] | None = option(None, help="class of each sample, over and over; default: all in turn")
+    classes: tuple[int, ...] | None = option(None, help="classes of the samples, repeated in turn; default: all")
     guidance_scale: float = option(1.0, ge=0.0, help="classifier-free guidance; 1: none")
-    dtype: Precision = option("float32", help="of the network; the states have their own")
+    dtype: Precision = option("float32", help="dtype of the network; the states have a dtype of their own")
     sha256: str | None = option(None, help=_SHA256)
 
     @property
@@ -228,13 +228,13 @@ class DiffusersModel(_NetworkModel):
 
     variant = "diffusers"
 
-    path: str = option(help="the folder, relative to where the program runs; nothing is downloaded")
-    classes: tuple[int, ...] | None = option(None, help="class of each sample, over and over; default: all in turn")
+    path: str = option(help="the folder, relative to the working directory; nothing is downloaded")
+    classes: tuple[int, ...] | None = option(None, help="classes of the samples, repeated in turn; default: all")
     guidance_scale: float = option(1.0, ge=0.0, help="classifier-free guidance; 1: none")
     no_class: int | None = option(
-        None, ge=0, help="the label that stands for no class; default: the architecture's, where it has one"
+        None, ge=0, help="the label that stands for no class; default: that of the architecture, if it has one"
     )
-    dtype: Precision = option("float32", help="of the network; the states have their own")
+    dtype: Precision = option("float32", help="dtype of the network; the states have a dtype of their own")
     sha256: str | None = option(None, help=_SHA256)
 
     @property

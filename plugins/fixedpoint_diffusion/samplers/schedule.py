@@ -40,15 +40,15 @@ class NoiseSchedule(Options):
     )
     trained_betas: tuple[float, ...] | None = option(None, help="the variances themselves, instead of the above")
     rescale_betas_zero_snr: bool = option(False, help="rescale so that the last step is pure noise (v-prediction)")
-    set_alpha_to_one: bool = option(True, help="end at a noise-free state rather than at the first timestep's")
+    set_alpha_to_one: bool = option(True, help="end without noise rather than at the noise level of timestep 0")
     steps_offset: int = option(0, ge=0, help="added to every timestep of leading spacing")
     timestep_spacing: Spacing = option("leading", help="how the timesteps of a chain are laid out")
     prediction_type: PredictionType = option("epsilon", help="what the model predicts")
     clip_sample: bool = option(True, help="clip the predicted clean image")
-    clip_sample_range: float = option(1.0, gt=0.0, help="to plus and minus this")
+    clip_sample_range: float = option(1.0, gt=0.0, help="largest absolute value of the clipped image")
     thresholding: bool = option(False, help="dynamic thresholding of the predicted clean image, instead of clipping")
-    dynamic_thresholding_ratio: float = option(0.995, gt=0.0, le=1.0, help="the quantile that it keeps")
-    sample_max_value: float = option(1.0, ge=1.0, help="its largest threshold")
+    dynamic_thresholding_ratio: float = option(0.995, gt=0.0, le=1.0, help="quantile of dynamic thresholding")
+    sample_max_value: float = option(1.0, ge=1.0, help="largest threshold of dynamic thresholding")
 
     def check(self) -> None:
         if self.trained_betas is not None and len(self.trained_betas) != self.num_train_timesteps:

@@ -51,9 +51,9 @@ class AssignedSchedule(DDIMSchedule):
     A chain uses these timesteps unless others are requested.
     """
 
-    num_inference_steps: int = option(50, ge=1, help="as set_timesteps sets it")
+    num_inference_steps: int = option(50, ge=1, help="number of steps, as for set_timesteps")
     assigned_timesteps: tuple[int, ...] | None = option(
-        None, help="what scheduler.timesteps holds in place of those that set_timesteps lays out"
+        None, help="timesteps assigned to the scheduler instead of those of set_timesteps"
     )
 
     def check(self) -> None:

@@ -34,7 +34,7 @@ SOLVERS = [
 
 
 def main(
-    samples: Annotated[int, typer.Option(help="Of every mixture, length, eta, solver and tolerance.")] = 1000,
+    samples: Annotated[int, typer.Option(help="Samples of every mixture, length, eta, solver and tolerance.")] = 1000,
 ) -> None:
     """Print the table."""
     found: dict[float, list[torch.Tensor]] = {tolerance: [] for tolerance in TOLERANCES}

@@ -38,10 +38,12 @@ FLOOR = 1e-6
 
 
 def main(
-    solves: Annotated[int, typer.Option(help="Images in all; as many for every length.")] = 1000,
-    batch: Annotated[int, typer.Option(help="Images solved side by side.")] = 4,
-    steps: Annotated[list[int] | None, typer.Option(help="N, again for several; default: 25 100 300.")] = None,
-    slack: Annotated[float | None, typer.Option(help="For the solvers with slack; default: the library's.")] = None,
+    solves: Annotated[int, typer.Option(help="Images in total, the same number for every length.")] = 1000,
+    batch: Annotated[int, typer.Option(help="Images per solve.")] = 4,
+    steps: Annotated[list[int] | None, typer.Option(help="N, repeat for several; default: 25 100 300.")] = None,
+    slack: Annotated[
+        float | None, typer.Option(help="Slack of the solvers that have one; default: that of the library.")
+    ] = None,
     threads: Annotated[int, typer.Option(help="Processor cores.")] = 2,
 ) -> None:
     """Print the table."""

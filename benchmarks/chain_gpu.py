@@ -139,15 +139,19 @@ def machine(device: str) -> str:
 
 
 def main(
-    network: Annotated[Literal["bundled", "unet"], typer.Option(help="What denoises.")] = "bundled",
+    network: Annotated[Literal["bundled", "unet"], typer.Option(help="The denoiser.")] = "bundled",
     weights: Annotated[Path | None, typer.Option(help="Folder of a diffusers U-Net; default: random ones.")] = None,
-    steps: Annotated[list[int] | None, typer.Option(help="N, again for several; default: 50 100 1000.")] = None,
-    batch: Annotated[list[int] | None, typer.Option(help="Images, again for several; default: 1 4 16.")] = None,
+    steps: Annotated[list[int] | None, typer.Option(help="N, repeat for several; default: 50 100 1000.")] = None,
+    batch: Annotated[list[int] | None, typer.Option(help="Images, repeat for several; default: 1 4 16.")] = None,
     window: Annotated[int, typer.Option(help="Steps of the windowed solve, of longer chains.")] = 64,
     rtol: Annotated[float, typer.Option(help="Tolerance of the joint solves.")] = 1e-3,
-    repeats: Annotated[int, typer.Option(min=1, help="Timed solves; the best one counts.")] = 5,
-    max_batch: Annotated[int | None, typer.Option(help="Images at once; default: what the library takes.")] = None,
-    dtype: Annotated[Literal["float32", "bfloat16"], typer.Option(help="Of the network; states: float32.")] = "float32",
+    repeats: Annotated[int, typer.Option(min=1, help="Number of timed solves; the best one counts.")] = 5,
+    max_batch: Annotated[
+        int | None, typer.Option(help="Largest number of images per call; default: that of the library.")
+    ] = None,
+    dtype: Annotated[
+        Literal["float32", "bfloat16"], typer.Option(help="Dtype of the network; states are float32.")
+    ] = "float32",
     tf32: Annotated[bool, typer.Option(help="Let float32 networks compute in TF32.")] = False,
     device: str = "cuda",
     seed: int = 0,

@@ -52,7 +52,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, nargs="+")
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--memory", action="store_true")
-    parser.add_argument("--limit", type=int, default=16, help="GiB that a process may have")
+    parser.add_argument("--limit", type=int, default=16, help="memory limit of a process, in GiB")
     parser.add_argument("--child", choices=("adjoint", "serial"), help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.child:

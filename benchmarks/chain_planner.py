@@ -41,13 +41,13 @@ def settings(problem: ChainProblem, windows: Sequence[int]) -> dict[str, fixedpo
 
 def main(
     model: Annotated[Path | None, typer.Argument(help="Folder of a diffusers model; default: the bundled one.")] = None,
-    steps: Annotated[list[int] | None, typer.Option(help="N, again for several; default: 25 100 1000.")] = None,
-    batch: Annotated[list[int] | None, typer.Option(help="Images, again for several; default: 1 16.")] = None,
-    window: Annotated[list[int] | None, typer.Option(help="p, again for several; default: 8 16 32 64 128.")] = None,
+    steps: Annotated[list[int] | None, typer.Option(help="N, repeat for several; default: 25 100 1000.")] = None,
+    batch: Annotated[list[int] | None, typer.Option(help="Images, repeat for several; default: 1 16.")] = None,
+    window: Annotated[list[int] | None, typer.Option(help="p, repeat for several; default: 8 16 32 64 128.")] = None,
     rtol: Annotated[float, typer.Option(help="Tolerance of the joint solves.")] = 1e-3,
     eta: Annotated[float, typer.Option(help="0: deterministic; 1: ancestral.")] = 0.0,
     repeats: Annotated[int, typer.Option(help="Times every setting is measured.")] = 3,
-    most: Annotated[float, typer.Option(help="Seconds; what takes longer is measured once.")] = 60.0,
+    most: Annotated[float, typer.Option(help="Seconds; settings that take longer are measured once.")] = 60.0,
     device: str = "cpu",
 ) -> None:
     """Print the tables."""

@@ -41,13 +41,17 @@ LENGTHS = (25, 50, 100, 250, 1000)
 
 def main(
     model: Annotated[Path | None, typer.Argument(help="Folder of a diffusers model; default: the bundled one.")] = None,
-    steps: Annotated[list[int] | None, typer.Option(help="N, again for several; default: 25 50 100 250 1000.")] = None,
+    steps: Annotated[list[int] | None, typer.Option(help="N, repeat for several; default: 25 50 100 250 1000.")] = None,
     eta: Annotated[float, typer.Option(help="0: deterministic; 1: ancestral.")] = 0.0,
     batch: Annotated[int, typer.Option(help="Images; the worst one counts.")] = 4,
-    method: Annotated[list[str] | None, typer.Option(help="Only this one, again for several; default: all.")] = None,
+    method: Annotated[
+        list[str] | None, typer.Option(help="Only this method; repeat for several; default: all.")
+    ] = None,
     seed: int = 0,
     device: str = "cpu",
-    cells: Annotated[Path | None, typer.Option(help="Keep cells in this file, and take those it has.")] = None,
+    cells: Annotated[
+        Path | None, typer.Option(help="File that stores cells; cells in it are not computed again.")
+    ] = None,
 ) -> None:
     """Print the tables."""
     names = method or list(METHODS)

@@ -57,9 +57,9 @@ Found = dict[tuple[str, int, str], tuple[int | None, float]]
 
 
 def main(
-    length: Annotated[list[int] | None, typer.Option(help="N, again for several; default: 64 256 1024 4096.")] = None,
+    length: Annotated[list[int] | None, typer.Option(help="N, repeat for several; default: 64 256 1024 4096.")] = None,
     batch: Annotated[int, typer.Option(help="Sequences at once; the slowest one counts.")] = 1,
-    most: Annotated[int, typer.Option(help="Give up after so many rounds.")] = 400,
+    most: Annotated[int, typer.Option(help="Largest number of rounds of a solve.")] = 400,
     seed: int = 0,
     plot: Annotated[Path | None, typer.Option(help="Draw rounds and seconds into this file.")] = None,
 ) -> None:

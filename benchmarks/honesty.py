@@ -133,7 +133,7 @@ def main(
     solves: int = typer.Option(
         20_000, min=2, help="Solves by this library's solvers; a quarter as many by the others."
     ),
-    seed: int = typer.Option(0, help="Seed of everything that is drawn."),
+    seed: int = typer.Option(0, help="Seed of all random numbers."),
 ) -> None:
     """Print the number of rows that each solver reported as converged, and of false ones among them."""
     torch.set_num_threads(1)

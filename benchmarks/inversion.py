@@ -189,7 +189,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--picture", type=Path)
-    parser.add_argument("--only", nargs="+", metavar="METHOD", help="of these alone: names as in the table")
+    parser.add_argument("--only", nargs="+", metavar="METHOD", help="only these methods, by their names in the table")
     asked = parser.parse_args()
     torch.set_num_threads(asked.threads)
     if asked.picture:

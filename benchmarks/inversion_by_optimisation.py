@@ -80,7 +80,7 @@ def main() -> None:
 def arguments() -> argparse.Namespace:
     """The arguments of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=200, help="updates")
+    parser.add_argument("--steps", type=int, default=200, help="number of updates")
     parser.add_argument("--images", type=int, default=8)
     parser.add_argument("--length", type=int, default=50, help="N, steps of the chain")
     parser.add_argument("--start", choices=("random", "inverted"), default="random")

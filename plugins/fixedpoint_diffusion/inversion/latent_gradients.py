@@ -216,7 +216,7 @@ class Exact(_Joint):
         )
 
     def _start(self, secant: Secant, unit: Float[Tensor, "B D"]) -> Float[Tensor, "B N *event"] | None:
-        """The warm start of the adjoint chain; None at the first evaluation."""
+        """The warm start of the adjoint chain; None at the first evaluation, and without ``adjoint_warm``."""
         states, cotangent = secant.expected("adjoint"), secant.expected("cotangent")
         if not self.adjoint_warm or states is None or cotangent is None:
             return None

@@ -100,6 +100,7 @@ class Extension:
         of_x, of_value, carried = (weight.view(along) for weight in self.weights(index, target))
         state = of_x * x.double() + of_value * value.double()
         if self.noise is not None and self.arrived is not None:
+            # ``value`` contains the noise of its own step, which is not part of the two equations.
             fresh = self.sigma[index].view(along) * self._noise(self.noise, row, index, x)
             earlier = self._noise(self.arrived, row, (index - 1).clamp(min=0), x)
             earlier = torch.where((index > 0).view(along), carried * earlier, 0.0)

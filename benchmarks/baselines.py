@@ -1,7 +1,7 @@
-"""ParaDiGMS and ParaTAA as their papers have them, for one sample: what the library's chain solvers are compared with.
+"""ParaDiGMS and ParaTAA for one sample, as described in their papers; the baselines of this library's chain solvers.
 
-Written from the papers, in plain torch, with none of the library's solvers. Each is a generator that does one
-sequential round at a time (one batch of evaluations) and says after it what was spent and what the last state is.
+They are written from the papers in plain torch, and use none of the library's solvers. Each is a generator that makes
+one sequential round at a time (one batch of evaluations) and then yields the evaluations spent and the last state.
 States are numbered along the chain: ``x_0`` is noise, ``x_N`` the image, step ``i`` leads from ``x_i`` to ``x_{i+1}``.
 """
 
@@ -20,14 +20,14 @@ from fixedpoint_diffusion import DDIMChain
 
 @dataclass(frozen=True)
 class Round:
-    """After a round: evaluations so far, and the last state as it stands."""
+    """The state of a method after a round: the evaluations so far, and the current last state."""
 
     evaluations: int
     last: Tensor
 
 
 class Seen(NamedTuple):
-    """A window, its states as they were in a round, and their residuals."""
+    """The window of a round, its states, and their residuals."""
 
     begin: int
     end: int
@@ -42,11 +42,11 @@ def paradigms(
 
     Picard iteration in a window: every state is the first one plus all changes up to it. The window slides to the
     first state whose mean squared change exceeds ``tolerance**2`` times the variance of the noise that a DDPM step
-    from it adds, whatever eta. New states start as the last one of the window.
+    from it adds, whatever eta. States that enter the window start from its last state.
 
-    That test and the default of 0.1 are those of their release (github.com/AndyShih12/paradigms, ``paradigms_forward``
-    in ``paradigms/stablediffusion_paradigms.py``, and ``main.py``, which passes 0.1 for every scheduler) and of
-    diffusers' ``StableDiffusionParadigmsPipeline``. Both have a window of 10 steps unless told otherwise.
+    That test and the default of 0.1 are those of the authors' release (github.com/AndyShih12/paradigms,
+    ``paradigms_forward`` in ``paradigms/stablediffusion_paradigms.py``, and ``main.py``, which passes 0.1 for every
+    scheduler) and of diffusers' ``StableDiffusionParadigmsPipeline``. The default window of both has 10 steps.
     """
     variance = ddpm_variance(chain).to(x0.device)
     x = x0.expand(chain.length + 1, *x0.shape).clone()
@@ -82,7 +82,7 @@ def parataa(
     (section 3.2), ``memory`` counting the points combined (1: none). A state is finished when the root mean square of
     its first-order residual is at most ``tolerance`` times the noise that a DDPM step adds there; the first
     unfinished one takes the plain step. ``order``, ``memory``, ``window``, ``tolerance`` and the absolute ``ridge``
-    default to those of their release for 100 steps (order and window N).
+    default to those of the authors' release for 100 steps (order and window N).
     """
     length = chain.length
     noise, slope = ddpm_variance(chain).sqrt().to(x0.device), chain.coefficients()
@@ -108,7 +108,7 @@ def parataa(
 
 
 def stepped(chain: DDIMChain, x: Tensor, begin: int, end: int, row: int) -> Tensor:
-    """The steps from the states ``begin .. end - 1``, all in one batch (as the device likes it)."""
+    """The steps from the states ``begin .. end - 1``, in one batch (split as suits the device)."""
     index = torch.arange(begin, end, device=x.device)
     size = chain.denoiser.quick_batch(x.device) or len(index)
     rows = torch.full_like(index, row)
@@ -117,13 +117,13 @@ def stepped(chain: DDIMChain, x: Tensor, begin: int, end: int, row: int) -> Tens
 
 
 def ddpm_variance(chain: DDIMChain) -> Tensor:
-    """Variance of the noise that a DDPM step from every state adds, whatever the chain's own eta; float64."""
+    """The variance of the noise that a DDPM step adds from every state, whatever the eta of the chain; float64."""
     before, after = chain.schedule.signal(chain.length)
     return (1 - after) / (1 - before) * (1 - before / after)
 
 
 def _of_order(order: int, slope: Tensor, defect: Tensor) -> Tensor:
-    """Residuals of the order-k equations: every defect carried on by the slopes over the next ``order - 1`` steps."""
+    """Residuals of the order-k equations: every defect is carried by the slopes over the next ``order - 1`` steps."""
     carried = torch.eye(len(slope), dtype=torch.float64)
     for i in range(1, len(slope)):
         carried[i, :i] = slope[i] * carried[i - 1, :i]
@@ -132,13 +132,13 @@ def _of_order(order: int, slope: Tensor, defect: Tensor) -> Tensor:
 
 
 def _mixed(points: list[Seen], begin: int, end: int, ridge: float) -> Tensor:
-    """What triangular Anderson acceleration takes off the plain update, for the states of the window."""
+    """The part that triangular Anderson acceleration subtracts from the plain update of the states of the window."""
     residual = points[-1].residual
     columns = [_difference(older, newer, begin, end) for older, newer in pairwise(points)]
     x, r = (torch.stack(parts).flatten(2) for parts in zip(*columns, strict=True))
     gram = torch.einsum("isd,jsd->sij", r, r).double().cumsum(0)
     aim = torch.einsum("isd,sd->si", r, residual.flatten(1)).double().cumsum(0)
-    # A state that was not in the window yet has a zero column of its own, and takes no part in that difference.
+    # A state that was not in the window yet has a zero column, so that the difference does not affect it.
     held = r.abs().amax(2).T > 0
     gram = torch.where(held.unsqueeze(1) & held.unsqueeze(2), gram, 0.0)
     aim = torch.where(held, aim, 0.0)
@@ -147,7 +147,7 @@ def _mixed(points: list[Seen], begin: int, end: int, ridge: float) -> Tensor:
 
 
 def _difference(older: Seen, newer: Seen, begin: int, end: int) -> tuple[Tensor, Tensor]:
-    """Change of states and residuals from a point to the next; zero for states that were not in both windows."""
+    """The change of states and residuals between two points; zero for states that were not in both windows."""
     common = min(older.end, newer.end, end) - begin
     x, residual = newer.x.new_zeros(2, end - begin, *newer.x.shape[1:])
     for change, after, before in ((x, newer.x, older.x), (residual, newer.residual, older.residual)):

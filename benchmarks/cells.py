@@ -1,4 +1,4 @@
-"""Cells of a table of methods against chains: what a method needed, kept in a file so that no cell is found twice."""
+"""The cells of a table of methods against chains, stored in a file so that no cell is computed twice."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Counts = tuple[int | None, ...]
 
 @dataclass(frozen=True)
 class End:
-    """Where a method ended that says itself when it is done: the most of any image."""
+    """The end of a method that stops by itself: the largest numbers of any image."""
 
     rounds: int
     evaluations: int
@@ -26,7 +26,7 @@ class End:
 
 @dataclass(frozen=True)
 class Cell:
-    """Rounds and evaluations of an image to each tolerance, the most of any image; None: one image never got there."""
+    """Rounds and evaluations to each tolerance, the largest of any image; None if an image never reached it."""
 
     rounds: Counts
     evaluations: Counts
@@ -34,12 +34,12 @@ class Cell:
 
     @property
     def close(self) -> bool:
-        """Whether it came within the last tolerance, in the end if it has one."""
+        """Whether the method reached the last tolerance; if it stops by itself, whether its result is within it."""
         return self.rounds[-1] is not None and (self.end is None or self.end.error <= TOLERANCES[-1])
 
 
 def reached(histories: Sequence[History], tolerance: float) -> tuple[int, int] | None:
-    """Rounds and evaluations after which every image is, and stays, within a relative error, the most of any image."""
+    """Rounds and evaluations after which images are, and stay, within a relative error; the largest of any image."""
     found = []
     for history in histories:
         beyond = [place for place, seen in enumerate(history) if not seen.error <= tolerance]
@@ -51,7 +51,7 @@ def reached(histories: Sequence[History], tolerance: float) -> tuple[int, int] |
 
 
 def cell_of(outcome: Outcome) -> Cell | None:
-    """None where a method has nothing to tell of a chain."""
+    """The cell of a method for a chain; None if the method does not apply to it."""
     if not outcome.histories:
         return None
     found = [reached(outcome.histories, tolerance) for tolerance in TOLERANCES]
@@ -64,7 +64,7 @@ def cell_of(outcome: Outcome) -> Cell | None:
 
 
 class Store:
-    """Cells by a key that says all that they depend on; one line of JSON each, added as soon as it is found."""
+    """Stores cells in a file, by a key of everything they depend on, as one line of JSON each."""
 
     def __init__(self, path: Path | None) -> None:
         self.path = path
@@ -75,7 +75,7 @@ class Store:
                 self.cells[kept["key"]] = _read(kept["cell"])
 
     def get(self, key: str, find: Callable[[], Cell | None]) -> Cell | None:
-        """The cell as it was kept, or as it is found."""
+        """The stored cell, or else the computed one, which is then stored."""
         if key not in self.cells:
             self.cells[key] = cell = find()
             if self.path is not None:

@@ -1,11 +1,12 @@
-"""What a tolerance is worth where samples are undecided between modes: false claims, on mixtures with exact scores.
+"""False claims of convergence where samples are undecided between modes, on mixtures with exact scores.
 
     python benchmarks/chain_claims.py [--samples 300]
 
-Samples of the mixtures of ``chain_accelerators.py``, N of 25, 50 and 100, eta 0 and 1, float32, solved by triangular
-Anderson acceleration from ``x_T`` everywhere and from one jump, as ``auto`` is and with plain rounds. For every
-tolerance: how many samples were called converged, how many of them are further than three tolerances from the serial
-chain's, and the largest error of all. One of about 1 is another mode's.
+The samples are those of the mixtures of ``chain_accelerators.py``, with N of 25, 50 and 100, eta 0 and 1, in float32.
+They are solved by triangular Anderson acceleration, as ``auto`` chooses it, and by plain rounds, each from ``x_T``
+everywhere and from one jump. For every tolerance the script prints how many samples were reported as converged, how
+many of these are further than three tolerances from the serial chain's sample, and the largest error of all. An error
+of about 1 means that the sample belongs to another mode.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ SOLVERS = [
 
 
 def main(
-    samples: Annotated[int, typer.Option(help="Of every mixture, length, eta, solver and tolerance.")] = 1000,
+    samples: Annotated[int, typer.Option(help="Samples of every mixture, length, eta, solver and tolerance.")] = 1000,
 ) -> None:
     """Print the table."""
     found: dict[float, list[torch.Tensor]] = {tolerance: [] for tolerance in TOLERANCES}

@@ -1,12 +1,13 @@
-"""How far the error that a chain reports may be trusted: against the serial chain, over many solves.
+"""Accuracy of the error that a chain reports, compared with the serial chain over many solves.
 
     python benchmarks/chain_error_measure.py [--solves 1000] [--steps 25 --steps 100]
 
-Images of the bundled Fashion-MNIST model, N of 25, 100 and 300 (an image is a solve), eta 0 and float32; plain rounds
-from x_T everywhere, triangular Anderson from one jump, the same without slack, and in a window of 16, and tolerances of
-1e-1, 1e-2 and 1e-3, in turn. For every N: the share of images whose reported error is within a factor
-3 of the true one, both extremes of that ratio, and how many were called converged with a true error above three times
-their tolerance. The rounding floor of float32 counts as equal: what is below 1e-6.
+The solves are images of the bundled Fashion-MNIST model, with N of 25, 100 and 300, eta 0, in float32 (one image is one
+solve). They take in turn: plain rounds from x_T everywhere, triangular Anderson from one jump, the same without slack,
+and the same in a window of 16; and tolerances of 1e-1, 1e-2 and 1e-3. For every N the script prints the share of images
+whose reported error is within a factor 3 of the true one, both extremes of that ratio, and how many were reported as
+converged with a true error above three times their tolerance. Errors below 1e-6, the rounding floor of float32, count
+as equal.
 """
 
 from __future__ import annotations
@@ -37,10 +38,12 @@ FLOOR = 1e-6
 
 
 def main(
-    solves: Annotated[int, typer.Option(help="Images in all; as many for every length.")] = 1000,
-    batch: Annotated[int, typer.Option(help="Images solved side by side.")] = 4,
-    steps: Annotated[list[int] | None, typer.Option(help="N, again for several; default: 25 100 300.")] = None,
-    slack: Annotated[float | None, typer.Option(help="For the solvers with slack; default: the library's.")] = None,
+    solves: Annotated[int, typer.Option(help="Images in total, the same number for every length.")] = 1000,
+    batch: Annotated[int, typer.Option(help="Images per solve.")] = 4,
+    steps: Annotated[list[int] | None, typer.Option(help="N, repeat for several; default: 25 100 300.")] = None,
+    slack: Annotated[
+        float | None, typer.Option(help="Slack of the solvers that have one; default: that of the library.")
+    ] = None,
     threads: Annotated[int, typer.Option(help="Processor cores.")] = 2,
 ) -> None:
     """Print the table."""

@@ -1,20 +1,21 @@
-"""Serial against joint sampling on a GPU: seconds, rounds, evaluations, error, memory.
+"""Serial against joint sampling on a GPU: seconds, rounds, evaluations, error and memory.
 
     python benchmarks/chain_gpu.py
     python benchmarks/chain_gpu.py --network unet [--weights FOLDER] [--dtype bfloat16]
 
-The bundled Fashion-MNIST model, or a U-Net of the size of DDPM's for CIFAR-10 (Ho et al. 2020: 32 x 32 x 3, 35.7
-million parameters, the configuration of ``google/ddpm-cifar10-32``) with random weights from a seed; with FOLDER those
-of a model that ``save_pretrained`` wrote. What rounds and evaluations cost does not depend on the weights; how many
-rounds it takes does: take those from trained ones.
+The network is the bundled Fashion-MNIST model, or a U-Net of the size of DDPM's for CIFAR-10 (Ho et al. 2020: 32 x 32 x
+3, 35.7 million parameters, the configuration of ``google/ddpm-cifar10-32``). The U-Net has random weights from a seed,
+or, with FOLDER, those of a model that ``save_pretrained`` wrote. The cost of rounds and evaluations does not depend on
+the weights, but the number of rounds does: measure it with trained weights.
 
-Joint solves start from one jump and are accelerated by triangular Anderson, memory 2; as a whole where it fits into
-half of the free memory, and in a window. The error is that of the last state, relative to the serial chain's, of the
-worst image. States are float32, and TF32 is off unless asked for: networks round otherwise in batches of another size,
-and TF32 has three digits.
+Joint solves start from one jump and are accelerated by triangular Anderson, memory 2. They solve for the whole chain if
+it fits into half of the free memory, and in a window. The error is that of the last state, relative to that of the
+serial chain, of the worst image. States are float32. TF32 is off unless requested: networks round differently in
+batches of another size, and TF32 has a precision of three digits only.
 
-Every solve is made once to warm up, then timed, the device synchronised before and after; the best time counts. Memory
-is the peak that was allocated during the solve, the network included. ``--device cpu`` prints the same, without it.
+Every solve is run once as a warm-up and then timed, with the device synchronised before and after; the best time
+counts. Memory is the peak of the memory allocated during the solve, including the network. ``--device cpu`` prints the
+same table without memory.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ CIFAR = DDIMSchedule(beta_schedule="linear", beta_start=1e-4, beta_end=2e-2, cli
 
 @dataclass(frozen=True)
 class Network:
-    """What denoises, the shape of its images, and the schedule it was made for."""
+    """A denoiser, the shape of its images, and the schedule it was trained with."""
 
     name: str
     denoiser: Denoiser
@@ -96,7 +97,7 @@ def joint(window: int | None) -> fixedpoint.ChainSolver:
 
 
 def fits(problem: ChainProblem) -> bool:
-    """Whether a solve of the whole chain may take less than half of the free memory."""
+    """Whether a solve of the whole chain is expected to take less than half of the free memory."""
     if problem.x0.device.type != "cuda":
         return True
     needed = BUFFERS * problem.length * problem.x0.numel() * problem.x0.element_size()
@@ -111,7 +112,7 @@ def wait(device: torch.device) -> None:
 def timed(
     problem: ChainProblem, solver: object, rtol: float, repeats: int
 ) -> tuple[fixedpoint.Solution, float, float | None]:
-    """A solution, the best time, and the peak of the memory in bytes."""
+    """The solution, the best time in seconds, and the peak of the memory in bytes."""
     device, best, solution = problem.x0.device, float("inf"), None
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -126,7 +127,7 @@ def timed(
 
 
 def apart(found: torch.Tensor, wanted: torch.Tensor) -> float:
-    """Relative error of the worst image."""
+    """The relative error of the worst image."""
     difference = (found - wanted).flatten(1).double().norm(dim=1)
     return float((difference / wanted.flatten(1).double().norm(dim=1)).amax())
 
@@ -138,15 +139,19 @@ def machine(device: str) -> str:
 
 
 def main(
-    network: Annotated[Literal["bundled", "unet"], typer.Option(help="What denoises.")] = "bundled",
+    network: Annotated[Literal["bundled", "unet"], typer.Option(help="The denoiser.")] = "bundled",
     weights: Annotated[Path | None, typer.Option(help="Folder of a diffusers U-Net; default: random ones.")] = None,
-    steps: Annotated[list[int] | None, typer.Option(help="N, again for several; default: 50 100 1000.")] = None,
-    batch: Annotated[list[int] | None, typer.Option(help="Images, again for several; default: 1 4 16.")] = None,
+    steps: Annotated[list[int] | None, typer.Option(help="N, repeat for several; default: 50 100 1000.")] = None,
+    batch: Annotated[list[int] | None, typer.Option(help="Images, repeat for several; default: 1 4 16.")] = None,
     window: Annotated[int, typer.Option(help="Steps of the windowed solve, of longer chains.")] = 64,
     rtol: Annotated[float, typer.Option(help="Tolerance of the joint solves.")] = 1e-3,
-    repeats: Annotated[int, typer.Option(min=1, help="Timed solves; the best one counts.")] = 5,
-    max_batch: Annotated[int | None, typer.Option(help="Images at once; default: what the library takes.")] = None,
-    dtype: Annotated[Literal["float32", "bfloat16"], typer.Option(help="Of the network; states: float32.")] = "float32",
+    repeats: Annotated[int, typer.Option(min=1, help="Number of timed solves; the best one counts.")] = 5,
+    max_batch: Annotated[
+        int | None, typer.Option(help="Largest number of images per call; default: that of the library.")
+    ] = None,
+    dtype: Annotated[
+        Literal["float32", "bfloat16"], typer.Option(help="Dtype of the network; states are float32.")
+    ] = "float32",
     tf32: Annotated[bool, typer.Option(help="Let float32 networks compute in TF32.")] = False,
     device: str = "cuda",
     seed: int = 0,

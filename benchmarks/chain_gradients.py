@@ -1,15 +1,18 @@
-"""The gradient of a sample's squared error to an image by its noise: rounds of the adjoint chain, and what it costs.
+"""The gradient of a sample's squared error with respect to its noise: rounds of the adjoint chain, and their cost.
 
     python benchmarks/chain_gradients.py [--steps 50 100] [--batch 4]
     python benchmarks/chain_gradients.py --memory [--steps 50 200 1000] [--limit 16]
 
-The bundled model, DDIM with eta 0, float32; targets are test images. Against backpropagation through the chain step by
-step: relative errors of the worst image after every round of vector-Jacobian products, by preconditioner and
-accelerator, and of the one phantom step of the authors of the joint map (Pokle, Geng & Kolter 2022), which contains no
-Jacobian of the network. With ``--memory``: the largest resident size of a process that makes one gradient, beyond that
-before the chain, by the adjoint chain and by backpropagation through the steps one after another, and its seconds; "-"
-for one that requires more than ``--limit`` GiB. Beside the former a bound: twenty tensors of the size of all states,
-and the activations of two micro-batches of steps, as backpropagation through sixteen steps of one image measures them.
+The chain is DDIM with eta 0 of the bundled model, in float32; the targets are test images. The reference is
+backpropagation through the chain step by step. The script prints the relative error of the worst image after every
+round of vector-Jacobian products, by preconditioner and accelerator, and that of the single phantom step of the authors
+of the joint map (Pokle, Geng & Kolter 2022), which contains no Jacobian of the network.
+
+With ``--memory`` it prints, for the adjoint chain and for backpropagation through the steps one after another, the
+seconds of one gradient and the largest resident size of a process that computes it, beyond that before the chain; "-"
+if it requires more than ``--limit`` GiB. For the adjoint chain it also prints a bound: twenty tensors of the size of
+all states, and the activations of two micro-batches of steps, as measured by backpropagation through sixteen steps of
+one image.
 """
 
 from __future__ import annotations
@@ -44,12 +47,12 @@ LEVELS = (1e-1, 1e-2, 1e-3, 1e-4)
 
 
 def main() -> None:
-    """Print a table for every number of steps, or one of memory."""
+    """Print one table per number of steps, or a table of memory."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, nargs="+")
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--memory", action="store_true")
-    parser.add_argument("--limit", type=int, default=16, help="GiB that a process may have")
+    parser.add_argument("--limit", type=int, default=16, help="memory limit of a process, in GiB")
     parser.add_argument("--child", choices=("adjoint", "serial"), help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.child:
@@ -62,7 +65,7 @@ def main() -> None:
 
 
 def rounds(steps: int, batch: int) -> None:
-    """Rounds to a relative error."""
+    """Print the rounds to each relative error."""
     problem, target = posed(steps, batch)
     trajectory, exact = serial_gradient(problem, target)
     print(f"\nN = {steps}, {batch} images\n")
@@ -86,7 +89,7 @@ def rounds(steps: int, batch: int) -> None:
 
 
 def memory(lengths: list[int], batch: int, limit: int) -> None:
-    """Resident sizes and seconds of fresh processes."""
+    """Print resident sizes and seconds, measured in fresh processes."""
     activations = 2 * (fresh("serial", 16, 1, limit) or (float("nan"), 0.0))[0]
     print("| N | adjoint chain: MiB | bound | seconds | serial backpropagation: MiB | seconds |")
     print("|--:|--:|--:|--:|--:|--:|")
@@ -98,7 +101,7 @@ def memory(lengths: list[int], batch: int, limit: int) -> None:
 
 
 def fresh(way: str, steps: int, batch: int, limit: int) -> tuple[float, float] | None:
-    """What a process of its own measures; None where its memory does not suffice."""
+    """The measurement of a fresh process; None if it runs out of memory."""
     command = [sys.executable, __file__, "--child", way, "--steps", str(steps), "--batch", str(batch)]
     bytes_ = limit * 2**30
     told = subprocess.run(
@@ -116,7 +119,7 @@ def fresh(way: str, steps: int, batch: int, limit: int) -> tuple[float, float] |
 
 
 def measured(way: str, steps: int, batch: int) -> tuple[float, float]:
-    """Resident MiB beyond what there was before the chain, and the seconds of sample and gradient."""
+    """Resident MiB beyond those before the chain, and the seconds of sample and gradient."""
     problem, target = posed(steps, batch)
     x_T = problem.x0.clone().requires_grad_()
     problem.pairs(x_T[:1].detach(), torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64))
@@ -134,7 +137,7 @@ def measured(way: str, steps: int, batch: int) -> tuple[float, float]:
 
 
 def posed(steps: int, batch: int) -> tuple[ChainProblem, Tensor]:
-    """A chain of the bundled model from drawn noise, and images to compare its samples with."""
+    """A chain of the bundled model from random noise, and the target images."""
     model = FashionMNISTModel()
     schedule = model.own_schedule
     assert schedule is not None
@@ -145,7 +148,7 @@ def posed(steps: int, batch: int) -> tuple[ChainProblem, Tensor]:
 
 
 def serial_gradient(problem: ChainProblem, target: Tensor) -> tuple[Tensor, Tensor]:
-    """All states, and the gradient by backpropagation through the steps one after another."""
+    """All states of the chain, and the gradient by backpropagation through the steps one after another."""
     x = problem.x0.clone().requires_grad_()
     rows, state, states = torch.arange(len(x)), x, []
     for i in range(problem.length):
@@ -158,7 +161,7 @@ def serial_gradient(problem: ChainProblem, target: Tensor) -> tuple[Tensor, Tens
 def errors_by_round(
     problem: ChainProblem, trajectory: Tensor, target: Tensor, exact: Tensor, solver: fixedpoint.ChainSolver
 ) -> list[float]:
-    """Relative error of the worst image's gradient after every round."""
+    """The relative error of the worst image's gradient after every round."""
     errors: list[float] = []
 
     def note(progress: Progress) -> None:

@@ -1,13 +1,14 @@
-"""Why inexact gradients can lead down faster: the Jacobian of a chain's end by its noise, and two directions along it.
+"""Why inexact gradients can descend faster: the Jacobian of a chain's end by its noise, and two directions of descent.
 
     python benchmarks/chain_jacobian.py [--images 2] [--steps 50]
 
-The bundled model of the classes of test images, DDIM with eta 0, float32. From random noise, with the residual
-``r = x_0(x_T) - x*``: the exact gradient of ``||r||^2`` leads along ``J^T r``, the single step of the joint map (Pokle,
-Geng & Kolter 2022) along ``r``. The whole Jacobian ``J``, 1024 products through the serial chain in forward mode, says
-what each is worth: which part of ``||r||^2`` is left after the best step along it, and after many, if ``x_0`` were
-linear (steepest descent, and the method of minimal residuals, which converges where the symmetric part of ``J`` is
-positive definite). Some eight minutes an image on two cores.
+The chain is DDIM with eta 0 of the bundled model with the classes of test images, in float32, from random noise. With
+the residual ``r = x_0(x_T) - x*``, the exact gradient of ``||r||^2`` points along ``J^T r``, and the gradient by a
+single step of the joint map (Pokle, Geng & Kolter 2022) along ``r``. The whole Jacobian ``J``, computed by 1024
+products through the serial chain in forward mode, shows the effect of both: the part of ``||r||^2`` that is left after
+the best step along each direction, and after many steps if ``x_0`` were linear (steepest descent, and the method of
+minimal residuals, which converges if the symmetric part of ``J`` is positive definite). It takes some eight minutes per
+image on two cores.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ COUNTS = (1, 10, 50, 200)
 
 
 def chain_of(steps: int, label: int) -> DDIMChain:
-    """The bundled model's chain, of images of one class."""
+    """The chain of the bundled model for images of one class."""
     model = FashionMNISTModel(classes=(label,) * BATCH)
     schedule = model.own_schedule
     assert schedule is not None
@@ -37,7 +38,7 @@ def chain_of(steps: int, label: int) -> DDIMChain:
 
 
 def linearised(chain: DDIMChain, x_T: Tensor) -> tuple[Tensor, Tensor]:
-    """``x_0``, shape ``(D,)``, and its Jacobian by the noise, shape ``(D, D)``; both in float64."""
+    """``x_0``, shape ``(D,)``, and its Jacobian with respect to the noise, shape ``(D, D)``; both float64."""
     rows = torch.arange(BATCH)
     columns = []
     with torch.no_grad(), torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
@@ -53,7 +54,7 @@ def linearised(chain: DDIMChain, x_T: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def left(jacobian: Tensor, residual: Tensor, transposed: bool) -> list[float]:
-    """The parts of ``||r||^2`` that are left after so many steps of the best length, where everything is linear."""
+    """The parts of ``||r||^2`` left after given numbers of steps of optimal length, for the linearised chain."""
     found, r = [], residual
     for count in range(1, COUNTS[-1] + 1):
         along = jacobian @ (jacobian.T @ r if transposed else r)

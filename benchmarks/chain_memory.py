@@ -1,11 +1,11 @@
-"""Memory of a chain too long to be held: N = 1000 states of 3 x 256 x 256, in a window of 64.
+"""Memory of a chain that is too long to be stored: N = 1000 states of 3 x 256 x 256, in a window of 64.
 
     python benchmarks/chain_memory.py [--window 64 --memory 2 --rounds 25]
 
-Prints the peak of the resident size above what the process had before the solve, in buffers of the size of the window,
-beside the limit of 2m + 8 of them and the image. With a toy step that costs next to nothing, float32, batch 1,
-triangular Anderson. Large tensors are given back to the system at once (MALLOC_MMAP_THRESHOLD_), so that the peak is
-that of what is held.
+Prints the peak of the resident size, beyond that of the process before the solve, in buffers of the size of the window,
+and the limit of 2m + 8 such buffers and the image. The step is a toy that costs next to nothing; float32, batch 1,
+triangular Anderson. Large tensors are returned to the system at once (MALLOC_MMAP_THRESHOLD_), so that the peak is that
+of the tensors in use.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Toy(Chain):
 
 
 def resident() -> int:
-    """Bytes of this process in memory."""
+    """The resident size of this process, in bytes."""
     return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 

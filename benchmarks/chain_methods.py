@@ -1,26 +1,26 @@
-"""The methods that ``chain_rounds.py`` compares, and what each makes of a chain, round by round.
+"""The methods that ``chain_rounds.py`` compares, each with its last states of a chain, round by round.
 
 Published
-    deq-ddim      the authors' method, as published (``fixedpoint.DEQDDIM``)
+    deq-ddim      the method of Pokle, Geng & Kolter (2022), as published (``fixedpoint.DEQDDIM``)
     paradigms     ParaDiGMS over the whole chain, tolerance 0.1 as released
     paradigms-64  the same in a window of 64 steps, for chains of 100 steps and more
-    parataa       ParaTAA, whole chain as window and order, memory 2, tolerance 1e-3 as released
-    parataa-0     the same with memory 3 and tolerance 0: never content before the image is exact
-    srds          SRDS (``fixedpoint.Parareal``), read after every fine sweep
+    parataa       ParaTAA with the whole chain as window and order, memory 2, tolerance 1e-3 as released
+    parataa-0     the same with memory 3 and tolerance 0, so that it stops only when the image is exact
+    srds          SRDS (``fixedpoint.Parareal``), measured after every fine sweep
 
 Plain rounds of this library, from ``x_T`` everywhere
     zero          Jacobi
     coefficient   the map of DEQ-DDIM
     identity      the map of ParaDiGMS
 
-Accelerated ones, with the preconditioner identity
-    anderson      triangular Anderson acceleration of memory 2 (what ``auto`` is on a chain)
+Accelerated rounds, with the identity preconditioner
+    anderson      triangular Anderson acceleration of memory 2 (what ``auto`` chooses for a chain)
     secant        block secants of memory 1
-    jump+...      these from one jump of ``x_T`` to every state instead of ``x_T`` everywhere
-    nested        ``anderson`` from two rounds on 10 of the steps and two on 50, begun by one jump
+    jump+...      the same from one jump of ``x_T`` to every state instead of ``x_T`` everywhere
+    nested        ``anderson`` from the result of two rounds on 10 of the steps and two on 50, started by one jump
 
-These evaluate every step again in every round. The last ones do not: asked for a tolerance of 1e-3 they leave states
-alone that would change by less than a share of it (``slack``), until they say that they are done.
+The methods above evaluate every step in every round. The following ones do not: they have a tolerance of 1e-3, leave
+states unchanged that would change by less than a share of it (``slack``), and stop when they report convergence.
     jump-0.02     ``jump+anderson``, slack 0.02
     jump-0.3      ``jump+anderson``, slack 0.3
     nested-0.02   ``nested``, slack 0.02
@@ -45,14 +45,14 @@ from fixedpoint_diffusion import DDIMChain
 __all__ = ["KINDS", "METHODS", "TOLERANCES", "History", "Method", "Outcome", "Seen"]
 
 TOLERANCES = (1e-1, 1e-2, 1e-3)
-# Rounds for which an image must have been near before a method that does not end by itself is let go.
+# Number of rounds that an image must stay within the error before a method that does not stop by itself is ended.
 MORE = 2
-# Chains of more steps than these have the rounds of zero counted without carrying them out.
+# For chains of more steps, the rounds of the preconditioner zero are counted without running them.
 CARRIED_OUT = 200
 
 
 class Seen(NamedTuple):
-    """One image as a method had it: after so many rounds and evaluations, so far from the serial chain's."""
+    """One image after a round: the rounds and evaluations so far, and the distance to the serial chain's image."""
 
     rounds: int
     evaluations: int
@@ -63,21 +63,21 @@ History = list[Seen]
 
 
 class Outcome(NamedTuple):
-    """A history for every image; whether the method ended by itself, content with what it had."""
+    """The history of every image, and whether the method stopped by itself."""
 
     histories: list[History]
     ended: bool
 
 
 class Method(Protocol):
-    """What can be asked for the images of a chain. Its ``repr`` says all of its options."""
+    """A method that computes the images of a chain; its ``repr`` contains all of its options."""
 
     def __call__(self, problem: ChainProblem, target: Tensor) -> Outcome: ...
 
 
 @dataclass(frozen=True)
 class Joint:
-    """A solver of this library, for all images at once; with ``rtol`` until it says that it is done.
+    """A solver of this library, for all images at once; with ``rtol`` until it reports convergence.
 
     No more than ``rounds_beyond + N`` rounds.
     """
@@ -98,7 +98,7 @@ class Joint:
 
 @dataclass(frozen=True)
 class Jacobi:
-    """Plain rounds of the preconditioner zero, carried out while the chain is short."""
+    """Plain rounds of the preconditioner zero; for long chains they are only counted."""
 
     solver: fixedpoint.Solver = field(default_factory=lambda: fixedpoint.ChainSolver(preconditioner=Zero()))
 
@@ -106,14 +106,14 @@ class Jacobi:
         if problem.length <= CARRIED_OUT:
             return Joint(self.solver)(problem, target)
         found = {tolerance: jacobi_rounds(problem, target, tolerance) for tolerance in TOLERANCES}
-        # Round k leaves out the k - 1 steps that are final.
+        # Round k does not evaluate the k - 1 steps whose states are final.
         known = [Seen(k, k * problem.length - k * (k - 1) // 2, error) for error, k in found.items()]
         return Outcome([known], ended=False)
 
 
 @dataclass(frozen=True)
 class OneByOne:
-    """A published method written for one image, until it ends or the image has been near."""
+    """A published method written for one image, run until it stops or the image has stayed within the error."""
 
     name: str
     options: Mapping[str, object] = field(default_factory=dict)
@@ -137,7 +137,7 @@ class OneByOne:
 
 @dataclass(frozen=True)
 class OnLong:
-    """A method for chains of so many steps and more; of shorter ones there is nothing to tell."""
+    """A method for chains of a number of steps or more; it is not run on shorter ones."""
 
     steps: int
     method: Method
@@ -152,12 +152,12 @@ JUMP = OneJumpStart()
 NESTED = NestedStart((10, 50), 2, JUMP, ANDERSON)
 
 PUBLISHED: dict[str, Method] = {
-    "deq-ddim": Joint(fixedpoint.DEQDDIM(), rounds_beyond=50),  # nothing keeps it within N rounds
+    "deq-ddim": Joint(fixedpoint.DEQDDIM(), rounds_beyond=50),  # it is not bounded by N rounds
     "paradigms": OneByOne("paradigms"),
     "paradigms-64": OnLong(100, OneByOne("paradigms", {"window": 64})),
     "parataa": OneByOne("parataa"),
     "parataa-0": OneByOne("parataa", {"memory": 3, "tolerance": 0.0}),
-    "srds": Joint(fixedpoint.Parareal(), rounds_beyond=10_000),  # it counts coarse steps, too
+    "srds": Joint(fixedpoint.Parareal(), rounds_beyond=10_000),  # it also counts coarse steps
 }
 PLAIN: dict[str, Method] = {
     "zero": Jacobi(),
@@ -177,7 +177,7 @@ SAVING: dict[str, Method] = {
     for slack in (0.02, 0.3)
 }
 
-# What each is, for the verdict: of this library or not.
+# The kind of each method, for the verdict: published, or of this library.
 KINDS: dict[str, dict[str, Method]] = {
     "published": PUBLISHED,
     "plain": PLAIN,

@@ -1,12 +1,12 @@
-"""Seconds of a chain step by step, jointly, and as ``auto`` plans it: are its plans good ones?
+"""The quality of the plans of ``auto``: seconds of a chain step by step, jointly, and as ``auto`` plans it.
 
     python benchmarks/chain_planner.py [MODEL] [--steps 25 --steps 100] [--batch 1 --batch 16] [--rtol 1e-3]
 
-The bundled Fashion-MNIST model, or a folder as diffusers' save_pretrained writes it. For every N and batch: seconds of
-all settings that a plan chooses from (from one jump, triangular Anderson acceleration of memory 2), and of ``auto``,
-what it measures included. All take their turn, several times over, and the median counts, so that a machine that is
-busy now and then is so for all of them. Beside them the rounds and evaluations that were expected; then what was
-planned and why, and how far that is from the best setting.
+MODEL is a folder as diffusers' ``save_pretrained`` writes it; the default is the bundled Fashion-MNIST model. For every
+N and batch the script prints the seconds of all settings that a plan chooses from (from one jump, triangular Anderson
+acceleration of memory 2), and those of ``auto``, including its own measurements. All settings take turns several times,
+and the median counts, so that other load on the machine affects all of them alike. The script also prints the expected
+rounds and evaluations, the plan with its reason, and how far the plan is from the best setting.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ WINDOWS = (8, 16, 32, 64, 128)
 
 
 def settings(problem: ChainProblem, windows: Sequence[int]) -> dict[str, fixedpoint.Solver]:
-    """What a plan chooses from, by name, and what chooses."""
+    """The settings that a plan chooses from, by name, and ``auto``, which chooses."""
     found: dict[str, fixedpoint.Solver] = {"step by step": Serial()}
     found |= {f"window {p}": joint(problem, p) for p in windows if p < problem.length}
     return found | {"whole chain": joint(problem), "auto": fixedpoint.Auto()}
@@ -41,13 +41,13 @@ def settings(problem: ChainProblem, windows: Sequence[int]) -> dict[str, fixedpo
 
 def main(
     model: Annotated[Path | None, typer.Argument(help="Folder of a diffusers model; default: the bundled one.")] = None,
-    steps: Annotated[list[int] | None, typer.Option(help="N, again for several; default: 25 100 1000.")] = None,
-    batch: Annotated[list[int] | None, typer.Option(help="Images, again for several; default: 1 16.")] = None,
-    window: Annotated[list[int] | None, typer.Option(help="p, again for several; default: 8 16 32 64 128.")] = None,
+    steps: Annotated[list[int] | None, typer.Option(help="N, repeat for several; default: 25 100 1000.")] = None,
+    batch: Annotated[list[int] | None, typer.Option(help="Images, repeat for several; default: 1 16.")] = None,
+    window: Annotated[list[int] | None, typer.Option(help="p, repeat for several; default: 8 16 32 64 128.")] = None,
     rtol: Annotated[float, typer.Option(help="Tolerance of the joint solves.")] = 1e-3,
     eta: Annotated[float, typer.Option(help="0: deterministic; 1: ancestral.")] = 0.0,
     repeats: Annotated[int, typer.Option(help="Times every setting is measured.")] = 3,
-    most: Annotated[float, typer.Option(help="Seconds; what takes longer is measured once.")] = 60.0,
+    most: Annotated[float, typer.Option(help="Seconds; settings that take longer are measured once.")] = 60.0,
     device: str = "cpu",
 ) -> None:
     """Print the tables."""
@@ -61,7 +61,7 @@ def main(
             task = DDIMSampling(model=network, num_inference_steps=length, eta=eta, batch=rows, device=device)
             problem = task.problem(0)
             assert isinstance(problem, ChainProblem)
-            fixedpoint.solve(problem, solver=joint(problem), rtol=rtol, max_rounds=2)  # warms up
+            fixedpoint.solve(problem, solver=joint(problem), rtol=rtol, max_rounds=2)  # a warm-up
             seconds: dict[str, list[float]] = {}
             solved = {}
             for repeat in range(repeats):

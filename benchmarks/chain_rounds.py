@@ -1,18 +1,19 @@
-"""Rounds and work of a DDIM chain to a given error: this library's methods and published ones.
+"""Rounds and work of a DDIM chain to a given error, for this library's methods and published ones.
 
     python benchmarks/chain_rounds.py [MODEL] [--steps 25 --steps 50] [--eta 1 --steps 100] [--method jump+anderson]
 
-MODEL is a folder as diffusers' save_pretrained writes it; the bundled Fashion-MNIST model without one. Prints, for the
-worst of the images, after how many sequential rounds the image is, and stays, within a relative error of 1e-1, 1e-2 and
-1e-3 of the serial chain's; how many evaluations of the model an image had taken by then, as multiples of N; where the
-methods ended that say themselves when they are done; and at last what this shows, with the figures. A dash: the method
-ended before, or did not get there. What each method is, ``chain_methods.py`` says.
+MODEL is a folder as diffusers' ``save_pretrained`` writes it; the default is the bundled Fashion-MNIST model. The
+script prints, for the worst of the images: after how many sequential rounds the image comes, and stays, within a
+relative error of 1e-1, 1e-2 and 1e-3 of the serial chain's; the evaluations of the model per image until then, as
+multiples of N; where methods ended that stop by themselves; and finally the conclusions, with their figures. A dash
+means that the method ended before, or did not reach the error. ``chain_methods.py`` describes the methods.
 
-Every cell is told as it is found, and with ``--cells FILE`` kept, so that a long run goes on where it was interrupted;
-a file of cells belongs to one version of the library. Rounds are counts and hardly depend on the machine.
+Every cell is printed as soon as it is computed, and with ``--cells FILE`` it is stored, so that a long run continues
+where it was interrupted. A file of cells belongs to one version of the library. Rounds are counts and hardly depend on
+the machine.
 
-The preconditioner zero needs nearly N rounds, two million evaluations for four images at N = 1000: beyond 200 steps
-the count comes from what such rounds amount to (``recorded.jacobi_rounds``).
+The preconditioner zero needs nearly N rounds, two million evaluations for four images at N = 1000. Beyond 200 steps its
+count is therefore computed without these rounds (``recorded.jacobi_rounds``).
 """
 
 from __future__ import annotations
@@ -40,13 +41,17 @@ LENGTHS = (25, 50, 100, 250, 1000)
 
 def main(
     model: Annotated[Path | None, typer.Argument(help="Folder of a diffusers model; default: the bundled one.")] = None,
-    steps: Annotated[list[int] | None, typer.Option(help="N, again for several; default: 25 50 100 250 1000.")] = None,
+    steps: Annotated[list[int] | None, typer.Option(help="N, repeat for several; default: 25 50 100 250 1000.")] = None,
     eta: Annotated[float, typer.Option(help="0: deterministic; 1: ancestral.")] = 0.0,
     batch: Annotated[int, typer.Option(help="Images; the worst one counts.")] = 4,
-    method: Annotated[list[str] | None, typer.Option(help="Only this one, again for several; default: all.")] = None,
+    method: Annotated[
+        list[str] | None, typer.Option(help="Only this method; repeat for several; default: all.")
+    ] = None,
     seed: int = 0,
     device: str = "cpu",
-    cells: Annotated[Path | None, typer.Option(help="Keep cells in this file, and take those it has.")] = None,
+    cells: Annotated[
+        Path | None, typer.Option(help="File that stores cells; cells in it are not computed again.")
+    ] = None,
 ) -> None:
     """Print the tables."""
     names = method or list(METHODS)
@@ -70,14 +75,14 @@ def main(
 
 
 class LazyChain:
-    """A chain and its serial result, made when the first method is to be run on it."""
+    """A chain and its serial result, computed when the first method is run on it."""
 
     def __init__(self, task: DDIMSampling, seed: int) -> None:
         self.task, self.seed = task, seed
         self.made: tuple[ChainProblem, Tensor] | None = None
 
     def run(self, name: str) -> Cell | None:
-        """What a method needs."""
+        """Run a method."""
         if self.made is None:
             problem = self.task.problem(self.seed)
             assert isinstance(problem, ChainProblem)
@@ -90,7 +95,7 @@ class LazyChain:
 
 
 def print_tables(columns: dict[int, dict[str, Cell | None]], names: list[str], title: str) -> None:
-    """Rounds, evaluations, ends: a method a row, a chain a column; then what they show."""
+    """Print rounds, evaluations and ends, with one row per method and one column per chain; then the verdict."""
     parts = {"Rounds to 1e-1 / 1e-2 / 1e-3": rounds, "Evaluations an image, in N": evaluations, "Ended by itself": end}
     for heading, write in parts.items():
         rows = {name: [write(column[name], n) for n, column in columns.items()] for name in names}

@@ -2,13 +2,14 @@
 
     python benchmarks/chain_sequences.py [--batch 4] [--length 64 --length 1024] [--plot FILE.png]
 
-Networks of 16 units with recurrent weights of spectral radius .9 and 1, and four vector fields over a time of 2, in
-float64 on one thread, each solved to a relative tolerance of 1e-6 by plain rounds with every preconditioner. Prints
-rounds and seconds, beside those of the serial solver and of what one would write without it: torch.nn.RNN and GRU, or a
-loop over the field. The largest error of any state of a converged solve goes to stderr.
+The chains are networks of 16 units with recurrent weights of spectral radius .9 and 1, and four vector fields over a
+time of 2, in float64 on one thread. Each is solved to a relative tolerance of 1e-6 by plain rounds with every
+preconditioner. The script prints rounds and seconds, and for comparison those of the serial solver and of code without
+the library: torch.nn.RNN and GRU, or a loop over the field. The largest error of any state of a converged solve goes to
+stderr.
 
-A solve that is not done after ``--most`` rounds (400) is given up: Jacobi's rounds on an Euler solve of 4096 steps
-would be 4096, with eight million steps in all. Rounds are counts; seconds are the least of three solves.
+A solve that is not done after ``--most`` rounds (400) is ended: Jacobi's rounds on an Euler solve of 4096 steps would
+be 4096, with eight million steps in all. Rounds are counts; seconds are the smallest of three solves.
 """
 
 from __future__ import annotations
@@ -56,9 +57,9 @@ Found = dict[tuple[str, int, str], tuple[int | None, float]]
 
 
 def main(
-    length: Annotated[list[int] | None, typer.Option(help="N, again for several; default: 64 256 1024 4096.")] = None,
+    length: Annotated[list[int] | None, typer.Option(help="N, repeat for several; default: 64 256 1024 4096.")] = None,
     batch: Annotated[int, typer.Option(help="Sequences at once; the slowest one counts.")] = 1,
-    most: Annotated[int, typer.Option(help="Give up after so many rounds.")] = 400,
+    most: Annotated[int, typer.Option(help="Largest number of rounds of a solve.")] = 400,
     seed: int = 0,
     plot: Annotated[Path | None, typer.Option(help="Draw rounds and seconds into this file.")] = None,
 ) -> None:
@@ -93,7 +94,7 @@ def main(
 
 
 def timed(problem: ChainProblem, solver: str | fixedpoint.ChainSolver, limit: int | None) -> tuple[Solution, float]:
-    """A solution, and the least time of some solves; of one where that takes long."""
+    """The solution, and the smallest time of several solves; of a single one if it takes long."""
     least = float("inf")
     for _ in range(REPEATS):
         solution, taken = clocked(lambda: fixedpoint.solve(problem, solver=solver, rtol=1e-6, max_rounds=limit))
@@ -110,7 +111,7 @@ def clocked(act: Callable[[], T]) -> tuple[T, float]:
 
 
 def plain(chain: RecurrentChain | EulerChain, x0: Tensor) -> Callable[[], object]:
-    """The serial computation without this library, prepared."""
+    """A function that runs the serial computation without this library."""
     if isinstance(chain, RecurrentChain):
         kind = torch.nn.GRU if isinstance(chain.cell, torch.nn.GRUCell) else torch.nn.RNN
         network = kind(chain.inputs.shape[2], x0.shape[1], batch_first=True, dtype=x0.dtype)
@@ -134,7 +135,7 @@ def said(cell: tuple[int | None, float], most: int) -> str:
 
 
 def draw(found: Found, lengths: list[int], file: Path) -> None:
-    """Rounds and seconds over the length; a curve ends where a solve was given up."""
+    """Draw rounds and seconds over the length; a curve ends where a solve was ended early."""
     figure, axes = plt.subplots(1, 2, figsize=(11, 4.4), layout="constrained")
     for panel, (axis, title) in enumerate(zip(axes, ("rounds", "seconds"), strict=True)):
         for name, dashes in DRAWN.items():

@@ -1,8 +1,8 @@
-"""Solvers of this library, of torchdeq and of SciPy on one footing: calls of ``f`` until a tolerance is met.
+"""Counts the calls of ``f`` until a tolerance is met, in the same way for this library, torchdeq and SciPy.
 
-An evaluation is a call of ``f``, whoever made it and whatever for: line searches and finite differences count. The
-residual is that of the point ``f`` was called at, relative to that of the start; the count is that of the first call
-within a tolerance, or None where none of the first 1000 is. float64. Wants torchdeq 0.1.0 and SciPy.
+An evaluation is a call of ``f``, whatever its purpose: line searches and finite differences count. The residual is that
+of the point at which ``f`` was called, relative to that of the start. The count is the number of the first call within
+a tolerance, or None if none of the first 1000 is. All in float64. Requires torchdeq 0.1.0 and SciPy.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ import fixedpoint
 
 TOLERANCES = (1e-3, 1e-6, 1e-10)
 MOST = 1000
-TINY = 1e-300  # a tolerance that is never met, so that it is `Counted` who ends the solve
+TINY = 1e-300  # a tolerance that is never met, so that only `Counted` ends the solve
 
 Map = Callable[[Tensor], Tensor]
 Counts = tuple[int | None, ...]
 
 
 class EnoughError(Exception):
-    """The last tolerance is met, or the evaluations are spent."""
+    """Raised when the last tolerance is met or the evaluations are used up."""
 
 
 class Counted:
-    """Counts the calls of ``f`` until its argument is a fixed point to each tolerance; ``own``: seconds in between."""
+    """Counts the calls of ``f`` until its argument meets each tolerance; ``own`` holds the seconds between calls."""
 
     def __init__(self, f: Map) -> None:
         self.f = f
@@ -92,7 +92,7 @@ def scipy_newton_krylov(f: Map, z: Tensor) -> None:
 
 
 def as_root(f: Map) -> Callable[[NDArray[np.float64]], NDArray[np.float64]]:
-    """``f(z) - z`` of a numpy vector."""
+    """The function ``f(z) - z`` of a numpy vector."""
     return lambda x: f(torch.from_numpy(np.array(x)).unsqueeze(0))[0].numpy() - x
 
 
@@ -131,12 +131,12 @@ OURS: dict[str, Callable[[Map, Tensor], None]] = {name: ours(solver) for name, s
 
 
 def count(solve: Callable[[Map, Tensor], None], f: Map, start: Tensor) -> tuple[Counts, float]:
-    """Evaluations to each tolerance, and the solver's own seconds between two of them."""
+    """Evaluations to each tolerance, and the seconds that the solver itself takes between two of them."""
     counted = Counted(f)
     try:
         with warnings.catch_warnings(), torch.no_grad():
-            warnings.simplefilter("ignore", RuntimeWarning)  # SciPy divides by zero on its way
+            warnings.simplefilter("ignore", RuntimeWarning)  # SciPy may divide by zero
             solve(counted, start)
-    except (EnoughError, ValueError):  # SciPy raises ValueError when its Jacobian is no longer finite
+    except (EnoughError, ValueError):  # SciPy raises a ValueError if its Jacobian is not finite
         pass
     return tuple(counted.reached), counted.own / max(counted.calls - 1, 1)

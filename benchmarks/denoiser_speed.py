@@ -1,4 +1,4 @@
-"""What one evaluation of the bundled model costs, by the number of images at once, and what loading it takes.
+"""The time of one evaluation of the bundled model by the number of images at once, and the time to load it.
 
 python benchmarks/denoiser_speed.py
 """
@@ -14,7 +14,7 @@ BATCHES = (1, 4, 16, 64, 400)
 
 
 def main() -> None:
-    """Print the table: the best of several calls, two threads."""
+    """Print the table: the best time of several calls, with two threads."""
     torch.set_num_threads(2)
     began = time.perf_counter()
     import diffusers
@@ -44,7 +44,7 @@ def main() -> None:
 
 
 def once(call: object) -> float:
-    """Seconds of one call."""
+    """The seconds of one call."""
     began = time.perf_counter()
     call()  # type: ignore[operator]
     return time.perf_counter() - began

@@ -1,11 +1,11 @@
-"""Memory a backward pass requires, against the rounds of the forward solve: implicit beside unrolled.
+"""Memory of a backward pass against the rounds of the forward solve, for implicit and unrolled gradients.
 
     python benchmarks/deq_memory.py
 
-The convolutional cell of the digits classifier with 64 channels, 128 images, float32, so many rounds of plain
-iteration, then an adjoint solve of ten products; each measurement is a process of its own. "Saved" is what saved-tensor
-hooks see between forward and backward pass, every storage once; "resident" the largest resident size of the process,
-forward and backward pass included. The picture is docs/assets/deq-memory.png.
+The map is the convolutional cell of the digits classifier with 64 channels, for 128 images in float32. A given number
+of rounds of plain iteration is followed by an adjoint solve of ten products. Each measurement is a process of its own.
+"Saved" is the memory that saved-tensor hooks see between forward and backward pass, every storage counted once;
+"resident" is the largest resident size of the process over both passes. The picture is docs/assets/deq-memory.png.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ GRADIENTS = {
 
 
 def measure(gradient: str, rounds: int) -> tuple[float, float]:
-    """Bytes saved and largest resident size, in MiB, of this process."""
+    """The saved memory and the largest resident size of this process, in MiB."""
     from fixedpoint import AdjointWarning, Termination
     from fixedpoint.layers import EquilibriumLayer
     from fixedpoint_deq.model import Cell
@@ -53,7 +53,7 @@ def measure(gradient: str, rounds: int) -> tuple[float, float]:
 
 
 def fresh(gradient: str, rounds: int) -> tuple[float, float]:
-    """The same in a process of its own."""
+    """The same, measured in a fresh process."""
     told = subprocess.run(
         [sys.executable, __file__, gradient, str(rounds)], capture_output=True, text=True, check=True
     ).stdout
@@ -62,7 +62,7 @@ def fresh(gradient: str, rounds: int) -> tuple[float, float]:
 
 
 def draw(found: dict[str, list[tuple[float, float]]]) -> None:
-    """The picture."""
+    """Draw the picture."""
     import matplotlib
 
     matplotlib.use("Agg")

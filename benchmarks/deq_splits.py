@@ -1,9 +1,9 @@
-"""The digits classifier as a deep equilibrium model, and as an explicit network of the same cell: five splits.
+"""The digits classifier as a deep equilibrium model and as an explicit network of the same cell, on five splits.
 
     python benchmarks/deq_splits.py [--epochs 10]
 
 Every image is held out once. The explicit network is the cell unrolled ten times, trained by backpropagation with the
-same recipe, the same parameters to begin with and the same order of images.
+same recipe, the same initial parameters and the same order of images.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ RTOL, DEPTH = 1e-2, 10
 
 
 def trained(split: int, epochs: int, explicit: bool) -> list[Epoch]:
-    """All epochs of one training."""
+    """Run one training, and return its epochs."""
     rule = fixedpoint.Termination(rtol=RTOL, max_rounds=50)
     context = Context(
         solver=fixedpoint.Anderson(), gradient=fixedpoint.Implicit(termination=rule), termination=rule, seed=split

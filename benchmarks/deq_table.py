@@ -1,4 +1,4 @@
-"""One table of a run of configs/deq_digits.yaml: means over the seeds, a line for every gradient and solver.
+"""Prints a table of a run of configs/deq_digits.yaml: means over the seeds, one line per gradient and solver.
 
 fixedpoint run configs/deq_digits.yaml
 python benchmarks/deq_table.py [runs/deq-digits]

@@ -1,10 +1,10 @@
-"""A training step of the digits classifier, with our equilibrium layer and with torchdeq's.
+"""A training step of the digits classifier with the equilibrium layers of this library and of torchdeq.
 
     python benchmarks/deq_torchdeq.py [--epochs 6] [--seeds 2]
 
-The same cell, parameters to begin with, images in the same order, implicit gradient, relative tolerance 1e-2 in the
-forward and the adjoint solve and at most 50 rounds of either, in one process of one thread, an epoch of each in turn.
-Held-out images are classified at the tolerance of the training.
+Both have the same cell, the same initial parameters, the same order of images, the implicit gradient, a relative
+tolerance of 1e-2 in the forward and the adjoint solve, and at most 50 rounds of either. They run in one process with
+one thread and take turns epoch by epoch. Held-out images are classified at the tolerance of the training.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ RTOL, LIMIT, CHANNELS = 1e-2, 50, 24
 
 
 class Theirs(nn.Module):
-    """A cell in torchdeq's layer."""
+    """A cell in the equilibrium layer of torchdeq."""
 
     def __init__(self, cell: nn.Module, solver: str) -> None:
         super().__init__()
@@ -52,7 +52,7 @@ class Theirs(nn.Module):
 
 
 def ours(solver: str) -> Callable[[nn.Module], nn.Module]:
-    """Our layer around a cell."""
+    """A cell in the equilibrium layer of this library."""
     rule = fixedpoint.Termination(rtol=RTOL, max_rounds=LIMIT)
     return lambda cell: EquilibriumLayer(
         cell, solver=solver, training=rule, evaluation=rule, gradient=fixedpoint.Implicit(termination=rule),
@@ -71,7 +71,7 @@ BODIES: dict[str, Callable[[nn.Module], nn.Module]] = {
 
 
 def trainings(seed: int, epochs: int) -> dict[str, Training]:
-    """One training each, from the same parameters."""
+    """One training per layer, from the same parameters."""
     torch.manual_seed(seed)
     first = Classifier(EquilibriumLayer(Cell(CHANNELS)), CHANNELS)
     made = {}

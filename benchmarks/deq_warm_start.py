@@ -1,9 +1,10 @@
-"""Solves that begin where those of the same samples ended an epoch before, beside solves from zero.
+"""Warm starts, from the solutions of the same samples one epoch before, compared with starts from zero.
 
     python benchmarks/deq_warm_start.py [--epochs 16] [--seeds 2]
 
-The digits classifier, implicit gradient, the same parameters and order of images for both: rounds of the forward solves
-by epoch, and accuracy on held-out images, which are solved from zero in both cases. Means over the seeds.
+The digits classifier is trained with the implicit gradient, with the same initial parameters and order of images for
+both. The script prints the rounds of the forward solves by epoch, and the accuracy on held-out images, which are solved
+from zero in both cases. Numbers are means over the seeds.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ RTOL = 1e-2
 
 
 def trained(warm: bool, seed: int, epochs: int) -> tuple[list[float], list[float], float]:
-    """Rounds and evaluations of a solve by epoch, and the accuracy."""
+    """Rounds and evaluations per solve for every epoch, and the accuracy."""
     rule = fixedpoint.Termination(rtol=RTOL, max_rounds=50)
     context = Context(
         solver=fixedpoint.Anderson(),

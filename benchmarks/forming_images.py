@@ -1,4 +1,4 @@
-"""Images forming over the rounds of a joint solve: a row per class, a column per round, the serial chain at the end.
+"""Draws images forming over the rounds of a joint solve: a row per class, a column per round, last the serial chain.
 
 python benchmarks/forming_images.py docs/assets/forming.png [--steps 100]
 """
@@ -25,7 +25,7 @@ def main(
     steps: Annotated[int, typer.Option(help="N, steps of the chain.")] = 100,
     seed: int = 0,
 ) -> None:
-    """Solve, draw, and print the worst error of the rounds that are shown."""
+    """Solve, draw, and print the largest error of the rounds shown."""
     problem = DDIMSampling(model=FashionMNISTModel(), num_inference_steps=steps, batch=len(CLASSES)).problem(seed)
     target = serial(problem)
     chain = record(problem, target, fixedpoint.ChainSolver(), max(SHOWN))
@@ -36,7 +36,7 @@ def main(
 
 
 def draw(columns: list[tuple[str, torch.Tensor]], out: Path) -> None:
-    """Columns of pictures with a heading each, rows named by their class."""
+    """Draw columns of pictures with headings, with the rows labelled by class."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -47,7 +47,7 @@ def draw(columns: list[tuple[str, torch.Tensor]], out: Path) -> None:
     FigureCanvasAgg(figure)
     figure.text((left + side) / size[0], 1 - 0.13 / size[1], "after round", fontsize=9, va="center")
     for column, (heading, images) in enumerate(columns):
-        # A little room between what the rounds gave and what they should give.
+        # A small gap between the columns of the rounds and that of the serial chain.
         x = left + side * column + (0.12 if column == len(columns) - 1 else 0.0)
         figure.text((x + side / 2) / size[0], 1 - 0.36 / size[1], heading, fontsize=9, ha="center", va="center")
         for row in range(rows):

@@ -1,12 +1,12 @@
-"""What gradient estimators give and cost: a table, and two pictures.
+"""Error and cost of the gradient estimators: a table and two pictures.
 
     python benchmarks/gradients.py
 
-On a tanh cell of 64 unknowns with weights of 2-norm 0.9, four rows, float64, solved by Broyden's method to 1e-10: the
-relative error of the gradient by the weights against the adjoint equation solved by elimination, vector-Jacobian
-products a row, and bytes saved for the backward pass (without the states before its segments, which checkpointing keeps
-elsewhere). The first picture shows how the error follows the tolerance of the adjoint solve, the second what is saved
-against the rounds of plain iteration.
+The map is a tanh cell of 64 unknowns with weights of 2-norm 0.9, for four rows in float64, solved by Broyden's method
+to 1e-10. The table has the relative error of the gradient with respect to the weights, against the adjoint equation
+solved by elimination; the vector-Jacobian products per row; and the bytes saved for the backward pass (without the
+states before its segments, which checkpointing stores elsewhere). The first picture shows the error against the
+tolerance of the adjoint solve, the second the saved bytes against the rounds of plain iteration.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ ROUNDS = (5, 10, 15, 20, 30, 40, 50)
 
 
 def solved(gradient: Any, solver: Any = "broyden", **termination: Any) -> tuple[torch.Tensor, fixedpoint.Solution, int]:
-    """The weight, a solution that depends on it, and the bytes saved for the backward pass."""
+    """The weights, a solution that depends on them, and the bytes saved for the backward pass."""
     weight = PROBLEM.weight.clone().requires_grad_()
     sizes: dict[int, int] = {}
 
@@ -48,7 +48,7 @@ def solved(gradient: Any, solver: Any = "broyden", **termination: Any) -> tuple[
         held.append(tensor)
         return tensor
 
-    held: list[torch.Tensor] = []  # so that no memory is used twice
+    held: list[torch.Tensor] = []  # kept alive, so that no address is reused
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         solution = fixedpoint.solve(
             lambda z: torch.tanh((weight * z.unsqueeze(1)).sum(-1) + PROBLEM.offset),
@@ -61,7 +61,7 @@ def solved(gradient: Any, solver: Any = "broyden", **termination: Any) -> tuple[
 
 
 def exact() -> torch.Tensor:
-    """The gradient by the weight, by elimination."""
+    """The gradient with respect to the weights, by elimination."""
     slope = 1 - PROBLEM.solution.square()
     jacobian = slope.unsqueeze(2) * PROBLEM.weight
     u = torch.linalg.solve(torch.eye(64, dtype=torch.float64) - jacobian.mT, G)
@@ -69,7 +69,7 @@ def exact() -> torch.Tensor:
 
 
 def error(gradient: Any) -> tuple[float, int]:
-    """The relative error of an estimator's gradient, and the products of its adjoint solve."""
+    """The relative error of the gradient of an estimator, and the products of its adjoint solve."""
     weight, solution, _ = solved(gradient)
     (found,) = torch.autograd.grad(solution.state, weight, G)
     report = solution.extras.get("adjoint")
@@ -107,7 +107,7 @@ def picture() -> None:
 
 
 def error_at(rule: Any) -> float:
-    """The error of the gradient where the solution itself is known to rounding."""
+    """The error of the gradient at a solution that is exact to rounding."""
     weight, solution, _ = solved(rule, "auto", rtol=1e-14, max_rounds=400)
     (found,) = torch.autograd.grad(solution.state, weight, G)
     return float((found - exact()).norm() / exact().norm())

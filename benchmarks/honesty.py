@@ -1,14 +1,15 @@
-"""How often a solver says that it converged and has not: random problems, solvers, options, tolerances and dtypes.
+"""False claims of convergence: random problems, solvers, options, tolerances and dtypes.
 
     python benchmarks/honesty.py [--solves 20000]
 
-Half of our solves are of the classic problems, beside other libraries; half are of the kinds of ``honesty_kinds.py``,
-on which a claim, or a gradient, is wrong most easily.
+Half of the solves of this library are of the classic problems, which other libraries solve as well. The other half are
+of the kinds of ``honesty_kinds.py``, on which a wrong claim or a wrong gradient is most likely.
 
-Every row that a solver calls converged is evaluated anew, by plain norms in float64, and its residual compared with
-the tolerance. SciPy's solvers claim by returning without an exception, torchdeq's by the residual they report; they are
-judged at the point they return, by the tolerance they were given in their own terms. A residual within 64 roundings of
-the value counts as kept. Wants torchdeq 0.1.0 and SciPy.
+Every row that a solver reports as converged is evaluated again, with plain norms in float64, and its residual is
+compared with the tolerance. SciPy's solvers claim convergence by returning without an exception, torchdeq's by the
+residual that they report. They are judged at the point that they return, by the tolerance that they were given in their
+own terms. A residual within 64 roundings of the value counts as within the tolerance. Requires torchdeq 0.1.0 and
+SciPy.
 """
 
 from __future__ import annotations
@@ -78,7 +79,7 @@ def drawn(r: random.Random) -> ClassicProblem:
     name = r.choice(list(TASKS))
     options = {**TASKS[name](r), "dtype": r.choice(["float32", "float64"])}
     problem: ClassicProblem = registry.create("task", {"name": name, **options}).problem(r.randrange(10**6))
-    if r.random() < 0.3:  # another start, far off perhaps
+    if r.random() < 0.3:  # another start, possibly far away
         generator = torch.Generator().manual_seed(r.randrange(10**6))
         noise = torch.rand(problem.start.shape, generator=generator, dtype=torch.float64).to(problem.start)
         problem = problem.starting_at(problem.start + 10 ** r.uniform(-2, 0.5) * noise)
@@ -86,7 +87,7 @@ def drawn(r: random.Random) -> ClassicProblem:
 
 
 def excess(problem: Problem, z: torch.Tensor, rtol: float, atol: float = 0.0) -> torch.Tensor:
-    """Residual over what was asked for, row by row."""
+    """The residual of every row, relative to its tolerance."""
     fz = problem(z.clone())
     residual = torch.linalg.vector_norm((fz - z).double(), dim=1)
     size = torch.linalg.vector_norm(fz.double(), dim=1)
@@ -95,11 +96,11 @@ def excess(problem: Problem, z: torch.Tensor, rtol: float, atol: float = 0.0) ->
 
 
 def by_ours(solver: Any, problem: Problem, rtol: float, rounds: int) -> tuple[int, int]:
-    """Rows called converged, and how many of those are not; torchdeq's, wrapped for this library, are judged here."""
+    """The number of rows reported as converged and of false ones among them, for this library and wrapped torchdeq."""
     solution = fixedpoint.solve(problem, solver=solver, rtol=rtol, max_rounds=rounds)
     claimed = solution.converged
     if "claimed" in solution.extras:
-        # In their own terms: a residual that is relative to the value or not, and a tolerance of theirs.
+        # In the terms of torchdeq: a relative or an absolute residual, and its own tolerance.
         claim = solution.extras["claimed"]
         claimed = claim.converged
         if not claim.relative:
@@ -111,7 +112,7 @@ def by_ours(solver: Any, problem: Problem, rtol: float, rounds: int) -> tuple[in
 
 
 def by_scipy(name: str, problem: ClassicProblem, rtol: float, rounds: int) -> tuple[int, int]:
-    """The same of the first row."""
+    """The same for SciPy, for the first row."""
     row = problem.to(torch.float64).take(torch.tensor([0]))
     size = float(torch.linalg.vector_norm(row(row.initial())))
     with contextlib.suppress(scipy.optimize.NoConvergence, ValueError, FloatingPointError, ZeroDivisionError):
@@ -132,9 +133,9 @@ def main(
     solves: int = typer.Option(
         20_000, min=2, help="Solves by this library's solvers; a quarter as many by the others."
     ),
-    seed: int = typer.Option(0, help="Seed of everything that is drawn."),
+    seed: int = typer.Option(0, help="Seed of all random numbers."),
 ) -> None:
-    """Print how many rows each called converged, and how many of those were not."""
+    """Print the number of rows that each solver reported as converged, and of false ones among them."""
     torch.set_num_threads(1)
     warnings.simplefilter("ignore", RuntimeWarning)
     honest = of_kinds(solves // 2, random.Random(seed))
@@ -143,7 +144,7 @@ def main(
 
 
 def of_kinds(solves: int, r: random.Random) -> bool:
-    """Draw from every kind in turn; whether there is no false claim and no wrong gradient."""
+    """Draw from every kind in turn; return whether there is no false claim and no wrong gradient."""
     found: dict[str, list[int]] = {name: [0, 0, 0, 0] for name in KINDS}
     where: list[str] = []
     names = list(KINDS)
@@ -164,7 +165,7 @@ def of_kinds(solves: int, r: random.Random) -> bool:
 
 
 def of_classic_problems(solves: int, r: random.Random) -> bool:
-    """Draw from the classic problems; whether there is no false claim of ours."""
+    """Draw from the classic problems; return whether this library makes no false claim."""
     claimed: Counter[str] = Counter()
     false: Counter[str] = Counter()
     raised: Counter[str] = Counter()
@@ -184,7 +185,7 @@ def of_classic_problems(solves: int, r: random.Random) -> bool:
                     rtol = 10 ** -r.uniform(1, 6 if problem.layout.dtype == torch.float32 else 12)
                     said, wrong = by_ours(solver, problem, rtol, r.choice([5, 20, 100, 400]))
                     done += name in OURS
-            except Exception as error:  # theirs may raise; ours must not
+            except Exception as error:  # solvers of other libraries may raise; ours must not
                 if name in OURS:
                     raise RuntimeError(f"{name} on {replace(problem)!r:.200}") from error
                 raised[name] += 1

@@ -1,7 +1,8 @@
-"""Kinds of input on which a claim or a gradient is wrong most easily, each with an answer that no solver of ours gives.
+"""Kinds of input on which a wrong claim or a wrong gradient is most likely, each with an independent reference.
 
-``KINDS`` has a function for each: it draws a case, solves it, and returns a :class:`Verdict`. ``benchmarks/honesty.py``
-draws from them. What is expected of each is said at the function.
+``KINDS`` has a function for each kind: it draws a case, solves it, and returns a :class:`Verdict`. No solver of this
+library computes the references. ``benchmarks/honesty.py`` draws from these kinds. The docstring of each function says
+what is expected.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ STEPPING = ("picard", "anderson", "broyden", "aitken", "squarem", "anderson-type
 
 @dataclass(frozen=True)
 class Verdict:
-    """How many rows were called converged and how many of those are not; the same of gradients and wrong ones."""
+    """Numbers of rows reported as converged and of false ones among them; the same for gradients and wrong ones."""
 
     claimed: int = 0
     false: int = 0
@@ -38,7 +39,7 @@ class Verdict:
 
 
 def equations_without_roots(r: random.Random) -> Verdict:
-    """None, nor one within the tolerance: no row may be called one, but where ``g`` underflows to zero at the start."""
+    """No row may be reported as a root, except where ``g`` underflows to zero at the start."""
     least = 10 ** -r.uniform(0, 1)
     shape = r.choice(
         [
@@ -64,7 +65,7 @@ def equations_without_roots(r: random.Random) -> Verdict:
 
 
 def equations_with_roots(r: random.Random) -> Verdict:
-    """A row that is called a root is near one."""
+    """Every row that is reported as a root must be close to one."""
     shape, roots = r.choice(
         [
             (lambda x: x**3 - 5, [5 ** (1 / 3)]),
@@ -83,7 +84,7 @@ def equations_with_roots(r: random.Random) -> Verdict:
     z = found.z[:, 0].double().numpy()
     wanted = np.array([(root + shift) * width for root in roots])
     off = np.abs(z[:, None] - wanted).min(axis=1)
-    # Of a root of multiplicity three the distance is thrice the step; its value is lost in rounding beside that.
+    # At a root of multiplicity three, the distance is three times the step, and the value is lost in rounding.
     slack = 20 * rtol * np.abs(z) + 200 * torch.finfo(z0.dtype).eps ** (
         1 / 3 if len(roots) and roots[0] == 3.0 else 1
     ) * (np.abs(z) + width)
@@ -91,10 +92,10 @@ def equations_with_roots(r: random.Random) -> Verdict:
 
 
 def runaway_maps(r: random.Random) -> Verdict:
-    """Maps that have no fixed point: no row converges that has run away from its first two points.
+    """Maps without a fixed point: no row may converge that has run away from its first two points.
 
-    To four times their size, or to twice that and not within the tolerance of that size. Near its start a row may be
-    within its tolerance, and truly so.
+    Running away means growing to four times their size, or to twice their size without being within the tolerance of
+    that size. Near its start a row may truly be within its tolerance.
     """
     step = 10 ** r.uniform(-2, 2)
     f = r.choice(
@@ -118,7 +119,7 @@ def runaway_maps(r: random.Random) -> Verdict:
 
 
 def slow_maps(r: random.Random) -> Verdict:
-    """Plain iteration of what converges, slowly or after a rise, is not called stalled; what is converged is within."""
+    """Plain iteration that converges slowly, or after a rise, must not be reported as stalled; claims must hold."""
     rate = 1 - 10 ** -r.uniform(1, 2)
     dtype, rtol = torch.float64, 10 ** -r.uniform(3, 6)
     growth = r.random() < 0.5
@@ -136,7 +137,7 @@ def slow_maps(r: random.Random) -> Verdict:
 
 
 def warm_starts(r: random.Random) -> Verdict:
-    """``z = z W + b`` from the solution, near it or zero, row by row: gradients are those of the closed form."""
+    """``z = z W + b``, each row from the solution, near it, or zero: gradients must equal the closed form."""
     size, rows = r.randint(1, 6), r.randint(1, 4)
     weight = _contraction(r, size)
     offset = torch.randn(rows, size, generator=_generator(r), dtype=torch.float64)
@@ -169,7 +170,7 @@ def warm_starts(r: random.Random) -> Verdict:
 
 
 class _Memory(nn.Module):
-    """A cell with tokens that every row attends to."""
+    """A cell with memory tokens that every row attends to."""
 
     def forward(self, z: Tensor, x: Tensor, memory: Tensor) -> Tensor:
         return 0.3 * z + torch.softmax(z @ memory.T, -1) @ memory * 0.4 + x
@@ -192,7 +193,7 @@ class _Mixing(nn.Module):
 
 
 def shared_inputs(r: random.Random) -> Verdict:
-    """A memory of as many tokens as the batch has rows, or one more or less, stated or not: rows hold on the whole."""
+    """A shared memory of about as many tokens as the batch has rows, declared or not: claims hold on the batch."""
     rows, size = r.randint(2, 8), r.randint(2, 5)
     generator = _generator(r)
     x = torch.randn(rows, size, generator=generator) * torch.logspace(-2, 1, rows).unsqueeze(1)
@@ -207,7 +208,7 @@ def shared_inputs(r: random.Random) -> Verdict:
 
 
 def mixed_rows(r: random.Random) -> Verdict:
-    """Cells that mix rows: none is called converged whose residual on the whole batch is not within the tolerance."""
+    """Cells that mix rows: a row reported as converged must be within the tolerance on the whole batch."""
     rows, size = r.randint(2, 8), r.randint(2, 5)
     x = torch.randn(rows, size, generator=_generator(r)) * torch.logspace(-2, 1, rows).unsqueeze(1)
     rule = Termination(rtol=10 ** -r.uniform(2, 5), max_rounds=200)
@@ -220,7 +221,7 @@ def mixed_rows(r: random.Random) -> Verdict:
 
 
 def static_buffers(r: random.Random) -> Verdict:
-    """A function that fills one to four buffers in turn: the same bits and the same calls as with fresh memory."""
+    """A function that fills one to four buffers in turn: same results, bit for bit, and calls as with new memory."""
     size, rows = r.randint(1, 30), r.randint(1, 3)
     weight = _contraction(r, size)
     offset = torch.randn(rows, size, generator=_generator(r), dtype=torch.float64)
@@ -247,7 +248,7 @@ def static_buffers(r: random.Random) -> Verdict:
 
 
 def complex_states(r: random.Random) -> Verdict:
-    """``z = A z + c`` and ``z = a conj(z) + c``, in torch, in numpy and as a number, against their closed forms."""
+    """``z = A z + c`` and ``z = a conj(z) + c``, in torch, in numpy and as a number, against closed forms."""
     size, rtol = r.randint(1, 6), 10 ** -r.uniform(4, 10)
     rng = np.random.default_rng(r.randrange(10**6))
     matrix = rng.standard_normal((size, size)) + 1j * rng.standard_normal((size, size))
@@ -272,7 +273,7 @@ def complex_states(r: random.Random) -> Verdict:
 
 
 def entries_of_all_sizes(r: random.Random) -> Verdict:
-    """``z = rate z + (1 - rate) size`` with sizes over ninety orders, asked for entry by entry."""
+    """``z = rate z + (1 - rate) size`` with sizes over ninety orders of magnitude, with a tolerance for every entry."""
     count, rtol = r.randint(2, 12), 10 ** -r.uniform(2, 8)
     sizes = torch.tensor([[10 ** r.uniform(-45, 45) for _ in range(count)]], dtype=torch.float64)
     rates = torch.tensor([[r.uniform(0.05, 0.95) for _ in range(count)]], dtype=torch.float64)
@@ -285,7 +286,7 @@ def entries_of_all_sizes(r: random.Random) -> Verdict:
 
 
 def counts(r: random.Random) -> Verdict:
-    """Maps through an operation without forward mode: calls are counted, all of them, and keep to the limit."""
+    """Maps with an operation that has no forward mode: all calls must be counted, and stay within the limit."""
     size, limit = r.randint(2, 20), r.randint(5, 60)
     weight = _contraction(r, size)
     calls = [0]
@@ -324,7 +325,7 @@ KINDS: dict[str, Callable[[random.Random], Verdict]] = {
 def _on_the_whole(
     r: random.Random, layer: EquilibriumLayer, rule: Termination, inputs: tuple[Tensor, ...], more: Any
 ) -> Verdict:
-    """The layer's claims, held against its cell on the whole batch."""
+    """The claims of a layer, checked with its cell on the whole batch."""
     positional, keywords = (inputs, more) if isinstance(more, dict) else ((*inputs, *more), {})
     with torch.set_grad_enabled(r.random() < 0.5), warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
@@ -342,7 +343,7 @@ def _on_the_whole(
 def _moved(
     r: random.Random, shape: Callable[[Tensor], Tensor], shift: float | None = None, width: float | None = None
 ) -> tuple[Callable[[Tensor], Tensor], Tensor]:
-    """``shape`` in other units of ``g`` and ``z``, moved; and starts."""
+    """The function ``shape`` shifted and in other units of ``g`` and ``z``, and starts for it."""
     shift = r.choice([0.0, r.uniform(-20, 20)]) if shift is None else shift
     width = 10 ** r.uniform(-3, 3) if width is None else width
     units, dtype = 10 ** r.uniform(-12, 12), _dtype(r)
@@ -351,7 +352,7 @@ def _moved(
 
 
 def _contraction(r: random.Random, size: int) -> Tensor:
-    """Of a norm below one, symmetric or not."""
+    """A random matrix of norm below one, symmetric or not."""
     weight = torch.randn(size, size, generator=_generator(r), dtype=torch.float64)
     weight = weight + weight.T if r.random() < 0.5 else weight
     return weight * (r.uniform(0.05, 0.97) / float(torch.linalg.matrix_norm(weight, 2)))

@@ -1,14 +1,14 @@
-"""Real images inverted: jointly, and step by step as it is done elsewhere.
+"""Inversion of real images, jointly and step by step.
 
     python benchmarks/inversion.py [--images 64] [--steps 50] [--only joint ...]
     python benchmarks/inversion.py --picture docs/assets/inversion.png
 
-Test images of Fashion-MNIST, the bundled model with the class of each, float32, DDIM with eta 0. "Round trip" is the
-rms, over the pixels in [-1, 1], between an image and what the serial chain makes of its latent, run anew for every
-method; the summed squared error is that of the 1024 pixels of one image. Sequential evaluations are those that have to
-wait for one another: of the joint inversion all of them, its own round trip included; of the others those of the
-inversion alone. With ``--picture``: images, what their latents give, and what is left of them; edits, and images in
-between.
+Test images of Fashion-MNIST are inverted with the bundled model and the class of each, in float32, by DDIM with eta 0.
+"Round trip" is the rms, over the pixels in [-1, 1], of the difference between an image and the serial chain's sample of
+its latent, computed again for every method. The squared error is summed over the 1024 pixels of one image. Sequential
+evaluations have to wait for one another; for the joint inversion they include its own round trip, for the others they
+are those of the inversion alone. With ``--picture`` the script draws images, the samples of their latents and the
+differences, edits, and interpolations.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ ITERATIONS = (1, 2, 3, 5, 10)
 
 @dataclass(frozen=True)
 class Measured:
-    """What one method came to."""
+    """The results of one method."""
 
     sequential: int
     evaluations: float
@@ -43,7 +43,7 @@ class Measured:
     said: NDArray[np.bool_] | None
 
     def row(self, name: str, pixels: int) -> str:
-        """As a line of the table."""
+        """The results as a line of the table."""
         median, most, worst = np.median(self.off), np.quantile(self.off, 0.95), self.off.max()
         cells = [f"{self.sequential}", f"{self.evaluations:,.0f}", f"{self.seconds:.0f}"]
         cells += [f"{value:.1e}" for value in (median, most, worst, median**2 * pixels)]
@@ -51,7 +51,7 @@ class Measured:
 
 
 def methods() -> dict[str, Inverter]:
-    """Every method by name, ours first."""
+    """All methods by name, the joint inversion first."""
     found: dict[str, Inverter] = {
         "joint": JointInversion(),
         "naive (DDIM inversion)": StepwiseInversion(),
@@ -66,7 +66,7 @@ def methods() -> dict[str, Inverter]:
 
 
 def chosen(names: list[str] | None) -> dict[str, Inverter]:
-    """These methods; all of them where none is named."""
+    """The methods of these names; all methods if none is named."""
     known = methods()
     for name in names or ():
         if name not in known:
@@ -75,7 +75,7 @@ def chosen(names: list[str] | None) -> dict[str, Inverter]:
 
 
 def measured(chain: DDIMChain, images: Tensor, method: Inverter) -> Measured:
-    """Invert, and run the serial chain from what was found."""
+    """Invert, and run the serial chain from the latents."""
     began = time.perf_counter()
     said = None
     if isinstance(method, JointInversion):
@@ -95,7 +95,7 @@ def measured(chain: DDIMChain, images: Tensor, method: Inverter) -> Measured:
 
 @torch.no_grad()
 def serially(chain: Chain, x: Tensor) -> Tensor:
-    """What the chain makes of latents, step by step."""
+    """The samples of latents, computed step by step."""
     rows = torch.arange(len(x))
     for i in range(chain.length):
         parts = zip(x.split(BATCH), rows.split(BATCH), strict=True)
@@ -104,13 +104,13 @@ def serially(chain: Chain, x: Tensor) -> Tensor:
 
 
 def rms(difference: Tensor) -> NDArray[np.float64]:
-    """Of every image."""
+    """The rms of every image."""
     found: NDArray[np.float64] = difference.flatten(1).double().square().mean(dim=1).sqrt().numpy()
     return found
 
 
 def verdict(found: dict[str, Measured]) -> None:
-    """What was wanted of the joint inversion, and what came."""
+    """What is required of the joint inversion, and what was measured."""
     ours = found["joint"]
     assert ours.said is not None
     median, within = np.median(ours.off), float((ours.off <= 2e-3).mean())
@@ -129,7 +129,7 @@ def verdict(found: dict[str, Measured]) -> None:
 
 
 def picture(steps: int, out: Path) -> None:
-    """Ten images, one of every class: their reconstructions, edits, and images in between."""
+    """Draw ten images, one of every class, with their reconstructions, edits, and interpolations."""
     images, labels = held_out_images()
     images, labels = images[:10], labels[:10]
     chain = chain_of(steps, 10)
@@ -154,7 +154,7 @@ def picture(steps: int, out: Path) -> None:
 
 
 def chain_of(steps: int, count: int, classes: tuple[int, ...] | None = None) -> DDIMChain:
-    """The chain of the bundled model, of images of these classes; default: the test images' own."""
+    """The chain of the bundled model for images of these classes; default: the classes of the test images."""
     model = FashionMNISTModel(classes=classes)
     schedule = model.own_schedule
     assert schedule is not None
@@ -166,7 +166,7 @@ def chain_of(steps: int, count: int, classes: tuple[int, ...] | None = None) -> 
 
 
 def draw(rows: list[tuple[str, Tensor]], out: Path) -> None:
-    """A row of pictures each, with its heading."""
+    """Draw rows of pictures with headings."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -183,13 +183,13 @@ def draw(rows: list[tuple[str, Tensor]], out: Path) -> None:
 
 
 def main() -> None:
-    """Print the table, and draw."""
+    """Print the table, and draw the picture if requested."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=64)
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--picture", type=Path)
-    parser.add_argument("--only", nargs="+", metavar="METHOD", help="of these alone: names as in the table")
+    parser.add_argument("--only", nargs="+", metavar="METHOD", help="only these methods, by their names in the table")
     asked = parser.parse_args()
     torch.set_num_threads(asked.threads)
     if asked.picture:

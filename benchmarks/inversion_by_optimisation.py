@@ -1,14 +1,14 @@
-"""Finding the noise of an image by optimisation: four gradients, the same optimiser, the same start.
+"""Finds the noise of images by optimisation, with four gradients, the same optimiser and the same start.
 
     python benchmarks/inversion_by_optimisation.py [--steps 200] [--images 8] [--start random] [--optimiser adam]
 
-Minimises ``||x_0(x_T) - x*||^2`` over ``x_T`` for test images and the bundled model of their classes, DDIM with eta 0,
-float32. The gradients: backpropagation through the steps one after another; one damped step of the joint map, as its
-authors have it (Pokle, Geng & Kolter 2022, tau = 0.1), and three; the adjoint chain. Each is a process of its own that
-keeps a checkpoint in the output folder after every step: what was interrupted goes on there. Prints losses, calls of
-the network that wait for one another (a forward or a backward pass is one), seconds, the cosine of each gradient with
-the first at the start, and how closely the losses of the adjoint chain follow those of the first. The picture is
-docs/assets/inversion-optimisation.png.
+Minimises ``||x_0(x_T) - x*||^2`` over ``x_T`` for test images and the bundled model with their classes, by DDIM with
+eta 0, in float32. The gradients are: backpropagation through the steps one after another; one damped step of the joint
+map, as its authors use it (Pokle, Geng & Kolter 2022, tau = 0.1); three such steps; and the adjoint chain. Each runs in
+a process of its own that writes a checkpoint to the output folder after every step, and an interrupted one continues
+from it. The script prints losses, sequential calls of the network (a forward or a backward pass is one), seconds, the
+cosine of each gradient with the first at the start, and how closely the losses of the adjoint chain follow those of the
+first. The picture is docs/assets/inversion-optimisation.png.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ NAMES = {
 
 
 def main() -> None:
-    """Run what is missing, print the table and the verdict, draw the picture."""
+    """Run the methods that are not done, print the table and the verdict, and draw the picture."""
     asked = arguments()
     torch.set_num_threads(asked.threads)
     if asked.child == "cosines":
@@ -78,9 +78,9 @@ def main() -> None:
 
 
 def arguments() -> argparse.Namespace:
-    """What was asked for."""
+    """The arguments of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=200, help="updates")
+    parser.add_argument("--steps", type=int, default=200, help="number of updates")
     parser.add_argument("--images", type=int, default=8)
     parser.add_argument("--length", type=int, default=50, help="N, steps of the chain")
     parser.add_argument("--start", choices=("random", "inverted"), default="random")
@@ -109,7 +109,7 @@ def posed(asked: argparse.Namespace) -> tuple[DDIMChain, Tensor, Tensor]:
 
 @torch.no_grad()
 def inverted(chain: DDIMChain, images: Tensor) -> Tensor:
-    """DDIM inversion as it is usually done: each step back evaluates the network at the state it starts from."""
+    """The usual DDIM inversion: each step back evaluates the network at the state that it starts from."""
     x, row = images, torch.arange(len(images))
     for step in reversed(range(chain.length)):
         defect = x - chain.step(x, torch.full_like(row, step), row)
@@ -118,7 +118,7 @@ def inverted(chain: DDIMChain, images: Tensor) -> Tensor:
 
 
 def under_way(asked: argparse.Namespace, name: str, *, restored: bool) -> Optimisation:
-    """An inversion, from its checkpoint where there is one."""
+    """An inversion, continued from its checkpoint if there is one."""
     chain, images, start = posed(asked)
     options = OptimisedInversion(
         gradient=GRADIENTS[name],  # type: ignore[arg-type]  # one of them
@@ -137,7 +137,7 @@ def under_way(asked: argparse.Namespace, name: str, *, restored: bool) -> Optimi
 
 
 def checkpoint(asked: argparse.Namespace, name: str) -> Path:
-    """Where a method keeps its state: a folder for every setting, so that another one does not go on with it."""
+    """The checkpoint of a method, in one folder per setting, so that no other setting continues from it."""
     rate = "" if asked.learning_rate is None else f"-{asked.learning_rate:g}"
     folder: Path = asked.output / f"{asked.optimiser}{rate}-{asked.start}-{asked.length}-{asked.images}-{name}"
     folder.mkdir(parents=True, exist_ok=True)
@@ -145,7 +145,7 @@ def checkpoint(asked: argparse.Namespace, name: str) -> Path:
 
 
 def run(asked: argparse.Namespace, name: str) -> None:
-    """Go on to the end, and tell of it on the error stream."""
+    """Run an inversion to its end, with progress on stderr."""
     made = under_way(asked, name, restored=False)
     while made.goes_on:
         step = made.step()
@@ -159,7 +159,7 @@ def run(asked: argparse.Namespace, name: str) -> None:
 
 
 def cosines(asked: argparse.Namespace) -> dict[str, float]:
-    """Mean cosine of each gradient with backpropagation's, at the start."""
+    """The mean cosine of each gradient with that of backpropagation, at the start."""
     chain, images, start = posed(asked)
     problem = ChainProblem(chain, start, max_batch=chain.denoiser.quick_batch(start.device))
     exact = Serial().find(problem, images, {}).gradient.flatten(1)
@@ -168,7 +168,7 @@ def cosines(asked: argparse.Namespace) -> dict[str, float]:
 
 
 def report(asked: argparse.Namespace, found: dict[str, OptimisedLatents]) -> None:
-    """The table and the verdict."""
+    """Print the table and the verdict."""
     path = asked.output / f"cosines-{asked.start}-{asked.length}-{asked.images}.json"
     if not path.exists():
         command = [sys.executable, __file__, *sys.argv[1:], "--child", "cosines"]
@@ -201,7 +201,7 @@ def report(asked: argparse.Namespace, found: dict[str, OptimisedLatents]) -> Non
 
 
 def draw(found: dict[str, OptimisedLatents]) -> None:
-    """The picture."""
+    """Draw the picture."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -1,13 +1,13 @@
-"""What a solver costs beside ``f``: its own time a round, against a copy of as many bytes, and its memory.
+"""The cost of a solver in addition to ``f``: its own time per round, relative to a memory copy, and its memory.
 
     python benchmarks/overhead.py                 the whole table
     python benchmarks/overhead.py --only 64x100000
 
-The time between one return of ``f`` and its next call, median over the rounds with a full memory, float32. The copy is
-of ``2 m + 8`` states, read and written: what a round has to touch. Memory is the growth of the resident size of another
-fresh process at its peak, in states; there the allocator gives every large tensor back at once, so that what it
-keeps for later is not counted. ``-``: too small to be told, or more than the machine has. Wants torchdeq 0.1.0.
-Nothing else should run.
+Time is that between one return of ``f`` and its next call, the median over the rounds with a full memory, in float32.
+The copy reads and writes ``2 m + 8`` states, the data that a round has to touch. Memory is the growth of the resident
+size of another fresh process at its peak, in states; in that process the allocator returns every large tensor to the
+system at once, so that memory cached for later is not counted. ``-`` means too small to be measured, or more than the
+machine has. Requires torchdeq 0.1.0. Nothing else should run on the machine.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ METHODS = {
 
 
 class Clocked:
-    """A map that is cheap, never converges soon, and notes when it was called and when it returned."""
+    """A cheap map that converges slowly and records the times of its calls and returns."""
 
     def __init__(self, rows: int, size: int) -> None:
         generator = torch.Generator().manual_seed(0)
@@ -47,12 +47,12 @@ class Clocked:
 
     def __call__(self, z: Tensor) -> Tensor:
         self.called.append(time.perf_counter())
-        value = torch.sin(z).mul_(self.slope).add_(self.offset)  # its value is all the memory it takes
+        value = torch.sin(z).mul_(self.slope).add_(self.offset)  # it allocates nothing but its value
         self.returned.append(time.perf_counter())
         return value
 
     def between(self, skip: int) -> float:
-        """Median time from a return to the next call."""
+        """The median time from a return to the next call."""
         pairs = zip(self.returned[skip:-1], self.called[skip + 1 :], strict=True)
         return statistics.median(later - earlier for earlier, later in pairs)
 
@@ -78,9 +78,11 @@ def runner(name: str, memory: int, rounds: int) -> Callable[[Clocked, Tensor], N
 
 
 def measured(name: str, memory: int, rows: int, size: int) -> dict[str, float]:
-    """Own milliseconds a round, and peak memory in states; in this process."""
+    """The solver's own milliseconds per round, and the peak memory in states, measured in this process."""
     f, z = Clocked(rows, size), torch.zeros(rows, size)
-    runner(name, memory, 3)(Clocked(1, 8), torch.zeros(1, 8))  # what is loaded at the first use is not the solve's
+    runner(name, memory, 3)(
+        Clocked(1, 8), torch.zeros(1, 8)
+    )  # memory that is allocated at the first use does not belong to the solve
     before = peak()
     with torch.no_grad():
         runner(name, memory, memory + ROUNDS)(f, z)
@@ -94,13 +96,13 @@ def peak() -> int:
 
 
 def available() -> int:
-    """Bytes of memory that are free."""
+    """The free memory, in bytes."""
     lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
     return int(lines["MemAvailable"].split()[0]) * 1024
 
 
 def copied(states: int, rows: int, size: int) -> float:
-    """Milliseconds to copy so many states; a part of them over and over, where they are many."""
+    """Milliseconds to copy a number of states; if there are many, a part of them is copied repeatedly."""
     held = max(min(states, int(2e9) // (4 * rows * size)), 1)
     source, target = torch.ones(held, rows, size), torch.empty(held, rows, size)
     times = []
@@ -138,7 +140,7 @@ def main(
     for rows, size in sizes:
         cells = []
         for name, (_, memory) in METHODS.items():
-            if (3 * memory + 12) * rows * size * 4 > available():  # a little more than any of them takes
+            if (3 * memory + 12) * rows * size * 4 > available():  # slightly more than any solver takes
                 cells.append("-")
                 continue
             arguments = "--method", name, "--only", f"{rows}x{size}"

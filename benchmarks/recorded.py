@@ -1,4 +1,4 @@
-"""What the last state of a chain was after every round of a solve, which may end when it has come near enough."""
+"""Records the last state of a chain after every round of a solve, which may end once the state is close enough."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ from fixedpoint.plugin import Progress
 
 
 class Recorded:
-    """Keeps what the last step made after every round.
+    """Records the last state after every round.
 
-    ``images`` holds one tensor ``(B, *event)`` per round, ``errors`` the relative error of each row to ``target``,
-    ``spent`` the evaluations a row had taken, ``rounds`` the number of the round. With ``enough`` the solve ends once
-    all rows have been that near for ``more`` rounds after the first. ``solution`` is there when the solver has ended.
+    ``images`` holds one tensor of shape ``(B, *event)`` per round, ``errors`` the relative error of each row to
+    ``target``, ``spent`` the evaluations of each row, and ``rounds`` the number of the round. With ``enough`` the solve
+    ends once all rows have been within that error for ``more`` rounds after the first. ``solution`` is set when the
+    solver has ended.
     """
 
     solution: Solution | None = None
@@ -35,7 +36,7 @@ class Recorded:
         self.rounds: list[int] = []
 
     def __call__(self, progress: Progress) -> None:
-        assert progress.latest is not None  # solvers of chains tell it
+        assert progress.latest is not None  # solvers of chains report it
         assert progress.evaluations is not None
         if self.rounds and self.rounds[-1] == progress.round:
             return  # nothing was left to evaluate
@@ -57,20 +58,20 @@ class Recorded:
 
 
 class EnoughError(Exception):
-    """Every row is as near as was asked for."""
+    """Raised when every row is within the requested error."""
 
 
 def apart(images: Tensor, target: Tensor) -> Tensor:
-    """Shape ``(B,)``, float64, on the CPU: relative distance of every row."""
+    """The relative distance of every row, shape ``(B,)``, float64, on the CPU."""
     target = target.flatten(1).double()
     return ((images.flatten(1).double() - target).norm(dim=1) / target.norm(dim=1)).cpu()
 
 
 def jacobi_rounds(problem: ChainProblem, target: Tensor, tolerance: float) -> int:
-    """What :meth:`Recorded.rounds_to` finds for plain rounds with the preconditioner zero, without the rounds.
+    """The result of :meth:`Recorded.rounds_to` for plain rounds with the preconditioner zero, without running them.
 
-    After ``k`` such rounds from ``x_0`` everywhere the last state is what the last ``k`` steps make of it. That
-    costs ``k`` evaluations rather than all of ``k`` rounds; found by bisection, as the error falls towards the end.
+    After ``k`` such rounds from ``x_0`` everywhere, the last state is the result of the last ``k`` steps from ``x_0``,
+    which takes only ``k`` evaluations. The number is found by bisection, since the error falls towards the end.
     """
     missing, reached = 0, problem.length
     row = torch.arange(len(problem.x0), device=problem.x0.device)
@@ -85,7 +86,7 @@ def jacobi_rounds(problem: ChainProblem, target: Tensor, tolerance: float) -> in
 
 
 def serial(problem: ChainProblem) -> Tensor:
-    """The chain's result, step by step."""
+    """The result of the chain, computed step by step."""
     last: Tensor = fixedpoint.solve(problem, solver="serial").z[:, -1]
     return last
 
@@ -100,9 +101,9 @@ def record(
     more: int = 0,
     rtol: float = 0.0,
 ) -> Recorded:
-    """Solve for a number of rounds at most, and keep every round's last state.
+    """Solve for at most a number of rounds, and record the last state of every round.
 
-    Without ``rtol`` whatever the solver thinks of it; with one it may end.
+    Without ``rtol`` the solver does not stop by itself; with ``rtol`` it may.
     """
     seen = Recorded(target, enough, more)
     with contextlib.suppress(EnoughError):

@@ -1,10 +1,11 @@
-"""How good the samples of the bundled model are: are the classes right, and how far is it to real images.
+"""The quality of the samples of the bundled model: how many show their class, and their distance to real images.
 
     python benchmarks/sample_quality.py [--grid docs/assets/fashion-mnist.png]
 
-Samples 1,000 images by DDIM, a hundred of every class, and judges them with the bundled classifier: the share whose
-asked class it finds, and the Frechet distance in classifier features to 9,000 test images. Beside them stand as many
-held-out real images and as much Gaussian noise. The distance is not the FID: it compares with nothing but itself.
+Samples 1,000 images by DDIM, a hundred of every class, and judges them with the bundled classifier. The script prints
+the share whose requested class it finds, and the Frechet distance in classifier features to 9,000 test images. The same
+is printed for as many held-out real images and as much Gaussian noise. The distance is not the FID and can be compared
+only with itself.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ def main(
     solver: Annotated[str, typer.Option(help="serial, or a joint solver: the samples are the same.")] = "serial",
     grid: Annotated[Path | None, typer.Option(help="Write a picture of a hundred samples.")] = None,
 ) -> None:
-    """Sample, judge, print."""
+    """Sample, judge, and print the table."""
     task = DDIMSampling(
         model=FashionMNISTModel(guidance_scale=guidance_scale), num_inference_steps=steps, eta=eta, batch=count
     )
@@ -59,7 +60,7 @@ def main(
 
 
 def judged(images: Tensor, labels: Tensor) -> tuple[Tensor, float]:
-    """Whether each image is of its class, and the distance of all of them to real images."""
+    """Whether each image shows its class, and the distance of all images to real images."""
     features, found = load_classifier().judge(images)
     return found == labels, frechet_distance(Gaussian.of(features), reference())
 
@@ -70,7 +71,7 @@ def share(right: Tensor) -> str:
 
 
 def draw(rows: Tensor, path: Path) -> None:
-    """A grid of images ``(rows, columns, height, width)`` in ``[-1, 1]``, every pixel twice as large."""
+    """Draw a grid of images ``(rows, columns, height, width)`` in ``[-1, 1]``, enlarged by a factor of two."""
     import matplotlib.image
 
     gap = torch.nn.functional.pad(rows, (1, 1, 1, 1), value=1.0)

@@ -1,13 +1,13 @@
-"""Every solver on classic problems, side by side in one process: this library's, torchdeq's, SciPy's.
+"""Compares the solvers of this library, torchdeq and SciPy on classic problems, in one process.
 
-    python benchmarks/solvers.py             the seven problems of ``configs/classic.yaml``, beside published counts
+    python benchmarks/solvers.py             the seven problems of ``configs/classic.yaml``, with published counts
     python benchmarks/solvers.py --all       all of ``fixedpoint_classic``, five seeds: a performance profile
 
 Counts are evaluations of ``f`` until the residual is 1e-3 / 1e-6 / 1e-10 of the first one (``counted.py``).
 
-Counts vary by a few with the order in which sums are rounded where a method amplifies rounding: Broyden on the Jacobi
-form of Bratu's problem, which is symmetric under reflections until rounding breaks that (105 to 124 evaluations to
-1e-3), and Anderson without a ridge where the H-equation is nearly singular (31 to 74 to 1e-10).
+Where a method amplifies rounding, counts vary by a few with the order in which sums are rounded: for Broyden on the
+Jacobi form of Bratu's problem, which is symmetric under reflections until rounding breaks that (105 to 124 evaluations
+to 1e-3), and for Anderson without a ridge where the H-equation is nearly singular (31 to 74 to 1e-10).
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ PUBLISHED = {
 }
 
 
-# How the solvers of others are called where they are asked what they claim.
+# Calls of the solvers of other libraries, for the claims that they make.
 TORCHDEQ: dict[str, object] = {
     "torchdeq Anderson": "torchdeq-anderson",
     "same, ridge 0": {"name": "torchdeq-anderson", "lam": 0.0},
@@ -51,7 +51,7 @@ TORCHDEQ: dict[str, object] = {
 }
 SCIPY = {"SciPy anderson alpha=1 M=6": "SciPy anderson", "SciPy newton_krylov": "SciPy newton_krylov"}
 
-# What is varied in the long comparison: sizes and difficulties around the defaults.
+# Variations of the long comparison: sizes and difficulties around the defaults.
 SUITE = (
     "{name: linear-contraction, size: 200, radius: 0.9}",
     "{name: linear-contraction, size: 200, radius: 0.99}",
@@ -83,7 +83,7 @@ def read(text: str) -> Counts:
 
 
 def quotient(measured: str, published: str) -> str:
-    """Of every count, or whether both say ``-``."""
+    """The quotient of every pair of counts; ``-`` if both are ``-``, ``!`` if only one is."""
     pairs = zip(measured.split("/"), published.split("/"), strict=True)
     return "/".join(a if a == b == "-" else "!" if "-" in (a, b) else f"{int(a) / int(b):.2f}" for a, b in pairs)
 
@@ -95,7 +95,7 @@ def best(rows: Iterable[Counts]) -> Counts:
 
 
 def seven() -> None:
-    """Print the table of the seven problems, and how the default compares with the best of the others."""
+    """Print the table of the seven problems, and the default compared with the best of the others."""
     config = load(CONFIG)
     print("| problem | " + " | ".join([*THEIRS, *OURS]) + " |")
     print("|:--|" + "--:|" * (len(THEIRS) + len(OURS)))
@@ -130,7 +130,7 @@ def _quotients(ours: Counts, theirs: Counts) -> list[float]:
 
 
 def suite(seeds: int) -> Iterator[tuple[str, ClassicProblem]]:
-    """Every problem of the long comparison; those without a seed once."""
+    """All problems of the long comparison, those without a seed only once."""
     for text in SUITE:
         config = load_one(text)
         for seed in range(seeds):
@@ -185,7 +185,7 @@ def every(seeds: int) -> None:
 
 
 def claimed(name: str, problem: ClassicProblem) -> tuple[int, int]:
-    """Whether a solver, asked for 1e-6 in its own terms, says that it converged, and whether that is false."""
+    """Whether a solver, with a tolerance of 1e-6 in its own terms, claims convergence, and whether that is false."""
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore", RuntimeWarning)
         if name in SCIPY:
@@ -205,7 +205,7 @@ def _ratios(rows: list[Counts], smallest: list[Counts]) -> np.ndarray:
 
 
 def _draw(ratios: dict[str, np.ndarray], problems: int) -> None:
-    """Dolan & More 2002: the part of the problems a solver solves within so many times the fewest evaluations."""
+    """Draw the share of problems solved within a multiple of the fewest evaluations (Dolan & More 2002)."""
     figure, axes = plt.subplots(1, len(TOLERANCES), figsize=(13, 4.6), sharey=True, layout="constrained")
     factors = np.geomspace(1, 30, 300)
     for index, (axis, tolerance) in enumerate(zip(axes, TOLERANCES, strict=True)):
@@ -233,7 +233,7 @@ def main(
     all: bool = typer.Option(False, "--all", help="Every problem, with a performance profile."),
     seeds: int = typer.Option(5, min=1, help="Seeds of every problem."),
 ) -> None:
-    """Compare."""
+    """Run the comparison."""
     torch.set_num_threads(1)
     if all:
         every(seeds)

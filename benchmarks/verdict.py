@@ -1,4 +1,4 @@
-"""What a table of rounds and evaluations shows of this library's methods beside the others, in sentences."""
+"""Conclusions from a table of rounds and evaluations: this library's methods against the others, in sentences."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ LONG = 250
 
 
 class Finding(NamedTuple):
-    """A claim about one chain: whether it holds, and the figures."""
+    """The finding on a claim about one chain: whether it holds, and the figures."""
 
     holds: bool
     figures: str
 
 
 def verdict(columns: Mapping[int, Column]) -> Iterator[str]:
-    """Sentences for every chain, by its steps; then, for each claim, whether it holds of them all."""
+    """Sentences on every chain, by its steps; then, for each claim, whether it holds for all of them."""
     rounds = {length: fewest_rounds(column) for length, column in columns.items()}
     work = {length: least_work(length, column) for length, column in columns.items() if length >= LONG}
     claims = {
@@ -42,7 +42,7 @@ def verdict(columns: Mapping[int, Column]) -> Iterator[str]:
 
 
 def fewest_rounds(column: Column) -> Finding:
-    """Whether an accelerated method needs no more rounds to the last tolerance than any other, and how many."""
+    """Whether an accelerated method takes the fewest rounds to the last tolerance, and the numbers."""
     ours, others = (_rounds(column, kinds) for kinds in (("accelerated",), ("published", "plain")))
     authors = others.get(AUTHORS)
     said = f"{_fewest(ours)} rounds of ours, {_fewest(others)} of others, {authors or 'not reached'} of the authors'"
@@ -54,7 +54,7 @@ def fewest_rounds(column: Column) -> Finding:
 
 
 def least_work(length: int, column: Column) -> Finding:
-    """Whether a method that saves work ends by itself, near enough and not much later, at a share of the work."""
+    """Whether a method that saves work stops by itself within the tolerance, not much later, at a share of the work."""
     ours = _rounds(column, ("accelerated",))
     saving = {name: cell for name, cell in _close(column, ("saving",)).items() if cell.end is not None}
     if not ours or not saving:
@@ -73,7 +73,7 @@ def least_work(length: int, column: Column) -> Finding:
 
 
 def _close(column: Column, kinds: tuple[str, ...]) -> dict[str, Cell]:
-    """The cells of these kinds that came within the last tolerance."""
+    """The cells of these kinds that reached the last tolerance."""
     names = {name for kind in kinds for name in KINDS[kind]}
     return {name: cell for name, cell in column.items() if name in names and cell is not None and cell.close}
 

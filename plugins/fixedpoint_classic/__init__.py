@@ -1,4 +1,4 @@
-"""Problems with published numbers: radiative transfer, ignition, mixtures by EM, Markov chains, sparse regression.
+"""Classic fixed-point problems from the literature, such as radiative transfer, EM, Markov chains and regression.
 
-Each module opens with its mathematics, and has the problem and the task that compares solvers on it.
+Each module states the mathematics in its docstring and contains a problem and the task that compares solvers on it.
 """

@@ -2,19 +2,19 @@ r"""Bratu's problem, the solid-fuel ignition model, on the unit square.
 
     -(u_xx + u_yy) = lambda e^u,     u = 0 on the boundary
 
-by the five-point Laplacian ``L`` on ``n x n`` interior points, ``h = 1 / (n + 1)`` (Glowinski, Keller & Reinhart 1985,
-"Continuation-conjugate gradient methods for the least squares solution of nonlinear boundary value problems", the
-test problem of PETSc's SNES ex5). There are two solutions for ``lambda`` below 6.808 and none above; the
-lower one is meant. Two fixed-point forms:
+discretised by the five-point Laplacian ``L`` on ``n x n`` interior points, ``h = 1 / (n + 1)`` (Glowinski, Keller &
+Reinhart 1985, "Continuation-conjugate gradient methods for the least squares solution of nonlinear boundary value
+problems"; the test problem of PETSc's SNES ex5). There are two solutions for ``lambda`` below 6.808 and none above; the
+reference is the lower one. There are two fixed-point forms:
 
     picard    u = L^{-1} (lambda e^u)
     jacobi    u_ij = (u_i-1,j + u_i+1,j + u_i,j-1 + u_i,j+1 + h^2 lambda e^{u_ij}) / 4
 
-The first takes a few iterations, each a Poisson solve, the second ``O(n^2)`` of them.
+The first takes a few iterations, each with a Poisson solve; the second takes ``O(n^2)`` cheap iterations.
 
-``L`` is inverted by the discrete sine transform, which diagonalises it: eigenvalues ``(4 - 2 cos(i pi h) - 2 cos(j pi
-h)) / h^2`` (Buzbee, Golub & Nielson 1970, section 2). The transform is a product with a dense matrix, made so that a
-row's bits do not depend on the batch.
+``L`` is inverted by the discrete sine transform, which diagonalises it, with the eigenvalues ``(4 - 2 cos(i pi h) - 2
+cos(j pi h)) / h^2`` (Buzbee, Golub & Nielson 1970, section 2). The transform is a product with a dense matrix, computed
+so that the result for a row does not depend on the batch.
 """
 
 from __future__ import annotations
@@ -37,14 +37,20 @@ Form = Literal["picard", "jacobi"]
 
 @dataclass(eq=False)
 class BratuProblem(ClassicProblem):
-    """Bratu's problem for several ``lambda`` at once; the state is ``u``, row by row of the grid, ``D = n^2``.
+    """Bratu's problem for several ``lambda`` at once; the state is ``u`` on the grid, flattened, ``D = n^2``.
 
     Attributes
     ----------
     lam
-        Shape ``(B, 1)``: ``lambda``.
+        ``lambda`` of every row, shape ``(B, 1)``.
     form
-        ``"picard"`` or ``"jacobi"``.
+        The fixed-point form, ``"picard"`` or ``"jacobi"``.
+    size
+        ``n``.
+    sines
+        The matrix of the sine transform, shape ``(n, n)``.
+    eigenvalues
+        The eigenvalues of ``h^2 L``, shape ``(n, n)``.
     """
 
     lam: Float[Tensor, "B 1"]
@@ -67,7 +73,7 @@ class BratuProblem(ClassicProblem):
 
     @property
     def weight(self) -> Float[Tensor, "B 1"]:
-        """``h^2 lambda``: what ``e^u`` is multiplied with."""
+        """``h^2 lambda``, the factor of ``e^u``."""
         step = 1 / (self.size + 1)
         return self.lam * (step * step)
 
@@ -78,20 +84,20 @@ class BratuProblem(ClassicProblem):
         return self._poisson(self._grid(source)).flatten(1)
 
     def reference(self) -> Float[Tensor, "B D"]:
-        """The lower solution, by Newton's method from zero: it climbs to it monotonically, as ``e^u`` is convex."""
+        """The lower solution, by Newton's method from zero, which increases monotonically since ``e^u`` is convex."""
         u, best = torch.zeros_like(self.start), torch.full_like(self.lam, torch.inf)
         for _ in range(50):
             source = self.weight * u.exp()
             defect = _neighbours(self._grid(u)).flatten(1) + source - 4 * u
             size = defect.abs().amax(1, keepdim=True)
-            if not bool((size < best).any()):
+            if not bool((size < best).any()):  # rounding prevents further progress in every row
                 break
             best = size
             u = u + _eliminate(self._grid(4 - source), self._grid(defect)).flatten(1)
         return u
 
     def checks(self, z: Float[Tensor, "B D"]) -> dict[str, Float[Tensor, " B"]]:
-        """The defect of the discrete equation, ``|4u - neighbours - h^2 lambda e^u|``, relative to its source."""
+        """The defect of the discrete equation, ``|4u - neighbours - h^2 lambda e^u|``, relative to its source term."""
         source = self.weight * z.exp()
         defect = 4 * z - _neighbours(self._grid(z)).flatten(1) - source
         return {"equation_defect": defect.abs().amax(1).double() / source.abs().amax(1).double()}
@@ -104,7 +110,7 @@ class BratuProblem(ClassicProblem):
         return self._transform(self._transform(source) / self.eigenvalues)
 
     def _transform(self, grid: Float[Tensor, "B n n"]) -> Float[Tensor, "B n n"]:
-        """The sine transform in both directions, its own inverse."""
+        """The sine transform in both directions, which is its own inverse."""
         once = apply(self.sines, grid)
         return apply(self.sines, once.transpose(1, 2)).transpose(1, 2)
 

@@ -4,11 +4,11 @@ r"""The canonical polyadic decomposition of a tensor by alternating least square
     A = X_(1) (C o B) (C^T C * B^T B)^{-1},  then B from the new A,  then C from both
 
 (Carroll & Chang 1970, Harshman 1970; Kolda & Bader 2009, "Tensor decompositions and applications", section 3.4 and
-figure 3.3; ``o`` is the columnwise Kronecker product, ``*`` the entrywise one.) One iteration is all three updates;
-the columns of ``A`` and ``B`` are then scaled to unit length, as a solution could otherwise be scaled at will and
-fixed points would come in continua. The order of the terms and their signs remain, which are discrete. Collinear
-columns make the notorious "swamps", hundreds of iterations of hardly any progress (Mitchell & Burdick 1994, "Slowly
-converging PARAFAC sequences"). The tensor is of exactly this rank, so that at the answer it is reproduced.
+figure 3.3; ``o`` is the columnwise Kronecker product, ``*`` the entrywise product.) One iteration consists of all three
+updates. The columns of ``A`` and ``B`` are scaled to unit length; otherwise the factors of a solution could be rescaled
+continuously, and fixed points would not be isolated. The order and the signs of the terms remain free, which is a
+discrete choice. Collinear columns cause "swamps", hundreds of iterations with hardly any progress (Mitchell & Burdick
+1994, "Slowly converging PARAFAC sequences"). The tensor has exactly rank ``R``, so that the solution reproduces it.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ class CPProblem(ClassicProblem):
     Attributes
     ----------
     tensor
-        Shape ``(B, I, J, K)``.
+        The tensor, shape ``(B, I, J, K)``.
     truth
-        The factors it was made of, shape ``(B, D)``.
+        The factors that the tensor was made of, shape ``(B, D)``.
     rank
-        ``R``.
+        ``R``, the number of terms.
     """
 
     tensor: Float[Tensor, "B I J K"]
@@ -53,22 +53,22 @@ class CPProblem(ClassicProblem):
         return torch.cat([factor.transpose(1, 2).flatten(1) for factor in (a, b, c)], dim=1)
 
     def factors(self, z: Float[Tensor, "B D"]) -> list[Float[Tensor, "B R n"]]:
-        """The three factors, transposed: a term is a row."""
+        """The three factors, transposed so that every row belongs to one term."""
         sizes = self.tensor.shape[1:]
         parts = z.split([size * self.rank for size in sizes], dim=1)
         return [part.unflatten(1, (size, self.rank)).transpose(1, 2) for part, size in zip(parts, sizes, strict=True)]
 
     def reference(self) -> Float[Tensor, "B D"]:
-        """The factors the tensor was made of. Other orders and signs of the terms are right, too."""
+        """The factors that the tensor was made of; other orders and signs of the terms are solutions as well."""
         return self.truth
 
     def error(self, z: Float[Tensor, "B D"], exact: Float[Tensor, "B D"]) -> Float[Tensor, " B"]:
-        """That of the tensor, which is the same for all orders and signs."""
+        """The relative error of the reconstructed tensor, which is the same for all orders and signs of the terms."""
         whole = self.tensor.flatten(1).double()
         return row_norms(self.reconstruct(z).flatten(1).double() - whole) / row_norms(whole)
 
     def reconstruct(self, z: Float[Tensor, "B D"]) -> Float[Tensor, "B I J K"]:
-        """The tensor of the factors."""
+        """The tensor with the given factors."""
         whole: Tensor = torch.einsum("bri,brj,brk->bijk", *self.factors(z))
         return whole
 
@@ -88,6 +88,7 @@ class CPALS(RandomTask):
             raise self.refuse("sizes", f"must be three numbers of at least the rank, {self.rank}, got {self.sizes}")
 
     def draw(self, generator: torch.Generator) -> CPProblem:
+        # Orthonormal columns mixed by a Cholesky factor of the wanted Gram matrix have exactly these cosines.
         cosines = (1 - self.collinearity) * torch.eye(self.rank, dtype=torch.float64) + self.collinearity
         mixing = torch.linalg.cholesky(cosines).T
         truth, start = [], []
@@ -113,9 +114,10 @@ def _update(tensor: Float[Tensor, "B I J K"], second: Float[Tensor, "B R J"], th
 
 
 def _eliminate(gram: Float[Tensor, "B R R"], rhs: Float[Tensor, "B R n"]) -> Float[Tensor, "B R n"]:
-    """``gram^{-1} rhs`` by Gauss and Jordan's elimination, elementwise over the batch.
+    """``gram^{-1} rhs`` by Gauss-Jordan elimination, elementwise over the batch.
 
-    No pivoting: the matrices are positive definite. A batched factorisation would round a row differently alone.
+    Pivoting is not required, since the matrices are positive definite. A batched factorisation might round a row in a
+    batch differently from the same row alone.
     """
     system = torch.cat((gram, rhs), dim=2)
     for r in range(gram.shape[1]):
@@ -126,5 +128,6 @@ def _eliminate(gram: Float[Tensor, "B R R"], rhs: Float[Tensor, "B R n"]) -> Flo
 
 
 def _unit(factor: Float[Tensor, "B R n"]) -> Float[Tensor, "B R n"]:
+    """The factor with every term scaled to unit length."""
     norms = row_norms(factor.flatten(0, 1)).view(*factor.shape[:2], 1)
     return factor / norms.to(factor)

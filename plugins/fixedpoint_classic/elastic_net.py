@@ -5,9 +5,9 @@ r"""The elastic net by proximal gradients (ISTA).
 
 with ``t = 1 / L``, ``Q = A^T A / m``, ``c = A^T b / m``, ``L`` the largest eigenvalue of ``Q`` (Zou & Hastie 2005,
 "Regularization and variable selection via the elastic net", eq. 3, scaled as in Friedman, Hastie & Tibshirani 2010;
-Parikh & Boyd 2014, "Proximal algorithms", section 6.5.3, for the operator). ``l2 = 0`` is the lasso. At the answer, and
-nowhere else, the subgradient vanishes: ``g = Q x - c + l2 x`` is ``-l1 sign(x_i)`` where ``x_i`` is not zero, and
-``|g_i| <= l1`` where it is.
+Parikh & Boyd 2014, "Proximal algorithms", section 6.5.3, for the operator). ``l2 = 0`` is the lasso. A point is a
+minimiser exactly if zero is a subgradient there: ``g = Q x - c + l2 x`` satisfies ``g_i = -l1 sign(x_i)`` where ``x_i``
+is not zero, and ``|g_i| <= l1`` where it is zero.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ __all__ = ["ElasticNet", "ElasticNetProblem"]
 
 @dataclass(eq=False)
 class ElasticNetProblem(ClassicProblem):
-    """The proximal gradient map.
+    """The proximal gradient map of the elastic net.
 
     Attributes
     ----------
@@ -54,14 +54,15 @@ class ElasticNetProblem(ClassicProblem):
         return solve_active_sets(self, self._with_signs, lambda x: self(x).sign())
 
     def checks(self, z: Float[Tensor, "B D"]) -> dict[str, Float[Tensor, " B"]]:
-        """The largest violation of the condition on the subgradient."""
+        """The largest violation of the optimality condition on the subgradient."""
         gradient = apply(self.gram, z) - self.rhs + self.l2 * z
         away = (gradient + self.l1 * z.sign()).abs()
         violation = torch.where(z == 0, (gradient.abs() - self.l1).clamp(min=0), away)
         return {"kkt_defect": violation.amax(1).double()}
 
     def _with_signs(self, signs: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
-        """The minimiser over the unknowns with a sign, were the sign theirs; the others zero."""
+        """The minimiser if the unknowns have these signs; unknowns with sign 0 are zero."""
+        # Rows and columns of the other unknowns become those of the identity, so that all rows have one shape.
         kept = signs.abs()
         matrix = self.gram * kept.unsqueeze(2) * kept.unsqueeze(1) + torch.diag_embed(self.l2 * kept + 1 - kept)
         solved: Tensor = torch.linalg.solve_ex(matrix, self.rhs * kept - self.l1 * signs)[0]
@@ -70,11 +71,11 @@ class ElasticNetProblem(ClassicProblem):
 
 @dataclass(frozen=True)
 class ElasticNet(RandomTask):
-    """Random sparse regression, from zero; one coefficient in ten is not zero."""
+    """Random sparse regression, from zero; about one coefficient in ten is not zero."""
 
     size: int = option(200, ge=1, help="D: unknowns")
     samples: int = option(100, ge=1, help="m: rows of A")
-    correlation: float = option(0.5, ge=0.0, lt=1.0, help="of neighbouring columns of A; hard towards 1")
+    correlation: float = option(0.5, ge=0.0, lt=1.0, help="correlation of neighbouring columns of A; hard towards 1")
     noise: float = option(0.1, ge=0.0, help="standard deviation of the noise in b")
     strength: float = option(0.05, gt=0.0, lt=1.0, help="l1, relative to the smallest that makes the answer zero")
     l2: float = option(0.01, ge=0.0, help="the squared penalty; with 0 and fewer samples than unknowns, hard")

@@ -5,11 +5,12 @@ r"""A mixture of Gaussians with diagonal covariances, fitted by expectation-maxi
     v_k'  = sum_i r_ik (x_i - m_k')^2 / sum_i r_ik
 
 (Dempster, Laird & Rubin 1977, "Maximum likelihood from incomplete data via the EM algorithm", section 4.3; Bishop
-2006, "Pattern recognition and machine learning", eqs. 9.23 to 9.26.) The less the components are apart, the slower:
-the rate is the share of the information that is missing.
+2006, "Pattern recognition and machine learning", eqs. 9.23 to 9.26.) EM is slower the closer the components are: its
+rate of convergence is the fraction of missing information.
 
-The state is ``(log pi, m, log v)``: whatever a solver extrapolates to is a mixture, and as the map returns normalised
-weights its fixed points are no less isolated than in ``pi`` itself. The gradient of the log-likelihood is zero there.
+The state is ``(log pi, m, log v)``, so that every extrapolated state is a valid mixture. Since the map returns
+normalised weights, its fixed points are as isolated as in terms of ``pi``. The gradient of the log-likelihood is zero
+at a fixed point.
 """
 
 from __future__ import annotations
@@ -36,9 +37,9 @@ class GaussianMixtureProblem(ClassicProblem):
     Attributes
     ----------
     data
-        Shape ``(B, d, n)``: the observations, one a column.
+        The observations, one per column, shape ``(B, d, n)``.
     components
-        ``K``.
+        ``K``, the number of components.
     """
 
     data: Float[Tensor, "B d n"]
@@ -55,12 +56,12 @@ class GaussianMixtureProblem(ClassicProblem):
         return torch.cat((weights, means.flatten(1), variances.log().flatten(1)), dim=1)
 
     def log_likelihood(self, z: Float[Tensor, "B D"]) -> Float[Tensor, " B"]:
-        """The mean over the observations; of normalised weights, whatever the log-weights sum to."""
+        """The mean log-likelihood of an observation, with the weights normalised."""
         weights = z[:, : self.components]
         return self._joint(z).logsumexp(1).mean(1) - weights.logsumexp(1)
 
     def reference(self) -> Float[Tensor, "B D"]:
-        """By Newton's method from where EM is after 300 iterations."""
+        """The fixed point that Newton's method finds from the state after 300 iterations of EM."""
         return newton(self, picard(self, 300))
 
     def checks(self, z: Float[Tensor, "B D"]) -> dict[str, Float[Tensor, " B"]]:
@@ -76,7 +77,8 @@ class GaussianMixtureProblem(ClassicProblem):
         weights, means, variances = z.split([self.components, self.components * size, self.components * size], dim=1)
         means, variances = (part.reshape(-1, self.components, size, 1) for part in (means, variances))
         distance = (self.data.unsqueeze(1) - means).square() / variances.exp() + variances + math.log(2 * math.pi)
-        # Dimensions are added one after another: few, and not the last of the tensor.
+        # Summed one dimension at a time, so that the order does not depend on the batch: the dimensions are few and not
+        # the last of the tensor.
         total = distance[:, :, 0]
         for axis in range(1, size):
             total = total + distance[:, :, axis]
@@ -86,10 +88,10 @@ class GaussianMixtureProblem(ClassicProblem):
 
 @dataclass(frozen=True)
 class GaussianMixtureEM(RandomTask):
-    """EM of a Gaussian mixture on drawn data, from the true centres, moved, with unit variances."""
+    """EM of a Gaussian mixture on random data, from perturbed true centres and unit variances."""
 
     components: int = option(3, ge=1, help="K")
-    dimension: int = option(2, ge=1, help="d: of an observation")
+    dimension: int = option(2, ge=1, help="d: dimension of an observation")
     samples: int = option(500, ge=10, help="number of observations")
     separation: float = option(
         3.0, gt=0.0, help="distance of neighbouring centres, in standard deviations; hard below 2"
@@ -97,7 +99,8 @@ class GaussianMixtureEM(RandomTask):
 
     def draw(self, generator: torch.Generator) -> GaussianMixtureProblem:
         count, size = self.components, self.dimension
-        # Centres on a line through space: neighbours are exactly so far apart, whatever the dimension.
+        # The centres lie on a line in a random direction, so that the distance of neighbours is exactly ``separation``
+        # in every dimension.
         line = torch.randn(size, generator=generator, dtype=torch.float64)
         places = self.separation * (torch.arange(count, dtype=torch.float64) - (count - 1) / 2)
         centres = places.unsqueeze(1) * line / line.norm()

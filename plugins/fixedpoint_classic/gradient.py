@@ -1,7 +1,7 @@
-"""Gradients of fixed points that are known without a fixed-point solver, and how an estimator compares.
+"""Compares a gradient estimator with the exact gradient of a fixed point, computed by elimination.
 
-For ``f(z) = phi(z, b)`` with a known Jacobian, the gradient of ``sum(z*)`` by ``b`` at the answer is
-``u^T df/db`` with ``u = (I - J^T)^{-1} 1``, by elimination.
+For ``f(z) = phi(z, b)`` with a known Jacobian ``J``, the gradient of ``sum(z*)`` with respect to ``b`` is
+``u^T df/db`` with ``u = (I - J^T)^{-1} 1``.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ __all__ = ["gradient_metrics", "with_offset"]
 
 
 def with_offset(problem: Any, offset: Float[Tensor, "B D"]) -> Any:
-    """The problem with another offset."""
+    """The problem with another offset ``b``."""
     return replace(problem, offset=offset)
 
 
 def gradient_metrics(problem: ClassicProblem, exact: Float[Tensor, "B D"], context: Context) -> dict[str, float]:
-    """How far the context's estimator is from the gradient by the offset, and how its adjoint solve went.
+    """The error of the estimator's gradient with respect to the offset, and the metrics of its adjoint solve.
 
     Parameters
     ----------
     problem
-        One with an ``offset``, shape ``(B, D)``.
+        A problem with an ``offset`` of shape ``(B, D)``.
     exact
-        Its answer, shape ``(B, D)``, float64.
+        Its solution, shape ``(B, D)``, float64.
     context
-        Solver, termination and gradient estimator; the problem is solved once more with them.
+        Solver, termination and gradient estimator, with which the problem is solved once more.
     """
     reference = _reference(problem.to(torch.float64, exact.device), exact)
     with torch.enable_grad():
@@ -57,6 +57,7 @@ def gradient_metrics(problem: ClassicProblem, exact: Float[Tensor, "B D"], conte
 
 
 def _reference(problem: Any, exact: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
+    """The exact gradient with respect to the offset."""
     identity = torch.eye(exact.shape[1], dtype=exact.dtype, device=exact.device)
     u = torch.linalg.solve(identity - problem.jacobian(exact).mT, torch.ones_like(exact))
     with torch.enable_grad():

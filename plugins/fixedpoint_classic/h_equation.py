@@ -1,13 +1,13 @@
-r"""Chandrasekhar's H-equation.
+r"""Chandrasekhar's H-equation of radiative transfer.
 
     H(mu) = 1 / (1 - (c / 2) int_0^1 mu / (mu + nu) H(nu) dnu),     0 <= c <= 1
 
-(Chandrasekhar 1960, "Radiative transfer", chapter V), by the composite midpoint rule on ``mu_i = (i - 1/2) / n``
-(Kelley 1995, "Iterative methods for linear and nonlinear equations", section 5.6, eqs. 5.21 and 5.22; Toth & Kelley
-2015, "Convergence analysis for Anderson acceleration"). Towards ``c = 1`` the Jacobian ``I - f'`` becomes singular at
-the solution and plain iteration sublinear.
+(Chandrasekhar 1960, "Radiative transfer", chapter V), discretised by the composite midpoint rule on
+``mu_i = (i - 1/2) / n`` (Kelley 1995, "Iterative methods for linear and nonlinear equations", section 5.6, eqs. 5.21
+and 5.22; Toth & Kelley 2015, "Convergence analysis for Anderson acceleration"). As ``c`` approaches 1, the Jacobian
+``I - f'`` at the solution becomes singular, and plain iteration converges sublinearly.
 
-On this grid the mean of the solution is known exactly: with ``s = mean(H)`` the symmetric part of the kernel,
+On this grid the mean of the solution is known exactly. With ``s = mean(H)``, the symmetric part of the kernel,
 ``mu/(mu+nu) + nu/(mu+nu) = 1``, gives ``s = 1 + c s^2 / 4``, so ``s = 2 (1 - sqrt(1 - c)) / c``.
 """
 
@@ -33,7 +33,9 @@ class HEquationProblem(ClassicProblem):
     Attributes
     ----------
     c
-        Shape ``(B, 1)``, within ``[0, 1]``: the albedo.
+        The albedo of every row, shape ``(B, 1)``, in ``[0, 1]``.
+    kernel
+        ``mu_i / (mu_i + mu_j)``, shape ``(D, D)``.
     """
 
     c: Float[Tensor, "B 1"]
@@ -47,9 +49,9 @@ class HEquationProblem(ClassicProblem):
 
     @property
     def mean(self) -> Float[Tensor, " B"]:
-        """The mean of the solution, exact on this grid, float64 (``1`` at ``c = 0``)."""
+        """The exact mean of the solution on this grid, shape ``(B,)``, float64 (``1`` at ``c = 0``)."""
         c = self.c.squeeze(1).double()
-        return 2 / (1 + (1 - c).sqrt())  # 2 (1 - sqrt(1 - c)) / c without its cancellation
+        return 2 / (1 + (1 - c).sqrt())  # equals 2 (1 - sqrt(1 - c)) / c, without cancellation
 
     def __call__(self, z: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
         return 1 / (1 - self.c / 2 * (apply(self.kernel, z) / z.shape[1]))

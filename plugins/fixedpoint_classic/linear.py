@@ -1,18 +1,19 @@
-r"""Affine contractions ``f(z) = A z + b`` with a spectrum to choose.
+r"""Affine maps ``f(z) = A z + b`` with a given spectrum.
 
     A = V (radius * diag(lambda) + departure * N) V^T
 
-``lambda`` has its largest modulus scaled to 1, ``V`` is orthogonal, and ``N`` strictly upper triangular of 2-norm 1,
-so that ``departure`` is that from normality, in the 2-norm (Henrici 1962, "Bounds for iterates, inverses, spectral
-variation and fields of values of non-normal matrices": the strictly triangular part of a Schur form). What
-Krylov-like methods make of it depends on how the eigenvalues lie (Walker & Ni 2011, "Anderson acceleration for
-fixed-point iterations", theorem 2.2: Anderson without truncation is GMRES):
+The eigenvalues ``lambda`` are scaled so that the largest modulus is 1, ``V`` is orthogonal, and ``N`` is strictly upper
+triangular with 2-norm 1. So ``departure`` is the departure from normality in the 2-norm (Henrici 1962, "Bounds for
+iterates, inverses, spectral variation and fields of values of non-normal matrices": the strictly triangular part of a
+Schur form). The convergence of Krylov-like methods depends on the distribution of the eigenvalues (Walker & Ni 2011,
+"Anderson acceleration for fixed-point iterations", theorem 2.2: Anderson without truncation is GMRES):
 
-    semicircle   those of a symmetric Gaussian matrix, few near both ends (Wigner 1958)
+    semicircle   that of a symmetric Gaussian matrix, with few eigenvalues near both ends (Wigner 1958)
     uniform      on [-1, 1]
     positive     on [0, 1]
 
-A normal ``A`` is a contraction by ``radius``; with a departure the 2-norm may be above 1, and the error grows first.
+If ``A`` is normal, ``f`` is a contraction by ``radius``. With a departure the 2-norm may exceed 1, and the error may
+grow before it falls.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ class LinearProblem(ClassicProblem):
         return self.matrix
 
     def reference(self) -> Float[Tensor, "B D"]:
-        """By elimination."""
+        """The solution of ``(I - A) z = b``, by elimination."""
         identity = torch.eye(self.matrix.shape[1], dtype=self.matrix.dtype)
         solved: Tensor = torch.linalg.solve(identity - self.matrix, self.offset)
         return solved
@@ -64,12 +65,16 @@ class LinearProblem(ClassicProblem):
 class LinearContraction(RandomTask):
     """Affine maps with a given spectral radius, from the start 0; ``b`` is standard normal.
 
-    With a gradient estimator, the metric ``gradient_error`` compares it with the gradient by ``b``.
+    With a gradient estimator, the metric ``gradient_error`` compares it with the exact gradient with respect to ``b``.
     """
 
     size: int = option(1000, ge=1, help="D: unknowns of a row")
-    radius: float = option(0.9, ge=0.0, lt=1.0, help="spectral radius: what plain iteration gains a round, in the end")
-    spectrum: Literal["semicircle", "uniform", "positive"] = option("semicircle", help="how the eigenvalues lie")
+    radius: float = option(
+        0.9, ge=0.0, lt=1.0, help="spectral radius, the asymptotic factor of the error per plain round"
+    )
+    spectrum: Literal["semicircle", "uniform", "positive"] = option(
+        "semicircle", help="distribution of the eigenvalues"
+    )
     departure: float = option(0.0, ge=0.0, help="departure from normality; 0: symmetric")
 
     def draw(self, generator: torch.Generator) -> LinearProblem:
@@ -84,7 +89,7 @@ class LinearContraction(RandomTask):
             upper = torch.randn(self.size, self.size, generator=generator, dtype=torch.float64).triu(1)
             matrix = matrix + self.departure * basis @ (upper / torch.linalg.matrix_norm(upper, 2)) @ basis.T
         else:
-            matrix = (matrix + matrix.T) / 2
+            matrix = (matrix + matrix.T) / 2  # rounding leaves the product slightly asymmetric
         return LinearProblem(torch.zeros_like(offset), matrix.unsqueeze(0), offset)
 
     def differentiated(

@@ -1,9 +1,10 @@
-r"""Newton's method on ``f(z) - z = 0``, for references.
+r"""Newton's method on ``f(z) - z = 0``, which computes reference solutions.
 
     z_{k+1} = z_k + t (I - J(z_k))^{-1} (f(z_k) - z_k)
 
-with ``t`` halved while the residual does not fall (Dennis & Schnabel 1983, "Numerical methods for unconstrained
-optimization and nonlinear equations", section 6.3), row by row, until rounding stops it. The Jacobian is dense.
+where ``t`` is halved until the residual decreases (Dennis & Schnabel 1983, "Numerical methods for unconstrained
+optimization and nonlinear equations", section 6.3), for every row, until rounding prevents further progress. The
+Jacobian is dense.
 """
 
 from __future__ import annotations
@@ -21,18 +22,20 @@ _HALVINGS = 30
 
 
 def newton(problem: ClassicProblem, z: Float[Tensor, "B D"], rounds: int = 100) -> Float[Tensor, "B D"]:
-    """The point of every row with the smallest residual that Newton's method finds from ``z``."""
+    """The point with the smallest residual that Newton's method finds from ``z``, for every row."""
     residual = problem(z) - z
     size = row_norms(residual)
     identity = torch.eye(z.shape[1], dtype=z.dtype, device=z.device)
     for _ in range(rounds):
+        # ``solve_ex`` does not raise if the matrix of a row is singular; a step counts only if it reduces the residual.
         step = torch.linalg.solve_ex(identity - problem.jacobian(z), residual)[0]
         fraction = torch.ones_like(size)
         better = torch.zeros_like(size, dtype=torch.bool)
         for _ in range(_HALVINGS):
+            # Rows that have improved wait for the others.
             trial = z + torch.where(better, 0.0, fraction).unsqueeze(1).to(z) * step
             moved = problem(trial) - trial
-            improved = ~better & (row_norms(moved) < size)  # NaN is no improvement
+            improved = ~better & (row_norms(moved) < size)  # false for NaN
             z = torch.where(improved.unsqueeze(1), trial, z)
             residual = torch.where(improved.unsqueeze(1), moved, residual)
             size = torch.where(improved, row_norms(moved), size)
@@ -46,7 +49,7 @@ def newton(problem: ClassicProblem, z: Float[Tensor, "B D"], rounds: int = 100) 
 
 
 def picard(problem: ClassicProblem, rounds: int) -> Float[Tensor, "B D"]:
-    """The start after so many plain iterations: where Newton's method begins when it might go elsewhere."""
+    """The state after ``rounds`` plain iterations, from which Newton's method converges to the intended solution."""
     z = problem.initial()
     for _ in range(rounds):
         z = problem(z)

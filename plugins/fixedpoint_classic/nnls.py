@@ -4,9 +4,9 @@ r"""Non-negative least squares by projected gradients.
 
 with ``Q = A^T A / m``, ``c = A^T b / m`` and ``L`` the largest eigenvalue of ``Q`` (Lawson & Hanson 1974, "Solving
 least squares problems", chapter 23, whose active-set method is the usual solver; Parikh & Boyd 2014, "Proximal
-algorithms", section 4.2, for the iteration). Piecewise affine; once the active set is found the rate is ``1 - mu /
-L``. A point is the answer exactly when Karush, Kuhn and Tucker's conditions hold: ``x >= 0``, ``g = Q x - c >= 0``,
-``x_i g_i = 0``.
+algorithms", section 4.2, for the iteration). The map is piecewise affine; once the active set is found, the rate of
+convergence is ``1 - mu / L``. A point is a solution exactly if it satisfies the Karush-Kuhn-Tucker conditions
+``x >= 0``, ``g = Q x - c >= 0``, ``x_i g_i = 0``.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ __all__ = ["NNLS", "NNLSProblem"]
 
 @dataclass(eq=False)
 class NNLSProblem(ClassicProblem):
-    """The projected gradient map.
+    """The projected gradient map of non-negative least squares.
 
     Attributes
     ----------
@@ -47,12 +47,13 @@ class NNLSProblem(ClassicProblem):
         return solve_active_sets(self, self._on_support, lambda x: self(x).sign())
 
     def checks(self, z: Float[Tensor, "B D"]) -> dict[str, Float[Tensor, " B"]]:
-        """``max_i |min(x_i, g_i)|``, which is zero exactly where the conditions hold."""
+        """``max_i |min(x_i, g_i)|``, which is zero exactly if the Karush-Kuhn-Tucker conditions hold."""
         gradient = apply(self.gram, z) - self.rhs
         return {"kkt_defect": torch.minimum(z, gradient).abs().amax(1).double()}
 
     def _on_support(self, signs: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
-        """Least squares in the unknowns with a sign, the others zero."""
+        """The least-squares solution in the unknowns with sign 1; the others are zero."""
+        # Rows and columns of the other unknowns become those of the identity, so that all rows have one shape.
         both = signs.unsqueeze(2) * signs.unsqueeze(1)
         solved: Tensor = torch.linalg.solve_ex(self.gram * both + torch.diag_embed(1 - signs), self.rhs * signs)[0]
         return solved
@@ -64,7 +65,7 @@ class NNLS(RandomTask):
 
     size: int = option(100, ge=1, help="D: unknowns")
     samples: int = option(200, ge=1, help="m: rows of A; at least D, or the answer need not be unique")
-    correlation: float = option(0.8, ge=0.0, lt=1.0, help="of neighbouring columns of A; hard towards 1")
+    correlation: float = option(0.8, ge=0.0, lt=1.0, help="correlation of neighbouring columns of A; hard towards 1")
     noise: float = option(0.1, ge=0.0, help="standard deviation of the noise in b")
 
     def check(self) -> None:

@@ -1,11 +1,11 @@
-r"""PageRank.
+r"""PageRank of random graphs.
 
     x = d P^T x + ((1 - d) + d sum_{i dangling} x_i) / n
 
 where ``P_ij = 1 / outdegree(i)`` for a link from ``i`` to ``j`` (Brin & Page 1998, "The anatomy of a large-scale
 hypertextual Web search engine", section 2.1.1; dangling pages link to all: Langville & Meyer 2004,
-"Deeper inside PageRank"). A contraction by ``d`` in the 1-norm; every iterate
-of a start that sums to one sums to one. The answer solves a linear system.
+"Deeper inside PageRank"). The map is a contraction by ``d`` in the 1-norm. If the start sums to one, so does every
+iterate. The solution also solves a linear system.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ class PageRankProblem(ClassicProblem):
     Attributes
     ----------
     inflow
-        ``P^T``, shape ``(B, D, D)``, dangling pages spread over all: columns sum to one.
+        ``P^T``, shape ``(B, D, D)``, with dangling pages linking to all pages, so that columns sum to one.
     damping
-        ``d``.
+        ``d``, at least 0 and below 1.
     """
 
     inflow: Float[Tensor, "B D D"]
@@ -45,7 +45,7 @@ class PageRankProblem(ClassicProblem):
         return self.damping * self.inflow
 
     def reference(self) -> Float[Tensor, "B D"]:
-        """By elimination."""
+        """The solution of the linear system, by elimination."""
         size = self.start.shape[1]
         matrix = torch.eye(size, dtype=self.inflow.dtype) - self.damping * self.inflow
         solved: Tensor = torch.linalg.solve(matrix, torch.full_like(self.start, (1 - self.damping) / size))
@@ -57,7 +57,7 @@ class PageRankProblem(ClassicProblem):
 
 @dataclass(frozen=True)
 class PageRank(RandomTask):
-    """PageRank of drawn graphs, from equal ranks."""
+    """PageRank of random graphs, from equal ranks."""
 
     pages: int = option(500, ge=2, help="pages of a graph: the unknowns")
     links: int = option(5, ge=1, help="links of a page, on average (random) or at most (preferential)")
@@ -86,6 +86,7 @@ class PageRank(RandomTask):
             targets = torch.multinomial(popularity[:page], min(self.links, page), generator=generator)
             linked[page, targets] = 1
             popularity[targets] += 1
-        # Links to earlier pages alone would have no cycle, and then the iteration would end by itself.
+        # With links to earlier pages only, the graph would have no cycle, and the iteration would end after finitely
+        # many rounds.
         back = torch.rand(self.pages, self.pages, generator=generator, dtype=torch.float64) < 0.5
         return torch.maximum(linked, linked.T * back)

@@ -1,4 +1,4 @@
-"""What the classic problems bring: their tasks."""
+"""Registers the tasks of the classic problems."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
 r"""A mixture of two Poisson distributions, fitted by expectation-maximisation.
 
-Counts ``n_j`` of the value ``j``; the state is ``(p, mu_1, mu_2)``, the weight of the first component and both means.
+With counts ``n_j`` of the values ``j``, the state is ``(p, mu_1, mu_2)``, the weight of the first component and both
+means:
 
     w_j   = p mu_1^j e^{-mu_1} / (p mu_1^j e^{-mu_1} + (1 - p) mu_2^j e^{-mu_2})
     p'    = sum n_j w_j / sum n_j
@@ -8,12 +9,12 @@ Counts ``n_j`` of the value ``j``; the state is ``(p, mu_1, mu_2)``, the weight 
     mu_2' = sum n_j j (1 - w_j) / sum n_j (1 - w_j)
 
 (Hasselblad 1969, "Estimation of finite mixtures of distributions from the exponential family".) The classic data are
-the deaths of women of eighty and over reported in *The Times* of London, day by day over three years (there, and in
-Titterington, Smith & Makov 1985, "Statistical analysis of finite mixture distributions"). Their estimate is ``p =
-.3599, mu = 1.256, 2.663``, to which EM takes thousands of iterations; it is the first example of Varadhan & Roland
-2008, "Simple and globally convergent methods for accelerating the convergence of any EM algorithm" (SQUAREM).
+the daily numbers of deaths of women of eighty and over reported in *The Times* of London over three years (Hasselblad
+1969; Titterington, Smith & Makov 1985, "Statistical analysis of finite mixture distributions"). The estimate for them
+is ``p = .3599, mu = 1.256, 2.663``, for which EM takes thousands of iterations. It is the first example of Varadhan &
+Roland 2008, "Simple and globally convergent methods for accelerating the convergence of any EM algorithm" (SQUAREM).
 
-Every iterate of EM preserves the mean of the data, ``p mu_1 + (1 - p) mu_2``, which is the identity checked.
+Every iterate of EM preserves the mean of the data, ``p mu_1 + (1 - p) mu_2``; the task checks this identity.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from fixedpoint_classic.problem import ClassicProblem, RandomTask
 __all__ = ["TIMES", "PoissonMixtureEM", "PoissonMixtureProblem"]
 
 TIMES = (162, 267, 271, 185, 111, 61, 27, 8, 3, 1)
-"""Days with 0, 1, 2, ... 9 deaths."""
+"""Number of days with 0, 1, 2, ... 9 deaths."""
 
 
 @dataclass(eq=False)
@@ -43,7 +44,9 @@ class PoissonMixtureProblem(ClassicProblem):
     Attributes
     ----------
     counts
-        Shape ``(B, values)``: how often 0, 1, 2, ... was seen.
+        How often each of the values 0, 1, 2, ... occurred, shape ``(B, J)``.
+    values
+        These values, shape ``(J,)``.
     """
 
     counts: Float[Tensor, "B J"]
@@ -65,15 +68,15 @@ class PoissonMixtureProblem(ClassicProblem):
         return torch.stack(columns, dim=1)
 
     def log_likelihood(self, z: Float[Tensor, "B 3"]) -> Float[Tensor, " B"]:
-        """Of the counts, up to the constant of their factorials."""
+        """The log-likelihood of the counts, up to a constant from the factorials."""
         return (self.counts * torch.logaddexp(*self._joint(z))).sum(1)
 
     def reference(self) -> Float[Tensor, "B 3"]:
-        """By Newton's method from where EM is after 500 iterations, near the maximum and far from the saddle."""
+        """The maximum, by Newton's method from the state after 500 iterations of EM, which is far from the saddle."""
         return newton(self, picard(self, 500))
 
     def error(self, z: Float[Tensor, "B 3"], exact: Float[Tensor, "B 3"]) -> Float[Tensor, " B"]:
-        """The components may come in either order."""
+        """The relative error, the smaller one of both orders of the components."""
         swapped = torch.stack((1 - exact[:, 0], exact[:, 2], exact[:, 1]), dim=1)
         return torch.minimum(super().error(z, exact), super().error(z, swapped))
 
@@ -83,20 +86,20 @@ class PoissonMixtureProblem(ClassicProblem):
         return {"mean_defect": (p * first + (1 - p) * second - mean).abs() / mean}
 
     def _joint(self, z: Float[Tensor, "B 3"]) -> tuple[Float[Tensor, "B J"], Float[Tensor, "B J"]]:
-        """Logarithms of weight times probability of every value, without the factorial."""
+        """For both components, the logarithm of weight times probability of every value, without the factorial."""
         p, first, second = z.unsqueeze(2).unbind(1)
         return p.log() + self.values * first.log() - first, (-p).log1p() + self.values * second.log() - second
 
 
 @dataclass(frozen=True)
 class PoissonMixtureEM(RandomTask):
-    """EM of a two-component Poisson mixture, on the classic data or on drawn ones."""
+    """EM of a two-component Poisson mixture, on the classic data or on random data."""
 
     data: Literal["times", "synthetic"] = option(
         "times", help="times: deaths reported in The Times; synthetic: drawn from the mixture below"
     )
     weight: float = option(0.4, gt=0.0, lt=1.0, help="synthetic: p")
-    means: tuple[float, ...] = option((1.0, 3.0), help="synthetic: both means; EM is slow where they are near")
+    means: tuple[float, ...] = option((1.0, 3.0), help="synthetic: both means; EM is slow if they are close")
     samples: int = option(1000, ge=10, help="synthetic: number of observations")
 
     def check(self) -> None:
@@ -110,7 +113,7 @@ class PoissonMixtureEM(RandomTask):
         first = torch.rand(self.samples, generator=generator, dtype=torch.float64) < self.weight
         rates = torch.where(first, self.means[0], self.means[1]).double()
         drawn = torch.poisson(rates, generator=generator).long()
-        # One number of values for all rows, beyond what is drawn with any likelihood worth mentioning.
+        # The same number of values for all rows; larger values are drawn with negligible probability.
         length = math.ceil(max(self.means) + 12 * math.sqrt(max(self.means)) + 12)
         counts = torch.bincount(drawn.clamp(max=length - 1), minlength=length).double().unsqueeze(0)
         mean = drawn.double().mean()

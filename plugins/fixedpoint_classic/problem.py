@@ -1,4 +1,4 @@
-"""What the problems of this package have in common: tensors by row, an answer, and a task that judges by it."""
+"""Base classes of the problems and tasks of this package: problems with a reference solution, and their judgement."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from fixedpoint.tasks.task import Context, Judgement, SolveTask
 
 __all__ = ["ClassicProblem", "ClassicTask", "RandomTask", "apply"]
 
-# Products held at once by `apply`. How a row is summed does not depend on it.
+# Largest number of products that `apply` holds in memory at once. The order of summation does not depend on it.
 _ENTRIES = 1 << 18
 
 
 def apply(matrix: Float[Tensor, "*A D E"], z: Float[Tensor, "*B E"]) -> Float[Tensor, "*C D"]:
-    """``matrix @ z`` with leading dimensions broadcast, each entry summed in the same order whatever the batch.
+    """``matrix @ z`` with leading dimensions broadcast; every entry is summed in the same order whatever the batch.
 
-    A matrix kernel may round a row differently alone than in a batch; elementwise products and sums along the last
-    dimension do not.
+    A matrix kernel may round a row in a batch differently from the same row alone. Elementwise products and sums along
+    the last dimension do not.
     """
-    # Summed along memory: of any other layout the product would have another, which depends on the batch, and be summed
-    # in another order.
+    # The sums must run along contiguous memory: for other layouts of the factors the layout of their product, and with
+    # it the order of summation, would depend on the batch.
     z = z.contiguous()
     matrix = matrix if matrix.stride(-1) == 1 else matrix.contiguous()
     rows = max(z[..., 0].numel(), matrix[..., 0, 0].numel())
@@ -42,7 +42,13 @@ def apply(matrix: Float[Tensor, "*A D E"], z: Float[Tensor, "*B E"]) -> Float[Te
 
 @dataclass(eq=False)
 class ClassicProblem(Problem, HasTake):
-    """A problem given by tensors whose first dimension is the batch; ``start``, shape ``(B, D)``, is one of them."""
+    """A problem given by tensors whose first dimension is the batch.
+
+    Attributes
+    ----------
+    start
+        The start, shape ``(B, D)``.
+    """
 
     layout: Layout = field(init=False, repr=False)
     start: Float[Tensor, "B D"]
@@ -52,19 +58,19 @@ class ClassicProblem(Problem, HasTake):
 
     @abstractmethod
     def reference(self) -> Float[Tensor, "B D"]:
-        """The answer, found in some other way than by a fixed-point solver. Wants a problem in float64."""
+        """The solution, computed without a fixed-point solver. Requires a problem in float64."""
 
     def error(self, z: Float[Tensor, "B D"], exact: Float[Tensor, "B D"]) -> Float[Tensor, " B"]:
-        """How far ``z`` is from the answer, relative to its size unless that is zero, as float64."""
+        """The distance of ``z`` from the solution, relative to the solution's norm unless that is zero; float64."""
         size = row_norms(exact)
         return row_norms(z.double() - exact.double()) / torch.where(size > 0, size, 1.0)
 
     def checks(self, z: Float[Tensor, "B D"]) -> dict[str, Float[Tensor, " B"]]:
-        """Defects of identities that hold exactly at the answer, by name."""
+        """Defects of identities that hold exactly at the solution, by name."""
         return {}
 
     def jacobian(self, z: Float[Tensor, "B D"]) -> Float[Tensor, "B D D"]:
-        """``df/dz``, row by row; by ``D`` backward passes unless the problem knows better."""
+        """``df/dz`` of every row. This default takes ``D`` backward passes."""
         with torch.enable_grad():
             z = z.detach().requires_grad_()
             value = self(z)
@@ -78,7 +84,7 @@ class ClassicProblem(Problem, HasTake):
         return replace(self, **{name: value[rows] for name, value in self._tensors().items()})
 
     def to(self, dtype: torch.dtype, device: torch.device | str = "cpu") -> Self:
-        """The same problem in another dtype and on another device: its coefficients are rounded."""
+        """The same problem in another dtype and on another device; the coefficients are rounded to that dtype."""
         return replace(
             self,
             **{
@@ -88,13 +94,13 @@ class ClassicProblem(Problem, HasTake):
         )
 
     def beside(self, others: Sequence[Self]) -> Self:
-        """The problem of these rows and those of others of the same kind and size."""
+        """The problem with the rows of this problem and of ``others``, which have the same type and size."""
         tensors = [problem._tensors() for problem in (self, *others)]
         joined: dict[str, Any] = {name: torch.cat([each[name] for each in tensors]) for name in tensors[0]}
         return replace(self, **joined)
 
     def starting_at(self, start: Float[Tensor, "B D"]) -> Self:
-        """The same problem from another start."""
+        """The same problem with another start."""
         return replace(self, start=start)
 
     def _tensors(self) -> dict[str, Any]:
@@ -104,20 +110,21 @@ class ClassicProblem(Problem, HasTake):
 
 @dataclass(frozen=True)
 class ClassicTask(SolveTask):
-    """A task that builds one of these problems in float64, casts it, and judges by its reference and identities."""
+    """A task that builds a problem in float64, casts it, and judges solutions by its reference and identities."""
 
-    dtype: Literal["float32", "float64"] = option("float64", help="of the states")
-    device: str = option("cpu", help="of the states")
+    dtype: Literal["float32", "float64"] = option("float64", help="dtype of the states")
+    device: str = option("cpu", help="device of the states")
 
     @abstractmethod
     def build(self, seed: int) -> ClassicProblem:
-        """The problem of that seed, float64, on the CPU."""
+        """The problem for a seed, in float64, on the CPU."""
 
     def problem(self, seed: int) -> ClassicProblem:
         return self.build(seed).to(getattr(torch, self.dtype), self.device)
 
     def judge(self, problem: Problem, solution: Solution, context: Context) -> Judgement:
-        assert isinstance(problem, ClassicProblem)  # the one made above
+        assert isinstance(problem, ClassicProblem)  # made by ``problem``
+        # The reference is always that of the problem in float64, whatever the dtype of the solve.
         exact = context.once((self, context.seed, "reference"), lambda: self.build(context.seed).reference())
         state = solution.state.detach()
         metrics = {"relative_error": float(problem.error(state, exact.to(state.device)).amax())}
@@ -127,23 +134,23 @@ class ClassicTask(SolveTask):
     def differentiated(
         self, problem: ClassicProblem, exact: Float[Tensor, "B D"], context: Context
     ) -> dict[str, float]:
-        """What a task that knows the gradient of its answer says of the context's estimator."""
+        """Metrics of the gradient estimator of the context, for tasks that know the gradient of their solution."""
         return {}
 
     def refuse(self, name: str, reason: str) -> OptionError:
-        """The error that says what is wrong with an option."""
+        """The error for an option with a wrong value."""
         return OptionError(type(self).__name__, name, reason)
 
 
 @dataclass(frozen=True)
 class RandomTask(ClassicTask):
-    """A task whose rows are drawn one after another, so that a row does not depend on how many there are."""
+    """A task whose rows are drawn one after another, so that a row does not depend on the number of rows."""
 
     batch: int = option(1, ge=1, help="problems solved at once")
 
     @abstractmethod
     def draw(self, generator: torch.Generator) -> ClassicProblem:
-        """The next row, float64, on the CPU."""
+        """Draw the next row, in float64, on the CPU."""
 
     def build(self, seed: int) -> ClassicProblem:
         generator = torch.Generator().manual_seed(seed)

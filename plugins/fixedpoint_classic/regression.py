@@ -1,9 +1,10 @@
-r"""What NNLS and the elastic net share: drawn least-squares problems, and their exact solution by active sets.
+r"""Random least-squares problems for NNLS and the elastic net, and their exact solution by active sets.
 
-Both minimise ``x^T Q x / 2 - c^T x`` plus a term for each unknown; the proximal gradient step ``u = x - t (Q x - c)``
-says which unknowns are away from their kink. Given which, and with which sign, the others follow from a linear
-system; a choice that reproduces itself is the answer. That is the primal-dual active set method, a semismooth Newton
-method (Hintermueller, Ito & Kunisch 2002, "The primal-dual active set strategy as a semismooth Newton method").
+Both minimise ``x^T Q x / 2 - c^T x`` plus one nonsmooth term for each unknown. The proximal gradient step
+``u = x - t (Q x - c)`` shows which unknowns are not at the kink of their term. Given these unknowns and their signs, a
+linear system determines their values. A choice of signs that reproduces itself gives the solution. This is the
+primal-dual active set method, a semismooth Newton method (Hintermueller, Ito & Kunisch 2002, "The primal-dual active
+set strategy as a semismooth Newton method").
 """
 
 from __future__ import annotations
@@ -42,19 +43,23 @@ def solve_active_sets(
     given_signs: Callable[[Float[Tensor, "B n"]], Float[Tensor, "B n"]],
     signs: Callable[[Float[Tensor, "B n"]], Float[Tensor, "B n"]],
 ) -> Float[Tensor, "B n"]:
-    """The answer from the active set that reproduces itself.
+    """The solution, by the active set that reproduces itself.
+
+    If the active sets enter a cycle, the method starts again after more plain iterations.
 
     Parameters
     ----------
-    signs
-        Of the unknowns that are away from their kink at a point, 0 for the others.
+    problem
+        The problem, whose map gives the plain iterations.
     given_signs
-        The minimiser when those signs are right; anything when they leave it undetermined.
+        A function that returns the minimiser for given signs. The result is arbitrary if it is not unique.
+    signs
+        A function that returns the signs of the unknowns at a point, and 0 for unknowns at their kink.
 
     Raises
     ------
     RuntimeError
-        When no set reproduces itself. Where active sets go round in a circle, more plain iterations come first.
+        If no active set reproduces itself.
     """
     z = problem.initial()
     for _ in range(200):

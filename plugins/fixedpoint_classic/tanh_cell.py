@@ -4,7 +4,7 @@ r"""The cell of the simplest deep equilibrium model.
 
 (Bai, Kolter & Koltun 2019, "Deep equilibrium models", section 3, with the tanh cell of a recurrent network). With a
 gain above 1 the map is not a contraction at zero, and without input it is chaotic (Sompolinsky, Crisanti & Sommers
-1988, "Chaos in random neural networks"); input saturates the units and makes the fixed point attracting again.
+1988, "Chaos in random neural networks"). Input saturates the units and makes the fixed point attracting again.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class TanhCellProblem(ClassicProblem):
         return (1 - self(z).square()).unsqueeze(2) * self.weight
 
     def reference(self) -> Float[Tensor, "B D"]:
-        """By Newton's method, from where plain iteration is after a while: the map may have other fixed points."""
+        """The fixed point that Newton's method finds after 300 plain iterations; the map may have others."""
         return newton(self, picard(self, 300))
 
 
@@ -54,7 +54,7 @@ class TanhCellProblem(ClassicProblem):
 class TanhCell(RandomTask):
     """Random tanh cells, from the start 0.
 
-    With a gradient estimator, the metric ``gradient_error`` compares it with the gradient by ``b``.
+    With a gradient estimator, the metric ``gradient_error`` compares it with the exact gradient with respect to ``b``.
     """
 
     size: int = option(256, ge=1, help="D: units")

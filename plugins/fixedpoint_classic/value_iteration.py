@@ -2,10 +2,11 @@ r"""Value iteration on random Markov decision processes.
 
     v(s) = max_a [ r(s, a) + gamma sum_k P(s, a, k) v(next(s, a, k)) ]
 
-Bellman's operator, a contraction by ``gamma`` in the largest norm, piecewise affine (Puterman 1994, "Markov decision
-processes", sections 6.2, 6.3). The processes are Garnets: every state and action leads to ``branching`` states drawn at
-random, with the gaps between sorted uniform numbers as probabilities (Archibald, McKinnon & Thomas 1995, "On the
-generation of Markov decision processes"). Policy iteration finds the answer exactly (Puterman 1994, section 6.4).
+This is the Bellman operator, which is piecewise affine and a contraction by ``gamma`` in the maximum norm (Puterman
+1994, "Markov decision processes", sections 6.2, 6.3). The processes are Garnets: every state and action leads to
+``branching`` random states, with the gaps between sorted uniform numbers as probabilities (Archibald, McKinnon & Thomas
+1995, "On the generation of Markov decision processes"). Policy iteration finds the exact solution (Puterman 1994,
+section 6.4).
 """
 
 from __future__ import annotations
@@ -24,18 +25,18 @@ __all__ = ["ValueIteration", "ValueIterationProblem"]
 
 @dataclass(eq=False)
 class ValueIterationProblem(ClassicProblem):
-    """Bellman's operator; the state holds the value of every state of the process.
+    """The Bellman operator; the state holds the value of every state of the process.
 
     Attributes
     ----------
     rewards
         Shape ``(B, states, actions)``.
     successors
-        Shape ``(B, states, actions, branching)``, int64: where each action may lead.
+        The states that each action may lead to, shape ``(B, states, actions, branching)``, int64.
     probabilities
-        Of that shape; the last dimension sums to 1.
+        Their probabilities, of the same shape; they sum to 1 along the last dimension.
     discount
-        ``gamma``.
+        ``gamma``, at least 0 and below 1.
     """
 
     rewards: Float[Tensor, "B s a"]
@@ -47,19 +48,19 @@ class ValueIterationProblem(ClassicProblem):
         return self.returns(z).amax(-1)
 
     def returns(self, values: Float[Tensor, "B s"]) -> Float[Tensor, "B s a"]:
-        """What every action is worth when the next state is worth ``values``."""
+        """The expected return of every action if the next states have the values ``values``."""
         ahead = values.gather(1, self.successors.flatten(1)).view_as(self.probabilities)
         return self.rewards + self.discount * (self.probabilities * ahead).sum(-1)
 
     def reference(self) -> Float[Tensor, "B s"]:
-        """By policy iteration, which ends: a policy is only changed where that improves its value."""
+        """The optimal values, by policy iteration. It terminates, since a policy changes only if its value improves."""
         policy = self.rewards.argmax(-1)
         values = self.policy_values(policy)
         while True:
             returns = self.returns(values)
             kept = returns.gather(2, policy.unsqueeze(2)).squeeze(2)
             best, action = returns.max(-1)
-            better = best > kept + 1e-12 * kept.abs().amax()  # by more than rounding, or ties would go on for ever
+            better = best > kept + 1e-12 * kept.abs().amax()  # by more than rounding, else ties could alternate
             if not bool(better.any()):
                 return values
             policy = torch.where(better, action, policy)

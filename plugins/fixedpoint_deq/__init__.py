@@ -1,4 +1,4 @@
-"""Deep equilibrium models on real data: a convolutional classifier of scikit-learn's digits.
+"""A deep equilibrium model on real data: a convolutional classifier of scikit-learn's digits.
 
-Nothing heavy is imported until it is used, so that listing plugins stays quick.
+Submodules are imported on first use, so that listing plugins stays fast.
 """

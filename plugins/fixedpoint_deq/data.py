@@ -1,4 +1,4 @@
-"""The digits: 1797 images of 8 x 8 in 16 grey levels, of 43 people, as scikit-learn brings them along.
+"""The digits of scikit-learn: 1797 images of 8 x 8 pixels in 16 grey levels, written by 43 people.
 
 (Alpaydin & Kaynak 1998, "Optical recognition of handwritten digits", UCI machine learning repository.)
 """
@@ -20,14 +20,14 @@ SPLITS = 5
 
 @dataclass(frozen=True)
 class Split:
-    """Images and labels to train on, and those that are held out.
+    """Training images and held-out images, with their labels.
 
     Attributes
     ----------
     images, held_out_images
-        Shape ``(n, 1, 8, 8)``, float32, mean 0 and standard deviation 1 over the images to train on.
+        Shape ``(n, 1, 8, 8)``, float32, scaled so that the training images have mean 0 and standard deviation 1.
     labels, held_out_labels
-        Shape ``(n,)``, 0 to 9.
+        Shape ``(n,)``, int64, 0 to 9.
     """
 
     images: Float[Tensor, "n 1 8 8"]
@@ -38,12 +38,17 @@ class Split:
 
 @functools.cache
 def digits(split: int = 0) -> Split:
-    """One of five splits: every image is held out in one of them, a fifth of every class in each.
+    """One of five splits, each of which holds out a fifth of every class; every image is held out in one of them.
+
+    Parameters
+    ----------
+    split
+        Number of the split, 0 to 4.
 
     Raises
     ------
     ModuleNotFoundError
-        Without scikit-learn.
+        If scikit-learn is not installed.
     """
     try:
         from sklearn.datasets import load_digits

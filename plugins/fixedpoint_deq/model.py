@@ -2,9 +2,9 @@ r"""A convolutional deep equilibrium classifier, and the explicit network of the
 
     cell(z, x) = norm_3( relu( z + norm_2( x + conv_2( norm_1( relu( conv_1(z) ) ) ) ) ) )
 
-the residual block of multiscale deep equilibrium models (Bai, Koltun & Kolter 2020, figure 3) with group normalisation,
-on one scale. ``x`` is what a convolution makes of the image; a linear layer classifies what two more make of the fixed
-point: an average over patches.
+This is the residual block of multiscale deep equilibrium models (Bai, Koltun & Kolter 2020, figure 3) with group
+normalisation, on one scale. ``x`` is the image after a convolution and a normalisation. A linear layer classifies the
+fixed point, averaged over patches of 2 x 2.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ class Cell(nn.Module):
     Parameters
     ----------
     channels
-        Of the state, a multiple of 4.
+        Number of channels of the state, a multiple of 4.
     dropout
-        Share of channels that are dropped after the first convolution, in training mode.
+        Share of channels that are dropped after the first convolution in training mode, 0 to 1.
     """
 
     def __init__(self, channels: int, dropout: float = 0.0) -> None:
@@ -42,21 +42,21 @@ class Cell(nn.Module):
             nn.init.normal_(conv.weight, std=0.01)
 
     def forward(self, z: Float[Tensor, "B c h w"], x: Float[Tensor, "B c h w"]) -> Float[Tensor, "B c h w"]:
-        """The block's value."""
+        """The next state, from state ``z`` and input features ``x``."""
         inner = self.dropout(self.norm_1(torch.relu(self.conv_1(z))))
         value: Tensor = self.norm_3(torch.relu(z + self.norm_2(x + self.conv_2(inner))))
         return value
 
 
 class Repeated(nn.Module):
-    """The explicit network: a cell, so many times over."""
+    """The explicit network: a cell applied ``depth`` times, from zero."""
 
     def __init__(self, cell: nn.Module, depth: int) -> None:
         super().__init__()
         self.cell, self.depth = cell, depth
 
     def forward(self, x: Float[Tensor, "B c h w"], samples: Tensor | None = None) -> Float[Tensor, "B c h w"]:
-        """The state after so many times."""
+        """The state after ``depth`` applications; ``samples`` is ignored."""
         z = torch.zeros_like(x)
         for _ in range(self.depth):
             z = self.cell(z, x)
@@ -64,14 +64,15 @@ class Repeated(nn.Module):
 
 
 class Classifier(nn.Module):
-    """From images to the logits of ten classes.
+    """A classifier from images to the logits of ten classes.
 
     Parameters
     ----------
     body
-        From features ``(B, channels, 8, 8)`` to such: an ``EquilibriumLayer``, or :class:`Repeated`.
+        Maps features of shape ``(B, channels, 8, 8)`` to features of the same shape: an ``EquilibriumLayer`` or
+        :class:`Repeated`.
     channels
-        Of the features.
+        Number of channels of the features.
     """
 
     def __init__(self, body: EquilibriumLayer | Repeated, channels: int) -> None:
@@ -81,14 +82,15 @@ class Classifier(nn.Module):
         self.head = nn.Sequential(nn.AvgPool2d(2), nn.Flatten(), nn.Linear(channels * 16, CLASSES))
 
     def forward(self, images: Float[Tensor, "B 1 8 8"], samples: Tensor | None = None) -> Float[Tensor, "B 10"]:
-        """Logits.
+        """The logits of the classes.
 
         Parameters
         ----------
         images
-            Standardised.
+            Standardised images.
         samples
-            Shape ``(B,)``: their numbers, for an equilibrium that begins where the last one ended.
+            Indices of the images in the data set, shape ``(B,)``, int64, by which warm starts are stored; None: no warm
+            start.
         """
         logits: Tensor = self.head(self.body(self.inject(images), samples=samples))
         return logits

@@ -1,4 +1,4 @@
-"""What deep equilibrium models bring: their task."""
+"""Registers the task ``digits-deq``."""
 
 from __future__ import annotations
 

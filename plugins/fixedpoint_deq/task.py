@@ -1,4 +1,4 @@
-"""The digits as a task: a deep equilibrium classifier is trained with a solver and a gradient, and tried."""
+"""The task ``digits-deq``: trains a deep equilibrium classifier with a solver and a gradient, and tests it."""
 
 from __future__ import annotations
 
@@ -27,23 +27,26 @@ __all__ = ["DigitsDEQ", "bytes_saved"]
 
 @dataclass(frozen=True)
 class DigitsDEQ(Task):
-    """Trains a convolutional deep equilibrium classifier on four fifths of 1797 handwritten digits; tries the rest.
+    """Trains a convolutional deep equilibrium classifier on four fifths of 1797 handwritten digits and tests the rest.
 
-    The run's solver, termination and gradient are those of the training; held-out images are solved for by the same
-    solver. The seed is that of the parameters and of the order of the images. Rounds, evaluations and seconds are
-    those of the whole training; the statuses and the curve are those of the last held-out images.
+    The solver, the termination and the gradient of the run are used in training. Held-out images are solved for by the
+    same solver. The seed determines the initial parameters and the order of the images. Rounds, evaluations and seconds
+    are those of the whole training; statuses and the convergence curve are those of held-out images after the last
+    epoch.
     """
 
     split: int = option(0, ge=0, le=4, help="which fifth of the images is held out")
-    channels: int = option(24, ge=4, help="of the state, 8 x 8 each; a multiple of 4")
+    channels: int = option(24, ge=4, help="channels of the state, 8 x 8 each; a multiple of 4")
     epochs: int = option(10, ge=1, help="passes over the images")
-    batch: int = option(64, ge=1, help="images a step")
-    learning_rate: float = option(3e-3, gt=0.0, help="the largest of the schedule")
-    weight_decay: float = option(1e-2, ge=0.0, help="of AdamW")
-    clip: float = option(0.5, gt=0.0, help="norm that the gradient of a step is cut down to")
-    dropout: float = option(0.0, ge=0.0, lt=1.0, help="share of the cell's channels dropped, the same in a whole solve")
+    batch: int = option(64, ge=1, help="images per step")
+    learning_rate: float = option(3e-3, gt=0.0, help="peak of the learning-rate schedule")
+    weight_decay: float = option(1e-2, ge=0.0, help="weight decay of AdamW")
+    clip: float = option(0.5, gt=0.0, help="largest norm of the gradient of a step")
+    dropout: float = option(
+        0.0, ge=0.0, lt=1.0, help="share of the channels of the cell dropped, the same ones during a solve"
+    )
     jacobian: float = option(0.0, ge=0.0, help="weight of the Jacobian penalty")
-    warm_start: bool = option(False, help="solves begin at the fixed points of the last epoch")
+    warm_start: bool = option(False, help="start solves from the fixed points of the last epoch")
     held_out_rtol: float = option(1e-3, gt=0.0, lt=1.0, help="relative tolerance for the held-out images")
 
     uses = ("scikit-learn",)
@@ -76,7 +79,7 @@ class DigitsDEQ(Task):
         )
 
     def training(self, context: Context) -> Training:
-        """A training with the context's solver, gradient and termination, from its seed."""
+        """A new training with the solver, gradient, termination and seed of the context."""
         layer = EquilibriumLayer(
             Cell(self.channels, self.dropout),
             solver=context.solver,
@@ -84,7 +87,7 @@ class DigitsDEQ(Task):
             training=context.termination,
             evaluation=Termination(rtol=self.held_out_rtol, max_rounds=200),
             warm_start=self._warm_start() if self.warm_start else None,
-            on_failure="ignore",  # the record says how many
+            on_failure="ignore",  # failed solves are counted in the record
         )
         recipe = Recipe(
             epochs=self.epochs,
@@ -108,7 +111,7 @@ class DigitsDEQ(Task):
 
 
 def _telling(training: Training, layer: EquilibriumLayer, context: Context) -> Callable[[int, float], None] | None:
-    """Tells a progress display of every step: the rounds of this epoch so far, and the largest error of its solves."""
+    """A callback that reports every step: the rounds of this epoch so far, and the largest error of its solves."""
     tell = context.on_round
     if tell is None:
         return None
@@ -121,11 +124,11 @@ def _telling(training: Training, layer: EquilibriumLayer, context: Context) -> C
 
 
 def bytes_saved(compute: Any) -> int:
-    """Bytes that autograd holds for the backward pass of what is computed: every storage once."""
+    """The bytes that autograd stores for the backward pass of ``compute()``, counting every storage once."""
     held: dict[int, Tensor] = {}
 
     def pack(tensor: Tensor) -> Tensor:
-        held[tensor.untyped_storage().data_ptr()] = tensor  # held, so that no memory is used twice
+        held[tensor.untyped_storage().data_ptr()] = tensor  # kept alive, so that no address is reused
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
@@ -134,7 +137,7 @@ def bytes_saved(compute: Any) -> int:
 
 
 def _tried(training: Training) -> tuple[Solution, float]:
-    """The solve of some held-out images, and the largest spectral radius of the cell there."""
+    """The solve of 64 held-out images, and the largest spectral radius of the cell at their fixed points."""
     model = training.model.eval()
     layer = model.body
     assert isinstance(layer, EquilibriumLayer)
@@ -162,7 +165,7 @@ def _metrics(epochs: list[Epoch], saved: int, radius: float) -> dict[str, float]
 
 
 def _history(epochs: list[Epoch]) -> dict[str, NDArray[np.number[Any]]]:
-    """What every epoch has come to, by name."""
+    """The measurements of every epoch, by name."""
     rows = [epoch.row() for epoch in epochs]
     names = [name for name in ("accuracy", "loss", "rounds", "products") if name in rows[0]]
     return {name: np.array([row[name] for row in rows]) for name in names}

@@ -1,7 +1,7 @@
-"""Training of a digits classifier: a step, an epoch, checkpoints that go on to the bit.
+"""Trains a digits classifier epoch by epoch, with checkpoints from which training continues bit for bit.
 
-All randomness is a function of the seed and the epoch, so that a checkpoint holds parameters, the optimiser's state and
-the number of epochs, and nothing else.
+Random numbers are a function of the seed and the epoch. A checkpoint therefore holds only the parameters, the state of
+the optimiser and the number of epochs.
 """
 
 from __future__ import annotations
@@ -24,29 +24,31 @@ from fixedpoint_deq.model import Classifier
 
 __all__ = ["Epoch", "Recipe", "Training"]
 
-_RISE = 0.1
+_RISE = 0.1  # share of the steps over which the learning rate rises
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a classifier is trained.
+    """The hyperparameters of a training.
 
     Attributes
     ----------
     epochs
-        Passes over the images.
+        Passes over the training images.
     batch
-        Images a step; the last few of an epoch are left out.
+        Images per step. Images that do not fill a batch at the end of an epoch are left out.
     learning_rate
-        The largest of a schedule that rises over the first tenth and falls like a cosine (AdamW).
+        The peak of the schedule of AdamW, which rises linearly over the first tenth of the steps and then falls along a
+        cosine.
     weight_decay
-        AdamW's.
+        Weight decay of AdamW.
     clip
-        Norm that the gradient is cut down to. That of an equilibrium is large where its cell hardly contracts.
+        Largest norm of the gradient; larger gradients are scaled down to it. The gradient of an equilibrium is large if
+        its cell is barely a contraction.
     jacobian
-        Weight of the penalty on the Jacobian, see ``fixedpoint.layers.jacobian_penalty``.
+        Weight of the Jacobian penalty, see ``fixedpoint.layers.jacobian_penalty``.
     seed
-        Of the order of the images and of what the layers draw.
+        Seed of the order of the images and of the random numbers of the layers.
     """
 
     epochs: int = 10
@@ -60,20 +62,20 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Epoch:
-    """What an epoch has come to.
+    """The record of one epoch.
 
     Attributes
     ----------
     number
-        From 1.
+        Number of the epoch, from 1.
     loss
-        Mean loss of its steps: the cross entropy, and the penalty where there is one.
+        Mean loss of the steps: the cross entropy, plus the Jacobian penalty if it has a weight.
     accuracy
-        Of held-out images, 0 to 1; NaN where none were classified.
+        Accuracy on the held-out images, 0 to 1; NaN if they were not classified.
     seconds
-        Of its steps.
+        Time of the steps.
     solves
-        The equilibrium layer's statistics in this epoch, by mode; of an explicit network none.
+        Statistics of the equilibrium layer in this epoch, by mode; empty for an explicit network.
     """
 
     number: int
@@ -83,7 +85,7 @@ class Epoch:
     solves: Mapping[str, Statistics]
 
     def row(self) -> dict[str, float]:
-        """As one flat mapping, for a log."""
+        """The epoch as a flat mapping, for a log."""
         told = {"epoch": self.number, "loss": self.loss, "accuracy": self.accuracy, "seconds": self.seconds}
         for mode, statistics in self.solves.items():
             prefix = "held_out_" if mode == "evaluation" else ""
@@ -92,18 +94,24 @@ class Epoch:
 
 
 class Training:
-    """A training under way.
+    """A training that is run epoch by epoch.
 
     Parameters
     ----------
     model
         The classifier.
     data
-        What it learns, and what it is tried on.
+        Training images and held-out images.
     recipe
-        How.
+        The hyperparameters.
     setting
-        Whatever else makes it what it is, by name: the solver, say. A checkpoint of another setting is refused.
+        Everything else that affects the training, by name, such as the solver. A checkpoint of another setting is
+        refused.
+
+    Raises
+    ------
+    ValueError
+        If a batch is larger than the number of training images.
     """
 
     def __init__(
@@ -121,21 +129,23 @@ class Training:
         self.taken = 0
 
     def run_epoch(self, on_step: Callable[[int, float], None] | None = None, *, judge: bool = True) -> Epoch:
-        """One pass over the images, and over those held out.
+        """Train for one pass over the training images, then classify the held-out images.
 
         Parameters
         ----------
         on_step
-            Told of every step: its number in the epoch, from 1, and its loss.
+            Called after every step with its number in the epoch, from 1, and its loss.
         judge
             Whether the held-out images are classified.
         """
+        # A function of seed and epoch, so that a restored training draws the same numbers; trainings of different seeds
+        # share none of their first 7919 epochs.
         seed = 7919 * self.recipe.seed + self.done
         order = torch.randperm(len(self.data.images), generator=torch.Generator().manual_seed(seed))
         solves = self._fresh_statistics()
         self.model.train()
         losses = []
-        with torch.random.fork_rng():
+        with torch.random.fork_rng():  # leaves the global generator of the caller unchanged
             torch.manual_seed(seed)
             began = time.perf_counter()
             for number, chosen in enumerate(order[: self.steps * self.recipe.batch].split(self.recipe.batch), start=1):
@@ -150,7 +160,7 @@ class Training:
         return Epoch(self.done, sum(losses) / len(losses), accuracy, seconds, solves)
 
     def step(self, chosen: Tensor) -> float:
-        """One step of the optimiser on some of the images; its loss."""
+        """Take one step of the optimiser on the images with indices ``chosen``, and return the loss."""
         loss = self.loss(chosen)
         self.optimiser.zero_grad()
         loss.backward()
@@ -162,14 +172,14 @@ class Training:
         return float(loss.detach())
 
     def learning_rate(self) -> float:
-        """Of the next step: rises over the first tenth of the steps, and falls like a cosine."""
+        """The learning rate of the next step: it rises over the first tenth of the steps, then falls along a cosine."""
         share = (self.taken + 1) / (self.recipe.epochs * self.steps)
         risen = min(share / _RISE, 1.0)
         fallen = 0.5 * (1 + math.cos(math.pi * max(share - _RISE, 0.0) / (1 - _RISE)))
         return self.recipe.learning_rate * risen * fallen
 
     def loss(self, chosen: Tensor) -> Tensor:
-        """The mean cross entropy of some of the images, and the penalty."""
+        """The mean cross entropy of the images with indices ``chosen``, plus the weighted Jacobian penalty."""
         body = self.model.body
         warm = isinstance(body, EquilibriumLayer) and body.warm_start is not None
         images, labels = self.data.images[chosen], self.data.labels[chosen]
@@ -181,7 +191,7 @@ class Training:
 
     @torch.no_grad()
     def accuracy(self) -> float:
-        """Of the held-out images."""
+        """The accuracy on the held-out images, 0 to 1."""
         self.model.eval()
         right = [
             self.model(images).argmax(dim=1) == labels
@@ -192,7 +202,7 @@ class Training:
         return float(torch.cat(right).double().mean())
 
     def save(self, path: Path) -> None:
-        """Write a checkpoint, all of it or nothing."""
+        """Write a checkpoint atomically."""
         state = {
             "epochs": self.done,
             "model": self.model.state_dict(),
@@ -201,12 +211,12 @@ class Training:
         save_checkpoint(path, self.setting, state)
 
     def restore(self, path: Path) -> None:
-        """Go on from a checkpoint.
+        """Continue from a checkpoint.
 
         Raises
         ------
         ValueError
-            For a file that is no checkpoint, or that of another recipe, setting or model.
+            If the file is not a checkpoint, or is one of another recipe, setting or model.
         """
         state = load_checkpoint(path, self.setting, of="training")
         try:
@@ -219,7 +229,7 @@ class Training:
         self.taken = self.done * self.steps
 
     def _fresh_statistics(self) -> dict[str, Statistics]:
-        """The layer counts from zero, in these."""
+        """New statistics, which the layer counts in from now on; empty for an explicit network."""
         body: nn.Module = self.model.body
         if not isinstance(body, EquilibriumLayer):
             return {}

@@ -1,7 +1,7 @@
-"""Diffusion chains as joint fixed points: schedules, the DDIM chain, your network or a known score, the sampling task.
+"""Diffusion sampling as a joint fixed point: noise schedules, denoisers, the DDIM chain, inversion and a sampling task.
 
 ``ddim_problem`` makes the problem that ``fixedpoint.solve`` solves; ``solution.z[:, -1]`` are the samples. ``invert``
-finds the noise of images. Nothing heavy is imported until it is used, so that listing plugins stays quick.
+finds the noise that leads to given images. Submodules are imported on first use, so that listing plugins stays fast.
 """
 
 from __future__ import annotations

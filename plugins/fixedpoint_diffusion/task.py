@@ -1,4 +1,4 @@
-"""The task ``ddim-sampling``: sample a chain jointly, and compare with the same chain run step by step."""
+"""The task ``ddim-sampling``: samples a chain jointly and compares the samples with those of the serial run."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ __all__ = ["DDIMSampling"]
 
 @dataclass(frozen=True)
 class DDIMSampling(SolveTask, HasNotes, HasDrawing):
-    """Samples of a diffusion model by DDIM, all steps of the chain solved as one fixed point."""
+    """Samples a diffusion model by DDIM, with all steps of the chain solved as one fixed point."""
 
     provides = frozenset({"chain", "coarse", "jumps", "extension", "coefficients", "gaussian-slopes"})
 
     model: FashionMNISTModel | DiffusersModel | ShapesModel | MixtureModel = option(
-        factory=ShapesModel, help="what denoises"
+        factory=ShapesModel, help="the denoising model"
     )
     schedule: DDIMSchedule | None = option(
-        None, help="noise schedule, as diffusers' DDIMScheduler has it; default: the one the model was trained with"
+        None, help="noise schedule, as of diffusers' DDIMScheduler; default: that of the model's training"
     )
     num_inference_steps: int | None = option(
         None, ge=1, help="N, the number of steps of the chain; default: as many as timesteps has, else 50"
@@ -49,15 +49,15 @@ class DDIMSampling(SolveTask, HasNotes, HasDrawing):
     )
     eta: float = option(0.0, ge=0.0, le=1.0, help="0: deterministic DDIM; 1: ancestral sampling")
     batch: int = option(16, ge=1, help="number of samples")
-    dtype: Literal["float32", "float64"] = option("float32", help="of the states")
-    device: str = option("cpu", help="of the states")
+    dtype: Literal["float32", "float64"] = option("float32", help="dtype of the states")
+    device: str = option("cpu", help="device of the states")
     max_batch: int | None = option(
-        None, ge=1, help="evaluate the model at most at this many states at once; default: what is quickest"
+        None, ge=1, help="largest number of states per call of the model; default: the fastest"
     )
 
     @property
     def chain_schedule(self) -> DDIMSchedule:
-        """The schedule asked for, else the model's own, else diffusers' default."""
+        """The option ``schedule`` if it is set, else the model's own schedule, else the default of diffusers."""
         return self.schedule or self.model.schedule_and_notes()[0] or DDIMSchedule()
 
     @property
@@ -66,7 +66,7 @@ class DDIMSampling(SolveTask, HasNotes, HasDrawing):
         return route_of(self.chain_schedule, self.num_inference_steps, self.timesteps)
 
     def notes(self) -> tuple[str, ...]:
-        """What is done that the model's folder, or the number of steps, does not ask for."""
+        """Sentences on what differs from the model's folder or from the requested number of steps."""
         notes = self.model.schedule_and_notes()[1] if self.schedule is None else ()
         route = self.route
         return (*notes, f"timesteps: {route.note}") if route.note else notes
@@ -107,6 +107,7 @@ class DDIMSampling(SolveTask, HasNotes, HasDrawing):
         model: Model = self.model
         schedule, route = self.chain_schedule, self.route
         dtype = getattr(torch, self.dtype)
+        # A deterministic chain (eta = 0) adds no noise, so none is drawn for its steps.
         steps = len(route) if self.eta > 0 else 0
         x_T, noise = draw_noise(
             row_seeds(seed, self.batch), model.event_shape, steps, dtype=dtype, device=torch.device(self.device)
@@ -123,8 +124,9 @@ class DDIMSampling(SolveTask, HasNotes, HasDrawing):
         )
 
     def judge(self, problem: Problem, solution: Solution, context: Context) -> Judgement:
-        assert isinstance(problem, ChainProblem)  # made above
+        assert isinstance(problem, ChainProblem)  # made by ``problem``
         samples = _last(solution)
+        # The serial run does not depend on the solver, so it is computed once per task and seed.
         serial = context.once((self, context.seed, "serial"), lambda: _last(_serially(problem)))
         difference = (samples - serial).flatten(1).double()
         relative = difference.norm(dim=1) / serial.flatten(1).double().norm(dim=1)
@@ -135,7 +137,7 @@ class DDIMSampling(SolveTask, HasNotes, HasDrawing):
         )
 
     def drawing(self, problem: Problem) -> Callable[[Tensor], Images] | None:
-        """What draws the last of the states a round has told of; None where samples are no images."""
+        """A function that draws the last of the states given to it; None if the samples are not images."""
         if not self.model.is_image:
             return None
         shape = self.model.event_shape
@@ -146,14 +148,17 @@ class DDIMSampling(SolveTask, HasNotes, HasDrawing):
 
 
 def _drawn(samples: Tensor) -> Images:
+    """Samples of shape ``(B, C, H, W)`` as pictures: without the channel axis if grey, with the colours last if RGB."""
     pixels = samples.cpu().float().numpy()
     return Images(pixels[:, 0] if pixels.shape[1] == 1 else pixels.transpose(0, 2, 3, 1))
 
 
 def _serially(problem: ChainProblem) -> Solution:
+    """The solution of the serial run."""
     return Serial().solve(Evaluator(problem), problem.initial(), Termination())
 
 
 def _last(solution: Solution) -> Tensor:
+    """The samples: the last state of every row."""
     samples: Tensor = solution.z[:, -1]
     return samples

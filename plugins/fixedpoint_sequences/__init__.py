@@ -1,7 +1,7 @@
-"""Recurrent networks and explicit Euler solves as chains: all their states at once.
+"""Recurrent networks and explicit Euler solves as chains, whose states are all solved for at once.
 
 ``recurrent_problem`` and ``euler_problem`` make problems that ``fixedpoint.solve`` solves; ``solution.z`` holds the
-states after every step. Nothing heavy is imported until it is used, so that listing plugins stays quick.
+states after every step. Submodules are imported on first use, so that listing plugins stays fast.
 """
 
 from __future__ import annotations

@@ -3,7 +3,8 @@ r"""An explicit Euler solve as a chain.
     x_{i+1} = x_i + h_i v(x_i, t_i),    h_i = t_{i+1} - t_i
 
 for ``dx/dt = v(x, t)`` (Euler 1768; Hairer, Norsett & Wanner 1993, "Solving ordinary differential equations I", section
-I.7). The fixed point is the Euler solve, its error of discretisation included: parallel in time, not more accurate.
+I.7). The fixed point is the result of the Euler method, including its discretisation error: it is computed in parallel
+in time, and it is not more accurate.
 """
 
 from __future__ import annotations
@@ -25,22 +26,26 @@ VectorField = Callable[[Tensor, Tensor], Tensor]
 
 
 class EulerChain(Chain, HasSlopes, HasJacobians, HasExtension):
-    """The steps of the explicit Euler method.
+    """A chain of explicit Euler steps.
 
-    Knows its ``slopes`` and ``jacobians`` by autograd, at ``d`` backward passes of the field.
+    Its ``slopes`` and ``jacobians`` are computed by autograd, with one backward pass of the field for each of the ``d``
+    unknowns.
 
     Parameters
     ----------
     field
-        ``v(x, t)`` of states ``(P, *event)`` and times ``(P,)`` returns ``dx/dt``, shape ``(P, *event)``, each pair on
-        its own.
+        A function ``v(x, t)`` of states of shape ``(P, *event)`` and times of shape ``(P,)`` that returns ``dx/dt``,
+        shape ``(P, *event)``. The value for a pair must not depend on the other pairs.
     times
-        Shape ``(N + 1,)``: the grid ``t_0 .. t_N``, rising or falling, not necessarily even; kept in float64.
+        The grid ``t_0 .. t_N``, shape ``(N + 1,)``, increasing or decreasing, not necessarily uniform; stored in
+        float64.
 
     Raises
     ------
-    TypeError, ValueError
-        For a field that cannot be called, and times that are not a grid.
+    TypeError
+        If ``field`` is not callable.
+    ValueError
+        If ``times`` is not finite or has another shape.
     """
 
     def __init__(self, field: VectorField, times: Float[Tensor, " N+1"]) -> None:
@@ -55,7 +60,8 @@ class EulerChain(Chain, HasSlopes, HasJacobians, HasExtension):
     def step(
         self, x: Float[Tensor, "P *event"], index: Int[Tensor, " P"], row: Int[Tensor, " P"]
     ) -> Float[Tensor, "P *event"]:
-        """One Euler step of every pair."""
+        """One Euler step of every pair of state and step."""
+        # Lengths are differenced in float64 and rounded once to the dtype of the states.
         lengths = self.times.diff().to(x)[index].view(-1, *[1] * (x.ndim - 1))
         velocity = self.field(x, self.times.to(x)[index])
         if velocity.shape != x.shape:
@@ -70,25 +76,25 @@ class EulerChain(Chain, HasSlopes, HasJacobians, HasExtension):
         target: Int[Tensor, " P"],
         row: Int[Tensor, " P"],
     ) -> Float[Tensor, "P *event"]:
-        """State ``target`` as one Euler step from state ``index``: with the velocity that made ``value`` of it.
+        """State ``target`` by one long Euler step from state ``index``, with the velocity of the step to ``value``.
 
-        A step of no length has none: then it is ``value``.
+        A step of length zero does not determine a velocity; the result is then ``value``.
 
         Parameters
         ----------
         x, value
-            States and what their steps made of them; of one shape and dtype.
+            The states and the results of their steps, shape ``(P, *event)``, of the same dtype.
         index
-            Of each pair's step, 0 to ``N - 1``.
+            Number of the step of each pair, 0 to ``N - 1``.
         target
-            Number of the state jumped to, ``index + 1`` to ``N``; not checked.
+            Number of the state to jump to, ``index + 1`` to ``N``; not checked.
         row
-            Not used.
+            Ignored.
 
         Raises
         ------
         ValueError
-            For a ``value`` of another shape or dtype than ``x``.
+            If ``value`` has another shape or dtype than ``x``.
         """
         if value.shape != x.shape or value.dtype != x.dtype:
             raise ValueError(
@@ -119,20 +125,25 @@ def euler_problem(
     *,
     max_batch: int | None = None,
 ) -> ChainProblem:
-    """All steps of an explicit Euler solve as one fixed point.
+    """The problem whose solution is the trajectory of an explicit Euler solve.
 
     Parameters
     ----------
     field, times
         As for :class:`EulerChain`.
     x0
-        Shape ``(B, *event)``: the states at ``t_0``.
+        The states at ``t_0``, shape ``(B, *event)``, of a floating-point dtype.
     max_batch
-        Evaluate the field at most at this many states at once.
+        Largest number of states in one call of the field. Default: no limit.
 
     Returns
     -------
     ChainProblem
-        For ``fixedpoint.solve``; ``solution.z``, shape ``(B, N, *event)``, are the states at ``t_1 .. t_N``.
+        For ``fixedpoint.solve``; ``solution.z`` holds the states at ``t_1 .. t_N``, shape ``(B, N, *event)``.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As for :class:`EulerChain`, and for an ``x0`` that is not of a floating-point dtype.
     """
     return ChainProblem(EulerChain(field, times), x0, max_batch=max_batch)

@@ -1,4 +1,4 @@
-"""Vector fields a run file can name: functions ``v(x, t)`` with options, and where their trajectories start."""
+"""Vector fields that run files can name: functions ``v(x, t)`` with options, and the centre of their starts."""
 
 from __future__ import annotations
 
@@ -15,21 +15,24 @@ __all__ = ["Decay", "Field", "Lorenz", "LotkaVolterra", "VanDerPol"]
 
 
 class Field(Options, ABC):
-    """An autonomous vector field with options; elementwise, so that a state has the same bits whatever its batch."""
+    """An autonomous vector field with options.
+
+    Fields compute elementwise, so that the value for a state is the same bit for bit whatever the batch.
+    """
 
     @property
     @abstractmethod
     def centre(self) -> Float[Tensor, " d"]:
-        """What trajectories start near, float64."""
+        """The point around which trajectories start, shape ``(d,)``, float64."""
 
     @abstractmethod
     def __call__(self, x: Float[Tensor, "P d"], t: Float[Tensor, " P"]) -> Float[Tensor, "P d"]:
-        """``dx/dt``."""
+        """``dx/dt``, of the shape of ``x``."""
 
 
 @dataclass(frozen=True)
 class Lorenz(Field):
-    """Lorenz's convection model: chaotic at the default values (Lorenz 1963, eqs. 25 to 27)."""
+    """Lorenz's convection model, which is chaotic at the default values (Lorenz 1963, eqs. 25 to 27)."""
 
     variant = "lorenz"
 
@@ -48,7 +51,7 @@ class Lorenz(Field):
 
 @dataclass(frozen=True)
 class VanDerPol(Field):
-    """Van der Pol's oscillator: a limit cycle, with fast jumps where mu is large (van der Pol 1926)."""
+    """Van der Pol's oscillator, which has a limit cycle, with fast jumps if mu is large (van der Pol 1926)."""
 
     variant = "van-der-pol"
 
@@ -65,14 +68,14 @@ class VanDerPol(Field):
 
 @dataclass(frozen=True)
 class LotkaVolterra(Field):
-    """Predators and prey: closed orbits (Lotka 1920), around which explicit Euler slowly spirals out."""
+    """Predators and prey, with closed orbits (Lotka 1920) from which explicit Euler slowly spirals outwards."""
 
     variant = "lotka-volterra"
 
-    growth: float = option(1.5, ge=0.0, help="of the prey, alone")
+    growth: float = option(1.5, ge=0.0, help="growth rate of the prey without predators")
     predation: float = option(1.0, ge=0.0, help="loss of prey to a predator")
     gain: float = option(1.0, ge=0.0, help="gain of a predator from its prey")
-    death: float = option(3.0, ge=0.0, help="of predators, alone")
+    death: float = option(3.0, ge=0.0, help="death rate of predators without prey")
 
     @property
     def centre(self) -> Float[Tensor, " d"]:
@@ -88,7 +91,7 @@ class LotkaVolterra(Field):
 class Decay(Field):
     """``dx/dt = -lambda x`` with rates over several orders of magnitude.
 
-    Euler's states are ``(1 - h lambda)^i x_0`` exactly, and grow where ``h lambda > 2``.
+    The states of the Euler method are ``(1 - h lambda)^i x_0``; they grow if ``h lambda > 2``.
     """
 
     variant = "decay"
@@ -105,7 +108,7 @@ class Decay(Field):
 
     @property
     def rates(self) -> Float[Tensor, " d"]:
-        """``lambda``, float64."""
+        """``lambda``, shape ``(d,)``, float64."""
         ends = torch.tensor([self.slowest, self.fastest], dtype=torch.float64).log10()
         return torch.logspace(float(ends[0]), float(ends[1]), self.size, dtype=torch.float64)
 

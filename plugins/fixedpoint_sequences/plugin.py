@@ -1,4 +1,4 @@
-"""What the sequences plugin brings: its tasks."""
+"""Registers the tasks ``recurrent-network`` and ``euler-ode``."""
 
 from __future__ import annotations
 

@@ -1,17 +1,18 @@
 r"""A recurrent network over a sequence as a chain: ``x_{i+1} = cell(u_i, x_i)``.
 
-The derivatives of torch's own cells in closed form. Elman's, ``x' = tanh(W x + U u + b)`` (Elman 1990):
+The derivatives of torch's own cells are computed in closed form. For Elman's cell, ``x' = tanh(W x + U u + b)`` (Elman
+1990):
 
     dx'/dx = diag(1 - x'^2) W
 
-The gated recurrent unit (Cho et al. 2014; as torch.nn.GRUCell has it), with sigmoids ``r`` and ``z``,
-``q = W_n x + c`` and ``n = tanh(U_n u + b + r q)``, ``x' = (1 - z) n + z x``:
+For the gated recurrent unit (Cho et al. 2014; in the form of torch.nn.GRUCell), with sigmoids ``r`` and ``z``,
+``q = W_n x + c``, ``n = tanh(U_n u + b + r q)`` and ``x' = (1 - z) n + z x``:
 
     dx'/dx = diag(z) + diag((x - n) z (1 - z)) W_z
              + diag((1 - z) (1 - n^2)) (diag(r) W_n + diag(q r (1 - r)) W_r)
 
-Both are a diagonal and a sum of weights with scaled rows, so their diagonals need no matrix. Any other cell is
-differentiated by autograd, at ``d`` backward passes of the cell for its diagonal or its Jacobian.
+Both are a diagonal plus weights with scaled rows, so that the diagonal of the Jacobian does not require the matrix. Any
+other cell is differentiated by autograd, with ``d`` backward passes of the cell for the diagonal or the Jacobian.
 """
 
 from __future__ import annotations
@@ -33,23 +34,26 @@ Cell = torch.nn.Module | Callable[[Tensor, Tensor], Tensor]
 
 
 class RecurrentChain(Chain, HasSlopes, HasJacobians):
-    """A recurrent cell run over sequences of inputs.
+    """A chain that runs a recurrent cell over sequences of inputs.
 
-    Knows its ``slopes`` and ``jacobians``: in closed form for torch.nn.RNNCell and torch.nn.GRUCell, else by autograd.
+    Its ``slopes`` and ``jacobians`` have closed forms for torch.nn.RNNCell and torch.nn.GRUCell; for other cells they
+    are computed by autograd.
 
     Parameters
     ----------
     cell
-        ``cell(u, x)`` of inputs ``(P, features)`` and states ``(P, d)`` returns the next states ``(P, d)``, each pair
-        on its own: torch.nn.RNNCell, torch.nn.GRUCell, or yours. In training mode, dropout would make it another cell
-        at every call.
+        A function ``cell(u, x)`` of inputs of shape ``(P, features)`` and states of shape ``(P, d)`` that returns the
+        next states, shape ``(P, d)``: torch.nn.RNNCell, torch.nn.GRUCell or any other. The value for a pair must not
+        depend on the other pairs, and must be the same at every call; dropout in training mode is not allowed.
     inputs
-        Shape ``(B, N, features)``: what every row is given at every step.
+        The inputs of every row at every step, shape ``(B, N, features)``, of a floating-point dtype.
 
     Raises
     ------
-    TypeError, ValueError
-        For a cell that cannot be called, and inputs of another shape or of a dtype that is not floating point.
+    TypeError
+        If ``cell`` is not callable, or if ``inputs`` is not of a floating-point dtype.
+    ValueError
+        If ``inputs`` has another shape.
     """
 
     def __init__(self, cell: Cell, inputs: Float[Tensor, "B N features"]) -> None:
@@ -64,12 +68,12 @@ class RecurrentChain(Chain, HasSlopes, HasJacobians):
         self.length = inputs.shape[1]
 
     def step(self, x: Float[Tensor, "P d"], index: Int[Tensor, " P"], row: Int[Tensor, " P"]) -> Float[Tensor, "P d"]:
-        """The cell at every pair's input."""
+        """The next state of every pair of state and step."""
         value: Tensor = self.cell(self.inputs[row, index], x)
         return value
 
     def slopes(self, x: Float[Tensor, "P d"], index: Int[Tensor, " P"], row: Int[Tensor, " P"]) -> Float[Tensor, "P d"]:
-        """The diagonals of the Jacobians of the cell."""
+        """The diagonals of the Jacobians of the cell with respect to its state."""
         terms = _terms(self.cell, self.inputs[row, index], x)
         if terms is None:
             return step_slopes(self.step, x, index, row)
@@ -78,7 +82,7 @@ class RecurrentChain(Chain, HasSlopes, HasJacobians):
     def jacobians(
         self, x: Float[Tensor, "P d"], index: Int[Tensor, " P"], row: Int[Tensor, " P"]
     ) -> Float[Tensor, "P d d"]:
-        """The Jacobians of the cell in its state."""
+        """The Jacobians of the cell with respect to its state."""
         terms = _terms(self.cell, self.inputs[row, index], x)
         if terms is None:
             return step_jacobians(self.step, x, index, row)
@@ -92,21 +96,30 @@ def recurrent_problem(
     *,
     max_batch: int | None = None,
 ) -> ChainProblem:
-    """All states of a recurrent network over a sequence as one fixed point.
+    """The problem whose solution is the states of a recurrent network over a sequence.
 
     Parameters
     ----------
     cell, inputs
         As for :class:`RecurrentChain`.
     x0
-        Shape ``(B, d)``: the states before the first input; default: zero, ``d`` the cell's ``hidden_size``.
+        The states before the first input, shape ``(B, d)``, with the dtype and device of ``inputs``. Default: zero,
+        with ``d`` the cell's ``hidden_size``.
     max_batch
-        Evaluate the cell at most at this many states at once.
+        Largest number of states in one call of the cell. Default: no limit.
 
     Returns
     -------
     ChainProblem
-        For ``fixedpoint.solve``; ``solution.z``, shape ``(B, N, d)``, is what torch.nn.RNN calls its output.
+        For ``fixedpoint.solve``; ``solution.z``, shape ``(B, N, d)``, is what torch.nn.RNN with ``batch_first`` returns
+        as its output.
+
+    Raises
+    ------
+    TypeError
+        As for :class:`RecurrentChain`, and if ``x0`` is missing for a cell without a ``hidden_size``.
+    ValueError
+        As for :class:`RecurrentChain`, and if ``x0`` does not fit ``inputs``.
     """
     chain = RecurrentChain(cell, inputs)
     if x0 is None:
@@ -124,6 +137,7 @@ def recurrent_problem(
 
 def _terms(cell: Cell, u: Tensor, x: Tensor) -> tuple[Tensor, list[tuple[Tensor, Tensor]]] | None:
     """``a`` and pairs ``(c, W)`` with ``dx'/dx = diag(a) + sum diag(c) W``; None for a cell that is not torch's own."""
+    # Exact types only: a subclass may compute something else.
     if type(cell) is torch.nn.RNNCell:
         value = cell(u, x)
         slope = 1 - value.square() if cell.nonlinearity == "tanh" else (value > 0).to(x)

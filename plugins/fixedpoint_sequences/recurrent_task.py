@@ -1,8 +1,8 @@
-"""The task ``recurrent-network``: a random cell over random sequences.
+"""The task ``recurrent-network``: runs a random cell over random sequences.
 
-Recurrent weights are Gaussian, scaled to a spectral radius. Below 1 an Elman network without input forgets its start,
-at 1 it is at the edge of where it would not; input saturates the units and makes it forget. (Jaeger 2001, "The echo
-state approach to analysing and training recurrent neural networks".)
+Recurrent weights are Gaussian, scaled to a given spectral radius. With a spectral radius below 1, an Elman network
+without input forgets its start; 1 is the boundary. Input saturates the units and makes the network forget faster.
+(Jaeger 2001, "The echo state approach to analysing and training recurrent neural networks".)
 """
 
 from __future__ import annotations
@@ -29,7 +29,9 @@ class RecurrentNetwork(SequenceTask):
     cell: Literal["tanh", "gru"] = option("tanh", help="Elman's cell, or the gated recurrent unit")
     size: int = option(16, ge=1, help="d: units of the network")
     features: int = option(4, ge=1, help="unknowns of an input")
-    spectral_radius: float = option(0.9, ge=0.0, help="of the recurrent weights (of every gate's)")
+    spectral_radius: float = option(
+        0.9, ge=0.0, help="spectral radius of the recurrent weights, for a GRU of each gate"
+    )
     input_scale: float = option(0.1, ge=0.0, help="standard deviation of the inputs; small ones saturate no unit")
 
     def problem(self, seed: int) -> ChainProblem:
@@ -43,7 +45,7 @@ class RecurrentNetwork(SequenceTask):
 
     def _cell(self, generator: torch.Generator) -> torch.nn.RNNCell | torch.nn.GRUCell:
         kind = torch.nn.RNNCell if self.cell == "tanh" else torch.nn.GRUCell
-        # Without the initialisation of torch, which draws from the generator of the user.
+        # Without torch's initialisation, which would draw from the global generator.
         cell: torch.nn.RNNCell | torch.nn.GRUCell = torch.nn.utils.skip_init(
             kind, self.features, self.size, dtype=torch.float64
         ).requires_grad_(False)
@@ -55,6 +57,7 @@ class RecurrentNetwork(SequenceTask):
         return cell
 
     def _recurrent_weight(self, generator: torch.Generator) -> Float[Tensor, "d d"]:
+        """A Gaussian matrix scaled to the spectral radius."""
         weight = _normal(generator, self.size, self.size)
         scaled: Tensor = weight * (self.spectral_radius / torch.linalg.eigvals(weight).abs().amax())
         return scaled

@@ -1,4 +1,4 @@
-"""What the tasks of this package have in common: a chain, judged by the same chain run step by step."""
+"""The base class of the tasks of this package, which compares states with those of the serial run."""
 
 from __future__ import annotations
 
@@ -24,26 +24,27 @@ __all__ = ["SequenceTask"]
 
 @dataclass(frozen=True)
 class SequenceTask(SolveTask):
-    """Has its states compared with those of the serial chain: the last one, and all of them.
+    """A task that compares the states of a chain with those of the serial run.
 
-    ``relative_error`` is that of the last state, ``trajectory_error`` the largest error of any state over the largest
-    state; both of the worst row. ``derivatives`` are the steps of all rows whose Jacobian or its diagonal was taken.
+    The metric ``relative_error`` is the relative error of the last state. ``trajectory_error`` is the largest error of
+    any state relative to the largest state. Both are those of the worst row. ``derivatives`` is the number of steps,
+    over all rows, at which a Jacobian or its diagonal was evaluated.
     """
 
     provides = frozenset({"chain", "slopes", "jacobians"})
 
     length: int = option(200, ge=1, help="N, the number of steps")
     batch: int = option(4, ge=1, help="sequences solved at once")
-    dtype: Literal["float32", "float64"] = option("float64", help="of the states")
-    device: str = option("cpu", help="of the states")
-    max_batch: int | None = option(None, ge=1, help="evaluate at most so many steps at once; default: all")
+    dtype: Literal["float32", "float64"] = option("float64", help="dtype of the states")
+    device: str = option("cpu", help="device of the states")
+    max_batch: int | None = option(None, ge=1, help="largest number of steps per call; default: all")
 
     @abstractmethod
     def problem(self, seed: int) -> ChainProblem:
-        """The chain of that seed."""
+        """The chain for a seed."""
 
     def judge(self, problem: Problem, solution: Solution, context: Context) -> Judgement:
-        assert isinstance(problem, ChainProblem)  # made above
+        assert isinstance(problem, ChainProblem)  # made by ``problem``
         exact = context.once((self, context.seed, "serial"), lambda: _serial_states(problem))
         difference = (solution.z - exact).double()
         norms, sizes = row_norms(difference[:, -1]), row_norms(exact[:, -1])
@@ -59,5 +60,6 @@ class SequenceTask(SolveTask):
 
 
 def _serial_states(problem: ChainProblem) -> Tensor:
+    """All states, computed step by step."""
     states: Tensor = Serial().solve(Evaluator(problem), problem.initial(), Termination()).z
     return states

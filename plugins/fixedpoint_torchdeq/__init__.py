@@ -1,8 +1,8 @@
-"""The bridge to torchdeq, both ways.
+"""A bridge between this library and torchdeq, in both directions.
 
-Its solvers here: ``torchdeq-picard``, ``torchdeq-anderson`` and ``torchdeq-broyden``, judged from outside. Ours there:
-``register()`` puts every step solver into torchdeq's table as ``fixedpoint-<name>``; the ``get_deq`` of this package is
-torchdeq's, with them registered. torchdeq is imported when something of it is used.
+The solvers of torchdeq are available here as ``torchdeq-picard``, ``torchdeq-anderson`` and ``torchdeq-broyden``. The
+step solvers of this library are available in torchdeq: ``register()`` adds them to its table as ``fixedpoint-<name>``,
+and ``get_deq`` is that of torchdeq with these solvers registered. torchdeq is imported on first use.
 """
 
 from __future__ import annotations

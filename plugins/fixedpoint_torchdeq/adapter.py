@@ -1,4 +1,4 @@
-"""One of our step solvers as a function that torchdeq can call."""
+"""A step solver of this library as a function that torchdeq can call."""
 
 from __future__ import annotations
 
@@ -29,19 +29,24 @@ GLOBALS = frozenset(
         *("jac_loss_weight", "jac_loss_freq", "jac_incremental"),
     )
 )
-"""Options of torchdeq that are no solver's (those of its ``add_deq_args``, and ``no_stat``): they may stand among a
-solver's, where a whole configuration is handed on as ``solver_kwargs``, and mean nothing there."""
+"""Options of torchdeq that do not belong to a solver (those of its ``add_deq_args``, and ``no_stat``). They may occur
+among the options of a solver, if a whole configuration is passed as ``solver_kwargs``, and are ignored there."""
 
 _SYNONYMS = {"m": "memory", "LBFGS_thres": "memory", "tau": "relaxation"}
-"""What torchdeq calls options of ours."""
+"""The names of torchdeq for options of this library."""
 
 
 @dataclass(frozen=True)
 class TorchdeqCallable:
-    """Calls ``solver`` as torchdeq calls its own.
+    """A function with the signature that torchdeq expects of a solver.
 
-    Rows are judged one by one, to ``tol``: a row that is done is not evaluated again where the problem allows it, keeps
-    its point, and depends on no other. The point returned is the one that the reported residual belongs to.
+    Every row is solved to ``tol`` independently of the others. A row that is done keeps its point, and is not evaluated
+    again if the problem allows it. The reported residual is that of the returned point.
+
+    Attributes
+    ----------
+    solver
+        The step solver.
     """
 
     solver: StepSolver[Any]
@@ -62,39 +67,41 @@ class TorchdeqCallable:
         Parameters
         ----------
         func
-            Takes and returns a tensor of the shape of ``x0``.
+            A function that takes and returns a tensor of the shape of ``x0``.
         x0
-            Shape ``(B, ...)``, floating point; a vector ``(B,)`` is ``B`` problems of one unknown, a scalar is one.
+            The start, shape ``(B, ...)``, of a floating-point dtype. A vector of shape ``(B,)`` stands for ``B``
+            problems of one unknown, a scalar for one.
         max_iter
-            Limit on evaluations of ``func``; with 0, the start comes back.
+            Limit on evaluations of ``func``. With 0, the start is returned.
         tol
             Tolerance of every row, absolute or relative to ``||func(x)||``.
         stop_mode
-            ``"abs"`` or ``"rel"``.
+            ``"abs"`` or ``"rel"``: how ``tol`` is meant.
         indexing
-            Evaluations after which the best points so far are to be returned as well.
+            Numbers of evaluations after which the best points so far are returned as well.
         return_final
-            Run all evaluations and return the last point.
+            Whether to make all evaluations and return the last point.
         options
-            Options of the solver, by our names or torchdeq's (``m``, ``LBFGS_thres``, ``tau``); None means the
-            default. Global options of torchdeq (``GLOBALS``) are passed over.
+            Options of the solver, by the names of this library or of torchdeq (``m``, ``LBFGS_thres``, ``tau``); None
+            means the default. Global options of torchdeq (``GLOBALS``) are ignored.
 
         Returns
         -------
         z : Tensor
-            Shape of ``x0``, without a graph.
+            The solution, of the shape of ``x0``, without a graph.
         trajectory : list of Tensor
-            One point for every entry of ``indexing``; once every row is done they are the answer.
+            One point for every entry of ``indexing``; the solution itself for entries after the last evaluation.
         info : SolverStat
-            ``abs_lowest``, ``rel_lowest``: shape ``(B,)``, the residual of the very point returned. ``abs_trace``,
-            ``rel_trace``: shape ``(B, max_iter + 1)``; column ``k`` after ``k`` evaluations, 1e8 before the first, the
-            answer's after the last. ``nstep``: shape ``(B,)``, the evaluation at which the point was found.
-            Beside the dictionary: ``info.status``, ``info.message`` and ``info.counts``, as of a ``Solution``.
+            ``abs_lowest``, ``rel_lowest``: the residual of the returned point, shape ``(B,)``. ``abs_trace``,
+            ``rel_trace``: the residuals after ``k`` evaluations in column ``k``, shape ``(B, max_iter + 1)``; column 0
+            is 1e8, and columns after the last evaluation hold the residual of the solution. ``nstep``: the evaluation
+            at which the point was found, shape ``(B,)``. The object also has the attributes ``status``, ``message`` and
+            ``counts`` of a ``Solution``.
 
         Raises
         ------
         TypeError, ValueError
-            For what is not as described, an unknown option (with the nearest one) included.
+            If an argument is not as described, or an option is unknown; the message names the nearest option.
         """
         method = self._with(options)
         limit = _refuse_bad(x0, max_iter, stop_mode)
@@ -105,7 +112,7 @@ class TorchdeqCallable:
         problem = FunctionProblem(lambda z: func(z.view(x0.shape)).reshape(rows.shape), rows, rows="independent")
         kind = SampledToTheEnd if return_final else Sampled
         sampled = kind(method, wanted, [])
-        with torch.no_grad():
+        with torch.no_grad():  # torchdeq attaches the gradient itself
             rule = _rule(tol, stop_mode, limit, return_final)
             solution = sampled.solve(Evaluator(problem), problem.initial(), rule)
         z = solution.state.view(x0.shape)
@@ -114,7 +121,7 @@ class TorchdeqCallable:
         return z, trajectory, solver_stat(solution, limit, return_final)
 
     def _with(self, options: dict[str, Any]) -> StepSolver[Any]:
-        """The solver with other options."""
+        """The solver with the given options; global options of torchdeq are ignored."""
         fields = [field.name for field in dataclasses.fields(self.solver) if field.init]  # type: ignore[arg-type]
         changes = {}
         for key, value in options.items():
@@ -128,7 +135,7 @@ class TorchdeqCallable:
 
 
 def _refuse_bad(x0: Any, max_iter: Any, stop_mode: Any) -> int:
-    """The limit on evaluations."""
+    """Check the arguments of a call, and return the limit on evaluations as an integer."""
     if not isinstance(x0, Tensor):
         raise TypeError(
             f"x0 must be a tensor, got {type(x0).__name__}; torchdeq makes one of several tensors unless no_stat=True"
@@ -141,6 +148,7 @@ def _refuse_bad(x0: Any, max_iter: Any, stop_mode: Any) -> int:
 
 
 def _rule(tol: float, stop_mode: str, limit: int, to_the_end: bool) -> Termination:
+    """The termination that corresponds to the arguments of a call."""
     if to_the_end:
         return Termination(rtol=0.0, max_rounds=limit)
     if stop_mode == "rel":

@@ -1,6 +1,7 @@
-"""The faults of torchdeq 0.1.0's solvers that the conformance suite shows, by the check that shows each.
+"""The faults of the solvers of torchdeq 0.1.0 that the conformance suite shows, by the check that shows each.
 
-Faults that judging from outside hides are shown by tests of torchdeq itself, one each (``test_faults.py``).
+Other faults are hidden because the solvers are judged from outside. Tests of torchdeq itself show them
+(``test_faults.py``).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""torchdeq itself, imported when it is first wanted."""
+"""Imports torchdeq on first use."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ __all__ = ["torchdeq"]
 
 
 def torchdeq(module: str = "") -> Any:
-    r"""The package, or one of its modules, e.g. ``torchdeq("solver.stat")``.
+    r"""The package torchdeq, or one of its modules, e.g. ``torchdeq("solver.stat")``.
 
-    Its docstrings hold escapes such as ``\|``, about which Python warns when it compiles them for the first time; that
-    is no business of whoever runs with warnings as errors.
+    Its docstrings contain escapes such as ``\|``, about which Python warns when it first compiles them. These warnings
+    are suppressed, so that programs that turn warnings into errors can import it.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)

@@ -1,4 +1,4 @@
-"""Our step solvers in torchdeq: registered by name, called as it calls its own, reporting as its own do."""
+"""Registers the step solvers of this library in torchdeq."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ _PREFIX = "fixedpoint-"
 
 
 def register(**named: StepSolver[Any] | str | Mapping[str, Any]) -> tuple[str, ...]:
-    """Register our solvers with torchdeq, under ``fixedpoint-<name>``; calling it again does no harm.
+    """Register the step solvers of this library with torchdeq, under ``fixedpoint-<name>``.
 
-    Every step solver of the registry is, those of installed plugins included; solvers of chains, and those whose
-    requirements are missing, are not.
+    All step solvers of the registry are registered, including those of installed plugins. Solvers of chains, and
+    solvers whose requirements are not installed, are left out. The function may be called several times.
 
     Parameters
     ----------
     named
-        More solvers, with options of their own, each a step solver, a name or a mapping of ``name`` and options.
-        torchdeq cannot hand options to a backward solver: this is how it gets them, and the only way to.
+        Further solvers by name, with options of their own: step solvers, names of components, or mappings of ``name``
+        and options. Since torchdeq cannot pass options to a backward solver, this is the only way to set them.
 
     Returns
     -------
     tuple of str
-        All names that ``get_deq(f_solver=..., b_solver=...)`` now knows from us.
+        All names of this library that ``get_deq(f_solver=..., b_solver=...)`` now accepts.
 
     Raises
     ------
     TypeError, ValueError
-        For what is no step solver.
+        If an argument is not a step solver for plain fixed points.
 
     Examples
     --------
@@ -48,7 +48,7 @@ def register(**named: StepSolver[Any] | str | Mapping[str, Any]) -> tuple[str, .
             continue
         try:
             solver = registry.create("solver", name)
-        except Exception:  # a stranger's component may raise anything; ``fixedpoint list`` says what
+        except Exception:  # a component of another plugin may raise any error; ``fixedpoint list`` shows it
             continue
         if isinstance(solver, StepSolver) and "chain" not in solver.needs:
             solvers[name] = TorchdeqCallable(solver)
@@ -59,12 +59,17 @@ def register(**named: StepSolver[Any] | str | Mapping[str, Any]) -> tuple[str, .
 
 
 def as_torchdeq_solver(solver: StepSolver[Any] | str | Mapping[str, Any]) -> TorchdeqCallable:
-    """A solver of ours as torchdeq calls one: ``solver(func, x0, max_iter, tol, stop_mode, indexing, ...)``.
+    """A step solver as a function ``solver(func, x0, max_iter, tol, stop_mode, indexing, ...)``, as torchdeq calls it.
+
+    Parameters
+    ----------
+    solver
+        A step solver, the name of a component, or a mapping of ``name`` and options.
 
     Raises
     ------
     TypeError, ValueError
-        For what is no step solver, or requires a chain.
+        If ``solver`` is not a step solver, or if it requires a chain.
     """
     built = registry.create("solver", solver)
     if not isinstance(built, StepSolver) or "chain" in built.needs:
@@ -73,14 +78,26 @@ def as_torchdeq_solver(solver: StepSolver[Any] | str | Mapping[str, Any]) -> Tor
 
 
 def get_deq(args: Any = None, **options: Any) -> Any:
-    """The ``get_deq`` of torchdeq with our solvers registered: an equilibrium layer, a ``torch.nn.Module``.
+    """An equilibrium layer of torchdeq, by its ``get_deq``, with the solvers of this library registered.
 
-    The configuration is copied: torchdeq's own writes the options into the caller's.
+    The configuration is copied first, since ``get_deq`` of torchdeq writes the options into the one that is passed.
+
+    Parameters
+    ----------
+    args
+        A configuration: a mapping, a namespace or a ``DEQConfig`` of torchdeq. Default: none.
+    options
+        Options of torchdeq, which take precedence over ``args``.
+
+    Returns
+    -------
+    torch.nn.Module
+        The layer.
 
     Raises
     ------
     UnknownComponentError
-        For an ``f_solver`` or ``b_solver`` that torchdeq does not know, naming the nearest.
+        If torchdeq has no solver with the name ``f_solver`` or ``b_solver``; the message names the nearest.
     """
     register()
     if isinstance(args, torchdeq("utils.config").DEQConfig):

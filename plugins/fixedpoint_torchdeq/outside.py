@@ -1,4 +1,4 @@
-"""How a solver that owns its loop is watched while it runs, and judged at the very point it returned."""
+"""Watches a solver that runs its own loop, and judges it at the point that it returns."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ __all__ = ["Exhausted", "StopMode", "Watch", "statuses", "tolerance"]
 StopMode = Literal["abs", "rel"]
 
 
-class Exhausted(Exception):  # noqa: N818  # ends a foreign loop; nobody sees it
-    """The limit on rounds is reached, and the loop that is watched requires one more evaluation."""
+class Exhausted(Exception):  # noqa: N818  # ends the loop of another library; never leaves this package
+    """Raised if a watched loop requires an evaluation beyond the limit on rounds."""
 
 
 class Watch:
-    """Stands between an evaluator and a loop that is not ours, which sees a plain function of values like ``start``.
+    """The function that a loop of another library calls instead of the evaluator.
 
-    The first evaluation is made here, at the start, where every one of these loops evaluates first; it is handed on
-    without another one.
+    The start is evaluated on construction. All of these loops evaluate the start first, and their first call returns
+    that evaluation without another one.
 
     Attributes
     ----------
     first, last
         The first and the latest evaluation.
     asked
-        How often the loop has called, the first time included.
+        Number of calls by the loop, including the first one.
     error
-        What f raised, if it did.
+        The exception that f raised; None if it raised none.
     """
 
     def __init__(
@@ -58,8 +58,8 @@ class Watch:
         self.first = self.last = self._kept(f(z0))
         self._mode = mode
         self._measure = self._measured(self.first)
-        # A loop returns the point at which it saw the smallest residual, or the value there, which may be the point
-        # evaluated after it. These two are held, so that neither is evaluated again.
+        # A loop returns the point with the smallest residual that it saw, or f of that point, which may be the point
+        # that it evaluated next. Both evaluations are kept, so that neither has to be repeated in ``at``.
         self._best = self._after = self.first
         self._improved, self._any_improved = torch.ones_like(self.first.finite), True
         self._told()
@@ -70,7 +70,9 @@ class Watch:
         Raises
         ------
         Exhausted
-            When the limit on rounds is reached.
+            If the limit on rounds is reached.
+        RuntimeError
+            If the first call is not at the start.
         """
         self.asked += 1
         if self.asked > 1:
@@ -80,7 +82,11 @@ class Watch:
         return self.last.fz.view(z.shape)
 
     def at(self, z: Float[Tensor, "B D"]) -> Evaluated:
-        """The evaluation of ``z``: one that was made, or one more. Rows that are not finite give way to their best."""
+        """The evaluation at ``z``, from memory if it was made before, else by one more round within the limit.
+
+        Rows of ``z`` that are not finite are replaced by their best point, and so are rows that cannot be evaluated any
+        more because the limit is reached.
+        """
         sound = z.isfinite().all(dim=1)
         best = self._f.best
         z = torch.where(sound.unsqueeze(1), z, best.z)
@@ -94,10 +100,11 @@ class Watch:
         return answer
 
     def best(self) -> Float[Tensor, "B D"]:
-        """The point of the smallest residual, as the loop measures it."""
+        """The point with the smallest residual as the loop measures it, for every row."""
         return self._best.z
 
     def _evaluate(self, z: Tensor) -> None:
+        """Evaluate ``z`` and update the evaluations that are kept."""
         if self._f.counts.rounds >= self._limit:
             raise Exhausted
         try:
@@ -109,21 +116,21 @@ class Watch:
             self._after = self.last.where(self._improved, self._after)
         measure = self._measured(self.last)
         self._improved = measure < self._measure
-        self._any_improved = bool(self._improved.any())  # torchdeq waits for the device in every round as well
+        self._any_improved = bool(self._improved.any())  # synchronises the device, as torchdeq does in every round
         if self._any_improved:
             self._best = self.last.where(self._improved, self._best)
             self._measure = torch.where(self._improved, measure, self._measure)
         self._told()
 
     def _measured(self, at: Evaluated) -> Tensor:
-        """The residual as torchdeq's Broyden computes it, in the state's dtype, NaN taken for infinite."""
+        """The residual as torchdeq's Broyden computes it, in the dtype of the state; NaN becomes infinity."""
         residual = at.fz - at.z
         size = residual.norm(dim=1)
         measure = size if self._mode == "abs" else size / ((residual + at.z).norm(dim=1) + 1e-9)
         return torch.where(measure.isnan(), torch.inf, measure)
 
     def _kept(self, at: Evaluated) -> Evaluated:
-        """In memory of its own: the loop writes into the points it proposes, the evaluator into its residuals."""
+        """A copy: the loop writes into the points that it proposes, and the evaluator into its residuals."""
         return replace(at, z=at.z.clone(), residual=at.residual.clone())
 
     def _told(self) -> None:
@@ -133,10 +140,11 @@ class Watch:
 
 
 def tolerance(termination: Termination, mode: StopMode, first: Evaluated) -> float:
-    """One tolerance for all rows, in the norm torchdeq uses: exact where there is one tolerance of the mode's kind.
+    """The single tolerance to pass to torchdeq, for all rows, in the norm that torchdeq uses.
 
-    Otherwise, the other kind is converted with what is known at the start: for ``"abs"``, the smallest that a row may
-    have with the size of its first value; for ``"rel"``, that of a row of the largest.
+    It is exact if the termination has a tolerance of the kind ``mode`` that is the same for all rows. Otherwise it is
+    converted with the errors and scales at the start: for ``"abs"``, it is the smallest tolerance of any row; for
+    ``"rel"``, the smallest ratio of a row's tolerance to its largest scale.
     """
     rule, scale = termination, first.error if termination.relative_to == "start" else first.scale
     if mode == "rel" and rule.rtol > 0 and rule.relative_to == "state":
@@ -151,17 +159,23 @@ def tolerance(termination: Termination, mode: StopMode, first: Evaluated) -> flo
 def statuses(
     termination: Termination, watch: Watch, at: Evaluated, returned: Bool[Tensor, " B"], spent: bool
 ) -> tuple[tuple[Status, ...], NDArray[np.bool_]]:
-    """The status of every row at the point ``at``, and whether it converged.
+    """The status of every row at the point ``at``, and whether the row converged.
 
     Parameters
     ----------
+    termination
+        The rule that rows are judged by.
+    watch
+        The watch of the loop.
+    at
+        The evaluation at the returned point.
     returned
-        Whether what the loop returned was finite, row by row.
+        Whether the point that the loop returned was finite, for every row.
     spent
-        Whether it went on to the limit on rounds, rather than stop by itself.
+        Whether the loop ran to the limit on rounds, rather than stopping by itself.
     """
     judge = Judge(termination, at.z.dtype)
-    judge(watch.first)
+    judge(watch.first)  # the first call sets the scale of tolerances that are relative to the start
     converged = judge.within(at)
     broken = ~watch.last.finite | ~returned | ~at.finite
     grown = (watch.last.error > termination.divergence * watch.first.error).any(dim=1)
@@ -172,4 +186,5 @@ def statuses(
 
 
 def _same(z: Tensor, other: Tensor) -> Tensor:
+    """Whether the rows of both are equal bit for bit."""
     return (z == other).all(dim=1)

@@ -1,4 +1,4 @@
-"""What the torchdeq bridge brings: torchdeq's three solvers."""
+"""Registers the three solvers of torchdeq."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A step solver whose points are sampled on the way."""
+"""Step solvers that record points at given numbers of evaluations."""
 
 from __future__ import annotations
 
@@ -16,9 +16,16 @@ __all__ = ["Sampled", "SampledToTheEnd"]
 
 @dataclass(frozen=True)
 class Sampled(StepSolver[Any]):
-    """``inner``, putting the best points so far into ``points`` after as many evaluations as ``wanted`` says.
+    """The step solver ``inner``, which also records the best points so far.
 
-    ``wanted`` ascends. Evaluations that are never made leave ``points`` shorter.
+    Attributes
+    ----------
+    inner
+        The step solver.
+    wanted
+        Numbers of evaluations after which a point is recorded, in ascending order.
+    points
+        The recorded points; fewer than ``wanted`` if the solve ends earlier.
     """
 
     inner: StepSolver[Any]
@@ -48,7 +55,7 @@ class Sampled(StepSolver[Any]):
 
 @dataclass(frozen=True)
 class SampledToTheEnd(Sampled):
-    """The same for latest points in place of best ones, and without an early end."""
+    """The same, but it records the latest points instead of the best ones, and does not stop early."""
 
     has_fixed_length = True
 

@@ -1,4 +1,4 @@
-"""torchdeq's ``SolverStat`` of a solution of ours."""
+"""Converts a solution to the ``SolverStat`` of torchdeq."""
 
 from __future__ import annotations
 
@@ -15,11 +15,21 @@ from fixedpoint_torchdeq.library import torchdeq
 
 __all__ = ["solver_stat", "unsolved"]
 
-_BEFORE = 1e8  # what torchdeq's traces begin with, before anything was evaluated
+_BEFORE = 1e8  # the value in torchdeq's traces before the first evaluation
 
 
 def solver_stat(solution: Solution, limit: int, latest: bool) -> Any:
-    """The statistics of ``solution``; ``latest`` says that its point is the latest, not the best."""
+    """The statistics of ``solution``.
+
+    Parameters
+    ----------
+    solution
+        The solution.
+    limit
+        The limit on evaluations, which determines the length of the traces.
+    latest
+        Whether the point of the solution is the latest one rather than the best one.
+    """
     error = solution.error.amax(dim=1).cpu().numpy()
     scale = solution.scale.amax(dim=1).cpu().numpy()
     relative = np.divide(error, scale, out=np.where(error > 0, np.inf, 0.0), where=scale > 0)
@@ -40,7 +50,7 @@ def solver_stat(solution: Solution, limit: int, latest: bool) -> Any:
 
 
 def unsolved(rows: Float[Tensor, "B D"]) -> Any:
-    """The statistics where nothing was evaluated, as torchdeq's own iteration gives them."""
+    """The statistics if nothing was evaluated, as torchdeq's own iteration returns them."""
     nothing = torch.full((rows.shape[0],), _BEFORE, device=rows.device)
     column = nothing.unsqueeze(1)
     stat = torchdeq("solver.stat").SolverStat
@@ -54,7 +64,7 @@ def unsolved(rows: Float[Tensor, "B D"]) -> Any:
 
 
 def _trace(rounds: NDArray[np.float64], final: NDArray[np.float64], limit: int) -> NDArray[np.float64]:
-    """Shape ``(B, limit + 1)``, from one of shape ``(rounds, B)``."""
+    """A trace of shape ``(rounds, B)`` in torchdeq's shape ``(B, limit + 1)``, filled up with the final values."""
     padded = np.full((len(final), limit + 1), _BEFORE)
     padded[:, 1:] = final[:, np.newaxis]
     made = rounds.T[:, :limit]

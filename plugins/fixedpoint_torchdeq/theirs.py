@@ -1,19 +1,20 @@
-"""torchdeq's solvers as solvers of ours: run as they are, judged from outside.
+"""The solvers of torchdeq as solvers of this library: they run unchanged and are judged from outside.
 
     z, trajectory, info = solver(func, x0, max_iter, tol, stop_mode, ...)
 
 (Geng & Kolter 2023, "TorchDEQ: a library for deep equilibrium models"; torchdeq 0.1.0, ``torchdeq/solver``.)
 
-What is added around them, and nothing else:
+The wrapper adds the following, and nothing else:
 
-- Every evaluation goes through the evaluator, so that counts and trace are those of every solver.
-- The point they return is evaluated, unless they did so themselves, and its error and status are what the solution
-  says. What they say of it stands in ``solution.extras["claimed"]``.
-- ``max_rounds`` is the number of evaluations, that one included. Their ``max_iter`` means evaluations in two of them
-  and steps in the third.
-- A row of which they return NaN comes back with its best finite point, as everywhere.
+- Every evaluation goes through the evaluator, so that counts and traces are as for every other solver.
+- The returned point is evaluated, unless the solver has done so itself, and determines the error and the status of the
+  solution. What the solver reports is in ``solution.extras["claimed"]``.
+- ``max_rounds`` is the number of evaluations, including that one. The argument ``max_iter`` of torchdeq means
+  evaluations in two of the solvers and steps in the third.
+- A row for which the solver returns NaN gets its best finite point, as with every other solver.
 
-They stop when the worst row of the batch is within one tolerance, so finished rows go on being evaluated.
+These solvers stop when the worst row of the batch is within a single tolerance, so rows that are done are evaluated
+until then.
 """
 
 from __future__ import annotations
@@ -40,13 +41,13 @@ from fixedpoint_torchdeq.outside import Exhausted, StopMode, Watch, statuses, to
 
 __all__ = ["TorchdeqAnderson", "TorchdeqBroyden", "TorchdeqPicard", "TorchdeqSolver"]
 
-_STOP_MODE = "what tolerance they stop by: relative, absolute, or (auto) that of the termination, relative first"
-_FINAL = "run to the limit on rounds and return the last point instead of that of the smallest residual"
+_STOP_MODE = "kind of tolerance: relative, absolute, or (auto) that of the termination, relative first"
+_FINAL = "run to the limit on rounds and return the last point instead of the one with the smallest residual"
 
 
 @dataclass(frozen=True)
 class TorchdeqSolver(Solver):
-    """Base of the three; their options, with their defaults and names, are the fields."""
+    """Base class of the three solvers; their fields are the options of torchdeq, with its names and defaults."""
 
     stop_mode: Literal["auto", "abs", "rel"] = option("auto", help=_STOP_MODE)
     return_final: bool = option(False, help=_FINAL)
@@ -54,7 +55,7 @@ class TorchdeqSolver(Solver):
     uses = ("torchdeq",)
 
     key: ClassVar[str]
-    """The name torchdeq has for it."""
+    """The name of the solver in torchdeq."""
 
     def solve(
         self,
@@ -63,17 +64,17 @@ class TorchdeqSolver(Solver):
         termination: Termination,
         on_round: Callable[[Progress], None] | None = None,
     ) -> Solution:
-        """Run torchdeq's solver, and judge what it returns.
+        """Run the solver of torchdeq, and judge the point that it returns.
 
         Raises
         ------
         RuntimeError
-            When autograd records f: torchdeq detaches its iterates, so that unrolling would be cut off in silence.
+            If autograd records f. torchdeq detaches its iterates, so an unrolled gradient would silently be wrong.
         NotImplementedError
-            From torch, for its Anderson in half precision on a CPU, with a note that says where it came from.
+            From torch, for Anderson in half precision on a CPU, with a note on its origin.
         """
-        z0 = z0.clone()  # theirs may write into it
-        limit = termination.max_rounds or 1000
+        z0 = z0.clone()  # torchdeq may write into it
+        limit = termination.max_rounds or 1000  # torchdeq requires a limit
         mode = self._mode(termination)
         watch = Watch(f, z0, mode, limit, on_round)
         if watch.first.fz.requires_grad and torch.is_grad_enabled():
@@ -91,13 +92,14 @@ class TorchdeqSolver(Solver):
     def _run(
         self, watch: Watch, z0: Tensor, limit: int, mode: StopMode, tol: float
     ) -> tuple[Float[Tensor, "B D"], Claim | None]:
-        """What torchdeq returns, and what it claims; the start where the limit leaves it no step."""
+        """The point that torchdeq returns, and its claim; the start and None if the limit leaves no step."""
         if limit < 2:
             watch.asked = limit
             return z0, None
         solver = torchdeq("solver").get_solver(self.key)
         options = {"stop_mode": mode, "return_final": self.return_final, **self._options()}
         try:
+            # One evaluation of the limit is reserved for the point that is returned.
             z, _, info = solver(watch, z0, max_iter=limit - 1, tol=tol, **options)
         except Exhausted:
             return watch.best(), None
@@ -106,27 +108,29 @@ class TorchdeqSolver(Solver):
                 error.add_note(f"raised inside torchdeq's {solver.__name__}, on a state of {z0.dtype} on {z0.device}")
             raise
         residual = info[f"{mode}_lowest"].double().cpu().numpy()
+        # ``<`` as in torchdeq's own test.
         return z, Claim(converged=residual < tol, residual=residual, relative=mode == "rel", tolerance=tol)
 
     def _mode(self, termination: Termination) -> StopMode:
+        """The stop mode; for ``"auto"``, that of the tolerance in the termination, relative first."""
         if self.stop_mode != "auto":
             return self.stop_mode
         return "rel" if termination.rtol > 0 and termination.relative_to == "state" else "abs"
 
     def _options(self) -> Mapping[str, Any]:
-        """Their own options."""
+        """The options to pass to the solver of torchdeq."""
         raise NotImplementedError
 
     def _calls(self, limit: int) -> int:
-        """Calls of f they make within the limit when they do not stop by themselves."""
+        """The number of calls of f that the solver makes within the limit if it does not stop by itself."""
         return limit - 1 if limit > 1 else limit
 
 
 @dataclass(frozen=True)
 class TorchdeqPicard(TorchdeqSolver):
-    """torchdeq's ``fixed_point_iter``: plain iteration, optionally damped."""
+    """``fixed_point_iter`` of torchdeq: plain iteration, optionally damped."""
 
-    tau: float = option(1.0, gt=0.0, le=2.0, help="damping; they test the damped step")
+    tau: float = option(1.0, gt=0.0, le=2.0, help="damping; torchdeq tests the damped step")
 
     key = "fixed_point_iter"
 
@@ -140,7 +144,7 @@ class TorchdeqPicard(TorchdeqSolver):
 
 @dataclass(frozen=True)
 class TorchdeqAnderson(TorchdeqSolver):
-    """torchdeq's ``anderson_solver``: type II, bordered system, absolute ridge."""
+    """``anderson_solver`` of torchdeq: Anderson acceleration of type II; bordered system with an absolute ridge."""
 
     m: int = option(6, ge=2, help="number of earlier steps combined")
     lam: float = option(1e-4, ge=0.0, help="absolute ridge added to the Gram matrix of residuals")
@@ -161,10 +165,10 @@ class TorchdeqAnderson(TorchdeqSolver):
 
 @dataclass(frozen=True)
 class TorchdeqBroyden(TorchdeqSolver):
-    """torchdeq's ``broyden_solver``: Broyden's good method."""
+    """``broyden_solver`` of torchdeq: Broyden's good method."""
 
     LBFGS_thres: int | None = option(None, ge=1, help="rank-one updates kept; None: as many as the limit on rounds")
-    ls: bool = option(False, help="search along the line, one step length for the whole batch")
+    ls: bool = option(False, help="line search, with one step length for the whole batch")
 
     key = "broyden"
 

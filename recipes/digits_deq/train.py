@@ -1,9 +1,10 @@
-"""Train a deep equilibrium classifier of scikit-learn's digits, and keep it.
+"""Trains a deep equilibrium classifier of scikit-learn's digits and saves it.
 
     python recipes/digits_deq/train.py OUT [--epochs 10] [--solver anderson] [--gradient implicit] [--warm-start]
 
-OUT receives ``checkpoint.safetensors`` after every epoch (the same command goes on from it, to the bit on the same
-machine), ``log.jsonl`` with a line an epoch, and at the end ``model.safetensors``.
+In the folder OUT the script writes ``checkpoint.safetensors`` after every epoch, ``log.jsonl`` with one line per epoch,
+and at the end ``model.safetensors``. If a checkpoint is there, the same command continues from it, bit for bit on the
+same machine.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from fixedpoint_deq.training import Epoch, Training
 def begin(
     epochs: int, split: int, seed: int, solver: str, gradient: str, rtol: float, warm_start: bool, dropout: float
 ) -> Training:
-    """A training that has not begun."""
+    """A new training."""
     rule = Termination(rtol=rtol, max_rounds=50)
     estimator = registry.create("gradient", gradient)
     if isinstance(estimator, Implicit):
@@ -39,7 +40,7 @@ def begin(
 
 
 def told(epoch: Epoch) -> str:
-    """An epoch in a line."""
+    """A line of text on an epoch."""
     row = epoch.row()
     line = f"epoch {epoch.number}: loss {epoch.loss:.3f}, accuracy {epoch.accuracy:.2%}, {row['rounds']:.1f} rounds"
     return line + (f", {row['products']:.1f} products a step" if "products" in row else " a step")
@@ -52,12 +53,12 @@ def main(
     seed: int = 0,
     solver: Annotated[str, typer.Option(help="A registered solver.")] = "anderson",
     gradient: Annotated[str, typer.Option(help="A registered gradient estimator.")] = "implicit",
-    rtol: Annotated[float, typer.Option(help="Relative tolerance of the solves, and of the adjoint ones.")] = 1e-2,
-    warm_start: Annotated[bool, typer.Option(help="Solves begin at the last epoch's fixed points.")] = False,
+    rtol: Annotated[float, typer.Option(help="Relative tolerance of the solves and the adjoint solves.")] = 1e-2,
+    warm_start: Annotated[bool, typer.Option(help="Start solves from the fixed points of the last epoch.")] = False,
     dropout: float = 0.0,
-    stop_after: Annotated[int, typer.Option(help="Stop with a checkpoint after so many epochs in all.")] = 2**31,
+    stop_after: Annotated[int, typer.Option(help="Stop with a checkpoint after this many epochs in total.")] = 2**31,
 ) -> None:
-    """Train, going on from OUT/checkpoint.safetensors if it is there."""
+    """Train, continuing from OUT/checkpoint.safetensors if it exists."""
     try:
         training = begin(epochs, split, seed, solver, gradient, rtol, warm_start, dropout)
     except ValueError as error:

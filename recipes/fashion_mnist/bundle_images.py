@@ -1,6 +1,8 @@
-"""Write the thousand test images that are bundled: the first hundred of every class, the classes in turn.
+"""Writes the bundled test images: the first hundred of every class, with the classes in turn.
 
-python recipes/fashion_mnist/bundle_images.py DATA OUT
+    python recipes/fashion_mnist/bundle_images.py DATA OUT
+
+DATA is the folder of the four IDX files; OUT is the ``.npz`` file to write.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ EACH = 100
 
 
 def bundled(labels: Tensor) -> Tensor:
-    """Places of the bundled images in the test set; image ``i`` of them is of class ``i % 10``."""
+    """Indices of the bundled images in the test set; bundled image ``i`` is of class ``i % 10``."""
     return torch.stack([torch.nonzero(labels == label).flatten()[:EACH] for label in range(10)], dim=1).flatten()
 
 
@@ -26,7 +28,7 @@ def main(
     data: Annotated[Path, typer.Argument(help="Folder of the four IDX files.")],
     out: Annotated[Path, typer.Argument(help="File to write (.npz).")],
 ) -> None:
-    """Images without their border, uint8 ``(1000, 28, 28)``, and labels."""
+    """Write images without their border, shape ``(1000, 28, 28)``, uint8, and labels."""
     images, labels = load(data, "t10k")
     places = bundled(labels)
     np.savez_compressed(

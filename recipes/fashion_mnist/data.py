@@ -1,4 +1,4 @@
-"""Fashion-MNIST as it is distributed: four IDX files, gzipped or not, in one folder."""
+"""Reads Fashion-MNIST as it is distributed: four IDX files, gzipped or not, in one folder."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ HOW_TO_GET = (
 
 
 def read_idx(path: Path) -> Tensor:
-    """An IDX file of bytes (Yann LeCun's format): two zero bytes, type 8, rank, big-endian sizes, values."""
+    """Read an IDX file of unsigned bytes (Yann LeCun's format).
+
+    The format is two zero bytes, the type 8, the rank, the sizes as big-endian 32-bit integers, and the values.
+    """
     opener = gzip.open if path.suffix == ".gz" else open
     with opener(path, "rb") as file:
         content = file.read()
@@ -28,9 +31,21 @@ def read_idx(path: Path) -> Tensor:
 
 
 def load(folder: Path, split: str) -> tuple[Tensor, Tensor]:
-    """Images ``(n, 1, 32, 32)`` of uint8, padded by two black pixels a side, and labels ``(n,)`` of int64.
+    """Load the images and labels of a split.
 
-    ``split`` is ``"train"`` (60,000) or ``"t10k"`` (10,000).
+    Parameters
+    ----------
+    folder
+        The folder of the four IDX files.
+    split
+        ``"train"`` (60,000 images) or ``"t10k"`` (10,000 images).
+
+    Returns
+    -------
+    images
+        Shape ``(n, 1, 32, 32)``, uint8, padded by two black pixels on every side.
+    labels
+        Shape ``(n,)``, int64.
     """
     images, labels = (
         read_idx(_found(folder, f"{split}-{kind}")) for kind in ("images-idx3-ubyte", "labels-idx1-ubyte")
@@ -39,7 +54,7 @@ def load(folder: Path, split: str) -> tuple[Tensor, Tensor]:
 
 
 def scaled(images: Tensor) -> Tensor:
-    """Pixels of ``0..255`` as float32 in ``[-1, 1]``."""
+    """Pixels from 0 to 255 as float32 in ``[-1, 1]``."""
     return images.float() / 127.5 - 1.0
 
 

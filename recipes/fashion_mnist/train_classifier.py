@@ -1,9 +1,10 @@
-"""Train the bundled classifier of Fashion-MNIST, by which samples are judged.
+"""Trains the bundled classifier of Fashion-MNIST, by which samples are judged.
 
     python recipes/fashion_mnist/train_classifier.py DATA OUT [--epochs 8] [--device cuda]
 
-DATA holds the four IDX files; OUT is the safetensors file to write. It also receives the mean and covariance of the
-features of the 9,000 test images that are not bundled. A few minutes on two processor cores.
+DATA is the folder of the four IDX files; OUT is the safetensors file to write. The file also contains the mean and the
+covariance of the features of the 9,000 test images that are not bundled. Training takes a few minutes on two processor
+cores.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ def main(
         pieces = order[: len(images) // batch * batch].split(batch)
         for chosen in track(pieces, description=f"epoch {epoch + 1} of {epochs}"):
             by = [int(shift) for shift in torch.randint(-2, 3, (2,), generator=shifts)]
-            # The border is black and two pixels wide, so what rolls over is black, too.
+            # The border is black and two pixels wide, so the pixels that roll over the edge are black.
             batch_of = scaled(images[chosen]).roll(by, dims=(2, 3))
             loss = cross_entropy(classifier(batch_of), labels[chosen])
             optimiser.zero_grad()

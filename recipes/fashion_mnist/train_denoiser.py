@@ -1,11 +1,11 @@
-"""Train the bundled denoiser: a class-conditional diffusion transformer on all of Fashion-MNIST.
+"""Trains the bundled denoiser, a class-conditional diffusion transformer, on the training set of Fashion-MNIST.
 
     python recipes/fashion_mnist/train_denoiser.py DATA OUT [--epochs 30] [--device cuda]
 
-DATA holds the four IDX files. OUT receives ``checkpoint.safetensors`` after every epoch (the same command goes on from
-it, to the bit on the same machine), ``log.jsonl``, and at the end ``model/``: a diffusers folder with the averaged
-weights and the scheduler's configuration. All randomness is a function of the seed and the step, so nothing else needs
-saving.
+DATA is the folder of the four IDX files. In the folder OUT the script writes ``checkpoint.safetensors`` after every
+epoch, ``log.jsonl``, and at the end ``model/``, a diffusers folder with the averaged weights and the configuration of
+the scheduler. If a checkpoint is there, the same command continues from it, bit for bit on the same machine: random
+numbers are a function of the seed and the step, so the checkpoint need not contain the state of a generator.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ TIMESTEPS = 1000
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything the result depends on, machine aside."""
+    """The hyperparameters; apart from the machine, the result depends on nothing else."""
 
     epochs: int = 30
     batch: int = 128
@@ -69,13 +69,13 @@ def build(recipe: Recipe) -> DiTTransformer2DModel:
             torch.nn.init.zeros_(module.bias)
     for last in (*(block.norm1.linear for block in model.transformer_blocks), model.proj_out_1, model.proj_out_2):
         torch.nn.init.zeros_(last.weight)
-    # Evaluation mode throughout: the only thing it turns off is diffusers' own label dropout, which draws anew in
-    # every block. Labels are dropped here instead, once for the whole network.
+    # Evaluation mode also during training: it only disables the label dropout of diffusers, which would draw again in
+    # every block. ``Training.advance`` drops labels instead, once for the whole network.
     return model.eval()
 
 
 def scheduler() -> DDIMScheduler:
-    """The noise schedule: 1000 linear steps, the network predicts v, nothing is clipped."""
+    """The noise schedule: 1000 steps, linear variances, v-prediction, no clipping."""
     return DDIMScheduler(
         num_train_timesteps=TIMESTEPS, beta_schedule="linear", prediction_type="v_prediction", clip_sample=False
     )
@@ -96,7 +96,7 @@ def loss_of(
 
 
 def draw(count: int, seed: int, step: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Timesteps, noise and which labels to drop, for one step; the timesteps are stratified over ``0..999``."""
+    """Timesteps, stratified over 0 to 999, noise, and uniform numbers for the label dropout, for one step."""
     generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
     places = (torch.arange(count) + torch.rand(count, generator=generator)) / count
     noise = torch.randn(count, 1, 32, 32, generator=generator)
@@ -104,7 +104,7 @@ def draw(count: int, seed: int, step: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 class Training:
-    """A training under way: network, averaged network, optimiser, step."""
+    """A training: the network, the averaged network, the optimiser and the number of steps so far."""
 
     def __init__(self, recipe: Recipe, steps: int, device: torch.device) -> None:
         self.recipe = recipe
@@ -119,12 +119,12 @@ class Training:
         )
 
     def learning_rate(self) -> float:
-        """Linear warm-up, then a cosine to zero."""
+        """The learning rate of the next step: linear warm-up, then a cosine to zero."""
         warm = min(1.0, (self.step + 1) / self.recipe.warmup)
         return self.recipe.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * self.step / self.steps))
 
     def advance(self, images: Tensor, labels: Tensor) -> Tensor:
-        """One optimiser step."""
+        """Take one step of the optimiser, and return the loss."""
         timesteps, noise, drop = draw(len(images), self.recipe.seed, self.step)
         labels = torch.where(drop.to(labels.device) < self.recipe.label_dropout, CLASSES, labels)
         for group in self.optimiser.param_groups:
@@ -136,13 +136,14 @@ class Training:
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimiser.step()
         self.step += 1
+        # The decay rises at first, so that the average forgets the initial weights.
         decay = min(self.recipe.ema, (1 + self.step) / (10 + self.step))
         with torch.no_grad():
             torch._foreach_lerp_(list(self.averaged.parameters()), list(self.model.parameters()), 1 - decay)
         return loss.detach()
 
     def save(self, path: Path) -> None:
-        """Write a checkpoint, all of it or nothing."""
+        """Write a checkpoint atomically."""
         state = {
             "step": self.step,
             "seconds": self.seconds,
@@ -153,7 +154,7 @@ class Training:
         save_checkpoint(path, self.setting, state)
 
     def restore(self, path: Path) -> None:
-        """Go on from a checkpoint; ValueError for that of another recipe."""
+        """Continue from a checkpoint; raises a ValueError if it is one of another recipe."""
         state = load_checkpoint(path, self.setting, of="recipe")
         self.step, self.seconds = state["step"], state["seconds"]
         self.model.load_state_dict(state["model"])
@@ -163,7 +164,7 @@ class Training:
 
     @torch.no_grad()
     def held_out_loss(self, images: Tensor, labels: Tensor) -> float:
-        """Loss of the averaged network on held-out images, always at the same timesteps and noise."""
+        """The loss of the averaged network on held-out images, always with the same timesteps and noise."""
         timesteps, noise, _ = draw(len(images), 2**20, 0)
         device = images.device
         return float(loss_of(self.averaged, images, labels, timesteps, noise.to(device), "float32"))
@@ -179,7 +180,7 @@ def main(
     device: str = "cpu",
     limit_seconds: Annotated[float, typer.Option(help="Stop with a checkpoint after this long.")] = math.inf,
 ) -> None:
-    """Train, going on from OUT/checkpoint.safetensors if it is there."""
+    """Train, continuing from OUT/checkpoint.safetensors if it exists."""
     recipe = Recipe(epochs=epochs, batch=batch, layers=layers, seed=seed)
     place = torch.device(device)
     images, labels = (part.to(place) for part in load(data, "train"))

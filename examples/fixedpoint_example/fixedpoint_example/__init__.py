@@ -1,1 +1,1 @@
-"""An example of a plugin for fixedpoint: a solver, a gradient estimator and a task."""
+"""An example plugin for fixedpoint, with a solver, a gradient estimator and a task."""

@@ -1,6 +1,6 @@
 r"""Dynamic relaxation, Aitken's extrapolation for vectors.
 
-With ``r_k = f(z_k) - z_k``:
+With the residual ``r_k = f(z_k) - z_k``:
 
     omega_k = - omega_{k-1} <r_{k-1}, r_k - r_{k-1}> / ||r_k - r_{k-1}||^2,   omega_0 = 1
     z_{k+1} = z_k + omega_k r_k
@@ -8,8 +8,8 @@ With ``r_k = f(z_k) - z_k``:
 (Irons & Tuck 1969, "A version of the Aitken accelerator for computer iteration"; Kuettler & Wall 2008,
 "Fixed-point fluid-structure interaction solvers with dynamic relaxation", eq. 44.)
 
-Where this differs: a length outside ``[shortest, longest]`` is brought to the nearest end, sign kept, since a row
-whose length has become zero would stay where it is; and a row whose residual has grown tenfold takes a plain step.
+There are two differences. The absolute value of ``omega_k`` is limited to ``[shortest, longest]``, since a row with
+``omega_k = 0`` would never move again. A row whose residual has grown more than tenfold takes a plain step.
 """
 
 from __future__ import annotations
@@ -28,7 +28,17 @@ __all__ = ["IronsTuck", "IronsTuckState"]
 
 @dataclass(frozen=True)
 class IronsTuckState:
-    """The last residual of every row and the length it was taken with; ``linked`` where there is one."""
+    """The memory of the solver.
+
+    Attributes
+    ----------
+    residual
+        The last residual of every row, shape ``(B, D)``.
+    length
+        The length ``omega`` of the last step of every row, shape ``(B,)``, float64.
+    linked
+        Whether a row has taken a step since its start or its last restart, shape ``(B,)``.
+    """
 
     residual: Float[Tensor, "B D"]
     length: Float[Tensor, " B"]
@@ -37,7 +47,7 @@ class IronsTuckState:
 
 @dataclass(frozen=True)
 class IronsTuck(StepSolver[IronsTuckState]):
-    """Dynamic relaxation: each row goes along its residual, as far as the last two suggest."""
+    """Dynamic relaxation: each row moves along its residual, by a length computed from the last two residuals."""
 
     shortest: float = option(0.1, gt=0.0, help="smallest length of a step, in residuals")
     longest: float = option(10.0, gt=0.0, help="largest length of a step, in residuals")
@@ -58,7 +68,7 @@ class IronsTuck(StepSolver[IronsTuckState]):
         size = row_norms(change.detach())
         moved = size > 0
         size = torch.where(moved, size, 1.0)
-        unit = change / size.to(change.dtype).unsqueeze(1)  # so that tiny residuals do not underflow when squared
+        unit = change / size.to(change.dtype).unsqueeze(1)  # squares of tiny changes would underflow
         square = torch.where(moved, vecdot(unit, unit), 1.0)
         suggested = -state.length * vecdot(unit, state.residual) / (size * square)
         bounded = suggested.sign() * suggested.abs().clamp(self.shortest, self.longest)

@@ -1,4 +1,7 @@
-"""What this package brings: one hook per kind. Factories are import strings, so that listing loads nothing."""
+"""Registers the components of this package, with one hook per kind.
+
+Factories are import strings, so that listing the components imports none of them.
+"""
 
 from __future__ import annotations
 

@@ -1,12 +1,12 @@
 r"""Value iteration on random Markov decision processes.
 
-The values of an optimal policy are the fixed point of Bellman's operator,
+The values of an optimal policy are the fixed point of the Bellman operator,
 
     v(s) = max_a [ r(s, a) + gamma sum_s' P(s' | s, a) v(s') ]
 
-a contraction by ``gamma`` in the largest norm (Puterman 1994, "Markov decision processes", section 6.2). Policy
-iteration gives them exactly, and with the optimal policy ``pi`` the gradient of their sum with respect to the rewards
-is the number of discounted visits: ``(I - gamma P_pi^T)^{-1} 1`` at the actions taken, zero at the others.
+which is a contraction by ``gamma`` in the maximum norm (Puterman 1994, "Markov decision processes", section 6.2).
+Policy iteration computes them exactly. With the optimal policy ``pi``, the gradient of their sum with respect to the
+rewards is the number of discounted visits: ``(I - gamma P_pi^T)^{-1} 1`` for the actions taken, zero for the others.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ __all__ = ["BellmanProblem", "RandomMDP"]
 
 @dataclass(eq=False)
 class BellmanProblem(Problem, HasTake):
-    """Bellman's operator of a batch of decision processes.
+    """The Bellman operator of a batch of decision processes.
 
     Attributes
     ----------
     transitions
-        Shape ``(B, states, actions, states)``: probabilities of the next state.
+        Probabilities of the next state, shape ``(B, states, actions, states)``.
     rewards
         Shape ``(B, states, actions)``.
     discount
-        ``gamma``.
+        ``gamma``, at least 0 and below 1.
     """
 
     transitions: Float[Tensor, "B s a s"]
@@ -54,11 +54,11 @@ class BellmanProblem(Problem, HasTake):
         return replace(self, transitions=self.transitions[rows], rewards=self.rewards[rows])
 
     def returns(self, values: Float[Tensor, "B s"]) -> Float[Tensor, "B s a"]:
-        """What every action is worth when the next state is worth ``values``."""
+        """The expected return of every action if the next states have the values ``values``."""
         return self.rewards + self.discount * (self.transitions * values[:, None, None]).sum(-1)
 
     def policy_iteration(self) -> tuple[Float[Tensor, "B s"], Float[Tensor, "B s a"]]:
-        """The exact values, and the discounted visits of every state and action from one start in each state."""
+        """The exact values, and the discounted visits of every state and action, summed over a start in each state."""
         rows, states, _, _ = self.transitions.shape
         policy = torch.zeros(rows, states, dtype=torch.int64)
         while True:
@@ -73,7 +73,7 @@ class BellmanProblem(Problem, HasTake):
 
 @dataclass(frozen=True)
 class RandomMDP(SolveTask):
-    """Values of random decision processes; the gradient, where one is asked for, with respect to the rewards."""
+    """Values of random decision processes; with a gradient estimator, also the gradient with respect to the rewards."""
 
     states: int = option(20, ge=1, help="states of each process")
     actions: int = option(4, ge=1, help="actions in each state")
@@ -88,7 +88,7 @@ class RandomMDP(SolveTask):
         return BellmanProblem(rates / rates.sum(-1, keepdim=True), rewards, self.discount)
 
     def judge(self, problem: Problem, solution: Solution, context: Context) -> Judgement:
-        assert isinstance(problem, BellmanProblem)  # the one made above
+        assert isinstance(problem, BellmanProblem)  # made by ``problem``
         values, visits = context.once(("random-mdp", self, context.seed), problem.policy_iteration)
         metrics = {"relative_error": _relative(solution.state, values)}
         if context.gradient is not None:
@@ -97,7 +97,7 @@ class RandomMDP(SolveTask):
 
 
 def _gradient(problem: BellmanProblem, context: Context, estimator: GradientEstimator) -> Float[Tensor, "B s a"]:
-    """The gradient of the sum of all values, as the estimator has it."""
+    """The gradient of the sum of all values with respect to the rewards, by the estimator."""
     with torch.enable_grad():
         rewards = problem.rewards.clone().requires_grad_()
         solution = solve(

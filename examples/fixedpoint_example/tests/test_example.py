@@ -1,4 +1,4 @@
-"""How a package like this one is tested: the conformance suite, and closed forms."""
+"""Tests of the example package, by the conformance suite and by closed forms."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""``fixedpoint invert``: files read, batches inverted, the folder written."""
+"""The command ``fixedpoint invert``: reads files, inverts batches and writes the output folder."""

@@ -1,4 +1,4 @@
-"""What was typed, checked before anything is computed."""
+"""Checks the arguments of the command before anything is computed, and makes a job of them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ __all__ = ["Arguments", "job_of"]
 
 @dataclass(frozen=True)
 class Arguments:
-    """Arguments and options of the command, as they were typed."""
+    """The arguments and options of the command, as typed."""
 
     images: tuple[Path, ...]
     model: str
@@ -44,12 +44,12 @@ class Arguments:
 
 
 def job_of(arguments: Arguments, quiet: bool = False) -> Job:
-    """What is to be done.
+    """The job that the arguments describe; notes go to stderr unless ``quiet``.
 
     Raises
     ------
     CommandError
-        For the first thing that cannot be done, naming the option.
+        For the first argument that is not valid; the message names the option.
     """
     background = _one_of("--background", arguments.background, ("black", "white"))
     ignore = _one_of("--clip", arguments.clip, ("refuse", "ignore")) == "ignore"
@@ -87,6 +87,7 @@ def job_of(arguments: Arguments, quiet: bool = False) -> Job:
 
 
 def _labels(chosen: ChosenModel, classes: tuple[str, ...], count: int) -> tuple[int, ...] | None:
+    """The class of each of ``count`` images; None if the classes are guessed or the model has none."""
     if not classes:
         if chosen.classes is not None and not chosen.bundled:
             raise CommandError(
@@ -116,7 +117,9 @@ def _one_of(flag: str, value: str, known: tuple[str, ...]) -> str:
 
 
 def _check_device(name: str) -> None:
+    """Raise a ``CommandError`` if torch cannot compute on the device."""
     try:
+        # ``item`` waits for the device, so that errors of asynchronous devices are raised here.
         torch.zeros(1, device=torch.device(name)).item()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise CommandError(f"--device {name}: cannot be used: {str(error).splitlines()[0]}") from None

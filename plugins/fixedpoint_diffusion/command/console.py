@@ -1,4 +1,4 @@
-"""What is said of an inversion: progress and what is amiss on stderr, the table on stdout."""
+"""Console output of an inversion: progress and problems go to stderr, the table goes to stdout."""
 
 from __future__ import annotations
 
@@ -19,28 +19,28 @@ __all__ = ["ProgressReporter", "complain", "print_table", "reporting"]
 
 
 def complain(text: str) -> None:
-    """A line for stderr."""
+    """Print a line to stderr."""
     typer.echo(text, err=True)
 
 
 class ProgressReporter:
-    """Tells how the work gets on; of its own only what is amiss."""
+    """Reports progress; this base class prints problems only."""
 
     on_round: Callable[[InversionProgress], None] | None = None
 
     def complain(self, text: str) -> None:
-        """A line for stderr, beside whatever is drawn there."""
+        """Print a line to stderr without disturbing a progress bar."""
         complain(text)
 
     def batch_done(self, rows: Sequence[Row]) -> None:
-        """A batch is done."""
+        """Called when a batch is done."""
 
     def stage(self, name: str) -> None:
-        """What is done now."""
+        """Called with a description of the current work."""
 
 
 class _Lines(ProgressReporter):
-    """A line a batch, where there is no terminal."""
+    """Prints one line per batch, if stderr is not a terminal."""
 
     def __init__(self, total: int) -> None:
         self._total, self._done = total, 0
@@ -53,7 +53,7 @@ class _Lines(ProgressReporter):
 
 
 class _Bar(ProgressReporter):
-    """A bar with the images done, and where the batch in flight stands."""
+    """Draws a progress bar of the images done, with the progress of the current batch."""
 
     def __init__(self, total: int, bar: Progress) -> None:
         self._bar = bar
@@ -64,6 +64,7 @@ class _Bar(ProgressReporter):
         self._bar.console.print(text, soft_wrap=True, markup=False)
 
     def _round(self, progress: InversionProgress) -> None:
+        # NaN, which is not equal to itself, is not shown.
         error = f", error {progress.relative_error:.0e}" if progress.relative_error == progress.relative_error else ""
         self.stage(f"{progress.stage}, round {progress.round}{error}")
 
@@ -76,7 +77,7 @@ class _Bar(ProgressReporter):
 
 @contextlib.contextmanager
 def reporting(total: int, quiet: bool) -> Iterator[ProgressReporter]:
-    """Something to tell of the work on so many images, while it lasts."""
+    """A context with the reporter for an inversion of ``total`` images."""
     out = Console(stderr=True, highlight=False)
     if quiet or not out.is_terminal:
         yield ProgressReporter() if quiet else _Lines(total)
@@ -87,7 +88,10 @@ def reporting(total: int, quiet: bool) -> Iterator[ProgressReporter]:
 
 
 def print_table(rows: Sequence[Row], called: Callable[[int | None], str], classes: bool) -> None:
-    """A row an image; names may wrap, numbers never. On a narrow terminal there is the round trip alone."""
+    """Print a table with one row per image; names may wrap, numbers do not.
+
+    On terminals narrower than 72 columns the only number is the round trip.
+    """
     out = Console(highlight=False)
     numbers = _NUMBERS if out.width >= _WIDE else _NUMBERS[:1]
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
@@ -108,7 +112,7 @@ def _rms(value: float | None) -> str:
     return "" if value is None else f"{value:.1e}"
 
 
-# Header, width, and what is shown of a row.
+# Header, width, and the function that gives the text for a row.
 _NUMBERS: tuple[tuple[str, int, Callable[[Row], str]], ...] = (
     ("round\ntrip", 7, lambda row: _rms(row.round_trip)),
     ("misfit\n", 7, lambda row: _rms(row.misfit)),

@@ -1,4 +1,4 @@
-"""Image files as a model expects them: which there are, and one after another as tensors."""
+"""Finds image files, and reads them one by one as tensors of the shape that a model expects."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ TENSORS = (".npy", ".safetensors")
 
 @dataclass(frozen=True)
 class Entry:
-    """An image that was asked for.
+    """An image to invert.
 
     Attributes
     ----------
     path
         Its file.
     row
-        Which of the images in a file of tensors; None for a picture.
+        Its index in a file of tensors; None for a picture.
     refused
-        Why there is none; empty where there is.
+        Why there is no image; empty if there is one.
     """
 
     path: Path
@@ -38,20 +38,20 @@ class Entry:
 
     @property
     def name(self) -> str:
-        """The file, and which image of it."""
+        """The file, and the index of the image if the file holds tensors."""
         return str(self.path) if self.row is None else f"{self.path}[{self.row}]"
 
 
 @dataclass(frozen=True)
 class Read:
-    """An image, and what was done to it.
+    """An image that was read.
 
     Attributes
     ----------
     pixels
-        Float32, of the shape that was wanted; pictures in ``[-1, 1]``.
+        Shape ``(C, H, W)``, that of the model's images, float32; pictures are in ``[-1, 1]``.
     notices
-        Sentences.
+        Sentences on how the image was changed.
     """
 
     pixels: Float[Tensor, "C H W"]
@@ -59,9 +59,10 @@ class Read:
 
 
 def find(paths: Sequence[Path]) -> tuple[list[Entry], list[str]]:
-    """All images in files and folders, in the order given, those of a folder by name; and what was passed over.
+    """All images in files and folders, and sentences on files that were passed over.
 
-    Folders are not searched below their own files. A file that cannot be one is an entry, too, with the reason.
+    The order is that of ``paths``; files in a folder are sorted by name. Subfolders are not searched. A file that
+    cannot be an image also gets an entry, with the reason.
     """
     entries: list[Entry] = []
     passed: list[str] = []
@@ -86,12 +87,14 @@ def find(paths: Sequence[Path]) -> tuple[list[Entry], list[str]]:
 
 
 def _of_file(path: Path) -> Iterator[Entry]:
+    """The entries of one file."""
     suffix = path.suffix.lower()
     if not path.exists():
         yield Entry(path, refused="no such file or folder")
     elif suffix in PICTURES:
         yield Entry(path)
     elif suffix in TENSORS:
+        # safetensors and, below, Pillow are imported only for files that require them.
         from fixedpoint_diffusion.command.tensors import count
 
         try:
@@ -111,7 +114,7 @@ def read(entry: Entry, wanted: Wanted) -> Read:
     Raises
     ------
     RefusedError
-        For anything that is not a whole image of the shape wanted.
+        If the file is not a complete image of the required shape.
     """
     if entry.refused:
         raise RefusedError(entry.refused)

@@ -1,4 +1,4 @@
-"""The folder of an inversion: pictures and latents as they are made, then sheets and the report."""
+"""Writes the output folder: pictures and latents batch by batch, then contact sheets and the report."""
 
 from __future__ import annotations
 
@@ -21,21 +21,20 @@ from fixedpoint_diffusion.command.work import Between, Done, Job, Row
 
 __all__ = ["Results"]
 
-# As many as a sheet shows beside one another, and in all.
+# Pictures per row of a sheet, and per sheet.
 _COLUMNS, _SHOWN = 10, 100
 _LATENTS, _REPORT = "latents.safetensors", "report.json"
 
 
 class Results:
-    """What has come of a job so far, and where it is written.
+    """The results of a job so far, and the files that they are written to.
 
-    Every file is written whole or not at all; files of an earlier time are replaced where they have the same name, and
-    nothing is removed.
+    Every file is written atomically. Existing files of the same name are replaced, and no other files are removed.
 
     Raises
     ------
     OSError
-        Where something cannot be written.
+        If a file or folder cannot be written.
     """
 
     def __init__(self, job: Job, folder: Path) -> None:
@@ -55,16 +54,16 @@ class Results:
 
     @property
     def ok(self) -> bool:
-        """Whether every image asked for was inverted."""
+        """Whether every requested image was inverted."""
         return len(self.rows) == len(self.job.entries) and all(row.ok for row in self.rows)
 
     @property
     def latents(self) -> list[Tensor]:
-        """Of every row of :attr:`inverted`, shape ``(C, H, W)``."""
+        """The latent of every row of :attr:`inverted`, shape ``(C, H, W)``."""
         return self._latents
 
     def add(self, done: Done) -> None:
-        """Take a batch, and write its pictures, the latents there are and the report: all that outlives the process."""
+        """Add a batch, and write its pictures, all latents so far and the report."""
         at = len(self._latents)
         self.rows += done.rows
         self._latents += list(done.latents)
@@ -82,12 +81,14 @@ class Results:
                     self._drawn[kind].append(picture)
                 if kind != "images":
                     self._write(kind, f"{at + place + 1:04d}-{names[place]}.png", as_png(picture))
+        # Written after every batch, so that an interruption at any time leaves complete files. The report says
+        # "interrupted" until ``close`` replaces it.
         if self._latents:
             self._write("", _LATENTS, self._stored())
             self._write_report(interrupted=True)
 
     def add_between(self, between: Between) -> None:
-        """Take the images between two, and write their pictures."""
+        """Add the images between two latents, and write their pictures."""
         if not self.job.wanted.drawn:
             self._tensors.setdefault("interpolations", []).extend(between.images)
             return
@@ -99,15 +100,15 @@ class Results:
             self._write("interpolations", name, as_png(picture))
 
     def close(self, interrupted: bool = False) -> dict[str, Any]:
-        """Write latents, sheets and the report; what the report says."""
-        if self._latents and self._tensors:  # with the images in between
+        """Write latents, sheets and the final report, and return the content of the report."""
+        if self._latents and self._tensors:  # again, now with the interpolations
             self._write("", _LATENTS, self._stored())
         for kind, groups in self._sheets().items():
             self._write("", f"{kind}.png", as_png(sheet(groups)))
         return self._write_report(interrupted)
 
     def written(self) -> list[str]:
-        """Sentences on the files there are: each of the folder's own, and how many below."""
+        """Sentences on the files written: the number in each subfolder, and each file of the folder itself."""
         below = {kind: len(files) for kind, files in self.files.items() if kind}
         pictures = [f"wrote {n} picture{'s' * (n > 1)} to {self.folder / kind}" for kind, n in below.items()]
         return [*pictures, *(f"wrote {file}" for file in self.files.get("", []))]
@@ -117,18 +118,19 @@ class Results:
         self._list(kind, name)
 
     def _write_report(self, interrupted: bool) -> dict[str, Any]:
-        self._list("", _REPORT)  # among the files that it names
+        self._list("", _REPORT)  # before the report is made, which lists all files including itself
         report = self._report(interrupted)
         write_atomically(self.folder / _REPORT, (json_text(report, canonical=False) + "\n").encode())
         return report
 
     def _list(self, kind: str, name: str) -> None:
         files, file = self.files.setdefault(kind, []), str(self.folder / kind / name)
-        if not kind and file in files:  # the folder's own files are written again
+        if not kind and file in files:  # files of the folder itself are written several times
             files.remove(file)
         files.append(file)
 
     def _stored(self) -> bytes:
+        """The content of the file of latents."""
         tensors = {"latents": torch.stack(self._latents)}
         labels = [row.label for row in self.inverted if row.label is not None]
         if labels:
@@ -138,6 +140,7 @@ class Results:
         return save(tensors, {key: json_text(value) for key, value in told.items()})
 
     def _sheets(self) -> dict[str, list[Any]]:
+        """The groups of rows of every contact sheet that has any, by name."""
         sheets: dict[str, list[Any]] = {}
         for kind, below in (("reconstructions", "images"), ("edits", "reconstructions")):
             pairs = zip(_by(self._drawn[below]), _by(self._drawn[kind]), strict=False)
@@ -148,6 +151,7 @@ class Results:
         return {kind: groups for kind, groups in sheets.items() if groups}
 
     def _settings(self) -> dict[str, Any]:
+        """The settings that the report and the metadata of the latents have in common."""
         job = self.job
         return {
             "model": job.chosen.name,
@@ -175,6 +179,7 @@ class Results:
         }
 
     def _plain_rows(self) -> Any:
+        """The rows of the report, as dictionaries."""
         place = -1
         for row in self.rows:
             skipped = row.status == "skipped"
@@ -198,10 +203,11 @@ class Results:
 
 
 def _by(pictures: Sequence[NDArray[np.uint8]]) -> list[Sequence[NDArray[np.uint8]]]:
+    """The pictures in rows of a sheet."""
     return [pictures[at : at + _COLUMNS] for at in range(0, len(pictures), _COLUMNS)]
 
 
 def _stem(name: str) -> str:
-    """What is left of a file's name for those made of it."""
+    """The part of an image's name that is used in the names of the files made from it."""
     stem = re.sub(r"\.\w+(?=(\[\d+\])?$)", "", Path(name).name)
     return re.sub(r"\W+", "-", stem).strip("-")[:60] or "image"

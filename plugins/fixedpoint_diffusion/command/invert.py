@@ -1,4 +1,4 @@
-"""``fixedpoint invert``: the noise of images. What is heavy is imported when it is called."""
+"""The options and the help of ``fixedpoint invert``; torch and other large packages are imported when it runs."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ __all__ = ["invert"]
 _Images = Annotated[
     list[Path], typer.Argument(metavar="IMAGES", help="Image files, and folders of them.", show_default=False)
 ]
-_Model = Annotated[str, typer.Option("--model", metavar="MODEL", help="fashion-mnist, or a folder of diffusers'.")]
+_Model = Annotated[str, typer.Option("--model", metavar="MODEL", help="fashion-mnist, or a diffusers model folder.")]
 _Label = Annotated[
     list[str] | None,
     typer.Option("--class", metavar="CLASS", help="Class of the images: one, or one for each, by commas."),
 ]
 _NoClass = Annotated[
-    int | None, typer.Option("--no-class", metavar="CLASS", help="The label of a folder's model for no class.")
+    int | None, typer.Option("--no-class", metavar="CLASS", help="Label for no class of a model in a folder.")
 ]
 _Steps = Annotated[
     int | None, typer.Option("--steps", metavar="N", help="Steps of the chain.  [default: 50]", show_default=False)
 ]
 _Timesteps = Annotated[
     str | None,
-    typer.Option("--timesteps", metavar="LIST", help="Its timesteps, by commas from noise to image, or quadratic."),
+    typer.Option("--timesteps", metavar="LIST", help="Timesteps from noise to image, by commas, or quadratic."),
 ]
 _Guidance = Annotated[float, typer.Option("--guidance", metavar="S", help="Classifier-free guidance; 1: none.")]
 _EditClass = Annotated[
@@ -36,15 +36,15 @@ _EditGuidance = Annotated[
     float | None, typer.Option("--edit-guidance", metavar="S", help="Sample the latents with this guidance, too.")
 ]
 _Interpolate = Annotated[
-    int, typer.Option("--interpolate", metavar="K", min=0, max=99, help="Images between one and the next.")
+    int, typer.Option("--interpolate", metavar="K", min=0, max=99, help="Number of images between neighbours.")
 ]
-_Background = Annotated[
-    str, typer.Option("--background", metavar="COLOUR", help="Behind transparent parts: black or white.")
-]
+_Background = Annotated[str, typer.Option("--background", metavar="COLOUR", help="Background colour: black or white.")]
 _Clip = Annotated[
-    str, typer.Option("--clip", metavar="HOW", help="A scheduler that clips: refuse, or ignore the clipping.")
+    str, typer.Option("--clip", metavar="HOW", help="If the scheduler clips: refuse, or ignore clipping.")
 ]
-_Tolerance = Annotated[float, typer.Option("--tolerance", metavar="RMS", help="Round trip that counts as inverted.")]
+_Tolerance = Annotated[
+    float, typer.Option("--tolerance", metavar="RMS", help="Largest round trip that counts as inverted.")
+]
 
 
 def invert(
@@ -58,24 +58,22 @@ def invert(
     edit_class: _EditClass = None,
     edit_guidance: _EditGuidance = None,
     interpolate: _Interpolate = 0,
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Where everything is written.")] = Path(
-        "runs/invert"
-    ),
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Output folder.")] = Path("runs/invert"),
     resize: Annotated[bool, typer.Option("--resize", help="Resize images of another size (Lanczos).")] = False,
-    pad: Annotated[bool, typer.Option("--pad", help="Set smaller images on the background.")] = False,
+    pad: Annotated[bool, typer.Option("--pad", help="Pad smaller images with the background.")] = False,
     background: _Background = "black",
     clip: _Clip = "refuse",
     tolerance: _Tolerance = 2e-3,
-    batch: Annotated[int, typer.Option("--batch", metavar="B", min=1, help="Images at once.")] = 16,
-    device: Annotated[str, typer.Option("--device", metavar="DEVICE", help="E.g. cuda.")] = "cpu",
+    batch: Annotated[int, typer.Option("--batch", metavar="B", min=1, help="Images per batch.")] = 16,
+    device: Annotated[str, typer.Option("--device", metavar="DEVICE", help="Device of the model, e.g. cuda.")] = "cpu",
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say only what went wrong.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> int:
-    """Find the noise that a diffusion model makes images of.
+    """Find the noise that a diffusion model turns into given images.
 
-    All states of the chain are found at once. What the model makes of the
-    latents is compared with the image; they can be sampled with another class
-    or guidance, which edits it, and between two of them are images between.
+    All states of the chain are solved for at once. Each latent is sampled and
+    the result compared with its image. Sampling the latents with another class
+    or guidance edits the images; sampling between two latents interpolates.
 
     \b
     Examples:

@@ -1,4 +1,4 @@
-"""The model that images are inverted with, its classes by number or name, and its denoiser for some of them."""
+"""The model that images are inverted with: its schedule, its classes by number or name, and its denoisers."""
 
 from __future__ import annotations
 
@@ -31,15 +31,17 @@ class ChosenModel:
     Attributes
     ----------
     name
-        As it was typed.
+        The model as typed: ``fashion-mnist`` or a folder.
+    model
+        The options of the model.
     schedule
-        Its own; without clipping where that is to be ignored.
-    timesteps
-        Those of the chain as they were given; None for as many as ``steps`` in the schedule's spacing.
+        The schedule of the model, without clipping if that is ignored.
     steps
-        How many steps the chain has.
+        Number of steps of the chain.
+    timesteps
+        The timesteps of the chain if they were given; None for ``steps`` timesteps in the schedule's spacing.
     notes
-        What is done that was not asked for in so many words: sentences.
+        Sentences on what is done that was not requested explicitly.
     """
 
     name: str
@@ -51,28 +53,28 @@ class ChosenModel:
 
     @property
     def route(self) -> dict[str, Any]:
-        """The arguments of a chain that say its timesteps."""
+        """The arguments of a chain that determine its timesteps."""
         if self.timesteps is None:
             return {"num_inference_steps": self.steps}
         return {"timesteps": self.timesteps}
 
     @property
     def bundled(self) -> bool:
-        """Whether it is the model in the box, whose classes have names and can be guessed."""
+        """Whether it is the bundled model, whose classes have names and can be guessed."""
         return isinstance(self.model, FashionMNISTModel)
 
     @property
     def classes(self) -> int | None:
-        """How many; None for a model that is not conditioned on classes."""
+        """The number of classes; None for a model that is not conditioned on classes."""
         return self.model.folder.classes
 
     def label(self, text: str, flag: str) -> int:
-        """The class of that number or name.
+        """The class with the number or name ``text``; ``flag`` is the option that error messages name.
 
         Raises
         ------
         CommandError
-            For any other.
+            If there is no such class.
         """
         count = self.classes
         if count is None:
@@ -86,13 +88,13 @@ class ChosenModel:
         raise CommandError(f'{flag}: must be from 0 to {count - 1}{" or a name" * bool(named)}, got "{text}"{hint}')
 
     def called(self, label: int | None) -> str:
-        """A class in a table."""
+        """The name of a class in the table: a name of the bundled model, else the number; empty for None."""
         if label is None:
             return ""
         return CLASSES[label] if self.bundled else str(label)
 
     def guessed(self, images: Float[Tensor, "B 1 32 32"]) -> list[int]:
-        """The classes that the bundled classifier sees."""
+        """The classes that the bundled classifier finds most likely."""
         from fixedpoint_diffusion.fashion_mnist.classifier import load_classifier
 
         found: list[int] = load_classifier().judge(images)[1].tolist()
@@ -104,7 +106,7 @@ class ChosenModel:
         Raises
         ------
         CommandError
-            Where it is out of range, or the model has nothing to guide by.
+            If it is out of range, or if the model does not support guidance.
         """
         try:
             replace(self.model, guidance_scale=guidance)
@@ -112,12 +114,12 @@ class ChosenModel:
             raise CommandError(f"{flag}: {error.reason}") from None
 
     def denoiser(self, labels: Sequence[int] | None, rows: int, guidance: float, device: str) -> NetworkDenoiser:
-        """The denoiser of a batch.
+        """The denoiser for a batch of ``rows`` images.
 
         Raises
         ------
         CommandError
-            Where its files have changed, or diffusers cannot load them.
+            If the files of the model have changed, or if diffusers cannot load them.
         """
         classes = None if labels is None else tuple(labels)
         try:
@@ -134,13 +136,13 @@ def choose(
     ignore_clipping: bool,
     timesteps: tuple[int, ...] | Literal["quadratic"] | None = None,
 ) -> ChosenModel:
-    """The bundled model, or the one in a folder.
+    """The bundled model, or the model in a folder.
 
     Raises
     ------
     CommandError
-        For a folder that holds no model of images and classes with its schedule, and for a chain of steps that there is
-        not, or that has no inverse.
+        If the folder holds no supported model with a schedule, if the timesteps are not valid, or if the chain has no
+        inverse.
     """
     if name == BUNDLED and no_class is not None:
         raise CommandError(f"--no-class is for models in folders; {BUNDLED} knows its own")
@@ -155,6 +157,7 @@ def choose(
     if ignore_clipping:
         schedule = replace(schedule, clip_sample=False, thresholding=False)
     try:
+        # A chain without a network, for the checks of its timesteps; the network is loaded later.
         chain = DDIMChain(_nothing, schedule, steps, timesteps=timesteps)
     except ValueError as error:
         given = f"--steps {steps}" if timesteps is None else "--timesteps"
@@ -168,4 +171,5 @@ def choose(
 
 
 def _nothing(x: Tensor, _: Tensor) -> Tensor:
+    """A denoiser that predicts zero."""
     return torch.zeros_like(x)

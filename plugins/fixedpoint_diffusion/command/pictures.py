@@ -1,4 +1,4 @@
-"""Pictures: read in whatever mode they are, and written as PNG, alone or many on a sheet."""
+"""Reads pictures of any mode, and writes PNG files of single pictures and of contact sheets."""
 
 from __future__ import annotations
 
@@ -19,17 +19,24 @@ __all__ = ["as_png", "drawn", "read_picture", "sheet"]
 
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")
 _LEVELS = {"black": 0.0, "white": 255.0}
-# On a sheet small pictures are shown larger, and groups of rows stand apart.
+# Sizes in pixels: small pictures are enlarged to about _TILE; _GAP lies between pictures, _APART between groups.
 _TILE, _GAP, _APART = 64, 2, 12
 
 
 def read_picture(path: Path, wanted: Wanted) -> tuple[Float[NDArray[np.float64], "H W C"], tuple[str, ...]]:
-    """A picture of the size and channels wanted, its values from 0 to 255, and what was done to it.
+    """Read a picture with the required size and channels.
+
+    Returns
+    -------
+    values
+        Shape ``(H, W, C)``, float64, from 0 to 255.
+    notices
+        Sentences on how the picture was changed.
 
     Raises
     ------
     RefusedError
-        For a file that is damaged or no picture, and for another size, unless it may be resized or padded.
+        If the file is damaged or not a picture, or if it has another size and may not be resized or padded.
     """
     picture, frames = _opened(path)
     notices = [f"the first of its {frames} frames is taken"] if frames > 1 else []
@@ -56,10 +63,11 @@ def read_picture(path: Path, wanted: Wanted) -> tuple[Float[NDArray[np.float64],
 
 
 def _opened(path: Path) -> tuple[Image.Image, int]:
-    """The first frame, the right way up, and how many there are."""
+    """The first frame, rotated as its EXIF data says, and the number of frames."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
+            # Pillow only warns of pictures up to twice its limit; they are refused as well.
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path, formats=_FORMATS) as opened:
                 opened.load()
@@ -68,12 +76,13 @@ def _opened(path: Path) -> tuple[Image.Image, int]:
         raise RefusedError("is damaged, or no picture of a kind that is read") from None
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
         raise RefusedError("has too many pixels to be read safely") from None
-    except Exception as error:  # decoders raise anything at damaged files
+    except Exception as error:  # decoders raise errors of any type for damaged files
         said = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
         raise RefusedError(f"cannot be read: {said}") from None
 
 
 def _sixteen_bits(picture: Image.Image) -> NDArray[np.float64]:
+    """The grey levels of a picture with 16 bits, scaled to 0 to 255: 65535 / 257 = 255."""
     values = np.asarray(picture, dtype=np.float64)[..., None]
     if values.min() < 0 or values.max() > 65535:
         raise RefusedError("has grey levels of more than 16 bits")
@@ -81,7 +90,7 @@ def _sixteen_bits(picture: Image.Image) -> NDArray[np.float64]:
 
 
 def _laid(picture: Image.Image, background: str) -> tuple[Image.Image, bool]:
-    """Over the background; and whether anything of it is seen."""
+    """The picture over the background, and whether any of the background is visible."""
     above = picture.convert("RGBA")
     if above.getchannel("A").getextrema() == (255, 255):
         return above.convert("RGB"), False
@@ -91,6 +100,7 @@ def _laid(picture: Image.Image, background: str) -> tuple[Image.Image, bool]:
 
 
 def _sized(values: NDArray[np.float64], wanted: Wanted) -> tuple[NDArray[np.float64], list[str]]:
+    """The values padded or resized to the required size where that is allowed, and sentences on what was done."""
     height, width = wanted.shape[1:]
     came = f"{values.shape[1]} x {values.shape[0]}"
     if values.shape[:2] == (height, width):
@@ -112,21 +122,21 @@ def _sized(values: NDArray[np.float64], wanted: Wanted) -> tuple[NDArray[np.floa
 
 
 def drawn(image: Float[Tensor, "C H W"]) -> UInt8[NDArray[np.uint8], "H W *C"]:
-    """An image with values in ``[-1, 1]`` as grey levels, or colours."""
+    """An image with values in ``[-1, 1]`` as 8-bit grey levels or colours; NaN becomes black."""
     levels = ((image.detach().cpu().double().nan_to_num(nan=-1.0) + 1.0) * 127.5).clamp(0.0, 255.0).round()
     pixels = levels.numpy().astype(np.uint8)
     return pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0)
 
 
 def as_png(pixels: UInt8[NDArray[np.uint8], "H W *C"]) -> bytes:
-    """A picture as the content of a PNG file."""
+    """The content of a PNG file of a picture."""
     stream = io.BytesIO()
     Image.fromarray(pixels).save(stream, "PNG")
     return stream.getvalue()
 
 
 def sheet(groups: Sequence[Sequence[Sequence[NDArray[np.uint8]]]]) -> NDArray[np.uint8]:
-    """Groups of rows of pictures of one size, one below another on white."""
+    """A contact sheet: groups of rows of pictures of the same size, one below another, on white."""
     first = groups[0][0][0]
     scale = max(1, _TILE // max(first.shape[:2]))
     height, width = first.shape[0] * scale + _GAP, first.shape[1] * scale + _GAP

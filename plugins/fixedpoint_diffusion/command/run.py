@@ -1,4 +1,4 @@
-"""A job from beginning to end: what is done is written, whatever happens."""
+"""Runs a job from beginning to end; batches that are done are written even if the run is interrupted."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ __all__ = ["run"]
 
 
 def run(job: Job, folder: Path, quiet: bool = False, as_json: bool = False) -> int:
-    """Invert, edit and interpolate, write the folder, say how it went; the exit status.
+    """Invert, edit and interpolate, write the folder, print the result, and return the exit status.
 
     Raises
     ------
     CommandError
-        With status 1 where nothing can be written, or memory does not suffice; with status 2 where no image is left.
+        With status 1 if a file cannot be written or memory runs out; with status 2 if every image was skipped.
     KeyboardInterrupt
-        Saying how many images are done; these are written.
+        If the run is interrupted. The message says how many images are done; these are written.
     """
     try:
         results = Results(job, folder)
         try:
             with reporting(len(job.entries), quiet) as reporter:
                 _work(job, results, reporter, quiet)
-        except BaseException as stopped:
+        except BaseException as stopped:  # whatever ends the run, batches that are done are kept
             if results.inverted:
                 results.close(interrupted=True)
             if isinstance(stopped, KeyboardInterrupt):
@@ -47,6 +47,7 @@ def run(job: Job, folder: Path, quiet: bool = False, as_json: bool = False) -> i
 
 
 def _work(job: Job, results: Results, reporter: ProgressReporter, quiet: bool) -> None:
+    """Invert all batches, then interpolate, adding everything to ``results``."""
     for done in inverted(job, reporter.on_round):
         results.add(done)
         reporter.batch_done(done.rows)
@@ -63,6 +64,7 @@ def _work(job: Job, results: Results, reporter: ProgressReporter, quiet: bool) -
 
 
 def _sentences(row: Row, quiet: bool) -> list[str]:
+    """The lines to print for an image: its notices unless ``quiet``, and its status if it was not inverted."""
     said = [] if quiet else [f"{row.name}: {notice}" for notice in row.notices]
     return said if row.ok else [*said, f"{row.name}: {row.sentence}"]
 
@@ -73,6 +75,7 @@ def _interrupted(results: Results) -> str:
 
 
 def _say(results: Results, report: dict[str, Any], quiet: bool, as_json: bool) -> None:
+    """Print the report as JSON, or the table with a summary, or nothing."""
     if as_json:
         typer.echo(json_text(report, canonical=False))
         return

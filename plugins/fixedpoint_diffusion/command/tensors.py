@@ -1,4 +1,4 @@
-"""Files of tensors: ``.npy`` and ``.safetensors``, read row by row."""
+"""Reads files of tensors, ``.npy`` and ``.safetensors``, row by row."""
 
 from __future__ import annotations
 
@@ -17,30 +17,30 @@ from fixedpoint_diffusion.command.wanted import RefusedError, Wanted
 
 __all__ = ["count", "read_row"]
 
-# Rounding of a narrower dtype may lead a little beyond the range.
+# Values rounded in a narrower dtype may lie slightly outside [-1, 1].
 _RANGE = 1.0 + 1e-2
 
 
 def count(path: Path) -> int:
-    """How many images a file holds.
+    """The number of images in a file.
 
     Raises
     ------
     RefusedError
-        For a file that holds no array of images ``(N, C, H, W)``, or one ``(C, H, W)``.
+        If the file holds no array of shape ``(N, C, H, W)`` or ``(C, H, W)``.
     """
     with _opened(path) as (shape, _):
         return shape[0] if len(shape) == 4 else 1
 
 
 def read_row(path: Path, row: int, wanted: Wanted) -> Float[Tensor, "C H W"]:
-    """One image, float32.
+    """One image of a file, float32.
 
     Raises
     ------
     RefusedError
-        For one of another shape or dtype, with values that are not finite, or not in ``[-1, 1]`` where the model's
-        images are pictures.
+        If the image has another shape, is not of a floating-point dtype, has values that are not finite, or has values
+        outside of ``[-1, 1]`` although the model's images are pictures.
     """
     with _opened(path) as (shape, take):
         image = take(row) if len(shape) == 4 else take(None)
@@ -61,7 +61,7 @@ def read_row(path: Path, row: int, wanted: Wanted) -> Float[Tensor, "C H W"]:
 
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[tuple[tuple[int, ...], Callable[[int | None], Tensor]]]:
-    """Shape of the array in a file, and what takes a row of it (None: all)."""
+    """The shape of the array in a file, and a function that reads one row of it, or all of it for None."""
     opened = _safetensors(path) if path.suffix.lower() == ".safetensors" else _numpy(path)
     with opened as (shape, take):
         if len(shape) not in (3, 4) or 0 in shape:
@@ -72,6 +72,7 @@ def _opened(path: Path) -> Iterator[tuple[tuple[int, ...], Callable[[int | None]
 @contextlib.contextmanager
 def _numpy(path: Path) -> Iterator[tuple[tuple[int, ...], Callable[[int | None], Tensor]]]:
     try:
+        # Mapped, so that reading row by row does not load the whole file; pickles could execute code.
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise RefusedError(f"cannot be read as an array of numpy's: {' '.join(str(error).split())}") from None
@@ -79,6 +80,7 @@ def _numpy(path: Path) -> Iterator[tuple[tuple[int, ...], Callable[[int | None],
         raise RefusedError("must be an array of numbers, as numpy.save writes it")
 
     def take(row: int | None) -> Tensor:
+        # Copied out of the memory map, and in native byte order, which torch requires.
         part = np.array(array if row is None else array[row])
         return torch.from_numpy(part.astype(part.dtype.newbyteorder("="), copy=False))
 

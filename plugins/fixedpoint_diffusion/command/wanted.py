@@ -1,4 +1,4 @@
-"""What the images of a model are, and the word for files that are no such images."""
+"""The images that a model requires, and the error for files that do not hold such images."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ __all__ = ["RefusedError", "Wanted"]
 
 
 class RefusedError(ValueError):
-    """A file is not what was wanted; the sentence says what came and what was wanted, without the file's name."""
+    """Raised for a file that cannot be used; the message says why, as a sentence without its subject, the file."""
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """What a model's images are, and how others may be made such.
+    """The images that a model requires, and how other images may be converted.
 
     Attributes
     ----------
     shape
         ``(channels, height, width)``.
     resize
-        Resize images of another size.
+        Whether images of another size are resized.
     pad
-        Set smaller images in the middle of the background.
+        Whether smaller images are padded with the background.
     background
-        What is behind transparent parts and around padded images.
+        The colour behind transparent parts and around padded images.
     pictures
-        Whether they can be pictures at all; latents are none.
+        Whether the model's images can be pictures; False for the latents of an autoencoder.
     """
 
     shape: tuple[int, ...]

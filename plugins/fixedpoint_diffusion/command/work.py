@@ -1,4 +1,4 @@
-"""The work: images in batches, each inverted, then edited; at the end what is between them."""
+"""Inverts and edits images in batches, and interpolates between latents."""
 
 from __future__ import annotations
 
@@ -22,18 +22,31 @@ __all__ = ["Between", "Done", "Job", "Row", "between", "inverted"]
 
 @dataclass(frozen=True)
 class Job:
-    """What is to be done.
+    """An inversion to be done.
 
     Attributes
     ----------
+    chosen
+        The model.
     entries
         The images.
     labels
-        The class of each; None where they are guessed, or there are none.
+        The class of each image; None if the classes are guessed or the model has none.
+    wanted
+        The images that the model requires.
+    guidance
+        Guidance scale of the inversion.
     edit_label, edit_guidance
-        What an edit has in place of the image's own class and ``guidance``; neither: no edits.
+        Class and guidance scale of the edits; None stands for those of the inversion. If both are None, there are no
+        edits.
     interpolate
-        How many images between two.
+        Number of images between two neighbours.
+    tolerance
+        Rms of the round trip up to which an image counts as inverted.
+    batch
+        Number of images per batch.
+    device
+        Device of the model.
     """
 
     chosen: ChosenModel
@@ -50,26 +63,36 @@ class Job:
 
     @property
     def edits(self) -> bool:
-        """Whether there are any."""
+        """Whether images are edited."""
         return self.edit_label is not None or self.edit_guidance is not None
 
 
 @dataclass(frozen=True)
 class Row:
-    """What became of an image; host numbers only.
+    """The result for one image; all numbers are on the host.
 
     Attributes
     ----------
+    name
+        The name of the image.
     status
-        That of the inversion, or ``"skipped"``.
+        The status of the inversion, or ``"skipped"``.
     sentence
-        What that means, with numbers.
+        A sentence on the status, with numbers.
+    notices
+        Sentences on how the image was changed when it was read.
     label, guessed
-        Its class, and whether the classifier said so.
+        Its class, and whether the classifier guessed it.
+    round_trip
+        Rms of the difference between reconstruction and image.
+    misfit
+        Rms of what the steps of the clean end leave over.
     worst_step, worst_residual
-        The step whose states go together worst, counted from the noise, and the rms by which they miss.
+        The step with the largest residual, counted from 0 at the noise, and the rms of that residual.
     rounds
-        Evaluations that had to wait for one another; those of the whole batch.
+        Rounds of the batch that the image was in.
+    evaluations
+        Evaluations of this image.
     """
 
     name: str
@@ -93,7 +116,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Done:
-    """A batch that is done: rows, and for those not skipped, in order, what there is on the CPU."""
+    """A batch that is done: its rows, and on the CPU the tensors of those not skipped, in the order of the rows."""
 
     rows: tuple[Row, ...]
     images: Float[Tensor, "B C H W"]
@@ -104,7 +127,7 @@ class Done:
 
 @dataclass(frozen=True)
 class Between:
-    """Images between two, by their places among those inverted."""
+    """The images between two latents; ``first`` and ``second`` are their places among the latents."""
 
     first: int
     second: int
@@ -113,12 +136,12 @@ class Between:
 
 
 def inverted(job: Job, told: Callable[[InversionProgress], None] | None = None) -> Iterator[Done]:
-    """Batch after batch; nothing of a batch is kept here.
+    """Read, invert and edit the images, one batch at a time.
 
     Raises
     ------
     CommandError
-        Where the model cannot be used, or memory does not suffice.
+        If the model cannot be used, or if memory runs out.
     """
     rows: list[Row] = []
     pixels: list[Tensor] = []
@@ -135,6 +158,7 @@ def inverted(job: Job, told: Callable[[InversionProgress], None] | None = None) 
         if len(pixels) == job.batch or (pixels and place == len(job.entries) - 1):
             yield _batch(job, rows, torch.stack(pixels), labels, told)
             rows, pixels, labels = [], [], []
+    # Images at the end of the list that were all skipped belong to no batch yet.
     if rows:
         none = torch.empty(0, *job.wanted.shape)
         yield Done(tuple(rows), none, none, none, none if job.edits else None)
@@ -147,6 +171,7 @@ def _batch(
     given: Sequence[int],
     told: Callable[[InversionProgress], None] | None,
 ) -> Done:
+    """Invert and edit one batch; ``given`` are the classes of its images, empty if they are guessed or do not exist."""
     guess = not given and job.chosen.bundled
     labels = job.chosen.guessed(images) if guess else list(given) or None
     try:
@@ -172,12 +197,13 @@ def _batch(
 
 
 def _rows(rows: Sequence[Row], labels: Sequence[int] | None, guess: bool, inversion: Inversion) -> Iterator[Row]:
+    """The rows of a batch with the results filled in; rows with a status were skipped and stay unchanged."""
     place = 0
     for row in rows:
         if row.status:
             yield row
             continue
-        residuals = inversion.residuals[place].nan_to_num(nan=torch.inf)
+        residuals = inversion.residuals[place].nan_to_num(nan=torch.inf)  # a NaN counts as the worst step
         worst = int(residuals.argmax())
         yield Row(
             row.name,
@@ -197,12 +223,14 @@ def _rows(rows: Sequence[Row], labels: Sequence[int] | None, guess: bool, invers
 
 
 def _edited(job: Job, latents: Tensor, labels: Sequence[int] | None) -> Tensor:
+    """The samples of the latents with the class and the guidance of the edit."""
     if job.edit_label is not None:
         labels = [job.edit_label] * len(latents)
     return _sampled(job, latents, labels, job.guidance if job.edit_guidance is None else job.edit_guidance)
 
 
 def _sampled(job: Job, latents: Tensor, labels: Sequence[int] | None, guidance: float) -> Tensor:
+    """The samples of the latents with some classes and a guidance scale, by the serial solver."""
     problem = ddim_problem(
         job.chosen.denoiser(labels, len(latents), guidance, job.device),
         job.chosen.schedule,
@@ -214,7 +242,7 @@ def _sampled(job: Job, latents: Tensor, labels: Sequence[int] | None, guidance: 
 
 
 def between(job: Job, latents: Sequence[Tensor], labels: Sequence[int | None]) -> Iterator[Between]:
-    """Images between neighbours: latents along the great circle, the class of whichever is nearer."""
+    """Images between neighbouring latents, along the great circle; each has the class of the nearer latent."""
     count = job.interpolate
     for place in range(len(latents) - 1):
         one, other = latents[place], latents[place + 1]
@@ -230,5 +258,6 @@ def between(job: Job, latents: Sequence[Tensor], labels: Sequence[int | None]) -
 
 
 def _parts(latents: Tensor, size: int) -> Iterator[tuple[int, Tensor]]:
+    """The latents in batches of at most ``size``, each with the place of its first."""
     for at in range(0, len(latents), size):
         yield at, latents[at : at + size]

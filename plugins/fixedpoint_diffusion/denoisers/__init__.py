@@ -1,1 +1,1 @@
-"""What denoises: functions, networks, known scores."""
+"""Denoisers: functions, networks, and models with a known score."""

@@ -1,4 +1,4 @@
-"""How a network is called: its arguments found by name in its signature, before it is called."""
+"""Determines, from the signature of a network and before any call, by which arguments it takes images and timesteps."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from fixedpoint_diffusion.denoisers.networks import is_of_diffusers
 
 __all__ = ["NetworkCall", "check_function", "network_call"]
 
-# Names of the timestep, the plainest last.
+# Names of the timestep argument, the least specific last.
 _TIMES = ("timestep", "timesteps", "time_step", "time_steps", "t", "time")
-# Modules that call another with whatever they are given: compiled, parallel, adapted ones.
+# Attributes under which compiled, parallel and adapted modules hold the module that they pass all arguments on to.
 _WRAPPED = ("_orig_mod", "module", "base_model", "model")
 _VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 _BY_POSITION = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
@@ -25,16 +25,18 @@ _BY_POSITION = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_
 
 @dataclass(frozen=True)
 class NetworkCall:
-    """A network, and by which arguments it takes images and timesteps.
+    """A network and the arguments by which it takes images and timesteps.
 
     Attributes
     ----------
+    network
+        The network.
     time
-        Keyword of the timesteps; None where they come second (or, ``swapped``, first).
+        Keyword of the timesteps. None: they are passed by position, second, or first if ``swapped``.
     swapped
         Whether timesteps come before images, as in the right-hand sides of differential equations.
     image
-        Keyword of the images, for networks that take nothing by position.
+        Keyword of the images, for networks that take no positional arguments; None: they are passed by position.
     """
 
     network: torch.nn.Module
@@ -51,13 +53,13 @@ class NetworkCall:
 
 
 def network_call(network: torch.nn.Module, names: Iterable[str]) -> NetworkCall:
-    """How a network is called with conditioning of these names.
+    """How to call a network with images, timesteps and further arguments of the given names.
 
     Raises
     ------
     ValueError
-        Where it requires an argument that is not among them, has none of such a name, or does not say which argument
-        the timestep is.
+        If the network requires an argument that is not among ``names``, if it has no argument of one of the names, or
+        if its signature does not show which argument is the timestep.
     """
     names = tuple(names)
     inner, parameters = _signature(network)
@@ -72,7 +74,7 @@ def network_call(network: torch.nn.Module, names: Iterable[str]) -> NetworkCall:
         time = places[1]
         if time in names or time in _CONDITIONS:
             raise ValueError(f"{kind} does not say which of its arguments is the timestep: {', '.join(taken)}")
-    if time not in _TIMES and is_of_diffusers(type(inner)):  # all that denoise name it
+    if time not in _TIMES and is_of_diffusers(type(inner)):  # every denoiser of diffusers has an argument of that name
         raise ValueError(f"{kind} takes no timestep: its arguments are {', '.join(taken) or 'none'}")
     if time is None:
         if _VARIADIC[0] not in kinds:
@@ -98,14 +100,14 @@ def network_call(network: torch.nn.Module, names: Iterable[str]) -> NetworkCall:
     return call
 
 
-# What the second argument of a network is where it is not the timestep.
+# Names of conditioning: a second argument of one of these names is not the timestep.
 _CONDITIONS = ("encoder_hidden_states", "class_labels", "added_cond_kwargs", "attention_mask", "pooled_projections")
 
 
 def _check_wants(
     network: torch.nn.Module, others: list[str], taken: Mapping[str, inspect.Parameter], names: tuple[str, ...]
 ) -> None:
-    """Refuse a network whose call would fail for what it is not given."""
+    """Raise a ``ValueError`` if the network requires an argument that is not among ``names``."""
     wanted = [name for name in others if taken[name].default is inspect.Parameter.empty]
     if is_of_diffusers(type(network)):
         wanted += _wanted_all_the_same(network)
@@ -119,7 +121,7 @@ def _check_wants(
 
 
 def _wanted_all_the_same(network: torch.nn.Module) -> list[str]:
-    """What networks of diffusers need though their signature has a default."""
+    """Arguments that a network of diffusers requires although its signature has a default for them."""
     config = getattr(network, "config", {})
     wanted = ["encoder_hidden_states"]
     if config.get("addition_embed_type") not in (None, "text"):
@@ -131,12 +133,12 @@ def _wanted_all_the_same(network: torch.nn.Module) -> list[str]:
 
 
 def check_function(function: Callable[..., Any]) -> None:
-    """Refuse a function that cannot be called as ``g(x, timestep)``, or takes its timestep elsewhere.
+    """Check that a function can be called as ``g(x, timestep)``.
 
     Raises
     ------
     TypeError
-        Saying which arguments it has.
+        If it cannot, or if its timestep is not the second argument. The message lists its arguments.
     """
     try:
         signature = inspect.signature(function)
@@ -148,7 +150,8 @@ def check_function(function: Callable[..., Any]) -> None:
         signature.bind(None, None)
     except TypeError:
         raise TypeError(f"{said}; wrap it: lambda x, t: ...") from None
-    # First stands the image, whatever the timestep is called; further back a short name may be anything.
+    # A long name of the timestep is refused anywhere but in the second place. The short names ("t", "time", ...) are
+    # refused only in the first place, that of the image: further back they may mean something else.
     elsewhere = [name for name in _TIMES[:2] if name in names and names.index(name) != 1]
     elsewhere += [names[0]] if names[0] in _TIMES[2:] else []
     if elsewhere and signature.parameters[names[0]].kind is not inspect.Parameter.VAR_POSITIONAL:
@@ -156,12 +159,15 @@ def check_function(function: Callable[..., Any]) -> None:
 
 
 def _names_time(module: torch.nn.Module) -> bool:
-    """Whether a module has an argument that is called as timesteps are: the only part of another is called by it."""
+    """Whether a module has an argument with one of the names of the timestep."""
     return any(name in _TIMES for name in _signature(module)[1])
 
 
 def _signature(network: torch.nn.Module) -> tuple[torch.nn.Module, Mapping[str, inspect.Parameter]]:
-    """The module that says how it is called, itself or one that it wraps, and its arguments; none if none does."""
+    """The network, or the module that it wraps, with named arguments, and these; no arguments if no such module exists.
+
+    A module whose ``forward`` is only ``(*args, **kwargs)`` is taken for a wrapper, and the module inside is examined.
+    """
     module = network
     while True:
         try:

@@ -1,7 +1,7 @@
-"""What a network is conditioned on, row by row: tensors, and mappings and tuples of them, however deep.
+"""Conditioning of a network: tensors with one entry per row, in mappings and tuples of any depth.
 
-What is per row and what is the same for all is said, never guessed by size: every tensor of ``conditioning`` has one
-entry per row of the batch, everything in ``shared`` is handed on whole.
+The caller states which values are per row and which are shared; this is never inferred from sizes. Every tensor in
+``conditioning`` has one entry per row of the batch, and everything in ``shared`` is passed on whole.
 """
 
 from __future__ import annotations
@@ -16,14 +16,23 @@ __all__ = ["checked", "expanded", "merged", "named", "paired", "rows_of", "selec
 
 
 def checked(name: str, values: Mapping[str, Any], one_for_all: bool = False) -> dict[str, Any]:
-    """Values per row, checked to be such; or ``one_for_all`` where that may be.
+    """The values as a dictionary, after checking that every tensor has one entry per row.
+
+    Parameters
+    ----------
+    name
+        What error messages call the values.
+    values
+        Tensors by name of the argument; also mappings, tuples and lists of tensors, and None.
+    one_for_all
+        Whether a tensor may have a single entry for all rows instead.
 
     Raises
     ------
     TypeError
-        For what is no mapping by names of arguments, or no tensor with an entry per row, at whatever depth.
+        If ``values`` is not a mapping with strings as keys, or contains anything but tensors with a first dimension.
     ValueError
-        For tensors of different lengths.
+        If the tensors have different lengths.
     """
     named(name, values)
     lengths: dict[str, int] = {}
@@ -43,12 +52,12 @@ def checked(name: str, values: Mapping[str, Any], one_for_all: bool = False) -> 
 
 
 def named(name: str, values: Any) -> None:
-    """Refuse what cannot be the arguments of a call.
+    """Check that values can be the keyword arguments of a call.
 
     Raises
     ------
     TypeError
-        For anything but a mapping with strings for keys.
+        If they are not a mapping with strings as keys.
     """
     if not isinstance(values, Mapping):
         raise TypeError(f"{name} must be a mapping of arguments by name, got {type(values).__name__}")
@@ -58,17 +67,24 @@ def named(name: str, values: Any) -> None:
 
 
 def rows_of(values: Mapping[str, Any]) -> int | None:
-    """How many rows they are for; None for any number."""
+    """The number of rows that the values are for; None if they contain no tensor and fit any number."""
     return next((len(value) for _, value in _leaves(values) if value is not None), None)
 
 
 def expanded(values: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, Any]:
-    """Unconditional values, one for each row or one for all, as one for each.
+    """Unconditional values expanded to one entry per row.
+
+    Parameters
+    ----------
+    values
+        The unconditional values, with one entry per row or one for all.
+    wanted
+        The conditional values, which determine structure and shapes.
 
     Raises
     ------
     ValueError
-        For values of another structure or shape than the conditional ones.
+        If the structure or a shape differs from that of the conditional values.
     """
     ours, theirs = dict(_leaves(values)), dict(_leaves(wanted))
     if set(ours) != set(theirs):
@@ -86,17 +102,17 @@ def expanded(values: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, 
 
 
 def selected(values: Mapping[str, Any], row: Tensor, device: torch.device) -> dict[str, Any]:
-    """The entries of some rows."""
+    """The entries of the rows ``row``, on a device."""
     return {key: _mapped(lambda each: each.to(device)[row], value) for key, value in values.items()}
 
 
 def paired(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
-    """The entries of one, then those of the other."""
+    """The entries of ``first`` and, after them, those of ``second``, concatenated along the rows."""
     return {key: _mapped(lambda one, other: torch.cat([one, other]), first[key], second[key]) for key in second}
 
 
 def whole(values: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
-    """Shared values on a device."""
+    """Shared values with their tensors on a device."""
     return {
         key: _mapped(lambda each: each.to(device) if isinstance(each, Tensor) else each, value)
         for key, value in values.items()
@@ -104,12 +120,12 @@ def whole(values: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
 
 
 def merged(rows: Mapping[str, Any], shared: Mapping[str, Any]) -> dict[str, Any]:
-    """Values per row and shared ones as the arguments of a call; mappings under one name are joined.
+    """The arguments of a call, from the values per row and the shared values; mappings of the same name are merged.
 
     Raises
     ------
     ValueError
-        For a value that is there twice.
+        If both contain a value of the same name.
     """
     both = {**rows, **shared}
     for key in set(rows) & set(shared):
@@ -120,6 +136,7 @@ def merged(rows: Mapping[str, Any], shared: Mapping[str, Any]) -> dict[str, Any]
 
 
 def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """All values that are not groups, each with its path, such as ``added_cond_kwargs.time_ids``."""
     for key, value in values.items():
         path = f"{prefix}{key}"
         if isinstance(value, Mapping):
@@ -131,17 +148,18 @@ def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
 
 
 def _mapped(change: Callable[..., Any], value: Any, *others: Any) -> Any:
+    """``change`` applied to every tensor of ``value``, with its counterparts in ``others``; None stays None."""
     if value is None:
         return None
     if isinstance(value, Mapping):
         return {key: _mapped(change, each, *(other[key] for other in others)) for key, each in value.items()}
     if _is_group(value):
         found = [_mapped(change, *each) for each in zip(value, *others, strict=True)]
-        make = getattr(type(value), "_make", type(value))  # named tuples
+        make = getattr(type(value), "_make", type(value))  # the constructor of a named tuple takes no list
         return make(found)
     return change(value, *others)
 
 
 def _is_group(value: Any) -> bool:
-    """Whether it is a tuple or list of tensors, as the residuals of a ControlNet are; one of numbers is a value."""
+    """Whether a value is a tuple or list of tensors, as the residuals of a ControlNet are, and not one of numbers."""
     return isinstance(value, (tuple, list)) and any(isinstance(each, (Tensor, Mapping, tuple, list)) for each in value)

@@ -1,4 +1,4 @@
-"""Whatever denoises, as a denoiser: networks, functions, and what is refused."""
+"""``as_denoiser``: converts networks and functions to denoisers, and refuses everything else."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ __all__ = ["as_denoiser"]
 
 @dataclass(frozen=True)
 class _Function(Denoiser):
+    """A function ``g(x, timestep)`` as a denoiser."""
+
     function: Callable[[Tensor, Tensor], Any]
 
     def predict(self, x: Tensor, timestep: Tensor, row: Tensor) -> Tensor:
@@ -29,20 +31,24 @@ class _Function(Denoiser):
 
 
 def as_denoiser(model: Denoiser | torch.nn.Module | Callable[[Tensor, Tensor], Any]) -> Denoiser:
-    """A denoiser of whatever denoises.
+    """The denoiser of a model.
 
     Parameters
     ----------
     model
-        A :class:`Denoiser`, returned as it is; a network, as ``diffusers`` calls them (an unconditional
-        :class:`~fixedpoint_diffusion.NetworkDenoiser`); or any function ``g(x, timestep)``, whose arguments are
-        given by position: images of any rows and steps in any order, so that what it is conditioned on row by row
-        requires a ``NetworkDenoiser`` or a ``Denoiser``.
+        One of the following:
+
+        - a :class:`Denoiser`, which is returned unchanged;
+        - a network, which becomes an unconditional :class:`~fixedpoint_diffusion.NetworkDenoiser`;
+        - a function ``g(x, timestep)``, called by position with images of shape ``(P, *event)`` and timesteps of shape
+          ``(P,)``. One call may contain images of any rows and steps in any order. Conditioning per row therefore
+          requires a ``NetworkDenoiser`` or a ``Denoiser``.
 
     Raises
     ------
     TypeError
-        For anything else, whole pipelines, classes and names among it, and a function of other arguments.
+        For anything else, such as whole pipelines, classes and names of models, and for a function that cannot be
+        called with these arguments.
     ValueError
         For a network in training mode, or one that requires more than images and timesteps.
     """

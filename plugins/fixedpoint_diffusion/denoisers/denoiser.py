@@ -1,4 +1,4 @@
-"""Denoisers: what predicts noise, image or velocity from a noisy image and its timestep."""
+"""The interface of denoisers, which predict noise, image or velocity from a noisy image and its timestep."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ __all__ = ["Denoiser"]
 
 
 class Denoiser(ABC):
-    """A model's prediction at a batch of noisy images, each with its own timestep and its own conditioning.
+    """A model that predicts for a batch of noisy images, each with its own timestep and its own conditioning.
 
     Attributes
     ----------
     rows
-        How many rows it has conditioning for; None: any number.
+        The number of rows that it has conditioning for; None: any number.
     """
 
     rows: int | None = None
@@ -27,22 +27,27 @@ class Denoiser(ABC):
     def predict(
         self, x: Float[Tensor, "P *event"], timestep: Int[Tensor, " P"], row: Int[Tensor, " P"]
     ) -> Float[Tensor, "P *event"]:
-        """The model's prediction.
+        """The model's prediction for noisy images.
 
         Parameters
         ----------
         x
-            Noisy images, of any timesteps in any order.
+            Noisy images of shape ``(P, *event)``, at any timesteps in any order.
         timestep
-            Training timestep of each, ``0 .. T-1``.
+            The training timestep of each image, ``0 .. T-1``, shape ``(P,)``, int64.
         row
-            Row of the batch each belongs to: selects its conditioning.
+            The row of the batch that each image belongs to, shape ``(P,)``, int64; it selects the conditioning.
+
+        Returns
+        -------
+        Tensor
+            The predictions, of the shape of ``x``.
         """
 
     def quick_batch(self, device: torch.device) -> int | None:
-        """How many images at once are quickest per image on a device; None: as many as there are."""
+        """The number of images per call that is fastest per image on a device; None: no limit."""
         return None
 
     def cost_key(self) -> tuple[object, Hashable]:
-        """What its evaluations take their time by, and what else that depends on; see ``HasCostKey``."""
+        """The object and a further key that determine the cost of an evaluation; see ``HasCostKey``."""
         return self, None

@@ -1,4 +1,4 @@
-r"""Gaussian mixtures: denoisers whose predictions are exact, so that chains can be tested against closed forms.
+r"""The exact denoiser of a Gaussian mixture, with which chains can be tested against closed forms.
 
 For data ``x0 ~ sum_k w_k N(mu_k, v_k I)`` the noisy marginal is ``x ~ sum_k w_k N(sqrt(ab) mu_k, s_k I)`` with
 ``s_k = ab v_k + 1 - ab``. With the posterior weights ``r_k`` of the components given ``x``,
@@ -7,8 +7,8 @@ For data ``x0 ~ sum_k w_k N(mu_k, v_k I)`` the noisy marginal is ``x ~ sum_k w_k
     E[x0 | x]  = sum_k r_k ((1 - ab) mu_k + sqrt(ab) v_k x) / s_k
     E[v | x]   = sqrt(ab) E[eps | x] - sqrt(1 - ab) E[x0 | x]
 
-Everything is elementwise or summed along one row, one component after another: the same bits for a state whatever
-batch it is evaluated in.
+All operations are elementwise or sum along one row, one component after another. The result for a state is therefore
+the same bit for bit whatever batch the state is evaluated in.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ __all__ = ["GaussianMixture"]
 
 
 class _Tables(NamedTuple):
-    """Noise levels of all timesteps, means, variances and logarithms of the weights of the components; float64."""
+    """``ab`` of all timesteps, and means, variances and logarithms of the weights of the components; float64."""
 
     signal: Float[Tensor, " T"]
     means: Float[Tensor, "K d"]
@@ -42,13 +42,18 @@ class GaussianMixture(Denoiser):
     Parameters
     ----------
     means
-        Shape ``(K, *event)``.
+        Means of the components, shape ``(K, *event)``.
     variances
-        Shape ``(K,)``, positive.
+        Variances of the components, shape ``(K,)``, positive.
     weights
-        Shape ``(K,)``, positive, normalised here.
+        Weights of the components, shape ``(K,)``, positive. They are normalised to sum 1.
     schedule
-        The noise schedule its predictions are for; says what is predicted.
+        The noise schedule. Its ``prediction_type`` determines what is predicted.
+
+    Raises
+    ------
+    ValueError
+        If ``variances`` or ``weights`` have another shape or are not all positive.
     """
 
     def __init__(
@@ -82,7 +87,8 @@ class GaussianMixture(Denoiser):
         states, means = x.flatten(1), tables.means.to(x.dtype)
         spread = signal * variances + (1 - signal)
         share = self._posterior(states, signal, spread, means) / spread
-        # The two sums that every prediction is made of: sum_k r_k / s_k mu_k, and the same over scalars.
+        # Every prediction is a combination of the state and of sum_k r_k / s_k mu_k, with weights that are sums of
+        # scalars.
         centre = _combination(share, means)
         a, s = signal.sqrt(), (1 - signal).sqrt()
         noise = s.to(x) * (share.sum(1, keepdim=True).to(x) * states - a.to(x) * centre)
@@ -95,31 +101,34 @@ class GaussianMixture(Denoiser):
         return (a.to(x) * noise - s.to(x) * image).reshape(x.shape)
 
     def quick_batch(self, device: torch.device) -> int | None:
-        """So many that they stay in the cache of a CPU."""
+        """On a CPU 1024 images, so that they stay in the cache; elsewhere no limit."""
         return 1024 if device.type == "cpu" else None
 
     def _on(self, device: torch.device) -> _Tables:
-        """What it is made of, brought to a device once."""
+        """The tables on a device, copied there once."""
         if device not in self._placed:
             made = (self.schedule.alphas_cumprod, self.means.flatten(1), self.variances, self.weights.log())
             self._placed[device] = _Tables(*(values.to(device) for values in made))
         return self._placed[device]
 
     def _posterior(self, states: Tensor, signal: Tensor, spread: Tensor, means: Tensor) -> Float[Tensor, "P K"]:
-        """Weights of the components given each state, float64."""
+        """The posterior weights ``r_k`` of the components given each state, float64."""
         root = signal.sqrt().to(states)
         distances = []
+        # One component at a time, by ``row_dots``, so that the sums do not depend on the batch.
         for mean in means:
             offset = states - root * mean
             distances.append(row_dots(offset.unsqueeze(1), offset))
         squares = torch.cat(distances, dim=1)
         size = states.shape[1]
         logits = self._on(states.device).logs - 0.5 * size * spread.log() - 0.5 * squares / spread
+        # Subtracting the largest logit avoids overflow of the exponential.
         shifted = (logits - logits.amax(1, keepdim=True)).exp()
         return shifted / shifted.sum(1, keepdim=True)
 
 
 def _combination(weights: Float[Tensor, "P K"], means: Float[Tensor, "K d"]) -> Float[Tensor, "P d"]:
+    """``weights @ means``, summed in a fixed order: the rounding of a matrix product may depend on the batch."""
     weights = weights.to(means.dtype)
     total = weights[:, :1] * means[0]
     for k in range(1, len(means)):

@@ -1,8 +1,8 @@
-r"""Networks as denoisers: conditioning row by row, classifier-free guidance, precision, micro-batches.
+r"""Networks as denoisers, with conditioning per row, classifier-free guidance and a dtype of their own.
 
-A network is called as ``diffusers`` calls its own, with images, timesteps and conditioning by their names in its
-signature (``fixedpoint_diffusion.denoisers.calling``), and gives a tensor, a tuple that starts with one, or an object
-with a ``sample``.
+A network is called as ``diffusers`` calls its own: with images, timesteps and conditioning under the names in its
+signature (``fixedpoint_diffusion.denoisers.calling``). It returns a tensor, a tuple that starts with one, or an object
+with an attribute ``sample``.
 """
 
 from __future__ import annotations
@@ -23,44 +23,47 @@ from fixedpoint_diffusion.denoisers.networks import refusal
 
 __all__ = ["NetworkDenoiser"]
 
-# Images at once. On a CPU the activations of more no longer stay in the cache; on a GPU more bring little.
+# Images per call. On a CPU, the activations of more images no longer fit the cache; on a GPU, more images gain little.
 _QUICK = {"cpu": 16, "cuda": 256}
 
 
 class NetworkDenoiser(Denoiser):
-    r"""A network, with conditioning and classifier-free guidance.
+    r"""The denoiser of a network, with conditioning and classifier-free guidance.
 
-    With guidance of scale ``s`` the prediction is ``u + s (c - u)`` of the unconditional prediction ``u`` and the
-    conditional one ``c`` (Ho & Salimans 2022, eq. 6, where ``s = 1 + w``); both are evaluated in one batch.
+    With guidance scale ``s`` the prediction is ``u + s (c - u)``, with the unconditional prediction ``u`` and the
+    conditional prediction ``c`` (Ho & Salimans 2022, eq. 6, where ``s = 1 + w``). Both are evaluated in one batch.
 
     Parameters
     ----------
     network
-        A module of images and timesteps, in evaluation mode. The timesteps are given to its argument ``timestep``,
-        ``timesteps``, ``time_step``, ``time_steps``, ``t`` or ``time``, wherever that stands in its signature, else to
-        the second one. It computes in the dtype of its parameters (bfloat16, say), whatever the dtype of the states.
-        Where it gives twice the channels of its input, the second half is a learned variance and is left out.
+        A module of images and timesteps, in evaluation mode. The timesteps are passed as its argument ``timestep``,
+        ``timesteps``, ``time_step``, ``time_steps``, ``t`` or ``time``, at any position in its signature; if it has
+        none of these, they are passed as the second argument. It computes in the dtype of its parameters (for example
+        bfloat16), whatever the dtype of the states. If it returns twice as many channels as its input has, the second
+        half is a learned variance and is ignored.
     conditioning
         Keyword arguments of the network, each a tensor with one entry per row of the batch: ``class_labels`` of shape
-        ``(B,)``, ``encoder_hidden_states`` of shape ``(B, length, channels)``. Mappings of tensors, and tuples and
-        lists of them, are as good: ``added_cond_kwargs={"text_embeds": ..., "time_ids": ...}``. None is none.
+        ``(B,)``, ``encoder_hidden_states`` of shape ``(B, length, channels)``. Mappings, tuples and lists of tensors
+        are allowed as well: ``added_cond_kwargs={"text_embeds": ..., "time_ids": ...}``. A value of None is passed on
+        as None. Default: no conditioning.
     unconditional
-        The same arguments for the unconditional prediction, one entry per row or one for all; wanted where
+        The same arguments for the unconditional prediction, with one entry per row or one for all rows. Required if
         ``guidance_scale`` is not 1.
     guidance_scale
-        ``s``, a finite number, the same for all rows; 1: no guidance.
+        ``s``, a finite number, the same for all rows; 1 means no guidance.
     shared
-        Further keyword arguments, the same for all rows: whatever the network takes, handed on whole at every call,
-        whatever their size (tensors are brought to the device of the states). A mapping that is in ``conditioning``,
-        too, is joined with it.
+        Further keyword arguments of the network, passed on whole at every call, whatever their size. Tensors are moved
+        to the device of the states. A mapping that also occurs in ``conditioning`` is merged with it.
 
     Raises
     ------
     TypeError
-        For a network that is no module, conditioning that is no tensor, or a guidance scale that is no number.
+        If ``network`` is not a module, if a value of ``conditioning`` is not a tensor, or if ``guidance_scale`` is not
+        a number.
     ValueError
-        For a network in training mode, one that requires more than it is given or does not know what it is given,
-        guidance that is not finite or without ``unconditional``, and conditioning of different lengths.
+        If the network is in training mode, requires arguments that are not given, or does not take one that is given;
+        if ``guidance_scale`` is not finite, or not 1 without ``unconditional``; or if the tensors of ``conditioning``
+        have different lengths.
     """
 
     def __init__(
@@ -93,12 +96,12 @@ class NetworkDenoiser(Denoiser):
         self._dtype = next((p.dtype for p in network.parameters() if p.is_floating_point()), None)
 
     def quick_batch(self, device: torch.device) -> int | None:
-        """Sixteen images at once on a CPU, with guidance eight (each is evaluated twice)."""
+        """16 images on a CPU and 256 on a CUDA device; half of that with guidance, which evaluates each image twice."""
         images = _QUICK.get(device.type)
         return images // 2 if images and self.unconditional else images
 
     def cost_key(self) -> tuple[object, Hashable]:
-        """The network's, once or twice."""
+        """The network, and whether guidance evaluates every image twice."""
         return self.network, bool(self.unconditional)
 
     def predict(
@@ -107,20 +110,23 @@ class NetworkDenoiser(Denoiser):
         given = rowwise.selected(self.conditioning, row, x.device)
         if not self.unconditional:
             return self._call(x, timestep, given)
+        # The unconditional and the conditional predictions come from one call of twice the batch.
         both = rowwise.paired(rowwise.selected(self.unconditional, row, x.device), given)
         free, guided = self._call(torch.cat([x, x]), torch.cat([timestep, timestep]), both).chunk(2)
         return free + self.guidance_scale * (guided - free)
 
     def _call(self, x: Tensor, timestep: Tensor, given: dict[str, Any]) -> Tensor:
+        """The prediction of the network, in the dtype of ``x``."""
         given = rowwise.merged(given, rowwise.whole(self.shared, x.device))
         value = self._network(x if self._dtype is None else x.to(self._dtype), timestep, given)
         value = _prediction(value).to(x.dtype)
         if value.ndim == x.ndim and value.shape[1] == 2 * x.shape[1]:
-            # Networks that learn the variance, too, give it in the second half of the channels.
+            # Networks that also learn the variance return it in the second half of the channels.
             value = value[:, : x.shape[1]]
         return value
 
     def _unconditional(self, given: Mapping[str, Any] | None) -> dict[str, Any]:
+        """The unconditional values with one entry per row, checked against the conditioning."""
         values = rowwise.checked("unconditional", {} if given is None else given, one_for_all=True)
         scale = f"guidance_scale = {self.guidance_scale:g}"
         if not self.conditioning:
@@ -140,7 +146,7 @@ def _check_number(name: str, value: Any) -> None:
 
 
 def _prediction(value: Any) -> Tensor:
-    """The tensor in what a network returned."""
+    """The tensor in the return value of a network."""
     value = getattr(value, "sample", value)
     if isinstance(value, (tuple, list)) and value:
         value = value[0]

@@ -1,6 +1,6 @@
-"""Which networks can be taken: the one place that knows, for objects and for configurations in folders.
+"""Decides which networks are supported, for objects and for configurations in model folders.
 
-What an object of diffusers' is, its class tells, so nothing heavy is imported.
+Objects of diffusers are recognised by their class, so diffusers itself is not imported.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from typing import Any
 
 __all__ = ["LATENT_PARTS", "check_config", "check_index", "is_dit", "is_of_diffusers", "is_pipeline", "refusal"]
 
-# The networks of model folders: called with images, timesteps and perhaps a class, and nothing else.
+# Networks that model folders may hold: they take images, timesteps and possibly classes, and nothing else.
 _UNCONDITIONAL = ("UNet2DModel", "DiTTransformer2DModel")
-# Parts of a pipeline that have no say in what the network computes, or only decode it.
+# Parts of a pipeline that do not affect what the network computes; those of LATENT_PARTS decode its samples.
 LATENT_PARTS = ("vae", "vqvae")
 _SILENT_PARTS = ("scheduler", "unet", "transformer", "safety_checker", "feature_extractor", *LATENT_PARTS)
 _IN_PYTHON = (
@@ -21,18 +21,18 @@ _IN_PYTHON = (
 
 
 def is_of_diffusers(cls: type) -> bool:
-    """Whether a class is one of diffusers' own."""
+    """Whether a class is defined in diffusers."""
     return cls.__module__.partition(".")[0] == "diffusers"
 
 
 def is_pipeline(given: Any) -> bool:
-    """Whether it is a pipeline of diffusers, or of a class derived from one."""
+    """Whether an object is a pipeline of diffusers, or of a class derived from one."""
     names = ("DiffusionPipeline", "ModularPipeline")
     return any(base.__name__ in names and is_of_diffusers(base) for base in type(given).__mro__)
 
 
 def is_dit(config: Mapping[str, Any]) -> bool:
-    """Whether a configuration is that of a class-conditional DiT, by its name of today or before."""
+    """Whether a configuration is that of a class-conditional DiT, under its current or its former class name."""
     name = config.get("_class_name")
     return name == "DiTTransformer2DModel" or (
         name == "Transformer2DModel" and config.get("norm_type") == "ada_norm_zero"
@@ -40,7 +40,7 @@ def is_dit(config: Mapping[str, Any]) -> bool:
 
 
 def refusal(given: Any) -> str | None:
-    """Why something is no denoiser, and what to pass; None for what may be one."""
+    """Why an object cannot be a denoiser, and what to pass instead; None if it may be one."""
     name = type(given).__name__
     if isinstance(given, type):
         return f"the class {given.__name__} itself; pass an instance, in evaluation mode"
@@ -64,17 +64,18 @@ def refusal(given: Any) -> str | None:
 
 
 def check_index(index: Mapping[str, Any]) -> None:
-    """Refuse a pipeline of which the network alone does not make the samples.
+    """Check that the samples of a pipeline depend on its network alone.
 
     Parameters
     ----------
     index
-        Its ``model_index.json``.
+        The content of its ``model_index.json``.
 
     Raises
     ------
     ValueError
-        Without its subject, the folder.
+        If other parts, such as text encoders, affect the samples. The message is a sentence without its subject, the
+        folder.
     """
     parts = [name for name, value in index.items() if isinstance(value, (list, tuple)) and any(value)]
     others = [part for part in parts if part not in _SILENT_PARTS]
@@ -87,17 +88,17 @@ def check_index(index: Mapping[str, Any]) -> None:
 
 
 def check_config(config: Mapping[str, Any]) -> None:
-    """Refuse a network that requires more than images, timesteps and classes.
+    """Check that a network requires only images, timesteps and classes.
 
     Parameters
     ----------
     config
-        Its ``config.json``.
+        The content of its ``config.json``.
 
     Raises
     ------
     ValueError
-        Without its subject, the folder.
+        If it requires more, or is of an unknown class. The message is a sentence without its subject, the folder.
     """
     name = config["_class_name"]
     if name not in _UNCONDITIONAL and not is_dit(config):
@@ -115,7 +116,7 @@ def check_config(config: Mapping[str, Any]) -> None:
 
 
 def _is_known(name: str) -> bool:
-    """Whether diffusers has something of that name; it knows them without loading any."""
+    """Whether diffusers exports a name, which ``dir`` tells without loading it; True if diffusers is not installed."""
     try:
         import diffusers
     except ModuleNotFoundError:

@@ -1,4 +1,4 @@
-"""Ten shapes, drawn from formulas: the means of the picture mixture."""
+"""Ten shapes drawn from formulas, the means of the mixture of ``ShapesModel``."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 __all__ = ["SHAPES", "draw_shapes"]
 
-# Each is negative inside the shape; x and y run over [-1, 1].
+# Each function is negative inside its shape; x and y run over [-1, 1].
 SHAPES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "disk": lambda x, y: (x**2 + y**2).sqrt() - 0.62,
     "ring": lambda x, y: ((x**2 + y**2).sqrt() - 0.6).abs() - 0.18,
@@ -26,7 +26,7 @@ SHAPES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 
 def draw_shapes(size: int) -> Float[Tensor, "10 1 size size"]:
-    """The shapes as images of ``size`` x ``size`` pixels, -1 outside and 1 inside, float64, edges smoothed."""
+    """The shapes as images of ``size`` x ``size`` pixels, float64: -1 outside, 1 inside, with smoothed edges."""
     fine = 4 * size
     axis = (torch.arange(fine, dtype=torch.float64) + 0.5) / fine * 2 - 1
     y, x = torch.meshgrid(axis, axis, indexing="ij")

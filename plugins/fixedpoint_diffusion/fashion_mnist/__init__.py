@@ -1,4 +1,4 @@
-"""Fashion-MNIST in the box: a trained denoiser, a classifier to judge samples by, and a thousand test images.
+"""Bundled Fashion-MNIST files: a trained denoiser, a classifier for judging samples, and a thousand test images.
 
 Fashion-MNIST (Xiao, Rasul & Vollgraf 2017) is under the MIT licence, Copyright (c) 2017 Zalando SE; see ``NOTICE``.
 Images are padded by two black pixels on every side to 32 x 32.
@@ -26,10 +26,10 @@ CLASSES = (
 _HERE = Path(__file__).parent
 
 DENOISER = _HERE / "denoiser"
-"""The denoiser: a model folder of ``diffusers``."""
+"""The denoiser, a model folder of ``diffusers``."""
 
 CLASSIFIER = _HERE / "classifier.safetensors"
-"""Weights of the classifier."""
+"""The weights of the classifier."""
 
 TEST_IMAGES = _HERE / "test_images.npz"
 """A hundred test images of every class."""

@@ -1,8 +1,8 @@
 """A small classifier of Fashion-MNIST, and the Frechet distance in its features.
 
-It judges samples: whether the class that was asked for is the class that is seen, and how far a set of samples is
-from the real images. The distance is of the same form as the FID (Heusel et al. 2017, eq. 6) in the features of
-another network, so its values compare with nothing but each other.
+It judges samples: whether they show the requested class, and how far a set of samples is from the real images. The
+distance has the form of the FID (Heusel et al. 2017, eq. 6), but in the features of another network. Its values can be
+compared only with each other.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ class Gaussian(NamedTuple):
 
     @classmethod
     def of(cls, features: Float[Tensor, "n features"]) -> Gaussian:
-        """Mean and (unbiased) covariance of features.
+        """The mean and the unbiased covariance of features.
 
         Raises
         ------
         ValueError
-            For fewer than two of them.
+            If there are fewer than two samples.
         """
         if len(features) < 2:
             raise ValueError(f"a covariance requires at least 2 samples, got {len(features)}")
@@ -41,7 +41,7 @@ class Gaussian(NamedTuple):
 
 
 class Classifier(nn.Module):
-    """Three convolutional blocks, a layer of ``FEATURES`` features, and the classes."""
+    """Three convolutional blocks, a layer of ``FEATURES`` features, and a linear layer for the classes."""
 
     FEATURES = 64
 
@@ -72,21 +72,21 @@ class Classifier(nn.Module):
     def judge(
         self, images: Float[Tensor, "n 1 32 32"], batch: int = 250
     ) -> tuple[Float[Tensor, "n features"], Int[Tensor, " n"]]:
-        """Features and the most likely class of every image, evaluated ``batch`` at a time."""
+        """Features and most likely class of every image, evaluated ``batch`` images at a time."""
         features = torch.cat([self.features(part) for part in images.split(batch)])
         return features, self.head(features).argmax(dim=1)
 
 
 @functools.cache
 def load_classifier() -> Classifier:
-    """The bundled classifier, on the CPU, ready to be evaluated."""
+    """The bundled classifier, on the CPU, in evaluation mode."""
     classifier = Classifier()
     classifier.load_state_dict({key: value for key, value in _stored().items() if not key.startswith("reference.")})
     return classifier.eval().requires_grad_(False)
 
 
 def reference() -> Gaussian:
-    """Features of the 9,000 test images that are not bundled: what real images look like to the classifier."""
+    """The Gaussian fitted to the features of the 9,000 test images that are not bundled, as a reference for samples."""
     stored = _stored()
     return Gaussian(stored["reference.mean"], stored["reference.covariance"])
 
@@ -94,8 +94,8 @@ def reference() -> Gaussian:
 def frechet_distance(first: Gaussian, second: Gaussian) -> float:
     r"""Squared Frechet distance of two Gaussians.
 
-    ``|m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2))`` (Dowson & Landau 1982, eq. 16), in float64. The trace of the root
-    is the sum of the singular values of ``C1^(1/2) C2^(1/2)``, which is safe where the covariances are singular.
+    ``|m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2))`` (Dowson & Landau 1982, eq. 16), in float64. The trace of the root is
+    computed as the sum of the singular values of ``C1^(1/2) C2^(1/2)``, which also works for singular covariances.
     """
     cross = torch.linalg.svdvals(_root(first.covariance) @ _root(second.covariance)).sum()
     apart = (first.mean - second.mean).square().sum()
@@ -104,12 +104,14 @@ def frechet_distance(first: Gaussian, second: Gaussian) -> float:
 
 @functools.cache
 def _stored() -> dict[str, Tensor]:
+    """The tensors of the classifier's file."""
     from safetensors.torch import load_file
 
     return load_file(CLASSIFIER)
 
 
 def _root(covariance: Float[Tensor, "features features"]) -> Float[Tensor, "features features"]:
+    """The symmetric square root; eigenvalues that rounding made negative are set to zero."""
     values, vectors = torch.linalg.eigh(covariance)
     root: Tensor = vectors * values.clamp(min=0.0).sqrt() @ vectors.T
     return root

@@ -18,9 +18,9 @@ def held_out_images() -> tuple[Float[Tensor, "1000 1 32 32"], Int[Tensor, " 1000
     Returns
     -------
     images
-        Float32 in ``[-1, 1]``, padded by two black pixels on every side.
+        Shape ``(1000, 1, 32, 32)``, float32 in ``[-1, 1]``, padded by two black pixels on every side.
     labels
-        ``0 .. 9``; image ``i`` is of class ``i % 10``.
+        Shape ``(1000,)``, int64, ``0 .. 9``; image ``i`` is of class ``i % 10``.
     """
     with np.load(TEST_IMAGES, allow_pickle=False) as stored:
         images, labels = torch.from_numpy(stored["images"]), torch.from_numpy(stored["labels"]).long()

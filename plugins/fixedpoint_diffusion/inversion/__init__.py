@@ -1,1 +1,1 @@
-"""The noise of images: by the inverse chain, and by optimisation."""
+"""Finds the noise that leads to given images, by inverting the chain or by optimisation."""

@@ -1,7 +1,7 @@
-"""One image of an inversion by optimisation: its latent, its own optimiser, the best so far.
+"""One row of an inversion by optimisation: its latent, its own optimiser, and the best latent so far.
 
-An optimiser may ask for the loss at more points than one a step (the line search of L-BFGS); points that were
-evaluated in this step are not evaluated again.
+An optimiser may evaluate the loss at several points per step (the line search of L-BFGS does). A point is evaluated at
+most once per step.
 """
 
 from __future__ import annotations
@@ -20,25 +20,27 @@ Stop = Literal["enough", "stationary", "not finite", "steps"]
 
 
 class Descent:
-    """A latent that goes downhill.
+    """A latent and the optimiser that updates it.
 
     Parameters
     ----------
     start
-        Its first value, shape ``event``.
+        The initial latent, shape ``event``.
     optimiser
-        Makes the optimiser of a parameter.
+        A function that makes an optimiser for a list of parameters.
 
     Attributes
     ----------
+    latent
+        The current latent; the optimiser updates it in place.
     best, best_loss
-        The latent of the smallest loss, and that.
+        The latent with the smallest loss so far, and that loss.
     kept
-        What the next evaluation starts from.
+        Tensors from the last evaluation, from which the next one starts.
     calls, evaluations, products
-        Of the network, so far; calls are those that wait for one another.
+        Sequential calls of the network, evaluations and products so far.
     stopped
-        Why it goes no further; None while it does.
+        Why the row stopped; None as long as it goes on.
     """
 
     def __init__(
@@ -53,18 +55,19 @@ class Descent:
         self._seen: list[tuple[Tensor, float, Tensor]] = []
 
     def known(self) -> tuple[float, Float[Tensor, "*event"]] | None:
-        """Loss and gradient at the latent as it is, if they were found in this step."""
+        """Loss and gradient at the current latent, if they were evaluated in this step; else None."""
+        # Compared by value: the line search of L-BFGS moves the latent in place, possibly back to an earlier point.
         for latent, loss, gradient in self._seen:
             if torch.equal(latent, self.latent):
                 return loss, gradient
         return None
 
     def learn(self, loss: float, gradient: Float[Tensor, "*event"]) -> None:
-        """Loss and gradient at the latent as it is."""
+        """Store loss and gradient at the current latent."""
         self._seen.append((self.latent.clone(), loss, gradient))
 
     def judge(self, loss: float, enough: float) -> None:
-        """Keep the latent if it is the best, and stop where that is enough or nothing can follow."""
+        """Keep the latent if its loss is the smallest; stop if the loss is below ``enough`` or not finite."""
         if loss < self.best_loss:
             self.best, self.best_loss = self.latent.clone(), loss
         if not math.isfinite(loss):
@@ -73,12 +76,12 @@ class Descent:
             self.stopped = "enough"
 
     def step(self, evaluate: Callable[[], None]) -> None:
-        """One step of the optimiser.
+        """Take one step of the optimiser; the row stops if the step leaves the latent unchanged.
 
         Parameters
         ----------
         evaluate
-            Finds out loss and gradient at the latent as it is.
+            Evaluates loss and gradient at the current latent and stores them by :meth:`learn`.
         """
 
         def closure() -> float:
@@ -86,20 +89,21 @@ class Descent:
                 evaluate()
             known = self.known()
             assert known is not None
-            self.latent.grad = known[1]
+            self.latent.grad = known[1]  # optimisers of torch read the gradient from here
             return known[0]
 
         before = self.latent.clone()
         self.optimiser.step(closure)
         if torch.equal(before, self.latent):
             self.stopped = "stationary"
+        # Only the point that the step ends at can be asked for in the next step.
         found = self.known()
         self._seen.clear()
         if found is not None:
             self.learn(*found)
 
     def state(self) -> dict[str, Any]:
-        """All it goes on from."""
+        """Everything that is needed to continue, for a checkpoint."""
         known = self.known()
         return {
             "latent": self.latent,
@@ -113,7 +117,8 @@ class Descent:
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on from there."""
+        """Continue from a state that :meth:`state` returned."""
+        # In place: the optimiser holds this tensor as its parameter.
         self.latent.copy_(state["latent"])
         groups = self.optimiser.state_dict()["param_groups"]
         self.optimiser.load_state_dict({"state": state["optimiser"], "param_groups": groups})

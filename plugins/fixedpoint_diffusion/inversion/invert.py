@@ -1,10 +1,10 @@
-"""The entry for people: the noise of an image, for their model and schedule.
+"""``invert``: the public entry point for inversion, which finds the noise of images for a model and a schedule.
 
     inversion = invert(denoiser, schedule, images, num_inference_steps=50)
     problem = ddim_problem(denoiser, schedule, inversion.latents, num_inference_steps=50)
 
-makes a problem whose samples are the images. With the latents of one class, or one guidance, sampled with another an
-image is edited; latents between those of two images, by :func:`slerp`, are images between them.
+makes a problem whose samples are the images. Sampling the latents with another class or guidance edits the images.
+Sampling latents between those of two images, from :func:`slerp`, interpolates between the images.
 """
 
 from __future__ import annotations
@@ -51,35 +51,35 @@ def invert(
     tolerance: float = 2e-3,
     on_round: Callable[[InversionProgress], None] | None = None,
 ) -> Inversion:
-    """The noise ``x_T`` whose DDIM samples are the images.
+    """Find the noise ``x_T`` whose DDIM samples are the given images.
 
     Parameters
     ----------
     denoiser, schedule, num_inference_steps, timesteps, eta, noise, max_batch
-        As for :func:`~fixedpoint_diffusion.ddim_problem`; conditioning and guidance are the denoiser's.
+        As for :func:`~fixedpoint_diffusion.ddim_problem`; conditioning and guidance are those of the denoiser.
     images
-        Shape ``(B, *event)``, in the range the model was trained on (as a rule [-1, 1]), float32 or float64.
+        Shape ``(B, *event)``, float32 or float64, in the range that the model was trained on, usually [-1, 1].
     method
-        How; default :class:`JointInversion`.
+        The method of inversion; default :class:`JointInversion`.
     clipping
-        What happens where the schedule clips or thresholds, which has no inverse: ``"refuse"`` it, or ``"ignore"`` the
-        clipping: the chain without it is inverted, and judged.
+        What to do if the schedule clips or thresholds, in which case the chain has no inverse. ``"refuse"`` raises a
+        ``ValueError``; ``"ignore"`` inverts the chain without clipping, and judges the result by that chain.
     tolerance
-        The rms of ``reconstruction - images`` within which an image counts as inverted; default: a quarter of a grey
-        level of images in [-1, 1].
+        The rms of ``reconstruction - images`` up to which an image counts as inverted; positive. The default is a
+        quarter of a grey level of images in [-1, 1].
     on_round
-        Told after every round.
+        Called after every round.
 
     Returns
     -------
     Inversion
-        ``latents``, ``reconstruction``, and image by image the residual of every step, what the clean end leaves over,
-        the round trip and a status.
+        ``latents`` and ``reconstruction``; for every image the residuals of all steps, the misfit of the clean end, the
+        round trip and a status.
 
     Raises
     ------
     TypeError, ValueError
-        For anything that is not as described.
+        If an argument is not as described.
     """
     if clipping not in ("refuse", "ignore"):
         raise ValueError(f"clipping must be 'refuse' or 'ignore', got {clipping!r}")
@@ -109,14 +109,24 @@ def invert(
 def slerp(
     first: Float[Tensor, "B *event"], second: Float[Tensor, "B *event"], share: float
 ) -> Float[Tensor, "B *event"]:
-    """Latents between two, row by row, along the great circle (Shoemake 1985): of the length noise has.
+    """Interpolate between latents along the great circle, row by row (Shoemake 1985), which preserves their length.
 
     Parameters
     ----------
     first, second
-        Latents.
+        Latents of the same shape ``(B, *event)``.
     share
-        0: the first; 1: the second.
+        From 0, which gives ``first``, to 1, which gives ``second``.
+
+    Returns
+    -------
+    Tensor
+        Shape ``(B, *event)``, of the dtype of ``first``; computed in float64.
+
+    Raises
+    ------
+    ValueError
+        If the shapes differ.
     """
     if first.shape != second.shape:
         raise ValueError(f"second must have shape {tuple(first.shape)} like first, got {tuple(second.shape)}")
@@ -125,7 +135,7 @@ def slerp(
     cosine = ((one * other).sum(1, keepdim=True) / (lengths[0] * lengths[1])).clamp(-1.0, 1.0)
     angle = torch.arccos(cosine)
     sine = torch.sin(angle)
-    along = sine.abs() < 1e-6  # as good as parallel
+    along = sine.abs() < 1e-6  # nearly parallel: interpolate linearly, since the formula divides by the sine
     left = torch.where(along, 1.0 - share, torch.sin((1.0 - share) * angle) / torch.where(along, 1.0, sine))
     right = torch.where(along, share, torch.sin(share * angle) / torch.where(along, 1.0, sine))
     return (left * one + right * other).view(first.shape).to(first.dtype)

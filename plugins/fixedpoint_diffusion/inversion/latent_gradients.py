@@ -1,22 +1,23 @@
-r"""Gradients of ``||x_0(x_T) - x*||^2`` by the noise ``x_T`` that a chain starts from.
+r"""Gradients of ``||x_0(x_T) - x*||^2`` with respect to the noise ``x_T`` that a chain starts from.
 
     serial      backpropagation through the steps, one after another
     one-step    joint solve, then one damped step of the joint map from the solution, differentiated
     phantom     the same with several steps
-    exact       joint solve, then the adjoint chain, jointly, too (``fixedpoint.chains.adjoint.adjoint``)
+    exact       joint solve, then a joint solve of the adjoint chain (``fixedpoint.chains.adjoint.adjoint``)
 
-The joint map is that of the steps' own coefficients ``A_i`` (Pokle, Geng & Kolter 2022, "Deep equilibrium approaches
-to diffusion models", eq. 9; ``X + M r`` of the preconditioner "coefficient"): with ``x_{i+1} = A_i x_i + c_i(x_i)``
+The joint map uses the coefficients ``A_i`` of the steps (Pokle, Geng & Kolter 2022, "Deep equilibrium approaches
+to diffusion models", eq. 9; ``X + M r`` of the preconditioner "coefficient"). With ``x_{i+1} = A_i x_i + c_i(x_i)``,
 
     G(X)_k = A_{k-1} ... A_0 x_T + sum_{i<k} A_{k-1} ... A_{i+1} c_i(x_i)
 
-where ``c_i`` holds the network's part and the noise of a stochastic chain. A damped step is ``(1 - tau) X + tau G(X)``;
-theirs is one, with ``tau = 0.1``, from states held constant. There the noise comes in by the linear term alone, and the
-gradient is ``2 tau A_{N-1} ... A_0 (x_0 - x*)``, without a Jacobian of the network. ``N + 1`` steps with ``tau = 1``
-are backpropagation. (``F`` itself, whose last state is the step from the one before, would give the noise no gradient.)
+where ``c_i`` contains the network and the noise of a stochastic chain. A damped step is ``(1 - tau) X + tau G(X)``. The
+method of the authors is one such step with ``tau = 0.1``, from states held constant. The noise then enters only through
+the linear term, and the gradient is ``2 tau A_{N-1} ... A_0 (x_0 - x*)``, without a Jacobian of the network. ``N + 1``
+steps with ``tau = 1`` are backpropagation. (In ``F`` itself the last state depends only on the state before it, so one
+step of it would give the noise no gradient.)
 
-What is counted is calls of the network that wait for one another, whatever their batch: one for a round of steps, one
-for a backward pass through it. A product of the adjoint chain takes its step again, and so costs two.
+The cost is counted in sequential calls of the network, whatever their batch: one for a round of steps, and one for a
+backward pass through a round. A product of the adjoint chain evaluates its step again and so costs two calls.
 """
 
 from __future__ import annotations
@@ -50,22 +51,22 @@ __all__ = ["AnyLatentGradient", "Exact", "Found", "LatentGradient", "OneStep", "
 
 @dataclass(frozen=True)
 class Found:
-    """What one evaluation has found.
+    """The result of one evaluation of loss and gradient.
 
     Attributes
     ----------
     misfit
         ``x_0 - x*``, shape ``(B, *event)``.
     gradient
-        Of its squared length, by the noise; of the same shape.
+        Gradient of the squared norm of ``misfit`` with respect to the noise, shape ``(B, *event)``.
     calls
-        Of the network, one after another.
+        Sequential calls of the network.
     evaluations, products
-        Shape ``(B,)``: forward and backward passes of single steps.
+        Forward and backward passes of single steps, shape ``(B,)``, int64.
     solved
-        Shape ``(B,)``: whether all solves of a row came within their tolerance.
+        Whether all solves of a row reached their tolerance, shape ``(B,)``.
     kept
-        What the next evaluation, at noise nearby, starts from: tensors with a row each.
+        Tensors with one entry per row, from which the next evaluation, at nearby noise, starts.
     """
 
     misfit: Float[Tensor, "B *event"]
@@ -78,53 +79,54 @@ class Found:
 
     @property
     def loss(self) -> Float[Tensor, " B"]:
-        """The squared length of the misfit, float64."""
+        """The squared norm of the misfit, float64."""
         return row_norms(self.misfit.flatten(1)).square()
 
 
 class LatentGradient(Options, ABC):
-    """Options that say how the gradient is found."""
+    """Base class of the methods that compute loss and gradient, with their options."""
 
     @abstractmethod
     def find(self, problem: ChainProblem, images: Float[Tensor, "B *event"], kept: Mapping[str, Tensor]) -> Found:
-        """Loss and gradient at the start of a chain.
+        """Compute the loss and its gradient with respect to the start of a chain.
 
         Parameters
         ----------
         problem
-            The chain; ``x0`` is the noise.
+            The chain; ``problem.x0`` is the noise ``x_T``.
         images
-            ``x*``.
+            The target images ``x*``, shape ``(B, *event)``.
         kept
-            What the evaluation before has kept of these rows; empty at first.
+            ``Found.kept`` of the previous evaluation for these rows; empty at the first one.
         """
 
 
 @dataclass(frozen=True)
 class Serial(LatentGradient):
-    """Backpropagation through the steps one after another: exact, ``2 N`` calls, activations of all steps held."""
+    """Exact backpropagation through the steps, one after another: ``2 N`` calls; stores all activations."""
 
     variant = "serial"
 
     def find(self, problem: ChainProblem, images: Float[Tensor, "B *event"], kept: Mapping[str, Tensor]) -> Found:
         rows = torch.arange(len(images), device=images.device)
+        # An optimisation calls this without gradients, so recording is switched on for the chain alone.
         with torch.enable_grad():
             x = x_T = problem.x0.detach().requires_grad_()
             for step in range(problem.length):
                 x = problem.pairs(x, torch.full_like(rows, step), rows)
         misfit = x.detach() - images
-        (gradient,) = torch.autograd.grad(x, x_T, 2 * misfit)
+        (gradient,) = torch.autograd.grad(x, x_T, 2 * misfit)  # 2 misfit: the derivative of its squared norm
         each = np.full(len(images), problem.length)
         return Found(misfit, gradient, 2 * problem.length, each, each, np.ones(len(images), dtype=np.bool_), {})
 
 
 @dataclass(frozen=True)
 class _Joint(LatentGradient):
-    """The trajectory is solved for jointly, without a graph, from where those of the two evaluations before point."""
+    """Solves for the trajectory jointly, without a graph; the start is extrapolated from the two last trajectories."""
 
     solver: Solver = option(factory=lambda: ChainSolver(accelerator=BlockSecant()), help="solver of the chain")
     termination: Termination = option(factory=lambda: Termination(rtol=1e-3), help="when a row of the chain is solved")
-    warm: bool = option(True, help="whether a trajectory starts from those of the steps before")
+    warm: bool = option(True, help="start from the trajectories of the previous steps")
 
     def check(self) -> None:
         if "chain" not in self.solver.needs:
@@ -138,7 +140,7 @@ class _Joint(LatentGradient):
 
 @dataclass(frozen=True)
 class OneStep(_Joint):
-    """One damped step of the joint map from the solution (Pokle, Geng & Kolter 2022): no Jacobian of the network."""
+    """One damped step of the joint map from the solution (Pokle, Geng & Kolter 2022); no Jacobian of the network."""
 
     variant = "one-step"
 
@@ -151,7 +153,7 @@ class OneStep(_Joint):
 
 @dataclass(frozen=True)
 class Phantom(_Joint):
-    """Several damped steps of the joint map from the solution: activations of all of them are held."""
+    """Several damped steps of the joint map from the solution; stores the activations of all of them."""
 
     variant = "phantom"
 
@@ -165,10 +167,11 @@ class Phantom(_Joint):
 
 @dataclass(frozen=True)
 class Exact(_Joint):
-    """The adjoint chain along the solution, solved jointly to a tolerance of its own, in the memory of the states.
+    """Solves the adjoint chain along the solution jointly, to a tolerance of its own; it stores states only.
 
-    It is linear in its start: warm, it begins where the states of the two evaluations before point, times the share of
-    their cotangent that is in the new one; its first round hands the rest on unchanged.
+    The adjoint states are linear in the cotangent. A warm start therefore extrapolates the adjoint states from the two
+    previous evaluations and multiplies them by the coefficient of the new cotangent along the extrapolated one. The
+    first round carries the remaining part of the cotangent along the chain unchanged.
     """
 
     variant = "exact"
@@ -179,7 +182,7 @@ class Exact(_Joint):
     adjoint_termination: Termination = option(
         factory=lambda: Termination(rtol=1e-2), help="when a row of the adjoint chain is solved"
     )
-    adjoint_warm: bool = option(True, help="whether adjoint states start from those of the step before")
+    adjoint_warm: bool = option(True, help="start from the adjoint states of the previous steps")
 
     def check(self) -> None:
         super().check()
@@ -191,12 +194,15 @@ class Exact(_Joint):
         solution = self._trajectory(problem, secant)
         misfit = solution.z[:, -1] - images
         cotangent = 2 * misfit.flatten(1)
+        # The adjoint is solved for unit cotangents: a small misfit would otherwise be lost to an absolute tolerance or
+        # to underflow.
         unit, size = scaled_rows(cotangent)
         start = self._start(secant, unit)
         begun = ChainProblem(
             AdjointChain(problem, solution.z, None), unit.view(images.shape), max_batch=problem.max_batch, start=start
         )
         adjoint = fixedpoint.solve(begun, solver=self.adjoint_solver, termination=self.adjoint_termination)
+        # Back to the size of the cotangent, in float64 like ``size``, and rounded once.
         states = (adjoint.z.flatten(1).double() * size.unsqueeze(1)).to(misfit).view(adjoint.z.shape)
         products = adjoint.evaluations
         return Found(
@@ -210,10 +216,12 @@ class Exact(_Joint):
         )
 
     def _start(self, secant: Secant, unit: Float[Tensor, "B D"]) -> Float[Tensor, "B N *event"] | None:
+        """The warm start of the adjoint chain; None at the first evaluation, and without ``adjoint_warm``."""
         states, cotangent = secant.expected("adjoint"), secant.expected("cotangent")
         if not self.adjoint_warm or states is None or cotangent is None:
             return None
         length, shared = (vecdot(cotangent, other) for other in (cotangent, unit))
+        # The coefficient of the projection of ``unit`` on the extrapolated cotangent; clamped, as that may be zero.
         share = torch.where(length > 0, shared / length.clamp(min=torch.finfo(length.dtype).tiny), 0.0).to(states)
         return states * share.view(-1, *[1] * (states.ndim - 1))
 
@@ -224,11 +232,13 @@ AnyLatentGradient = Serial | OneStep | Phantom | Exact
 def _differentiated(
     problem: ChainProblem, images: Float[Tensor, "B *event"], solution: Solution, secant: Secant, steps: int, tau: float
 ) -> Found:
-    """Damped steps of the joint map from states held constant.
+    """Loss and gradient by damped steps of the joint map, from states that are held constant.
 
-    As the authors do it autograd goes on to these states, through the network, though nothing is made of it there.
+    As in the code of the authors, autograd also computes the gradient with respect to these states, through the
+    network, which is then discarded.
     """
     linear = Coefficient().linear_part(problem, images)
+    # The coefficient of a first step from zero terminal SNR is infinite, and here, unlike in a sweep, it is used.
     if not bool(linear.slopes.isfinite().all()):
         raise ValueError("the joint map has no coefficient for a first step from no signal (zero terminal SNR)")
     with torch.enable_grad():
@@ -255,12 +265,16 @@ def _differentiated(
 def joint_map(
     problem: ChainProblem, linear: LinearPart, x_T: Float[Tensor, "B *event"], states: Float[Tensor, "B n *event"]
 ) -> Float[Tensor, "B N *event"]:
-    """``G(X)``, of states ``x_T, x_1 .. x_N``; the first of them is where the network is evaluated, no more."""
+    """``G(X)`` for states ``x_T, x_1 .. x_N``, shape ``(B, N + 1, *event)``.
+
+    The first of ``states`` is only the point at which the network is evaluated; the linear term uses ``x_T``.
+    """
     inputs = states[:, :-1]
     index = torch.arange(problem.length, device=x_T.device).repeat(len(x_T))
     row = torch.arange(len(x_T), device=x_T.device).repeat_interleave(problem.length)
     values = problem.pairs(inputs.flatten(0, 1), index, row).view(inputs.shape)
     along = (1, -1, *[1] * (x_T.ndim - 1))
+    # ``c_i(x_i)`` of the module docstring, swept along the chain.
     rest = values - linear.slopes.to(x_T).view(along) * inputs
     swept = linear.sweep(rest.flatten(2)).view(inputs.shape)
     return (linear.slopes[0] * linear.scales).to(x_T).view(along) * x_T.unsqueeze(1) + swept

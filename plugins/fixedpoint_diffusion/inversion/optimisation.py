@@ -1,14 +1,15 @@
-r"""Inversion by optimisation: the noise whose sample comes nearest to an image (Pokle, Geng & Kolter 2022).
+r"""Inversion by optimisation: finds the noise whose sample is closest to an image (Pokle, Geng & Kolter 2022).
 
     minimise ||x_0(x_T) - x*||^2 over x_T
 
-with an optimiser for every image, so that no row depends on another; losses and gradients of all rows are found
-together (``fixedpoint_diffusion.inversion.latent_gradients``). As in the authors' code a row stops at a loss below 0.5,
-Adam has its usual moments, the latent of the smallest loss is the answer, and the noise of a stochastic chain is drawn
-once and belongs to the problem (their joint variant) or is drawn anew for every step (their sequential one).
+Every image has its own optimiser, so that no row depends on another. Losses and gradients of all rows are computed
+together (``fixedpoint_diffusion.inversion.latent_gradients``). As in the code of the authors, a row stops at a loss
+below 0.5, Adam has its default moments, the latent with the smallest loss is the answer, and the noise of a stochastic
+chain is either drawn once and part of the problem (their joint variant) or drawn again for every step (their sequential
+variant).
 
-Where we differ: the latent that is kept is the one whose loss was the smallest, theirs the one a step later. A joint
-solve begins with the trajectory of the step before; theirs begins with copies of the very first latent every time.
+There are two differences. We keep the latent with the smallest loss; the authors keep the latent one step later. Here a
+joint solve starts from the trajectories of the steps before; theirs always starts from copies of the first latent.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ __all__ = ["OptimisedInversion"]
 
 @dataclass(frozen=True)
 class OptimisedInversion(Settings):
-    """Finds the noise whose sample is an image, by gradients of the squared error."""
+    """Finds the noise whose sample is a given image, by gradient descent on the squared error."""
 
     def invert(
         self,
@@ -38,12 +39,19 @@ class OptimisedInversion(Settings):
         max_batch: int | None = None,
         on_step: Callable[[Step], None] | None = None,
     ) -> OptimisedLatents:
-        """Go all the way; see :meth:`begin`.
+        """Run the inversion to its end.
 
         Parameters
         ----------
+        chain, images, start, max_batch
+            As for :meth:`begin`.
         on_step
-            Told of every step.
+            Called after every step.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As for :meth:`begin`.
         """
         run = self.begin(chain, images, start, max_batch=max_batch)
         while run.goes_on:
@@ -60,23 +68,26 @@ class OptimisedInversion(Settings):
         *,
         max_batch: int | None = None,
     ) -> Optimisation:
-        """An inversion to go on with step by step, to be stopped and taken up again.
+        """Begin an inversion that the caller runs step by step, and that can be saved and restored.
 
         Parameters
         ----------
         chain
             The chain, with its model, conditioning and noise.
         images
-            What samples are to be.
+            The target images, shape ``(B, *event)``.
         start
-            The first noise: random, or of another inversion; of the images' shape and dtype.
+            The initial noise, random or from another inversion, with the shape, dtype and device of ``images``.
         max_batch
-            Evaluate the denoiser at most at this many states at once; default: what is quickest on the device.
+            Largest number of states in one call of the denoiser. Default: the number that is fastest on the device.
 
         Raises
         ------
-        TypeError, ValueError
-            For anything that is not as described, naming it.
+        TypeError
+            If ``chain`` is not a :class:`~fixedpoint_diffusion.DDIMChain`.
+        ValueError
+            If ``start`` does not fit ``images``, if either is not finite, if the noise or the conditioning of the chain
+            is for fewer rows than there are images, or if ``redraw`` is set for a chain without noise.
         """
         if not isinstance(chain, DDIMChain):
             raise TypeError(f"chain must be a DDIMChain, got {type(chain).__name__}")

@@ -1,7 +1,7 @@
-"""An inversion by optimisation under way: steps, checkpoints that go on to the bit, the answer.
+"""Runs an inversion by optimisation step by step, with checkpoints from which it continues bit for bit.
 
-All that is drawn is a function of the seed, the row and the step, so that a checkpoint holds latents, the optimisers'
-state, what the next solves start from, and the records so far.
+Random numbers are a function of seed, row and step. A checkpoint therefore needs to hold only the latents, the states
+of the optimisers, the tensors from which the next solves start, and the records so far.
 """
 
 from __future__ import annotations
@@ -35,19 +35,19 @@ __all__ = ["Optimisation", "OptimisedLatents", "Settings", "Step"]
 
 @dataclass(frozen=True)
 class Settings(Options):
-    """How an inversion goes: the options of ``OptimisedInversion``."""
+    """The options of ``OptimisedInversion``."""
 
     gradient: AnyLatentGradient = option(factory=Exact, help="how gradients are found")
     optimiser: Literal["adam", "lbfgs"] = option("adam", help="lbfgs: with a strong Wolfe line search, row by row")
     learning_rate: float | None = option(
-        None, gt=0.0, help="of adam, default 0.01; of lbfgs the first length it tries, default 1"
+        None, gt=0.0, help="adam: default 0.01; lbfgs: first length of the line search, default 1"
     )
-    steps: int = option(200, ge=1, help="updates")
+    steps: int = option(200, ge=1, help="number of updates")
     enough: float = option(0.5, ge=0.0, help="a row stops at a loss below this")
-    memory: int = option(10, ge=1, help="lbfgs: pairs of differences it keeps")
-    searches: int = option(20, ge=1, help="lbfgs: evaluations of a line search, at most")
-    redraw: bool = option(False, help="eta > 0: draw the noise of the steps anew for every update")
-    seed: int = option(0, ge=0, help="of noise that is drawn anew")
+    memory: int = option(10, ge=1, help="lbfgs: number of pairs of differences kept")
+    searches: int = option(20, ge=1, help="lbfgs: largest number of evaluations per line search")
+    redraw: bool = option(False, help="eta > 0: draw new noise of the steps for every update")
+    seed: int = option(0, ge=0, help="seed of the noise that redraw draws")
 
     def check(self) -> None:
         if self.redraw and self.optimiser == "lbfgs":
@@ -56,13 +56,13 @@ class Settings(Options):
             )
 
     def optimiser_of(self, parameters: list[Tensor]) -> torch.optim.Optimizer:
-        """The optimiser of a row."""
+        """Make the optimiser of a row."""
         if self.optimiser == "adam":
             return torch.optim.Adam(parameters, lr=self.learning_rate or 0.01)
         return torch.optim.LBFGS(
             parameters,
             lr=self.learning_rate or 1.0,
-            max_iter=1,
+            max_iter=1,  # one iteration per step; the tolerances are zero because ``Descent`` decides when a row stops
             max_eval=1 + self.searches,
             history_size=self.memory,
             tolerance_grad=0.0,
@@ -73,20 +73,20 @@ class Settings(Options):
 
 @dataclass(frozen=True)
 class Step:
-    """What a step has come to.
+    """The record of one step.
 
     Attributes
     ----------
     number
-        How many updates were made before its losses were found, from 0.
+        Number of updates before the losses were evaluated; 0 for the first step, which evaluates the start.
     losses
-        Shape ``(B,)``, float64; NaN where a row had stopped.
+        Shape ``(B,)``, float64; NaN for rows that had stopped.
     calls
-        Of the network, one after another, in all: those of the row that took most.
+        Sequential calls of the network since the beginning, of the row that has made most.
     seconds
-        In all.
+        Time since the beginning.
     solved
-        Shape ``(B,)``: whether the solves of a row came within their tolerance.
+        Whether all solves of a row in this step reached their tolerance, shape ``(B,)``.
     """
 
     number: int
@@ -98,25 +98,25 @@ class Step:
 
 @dataclass(frozen=True)
 class OptimisedLatents:
-    """The answer of an inversion.
+    """The result of an inversion by optimisation, after ``n`` updates.
 
     Attributes
     ----------
     latents
-        Shape ``(B, *event)``: the noise of the smallest loss of every row.
+        The noise with the smallest loss of every row, shape ``(B, *event)``.
     loss
-        Shape ``(B,)``, float64: that loss, a squared error summed over the image.
+        That loss, a squared error summed over the image, shape ``(B,)``, float64.
     losses
-        Shape ``(n + 1, B)``, float64: at the start and after every update; NaN where a row had stopped.
+        Losses at the start and after every update, shape ``(n + 1, B)``, float64; NaN for rows that had stopped.
     calls, seconds
-        Shape ``(n + 1,)``: calls of the network that waited for one another, and time, until these were known.
+        Sequential calls of the network, and time, until these losses were known, shape ``(n + 1,)``.
     solved
-        Shape ``(n + 1, B)``: whether the solves of a row came within their tolerance.
+        Whether all solves of a row in a step reached their tolerance, shape ``(n + 1, B)``.
     evaluations, products
-        Shape ``(B,)``: forward and backward passes of single steps.
+        Forward and backward passes of single steps, shape ``(B,)``, int64.
     stopped
-        Why each row stopped: its loss was ``"enough"``, its ``"steps"`` were used up, it was ``"stationary"`` (the
-        optimiser left it where it was), or its loss was ``"not finite"``.
+        Why each row stopped: ``"enough"`` (the loss is below that option), ``"steps"`` (all updates were made),
+        ``"stationary"`` (the optimiser left the latent unchanged) or ``"not finite"`` (the loss is NaN or infinite).
     """
 
     latents: Float[Tensor, "B *event"]
@@ -131,14 +131,23 @@ class OptimisedLatents:
 
 
 class Optimisation:
-    """An inversion that is gone on with step by step; made by ``OptimisedInversion.begin``.
+    """An inversion that the caller runs step by step; made by ``OptimisedInversion.begin``.
 
     Parameters
     ----------
     options
-        How.
+        The options of the inversion.
     chain, images, start, max_batch
-        As for ``OptimisedInversion.begin``, checked there.
+        As for ``OptimisedInversion.begin``, which checks them.
+
+    Attributes
+    ----------
+    rows
+        One :class:`Descent` per image.
+    taken
+        The records of the steps so far.
+    setting
+        Everything that a checkpoint must agree with, by name.
     """
 
     def __init__(
@@ -157,16 +166,18 @@ class Optimisation:
 
     @property
     def goes_on(self) -> bool:
-        """Whether any row has a step to take."""
+        """Whether steps are left and any row has not stopped."""
+        # The first step makes no update, so there is one more step than updates.
         return len(self.taken) <= self.options.steps and any(row.stopped is None for row in self.rows)
 
     def step(self) -> Step:
-        """An update of every row that goes on, if it is not the first step, and the losses it leads to."""
+        """Take one step: update every row that has not stopped (not in the first step), and evaluate the losses."""
         began, number = time.perf_counter(), len(self.taken)
         going = [place for place, row in enumerate(self.rows) if row.stopped is None]
         self._solved = np.ones(len(self.rows), dtype=np.bool_)
         for place in going if number else []:
             self.rows[place].step(partial(self._evaluate, [place]))
+        # Adam leaves the new latents unevaluated; L-BFGS has usually evaluated them in its line search.
         self._evaluate([place for place in going if self.rows[place].known() is None])
         losses = np.full(len(self.rows), np.nan)
         for place in going:
@@ -174,13 +185,13 @@ class Optimisation:
             assert known is not None  # evaluated above
             losses[place] = known[0]
             self.rows[place].judge(known[0], self.options.enough)
-        calls = max(row.calls for row in self.rows)
+        calls = max(row.calls for row in self.rows)  # rows are evaluated together, so their calls do not add up
         seconds = (self.taken[-1].seconds if self.taken else 0.0) + time.perf_counter() - began
         self.taken.append(Step(number, losses, calls, seconds, self._solved))
         return self.taken[-1]
 
     def result(self) -> OptimisedLatents:
-        """What has been found so far."""
+        """The result so far."""
         rows, taken = self.rows, self.taken
         return OptimisedLatents(
             latents=torch.stack([row.best for row in rows]),
@@ -195,19 +206,19 @@ class Optimisation:
         )
 
     def save(self, path: Path) -> None:
-        """Write a checkpoint, all of it or nothing."""
+        """Write a checkpoint atomically."""
         taken = [[s.number, s.losses.tolist(), s.calls, s.seconds, s.solved.tolist()] for s in self.taken]
         rows = [row.state() for row in self.rows]
         save_checkpoint(path, self.setting, {"taken": taken, "rows": rows})
 
     def restore(self, path: Path) -> None:
-        """Go on from a checkpoint; of as many steps as are asked for here.
+        """Continue from a checkpoint; its number of ``steps`` may differ from that of this inversion.
 
         Raises
         ------
         ValueError
-            For a file that is no checkpoint, or that of other options, another chain, images or start. The weights of
-            a network are not looked at.
+            If the file is not a checkpoint, or is one of other options, or of another chain, images or start. The
+            weights of the network are not compared.
         """
         state = load_checkpoint(path, self.setting, of="inversion")
         for row, its in zip(self.rows, state["rows"], strict=True):
@@ -219,7 +230,7 @@ class Optimisation:
 
     @torch.no_grad()
     def _evaluate(self, places: list[int]) -> None:
-        """Loss and gradient of some rows at their latents as they are."""
+        """Evaluate loss and gradient of some rows at their current latents."""
         if not places:
             return
         rows = [self.rows[place] for place in places]
@@ -227,6 +238,7 @@ class Optimisation:
         x_T = torch.stack([row.latent for row in rows])
         problem = ChainProblem(self._chain(), x_T, max_batch=self.max_batch, rows=index)
         kept = {name: torch.stack([row.kept[name] for row in rows]) for name in rows[0].kept}
+        # With new noise the solutions move for another reason than the latents, so they are not extrapolated.
         kept = at_rest(kept) if self.options.redraw else kept
         found = self.options.gradient.find(problem, self.images[index], kept)
         self._solved[places] &= found.solved
@@ -238,9 +250,10 @@ class Optimisation:
             row.products += int(found.products[place])
 
     def _chain(self) -> DDIMChain:
-        """The chain, with the noise of this step where it is drawn anew."""
+        """The chain; with ``redraw``, a copy of it with new noise for this step."""
         if not self.options.redraw:
             return self.chain
+        # A function of seed and step, so that an inversion continued from a checkpoint draws the same noise.
         seed = np.random.SeedSequence((self.options.seed, len(self.taken))).generate_state(1, np.uint32)[0]
         images = self.images
         noise = draw_noise(
@@ -251,12 +264,12 @@ class Optimisation:
             device=images.device,
         )[1]
         chain = copy.copy(self.chain)
-        chain.noise, chain._extensions = noise, {}
+        chain.noise, chain._extensions = noise, {}  # extensions contain the noise; the tables of coefficients do not
         return chain
 
 
 def _setting(options: Settings, chain: DDIMChain, images: Tensor, start: Tensor) -> dict[str, str]:
-    """What makes an inversion what it is, by name; the number of steps is not part of it."""
+    """Everything by which inversions differ, by name; the number of steps is not part of it."""
     fields = [field.name for field in dataclasses.fields(options) if field.name != "steps"]
     setting = {name: repr(getattr(options, name)) for name in fields}
     setting |= {"length": str(chain.length), "eta": str(chain.eta), "schedule": repr(chain.schedule)}
@@ -265,5 +278,6 @@ def _setting(options: Settings, chain: DDIMChain, images: Tensor, start: Tensor)
 
 
 def _digest(tensor: Tensor) -> str:
+    """Shape and shortened SHA-256 digest of a tensor's bytes."""
     raw = tensor.detach().cpu().flatten().view(torch.uint8).numpy().tobytes()
     return f"{tuple(tensor.shape)} {hashlib.sha256(raw).hexdigest()[:16]}"

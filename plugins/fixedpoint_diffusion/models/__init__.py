@@ -1,1 +1,1 @@
-"""Models a run file can name, and model folders."""
+"""Models that run files can name, and model folders."""

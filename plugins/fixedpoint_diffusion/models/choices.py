@@ -1,4 +1,4 @@
-"""Models a run file can name: options that build a denoiser."""
+"""Models that run files can name, as options from which a denoiser is built."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from fixedpoint_diffusion.samplers.schedulers import DDIMSchedule
 __all__ = ["DiffusersModel", "FashionMNISTModel", "MixtureModel", "Model", "ShapesModel"]
 
 Precision = Literal["float32", "bfloat16", "float16", "float64"]
-_SHA256 = "of configuration and weights, filled in, so that results of other weights are never taken for these"
+_SHA256 = "digest of configuration and weights, filled in automatically; results of other weights are not reused"
 
 
 class Model(Options, ABC):
@@ -36,17 +36,17 @@ class Model(Options, ABC):
 
     @property
     def is_image(self) -> bool:
-        """Whether samples are images ``(channels, height, width)`` of one (grey) or three (RGB) channels."""
+        """Whether samples are images ``(channels, height, width)`` with one channel (grey) or three (RGB)."""
         return len(self.event_shape) == 3 and self.event_shape[0] in (1, 3)
 
     @property
     def own_schedule(self) -> DDIMSchedule | None:
-        """The noise schedule it was trained with; None for a model that follows any.
+        """The noise schedule that the model was trained with; None if it works with any schedule or has none.
 
         Warns
         -----
         UserWarning
-            Where its scheduler is not DDIM's, saying what is done instead.
+            If the scheduler of the model is not a ``DDIMScheduler``. The message says how it is sampled instead.
         """
         schedule, notes = self.schedule_and_notes()
         for note in notes if schedule is not None else ():
@@ -54,19 +54,19 @@ class Model(Options, ABC):
         return schedule
 
     def schedule_and_notes(self) -> tuple[DDIMSchedule | None, tuple[str, ...]]:
-        """The same without a warning: its sentences, for those who say them elsewhere."""
+        """The same schedule, with the warnings as sentences, for callers that report them themselves."""
         return None, ()
 
     @abstractmethod
     def denoiser(self, schedule: DDIMSchedule, rows: int = 1, device: torch.device | str = "cpu") -> Denoiser:
-        """The denoiser, for a noise schedule and a batch of so many rows, on a device."""
+        """The denoiser for a noise schedule and a batch of ``rows`` rows, on a device."""
 
 
 @dataclass(frozen=True)
 class MixtureModel(Model):
-    """A random mixture of Gaussians: an exact score in any dimension.
+    """A random mixture of Gaussians, with an exact score in any dimension.
 
-    The means lie on a sphere whose radius is ``separation`` standard deviations of the widest component.
+    The means lie on a sphere. Its radius is ``separation`` standard deviations of the widest component.
     """
 
     variant = "gaussian-mixture"
@@ -91,6 +91,7 @@ class MixtureModel(Model):
         return (self.dimension,)
 
     def denoiser(self, schedule: DDIMSchedule, rows: int = 1, device: torch.device | str = "cpu") -> Denoiser:
+        # By the seed of the model, not of the run: all seeds of a run sample the same mixture.
         generator = torch.Generator().manual_seed(self.seed)
         draw = torch.rand(self.components, generator=generator, dtype=torch.float64)
         variances = self.variance_low + (self.variance_high - self.variance_low) * draw
@@ -103,7 +104,7 @@ class MixtureModel(Model):
 
 @dataclass(frozen=True)
 class ShapesModel(Model):
-    """A mixture around ten drawn shapes: an exact score whose samples are small pictures."""
+    """A mixture of Gaussians around ten drawn shapes, with an exact score; the samples are small pictures."""
 
     variant = "shapes"
 
@@ -121,7 +122,7 @@ class ShapesModel(Model):
 
 
 class _NetworkModel(Model):
-    """A network in a folder."""
+    """A network loaded from a model folder."""
 
     uses = ("diffusers", "safetensors")
 
@@ -133,11 +134,11 @@ class _NetworkModel(Model):
     @property
     @abstractmethod
     def folder(self) -> ModelFolder:
-        """Where it is."""
+        """The model folder."""
 
     @property
     def unconditional_class(self) -> int | None:
-        """The label that stands for no class."""
+        """The label that stands for no class; None if there is none."""
         return self.folder.unconditional_class
 
     @property
@@ -146,7 +147,7 @@ class _NetworkModel(Model):
 
     @property
     def is_image(self) -> bool:
-        """Not where its pipeline decodes them."""
+        """Whether samples are images; they are not if the pipeline of the model decodes them."""
         return super().is_image and not self.folder.latent
 
     def schedule_and_notes(self) -> tuple[DDIMSchedule | None, tuple[str, ...]]:
@@ -154,7 +155,7 @@ class _NetworkModel(Model):
         return folder.schedule(), folder.notes
 
     def labels(self, rows: int) -> tuple[int, ...] | None:
-        """The class of every row: ``classes`` over and over; None for an unconditional model."""
+        """The class of every row, by repeating ``classes``; None for an unconditional model."""
         count = self.folder.classes
         if count is None:
             return None
@@ -163,6 +164,7 @@ class _NetworkModel(Model):
 
     def denoiser(self, schedule: DDIMSchedule, rows: int = 1, device: torch.device | str = "cpu") -> NetworkDenoiser:
         folder = self.folder
+        # The digest is part of the record, so the weights must be those that it was computed from.
         if folder.sha256() != self.sha256:
             raise FolderError(f"{folder.path} has changed since it was looked at: other configuration or weights")
         network = folder.load(getattr(torch, self.dtype), torch.device(device))
@@ -182,7 +184,7 @@ class _NetworkModel(Model):
         digest = self.folder.sha256()
         if self.sha256 not in (None, digest):
             raise OptionError(name, "sha256", f"says other weights than {self.folder.path} has now ({digest})")
-        object.__setattr__(self, "sha256", digest)
+        object.__setattr__(self, "sha256", digest)  # a frozen dataclass; the digest becomes part of the record
         count = self.folder.classes
         if self.classes is not None:
             if count is None:
@@ -202,7 +204,7 @@ class _NetworkModel(Model):
 
 @dataclass(frozen=True)
 class FashionMNISTModel(_NetworkModel):
-    """The bundled model: a class-conditional diffusion transformer trained on Fashion-MNIST, 32 x 32 pixels.
+    """The bundled model, a class-conditional diffusion transformer trained on Fashion-MNIST, 32 x 32 pixels.
 
     The classes are 0 T-shirt/top, 1 trouser, 2 pullover, 3 dress, 4 coat, 5 sandal, 6 shirt, 7 sneaker, 8 bag,
     9 ankle boot.
@@ -210,9 +212,9 @@ class FashionMNISTModel(_NetworkModel):
 
     variant = "fashion-mnist"
 
-    classes: tuple[int, ...] | None = option(None, help="class of each sample, over and over; default: all in turn")
+    classes: tuple[int, ...] | None = option(None, help="classes of the samples, repeated in turn; default: all")
     guidance_scale: float = option(1.0, ge=0.0, help="classifier-free guidance; 1: none")
-    dtype: Precision = option("float32", help="of the network; the states have their own")
+    dtype: Precision = option("float32", help="dtype of the network; the states have a dtype of their own")
     sha256: str | None = option(None, help=_SHA256)
 
     @property
@@ -222,17 +224,17 @@ class FashionMNISTModel(_NetworkModel):
 
 @dataclass(frozen=True)
 class DiffusersModel(_NetworkModel):
-    """A model of your own, from a folder written by diffusers' ``save_pretrained``: a model's or a pipeline's."""
+    """A model from a folder that ``save_pretrained`` of diffusers wrote, for a model or for a pipeline."""
 
     variant = "diffusers"
 
-    path: str = option(help="the folder, relative to where the program runs; nothing is downloaded")
-    classes: tuple[int, ...] | None = option(None, help="class of each sample, over and over; default: all in turn")
+    path: str = option(help="the folder, relative to the working directory; nothing is downloaded")
+    classes: tuple[int, ...] | None = option(None, help="classes of the samples, repeated in turn; default: all")
     guidance_scale: float = option(1.0, ge=0.0, help="classifier-free guidance; 1: none")
     no_class: int | None = option(
-        None, ge=0, help="the label that stands for no class; default: the architecture's, where it has one"
+        None, ge=0, help="the label that stands for no class; default: that of the architecture, if it has one"
     )
-    dtype: Precision = option("float32", help="of the network; the states have their own")
+    dtype: Precision = option("float32", help="dtype of the network; the states have a dtype of their own")
     sha256: str | None = option(None, help=_SHA256)
 
     @property
@@ -251,7 +253,7 @@ class DiffusersModel(_NetworkModel):
             raise OptionError(type(self).__name__, "path", f"cannot be used: {error}") from None
         super().check()
         count, own = self.folder.classes or 0, self.folder.unconditional_class
-        most = count - 1 if own is None else own
+        most = count - 1 if own is None else own  # a DiT reserves the label after its last class
         if self.no_class is not None and self.no_class > most:
             wanted = f"must be at most {most}" if count else f"must be null: {self.path} is not conditioned on classes"
             raise OptionError(type(self).__name__, "no_class", f"{wanted}, got {self.no_class}")

@@ -1,10 +1,10 @@
-"""Model folders as ``diffusers`` saves them: configuration, safetensors, and the scheduler beside or below.
+"""Model folders as ``diffusers`` saves them: the configuration, the weights in safetensors, and the scheduler.
 
-Two layouts are read. A model's own folder has ``config.json`` and ``diffusion_pytorch_model.safetensors``, perhaps
-with ``scheduler_config.json`` beside them; a pipeline's folder has ``model_index.json`` and the parts in folders of
-their own (``unet`` or ``transformer``, ``scheduler``); a part's folder is read as the pipeline's that it is in. Nothing
-is downloaded and nothing is unpickled. What can be taken is known by ``fixedpoint_diffusion.denoisers.networks`` and
-``fixedpoint_diffusion.samplers.schedulers``, and asked before the weights are looked at.
+Two layouts are supported. The folder of a model has ``config.json``, ``diffusion_pytorch_model.safetensors`` and
+optionally ``scheduler_config.json``. The folder of a pipeline has ``model_index.json`` and subfolders for its parts
+(``unet`` or ``transformer``, ``scheduler``); given the subfolder of a network, the pipeline is read. Nothing is
+downloaded and nothing is unpickled. ``fixedpoint_diffusion.denoisers.networks`` and
+``fixedpoint_diffusion.samplers.schedulers`` decide which models are supported, before the weights are read.
 """
 
 from __future__ import annotations
@@ -30,27 +30,28 @@ _WEIGHTS = "diffusion_pytorch_model"
 
 
 class FolderError(ValueError):
-    """A folder is not what was wanted; the sentence says what came and what was wanted."""
+    """Raised for a folder that cannot be used as a model; the message says what was found and what is required."""
 
 
 @dataclass(frozen=True)
 class ModelFolder:
-    """A denoising network on disk, seen without loading it.
+    """A denoising network on disk, described without loading it.
 
     Attributes
     ----------
     path
-        Folder of the network itself.
+        The folder of the network itself.
     config
-        Its configuration, as in ``config.json``.
+        Its configuration, the content of ``config.json``.
     scheduler
-        Configuration of the scheduler it was trained with, if it is there.
+        The configuration of the scheduler it was trained with; None if the folder has none.
     files
-        All files that say what it computes: configurations and weights.
+        All files that determine what it computes: configurations and weights.
     latent
-        The part of its pipeline that decodes its samples (``vae``), which are no images then; empty without one.
+        Name of the part of its pipeline that decodes samples, such as ``"vae"``; the samples themselves are then not
+        images. Empty without such a part.
     named
-        Class of the scheduler that its pipeline names; empty where it names none.
+        Class name of the scheduler in ``model_index.json``; empty if it names none.
     """
 
     path: Path
@@ -62,17 +63,18 @@ class ModelFolder:
 
     @classmethod
     def open(cls, path: str | Path) -> ModelFolder:
-        """Look into a folder.
+        """Read the configurations in a folder.
 
         Raises
         ------
         FolderError
-            When it is missing, or holds no model of ``diffusers`` with safetensors; when the model is conditioned on
-            texts, or on anything else than classes.
+            If the folder does not exist, if it holds no model of ``diffusers`` with weights in safetensors, or if the
+            model is conditioned on anything other than classes.
         """
         root = Path(path)
         if not root.is_dir():
             raise FolderError(f"there is no folder {root}; a model is a folder as diffusers' save_pretrained writes it")
+        # The folder of a part is read as its pipeline, which has the scheduler and names the other parts.
         if root.resolve().name in _PARTS and (root.resolve().parent / _INDEX).is_file():
             root = root.parent if root.name in _PARTS else root.resolve().parent
         index = _read_json(root / _INDEX) if (root / _INDEX).is_file() else {}
@@ -104,7 +106,7 @@ class ModelFolder:
         Raises
         ------
         FolderError
-            When the configuration does not say.
+            If the configuration does not contain it.
         """
         channels, size = self.config.get("in_channels"), self.config.get("sample_size")
         if isinstance(size, int):
@@ -118,37 +120,37 @@ class ModelFolder:
 
     @property
     def classes(self) -> int | None:
-        """Number of classes it is conditioned on; None for an unconditional model."""
+        """The number of classes that it is conditioned on; None for an unconditional model."""
         if is_dit(self.config):
-            return int(self.config.get("num_embeds_ada_norm", 1000))
+            return int(self.config.get("num_embeds_ada_norm", 1000))  # diffusers' default
         count = self.config.get("num_class_embeds")
         return int(count) if isinstance(count, int) else None
 
     @property
     def unconditional_class(self) -> int | None:
-        """The label that stands for no class, where the architecture has one."""
+        """The label that stands for no class; None if the architecture has none."""
         return self.classes if is_dit(self.config) else None
 
     def schedule(self) -> DDIMSchedule | None:
-        """The noise schedule it was trained with, stepped by DDIM; None where the folder has no scheduler.
+        """The noise schedule that it was trained with, for DDIM steps; None if the folder has no scheduler.
 
-        A value missing from the file is diffusers' default, as in ``DDIMScheduler.from_config``.
+        Missing values take the default of diffusers, as in ``DDIMScheduler.from_config``.
 
         Raises
         ------
         FolderError
-            For any scheduler but those of DDIM and DDPM, saying what to do.
+            For any scheduler other than those of DDIM and DDPM. The message says what to do.
         """
         return None if self.scheduler is None else self._taken(self.scheduler)[0]
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What is done with the model that its folder does not ask for: sentences.
+        """Sentences on what is done with the model that its folder does not specify.
 
         Raises
         ------
         FolderError
-            As :meth:`schedule`.
+            As for :meth:`schedule`.
         """
         if self.scheduler is None:
             note = "there is no scheduler; its noise levels are taken for diffusers' default (linear, clip_sample=True)"
@@ -157,13 +159,14 @@ class ModelFolder:
         return tuple(f"{self.path}: {each}" for each in (note, self._otherwise_named()) if each)
 
     def _otherwise_named(self) -> str:
-        """Where pipeline and scheduler disagree, the scheduler's own file is followed, and this is said."""
+        """A note if pipeline and scheduler name different schedulers, in which case the scheduler's file is used."""
         own = (self.scheduler or {}).get("_class_name")
         if not self.named or own in (None, self.named):
             return ""
         return f"{_INDEX} names a {self.named}, its scheduler_config.json a {own}, which is what is followed"
 
     def _taken(self, config: Mapping[str, Any]) -> tuple[DDIMSchedule, str]:
+        """The schedule and its note; errors get the folder as their subject."""
         try:
             return schedule_of_config(config)
         except ValueError as error:
@@ -172,28 +175,31 @@ class ModelFolder:
             raise FolderError(f"the scheduler of {self.path} {verb}{said}") from None
 
     def sha256(self) -> str:
-        """Hexadecimal digest of all its files."""
+        """The hexadecimal SHA-256 digest of all its files."""
         return _digest(tuple((file, file.stat().st_mtime_ns, file.stat().st_size) for file in self.files))
 
     def load(self, dtype: torch.dtype, device: torch.device) -> torch.nn.Module:
-        """The network, ready to be evaluated; loaded once in a process, and again when the files have changed.
+        """The network, in evaluation mode, without gradients of its parameters.
+
+        A process keeps the two networks loaded last; a network is loaded again if its files have changed.
 
         Raises
         ------
         FolderError
-            For a class that diffusers has not, and a folder of which it cannot make a network.
+            If diffusers has no class of the name in ``config.json``, or cannot load the network.
         ModuleNotFoundError
-            Without diffusers.
+            If diffusers is not installed.
         """
         key = (self.path.resolve(), self.sha256(), dtype, device)
         if key not in _loaded:
+            # Dropped before loading, so that at most _KEPT networks are in memory.
             while len(_loaded) >= _KEPT:
                 _loaded.pop(next(iter(_loaded)))
             _loaded[key] = _load(self.path, str(self.config["_class_name"]), dtype, device)
         return _loaded[key]
 
 
-# Networks in memory, by where they came from and what they were; the oldest goes first.
+# Networks in memory, by folder, digest, dtype and device; the one loaded first is dropped first.
 _loaded: dict[tuple[Path, str, torch.dtype, torch.device], torch.nn.Module] = {}
 _KEPT = 2
 
@@ -209,16 +215,18 @@ def _load(path: Path, class_name: str, dtype: torch.dtype, device: torch.device)
     if not (isinstance(found, type) and issubclass(found, diffusers.ModelMixin)):
         raise FolderError(f"{path / 'config.json'} names the class {class_name}, which diffusers has not")
     try:
+        # Nothing is unpickled or downloaded. The low-memory mode requires accelerate, and warns without it.
         network: torch.nn.Module = found.from_pretrained(
             path, use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False, torch_dtype=dtype
         )
-    except Exception as error:  # of a configuration that makes no network diffusers raises whatever comes of it
+    except Exception as error:  # diffusers raises errors of any type for a configuration that makes no network
         raise FolderError(f"{path} cannot be loaded: {type(error).__name__}: {error}") from error
     return network.to(device).eval().requires_grad_(False)
 
 
 @functools.lru_cache(maxsize=8)
 def _digest(files: tuple[tuple[Path, int, int], ...]) -> str:
+    """The digest of files; times of modification and sizes are part of the cache key only."""
     digest = hashlib.sha256()
     for path, _, _ in files:
         with path.open("rb") as file:
@@ -227,7 +235,7 @@ def _digest(files: tuple[tuple[Path, int, int], ...]) -> str:
 
 
 def _ask(path: Path, check: Callable[[Mapping[str, Any]], None], config: Mapping[str, Any]) -> None:
-    """Whether it can be taken; the refusal with the folder as its subject."""
+    """Run a check of a configuration; an error gets the folder as its subject."""
     try:
         check(config)
     except ValueError as error:

@@ -1,1 +1,1 @@
-"""Samplers as chains: schedules, timesteps, noise, and the DDIM chain."""
+"""The DDIM chain, with its noise schedules, timesteps and noise."""

@@ -1,4 +1,4 @@
-"""What a schedule does to the predicted clean image before it is used."""
+"""Clipping and dynamic thresholding of the predicted clean image."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["clipped"]
 
 
 def clipped(image: Float[Tensor, "P *event"], schedule: DDIMSchedule) -> Float[Tensor, "P *event"]:
-    """The clean image clipped to a fixed range, or by dynamic thresholding where the schedule has that."""
+    """Threshold the clean image dynamically if ``schedule.thresholding`` is set, else clip it to a fixed range."""
     if schedule.thresholding:
         return _thresholded(image, schedule)
     return image.clamp(-schedule.clip_sample_range, schedule.clip_sample_range)
@@ -20,6 +20,7 @@ def clipped(image: Float[Tensor, "P *event"], schedule: DDIMSchedule) -> Float[T
 
 def _thresholded(image: Tensor, schedule: DDIMSchedule) -> Tensor:
     """Dynamic thresholding (Saharia et al. 2022, section 2.3): clip to a quantile and divide by it."""
+    # ``torch.quantile`` does not accept half precision.
     wide = image.flatten(1).to(torch.promote_types(image.dtype, torch.float32))
     bound = torch.quantile(wide.abs(), schedule.dynamic_thresholding_ratio, dim=1, keepdim=True)
     bound = bound.clamp(min=1.0, max=schedule.sample_max_value)

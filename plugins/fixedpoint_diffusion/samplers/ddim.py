@@ -1,13 +1,13 @@
-r"""The DDIM chain (Song, Meng & Ermon 2021, eqs. 12 and 16), any eta, any prediction type.
+r"""The DDIM chain (Song, Meng & Ermon 2021, eqs. 12 and 16), for any eta and any prediction type.
 
 With ``ab`` and ``ab'`` the shares of signal before and after a step,
 
     sigma = eta sqrt((1 - ab') / (1 - ab) (1 - ab / ab'))
     x'    = sqrt(ab') x0 + sqrt(1 - ab' - sigma^2) eps + sigma n
 
-where the clean image ``x0`` and the noise ``eps`` follow from what the model predicts. Every step is computed from
-the model's *own* prediction: a detour through eps would divide by zero at zero terminal SNR. Noise ``n`` is drawn
-once and belongs to the problem, which makes a stochastic chain a fixed point like any other.
+where the clean image ``x0`` and the noise ``eps`` follow from the prediction of the model. Every step is computed
+directly from the model's prediction: converting it to eps first would divide by zero at zero terminal SNR. The noise
+``n`` is drawn once and is part of the problem, so that a stochastic chain is a fixed point like any other.
 """
 
 from __future__ import annotations
@@ -37,36 +37,38 @@ __all__ = ["DDIMChain"]
 
 
 class DDIMChain(Chain, HasCoefficients, HasGaussianSlopes, HasNoInverse, HasCoarse, HasJumps, HasExtension, HasCostKey):
-    """``N`` DDIM steps of a model, from noise to image.
+    """A chain of ``N`` DDIM steps of a model, from noise to image.
 
     Parameters
     ----------
     denoiser
-        A function ``g(x, timestep)`` of states ``(P, *event)`` and timesteps ``(P,)``, or a :class:`Denoiser`.
+        A function ``g(x, timestep)`` of states of shape ``(P, *event)`` and int64 timesteps of shape ``(P,)``, a
+        network, or a :class:`Denoiser`.
     schedule
         The noise schedule, or a ``diffusers.DDIMScheduler``.
     num_inference_steps
-        ``N``: so many timesteps, laid out and stepped as ``DDIMScheduler.set_timesteps`` and ``step`` do. Default: what
-        the scheduler was set to, as it would step; else 50.
+        ``N``, from 1 to ``num_train_timesteps``. The timesteps are spaced as by ``DDIMScheduler.set_timesteps``, and
+        each step leads where ``DDIMScheduler.step`` leads. Default: the steps that were set on the scheduler, else 50.
     timesteps
-        The timesteps themselves, from noise to image: each step leads to the next one, the last to the end. Or
-        ``"quadratic"``: :func:`~fixedpoint_diffusion.quadratic_timesteps`. What is given here goes before
-        what a scheduler was set to.
+        The timesteps, strictly decreasing from noise to image: each step leads to the next timestep, the last one to
+        the end of the schedule. Or ``"quadratic"``: :func:`~fixedpoint_diffusion.quadratic_timesteps`. This argument
+        and ``num_inference_steps`` take precedence over the timesteps that were set on the scheduler.
     eta
-        0: deterministic DDIM; 1: ancestral sampling; from 0 to 1.
+        From 0 (deterministic DDIM) to 1 (ancestral sampling).
     noise
-        Shape ``(B, N, *event)``: standard normal noise of every row and step; wanted when ``eta > 0``.
+        Standard normal noise of every row and step, shape ``(B, N, *event)``. Required if ``eta > 0``, ignored if
+        ``eta = 0``.
     use_clipped_model_output
-        Derive eps anew from the clipped clean image.
+        Compute eps again from the clipped clean image. Without clipping it has no effect.
 
     Raises
     ------
     ValueError
-        For an eta out of range, missing or misshapen noise, more steps than timesteps, timesteps that are not strictly
-        decreasing integers of the training or not ``num_inference_steps``, or a prediction type that cannot be stepped:
-        eps says nothing about the image where there is no signal (zero terminal SNR).
+        If eta is out of range; if noise is missing or has another shape; if there are more steps than training
+        timesteps; if the timesteps are not strictly decreasing training timesteps, or not ``num_inference_steps`` in
+        number; or if a model that predicts eps starts at zero terminal SNR, where eps does not determine the image.
     TypeError
-        For a schedule or denoiser that cannot be taken, saying what to pass.
+        If the schedule or the denoiser is of a type that is not supported. The message says what to pass.
     """
 
     def __init__(
@@ -93,7 +95,7 @@ class DDIMChain(Chain, HasCoefficients, HasGaussianSlopes, HasNoInverse, HasCoar
             raise ValueError("eta > 0 requires noise of shape (B, N, *event); see draw_noise")
         if noise is not None and (noise.ndim < 3 or noise.shape[1] != self.length):
             raise ValueError(f"noise must have shape (B, {self.length}, *event), got {tuple(noise.shape)}")
-        self.noise = noise if eta > 0 else None
+        self.noise = noise if eta > 0 else None  # noise without eta is allowed and has no effect
         signal, later = self.route.levels(schedule)
         if schedule.prediction_type == "epsilon" and bool((signal == 0).any()):
             raise ValueError(
@@ -102,39 +104,45 @@ class DDIMChain(Chain, HasCoefficients, HasGaussianSlopes, HasNoInverse, HasCoar
             )
         self.steps = StepCoefficients.ddim(self.route.tensor(), signal, later, eta)
         self._tables: dict[tuple[torch.device, torch.dtype], dict[str, Tensor]] = {}
-        self._extensions: dict[torch.device, Extension] = {}
+        self._extensions: dict[torch.device, Extension] = {}  # made when ``extend`` is first called
 
     def coefficients(self) -> Float[Tensor, " N"]:
         """``sqrt(ab' / ab)``: the coefficient of ``x`` in the epsilon form of each step, float64."""
         return self.steps.x0_weight / self.steps.signal.sqrt()
 
     def cost_key(self) -> tuple[object, Hashable]:
-        """Chains of the same network take the same time a step."""
+        """The key of the denoiser: chains of the same network take the same time per step."""
         return self.denoiser.cost_key()
 
     def gaussian_slopes(self, variance: float) -> Float[Tensor, " N"]:
-        """The slope of each step where the data is one Gaussian, float64; clipping is left out of account."""
+        """The slope of each step for data from a single Gaussian, float64; clipping is ignored.
+
+        Raises
+        ------
+        ValueError
+            If ``variance`` is not positive.
+        """
         if not variance > 0:
             raise ValueError(f"variance must be positive, got {variance}")
         return self.steps.gaussian_slopes(variance)
 
     def no_inverse(self) -> str | None:
-        """Clipping and thresholding take away what an inverse would have to give back."""
+        """Why the chain has no inverse: clipping and thresholding discard information. None if it does neither."""
         if not self.schedule.clips:
             return None
         which = "dynamic thresholding" if self.schedule.thresholding else "clip_sample"
         return f"{which} is not invertible; take a schedule with clip_sample=False and thresholding=False"
 
     def coarse(self, kept: Int[Tensor, " n"]) -> DDIMChain:
-        """Fewer, longer steps between some of the states, each with the noise of the steps it stands for.
+        """A coarse chain between some of the states; each jump carries the noise of the steps that it replaces.
 
-        A jump is what its steps would make of the clean image predicted at the first of them (see
-        ``fixedpoint_diffusion.samplers.jumps``): for eta = 0 the DDIM step between the two noise levels.
+        A jump is the result of its steps with the clean image held at the prediction of the first step (see
+        ``fixedpoint_diffusion.samplers.jumps``). For eta = 0 it is the DDIM step between the two noise levels.
 
         Parameters
         ----------
         kept
-            The states that are left: strictly increasing from 1 to ``N``, the last one ``N``.
+            Numbers of the states to keep, int64: strictly increasing, from 1 to ``N``, ending with ``N``.
 
         Raises
         ------
@@ -146,16 +154,18 @@ class DDIMChain(Chain, HasCoefficients, HasGaussianSlopes, HasNoInverse, HasCoar
         chain.length, chain.steps = len(kept), self.steps.jumps(kept)
         chain._tables, chain._extensions = {}, {}
         if self.noise is not None:
+            # The jumps have sigma = 1, so this noise is added with the scale it already has.
             chain.noise = self.steps.arriving(self.noise, kept)[:, kept - 1]
         return chain
 
     def jumps(self, x0: Float[Tensor, "B *event"], row: Int[Tensor, " B"]) -> Float[Tensor, "B N *event"]:
-        """Every state as the one jump from ``x_0`` to it: one evaluation of the denoiser per row."""
+        """All states, each by one jump from ``x_0``, at one evaluation of the denoiser per row."""
         image, noise = (part.unsqueeze(1) for part in self._predicted(x0, torch.zeros_like(row), row))
         steps = self.steps.from_start()
-        along = (1, -1, *[1] * (x0.ndim - 1))
+        along = (1, -1, *[1] * (x0.ndim - 1))  # broadcasts one weight per state over rows and event
         states = steps.x0_weight.to(x0).view(along) * image + steps.direction.to(x0).view(along) * noise
         if self.noise is not None:
+            # ``kept`` is the last state alone: every jump starts at state 0, so the noise accumulates from there.
             states = states + self.steps.arriving(self.noise[row].to(x0), torch.tensor([self.length]))
         return states
 
@@ -167,34 +177,38 @@ class DDIMChain(Chain, HasCoefficients, HasGaussianSlopes, HasNoInverse, HasCoar
         target: Int[Tensor, " P"],
         row: Int[Tensor, " P"],
     ) -> Float[Tensor, "P *event"]:
-        """State ``target`` as the one jump from state ``index``, whose step made ``value`` of it.
+        """State ``target`` by one jump from state ``index``, given the result ``value`` of the step from there.
 
-        The clean image and the noise are those that the step has effectively used: the pair of which both ``x`` and
-        ``value`` are mixed (see ``fixedpoint_diffusion.samplers.extension``). For a prediction that is used as it is,
-        or with ``use_clipped_model_output``, they are the model's, and the jump is that of :meth:`jumps` and
-        :meth:`coarse`. Where the clean image is clipped and the noise is not, ``x`` is no mixture of these two, and the
-        jump is another one.
+        The jump uses the clean image and the noise that are recovered from ``x`` and ``value`` (see
+        ``fixedpoint_diffusion.samplers.extension``). Without clipping, or with ``use_clipped_model_output``, these are
+        the predictions of the model, and the jump equals that of :meth:`jumps` and :meth:`coarse`. If the clean image
+        is clipped but the noise is not, ``x`` is not a combination of the two, and the jump differs.
 
-        The pair follows from the difference between two neighbouring states, so that longer jumps multiply the
-        roundings of the states. In float32 at N = 1000, relative to the state jumped to from the start: at most 1e-3 at
-        state 100, 1e-2 at state 500, and 0.1 at the image, of which little is left in the start; in float64 a
-        hundred-millionth of that.
+        The pair is computed from the difference between two neighbouring states, so longer jumps amplify the rounding
+        errors of the states. In float32 at N = 1000, for jumps from the start, the error relative to the target state
+        is at most 1e-3 at state 100, 1e-2 at state 500, and 0.1 at the image, of which the start contains little. In
+        float64 it is a hundred-millionth of that.
 
         Parameters
         ----------
         x, value
-            States and what their steps made of them; of one shape and dtype.
+            The states and the results of their steps, shape ``(P, *event)``, of the same dtype.
         index
-            Of each pair's step, 0 to ``N - 1``.
+            Number of the step of each pair, 0 to ``N - 1``.
         target
-            Number of the state jumped to, ``index + 1`` to ``N``; not checked.
+            Number of the state to jump to, ``index + 1`` to ``N``; not checked.
         row
-            Which row of the noise each pair has.
+            Row of the batch that each pair belongs to; it selects the noise.
+
+        Returns
+        -------
+        Tensor
+            The target states, shape ``(P, *event)``, of the dtype of ``x``.
 
         Raises
         ------
         ValueError
-            For a ``value`` of another shape or dtype than ``x``.
+            If ``value`` has another shape or dtype than ``x``.
         """
         if value.shape != x.shape or value.dtype != x.dtype:
             raise ValueError(
@@ -211,26 +225,27 @@ class DDIMChain(Chain, HasCoefficients, HasGaussianSlopes, HasNoInverse, HasCoar
         kept: Int[Tensor, " n"],
         row: Int[Tensor, " B"],
     ) -> Float[Tensor, "B N *event"]:
-        """All states from the kept ones: between two of them, those of the jump that leads from one to the other.
+        """All states from the kept ones; states in between lie on the jump from one kept state to the next.
 
-        For eta = 0 ``x / sqrt(ab)`` is linear in ``sqrt(1 / ab - 1)``. The noise of the steps since the last kept state
-        is taken off the next one before and put back after, as much of it as has arrived at each state.
+        For eta = 0, ``x / sqrt(ab)`` is interpolated linearly in ``sqrt(1 / ab - 1)``. For eta > 0, the noise added
+        since the previous kept state is subtracted from the next kept state before the interpolation. Afterwards every
+        state gets the noise that has accumulated up to it.
 
         Parameters
         ----------
         x0
-            The start.
+            The first state of every row, shape ``(B, *event)``.
         states
-            The states ``kept``; they come back bit for bit.
+            The kept states, shape ``(B, n, *event)``; they are returned bit for bit.
         kept
-            As for :meth:`coarse`.
+            Their numbers, as for :meth:`coarse`.
         row
-            Which row of the noise each one is.
+            Row of the batch that each entry belongs to; it selects the noise.
 
         Raises
         ------
         ValueError
-            For states that do not go with ``kept``, and for a ``kept`` that :meth:`coarse` refuses.
+            If the shape of ``states`` does not fit ``x0`` and ``kept``, or if ``kept`` is not valid.
         """
         kept = check_kept(kept, self.length)
         if states.shape != (len(x0), len(kept), *x0.shape[1:]):
@@ -246,15 +261,16 @@ class DDIMChain(Chain, HasCoefficients, HasGaussianSlopes, HasNoInverse, HasCoar
         filled = first * torch.cat([x0.unsqueeze(1), states], dim=1)[:, place] + last * after[:, place]
         if arriving is not None:
             filled = filled + arriving
-        filled[:, kept - 1] = states
+        filled[:, kept - 1] = states  # without the rounding of the combination above
         return filled
 
     def step(
         self, x: Float[Tensor, "P *event"], index: Int[Tensor, " P"], row: Int[Tensor, " P"]
     ) -> Float[Tensor, "P *event"]:
-        """One DDIM step of every pair."""
+        """One DDIM step of every pair of state and step."""
         at = self._at(x, index)
         prediction = self._prediction(x, index, row)
+        # Clipping requires the clean image; otherwise the step is one linear combination of state and prediction.
         if self.schedule.clips:
             image, noise = self._clipped(x, prediction, at)
             value = at["x0_weight"] * image + at["direction"] * noise
@@ -271,13 +287,14 @@ class DDIMChain(Chain, HasCoefficients, HasGaussianSlopes, HasNoInverse, HasCoar
         return prediction.to(x.dtype)
 
     def _predicted(self, x: Tensor, index: Tensor, row: Tensor) -> tuple[Tensor, Tensor]:
-        """The clean image, clipped if it is to be, and the noise."""
+        """The predicted clean image, clipped if the schedule clips, and the predicted noise."""
         at, prediction = self._at(x, index), self._prediction(x, index, row)
         if self.schedule.clips:
             return self._clipped(x, prediction, at)
         return at["image_x"] * x + at["image_out"] * prediction, at["noise_x"] * x + at["noise_out"] * prediction
 
     def _clipped(self, x: Tensor, prediction: Tensor, at: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """The clipped clean image, and the noise: the model's, or computed again from the clipped image."""
         image = at["image_x"] * x + at["image_out"] * prediction
         noise = at["noise_x"] * x + at["noise_out"] * prediction
         image = clipped(image, self.schedule)
@@ -286,10 +303,11 @@ class DDIMChain(Chain, HasCoefficients, HasGaussianSlopes, HasNoInverse, HasCoar
         return image, noise
 
     def _at(self, x: Tensor, index: Tensor) -> dict[str, Tensor]:
+        """The coefficients of the given steps, shaped to multiply ``x``."""
         return {name: _column(values[index], x) for name, values in self._table(x).items() if name != "timestep"}
 
     def _table(self, x: Tensor) -> dict[str, Tensor]:
-        """Coefficients of every step, computed in float64 and rounded once to the state's dtype."""
+        """The coefficients of every step, computed in float64, rounded once to the dtype of the states, and cached."""
         key = (x.device, x.dtype)
         if key not in self._tables:
             tables = coefficient_tables(self.steps, self.schedule.prediction_type)

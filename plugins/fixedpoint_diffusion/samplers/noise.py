@@ -1,6 +1,6 @@
-"""Noise drawn once, each row from a generator of its own on the CPU.
+"""Random noise for chains, drawn row by row from separate generators on the CPU.
 
-An image's noise depends neither on its batch-mates nor on the device.
+The noise of a row depends neither on the other rows of the batch nor on the device.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ __all__ = ["draw_noise", "row_seeds"]
 
 
 def row_seeds(seed: int, rows: int) -> list[int]:
-    """One seed per row from a run's seed; row ``i``'s does not depend on how many rows there are."""
+    """One seed per row, from the seed of a run; the seed of row ``i`` does not depend on the number of rows."""
+    # The shift keeps every seed below 2^63, so that it fits a signed 64-bit integer.
     return [int(np.random.SeedSequence((seed, row)).generate_state(1, np.uint64)[0] >> 1) for row in range(rows)]
 
 
@@ -28,25 +29,25 @@ def draw_noise(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
 ) -> tuple[Float[Tensor, "B *event"], Float[Tensor, "B N *event"] | None]:
-    """Starting noise ``x_T`` and, for a stochastic chain, the noise of every step.
+    """Draw the starting noise ``x_T`` and, for a stochastic chain, the noise of every step.
 
     Parameters
     ----------
     seeds
-        A seed or a CPU generator per row.
+        One seed, or one CPU generator, per row.
     shape
-        Shape of one image.
+        Shape of one image, ``event``.
     steps
-        ``N`` for a chain with eta > 0; 0 draws no step noise.
+        ``N`` for a chain with eta > 0; with 0 no noise of steps is drawn.
     dtype, device
-        Of the result. The draw itself is in float32 unless ``dtype`` is float64.
+        Dtype and device of the result. The noise is drawn in float32 unless ``dtype`` is float64.
 
     Returns
     -------
     x_T
         Standard normal, shape ``(B, *shape)``.
     noise
-        Standard normal, shape ``(B, N, *shape)``, or None.
+        Standard normal, shape ``(B, N, *shape)``; None if ``steps`` is 0.
     """
     drawn = torch.float64 if dtype == torch.float64 else torch.float32
     rows = []

@@ -1,4 +1,4 @@
-"""The entry for people: a DDIM chain of their model, schedule and noise as a problem."""
+"""``ddim_problem``: the public entry point for sampling, from a model, a schedule and noise to a problem."""
 
 from __future__ import annotations
 
@@ -30,39 +30,39 @@ def ddim_problem(
     noise: Float[Tensor, "B N *event"] | None = None,
     max_batch: int | None = None,
 ) -> ChainProblem:
-    """The joint fixed point of a DDIM chain.
+    """The problem whose solution is the trajectory of a DDIM chain.
 
     Parameters
     ----------
     denoiser
-        A function ``g(x, timestep)``, your ``diffusers`` network, or a :class:`Denoiser` (for conditioning and
-        guidance :class:`~fixedpoint_diffusion.NetworkDenoiser`).
+        A function ``g(x, timestep)``, a network such as those of ``diffusers``, or a :class:`Denoiser`. For
+        conditioning and guidance, pass a :class:`~fixedpoint_diffusion.NetworkDenoiser`.
     schedule
-        A :class:`DDIMSchedule`, or your ``diffusers`` DDIMScheduler, with the timesteps that were set on it. Other
-        schedulers are refused with what to do.
+        A :class:`DDIMSchedule`, or a ``diffusers.DDIMScheduler`` with or without timesteps set on it. Other schedulers
+        raise a ``TypeError`` that says what to pass.
     x_T
-        Starting noise, shape ``(B, *event)``.
+        Starting noise, shape ``(B, *event)``, of a floating-point dtype.
     num_inference_steps, timesteps, eta, noise
-        As for :class:`DDIMChain`: what is given here goes before what a scheduler was set to; without either there are
-        50 steps. ``problem.chain.route`` holds the timesteps.
+        As for :class:`DDIMChain`. The first two take precedence over the timesteps that were set on the scheduler;
+        without either there are 50 steps. ``problem.chain.route`` holds the timesteps.
     max_batch
-        Evaluate the denoiser at most at this many states at once; default: what is quickest on the device of ``x_T``
-        (networks on a CPU: 16).
+        Largest number of states in one call of the denoiser. Default: the number that is fastest on the device of
+        ``x_T`` (16 for networks on a CPU).
 
     Returns
     -------
     ChainProblem
-        For ``fixedpoint.solve``; ``solution.z[:, -1]`` are the images.
+        For ``fixedpoint.solve``; ``solution.z[:, -1]`` are the images, shape ``(B, *event)``.
 
     Raises
     ------
     TypeError, ValueError
-        Before anything is evaluated, for anything that is not as described.
+        If an argument is not as described. The denoiser is not evaluated before these checks.
 
     Warns
     -----
     UserWarning
-        Where fewer timesteps are left than were asked for (``"quadratic"``).
+        If the chain has fewer steps than requested, which happens with ``timesteps="quadratic"``.
     """
     if not isinstance(x_T, Tensor):
         raise TypeError(f"x_T must be a tensor of shape (B, *event), got {type(x_T).__name__}")

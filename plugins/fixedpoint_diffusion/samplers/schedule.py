@@ -1,8 +1,8 @@
 r"""Noise schedules and timestep spacings, with the names, defaults and values of ``diffusers.DDIMScheduler``.
 
-``alphas_cumprod[t]`` is the share of signal left after ``t + 1`` training steps, written ``ab_t``. Schedulers keep it
-as a float32 table, and a model was trained with those very values: the table is made the same way here and only
-then widened to float64, in which all coefficients are computed.
+``alphas_cumprod[t]`` is the share of signal left after ``t + 1`` training steps, written ``ab_t``. The schedulers of
+diffusers compute it in float32, and models are trained with these values. The table is therefore computed in float32
+here as well, and then converted to float64, in which all coefficients are computed.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Spacing = Literal["leading", "trailing", "linspace"]
 
 @dataclass(frozen=True)
 class NoiseSchedule(Options):
-    """The configuration of a ``diffusers.DDIMScheduler``, field for field, and the tables it stands for."""
+    """The configuration of a ``diffusers.DDIMScheduler``, field for field, and the tables computed from it."""
 
     num_train_timesteps: int = option(1000, ge=1, help="steps of the training process")
     beta_start: float = option(1e-4, ge=0.0, lt=1.0, help="variance added in the first training step")
@@ -40,15 +40,15 @@ class NoiseSchedule(Options):
     )
     trained_betas: tuple[float, ...] | None = option(None, help="the variances themselves, instead of the above")
     rescale_betas_zero_snr: bool = option(False, help="rescale so that the last step is pure noise (v-prediction)")
-    set_alpha_to_one: bool = option(True, help="end at a noise-free state rather than at the first timestep's")
+    set_alpha_to_one: bool = option(True, help="end without noise rather than at the noise level of timestep 0")
     steps_offset: int = option(0, ge=0, help="added to every timestep of leading spacing")
     timestep_spacing: Spacing = option("leading", help="how the timesteps of a chain are laid out")
     prediction_type: PredictionType = option("epsilon", help="what the model predicts")
     clip_sample: bool = option(True, help="clip the predicted clean image")
-    clip_sample_range: float = option(1.0, gt=0.0, help="to plus and minus this")
+    clip_sample_range: float = option(1.0, gt=0.0, help="largest absolute value of the clipped image")
     thresholding: bool = option(False, help="dynamic thresholding of the predicted clean image, instead of clipping")
-    dynamic_thresholding_ratio: float = option(0.995, gt=0.0, le=1.0, help="the quantile that it keeps")
-    sample_max_value: float = option(1.0, ge=1.0, help="its largest threshold")
+    dynamic_thresholding_ratio: float = option(0.995, gt=0.0, le=1.0, help="quantile of dynamic thresholding")
+    sample_max_value: float = option(1.0, ge=1.0, help="largest threshold of dynamic thresholding")
 
     def check(self) -> None:
         if self.trained_betas is not None and len(self.trained_betas) != self.num_train_timesteps:
@@ -60,12 +60,12 @@ class NoiseSchedule(Options):
 
     @property
     def clips(self) -> bool:
-        """Whether the predicted clean image is changed before it is used."""
+        """Whether the predicted clean image is clipped or thresholded before it is used."""
         return self.clip_sample or self.thresholding
 
     @cached_property
     def alphas_cumprod(self) -> Float[Tensor, " T"]:
-        """``ab_0 .. ab_{T-1}``, float64 holding float32 values."""
+        """``ab_0 .. ab_{T-1}``, computed in float32 and returned as float64."""
         betas = self._betas()
         if self.rescale_betas_zero_snr:
             betas = _zero_terminal_snr(betas)
@@ -73,19 +73,25 @@ class NoiseSchedule(Options):
 
     @property
     def final_alpha_cumprod(self) -> Float[Tensor, ""]:
-        """The share of signal at the end of a chain, float64."""
+        """The share of signal at the end of a chain, a float64 scalar."""
         return torch.ones((), dtype=torch.float64) if self.set_alpha_to_one else self.alphas_cumprod[0]
 
     def timesteps(self, num_inference_steps: int) -> NDArray[np.int64]:
         """The timesteps of a chain of ``N`` steps, from noise to image.
 
-        Trailing spacing counts down from ``T`` by ``T / N``; where rounding adds a step below timestep 0 (as it
-        does in diffusers at N = 61, for one) it is left out, so that a chain has the length that was asked for.
+        Trailing spacing counts down from ``T`` by ``T / N``. Where rounding adds a timestep below 0 (as it does in
+        diffusers at N = 61, for example), that timestep is omitted, so that the chain has the requested length.
+
+        Returns
+        -------
+        ndarray
+            Strictly decreasing, shape ``(N,)``, int64.
 
         Raises
         ------
         ValueError
-            When there are more steps than training timesteps, or an offset leads beyond them.
+            If ``num_inference_steps`` is not from 1 to ``num_train_timesteps``, or if ``steps_offset`` leads beyond the
+            last training timestep.
         """
         total, count = self.num_train_timesteps, num_inference_steps
         if not 1 <= count <= total:
@@ -96,7 +102,7 @@ class NoiseSchedule(Options):
             steps = (np.arange(count, dtype=np.float64) * (total // count))[::-1] + self.steps_offset
         else:
             steps = np.round(np.arange(total, 0, -total / count)) - 1
-            steps = steps[steps >= 0]
+            steps = steps[steps >= 0]  # see the docstring: rounding may add a timestep below 0
         if steps.max() >= total:
             raise ValueError(
                 f"steps_offset = {self.steps_offset} leads to timestep {int(steps.max())} with {count} steps, beyond "
@@ -105,9 +111,9 @@ class NoiseSchedule(Options):
         return steps.astype(np.int64)
 
     def signal(self, num_inference_steps: int) -> tuple[Float[Tensor, " N"], Float[Tensor, " N"]]:
-        """``ab`` at every step of a chain, and where the step leads, float64.
+        """``ab`` at the timestep of every step of a chain, and at the timestep that the step leads to, float64.
 
-        A step leads ``T // N`` timesteps down, whatever the spacing, as in diffusers.
+        As in diffusers, a step leads ``T // N`` timesteps down, whatever the spacing.
         """
         steps = torch.from_numpy(self.timesteps(num_inference_steps))
         return self.levels(steps, steps - self.num_train_timesteps // num_inference_steps)
@@ -115,17 +121,17 @@ class NoiseSchedule(Options):
     def levels(
         self, timesteps: Int[Tensor, " N"], before: Int[Tensor, " N"]
     ) -> tuple[Float[Tensor, " N"], Float[Tensor, " N"]]:
-        """``ab`` at timesteps, and at those that steps lead to (below 0: the end of the chain), float64."""
+        """``ab`` at ``timesteps`` and at ``before``, where the steps lead (below 0: the end of the chain); float64."""
         table = self.alphas_cumprod
         return table[timesteps], torch.where(before >= 0, table[before.clamp(min=0)], self.final_alpha_cumprod)
 
     def checked_timesteps(self, timesteps: Sequence[int] | NDArray[np.integer[Any]] | Tensor) -> tuple[int, ...]:
-        """Timesteps somebody has chosen, from noise to image.
+        """The given timesteps as a tuple of integers, after a check.
 
         Raises
         ------
         ValueError
-            For anything but strictly decreasing integers from 0 to ``T - 1``.
+            If they are not strictly decreasing integers from 0 to ``T - 1``.
         """
         steps = _integers(timesteps)
         total = self.num_train_timesteps
@@ -145,6 +151,7 @@ class NoiseSchedule(Options):
         return steps
 
     def _betas(self) -> Float[Tensor, " T"]:
+        """The variances of the training steps, float32 as in diffusers."""
         count = self.num_train_timesteps
         if self.trained_betas is not None:
             return torch.tensor(self.trained_betas, dtype=torch.float32)
@@ -152,6 +159,7 @@ class NoiseSchedule(Options):
             return torch.linspace(self.beta_start, self.beta_end, count, dtype=torch.float32)
         if self.beta_schedule == "scaled_linear":
             return torch.linspace(self.beta_start**0.5, self.beta_end**0.5, count, dtype=torch.float32) ** 2
+        # At most 0.999, against a singularity in the last steps (Nichol & Dhariwal 2021, section 3.2).
         return torch.tensor(
             [min(1.0 - _cosine((i + 1) / count) / _cosine(i / count), 0.999) for i in range(count)],
             dtype=torch.float32,
@@ -159,7 +167,7 @@ class NoiseSchedule(Options):
 
 
 def _integers(values: Any) -> tuple[int, ...]:
-    """One after another; floats that happen to be whole are none."""
+    """The values as a tuple of integers; floats are refused, even whole ones."""
     if isinstance(values, Tensor):
         values = values.detach().cpu().numpy()
     found = np.asarray(values) if isinstance(values, (list, tuple, range, np.ndarray)) else np.empty(0, dtype=object)
@@ -169,6 +177,7 @@ def _integers(values: Any) -> tuple[int, ...]:
 
 
 def _shortly(values: Any) -> str:
+    """The ``repr`` of values for an error message, cut to 60 characters."""
     said = " ".join(repr(list(values) if isinstance(values, tuple) else values).split())
     return said if len(said) <= 60 else f"{said[:56]} ..."
 

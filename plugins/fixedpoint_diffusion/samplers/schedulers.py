@@ -1,9 +1,10 @@
-"""Which schedulers can be taken: the one place that knows, for objects, configurations in folders and commands alike.
+"""Converts schedulers of diffusers to schedules, and decides which schedulers are supported.
 
-A chain steps as ``diffusers.DDIMScheduler`` does. That very class is taken, as it was set; others are refused with what
-to do, since none of them steps so: not ``DDIMParallelScheduler``, which leaves out ``final_alpha_cumprod``, nor those
-that only share its configuration. Folders with a ``DDPMScheduler``, as the public models have, are sampled by DDIM with
-what ``DDIMScheduler.from_config`` makes of their configuration, and a sentence says so.
+A chain steps as ``diffusers.DDIMScheduler`` does. Of scheduler objects only that class is accepted, with the timesteps
+that were set on it. All others raise an error that says what to pass instead, since none of them makes the same steps:
+``DDIMParallelScheduler`` ignores ``final_alpha_cumprod``, and others only share the configuration. Model folders with a
+``DDPMScheduler``, as public models often have, are also accepted. They are sampled by DDIM with the configuration that
+``DDIMScheduler.from_config`` derives, and a note says so.
 """
 
 from __future__ import annotations
@@ -26,33 +27,33 @@ __all__ = ["TAKEN", "AssignedSchedule", "DDIMSchedule", "schedule_of", "schedule
 class DDIMSchedule(NoiseSchedule):
     """The configuration of a ``diffusers.DDIMScheduler``, field for field.
 
-    :meth:`from_scheduler` copies a scheduler's own.
+    :meth:`from_scheduler` copies the configuration of a scheduler.
     """
 
     @classmethod
     def from_scheduler(cls, scheduler: Any) -> DDIMSchedule:
-        """The schedule of a ``diffusers.DDIMScheduler``, with the timesteps it was set to, if it was.
+        """The schedule of a ``diffusers.DDIMScheduler``, including timesteps that were set on it.
 
         Raises
         ------
         TypeError
-            For any other object, subclasses included, saying what to do.
+            For any other object, including instances of subclasses. The message says what to pass.
         ValueError
-            For a scheduler whose tables or methods were changed by hand, and timesteps that no chain can have.
+            If tables or methods of the scheduler were replaced, or if its timesteps are not valid for a chain.
         """
         return schedule_of(scheduler)
 
 
 @dataclass(frozen=True)
 class AssignedSchedule(DDIMSchedule):
-    """The schedule of a scheduler on which timesteps were set, by ``set_timesteps`` or by hand: what it would do.
+    """The schedule of a scheduler on which timesteps were set, by ``set_timesteps`` or by assignment.
 
-    A chain has them unless it is asked for others.
+    A chain uses these timesteps unless others are requested.
     """
 
-    num_inference_steps: int = option(50, ge=1, help="as set_timesteps sets it")
+    num_inference_steps: int = option(50, ge=1, help="number of steps, as for set_timesteps")
     assigned_timesteps: tuple[int, ...] | None = option(
-        None, help="what scheduler.timesteps holds in place of those that set_timesteps lays out"
+        None, help="timesteps assigned to the scheduler instead of those of set_timesteps"
     )
 
     def check(self) -> None:
@@ -62,54 +63,55 @@ class AssignedSchedule(DDIMSchedule):
 
     @property
     def stride(self) -> int:
-        """How many timesteps each step leads down; ``scheduler.step`` reckons it so whatever the timesteps are."""
+        """The number of timesteps that each step leads down; ``scheduler.step`` uses it whatever the timesteps are."""
         return self.num_train_timesteps // self.num_inference_steps
 
     def route(self) -> tuple[int, ...]:
-        """The timesteps."""
+        """The timesteps of the chain, from noise to image."""
         return self.assigned_timesteps or tuple(self.timesteps(self.num_inference_steps).tolist())
 
 
-# Whose configurations a chain is made of; of objects, the first alone.
+# Schedulers whose configurations are accepted; of scheduler objects, only the first.
 TAKEN = ("DDIMScheduler", "DDPMScheduler")
 _TAKEN = TAKEN[0]
 _FIELDS = {field.name: field.default for field in fields(DDIMSchedule)}
-# What DDIM steps by that other schedulers have otherwise, or not at all.
+# Fields that DDIM uses and that other schedulers lack or define differently.
 _ADOPTED = ("clip_sample", "timestep_spacing", "set_alpha_to_one", "steps_offset")
-# What they have in common.
+# Fields with the same meaning in all schedulers.
 _LEVELS = (
     *("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas"),
     *("rescale_betas_zero_snr", "prediction_type"),
 )
-# With these, the noise levels are not those of the betas, or the model is asked at other times.
+# With other values than these, the noise levels are not those of the betas, or the model is evaluated at other times.
 _OTHER_LEVELS = {"use_flow_sigmas": (None, False), "timestep_type": (None, "discrete"), "snr_shift_scale": (None, 1.0)}
+# Methods that determine a step; an instance on which one was replaced is refused.
 _STEPPING = ("step", "scale_model_input", "_get_variance", "_threshold_sample")
 
 
 def schedule_of(given: Any) -> DDIMSchedule:
-    """The schedule that a chain is to have.
+    """The schedule of a chain, from a schedule or a scheduler.
 
     Parameters
     ----------
     given
-        A :class:`DDIMSchedule`, returned as it is, or a ``diffusers.DDIMScheduler``: its configuration and, where
-        timesteps were set on it, these (an :class:`AssignedSchedule`).
+        A :class:`DDIMSchedule`, which is returned unchanged, or a ``diffusers.DDIMScheduler``. If timesteps were set on
+        the scheduler, the result is an :class:`AssignedSchedule`.
 
     Raises
     ------
     TypeError
-        For anything else, saying what to pass instead.
+        For any other object. The message says what to pass.
     ValueError
-        For a scheduler whose tables or methods were changed by hand, so that its configuration does not say what it
-        does; and for timesteps that no chain can have.
+        If tables or methods of the scheduler were replaced, so that its configuration no longer describes its steps, or
+        if its timesteps are not valid for a chain.
     """
     if isinstance(given, DDIMSchedule):
         return given
     config = getattr(given, "config", None)
     if not (type(given).__name__ == _TAKEN and is_of_diffusers(type(given)) and isinstance(config, Mapping)):
         raise TypeError(f"the schedule requires a diffusers {_TAKEN}, got {_refusal(given)}")
-    # Not the entries of its configuration but the attributes, which ``scheduler.config.clip_sample = False`` changes,
-    # are what the scheduler itself steps by.
+    # The scheduler itself reads the attributes of its configuration, which ``scheduler.config.clip_sample = False``
+    # changes, and not the entries, which that assignment leaves as they were.
     effective = {name: getattr(config, name, value) for name, value in config.items()}
     schedule = DDIMSchedule(**_options(effective))
     _check_unchanged(given, schedule)
@@ -117,21 +119,22 @@ def schedule_of(given: Any) -> DDIMSchedule:
 
 
 def schedule_of_config(config: Mapping[str, Any]) -> tuple[DDIMSchedule, str]:
-    """The schedule of a ``scheduler_config.json``, and a sentence on what is done with it; empty for DDIM's own.
+    """The schedule of a ``scheduler_config.json``, and a note on how it is sampled; empty for a ``DDIMScheduler``.
 
-    A value missing from the file is diffusers' default, as in ``DDIMScheduler.from_config``.
+    Missing values take the default of diffusers, as in ``DDIMScheduler.from_config``.
 
     Raises
     ------
     ValueError
-        For any scheduler but those of DDIM and DDPM, saying what to do; without its subject, "the scheduler".
+        For any scheduler other than those of DDIM and DDPM. The message is a sentence without its subject ("the
+        scheduler"), which the caller puts in front.
     """
     name = config.get("_class_name")
     if name not in TAKEN:
         if "beta_schedule" not in config:
             raise ValueError(f"({name or 'unnamed'}) has no beta_schedule, so it has no DDIM chain")
         if name is None:
-            DDIMSchedule(**_options(config))  # what is amiss with its values is said first
+            DDIMSchedule(**_options(config))  # errors in its values are reported first
             raise ValueError(f"does not name its class (_class_name); a chain requires a {_TAKEN}")
         carried = _carried(config)
         hint = f"; to have it sampled by DDIM, save in its place one {carried}" * bool(carried)
@@ -144,6 +147,7 @@ def schedule_of_config(config: Mapping[str, Any]) -> tuple[DDIMSchedule, str]:
 
 
 def _clipping(schedule: DDIMSchedule, said: bool) -> str:
+    """How the predicted image is clipped, for a note; ``said``: whether the configuration contains ``clip_sample``."""
     if schedule.thresholding:
         return "with dynamic thresholding of the predicted image"
     if not schedule.clip_sample:
@@ -153,6 +157,7 @@ def _clipping(schedule: DDIMSchedule, said: bool) -> str:
 
 
 def _options(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The entries of a configuration that are fields of a schedule, with ``trained_betas`` as a list of floats."""
     given = {name: config[name] for name in _FIELDS if name in config}
     betas = given.get("trained_betas")
     if isinstance(betas, (np.ndarray, Tensor)):
@@ -161,7 +166,7 @@ def _options(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _check_unchanged(scheduler: Any, schedule: DDIMSchedule) -> None:
-    """Whether the scheduler steps with what its configuration says."""
+    """Raise a ``ValueError`` if the scheduler's tables or methods differ from those of its configuration."""
     for name in ("alphas_cumprod", "final_alpha_cumprod"):
         theirs, own = getattr(scheduler, name), getattr(schedule, name).numpy()
         theirs = np.asarray(theirs.detach().cpu().double() if isinstance(theirs, Tensor) else theirs)
@@ -176,7 +181,7 @@ def _check_unchanged(scheduler: Any, schedule: DDIMSchedule) -> None:
 
 
 def _assigned(scheduler: Any, schedule: DDIMSchedule) -> DDIMSchedule:
-    """With the timesteps that were set, if any were."""
+    """The schedule with the timesteps that were set on the scheduler; unchanged if none were set."""
     count, total = scheduler.num_inference_steps, schedule.num_train_timesteps
     timesteps = scheduler.timesteps
     found = np.asarray(timesteps.detach().cpu() if isinstance(timesteps, Tensor) else timesteps)
@@ -191,7 +196,7 @@ def _assigned(scheduler: Any, schedule: DDIMSchedule) -> DDIMSchedule:
         raise ValueError(f"the scheduler's num_inference_steps must be from 1 to {total}, got {count!r}")
     given = {name: getattr(schedule, name) for name in _FIELDS}
     laid_out = AssignedSchedule(**given, num_inference_steps=int(count))
-    # Trailing spacing may end below 0, where nobody can step from; see DDIMSchedule.timesteps.
+    # Trailing spacing may end with a timestep below 0, at which no model can be evaluated; see NoiseSchedule.timesteps.
     if found.ndim == 1 and found.dtype.kind in "iu" and np.array_equal(_cut(found), schedule.timesteps(int(count))):
         return laid_out
     return AssignedSchedule(
@@ -200,11 +205,12 @@ def _assigned(scheduler: Any, schedule: DDIMSchedule) -> DDIMSchedule:
 
 
 def _cut(timesteps: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """The timesteps without a last one below 0."""
     return timesteps[:-1] if len(timesteps) and timesteps[-1] < 0 else timesteps
 
 
 def _refusal(given: Any) -> str:
-    """What came, and what to pass in its place."""
+    """The end of an error message: what was passed, and what to pass instead."""
     name = type(given).__name__
     if isinstance(given, type):
         return f"the class {given.__name__} itself; pass an instance, {_TAKEN}(...)"
@@ -230,12 +236,12 @@ def _refusal(given: Any) -> str:
 
 
 def _carried(config: Mapping[str, Any]) -> str:
-    """What ``DDIMScheduler.from_config`` keeps of a configuration, and the call; empty where there is no DDIM chain."""
+    """What ``DDIMScheduler.from_config`` keeps of a configuration, and that call; empty if no DDIM chain exists."""
     if "beta_schedule" not in config:
         return ""
     if any(config.get(name) not in plain for name, plain in _OTHER_LEVELS.items()):
         return ""
-    # Where nobody chose a value, from_config takes DDIM's default in place of the other class's.
+    # For values that were not set explicitly, from_config uses DDIM's default instead of that of the other class.
     defaults = config.get("_use_default_values", ())
     kept = {name: value for name, value in _options(config).items() if name not in defaults}
     try:

@@ -1,4 +1,4 @@
-"""Coefficients of DDIM steps in terms of the state and of the model's own prediction."""
+"""Coefficients that express DDIM steps by the state and the prediction of the model, for every prediction type."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ __all__ = ["coefficient_tables"]
 
 
 def coefficient_tables(steps: StepCoefficients, prediction_type: PredictionType) -> dict[str, Tensor]:
-    """All coefficients of every step, by name: float64, shape ``(N,)``.
+    """The coefficients of every step by name, each of shape ``(N,)``, float64.
 
-    ``image_x x + image_out g`` and ``noise_x x + noise_out g`` are the clean image and the noise that follow from a
-    prediction ``g``, ``keep x + gain g + sigma n`` is the step. ``root_signal`` and ``root_noise`` are ``sqrt(ab)`` and
-    ``sqrt(1 - ab)``; ``x0_weight``, ``direction`` and ``sigma`` are those of ``StepCoefficients``.
+    For a prediction ``g``, ``image_x x + image_out g`` is the clean image and ``noise_x x + noise_out g`` the noise;
+    ``keep x + gain g + sigma n`` is the step. ``root_signal`` and ``root_noise`` are ``sqrt(ab)`` and ``sqrt(1 - ab)``;
+    ``x0_weight``, ``direction`` and ``sigma`` are those of ``StepCoefficients``.
     """
     a, s = steps.signal.sqrt(), (1 - steps.signal).sqrt()
     one, zero = torch.ones_like(a), torch.zeros_like(a)
@@ -24,7 +24,7 @@ def coefficient_tables(steps: StepCoefficients, prediction_type: PredictionType)
         image_x, image_out, noise_x, noise_out = 1 / a, -s / a, zero, one
     elif prediction_type == "sample":
         image_x, image_out, noise_x, noise_out = zero, one, 1 / s, -a / s
-    else:
+    else:  # v_prediction
         image_x, image_out, noise_x, noise_out = a, -s, s, a
     return {
         "keep": steps.x0_weight * image_x + steps.direction * noise_x,

@@ -1,8 +1,9 @@
-r"""Which timesteps a chain visits, and where each of its steps leads.
+r"""Determines the timesteps of a chain, and where each of its steps leads.
 
-``scheduler.step`` of diffusers leads ``num_train_timesteps // num_inference_steps`` timesteps down, whatever comes next
-in the list; that is what a number of steps means here, too. Timesteps that are given lead each to the next, and the
-last one to the end, as in the DDIM paper (Song, Meng & Ermon 2021, section 4.2, appendix D.2).
+Given a number of steps, each step leads ``num_train_timesteps // num_inference_steps`` timesteps down, even if the next
+timestep of the list is another one; ``scheduler.step`` of diffusers does the same. Given a list of timesteps, each
+leads to the next and the last to the end of the schedule, as in the DDIM paper (Song, Meng & Ermon 2021, section 4.2,
+appendix D.2).
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ __all__ = ["DEFAULT_STEPS", "Route", "Timesteps", "quadratic_timesteps", "route_
 
 Timesteps = Sequence[int] | NDArray[np.integer[Any]] | Tensor | Literal["quadratic"]
 
-# As the pipelines of diffusers.
+# The default of the pipelines of diffusers.
 DEFAULT_STEPS = 50
 
 
@@ -35,11 +36,11 @@ class Route:
     Attributes
     ----------
     timesteps
-        Where the model is evaluated, strictly decreasing.
+        The training timesteps at which the model is evaluated, strictly decreasing.
     before
-        Where each step leads; below 0: to the end of the schedule.
+        The timestep that each step leads to; a value below 0 stands for the end of the schedule.
     note
-        A sentence on what differs from what was asked for; empty where nothing does.
+        A sentence on how the route differs from the request; empty if it does not.
     """
 
     timesteps: tuple[int, ...]
@@ -47,7 +48,7 @@ class Route:
     note: str = ""
 
     def levels(self, schedule: DDIMSchedule) -> tuple[Float[Tensor, " N"], Float[Tensor, " N"]]:
-        """The shares of signal at every step and where it leads, float64."""
+        """The share of signal at the timestep of every step, and at the timestep that the step leads to; float64."""
         return schedule.levels(self.tensor(), torch.tensor(self.before))
 
     def tensor(self) -> Int[Tensor, " N"]:
@@ -61,22 +62,22 @@ class Route:
 def route_of(
     schedule: DDIMSchedule, num_inference_steps: int | None = None, timesteps: Timesteps | None = None
 ) -> Route:
-    """The route that was asked for; what is asked for here goes before what a scheduler was set to.
+    """The requested route. The arguments take precedence over timesteps that were set on a scheduler.
 
     Parameters
     ----------
     schedule
-        The schedule; one that was read from a scheduler after ``set_timesteps`` has a route of its own.
+        The schedule. If it was read from a scheduler after ``set_timesteps``, it has a route of its own.
     num_inference_steps
-        ``N`` timesteps in the schedule's spacing. Default: the schedule's own route, else 50.
+        ``N``, the number of timesteps, spaced as the schedule says. Default: the schedule's own route, else 50.
     timesteps
-        The timesteps themselves, strictly decreasing, or ``"quadratic"``: see :func:`quadratic_timesteps`.
+        The timesteps, strictly decreasing, or ``"quadratic"``: see :func:`quadratic_timesteps`.
 
     Raises
     ------
     ValueError
-        For timesteps that are not strictly decreasing integers of the training, more steps than it has, and a number of
-        steps that is not that of the timesteps.
+        If the timesteps are not strictly decreasing training timesteps, if there are more steps than training
+        timesteps, or if both arguments are given and disagree.
     """
     count = None if num_inference_steps is None else _integer("num_inference_steps", num_inference_steps)
     if timesteps is None:
@@ -97,20 +98,28 @@ def route_of(
 
 
 def quadratic_timesteps(num_inference_steps: int, num_train_timesteps: int = 1000) -> tuple[int, ...]:
-    """Timesteps that lie the denser the less noise is left: ``floor(i^2 .8 T / (N - 1)^2)``, ``i = N-1 .. 0``.
+    """Timesteps that lie denser where less noise is left: ``floor(i^2 .8 T / (N - 1)^2)``, ``i = N-1 .. 0``.
 
-    That is the ``quad`` spacing of the DDIM paper's code, which Pokle, Geng & Kolter (2022) sample with, too. Near the
-    image, squares fall on the same integers: each is there once, so that of 50 steps 49 are left, and of 1000, 688.
+    This is the ``quad`` spacing of the code of the DDIM paper, which Pokle, Geng & Kolter (2022) also use. Near the
+    image, several squares round down to the same integer, which is returned once: N = 50 gives 49 timesteps, N = 1000
+    gives 688.
 
     Parameters
     ----------
     num_inference_steps
-        ``N``, at least 1 and at most ``num_train_timesteps``, which is ``T``.
+        ``N``, from 1 to ``num_train_timesteps``.
+    num_train_timesteps
+        ``T``, the number of training timesteps.
+
+    Returns
+    -------
+    tuple of int
+        Strictly decreasing; at most ``N`` timesteps.
 
     Raises
     ------
     ValueError
-        For any other number.
+        If ``num_inference_steps`` is not an integer in that range.
     """
     count = _integer("num_inference_steps", num_inference_steps)
     if not 1 <= count <= num_train_timesteps:
@@ -118,12 +127,13 @@ def quadratic_timesteps(num_inference_steps: int, num_train_timesteps: int = 100
             f"num_inference_steps must be from 1 to num_train_timesteps = {num_train_timesteps}, got {count}"
         )
     squares = np.linspace(0, np.sqrt(num_train_timesteps * 0.8), count) ** 2
-    if count == 1:  # one step, from the noisiest of them
+    if count == 1:  # linspace would give 0, a timestep with hardly any noise; the noisiest one is used instead
         squares = np.array([num_train_timesteps * 0.8])
     return tuple(sorted({int(square) for square in squares}, reverse=True))
 
 
 def _quadratic(count: int, total: int) -> Route:
+    """The route of quadratic spacing, with a note if it has fewer steps than ``count``."""
     chosen = quadratic_timesteps(count, total)
     route = _joined(chosen)
     if len(chosen) == count:
@@ -133,14 +143,17 @@ def _quadratic(count: int, total: int) -> Route:
 
 
 def _stepped(timesteps: tuple[int, ...], stride: int) -> Route:
+    """The route on which each step leads ``stride`` timesteps down."""
     return Route(timesteps, tuple(step - stride for step in timesteps))
 
 
 def _joined(timesteps: tuple[int, ...]) -> Route:
+    """The route on which each step leads to the next timestep, and the last one to the end of the schedule."""
     return Route(timesteps, (*timesteps[1:], -1))
 
 
 def _integer(name: str, value: Any) -> int:
+    """The value as an ``int``; floats and booleans raise a ``ValueError``."""
     try:
         if isinstance(value, (bool, np.bool_)):
             raise TypeError

@@ -43,8 +43,8 @@ if TYPE_CHECKING:
     from fixedpoint_diffusion.samplers.noise import draw_noise as draw_noise
     from fixedpoint_diffusion.samplers.noise import row_seeds as row_seeds
     from fixedpoint_diffusion.samplers.problem import ddim_problem as ddim_problem
-    from fixedpoint_diffusion.samplers.schedulers import DDIMSchedule as DDIMSchedule
-    from fixedpoint_diffusion.samplers.timesteps import quadratic_timesteps as quadratic_timesteps
+    from fixedpoint_diffusion.schedules.schedulers import DDIMSchedule as DDIMSchedule
+    from fixedpoint_diffusion.schedules.timesteps import quadratic_timesteps as quadratic_timesteps
 
 __getattr__, __dir__, __all__ = exported(
     __name__,
@@ -92,7 +92,7 @@ __getattr__, __dir__, __all__ = exported(
             "OptimisedLatents",
         ),
         "fixedpoint_diffusion.samplers.problem": ("ddim_problem",),
-        "fixedpoint_diffusion.samplers.schedulers": ("DDIMSchedule",),
-        "fixedpoint_diffusion.samplers.timesteps": ("quadratic_timesteps",),
+        "fixedpoint_diffusion.schedules.schedulers": ("DDIMSchedule",),
+        "fixedpoint_diffusion.schedules.timesteps": ("quadratic_timesteps",),
     },
 )

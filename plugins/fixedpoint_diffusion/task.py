@@ -21,8 +21,8 @@ from fixedpoint.tasks.task import Context, HasNotes, Images, Judgement, SolveTas
 from fixedpoint_diffusion.models.choices import DiffusersModel, FashionMNISTModel, MixtureModel, Model, ShapesModel
 from fixedpoint_diffusion.samplers.noise import draw_noise, row_seeds
 from fixedpoint_diffusion.samplers.problem import ddim_problem
-from fixedpoint_diffusion.samplers.schedulers import AssignedSchedule, DDIMSchedule
-from fixedpoint_diffusion.samplers.timesteps import Route, route_of
+from fixedpoint_diffusion.schedules.schedulers import AssignedSchedule, DDIMSchedule
+from fixedpoint_diffusion.schedules.timesteps import Route, route_of
 
 __all__ = ["DDIMSampling"]
 

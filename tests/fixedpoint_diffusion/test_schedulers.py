@@ -19,7 +19,7 @@ from diffusers import DDIMPipeline, DDIMScheduler, DDPMScheduler, PNDMScheduler,
 import fixedpoint
 from fixedpoint_diffusion import DDIMChain, DDIMSchedule, ddim_problem, invert
 from fixedpoint_diffusion.models.folder import FolderError, ModelFolder
-from fixedpoint_diffusion.samplers.schedulers import AssignedSchedule
+from fixedpoint_diffusion.schedules.schedulers import AssignedSchedule
 
 EVERY = sorted(name for name in dir(diffusers) if name.endswith("Scheduler"))
 # Some of them compute with numpy as it was.

@@ -17,7 +17,7 @@ from fixedpoint_diffusion.fashion_mnist import CLASSES
 from fixedpoint_diffusion.models.choices import DiffusersModel, FashionMNISTModel
 from fixedpoint_diffusion.models.folder import FolderError
 from fixedpoint_diffusion.samplers.ddim import DDIMChain
-from fixedpoint_diffusion.samplers.schedulers import DDIMSchedule
+from fixedpoint_diffusion.schedules.schedulers import DDIMSchedule
 
 __all__ = ["BUNDLED", "ChosenModel", "choose"]
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fixedpoint.core.options import nearest
-from fixedpoint_diffusion.denoisers.networks import is_of_diffusers
+from fixedpoint_diffusion.recognition import is_of_diffusers
 
 __all__ = ["NetworkCall", "check_function", "network_call"]
 

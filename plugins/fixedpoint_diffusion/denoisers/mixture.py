@@ -21,8 +21,8 @@ from torch import Tensor
 
 from fixedpoint.core.reduce import row_dots
 from fixedpoint_diffusion.denoisers.denoiser import Denoiser
-from fixedpoint_diffusion.samplers.schedule import PredictionType
-from fixedpoint_diffusion.samplers.schedulers import DDIMSchedule
+from fixedpoint_diffusion.schedules.schedule import PredictionType
+from fixedpoint_diffusion.schedules.schedulers import DDIMSchedule
 
 __all__ = ["GaussianMixture"]
 

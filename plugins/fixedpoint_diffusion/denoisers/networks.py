@@ -8,7 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["LATENT_PARTS", "check_config", "check_index", "is_dit", "is_of_diffusers", "is_pipeline", "refusal"]
+from fixedpoint_diffusion.recognition import is_pipeline
+
+__all__ = ["LATENT_PARTS", "check_config", "check_index", "is_dit", "refusal"]
 
 # Networks that model folders may hold: they take images, timesteps and possibly classes, and nothing else.
 _UNCONDITIONAL = ("UNet2DModel", "DiTTransformer2DModel")
@@ -18,17 +20,6 @@ _SILENT_PARTS = ("scheduler", "unet", "transformer", "safety_checker", "feature_
 _IN_PYTHON = (
     "in Python: NetworkDenoiser(network, conditioning={...}) with a DDIMScheduler, if the model has one's noise levels"
 )
-
-
-def is_of_diffusers(cls: type) -> bool:
-    """Whether a class is defined in diffusers."""
-    return cls.__module__.partition(".")[0] == "diffusers"
-
-
-def is_pipeline(given: Any) -> bool:
-    """Whether an object is a pipeline of diffusers, or of a class derived from one."""
-    names = ("DiffusionPipeline", "ModularPipeline")
-    return any(base.__name__ in names and is_of_diffusers(base) for base in type(given).__mro__)
 
 
 def is_dit(config: Mapping[str, Any]) -> bool:

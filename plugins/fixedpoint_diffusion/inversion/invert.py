@@ -22,8 +22,8 @@ from fixedpoint.chains.inversion.methods import Inverter, JointInversion, Stepwi
 from fixedpoint_diffusion.denoisers.denoiser import Denoiser
 from fixedpoint_diffusion.samplers.ddim import DDIMChain
 from fixedpoint_diffusion.samplers.problem import ddim_problem
-from fixedpoint_diffusion.samplers.schedulers import DDIMSchedule, schedule_of
-from fixedpoint_diffusion.samplers.timesteps import Timesteps
+from fixedpoint_diffusion.schedules.schedulers import DDIMSchedule, schedule_of
+from fixedpoint_diffusion.schedules.timesteps import Timesteps
 
 __all__ = [
     "Inversion",

@@ -18,7 +18,7 @@ from fixedpoint_diffusion.denoisers.network import NetworkDenoiser
 from fixedpoint_diffusion.denoisers.shapes import SHAPES, draw_shapes
 from fixedpoint_diffusion.fashion_mnist import DENOISER
 from fixedpoint_diffusion.models.folder import FolderError, ModelFolder
-from fixedpoint_diffusion.samplers.schedulers import DDIMSchedule
+from fixedpoint_diffusion.schedules.schedulers import DDIMSchedule
 
 __all__ = ["DiffusersModel", "FashionMNISTModel", "MixtureModel", "Model", "ShapesModel"]
 

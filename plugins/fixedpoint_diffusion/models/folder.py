@@ -4,7 +4,7 @@ Two layouts are supported. The folder of a model has ``config.json``, ``diffusio
 optionally ``scheduler_config.json``. The folder of a pipeline has ``model_index.json`` and subfolders for its parts
 (``unet`` or ``transformer``, ``scheduler``); given the subfolder of a network, the pipeline is read. Nothing is
 downloaded and nothing is unpickled. ``fixedpoint_diffusion.denoisers.networks`` and
-``fixedpoint_diffusion.samplers.schedulers`` decide which models are supported, before the weights are read.
+``fixedpoint_diffusion.schedules.schedulers`` decide which models are supported, before the weights are read.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from fixedpoint_diffusion.denoisers.networks import LATENT_PARTS, check_config, check_index, is_dit
-from fixedpoint_diffusion.samplers.schedulers import TAKEN, DDIMSchedule, schedule_of_config
+from fixedpoint_diffusion.schedules.schedulers import TAKEN, DDIMSchedule, schedule_of_config
 
 __all__ = ["FolderError", "ModelFolder"]
 

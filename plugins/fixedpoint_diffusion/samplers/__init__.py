@@ -1,1 +1,1 @@
-"""The DDIM chain, with its noise schedules, timesteps and noise."""
+"""Sampling chains: DDIM with its jumps and extensions, the noise they use, and the problem they make."""

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fixedpoint_diffusion.samplers.schedulers import DDIMSchedule
+from fixedpoint_diffusion.schedules.schedulers import DDIMSchedule
 
 __all__ = ["clipped"]
 

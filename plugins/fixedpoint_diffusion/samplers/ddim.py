@@ -29,9 +29,9 @@ from fixedpoint_diffusion.denoisers.denoiser import Denoiser
 from fixedpoint_diffusion.samplers.clipping import clipped
 from fixedpoint_diffusion.samplers.extension import Extension
 from fixedpoint_diffusion.samplers.jumps import StepCoefficients
-from fixedpoint_diffusion.samplers.schedulers import DDIMSchedule, schedule_of
 from fixedpoint_diffusion.samplers.tables import coefficient_tables
-from fixedpoint_diffusion.samplers.timesteps import Timesteps, route_of
+from fixedpoint_diffusion.schedules.schedulers import DDIMSchedule, schedule_of
+from fixedpoint_diffusion.schedules.timesteps import Timesteps, route_of
 
 __all__ = ["DDIMChain"]
 

@@ -13,8 +13,8 @@ from torch import Tensor
 from fixedpoint.chains.problem import ChainProblem
 from fixedpoint_diffusion.denoisers.denoiser import Denoiser
 from fixedpoint_diffusion.samplers.ddim import DDIMChain
-from fixedpoint_diffusion.samplers.schedulers import DDIMSchedule
-from fixedpoint_diffusion.samplers.timesteps import Timesteps
+from fixedpoint_diffusion.schedules.schedulers import DDIMSchedule
+from fixedpoint_diffusion.schedules.timesteps import Timesteps
 
 __all__ = ["ddim_problem"]
 

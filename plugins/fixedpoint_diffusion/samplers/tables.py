@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from fixedpoint_diffusion.samplers.jumps import StepCoefficients
-from fixedpoint_diffusion.samplers.schedule import PredictionType
+from fixedpoint_diffusion.schedules.schedule import PredictionType
 
 __all__ = ["coefficient_tables"]
 

@@ -17,8 +17,8 @@ import numpy as np
 from torch import Tensor
 
 from fixedpoint.core.options import option
-from fixedpoint_diffusion.denoisers.networks import is_of_diffusers, is_pipeline
-from fixedpoint_diffusion.samplers.schedule import NoiseSchedule
+from fixedpoint_diffusion.recognition import is_of_diffusers, is_pipeline
+from fixedpoint_diffusion.schedules.schedule import NoiseSchedule
 
 __all__ = ["TAKEN", "AssignedSchedule", "DDIMSchedule", "schedule_of", "schedule_of_config"]
 

@@ -19,7 +19,7 @@ from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fixedpoint_diffusion.samplers.schedulers import AssignedSchedule, DDIMSchedule
+from fixedpoint_diffusion.schedules.schedulers import AssignedSchedule, DDIMSchedule
 
 __all__ = ["DEFAULT_STEPS", "Route", "Timesteps", "quadratic_timesteps", "route_of"]
 

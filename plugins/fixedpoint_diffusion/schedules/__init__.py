@@ -1,0 +1,1 @@
+"""Noise schedules and timesteps, and the diffusers schedulers they are read from."""

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from fixedpoint_diffusion.inversion.invert import invert as invert
     from fixedpoint_diffusion.inversion.invert import slerp as slerp
     from fixedpoint_diffusion.inversion.latent_gradients import Exact as Exact
-    from fixedpoint_diffusion.inversion.latent_gradients import Found as Found
     from fixedpoint_diffusion.inversion.latent_gradients import LatentGradient as LatentGradient
+    from fixedpoint_diffusion.inversion.latent_gradients import LossAndGradient as LossAndGradient
     from fixedpoint_diffusion.inversion.latent_gradients import OneStep as OneStep
     from fixedpoint_diffusion.inversion.latent_gradients import Phantom as Phantom
     from fixedpoint_diffusion.inversion.latent_gradients import Serial as Serial
@@ -67,7 +67,7 @@ __getattr__, __dir__, __all__ = exported(
         ),
         "fixedpoint_diffusion.inversion.latent_gradients": (
             "Exact",
-            "Found",
+            "LossAndGradient",
             "LatentGradient",
             "OneStep",
             "Phantom",

@@ -12,12 +12,12 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from fixedpoint_diffusion.command.files import Entry, find, read
+from fixedpoint_diffusion.command.image_format import ImageFormat, RefusedError
 from fixedpoint_diffusion.command.pictures import as_png, drawn, sheet
-from fixedpoint_diffusion.command.wanted import RefusedError, Wanted
 from fixedpoint_diffusion.fashion_mnist.images import held_out_images
 
-GREY = Wanted((1, 8, 6))
-RGB = Wanted((3, 8, 6))
+GREY = ImageFormat((1, 8, 6))
+RGB = ImageFormat((3, 8, 6))
 LEVELS = np.arange(48, dtype=np.uint8).reshape(8, 6) * 5
 COLOURS = np.stack([LEVELS, LEVELS[::-1], 255 - LEVELS], axis=-1)
 
@@ -36,7 +36,7 @@ def values(levels: np.ndarray) -> torch.Tensor:
 def test_the_bundled_images_come_back_from_png_bit_for_bit(tmp_path: Path) -> None:
     image = held_out_images()[0][3]
     (tmp_path / "3.png").write_bytes(as_png(drawn(image)))
-    found = read(Entry(tmp_path / "3.png"), Wanted((1, 32, 32)))
+    found = read(Entry(tmp_path / "3.png"), ImageFormat((1, 32, 32)))
     torch.testing.assert_close(found.pixels, image, rtol=0, atol=1e-7)
     assert found.pixels.dtype == torch.float32
     assert found.notices == ()
@@ -74,7 +74,7 @@ def test_transparent_parts_are_laid_over_the_background(tmp_path: Path, backgrou
     alpha[:2] = 0
     picture = Image.fromarray(np.dstack([LEVELS, alpha]), mode=None)
     path = saved(picture, tmp_path / "alpha.png")
-    found = read(Entry(path), Wanted((1, 8, 6), background=background))
+    found = read(Entry(path), ImageFormat((1, 8, 6), background=background))
     expected = LEVELS.copy()
     expected[:2] = behind
     torch.testing.assert_close(found.pixels, values(expected), rtol=0, atol=1e-6)
@@ -126,13 +126,13 @@ def test_another_size_is_refused_resized_or_padded(tmp_path: Path) -> None:
         read(Entry(large), GREY)
     with pytest.raises(RefusedError, match=r"--resize resizes it, --pad sets it on the background$"):
         read(Entry(small), GREY)
-    resized = read(Entry(large), Wanted((1, 8, 6), resize=True, pad=True))
+    resized = read(Entry(large), ImageFormat((1, 8, 6), resize=True, pad=True))
     with Image.open(large) as picture:
         expected = np.asarray(picture.resize((6, 8), Image.Resampling.LANCZOS))
     torch.testing.assert_close(resized.pixels, values(expected), rtol=0, atol=1.1 / 127.5)
     assert resized.notices == ("18 x 24 pixels, resized to 6 x 8",)
-    assert "stretched" in read(Entry(small), Wanted((3, 8, 6), resize=True)).notices[-1]
-    padded = read(Entry(small), Wanted((1, 8, 6), pad=True, background="white"))
+    assert "stretched" in read(Entry(small), ImageFormat((3, 8, 6), resize=True)).notices[-1]
+    padded = read(Entry(small), ImageFormat((1, 8, 6), pad=True, background="white"))
     surrounded = np.full((8, 6), 255)
     surrounded[1:6, 1:5] = LEVELS[:5, :4]
     torch.testing.assert_close(padded.pixels, values(surrounded), rtol=0, atol=1e-6)
@@ -162,9 +162,9 @@ def test_a_picture_that_would_fill_the_memory_is_refused(tmp_path: Path, monkeyp
 def test_models_of_something_else_than_pictures_want_tensors(tmp_path: Path) -> None:
     path = saved(Image.fromarray(LEVELS), tmp_path / "a.png")
     with pytest.raises(RefusedError, match=r"the model's images have shape \(4, 8, 6\); give tensors"):
-        read(Entry(path), Wanted((4, 8, 6)))
+        read(Entry(path), ImageFormat((4, 8, 6)))
     np.save(tmp_path / "latents.npy", 5 * np.ones((4, 8, 6), dtype=np.float32))
-    assert read(Entry(tmp_path / "latents.npy", 0), Wanted((4, 8, 6))).pixels.mean() == 5
+    assert read(Entry(tmp_path / "latents.npy", 0), ImageFormat((4, 8, 6))).pixels.mean() == 5
 
 
 IMAGES = torch.linspace(-1, 1, 3 * 48, dtype=torch.float64).view(3, 1, 8, 6)

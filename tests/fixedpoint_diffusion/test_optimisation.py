@@ -19,7 +19,7 @@ from fixedpoint.chains.chain import Chain
 from fixedpoint.chains.problem import ChainProblem
 from fixedpoint.chains.slope.preconditioner import Coefficient
 from fixedpoint_diffusion import DDIMChain, DDIMSchedule, Denoiser, draw_noise, row_seeds
-from fixedpoint_diffusion.inversion.latent_gradients import Exact, Found, OneStep, Phantom, Serial, joint_map
+from fixedpoint_diffusion.inversion.latent_gradients import Exact, LossAndGradient, OneStep, Phantom, Serial, joint_map
 from fixedpoint_diffusion.inversion.optimisation import OptimisedInversion
 from fixedpoint_diffusion.models.choices import MixtureModel
 
@@ -152,7 +152,7 @@ def test_calls_that_are_told_are_those_that_are_made(gradient: Any) -> None:
     kept: dict[str, Tensor] = {}
     for _ in range(2):
         network.forward = network.states = network.backward = 0
-        found: Found = gradient.find(problem, images, kept)
+        found: LossAndGradient = gradient.find(problem, images, kept)
         kept = found.kept
         assert found.calls == network.forward + network.backward
         assert found.evaluations.sum() == network.states
@@ -292,7 +292,7 @@ def test_solves_go_by_the_moves_before_unless_these_were_of_another_function(red
     moves: list[bool] = []
 
     class Watched(Exact):
-        def find(self, problem: ChainProblem, images: Tensor, kept: Any) -> Found:
+        def find(self, problem: ChainProblem, images: Tensor, kept: Any) -> LossAndGradient:
             moves.append(any(bool(value.any()) for name, value in kept.items() if name.endswith("_move")))
             return super().find(problem, images, kept)
 

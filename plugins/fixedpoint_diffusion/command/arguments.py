@@ -13,8 +13,8 @@ from fixedpoint.core.options import nearest
 from fixedpoint.registry import CommandError
 from fixedpoint_diffusion.command.console import complain
 from fixedpoint_diffusion.command.files import find
+from fixedpoint_diffusion.command.image_format import ImageFormat
 from fixedpoint_diffusion.command.model import ChosenModel, choose
-from fixedpoint_diffusion.command.wanted import Wanted
 from fixedpoint_diffusion.command.work import Job
 
 __all__ = ["Arguments", "job_of"]
@@ -69,7 +69,7 @@ def job_of(arguments: Arguments, quiet: bool = False) -> Job:
         chosen=chosen,
         entries=tuple(entries),
         labels=_labels(chosen, arguments.classes, len(entries)),
-        wanted=Wanted(
+        image_format=ImageFormat(
             chosen.model.event_shape,
             arguments.resize,
             arguments.pad,

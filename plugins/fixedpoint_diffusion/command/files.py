@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fixedpoint_diffusion.command.wanted import RefusedError, Wanted
+from fixedpoint_diffusion.command.image_format import ImageFormat, RefusedError
 
 __all__ = ["Entry", "Read", "find", "read"]
 
@@ -108,7 +108,7 @@ def _of_file(path: Path) -> Iterator[Entry]:
         yield Entry(path, refused=f"is of no kind that is read ({kinds})")
 
 
-def read(entry: Entry, wanted: Wanted) -> Read:
+def read(entry: Entry, wanted: ImageFormat) -> Read:
     """The image of an entry.
 
     Raises

@@ -17,7 +17,7 @@ from torch import Tensor
 from fixedpoint.config.files import write_atomically
 from fixedpoint.execution.plain import json_text
 from fixedpoint_diffusion.command.pictures import as_png, drawn, sheet
-from fixedpoint_diffusion.command.work import Between, Done, Job, Row
+from fixedpoint_diffusion.command.work import Done, Interpolation, Job, Row
 
 __all__ = ["Results"]
 
@@ -44,7 +44,7 @@ class Results:
         self._latents: list[Tensor] = []
         self._drawn: dict[str, list[NDArray[np.uint8]]] = {"images": [], "reconstructions": [], "edits": []}
         self._tensors: dict[str, list[Tensor]] = {}
-        self._between: list[tuple[Between, list[NDArray[np.uint8]]]] = []
+        self._between: list[tuple[Interpolation, list[NDArray[np.uint8]]]] = []
         folder.mkdir(parents=True, exist_ok=True)
 
     @property
@@ -72,7 +72,7 @@ class Results:
         if done.edits is not None:
             made["edits"] = done.edits
         for kind, images in made.items():
-            if not self.job.wanted.drawn:
+            if not self.job.image_format.drawn:
                 self._tensors.setdefault(kind, []).extend(images)
                 continue
             for place, image in enumerate(images):
@@ -87,9 +87,9 @@ class Results:
             self._write("", _LATENTS, self._stored())
             self._write_report(interrupted=True)
 
-    def add_between(self, between: Between) -> None:
+    def add_between(self, between: Interpolation) -> None:
         """Add the images between two latents, and write their pictures."""
-        if not self.job.wanted.drawn:
+        if not self.job.image_format.drawn:
             self._tensors.setdefault("interpolations", []).extend(between.images)
             return
         pictures = [drawn(image) for image in between.images]

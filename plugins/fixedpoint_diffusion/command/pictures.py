@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from fixedpoint_diffusion.command.wanted import RefusedError, Wanted
+from fixedpoint_diffusion.command.image_format import ImageFormat, RefusedError
 
 __all__ = ["as_png", "drawn", "read_picture", "sheet"]
 
@@ -23,7 +23,7 @@ _LEVELS = {"black": 0.0, "white": 255.0}
 _TILE, _GAP, _APART = 64, 2, 12
 
 
-def read_picture(path: Path, wanted: Wanted) -> tuple[Float[NDArray[np.float64], "H W C"], tuple[str, ...]]:
+def read_picture(path: Path, wanted: ImageFormat) -> tuple[Float[NDArray[np.float64], "H W C"], tuple[str, ...]]:
     """Read a picture with the required size and channels.
 
     Returns
@@ -99,7 +99,7 @@ def _laid(picture: Image.Image, background: str) -> tuple[Image.Image, bool]:
     return behind.convert("RGB"), True
 
 
-def _sized(values: NDArray[np.float64], wanted: Wanted) -> tuple[NDArray[np.float64], list[str]]:
+def _sized(values: NDArray[np.float64], wanted: ImageFormat) -> tuple[NDArray[np.float64], list[str]]:
     """The values padded or resized to the required size where that is allowed, and sentences on what was done."""
     height, width = wanted.shape[1:]
     came = f"{values.shape[1]} x {values.shape[0]}"

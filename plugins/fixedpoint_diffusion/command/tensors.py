@@ -13,7 +13,7 @@ from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from fixedpoint_diffusion.command.wanted import RefusedError, Wanted
+from fixedpoint_diffusion.command.image_format import ImageFormat, RefusedError
 
 __all__ = ["count", "read_row"]
 
@@ -33,7 +33,7 @@ def count(path: Path) -> int:
         return shape[0] if len(shape) == 4 else 1
 
 
-def read_row(path: Path, row: int, wanted: Wanted) -> Float[Tensor, "C H W"]:
+def read_row(path: Path, row: int, wanted: ImageFormat) -> Float[Tensor, "C H W"]:
     """One image of a file, float32.
 
     Raises

@@ -12,12 +12,12 @@ from torch import Tensor
 import fixedpoint
 from fixedpoint.registry import CommandError
 from fixedpoint_diffusion.command.files import Entry, read
+from fixedpoint_diffusion.command.image_format import ImageFormat, RefusedError
 from fixedpoint_diffusion.command.model import ChosenModel
-from fixedpoint_diffusion.command.wanted import RefusedError, Wanted
 from fixedpoint_diffusion.inversion.invert import Inversion, InversionProgress, invert, slerp
 from fixedpoint_diffusion.samplers.problem import ddim_problem
 
-__all__ = ["Between", "Done", "Job", "Row", "between", "inverted"]
+__all__ = ["Done", "Interpolation", "Job", "Row", "between", "inverted"]
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Job:
         The images.
     labels
         The class of each image; None if the classes are guessed or the model has none.
-    wanted
+    image_format
         The images that the model requires.
     guidance
         Guidance scale of the inversion.
@@ -52,7 +52,7 @@ class Job:
     chosen: ChosenModel
     entries: tuple[Entry, ...]
     labels: tuple[int, ...] | None
-    wanted: Wanted
+    image_format: ImageFormat
     guidance: float
     edit_label: int | None
     edit_guidance: float | None
@@ -126,7 +126,7 @@ class Done:
 
 
 @dataclass(frozen=True)
-class Between:
+class Interpolation:
     """The images between two latents; ``first`` and ``second`` are their places among the latents."""
 
     first: int
@@ -148,7 +148,7 @@ def inverted(job: Job, told: Callable[[InversionProgress], None] | None = None) 
     labels: list[int] = []
     for place, entry in enumerate(job.entries):
         try:
-            found = read(entry, job.wanted)
+            found = read(entry, job.image_format)
         except RefusedError as error:
             rows.append(Row(entry.name, "skipped", str(error)))
         else:
@@ -160,7 +160,7 @@ def inverted(job: Job, told: Callable[[InversionProgress], None] | None = None) 
             rows, pixels, labels = [], [], []
     # Images at the end of the list that were all skipped belong to no batch yet.
     if rows:
-        none = torch.empty(0, *job.wanted.shape)
+        none = torch.empty(0, *job.image_format.shape)
         yield Done(tuple(rows), none, none, none, none if job.edits else None)
 
 
@@ -241,7 +241,7 @@ def _sampled(job: Job, latents: Tensor, labels: Sequence[int] | None, guidance: 
     return images
 
 
-def between(job: Job, latents: Sequence[Tensor], labels: Sequence[int | None]) -> Iterator[Between]:
+def between(job: Job, latents: Sequence[Tensor], labels: Sequence[int | None]) -> Iterator[Interpolation]:
     """Images between neighbouring latents, along the great circle; each has the class of the nearer latent."""
     count = job.interpolate
     for place in range(len(latents) - 1):
@@ -254,7 +254,7 @@ def between(job: Job, latents: Sequence[Tensor], labels: Sequence[int | None]) -
             _sampled(job, part, known[at : at + job.batch] or None, job.guidance).cpu()
             for at, part in _parts(torch.cat(mixed), job.batch)
         ]
-        yield Between(place, place + 1, tuple(nearer), torch.cat(images))
+        yield Interpolation(place, place + 1, tuple(nearer), torch.cat(images))
 
 
 def _parts(latents: Tensor, size: int) -> Iterator[tuple[int, Tensor]]:

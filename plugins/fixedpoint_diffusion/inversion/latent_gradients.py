@@ -46,11 +46,11 @@ from fixedpoint.core.termination import Termination
 from fixedpoint.gradients.adjoint import failed_rows, scaled_rows
 from fixedpoint_diffusion.inversion.secant import Secant
 
-__all__ = ["AnyLatentGradient", "Exact", "Found", "LatentGradient", "OneStep", "Phantom", "Serial"]
+__all__ = ["AnyLatentGradient", "Exact", "LatentGradient", "LossAndGradient", "OneStep", "Phantom", "Serial"]
 
 
 @dataclass(frozen=True)
-class Found:
+class LossAndGradient:
     """The result of one evaluation of loss and gradient.
 
     Attributes
@@ -87,7 +87,9 @@ class LatentGradient(Options, ABC):
     """Base class of the methods that compute loss and gradient, with their options."""
 
     @abstractmethod
-    def find(self, problem: ChainProblem, images: Float[Tensor, "B *event"], kept: Mapping[str, Tensor]) -> Found:
+    def find(
+        self, problem: ChainProblem, images: Float[Tensor, "B *event"], kept: Mapping[str, Tensor]
+    ) -> LossAndGradient:
         """Compute the loss and its gradient with respect to the start of a chain.
 
         Parameters
@@ -97,7 +99,7 @@ class LatentGradient(Options, ABC):
         images
             The target images ``x*``, shape ``(B, *event)``.
         kept
-            ``Found.kept`` of the previous evaluation for these rows; empty at the first one.
+            ``LossAndGradient.kept`` of the previous evaluation for these rows; empty at the first one.
         """
 
 
@@ -107,7 +109,9 @@ class Serial(LatentGradient):
 
     variant = "serial"
 
-    def find(self, problem: ChainProblem, images: Float[Tensor, "B *event"], kept: Mapping[str, Tensor]) -> Found:
+    def find(
+        self, problem: ChainProblem, images: Float[Tensor, "B *event"], kept: Mapping[str, Tensor]
+    ) -> LossAndGradient:
         rows = torch.arange(len(images), device=images.device)
         # An optimisation calls this without gradients, so recording is switched on for the chain alone.
         with torch.enable_grad():
@@ -117,7 +121,9 @@ class Serial(LatentGradient):
         misfit = x.detach() - images
         (gradient,) = torch.autograd.grad(x, x_T, 2 * misfit)  # 2 misfit: the derivative of its squared norm
         each = np.full(len(images), problem.length)
-        return Found(misfit, gradient, 2 * problem.length, each, each, np.ones(len(images), dtype=np.bool_), {})
+        return LossAndGradient(
+            misfit, gradient, 2 * problem.length, each, each, np.ones(len(images), dtype=np.bool_), {}
+        )
 
 
 @dataclass(frozen=True)
@@ -146,7 +152,9 @@ class OneStep(_Joint):
 
     tau: float = option(0.1, gt=0.0, le=1.0, help="how far the step goes")
 
-    def find(self, problem: ChainProblem, images: Float[Tensor, "B *event"], kept: Mapping[str, Tensor]) -> Found:
+    def find(
+        self, problem: ChainProblem, images: Float[Tensor, "B *event"], kept: Mapping[str, Tensor]
+    ) -> LossAndGradient:
         secant = Secant(kept, problem.x0)
         return _differentiated(problem, images, self._trajectory(problem, secant), secant, 1, self.tau)
 
@@ -160,7 +168,9 @@ class Phantom(_Joint):
     steps: int = option(5, ge=1, help="k: number of steps")
     tau: float = option(0.1, gt=0.0, le=1.0, help="how far each step goes")
 
-    def find(self, problem: ChainProblem, images: Float[Tensor, "B *event"], kept: Mapping[str, Tensor]) -> Found:
+    def find(
+        self, problem: ChainProblem, images: Float[Tensor, "B *event"], kept: Mapping[str, Tensor]
+    ) -> LossAndGradient:
         secant = Secant(kept, problem.x0)
         return _differentiated(problem, images, self._trajectory(problem, secant), secant, self.steps, self.tau)
 
@@ -189,7 +199,9 @@ class Exact(_Joint):
         if "chain" not in self.adjoint_solver.needs:
             raise OptionError("Exact", "adjoint_solver", f"must be a solver of chains, got {self.adjoint_solver!r}")
 
-    def find(self, problem: ChainProblem, images: Float[Tensor, "B *event"], kept: Mapping[str, Tensor]) -> Found:
+    def find(
+        self, problem: ChainProblem, images: Float[Tensor, "B *event"], kept: Mapping[str, Tensor]
+    ) -> LossAndGradient:
         secant = Secant(kept, problem.x0)
         solution = self._trajectory(problem, secant)
         misfit = solution.z[:, -1] - images
@@ -205,7 +217,7 @@ class Exact(_Joint):
         # Back to the size of the cotangent, in float64 like ``size``, and rounded once.
         states = (adjoint.z.flatten(1).double() * size.unsqueeze(1)).to(misfit).view(adjoint.z.shape)
         products = adjoint.evaluations
-        return Found(
+        return LossAndGradient(
             misfit,
             states[:, -1],
             solution.counts.rounds + 2 * adjoint.counts.rounds,
@@ -231,7 +243,7 @@ AnyLatentGradient = Serial | OneStep | Phantom | Exact
 
 def _differentiated(
     problem: ChainProblem, images: Float[Tensor, "B *event"], solution: Solution, secant: Secant, steps: int, tau: float
-) -> Found:
+) -> LossAndGradient:
     """Loss and gradient by damped steps of the joint map, from states that are held constant.
 
     As in the code of the authors, autograd also computes the gradient with respect to these states, through the
@@ -251,7 +263,7 @@ def _differentiated(
     misfit = last.detach() - images
     gradient, _ = torch.autograd.grad(last, (x_T, held), 2 * misfit)
     each = np.full(len(images), steps * problem.length)
-    return Found(
+    return LossAndGradient(
         misfit,
         gradient,
         solution.counts.rounds + 2 * steps,

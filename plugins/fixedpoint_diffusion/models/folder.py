@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from fixedpoint_diffusion.denoisers.networks import LATENT_PARTS, check_config, check_index, is_dit
-from fixedpoint_diffusion.schedules.schedulers import TAKEN, DDIMSchedule, schedule_of_config
+from fixedpoint_diffusion.schedules.schedulers import SUPPORTED_SCHEDULERS, DDIMSchedule, schedule_of_config
 
 __all__ = ["FolderError", "ModelFolder"]
 
@@ -50,7 +50,7 @@ class ModelFolder:
     latent
         Name of the part of its pipeline that decodes samples, such as ``"vae"``; the samples themselves are then not
         images. Empty without such a part.
-    named
+    pipeline_scheduler
         Class name of the scheduler in ``model_index.json``; empty if it names none.
     """
 
@@ -59,7 +59,7 @@ class ModelFolder:
     scheduler: Mapping[str, Any] | None
     files: tuple[Path, ...]
     latent: str = ""
-    named: str = ""
+    pipeline_scheduler: str = ""
 
     @classmethod
     def open(cls, path: str | Path) -> ModelFolder:
@@ -94,7 +94,7 @@ class ModelFolder:
         found = [place for place in places if place.is_file()][:1]
         scheduler = _read_json(found[0]) if found else None
         named = (index.get("scheduler") or [None, None])[-1]
-        if scheduler is None and named not in (None, *TAKEN):
+        if scheduler is None and named not in (None, *SUPPORTED_SCHEDULERS):
             raise FolderError(f"{root} is sampled with a {named}, and has no scheduler_config.json of it")
         latent = next((part for part in LATENT_PARTS if any(index.get(part) or ())), "")
         return cls(network, config, scheduler, (network / "config.json", *weights, *found), latent, str(named or ""))
@@ -161,9 +161,11 @@ class ModelFolder:
     def _otherwise_named(self) -> str:
         """A note if pipeline and scheduler name different schedulers, in which case the scheduler's file is used."""
         own = (self.scheduler or {}).get("_class_name")
-        if not self.named or own in (None, self.named):
+        if not self.pipeline_scheduler or own in (None, self.pipeline_scheduler):
             return ""
-        return f"{_INDEX} names a {self.named}, its scheduler_config.json a {own}, which is what is followed"
+        return (
+            f"{_INDEX} names a {self.pipeline_scheduler}, its scheduler_config.json a {own}, which is what is followed"
+        )
 
     def _taken(self, config: Mapping[str, Any]) -> tuple[DDIMSchedule, str]:
         """The schedule and its note; errors get the folder as their subject."""

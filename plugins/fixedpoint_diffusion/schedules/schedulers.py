@@ -20,7 +20,7 @@ from fixedpoint.core.options import option
 from fixedpoint_diffusion.recognition import is_of_diffusers, is_pipeline
 from fixedpoint_diffusion.schedules.schedule import NoiseSchedule
 
-__all__ = ["TAKEN", "AssignedSchedule", "DDIMSchedule", "schedule_of", "schedule_of_config"]
+__all__ = ["SUPPORTED_SCHEDULERS", "AssignedSchedule", "DDIMSchedule", "schedule_of", "schedule_of_config"]
 
 
 @dataclass(frozen=True)
@@ -72,8 +72,8 @@ class AssignedSchedule(DDIMSchedule):
 
 
 # Schedulers whose configurations are accepted; of scheduler objects, only the first.
-TAKEN = ("DDIMScheduler", "DDPMScheduler")
-_TAKEN = TAKEN[0]
+SUPPORTED_SCHEDULERS = ("DDIMScheduler", "DDPMScheduler")
+_DDIM = SUPPORTED_SCHEDULERS[0]
 _FIELDS = {field.name: field.default for field in fields(DDIMSchedule)}
 # Fields that DDIM uses and that other schedulers lack or define differently.
 _ADOPTED = ("clip_sample", "timestep_spacing", "set_alpha_to_one", "steps_offset")
@@ -108,8 +108,8 @@ def schedule_of(given: Any) -> DDIMSchedule:
     if isinstance(given, DDIMSchedule):
         return given
     config = getattr(given, "config", None)
-    if not (type(given).__name__ == _TAKEN and is_of_diffusers(type(given)) and isinstance(config, Mapping)):
-        raise TypeError(f"the schedule requires a diffusers {_TAKEN}, got {_refusal(given)}")
+    if not (type(given).__name__ == _DDIM and is_of_diffusers(type(given)) and isinstance(config, Mapping)):
+        raise TypeError(f"the schedule requires a diffusers {_DDIM}, got {_refusal(given)}")
     # The scheduler itself reads the attributes of its configuration, which ``scheduler.config.clip_sample = False``
     # changes, and not the entries, which that assignment leaves as they were.
     effective = {name: getattr(config, name, value) for name, value in config.items()}
@@ -130,20 +130,20 @@ def schedule_of_config(config: Mapping[str, Any]) -> tuple[DDIMSchedule, str]:
         scheduler"), which the caller puts in front.
     """
     name = config.get("_class_name")
-    if name not in TAKEN:
+    if name not in SUPPORTED_SCHEDULERS:
         if "beta_schedule" not in config:
             raise ValueError(f"({name or 'unnamed'}) has no beta_schedule, so it has no DDIM chain")
         if name is None:
             DDIMSchedule(**_options(config))  # errors in its values are reported first
-            raise ValueError(f"does not name its class (_class_name); a chain requires a {_TAKEN}")
-        carried = _carried(config)
+            raise ValueError(f"does not name its class (_class_name); a chain requires a {_DDIM}")
+        carried = _ddim_replacement(config)
         hint = f"; to have it sampled by DDIM, save in its place one {carried}" * bool(carried)
-        raise ValueError(f"is a {name}, whose steps are not those of a {_TAKEN}{hint}")
+        raise ValueError(f"is a {name}, whose steps are not those of a {_DDIM}{hint}")
     schedule = DDIMSchedule(**_options(config))
-    if name == _TAKEN:
+    if name == _DDIM:
         return schedule, ""
     how = _clipping(schedule, "clip_sample" in config)
-    return schedule, f"the scheduler is a {name}; sampled by DDIM, as {_TAKEN}.from_config takes it, {how}"
+    return schedule, f"the scheduler is a {name}; sampled by DDIM, as {_DDIM}.from_config takes it, {how}"
 
 
 def _clipping(schedule: DDIMSchedule, said: bool) -> str:
@@ -177,7 +177,7 @@ def _check_unchanged(scheduler: Any, schedule: DDIMSchedule) -> None:
             )
     changed = [name for name in _STEPPING if name in vars(scheduler)]
     if changed:
-        raise ValueError(f"the scheduler's {changed[0]} was replaced by hand; a chain steps as the {_TAKEN}'s own does")
+        raise ValueError(f"the scheduler's {changed[0]} was replaced by hand; a chain steps as the {_DDIM}'s own does")
 
 
 def _assigned(scheduler: Any, schedule: DDIMSchedule) -> DDIMSchedule:
@@ -213,29 +213,29 @@ def _refusal(given: Any) -> str:
     """The end of an error message: what was passed, and what to pass instead."""
     name = type(given).__name__
     if isinstance(given, type):
-        return f"the class {given.__name__} itself; pass an instance, {_TAKEN}(...)"
+        return f"the class {given.__name__} itself; pass an instance, {_DDIM}(...)"
     if is_pipeline(given):
-        return f"a whole {name}; pass {_TAKEN}.from_config(pipeline.scheduler.config), and its network as the denoiser"
+        return f"a whole {name}; pass {_DDIM}.from_config(pipeline.scheduler.config), and its network as the denoiser"
     if isinstance(given, Mapping):
-        return f"{name}, a configuration; pass {_TAKEN}.from_config(config)"
+        return f"{name}, a configuration; pass {_DDIM}.from_config(config)"
     if isinstance(given, str) or hasattr(given, "__fspath__"):
-        return f"{name} {str(given)!r}; pass {_TAKEN}.from_pretrained(folder)"
+        return f"{name} {str(given)!r}; pass {_DDIM}.from_pretrained(folder)"
     config = getattr(given, "config", None)
     if not isinstance(config, Mapping) or not hasattr(given, "set_timesteps"):
         return f"{name}; a DDIMSchedule will do, too"
-    if any(base.__name__ == _TAKEN for base in type(given).__mro__[1:]):
+    if any(base.__name__ == _DDIM for base in type(given).__mro__[1:]):
         return (
             f"{name}, a class of its own derived from it, whose steps may be others; where they are not, pass "
-            f"{_TAKEN}.from_config(scheduler.config)"
+            f"{_DDIM}.from_config(scheduler.config)"
         )
-    carried = _carried(config)
+    carried = _ddim_replacement(config)
     if not carried:
-        return f"{name}, of other noise levels than a {_TAKEN} can have, so that its models have no DDIM chain"
+        return f"{name}, of other noise levels than a {_DDIM} can have, so that its models have no DDIM chain"
     also = "; the way from images to noise is fixedpoint_diffusion.invert" * ("Inverse" in name)
     return f"{name}; to sample by DDIM instead, {carried}{also}"
 
 
-def _carried(config: Mapping[str, Any]) -> str:
+def _ddim_replacement(config: Mapping[str, Any]) -> str:
     """What ``DDIMScheduler.from_config`` keeps of a configuration, and that call; empty if no DDIM chain exists."""
     if "beta_schedule" not in config:
         return ""
@@ -261,5 +261,5 @@ def _carried(config: Mapping[str, Any]) -> str:
     said = f" but {', '.join(others)}" * bool(others)
     if schedule.clip_sample and not config.get("clip_sample"):
         said += " (clip_sample=False as an argument leaves the clipping out)"
-    made = f"{_TAKEN}.from_config(scheduler.config)" + f" with the arguments {', '.join(levels)}" * bool(levels)
+    made = f"{_DDIM}.from_config(scheduler.config)" + f" with the arguments {', '.join(levels)}" * bool(levels)
     return f"with the same noise levels and prediction type{said}: {made}"

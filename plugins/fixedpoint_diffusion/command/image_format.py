@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ["RefusedError", "Wanted"]
+__all__ = ["ImageFormat", "RefusedError"]
 
 
 class RefusedError(ValueError):
@@ -13,7 +13,7 @@ class RefusedError(ValueError):
 
 
 @dataclass(frozen=True)
-class Wanted:
+class ImageFormat:
     """The images that a model requires, and how other images may be converted.
 
     Attributes

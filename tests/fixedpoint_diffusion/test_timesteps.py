@@ -133,7 +133,7 @@ def test_a_task_has_them_and_says_which_are_left_out() -> None:
 
 
 @pytest.mark.parametrize(
-    ("asked", "sentence"),
+    ("arguments", "sentence"),
     [
         ({"timesteps": [3, 2, 2]}, "strictly decreasing, got 2 before 2; leave out what is there twice"),
         ({"timesteps": [1, 2, 3]}, "got 1 before 2; a chain goes from noise to image, so reverse them"),

@@ -14,6 +14,7 @@ import jaxtyping
 sys.path.insert(0, str(Path(__file__).parent / "support"))  # the hook finds the checker by its import name
 
 import typechecker
+import warm
 
 # Before anything imports fixedpoint: the hook rewrites modules as they are loaded.
 jaxtyping.jaxtyped = typechecker.once_for_each_kind
@@ -50,6 +51,19 @@ def toy_environment() -> dict[str, str]:
     toys = Path(__file__).parent / "toys"
     paths = os.pathsep.join([str(toys), str(toys / "installed"), os.environ.get("PYTHONPATH", "")])
     return {**os.environ, "PYTHONPATH": paths.rstrip(os.pathsep), "COLUMNS": "80", "OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture(scope="session")
+def programs() -> Iterator[Path]:
+    """A folder with ``python`` and ``fixedpoint`` that begin with torch imported: see ``tests/support/warm.py``."""
+    with warm.executables() as folder:
+        yield folder
+
+
+@pytest.fixture(scope="session")
+def python(programs: Path) -> str:
+    """For a subprocess of which nothing is asked that a Python with torch imported already would answer otherwise."""
+    return str(programs / "python")
 
 
 @pytest.fixture(scope="session")

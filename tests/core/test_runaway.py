@@ -65,8 +65,14 @@ GROWS = {
 }
 
 
-@pytest.mark.parametrize("solver", ["picard", "squarem"])
-@pytest.mark.parametrize("name", GROWS)
+@pytest.mark.parametrize(
+    ("name", "solver"),
+    [
+        pytest.param(name, solver, marks=[pytest.mark.slow] if (name, solver) == ("a slower one", "picard") else [])
+        for name in GROWS
+        for solver in ("picard", "squarem")
+    ],
+)
 def test_what_grows_to_its_fixed_point_converges(name: str, solver: str) -> None:
     f, start, right = GROWS[name]
     solution = solve(f, torch.full((1, 1), start, dtype=torch.float64), solver=solver, rtol=1e-7, max_rounds=40_000)

@@ -174,7 +174,7 @@ def _become(arguments: list[str], folder: str, environment: dict[str, str], path
     sys.dont_write_bytecode = bool(environment.get("PYTHONDONTWRITEBYTECODE"))
     for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
         errors = "backslashreplace" if name == "stderr" else "strict"
-        stream = open(number, mode, encoding="utf-8", errors=errors, closefd=False)
+        stream = open(number, mode, encoding="utf-8", errors=errors, closefd=False)  # noqa: SIM115
         if mode == "w" and (name == "stderr" or stream.isatty() or environment.get("PYTHONUNBUFFERED")):
             stream.reconfigure(line_buffering=True)
         setattr(sys, name, stream)

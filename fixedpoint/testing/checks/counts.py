@@ -91,7 +91,7 @@ class _Largest(TorchDispatchMode):
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        """No: torch would load its compiler to skip it, and take longer for that than for all the checks of a solver."""
+        """No: torch would load its compiler to skip it, which takes longer than most of the checks."""
         return False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -6,7 +6,7 @@ given. An executable stands in for ``python``: it hands over its arguments, its 
 process forked for it ends; killed, it takes that along.
 
 Not for what is said of the interpreter itself: which modules are imported, options such as ``-W``, limits and
-signals a parent leaves behind.
+signals a parent leaves behind; and not for pytest, which complains of plugins that were imported before it.
 """
 
 from __future__ import annotations

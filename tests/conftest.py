@@ -15,6 +15,7 @@ import jaxtyping
 
 sys.path.insert(0, str(Path(__file__).parent / "support"))  # the hook finds the checker by its import name
 
+import draws
 import typechecker
 import warm
 
@@ -32,6 +33,10 @@ import torch  # noqa: E402
 hypothesis.settings.register_profile("fixedpoint", derandomize=True, deadline=None, print_blob=True)
 hypothesis.settings.load_profile("fixedpoint")
 torch.set_num_threads(1)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    draws.Length.short = "not slow" in config.option.markexpr
 
 
 @pytest.fixture

@@ -6,7 +6,8 @@ from itertools import pairwise
 
 import pytest
 import torch
-from hypothesis import given, settings
+from draws import examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 import fixedpoint
@@ -64,7 +65,7 @@ def test_the_derivatives_of_a_problem_are_blocks_of_its_jacobian(max_batch: int 
     whole = torch.autograd.functional.jacobian(problem, z)
     index, row = torch.tensor([3, 1, 2, 1, 1]), torch.tensor([0, 1, 1, 0, 1])
     x = z.view(2, 4, 2, 2)[row, index - 1]
-    found = problem.derivatives(x, index, row, whole=True)
+    found = problem.derivatives(x, index, row, full_jacobian=True)
     diagonals = problem.derivatives(x, index, row, whole=False)
     assert torch.equal(found.diagonal(dim1=1, dim2=2), diagonals)
     for block, i, b in zip(found, index.tolist(), row.tolist(), strict=True):
@@ -96,7 +97,7 @@ def test_newton_doubles_the_digits() -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("accelerator", ["picard", "anderson", "broyden"])
-@settings(max_examples=6)
+@examples(3, 6)
 @given(length=st.integers(1, 30), gain=st.floats(0.1, 8.0), seed=st.integers(0, 10**6))
 def test_equals_the_sequential_chain_however_wild(
     kind: str, accelerator: str, length: int, gain: float, seed: int

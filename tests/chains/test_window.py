@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from draws import examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 import fixedpoint
@@ -44,7 +45,7 @@ class Curved(Chain):
 
 
 @pytest.mark.parametrize("name", ACCELERATORS)
-@settings(max_examples=15)
+@examples(6, 15)
 @given(
     length=st.integers(1, 40),
     width=st.integers(1, 45),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from ddim_cases import Case, cases
+from draws import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -64,7 +65,7 @@ def test_block_secants_converge_to_the_serial_chain(name: str, case: Case) -> No
 
 
 @pytest.mark.parametrize("name", ["picard, identity", "anderson"])
-@settings(max_examples=12)
+@examples(6, 12)
 @given(case=cases(eta=st.just(0.0), steps=st.integers(50, 300), clip=st.just(False)))
 def test_deterministic_chains_take_at_most_half_their_length(name: str, case: Case) -> None:
     problem = case.problem()

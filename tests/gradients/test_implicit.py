@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from draws import examples
 from gradient_cases import MAPS, START, by_offset, cell, cotangent, exact, parameters
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch.autograd import forward_ad
 
@@ -105,7 +106,7 @@ def test_what_hides_from_torch_has_first_derivatives_and_no_second() -> None:
         torch.autograd.grad(z.sum(), offset, create_graph=True)
 
 
-@settings(max_examples=30)
+@examples(12, 30)
 @given(st.data())
 def test_it_is_the_closed_form_on_affine_maps_whoever_solved(data: st.DataObject) -> None:
     problem = data.draw(affine_contractions(bound=0.9), label="problem")

@@ -66,7 +66,7 @@ def test_the_derivatives_of_a_problem_are_blocks_of_its_jacobian(max_batch: int 
     index, row = torch.tensor([3, 1, 2, 1, 1]), torch.tensor([0, 1, 1, 0, 1])
     x = z.view(2, 4, 2, 2)[row, index - 1]
     found = problem.derivatives(x, index, row, full_jacobian=True)
-    diagonals = problem.derivatives(x, index, row, whole=False)
+    diagonals = problem.derivatives(x, index, row, full_jacobian=False)
     assert torch.equal(found.diagonal(dim1=1, dim2=2), diagonals)
     for block, i, b in zip(found, index.tolist(), row.tolist(), strict=True):
         of_whole = whole[b, 4 * i : 4 * i + 4, b, 4 * i - 4 : 4 * i]

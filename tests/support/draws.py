@@ -1,4 +1,4 @@
-"""How many examples hypothesis draws: few for the quick tests, and many where slow tests run, too.
+"""How many examples hypothesis draws: few for the quick tests, and many where slow tests run, too."""
 
 from __future__ import annotations
 
@@ -14,5 +14,5 @@ class Length:
 
 
 def examples(few: int, many: int) -> hypothesis.settings:
-    """Settings of a property."""
+    """Settings of a property, of which fewer examples find most faults."""
     return hypothesis.settings(max_examples=few if Length.short else many)

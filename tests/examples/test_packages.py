@@ -43,7 +43,7 @@ def run(packages, python, tmp_path):
             "NO_COLOR": "1",
         }
         done = subprocess.run(
-            [sys.executable if "pytest" in arguments else python, *arguments],
+            [python, *arguments],
             cwd=tmp_path,
             env=environment,
             capture_output=True,

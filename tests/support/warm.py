@@ -6,7 +6,8 @@ given. An executable stands in for ``python``: it hands over its arguments, its 
 process forked for it ends; killed, it takes that along.
 
 Not for what is said of the interpreter itself: which modules are imported, options such as ``-W``, limits and
-signals a parent leaves behind; and not for pytest, which complains of plugins that were imported before it.
+signals a parent leaves behind. ``-m pytest``, which complains of plugins that were imported before it, is handed to
+the true one.
 """
 
 from __future__ import annotations
@@ -51,6 +52,8 @@ _CLIENT = """\
 #!{python} -IS
 import json, os, signal, socket, sys
 
+if sys.argv[1:3] == ["-m", "pytest"]:
+    os.execv({python!r}, [{python!r}, *sys.argv[1:]])
 there = socket.socket(socket.AF_UNIX)
 there.connect({address!r})
 asked = json.dumps([{begin!r} + sys.argv[1:], os.getcwd(), dict(os.environ)]).encode()

@@ -13,10 +13,10 @@ from fixedpoint import Status, Termination, solve
     ("c", "dtype"),
     [
         (0.99, torch.float64),
-        (0.999, torch.float32),
+        (0.9993, torch.float32),  # with a patience that does not grow with the rounds it is called stalled
         *(
             pytest.param(c, dtype, marks=pytest.mark.slow)
-            for c, dtype in [(0.999, torch.float64), (0.9993, torch.float64), (0.9993, torch.float32)]
+            for c, dtype in [(0.999, torch.float64), (0.9993, torch.float64), (0.999, torch.float32)]
         ),
     ],
 )

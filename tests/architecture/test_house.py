@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -86,10 +87,11 @@ def test_each_library_is_known_in_one_room(name: str) -> None:
 
 
 @pytest.fixture(scope="session")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("wheel")
-    assert_clean(run(sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder)))
-    (built,) = folder.glob("*.whl")
+def wheel(once: Callable[[str, Callable[[Path], None]], Path]) -> Path:
+    def build(folder: Path) -> None:
+        assert_clean(run(sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder)))
+
+    (built,) = once("wheel", build).glob("*.whl")
     return built
 
 
@@ -143,7 +145,8 @@ def test_the_wheel_installed_elsewhere_runs_the_demo(wheel: Path, tmp_path: Path
         "fixedpoint",
         "run",
         str(ROOT / "configs/demo.yaml"),
-        "tasks[0].num_inference_steps=10",
+        "tasks[0].num_inference_steps=5",
+        "tasks[0].batch=2",
         "--output",
         "out",
         cwd=tmp_path,

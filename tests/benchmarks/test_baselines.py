@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from ddim_cases import Case, cases
+from draws import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -24,7 +25,7 @@ LENGTHS = st.integers(1, 60)
 
 
 @pytest.mark.parametrize("name", METHODS)
-@settings(max_examples=25)
+@examples(10, 25)
 @given(case=cases(steps=LENGTHS), window=st.none() | st.integers(1, 60))
 def test_with_tolerance_zero_they_reproduce_the_serial_chain(name: str, case: Case, window: int | None) -> None:
     problem = case.problem()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -30,11 +31,13 @@ termination: {rtol: 1e-8}
 
 
 @pytest.fixture
-def page_file(tmp_path: Path, toys: ModuleType) -> Path:
-    (tmp_path / "study.yaml").write_text(STUDY)
-    execute(load(tmp_path / "study.yaml"), tmp_path / "run")
-    build(read_run(tmp_path / "run"))
-    return tmp_path / "run" / "report.html"
+def page_file(toys: ModuleType, once: Callable[[str, Callable[[Path], None]], Path]) -> Path:
+    def study(folder: Path) -> None:
+        (folder / "study.yaml").write_text(STUDY)
+        execute(load(folder / "study.yaml"), folder / "run")
+        build(read_run(folder / "run"))
+
+    return once("a-long-report", study) / "run" / "report.html"
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

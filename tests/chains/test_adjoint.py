@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import torch
 from ddim_cases import cases
-from hypothesis import given, settings
+from draws import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -82,7 +83,7 @@ def gap(found: Tensor, exact: Tensor) -> float:
     return float((found - exact).norm() / exact.norm())
 
 
-@settings(max_examples=30)
+@examples(12, 30)
 @given(case=cases(steps=st.integers(1, 60), clip=st.just(False)), solver=st.sampled_from(SOLVERS))
 def test_it_is_autograd_through_the_serial_chain(case: Any, solver: Any) -> None:
     problem = case.problem()

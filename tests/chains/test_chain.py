@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from draws import examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 import fixedpoint
@@ -82,7 +83,7 @@ def test_equals_the_sequential_chain(preconditioner: str, accelerator: str) -> N
     assert solution.counts.rounds <= 41
 
 
-@settings(max_examples=20)
+@examples(10, 20)
 @given(length=st.integers(1, 30), gain=st.floats(0.1, 8.0), seed=st.integers(0, 10**6))
 def test_never_more_than_n_rounds_however_wild_the_chain(length: int, gain: float, seed: int) -> None:
     problem = ChainProblem(TanhChain(length, 3, seed=seed, gain=gain), start(2, 3, seed))

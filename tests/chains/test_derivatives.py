@@ -6,7 +6,8 @@ from itertools import pairwise
 
 import pytest
 import torch
-from hypothesis import given, settings
+from draws import examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 import fixedpoint
@@ -96,7 +97,7 @@ def test_newton_doubles_the_digits() -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("accelerator", ["picard", "anderson", "broyden"])
-@settings(max_examples=6)
+@examples(3, 6)
 @given(length=st.integers(1, 30), gain=st.floats(0.1, 8.0), seed=st.integers(0, 10**6))
 def test_equals_the_sequential_chain_however_wild(
     kind: str, accelerator: str, length: int, gain: float, seed: int

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import torch
 from ddim_cases import Case, cases
-from hypothesis import given, settings
+from draws import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -31,7 +32,7 @@ def inverted(case: Case, preconditioner: Any, solver: Any = "anderson") -> tuple
     return problem.x0, fp.solve(inverse, solver=solver, rtol=1e-11, max_rounds=400), inverse
 
 
-@settings(max_examples=15)
+@examples(7, 15)
 @given(
     case=cases(steps=st.sampled_from([10, 50, 100]), clip=st.just(False)),
     preconditioner=st.sampled_from([Gaussian(), Identity()]),

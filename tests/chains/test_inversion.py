@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 from ddim_cases import Case, cases
-from hypothesis import given, settings
+from draws import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -79,7 +80,7 @@ class Folding(Turning):
         return super().step(x.abs(), index, row)
 
 
-@settings(max_examples=8)
+@examples(4, 8)
 @given(case=cases(steps=st.sampled_from([10, 50, 100]), clip=st.just(False)), gaussian=st.booleans())
 def test_the_noise_of_what_a_chain_has_sampled_comes_back(case: Case, gaussian: bool) -> None:
     """Noise that is known is no matter, as long as it does not drown the start."""

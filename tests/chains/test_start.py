@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from ddim_cases import Case, cases
+from draws import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -35,7 +36,7 @@ def solved(problem: ChainProblem, start: Start, rtol: float, rounds: int | None 
 
 
 @pytest.mark.parametrize("start", STARTS, ids=str)
-@settings(max_examples=10)
+@examples(5, 10)
 @given(case=cases(steps=st.integers(1, 60)))
 def test_any_start_leads_to_the_serial_chain(start: Start, case: Case) -> None:
     problem = case.problem()

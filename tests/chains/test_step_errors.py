@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from draws import examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 import fixedpoint
@@ -25,7 +26,7 @@ def solved(length: int, seed: int, rows: int = 3, **options: object) -> tuple[St
     return errors, solution
 
 
-@settings(max_examples=60)
+@examples(25, 60)
 @given(
     length=st.integers(1, 30),
     width=st.integers(1, 32),

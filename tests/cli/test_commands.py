@@ -17,11 +17,14 @@ import pytest
 from click.testing import Result
 from typer.testing import CliRunner
 
+import fixedpoint.testing
 from fixedpoint.cli.main import app
+from fixedpoint.core.solver import Solver
 from fixedpoint.registry import registry
 from fixedpoint.registry.manager import Broken
 from fixedpoint.report.reading import read_run
 from fixedpoint.report.table import sections
+from fixedpoint.testing.conformance import CheckReport, CheckRow
 
 STUDY = "tasks: [toy]\nsolvers: [picard, anderson, broyden]\ntermination: {rtol: 1e-8}\n"
 
@@ -193,7 +196,27 @@ def test_show_teaches(program: Program) -> None:
     assert shown["example"].startswith("solvers: ")
 
 
-def test_check_says_which_promises_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(scope="module")
+def reports() -> dict[str, CheckReport]:
+    return {}
+
+
+@pytest.fixture
+def checked_once(reports: dict[str, CheckReport], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A solver that was checked is not checked again to see how its report is printed."""
+    check = fixedpoint.testing.check_solver
+
+    def checked(solver: Solver) -> CheckReport:
+        if repr(solver) not in reports:
+            reports[repr(solver)] = check(solver)
+        return reports[repr(solver)]
+
+    monkeypatch.setattr(fixedpoint.testing, "check_solver", checked)
+
+
+def test_check_says_which_promises_are_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, checked_once: None
+) -> None:
     monkeypatch.chdir(tmp_path)
     done = Program(tmp_path)("check", "picard", "relaxation=0.9")
     assert_fits(done.stdout)
@@ -202,9 +225,6 @@ def test_check_says_which_promises_are_kept(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_check_names_the_promise_that_is_broken(toys: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    import fixedpoint.testing
-    from fixedpoint.testing.conformance import CheckReport, CheckRow
-
     rows = (CheckRow("honest", "passed", "all well"), CheckRow("counts", "failed", "3 rounds counted, 4 made"))
     monkeypatch.setattr(fixedpoint.testing, "check_solver", lambda solver: CheckReport(solver, rows))
     done = CliRunner().invoke(app, ["check", "picard"])
@@ -228,7 +248,7 @@ def test_help_fits_and_has_examples(program: Program, command: str | None, colum
 
 
 @pytest.mark.parametrize("columns", [60, 80])
-def test_what_is_printed_fits(program: Program, columns: int) -> None:
+def test_what_is_printed_fits(program: Program, checked_once: None, columns: int) -> None:
     program.study()
     program("init", "mine.yaml")
     for command in (
@@ -236,7 +256,7 @@ def test_what_is_printed_fits(program: Program, columns: int) -> None:
         ("show", "anderson"),
         ("show", "chain"),
         ("show", "ddim-sampling"),
-        ("check", "picard"),
+        ("check", "picard", "relaxation=0.9"),
         ("doctor",),
     ):
         assert_fits(program(*command, columns=columns).stdout, columns)
@@ -273,12 +293,12 @@ def test_results_as_json(program: Program) -> None:
     assert "is empty" in told["notices"][0]
 
 
-def on_a_terminal(*arguments: str, folder: Path, environment: dict[str, str]) -> str:
+def on_a_terminal(*arguments: str, python: str, folder: Path, environment: dict[str, str]) -> str:
     """What a command writes when its output is a terminal of 60 columns."""
     ours, theirs = pty.openpty()
     termios.tcsetwinsize(theirs, (40, 60))
     environment = {key: value for key, value in environment.items() if key != "COLUMNS"} | {"TERM": "xterm-256color"}
-    command = [sys.executable, "-m", "fixedpoint", *arguments]
+    command = [python, "-m", "fixedpoint", *arguments]
     process = subprocess.Popen(command, cwd=folder, env=environment, stdin=theirs, stdout=theirs, stderr=theirs)
     os.close(theirs)
     seen = b""
@@ -295,14 +315,14 @@ COLOUR = r"\x1b\[[\d;]*3\d[\d;]*m"
 
 @pytest.mark.parametrize("colour", [True, False])
 def test_a_terminal_shows_the_round_and_the_residual_of_the_cell_in_flight(
-    tmp_path: Path, toy_environment: dict[str, str], colour: bool
+    tmp_path: Path, toy_environment: dict[str, str], python: str, colour: bool
 ) -> None:
     # The bar is drawn ten times a second: a cell must last longer than that for its rounds to be seen.
     (tmp_path / "study.yaml").write_text(
         "tasks: [{name: toy, slope: {value: 0.9}, seconds_a_round: 0.01}]\nsolvers: [picard]\nseeds: [0, 1]\n"
     )
     environment = toy_environment if colour else toy_environment | {"NO_COLOR": "1"}
-    seen = on_a_terminal("run", "study.yaml", "-o", "out", folder=tmp_path, environment=environment)
+    seen = on_a_terminal("run", "study.yaml", "-o", "out", python=python, folder=tmp_path, environment=environment)
     assert re.search(r"round \d+, residual \d\.\de-\d\d  toy", seen)
     assert "0/2" in seen
     assert bool(re.search(COLOUR, seen)) == colour
@@ -311,7 +331,9 @@ def test_a_terminal_shows_the_round_and_the_residual_of_the_cell_in_flight(
     # The bar keeps to one line: what would wrap cannot be drawn over.
     assert max(len(line) for line in re.split(r"[\r\n]+", plain)) <= 60
     if colour:
-        quiet = on_a_terminal("run", "study.yaml", "-o", "out", "-q", folder=tmp_path, environment=environment)
+        quiet = on_a_terminal(
+            "run", "study.yaml", "-o", "out", "-q", python=python, folder=tmp_path, environment=environment
+        )
         assert quiet == ""
 
 

@@ -30,8 +30,16 @@ def invoke(*arguments: str) -> Any:
     return CliRunner().invoke(app, arguments, catch_exceptions=False)
 
 
-@pytest.mark.parametrize("writes", range(0, 20, 3))
-@pytest.mark.parametrize("reason", [errno.ENOSPC, errno.EROFS])
+@pytest.mark.parametrize(
+    ("writes", "reason"),
+    [
+        *((writes, errno.ENOSPC) for writes in range(0, 20, 3)),
+        *(
+            pytest.param(writes, errno.EROFS, marks=[pytest.mark.slow] if writes % 9 else [])
+            for writes in range(0, 20, 3)
+        ),
+    ],
+)
 def test_whatever_cannot_be_written_is_a_sentence(
     study: Path, monkeypatch: pytest.MonkeyPatch, writes: int, reason: int
 ) -> None:

@@ -26,12 +26,12 @@ STUDY = f"tasks: [{{name: toy, seconds: 0.15}}]\nsolvers: [picard]\nseeds: {list
 
 @pytest.mark.parametrize("wanted", [0, 3])
 def test_an_interrupted_run_goes_on_where_it_stopped(
-    tmp_path: Path, toy_environment: dict[str, str], wanted: int
+    tmp_path: Path, toy_environment: dict[str, str], python: str, wanted: int
 ) -> None:
     (tmp_path / "study.yaml").write_text(STUDY)
-    command = [sys.executable, "-m", "fixedpoint", "run", "study.yaml", "--output", "out"]
+    command = ["-m", "fixedpoint", "run", "study.yaml", "--output", "out"]
     process = subprocess.Popen(
-        command,
+        [sys.executable, *command],
         cwd=tmp_path,
         env=toy_environment,
         stdout=subprocess.PIPE,
@@ -59,7 +59,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped(
     assert json.loads((tmp_path / "out" / "run.json").read_text())["finished"] is None
 
     again = subprocess.run(
-        command, cwd=tmp_path, env=toy_environment, capture_output=True, text=True, timeout=120, check=True
+        [python, *command], cwd=tmp_path, env=toy_environment, capture_output=True, text=True, timeout=120, check=True
     )
     assert f"[{CELLS - len(kept)}/{CELLS - len(kept)}]" in again.stderr
     after = {path.name: path.stat().st_mtime_ns for path in records.glob("*.json")}

@@ -90,7 +90,7 @@ VALUES = st.one_of(
         st.sampled_from(["name", "memory", "label", "x"]), st.integers(0, 2) | st.text(max_size=3), max_size=2
     ),
 )
-FEW = hypothesis.settings(max_examples=150, suppress_health_check=list(hypothesis.HealthCheck))
+FEW = hypothesis.settings(max_examples=70, suppress_health_check=list(hypothesis.HealthCheck))
 MANY = hypothesis.settings(FEW, max_examples=5000)
 
 

@@ -13,6 +13,7 @@ from fixedpoint.core.point import Evaluated
 from fixedpoint.core.runaway import Runaway
 
 SOLVERS = ("picard", "anderson", "anderson-type1", "broyden", "aitken", "squarem", "newton-krylov", "auto")
+BACK = ("anderson", "anderson-type1", "broyden", "newton-krylov", "auto")
 AWAY = {
     "z + 1": lambda z: z + 1,
     "z - 3": lambda z: z - 3,
@@ -35,8 +36,16 @@ def test_what_runs_away_has_not_converged(solver: str, dtype: torch.dtype) -> No
     assert not solution.converged.any(), (solution.z[torch.from_numpy(solution.converged)], solution.error)
 
 
-@pytest.mark.parametrize("solver", ["anderson", "anderson-type1", "broyden", "newton-krylov", "auto"])
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize(
+    ("dtype", "solver"),
+    [
+        *((torch.float64, solver) for solver in BACK),
+        *(
+            pytest.param(torch.float32, solver, marks=[pytest.mark.slow] if solver in BACK[1:4] else [])
+            for solver in BACK
+        ),
+    ],
+)
 def test_the_way_back_from_a_step_too_far_is_no_fall(solver: str, dtype: torch.dtype) -> None:
     """Extrapolation lands on the other side of zero, where the error is as large as the state, and comes back."""
     z0 = torch.tensor([[0.0, 0.0], [0.5, 3.0], [0.9, 0.9]], dtype=dtype)
@@ -65,8 +74,14 @@ GROWS = {
 }
 
 
-@pytest.mark.parametrize("solver", ["picard", "squarem"])
-@pytest.mark.parametrize("name", GROWS)
+@pytest.mark.parametrize(
+    ("name", "solver"),
+    [
+        pytest.param(name, solver, marks=[pytest.mark.slow] if (name, solver) == ("a slower one", "picard") else [])
+        for name in GROWS
+        for solver in ("picard", "squarem")
+    ],
+)
 def test_what_grows_to_its_fixed_point_converges(name: str, solver: str) -> None:
     f, start, right = GROWS[name]
     solution = solve(f, torch.full((1, 1), start, dtype=torch.float64), solver=solver, rtol=1e-7, max_rounds=40_000)

@@ -53,7 +53,7 @@ EDITABLE_OFFLINE = (
 
 
 @pytest.fixture
-def reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Reader:
+def reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, programs: Path) -> Reader:
     home = tmp_path / "home"
     home.mkdir()
     monkeypatch.chdir(home)
@@ -63,6 +63,7 @@ def reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Reader:
         home,
         left_out=LEFT_OUT,
         in_place_of={"pip install -e .": EDITABLE_OFFLINE.format(python=sys.executable, site=tmp_path / "site")},
+        programs=programs,
     )
     for name in set(sys.modules) - before:
         if str(getattr(sys.modules[name], "__file__", None) or "").startswith(str(home)):

@@ -19,24 +19,31 @@ PACKAGES = Path(__file__).parent / "packages"
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory) -> Path:
+def packages(once) -> Path:
     """A folder with the example and two packages that are no good."""
-    target = tmp_path_factory.mktemp("site")
+    return once("packages", install)
+
+
+def install(target: Path) -> None:
     offline = ["--no-deps", "--no-build-isolation", "--no-index", "--disable-pip-version-check", "--quiet"]
     sources = [str(EXAMPLE), str(PACKAGES / "broken"), str(PACKAGES / "thief")]
     command = [sys.executable, "-m", "pip", "install", *offline, "--target", str(target), *sources]
     subprocess.run(command, check=True, timeout=300)
-    return target
 
 
 @pytest.fixture
-def run(site, tmp_path):
+def run(packages, python, tmp_path):
     """Run a command with those packages installed, away from the repository."""
 
     def command(*arguments: str, status: int = 0) -> subprocess.CompletedProcess[str]:
-        environment = os.environ | {"PYTHONPATH": str(site), "OMP_NUM_THREADS": "1", "COLUMNS": "200", "NO_COLOR": "1"}
+        environment = os.environ | {
+            "PYTHONPATH": str(packages),
+            "OMP_NUM_THREADS": "1",
+            "COLUMNS": "200",
+            "NO_COLOR": "1",
+        }
         done = subprocess.run(
-            [sys.executable, *arguments],
+            [python, *arguments],
             cwd=tmp_path,
             env=environment,
             capture_output=True,

@@ -7,7 +7,8 @@ from itertools import combinations
 
 import pytest
 from ddim_cases import Case, cases
-from hypothesis import given, settings
+from draws import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from pairwise import pairs_of, pairwise_design
 
@@ -104,7 +105,7 @@ def test_a_pairwise_covering_design(row: tuple[str, ...]) -> None:
     assert apart(solution, serial) <= 1e-9
 
 
-@settings(max_examples=60)
+@examples(25, 60)
 @given(
     case=cases(steps=st.integers(1, 60)),
     row=st.tuples(*(st.sampled_from(factor) for factor in FACTORS[:4])).filter(allowed),

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from ddim_cases import ANY_LENGTH
+from draws import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -43,7 +44,7 @@ def serial(problem: ChainProblem) -> torch.Tensor:
     return states
 
 
-@settings(max_examples=40)
+@examples(15, 40)
 @given(case=gaussian_problems())
 def test_one_sweep_solves_a_gaussian(case: dict[str, Any]) -> None:
     problem = case["problem"]

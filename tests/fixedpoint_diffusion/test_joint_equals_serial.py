@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from ddim_cases import Case, cases
+from draws import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -37,7 +38,7 @@ def worst(solution: fixedpoint.Solution, serial: fixedpoint.Solution) -> float:
 
 
 @pytest.mark.parametrize("name", JOINT)
-@settings(max_examples=15)
+@settings(max_examples=7)
 @given(case=cases())
 def test_every_joint_solver_converges_to_the_serial_chain(name: str, case: Case) -> None:
     problem = case.problem()
@@ -49,7 +50,7 @@ def test_every_joint_solver_converges_to_the_serial_chain(name: str, case: Case)
 
 
 @pytest.mark.parametrize("name", SECANT)
-@settings(max_examples=12)
+@settings(max_examples=5)
 @given(case=cases(steps=st.integers(1, 30)))
 def test_block_secants_converge_to_the_serial_chain(name: str, case: Case) -> None:
     problem = case.problem()
@@ -64,7 +65,7 @@ def test_block_secants_converge_to_the_serial_chain(name: str, case: Case) -> No
 
 
 @pytest.mark.parametrize("name", ["picard, identity", "anderson"])
-@settings(max_examples=12)
+@examples(6, 12)
 @given(case=cases(eta=st.just(0.0), steps=st.integers(50, 300), clip=st.just(False)))
 def test_deterministic_chains_take_at_most_half_their_length(name: str, case: Case) -> None:
     problem = case.problem()
@@ -74,7 +75,7 @@ def test_deterministic_chains_take_at_most_half_their_length(name: str, case: Ca
 
 
 @pytest.mark.parametrize("name", JOINT)
-@settings(max_examples=5)
+@settings(max_examples=3)
 @given(case=cases(steps=st.integers(5, 60)))
 def test_alone_equals_in_a_batch_bit_for_bit(name: str, case: Case) -> None:
     problem = case.problem()
@@ -91,3 +92,19 @@ def test_alone_equals_in_a_batch_bit_for_bit(name: str, case: Case) -> None:
 @given(case=cases())
 def test_every_joint_solver_converges_to_the_serial_chain_at_length(name: str, case: Case) -> None:
     test_every_joint_solver_converges_to_the_serial_chain.hypothesis.inner_test(name, case)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SECANT)
+@settings(max_examples=40)
+@given(case=cases(steps=st.integers(1, 30)))
+def test_block_secants_converge_to_the_serial_chain_at_length(name: str, case: Case) -> None:
+    test_block_secants_converge_to_the_serial_chain.hypothesis.inner_test(name, case)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", JOINT)
+@settings(max_examples=40)
+@given(case=cases(steps=st.integers(5, 60)))
+def test_alone_equals_in_a_batch_bit_for_bit_at_length(name: str, case: Case) -> None:
+    test_alone_equals_in_a_batch_bit_for_bit.hypothesis.inner_test(name, case)

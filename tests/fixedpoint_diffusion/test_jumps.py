@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from ddim_cases import Case, cases, fixed_image_chains, with_fixed_image
+from draws import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -38,7 +39,7 @@ def test_jumps_are_exact_where_the_clean_image_stays(data: st.DataObject, made: 
     torch.testing.assert_close(problem.jumps().unflatten(1, exact.shape[1:]), exact, **EXACT)
 
 
-@settings(max_examples=30)
+@examples(12, 30)
 @given(data=st.data(), case=cases(steps=st.integers(1, 60)))
 def test_a_coarse_chain_of_all_states_is_the_chain(data: st.DataObject, case: Case) -> None:
     problem = case.problem()
@@ -119,7 +120,7 @@ def test_interpolation_is_linear_in_s(data: st.DataObject, length: int, one: boo
     torch.testing.assert_close(filled[0], line[1:], **EXACT)
 
 
-@settings(max_examples=30)
+@examples(12, 30)
 @given(data=st.data(), case=cases(steps=st.integers(1, 60)))
 def test_interpolation_keeps_what_was_kept(data: st.DataObject, case: Case) -> None:
     problem = case.problem()

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import torch
 from ddim_cases import Case, cases
+from draws import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fixedpoint
 
 
-@settings(max_examples=40)
+@examples(15, 40)
 @given(data=st.data(), case=cases(steps=st.integers(1, 120)), coarse_steps=st.integers(1, 3))
 def test_it_converges_to_the_serial_chain(data: st.DataObject, case: Case, coarse_steps: int) -> None:
     blocks = data.draw(st.none() | st.integers(1, min(case.steps, 12)))

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler
-from hypothesis import given, settings
+from draws import examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 import fixedpoint
@@ -47,7 +48,7 @@ def by_hand(
     return x
 
 
-@settings(max_examples=25)
+@examples(10, 25)
 @given(
     timesteps=st.lists(st.integers(0, 999), min_size=1, max_size=12, unique=True),
     eta=st.sampled_from([0.0, 0.5, 1.0]),

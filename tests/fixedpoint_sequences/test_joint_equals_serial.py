@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from draws import examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 import fixedpoint
@@ -43,7 +44,7 @@ SOLVES = st.builds(
 
 @pytest.mark.parametrize("preconditioner", PRECONDITIONERS)
 @pytest.mark.parametrize("accelerator", ["picard", "anderson", "broyden"])
-@settings(max_examples=8)
+@examples(4, 8)
 @given(task=CELLS | SOLVES, seed=st.integers(0, 10**6))
 def test_joint_equals_serial(preconditioner: str, accelerator: str, task: SequenceTask, seed: int) -> None:
     problem = task.problem(seed)

@@ -82,8 +82,18 @@ def test_agrees_with_the_cpu(device: Device, name: str) -> None:
     assert apart(there.z, here.z) <= 1e-9
 
 
-@pytest.mark.parametrize("prediction", ["epsilon", "sample", "v_prediction"])
-@pytest.mark.parametrize("eta", [0.0, 1.0])
+@pytest.mark.parametrize(
+    ("prediction", "eta"),
+    [
+        ("epsilon", 0.0),
+        ("sample", 1.0),
+        ("v_prediction", 0.0),
+        *(
+            pytest.param(*more, marks=pytest.mark.slow)
+            for more in [("epsilon", 1.0), ("sample", 0.0), ("v_prediction", 1.0)]
+        ),
+    ],
+)
 def test_joint_is_serial_for_every_prediction(device: Device, prediction: str, eta: float) -> None:
     problem = mixture(device.device, eta, prediction, clip=True)
     serial = fp.solve(problem, solver="serial")
@@ -92,8 +102,16 @@ def test_joint_is_serial_for_every_prediction(device: Device, prediction: str, e
     assert apart(joint.z, serial.z) <= 1e-9
 
 
-@pytest.mark.parametrize("preconditioner", [Diagonal(), Jacobian()], ids=lambda each: each.variant)
-@pytest.mark.parametrize("window", [None, 7])
+@pytest.mark.parametrize(
+    ("preconditioner", "window"),
+    [
+        pytest.param(Diagonal(), None, marks=pytest.mark.slow),
+        (Diagonal(), 7),
+        (Jacobian(), None),
+        (Jacobian(), 7),
+    ],
+    ids=lambda each: getattr(each, "variant", str(each)),
+)
 def test_newtons_method_on_a_chain(device: Device, preconditioner: Any, window: int | None) -> None:
     solver = ChainSolver(preconditioner=preconditioner, window=window)
     here = EulerODE(length=30, batch=2).problem(3)
@@ -118,16 +136,22 @@ def test_the_host_waits_once_a_round(device: Device, name: str) -> None:
     assert max(waits_between(seen)[2 if name != "parareal" else 10 :]) <= most
 
 
-def test_the_bundled_model(device: Device) -> None:
+@pytest.mark.parametrize(
+    "solver",
+    [
+        pytest.param(ChainSolver(), marks=pytest.mark.slow),
+        ChainSolver(accelerator=Anderson(memory=2), start=OneJumpStart()),
+        pytest.param(
+            ChainSolver(preconditioner=Coefficient(), window=6, accelerator=BlockSecant()), marks=pytest.mark.slow
+        ),
+    ],
+    ids=str,
+)
+def test_the_bundled_model(device: Device, solver: ChainSolver) -> None:
     """In single precision a device of its own rounds otherwise: its joint solve is held against its own serial one."""
     problem = images(device.device)
     serial = fp.solve(problem, solver="serial")
     assert apart(serial.z, fp.solve(images("cpu"), solver="serial").z) <= 1e-2
-    for solver in (
-        ChainSolver(),
-        ChainSolver(accelerator=Anderson(memory=2), start=OneJumpStart()),
-        ChainSolver(preconditioner=Coefficient(), window=6, accelerator=BlockSecant()),
-    ):
-        joint = fp.solve(problem, solver=solver, rtol=1e-4)
-        assert joint.converged.all(), joint.message
-        assert apart(joint.z[:, -1:], serial.z[:, -1:]) <= 1e-3
+    joint = fp.solve(problem, solver=solver, rtol=1e-4)
+    assert joint.converged.all(), joint.message
+    assert apart(joint.z[:, -1:], serial.z[:, -1:]) <= 1e-3

@@ -48,7 +48,14 @@ def test_all_of_them_are_here() -> None:
     assert {"anderson", "auto", "broyden", "newton-krylov", "krylov", "squarem", "polyalgorithm"} <= set(NAMES)
 
 
-@pytest.mark.parametrize(("solver", "name"), CASES, ids=str)
+@pytest.mark.parametrize(
+    ("solver", "name"),
+    [
+        pytest.param(*case, marks=[pytest.mark.slow] if case[1] == "affine" and suits(case[0], "tanh cell") else [])
+        for case in CASES
+    ],
+    ids=str,
+)
 def test_agrees_with_the_cpu(device: Device, solver: Any, name: str) -> None:
     here = fp.solve(PROBLEMS[name], solver=solver, rtol=1e-12)
     there = fp.solve(moved(PROBLEMS[name], device), solver=solver, rtol=1e-12)

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from draws import examples
 from gradient_cases import START, by_offset, cell, cotangent, exact, parameters
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -23,7 +24,7 @@ def near(found: torch.Tensor, wanted: torch.Tensor) -> bool:
     return bool((found - wanted).norm() <= RELATIVE * wanted.norm())
 
 
-@settings(max_examples=40)
+@examples(15, 40)
 @given(st.data())
 def test_unrolling_from_the_solution_is_the_neumann_series(data: st.DataObject) -> None:
     problem = data.draw(affine_contractions(bound=0.95), label="problem")
@@ -39,7 +40,7 @@ def test_unrolling_from_the_solution_is_the_neumann_series(data: st.DataObject) 
     assert near(unrolled, series)
 
 
-@settings(max_examples=40)
+@examples(15, 40)
 @given(st.data())
 def test_the_error_of_the_series_is_at_most_the_norm_of_the_power(data: st.DataObject) -> None:
     problem = data.draw(affine_contractions(bound=0.95, normal=False), label="problem")
@@ -60,7 +61,7 @@ def test_the_spectral_radius_to_the_power_is_no_bound() -> None:
     assert float(((found - wanted).norm(dim=1) / wanted.norm(dim=1)).max()) > 1.2 * 0.5**4
 
 
-@settings(max_examples=40)
+@examples(15, 40)
 @given(st.data())
 def test_phantom_is_the_damped_series_and_one_plain_step_is_one_step(data: st.DataObject) -> None:
     problem = data.draw(affine_contractions(), label="problem")

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 import torch
+from draws import examples
 from gradient_cases import cotangent
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import fixedpoint as fp
@@ -47,7 +48,7 @@ def test_broyden_ends_on_two_unknowns_in_two_tensors(seed: int) -> None:
     assert torch.allclose(u, wanted, rtol=1e-7)
 
 
-@settings(max_examples=25)
+@examples(10, 25)
 @given(st.data())
 def test_the_adjoint_of_pieces_is_that_of_the_whole(data: st.DataObject) -> None:
     """The same cotangent, products and gradient, bit for bit, for any cut of the state."""

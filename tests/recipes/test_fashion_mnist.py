@@ -6,7 +6,7 @@ import gzip
 import os
 import struct
 import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,7 @@ from diffusers import DDIMScheduler, DiTTransformer2DModel
 from safetensors.torch import load_file
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes" / "fashion_mnist"
+Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
 def write_idx(path: Path, values: np.ndarray) -> None:
@@ -41,14 +42,18 @@ def data(tmp_path: Path) -> Path:
     return folder
 
 
-def run(script: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(RECIPES / script), *map(str, arguments)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, env=environment)
+@pytest.fixture
+def run(python: str) -> Run:
+    def command(script: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+        command = [python, str(RECIPES / script), *map(str, arguments)]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, env=environment)
+
+    return command
 
 
 @pytest.mark.slow
-def test_a_training_that_was_stopped_goes_on_to_the_same_model(data: Path, tmp_path: Path) -> None:
+def test_a_training_that_was_stopped_goes_on_to_the_same_model(run: Run, data: Path, tmp_path: Path) -> None:
     stripes(data, "t10k", 40)  # all of them are looked at after every epoch
     small = ("--epochs", "2", "--batch", "32", "--layers", "1")
     whole = run("train_denoiser.py", data, tmp_path / "whole", *small)
@@ -76,7 +81,7 @@ def test_a_training_that_was_stopped_goes_on_to_the_same_model(data: Path, tmp_p
     assert "belongs to another recipe" in other.stderr
 
 
-def test_the_classifier_learns(data: Path, tmp_path: Path) -> None:
+def test_the_classifier_learns(run: Run, data: Path, tmp_path: Path) -> None:
     result = run("train_classifier.py", data, tmp_path / "classifier.safetensors", "--epochs", "12", "--batch", "16")
     assert result.returncode == 0, result.stderr
     (line,) = [line for line in result.stdout.splitlines() if line.startswith("test accuracy")]
@@ -84,14 +89,14 @@ def test_the_classifier_learns(data: Path, tmp_path: Path) -> None:
     assert load_file(tmp_path / "classifier.safetensors")["reference.mean"].shape == (64,)
 
 
-def test_the_bundled_images_are_the_first_of_every_class(data: Path, tmp_path: Path) -> None:
+def test_the_bundled_images_are_the_first_of_every_class(run: Run, data: Path, tmp_path: Path) -> None:
     assert run("bundle_images.py", data, tmp_path / "images.npz").returncode == 0
     with np.load(tmp_path / "images.npz") as stored:
         assert stored["images"].shape == (1000, 28, 28)
         assert stored["labels"].tolist() == list(range(10)) * 100
 
 
-def test_missing_data_is_a_sentence(tmp_path: Path) -> None:
+def test_missing_data_is_a_sentence(run: Run, tmp_path: Path) -> None:
     result = run("bundle_images.py", tmp_path, tmp_path / "images.npz")
     assert result.returncode == 1
     assert "has no t10k-images-idx3-ubyte.gz. On Debian: apt-get download dataset-fashion-mnist" in result.stderr

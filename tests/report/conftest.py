@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -41,21 +42,27 @@ termination: {rtol: 1e-3}
 """
 
 
+Once = Callable[[str, Callable[[Path], None]], Path]
+
+
 @pytest.fixture
-def folder(tmp_path: Path, toys: ModuleType) -> Path:
-    file = tmp_path / "study.yaml"
-    file.write_text(STUDY)
-    execute(load(file), tmp_path / "run")
-    return tmp_path / "run"
+def folder(tmp_path: Path, toys: ModuleType, once: Once) -> Path:
+    def study(place: Path) -> None:
+        (place / "study.yaml").write_text(STUDY)
+        execute(load(place / "study.yaml"), place / "run")
+
+    return shutil.copytree(once("toys-and-games", study) / "run", tmp_path / "run")
 
 
 @pytest.fixture(scope="session")
-def solved_chains(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def solved_chains(once: Once) -> Path:
     """A run of chains, not to be written to."""
-    place = tmp_path_factory.mktemp("chains")
-    (place / "chains.yaml").write_text(CHAINS)
-    execute(load(place / "chains.yaml"), place / "run")
-    return place / "run"
+
+    def study(place: Path) -> None:
+        (place / "chains.yaml").write_text(CHAINS)
+        execute(load(place / "chains.yaml"), place / "run")
+
+    return once("chains", study) / "run"
 
 
 @pytest.fixture

@@ -32,17 +32,23 @@ def test_a_folder_that_is_held_is_refused_and_free_again_once_the_holder_is_kill
         pass
 
 
-def test_the_second_run_stops_with_a_sentence(tmp_path: Path, toy_environment: dict[str, str]) -> None:
+def test_the_second_run_stops_with_a_sentence(tmp_path: Path, toy_environment: dict[str, str], python: str) -> None:
     (tmp_path / "study.yaml").write_text("tasks: [{name: toy, seconds: 60}]\nsolvers: [picard]\nseeds: [0, 1]\n")
-    command = [sys.executable, "-m", "fixedpoint", "run", "study.yaml", "--fresh"]
+    command = ["-m", "fixedpoint", "run", "study.yaml", "--fresh"]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    with subprocess.Popen(command, cwd=tmp_path, env=toy_environment, **pipes) as first:
+    with subprocess.Popen([sys.executable, *command], cwd=tmp_path, env=toy_environment, **pipes) as first:
         deadline = time.monotonic() + 60
         while not (tmp_path / "runs" / "study" / "run.json").exists():
             assert time.monotonic() < deadline
             time.sleep(0.02)
         second = subprocess.run(
-            command, cwd=tmp_path, env=toy_environment, capture_output=True, text=True, timeout=60, check=False
+            [python, *command],
+            cwd=tmp_path,
+            env=toy_environment,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
         )
         assert second.returncode == 1
         assert second.stderr.startswith(f"another run (process {first.pid}) is at work in runs/study")

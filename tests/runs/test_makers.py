@@ -49,6 +49,7 @@ class Installed:
     """A plugin on the path with metadata as pip writes them, and a study that uses it."""
 
     folder: Path
+    python: str
 
     def write(self, name: str, text: str) -> None:
         path = self.folder / name
@@ -63,7 +64,7 @@ class Installed:
         plugin = [] if without else [str(self.folder / "plug")]
         path = os.pathsep.join([*plugin, os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
         environment = {**os.environ, "PYTHONPATH": path, "COLUMNS": "80", "PYTHONDONTWRITEBYTECODE": "1"}
-        command = [sys.executable, "-m", "fixedpoint", *arguments]
+        command = [self.python, "-m", "fixedpoint", *arguments]
         done = subprocess.run(
             command, cwd=self.folder, env=environment, capture_output=True, text=True, timeout=300, check=False
         )
@@ -72,8 +73,8 @@ class Installed:
 
 
 @pytest.fixture
-def installed(tmp_path: Path) -> Installed:
-    plugin = Installed(tmp_path)
+def installed(tmp_path: Path, python: str) -> Installed:
+    plugin = Installed(tmp_path, python)
     plugin.release("1.0")
     plugin.write("plug/mine_plug.py", SOLVER)
     plugin.write("study.yaml", STUDY)

@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from draws import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -25,7 +26,7 @@ SOLVERS = [
 ]
 
 
-@settings(max_examples=40)
+@examples(15, 40)
 @given(st.data())
 def test_a_state_in_pieces_is_solved_as_the_same_state_in_one(data):
     dtype = data.draw(dtypes, label="dtype")
@@ -44,7 +45,7 @@ def test_a_state_in_pieces_is_solved_as_the_same_state_in_one(data):
     assert pieces.evaluations.tolist() == whole.evaluations.tolist()
 
 
-@settings(max_examples=30)
+@examples(12, 30)
 @given(st.data())
 def test_rows_solved_together_are_solved_alone(data):
     problem = data.draw(affine_contractions(bound=0.95), label="problem")

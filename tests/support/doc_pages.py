@@ -86,18 +86,21 @@ class Reader:
         Commands that are not run, with the reason.
     in_place_of
         Commands that are run in place of others.
+    programs
+        The folder of ``fixedpoint`` and ``python``.
     """
 
     home: Path
     left_out: Mapping[str, str] = field(default_factory=dict)
     in_place_of: Mapping[str, str] = field(default_factory=dict)
+    programs: Path = Path(sys.executable).parent
 
     def __post_init__(self) -> None:
         self.folder = self.home
         self.namespace: dict[str, Any] = {"__name__": "__reader__"}
         self.printed: str | None = None
         self.environment = os.environ | {
-            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+            "PATH": os.pathsep.join([str(self.programs), str(Path(sys.executable).parent), os.environ["PATH"]]),
             "COLUMNS": "80",
             "NO_COLOR": "1",
             "OMP_NUM_THREADS": "1",

@@ -97,6 +97,11 @@ class StandIn(TorchDispatchMode):
         """How often the host has waited, for reads and uploads."""
         return self.reads + self.uploads
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """No: torch would load its compiler to skip it, and ask it at every operation."""
+        return False
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return self.carry_out(func, args, kwargs or {})
 

@@ -18,16 +18,16 @@ from fixedpoint.testing import CHECKS, CheckReport, CheckRow, Fault, check_solve
 SOLVERS: list[Any] = [
     "picard",
     "anderson",
-    {"name": "broyden", "memory": 2},
     "newton-krylov",
     "serial",
     "deq-ddim",
     "parareal",
     "chain",
     {"name": "chain", "preconditioner": "coefficient", "accelerator": {"name": "broyden", "memory": 3}},
-    {"name": "chain", "preconditioner": "diagonal"},
 ]
 MORE_SOLVERS: list[Any] = [
+    {"name": "broyden", "memory": 2},
+    {"name": "chain", "preconditioner": "diagonal"},
     {"name": "parareal", "blocks": 1},
     fp.Picard(relaxation=0.5),
     fp.Anderson(memory=1),

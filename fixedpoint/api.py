@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from fixedpoint.chains.capabilities import CHAIN_ABILITIES
+from fixedpoint.chains.chain import Chain
 from fixedpoint.chains.choice import solver_for
 from fixedpoint.core.compiling import outside_of_graphs
 from fixedpoint.core.counts import Counts
@@ -160,6 +161,8 @@ def solve(
 
 def _problem(f: Problem | Callable[[Any], Any], z0: Any, rows: Rows | None, has_aux: bool) -> Problem:
     """Return a problem unchanged, or make one of a function and its start; refuse arguments that a problem brings."""
+    if isinstance(f, Chain):
+        raise TypeError(f"{type(f).__name__} is a chain; its states are one problem: ChainProblem(chain, x0)")
     if not isinstance(f, Problem):
         if z0 is None:
             raise TypeError("solve requires a start z0 for a plain function")

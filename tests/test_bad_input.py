@@ -16,6 +16,7 @@ from fixedpoint.chains.chain import Chain
 from fixedpoint.chains.problem import ChainProblem
 from fixedpoint.core.options import OptionError
 from fixedpoint.core.problem import FunctionProblem
+from fixedpoint.testing.chains import linear_chain
 from fixedpoint.testing.problems import Cosine
 
 X = torch.full((2, 3), 0.5)
@@ -88,6 +89,10 @@ STARTS = {
 
 FUNCTIONS = {
     "no function": (lambda: solve("cos", X), "f must be a function, got str"),
+    "a chain without its start": (
+        lambda: solve(linear_chain(seed=0), X),  # type: ignore[arg-type]
+        r"LinearChain is a chain; its states are one problem: ChainProblem\(chain, x0\)",
+    ),
     "another shape": (
         lambda: solve(lambda z: z[:, :2], X),
         r"f\(z\) must have the shape of z0, \(2, 3\), got \(2, 2\)",

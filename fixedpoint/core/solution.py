@@ -134,9 +134,14 @@ class Solution:
 
     @property
     def relative_error(self) -> NDArray[np.float64]:
-        """Shape ``(B,)``, float64: error divided by scale, the largest over the columns; 0 where both are 0."""
-        ratio = np.asarray((self.error / self.scale).detach().cpu(), dtype=np.float64)
-        worst: NDArray[np.float64] = np.nan_to_num(ratio, nan=0.0, posinf=np.inf).max(axis=1)
+        """Shape ``(B,)``, float64: error divided by scale, the largest over the columns.
+
+        0 where both are 0, infinite where the error is NaN.
+        """
+        error, scale = (np.asarray(part.detach().cpu(), dtype=np.float64) for part in (self.error, self.scale))
+        with np.errstate(divide="ignore", invalid="ignore"):
+            ratio = np.where(error == 0.0, 0.0, error / scale)
+        worst: NDArray[np.float64] = np.nan_to_num(ratio, nan=np.inf, posinf=np.inf).max(axis=1)
         return worst
 
     @property

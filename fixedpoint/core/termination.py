@@ -182,14 +182,15 @@ class Judge:
     def within(self, at: Evaluated) -> Bool[Tensor, " B"]:
         """Whether each row has converged: all blocks within the tolerance, settled, and not running away."""
         small = at.error <= self.tolerance(at)
-        sure = (
-            torch.ones_like(small)
-            if self._runaway is None
-            else ~self._runaway.doubts(at.error <= _FLOOR * self._eps * at.scale)
-        )
+        if self._runaway is None:
+            sure = torch.ones_like(small)
+        else:
+            # At a state of zero an error of 0 is exact, f(0) = 0, however the state has come there.
+            exact = at.error + at.scale == 0.0
+            sure = exact | ~self._runaway.doubts(at.error <= _FLOOR * self._eps * at.scale)
         if at.settled is not None:
             sure = sure & at.settled.unsqueeze(1)
-        # An atol of 0 exempts nothing, not even an error of 0, which may be an underflow.
+        # Elsewhere an atol of 0 exempts nothing, not even an error of 0, which may be an underflow.
         atol = self.yardstick.atol
         if isinstance(atol, Tensor) or atol > 0.0:
             sure = sure | ((at.error <= atol) & torch.as_tensor(atol > 0.0, device=at.error.device))

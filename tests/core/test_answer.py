@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
@@ -49,3 +50,19 @@ def test_a_row_cut_short_ends_at_its_best_point() -> None:
     solution = solve(growing(rates), torch.full_like(rates, 0.01), solver="picard", rtol=1e-6, max_rounds=7)
     assert [status.label for status in solution.status] == ["max_rounds"] * 2
     assert bool((solution.z == 0.01).all())
+
+
+@pytest.mark.parametrize("solver", ["picard", "anderson", "broyden", "auto"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_zero_is_a_fixed_point_where_f_is_zero_there(solver: str, dtype: torch.dtype) -> None:
+    """``atol`` is 0, so all states before it are as far from it as they are large."""
+    solution = solve(lambda z: z / 4, torch.ones(2, 3, dtype=dtype), solver=solver)
+    assert solution.converged.all()
+    assert not solution.z.any()
+
+
+def test_an_error_that_is_no_number_is_no_small_one() -> None:
+    solution = solve(lambda z: torch.log(z - 3), torch.ones(2, 2))
+    assert not solution.converged.any()
+    assert (solution.relative_error == np.inf).all()
+    assert "relative error inf" in repr(solution)

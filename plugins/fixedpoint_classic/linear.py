@@ -8,7 +8,7 @@ iterates, inverses, spectral variation and fields of values of non-normal matric
 Schur form). The convergence of Krylov-like methods depends on the distribution of the eigenvalues (Walker & Ni 2011,
 "Anderson acceleration for fixed-point iterations", theorem 2.2: Anderson without truncation is GMRES):
 
-    semicircle   that of a symmetric Gaussian matrix, with few eigenvalues near both ends (Wigner 1958)
+    semicircle   that of a symmetric Gaussian matrix: few eigenvalues near both ends (Wigner 1958)
     uniform      on [-1, 1]
     positive     on [0, 1]
 

@@ -26,7 +26,7 @@ def test_no_page_is_wider_than_the_window(site: Path, browser: object) -> None:
 
     assert isinstance(browser, Browser)
     page = browser.new_context().new_page()
-    pages = [path for path in site.rglob("index.html") if path.parent.name != "api"]
+    pages = list(site.rglob("index.html"))
     assert len(pages) > 12
     for path in pages:
         where = path.parent.relative_to(site)
@@ -34,7 +34,7 @@ def test_no_page_is_wider_than_the_window(site: Path, browser: object) -> None:
         for width in (400, 1400):
             page.set_viewport_size({"width": width, "height": 900})
             assert page.evaluate("document.documentElement.scrollWidth") <= width, (where, width)
-        if where.name not in ("design", "measurements"):
+        if where.name not in ("design", "measurements") and "api" not in where.parts:  # long defaults in signatures
             assert page.evaluate(SPILLING) == 0, where
 
 

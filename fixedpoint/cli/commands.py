@@ -54,7 +54,8 @@ class _Unloaded(TyperCommand):
     """A plugin's command that is not loaded: only its name and its summary."""
 
     def __init__(self, command: Command) -> None:
-        super().__init__(command.name, short_help=command.summary)
+        summary = command.summary.rstrip(".")
+        super().__init__(command.name, short_help=f"{summary[:1].upper()}{summary[1:]}.")  # as typer writes the others
         self.command = command
 
     def loaded(self) -> Any:

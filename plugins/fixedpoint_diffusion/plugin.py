@@ -23,7 +23,7 @@ def fixedpoint_commands() -> list[Command]:
         Command(
             "invert",
             "fixedpoint_diffusion.command.invert:invert",
-            "Find the noise that a diffusion model turns into given images.",
+            "find the noise that a diffusion model turns into given images",
             ("Song, Meng & Ermon 2021", "Pokle, Geng & Kolter 2022"),
             requires=("diffusers", "safetensors", "PIL"),
             extra="diffusion",

@@ -13,7 +13,7 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from fixedpoint.cli.main import app
-from fixedpoint.registry import Command, Registry, RegistryError, hookimpl, registry
+from fixedpoint.registry import KINDS, Command, Registry, RegistryError, hookimpl, registry
 
 Program = Callable[..., Result]
 
@@ -94,7 +94,7 @@ def test_help_lists_every_command_and_imports_none(program: Program, columns: in
     assert listed[: len(own)] == own
     assert listed[len(own) :] == sorted(listed[len(own) :])
     assert {"greet", *(name for name, _ in UNUSABLE)} <= set(listed)
-    assert re.search("^  greet +says hello, or why not$", done.stdout, flags=re.MULTILINE)
+    assert re.search(r"^  greet +Says hello, or why not\.$", done.stdout, flags=re.MULTILINE)
 
 
 @pytest.mark.parametrize("columns", [60, 80])
@@ -140,6 +140,15 @@ def test_the_registry_knows_the_programs_own_commands() -> None:
     known = Registry(discover=False).commands()
     assert {name: command.load() for name, command in known.items()} == own
     assert all(command.summary for command in known.values())
+
+
+def test_summaries_are_phrases_and_no_sentences() -> None:
+    listed = [*registry.commands().values(), *(each for kind in KINDS for each in registry.components(kind).values())]
+    own = [entry for entry in listed if entry.source == "fixedpoint-solvers"]
+    assert {"invert", "anderson", "ddim-sampling"} <= {entry.name for entry in own}
+    assert [entry.name for entry in own if entry.summary.endswith(".")] == []
+    commands = [command for command in registry.commands().values() if command in own]
+    assert [command.name for command in commands if not command.summary[0].islower()] == []
 
 
 class Thief:

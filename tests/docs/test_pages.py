@@ -26,6 +26,7 @@ PAGES = (
     "docs/concepts/chains.md",
     "docs/concepts/glossary.md",
     *GUIDES,
+    "docs/how-to/write-a-chain.md",
     "docs/reference/command-line.md",
     "docs/reference/run-files.md",
     "docs/how-to/torchdeq.md",
@@ -39,6 +40,7 @@ PAGES_THERE_ARE = [path for path in ROOT.glob("docs/**/*.md") if "assets" not in
 LEFT_OUT = {
     "make demo": "installs from the network; the demo itself is run from the wheel in tests/architecture",
     'pip install ".[report,diffusion]"': "installs from the network; tests/architecture installs the wheel",
+    "pip install -e '.[testing]'": "installs from the network; the tests have pytest already",
     "make test": "would run these tests in themselves",
     "source .venv/bin/activate": "the reader has the environment of the tests on the path already",
     "fixedpoint invert shirt.png --class shirt --edit-class dress": "requires a picture; the page of commands has some",

@@ -1,4 +1,4 @@
-r"""The chain solver: a preconditioner, an accelerator, a window and a start, in at most ``N + 1`` rounds.
+r"""The chain solver: a preconditioner, an accelerator, a window and a start, in at most ``N`` rounds (see below).
 
 A round at the states ``X``:
 
@@ -13,7 +13,8 @@ of diffusion models", section 4, for the guard under Anderson.) ``fixedpoint.cha
 states become final, which keep their value, and how the window slides.
 
 The accelerator ``block-secant`` corrects ``M`` itself, step by step, so it takes the place of a step solver. A start
-other than the constant one may compute some states exactly; the rounds it takes count towards the ``N + 1``.
+other than the constant one may compute some states exactly; the rounds it takes count. If it makes all of them exact,
+one more round measures the result, the ``N + 1``-st.
 
 With the preconditioners ``diagonal`` and ``jacobian``, ``M`` is made of the derivatives of the unfinished steps at the
 states of every round: Newton's method on the chain, approximate or exact. In addition to the evaluations such a round
@@ -81,7 +82,7 @@ class BlockSecant(Solver, Secants):
 
 @dataclass(frozen=True)
 class ChainSolver(Solver):
-    """Solves a chain as one joint fixed point, in at most N + 1 rounds (the last one verifies)."""
+    """Solves a chain as one joint fixed point, in at most N rounds (N + 1 with a start of its own)."""
 
     preconditioner: AnyPreconditioner = option(
         factory=Identity,

@@ -27,12 +27,17 @@ class Denoiser(ABC):
     def predict(
         self, x: Float[Tensor, "P *event"], timestep: Int[Tensor, " P"], row: Int[Tensor, " P"]
     ) -> Float[Tensor, "P *event"]:
-        """The model's prediction for noisy images.
+        """The model's prediction for noisy images, each at its own timestep.
+
+        What is predicted (noise, image or v) is ``schedule.prediction_type`` of the schedule that the denoiser is used
+        with: ``epsilon``, ``sample`` or ``v_prediction``. A prediction must not depend on the other images of the
+        batch.
 
         Parameters
         ----------
         x
-            Noisy images of shape ``(P, *event)``, at any timesteps in any order.
+            Noisy images of shape ``(P, *event)``, of a floating-point dtype, at any timesteps in any order: ``sqrt(ab)
+            x0 + sqrt(1 - ab) eps`` with ``ab = schedule.alphas_cumprod[timestep]``.
         timestep
             The training timestep of each image, ``0 .. T-1``, shape ``(P,)``, int64.
         row
@@ -41,7 +46,8 @@ class Denoiser(ABC):
         Returns
         -------
         Tensor
-            The predictions, of the shape of ``x``.
+            The predictions, with the shape and device of ``x``. A DDIM chain converts any other floating-point dtype to
+            that of ``x``.
         """
 
     def quick_batch(self, device: torch.device) -> int | None:

@@ -40,9 +40,9 @@ if TYPE_CHECKING:
     from fixedpoint_diffusion.models.folder import FolderError as FolderError
     from fixedpoint_diffusion.models.folder import ModelFolder as ModelFolder
     from fixedpoint_diffusion.samplers.ddim import DDIMChain as DDIMChain
+    from fixedpoint_diffusion.samplers.levels import NoiseLevels as NoiseLevels
     from fixedpoint_diffusion.samplers.noise import draw_noise as draw_noise
     from fixedpoint_diffusion.samplers.noise import row_seeds as row_seeds
-    from fixedpoint_diffusion.samplers.levels import NoiseLevels as NoiseLevels
     from fixedpoint_diffusion.samplers.probe import sampler_tables as sampler_tables
     from fixedpoint_diffusion.samplers.problem import ddim_problem as ddim_problem
     from fixedpoint_diffusion.samplers.recurrence import AffineRows as AffineRows

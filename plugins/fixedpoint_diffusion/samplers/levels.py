@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,12 +19,13 @@ _AGREES = 1e-3
 
 @dataclass(frozen=True, eq=False)
 class NoiseLevels:
-    """How much image and how much noise the inputs of the network contain. All tables are float64, CPU.
+    """How much image and how much noise the network's inputs are taken to contain. All tables are float64, CPU.
 
     Attributes
     ----------
     signal, noise
-        Shape ``(K,)``: the input of evaluation ``j`` is ``signal_j * clean + noise_j * n``, with ``n`` unit noise.
+        Shape ``(K,)``: the input of evaluation ``j`` is ``signal_j * clean + noise_j * n``, with ``n`` unit noise. This
+        is what the scheduler assumes when it derives the clean image.
     clean_input, clean_output
         Shape ``(K,)``: the clean image that an output ``m_j`` implies at the input ``u_j`` is ``clean_input_j u_j +
         clean_output_j m_j``.
@@ -37,23 +38,38 @@ class NoiseLevels:
 
 
 def noise_levels(
-    scheduler: Any,
-    timesteps: Tensor,
-    starts: Float[Tensor, " K+1"],
-    weights: Float[Tensor, "K+1 K"],
-    deterministic: bool,
+    scheduler: Any, timesteps: Tensor, inputs: Float[Tensor, "K+1 1+K+M"], clean: Sequence[Tensor | None]
 ) -> tuple[NoiseLevels | None, str]:
-    """The levels that the scheduler's tables suggest, and that its recurrence confirms; and what the network predicts.
+    """The levels that the scheduler's tables suggest and its steps confirm, if any; and what the network predicts.
 
-    A network that always returns what the same clean image implies leads every sampler along images of that clean image
-    and of noise in the proportions of the levels. This identity of the recurrence decides among the places where
-    schedulers keep their levels, so that none is guessed.
+    Schedulers keep their levels in several places and forms. Which of them holds is decided by identities, so that none
+    is guessed:
+
+    - A network whose outputs always imply the same clean image leads every sampler along mixtures of that image and of
+      noise, in the proportions of the levels.
+    - Where the steps of a scheduler lead to other timesteps than the next ones (DDIM, for numbers of steps that do not
+      divide those of the training), the clean image that a step returns has to be the one that the levels imply.
+
+    Parameters
+    ----------
+    scheduler
+        A scheduler whose timesteps are set.
+    timesteps
+        Shape ``(K,)``.
+    inputs
+        The coefficients of the inputs and the sample.
+    clean
+        Those of the clean images that the steps return; None where a step returns none.
     """
     named = getattr(scheduler.config, "prediction_type", None)
     # Schedulers of flow matching predict the flow, and most have no setting that says so.
     predicted = "flow_prediction" if named is None else str(named)
-    for levels in _suggested(scheduler, timesteps, predicted):
-        if _confirmed(levels, starts, weights, deterministic):
+    suggested = list(_suggested(scheduler, timesteps, predicted))
+    for levels in suggested:
+        if _leads_along(levels, inputs):
+            return levels, predicted
+    for levels in suggested:
+        if predicted != "sample" and _implies(levels, inputs, clean):
             return levels, predicted
     return None, str(named or "")
 
@@ -104,17 +120,30 @@ def _preconditioned(sigmas: Tensor, data: float, predicted: str) -> NoiseLevels:
     return NoiseLevels(1 / total, sigmas / total, keep, -out if predicted == "v_prediction" else out)
 
 
-def _confirmed(levels: NoiseLevels, starts: Tensor, weights: Tensor, deterministic: bool) -> bool:
+def _leads_along(levels: NoiseLevels, inputs: Tensor) -> bool:
+    count = len(levels.signal)
+    starts, weights, noise = inputs.split((1, count, inputs.shape[1] - 1 - count), dim=1)
+    # New noise has shares of its own, which are not compared.
+    compared = slice(1) if bool((noise != 0).any()) else slice(None)
     expected = torch.stack([levels.signal, levels.noise], dim=1)
-    start = expected[0] / starts[0]
     # Each image as its shares of the clean image and of the noise in the start.
-    clean = torch.tensor([1.0, 0.0], dtype=torch.float64)
-    count = weights.shape[1]
+    start = expected[0] / starts[0]
+    known = torch.tensor([1.0, 0.0], dtype=torch.float64)
     outputs = torch.zeros(count, 2, dtype=torch.float64)
-    compared = slice(None) if deterministic else slice(1)  # new noise has shares of its own
     for j in range(count):
         reached = starts[j] * start + weights[j] @ outputs
         if not bool(((reached - expected[j])[compared].abs() <= _AGREES).all()):
             return False
-        outputs[j] = (clean - levels.clean_input[j] * expected[j]) / levels.clean_output[j]
+        outputs[j] = (known - levels.clean_input[j] * expected[j]) / levels.clean_output[j]
     return bool(outputs.isfinite().all())
+
+
+def _implies(levels: NoiseLevels, inputs: Tensor, clean: Sequence[Tensor | None]) -> bool:
+    for j, returned in enumerate(clean):
+        if returned is None:
+            return False
+        implied = levels.clean_input[j] * inputs[j]
+        implied[1 + j] += levels.clean_output[j]
+        if not bool((returned.flatten() - implied).abs().max() <= _AGREES * implied.abs().max()):
+            return False
+    return True

@@ -9,7 +9,6 @@ shape, shows whether the scheduler is affine at all. Both run on copies of the s
 from __future__ import annotations
 
 import copy
-import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,9 +19,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fixedpoint_diffusion.denoisers.networks import is_pipeline
 from fixedpoint_diffusion.samplers.draws import Draws, NotAffineError
 from fixedpoint_diffusion.samplers.levels import noise_levels
+from fixedpoint_diffusion.samplers.refusals import check_is_scheduler, check_settings, check_step
 from fixedpoint_diffusion.samplers.recurrence import AffineRows, SamplerTables
 from fixedpoint_diffusion.samplers.timesteps import DEFAULT_STEPS
 
@@ -31,10 +30,8 @@ __all__ = ["sampler_tables"]
 _T = TypeVar("_T")
 
 # What the second pass may differ by, relative to the sizes that are added up: a scheduler may round to float32 inside.
-# Those of diffusers differ by less than 1e-14, since Draws keeps their images in float64.
+# Those of diffusers differ by less than 1e-12, since Draws keeps their images in float64.
 AFFINE = 2e-6
-# Settings with which the clean image that a scheduler predicts is changed in a way that is not affine.
-_CLIPPING = ("clip_sample", "clip_denoised", "thresholding")
 
 
 def sampler_tables(
@@ -80,9 +77,9 @@ def sampler_tables(
         For a scheduler that is not affine (clipping, thresholding, a learned variance, draws that are not normal
         noise), for one that was changed by hand, and for whatever the scheduler itself refuses, with its own reason.
     """
-    _check_is_scheduler(scheduler)
-    _check_settings(scheduler)
-    _check_step(scheduler, step_kwargs or {})
+    check_is_scheduler(scheduler)
+    check_settings(scheduler)
+    check_step(scheduler, step_kwargs or {})
     asked = {"num_inference_steps": num_inference_steps, "timesteps": timesteps, "sigmas": sigmas}
     settings = {name: value for name, value in asked.items() if value is not None}
     recipe = _Recipe(scheduler, {**settings, **set_timesteps_kwargs}, dict(step_kwargs or {}))
@@ -90,6 +87,15 @@ def sampler_tables(
         recipe = _as_it_was_set(recipe)
     recipe.check_unchanged()
     return _probed(recipe)
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """Inputs and sample ``(K + 1, *image)``, states ``(K, *image)``, and the clean images that the steps returned."""
+
+    inputs: Tensor
+    states: Tensor
+    clean: list[Tensor | None]
 
 
 @dataclass(frozen=True)
@@ -128,12 +134,12 @@ class _Recipe:
         """One to be stepped. A copy, since some constructors take longer than all of the steps."""
         return copy.deepcopy(self.planned)
 
-    def run(self, scheduler: Any, start: Tensor, outputs: Iterable[Tensor], draws: Draws) -> tuple[Tensor, Tensor]:
-        """The loop of the pipelines: inputs and sample ``(K + 1, *image)``, states after each step ``(K, *image)``."""
-        return self._own(lambda: self._looped(scheduler, start, outputs, draws))
+    def run(self, start: Tensor, outputs: Iterable[Tensor], draws: Draws) -> _Pass:
+        """The loop of the pipelines."""
+        return self._own(lambda: self._looped(self.ready(), start, outputs, draws))
 
-    def _looped(self, scheduler: Any, x: Tensor, outputs: Iterable[Tensor], draws: Draws) -> tuple[Tensor, Tensor]:
-        inputs, states = [], []
+    def _looped(self, scheduler: Any, x: Tensor, outputs: Iterable[Tensor], draws: Draws) -> _Pass:
+        inputs, states, clean = [], [], []
         for j, (t, output) in enumerate(zip(scheduler.timesteps, outputs, strict=True)):
             with draws.during(j):
                 inputs.append(scheduler.scale_model_input(x, t) if hasattr(scheduler, "scale_model_input") else x)
@@ -144,7 +150,8 @@ class _Recipe:
                     f"its step returns shape {tuple(x.shape)} for images of shape {tuple(output.shape)}"
                 )
             states.append(x)
-        return torch.stack([*inputs, x]).double(), torch.stack(states).double()
+            clean.append(getattr(stepped, "pred_original_sample", None))
+        return _Pass(torch.stack([*inputs, x]).double(), torch.stack(states).double(), clean)
 
     def _own(self, call: Callable[[], _T]) -> _T:
         """What a scheduler refuses, it refuses for its own reason."""
@@ -180,21 +187,21 @@ def _probed(recipe: _Recipe) -> SamplerTables:
         raise ValueError(f"{recipe.name} has no timesteps as it is set")
     counted = Draws((1, 1, 1, 1))
     nothing = torch.zeros(1, 1, 1, 1, dtype=torch.float64)
-    recipe.run(recipe.ready(), nothing, [nothing] * count, counted)
+    recipe.run(nothing, [nothing] * count, counted)
     draws = tuple(counted.made)
     width = 1 + count + len(draws)
 
     scale = float(getattr(scheduler, "init_noise_sigma", 1.0))
     unit = torch.eye(width, dtype=torch.float64).view(width, 1, 1, 1, width)
-    inputs, states = _pass(recipe, unit, scale, count)
-    inputs, states = inputs.view(count + 1, width), states.view(count, width)
+    found = _pass(recipe, unit, scale, count)
+    inputs, states = found.inputs.view(count + 1, width), found.states.view(count, width)
     _check_finite(recipe, inputs)
     _check_affine(recipe, torch.cat([inputs, states]), scale, count)
 
     split = (1, count, len(draws))
     starts, weights, noise = inputs.split(split, dim=1)
     own = states.split(split, dim=1)
-    levels, predicted = noise_levels(scheduler, timesteps, starts[:, 0], weights, not bool((noise != 0).any()))
+    levels, predicted = noise_levels(scheduler, timesteps, inputs, found.clean)
     return SamplerTables(
         starts=starts[:, 0],
         weights=weights,
@@ -209,10 +216,10 @@ def _probed(recipe: _Recipe) -> SamplerTables:
     )
 
 
-def _pass(recipe: _Recipe, images: Tensor, scale: float, count: int) -> tuple[Tensor, Tensor]:
+def _pass(recipe: _Recipe, images: Tensor, scale: float, count: int) -> _Pass:
     """Runs the scheduler with the first image as unit noise, the next as outputs, and the last as noise."""
     draws = Draws(tuple(images.shape[1:]), images[1 + count :].unbind())
-    return recipe.run(recipe.ready(), scale * images[0], images[1 : 1 + count].unbind(), draws)
+    return recipe.run(scale * images[0], images[1 : 1 + count].unbind(), draws)
 
 
 def _check_finite(recipe: _Recipe, inputs: Tensor) -> None:
@@ -227,7 +234,8 @@ def _check_finite(recipe: _Recipe, inputs: Tensor) -> None:
 def _check_affine(recipe: _Recipe, rows: Tensor, scale: float, count: int) -> None:
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(rows.shape[1], 2, 3, 4, 5, dtype=torch.float64, generator=generator)
-    found = torch.cat(_pass(recipe, images, scale, count)).flatten(1)
+    run = _pass(recipe, images, scale, count)
+    found = torch.cat([run.inputs, run.states]).flatten(1)
     flat = images.flatten(1)
     size = (rows.abs() @ flat.abs()).amax(dim=1)
     error = ((found - rows @ flat).abs().amax(dim=1) / size).max()
@@ -262,46 +270,3 @@ def _same(one: Any, other: Any) -> bool:
         return one is other
     left, right = (np.asarray(each.detach().cpu() if isinstance(each, Tensor) else each) for each in (one, other))
     return left.shape == right.shape and bool(np.array_equal(left, right))
-
-
-def _check_is_scheduler(given: Any) -> None:
-    name = type(given).__name__
-    if isinstance(given, type):
-        raise TypeError(f"sampler_tables requires a scheduler, got the class {given.__name__} itself; pass an instance")
-    if is_pipeline(given):
-        raise TypeError(f"sampler_tables requires a scheduler, got a whole {name}; pass pipeline.scheduler")
-    lacking = [method for method in ("set_timesteps", "step") if not callable(getattr(given, method, None))]
-    if lacking and isinstance(getattr(given, "config", None), Mapping):
-        raise ValueError(f"{name} has no {lacking[0]}, so it has no loop over timesteps")
-    if lacking or not isinstance(getattr(given, "config", None), Mapping):
-        raise TypeError(f"sampler_tables requires a scheduler of diffusers, got {name}")
-
-
-def _check_settings(scheduler: Any) -> None:
-    name, config = type(scheduler).__name__, scheduler.config
-    for setting in _CLIPPING:
-        if getattr(config, setting, False):
-            raise ValueError(
-                f"{name} has {setting}=True: it changes the clean image that it predicts, and is no affine recurrence; "
-                f"make it with {setting}=False, or sample with clipping by ddim_problem, which takes a DDIMScheduler"
-            )
-    variance = getattr(config, "variance_type", None)
-    if variance is not None and "learned" in str(variance):
-        raise ValueError(
-            f"{name} has variance_type={variance!r}: the size of its noise depends on the output of the network, so "
-            "that it is no affine recurrence; a fixed variance is"
-        )
-
-
-def _check_step(scheduler: Any, step_kwargs: Mapping[str, Any]) -> None:
-    name = type(scheduler).__name__
-    if "prev_timestep" in inspect.signature(scheduler.step).parameters:
-        raise ValueError(
-            f"{name} is told by its pipelines where every step leads (prev_timestep); such a loop has no tables yet"
-        )
-    for key, value in step_kwargs.items():
-        if isinstance(value, (Tensor, torch.Generator)):
-            raise ValueError(
-                f"step_kwargs may contain numbers and the like, got {key}, a {type(value).__name__}; noise is given to "
-                "the run of the tables"
-            )

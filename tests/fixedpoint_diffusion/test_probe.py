@@ -283,7 +283,7 @@ KINDS = {
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(max_examples=8)
+@settings(max_examples=6)
 @given(data=st.data(), count=st.integers(2, 60), seed=st.integers(0, 10**6))
 def test_a_run_from_the_tables_is_the_schedulers_own_loop(
     kind: str, data: st.DataObject, count: int, seed: int

@@ -21,8 +21,8 @@ from torch import Tensor
 
 from fixedpoint_diffusion.samplers.draws import Draws, NotAffineError
 from fixedpoint_diffusion.samplers.levels import noise_levels
-from fixedpoint_diffusion.samplers.refusals import check_is_scheduler, check_settings, check_step
 from fixedpoint_diffusion.samplers.recurrence import AffineRows, SamplerTables
+from fixedpoint_diffusion.samplers.refusals import check_is_scheduler, check_settings, check_step
 from fixedpoint_diffusion.samplers.timesteps import DEFAULT_STEPS
 
 __all__ = ["sampler_tables"]

@@ -352,6 +352,8 @@ def test_the_local_form_says_the_same_as_the_tables(make: Callable[[], Any], q: 
             row[1 + j - i] += form.outputs[j, i]
         row[1 + count :] += form.noise[j]
         rows.append(row)
+        # noise that an earlier input contains is inherited through it alone
+        assert not form.noise[j][(tables.noise[: j + 1] != 0).any(0)].any()
     expected = tables.joined
     assert float(((torch.stack(rows) - expected).abs() / expected.abs().amax(1, keepdim=True)).max()) < 1e-7
 
@@ -560,6 +562,7 @@ def changed(scheduler: Any, **attributes: Any) -> Any:
         ),
         (lambda: changed(made("DDIMScheduler"), step=print), "its step was replaced by hand; derive a class"),
         (lambda: changed(made("DDIMScheduler"), alphas_cumprod=torch.ones(1000)), "alphas_cumprod was changed by hand"),
+        (lambda: changed(made("DDPMScheduler"), variance_type="fixed_large"), "variance_type was changed by hand"),
         (lambda: changed(made("DDIMScheduler"), init_noise_sigma=2.0), "init_noise_sigma was changed by hand"),
     ],
 )

@@ -170,7 +170,7 @@ class _Recipe:
                 raise ValueError(f"{self.name}: its {name} was replaced by hand; derive a class that has it instead")
         before, after = vars(self.plain), vars(self.planned)
         for name, value in before.items():
-            fixed = isinstance(value, (Tensor, np.ndarray, float)) and _same(after.get(name), value)
+            fixed = isinstance(value, (Tensor, np.ndarray, float, str)) and _same(after.get(name), value)
             if fixed and not _same(getattr(self.scheduler, name, None), value):
                 raise ValueError(
                     f"{self.name}: its {name} was changed by hand and is not that of its configuration; make a "

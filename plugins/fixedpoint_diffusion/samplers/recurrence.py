@@ -234,20 +234,20 @@ def serial_run(
     for j in range(count):
         answers.append(predict(reached[j], j))
         if form is None:
-            terms = [(tables.starts[j + 1], x_0), *zip(tables.weights[j + 1], answers, strict=False)]
-            terms += zip(tables.noise[j + 1], drawn, strict=False)
+            terms = [(float(tables.starts[j + 1]), x_0), *zip(tables.weights[j + 1].tolist(), answers, strict=False)]
+            terms += zip(tables.noise[j + 1].tolist(), drawn, strict=False)
         else:
-            terms = [*zip(form.inputs[j], reached[::-1], strict=False)]
-            terms += zip(form.outputs[j], answers[::-1], strict=False)
-            terms += zip(form.noise[j], drawn, strict=False)
+            terms = [*zip(form.inputs[j].tolist(), reached[::-1], strict=False)]
+            terms += zip(form.outputs[j].tolist(), answers[::-1], strict=False)
+            terms += zip(form.noise[j].tolist(), drawn, strict=False)
         reached.append(_combined(terms, x_0))
     return torch.stack(reached[1:], dim=1)
 
 
-def _combined(terms: list[tuple[Tensor, Tensor]], like: Tensor) -> Tensor:
+def _combined(terms: list[tuple[float, Tensor]], like: Tensor) -> Tensor:
     total = torch.zeros_like(like)
     for coefficient, image in terms:
         # Left out rather than multiplied by 0, so that an image that is not finite reaches only what depends on it.
         if coefficient != 0:
-            total = total + float(coefficient) * image
+            total = total + coefficient * image
     return total

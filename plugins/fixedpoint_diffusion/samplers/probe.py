@@ -225,9 +225,10 @@ def _pass(recipe: _Recipe, images: Tensor, scale: float, count: int) -> _Pass:
 def _check_finite(recipe: _Recipe, inputs: Tensor) -> None:
     for j, row in enumerate(inputs):
         if not bool(row.isfinite().all()):
-            which = "the sample" if j == len(inputs) - 1 else f"the input of evaluation {j}"
+            last = j == len(inputs) - 1
+            which = "the sample" if last else f"the input of evaluation {j}"
             final = getattr(recipe.plain.config, "final_sigmas_type", None)
-            hint = f"; final_sigmas_type={final!r} may be the reason" * (final is not None)
+            hint = f"; final_sigmas_type={final!r} may be the reason" * (last and final is not None)
             raise ValueError(f"{recipe.name} as it is set makes {which} of coefficients that are not finite{hint}")
 
 

@@ -170,6 +170,7 @@ def local_form(tables: SamplerTables, q: int) -> LocalForm | None:
     rows, count = tables.joined, tables.evaluations
     inputs, outputs = torch.zeros(count, q, dtype=torch.float64), torch.zeros(count, q, dtype=torch.float64)
     noise = torch.zeros_like(tables.noise[1:])
+    contained = (tables.noise != 0).cumsum(dim=0) > 0  # by an input up to this one
     for j in range(count):
         held = torch.arange(j, max(j - q, -1), -1)  # the current evaluation first
         target = rows[j + 1]
@@ -177,7 +178,7 @@ def local_form(tables: SamplerTables, q: int) -> LocalForm | None:
         # inputs that are held.
         inherited = torch.ones_like(target, dtype=torch.bool)
         inherited[1 + held] = False
-        new = (rows[: j + 1, 1 + count :] == 0).all(dim=0)
+        new = ~contained[j]
         inherited[1 + count :] = ~new
         basis = rows[held]
         # Early steps have fewer equations than unknowns; this driver returns the smallest of their solutions.

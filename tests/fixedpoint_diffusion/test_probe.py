@@ -500,6 +500,13 @@ class Halved(EulerDiscreteScheduler):
         return super().step(0.5 * model_output, *arguments, **options)
 
 
+class Overwriting(EulerDiscreteScheduler):
+    def step(self, model_output: torch.Tensor, timestep: Any, sample: torch.Tensor, **options: Any) -> Any:
+        stepped = super().step(model_output.mul_(0.5), timestep, sample, **options)
+        sample.zero_()
+        return stepped
+
+
 class Bent(DDIMScheduler):
     def step(self, model_output: torch.Tensor, *arguments: Any, **options: Any) -> Any:
         return super().step(torch.tanh(model_output), *arguments, **options)
@@ -530,6 +537,9 @@ class InPlace(DDIMScheduler):
 
 def test_schedulers_of_strangers() -> None:
     assert assert_is_its_own_loop(Halved, 9) is not None
+    halved = sampler_tables(Halved(), 9)
+    assert torch.equal(sampler_tables(Overwriting(), 9).joined, halved.joined)
+    assert torch.equal(sampler_tables(Overwriting(), 9).states.joined, halved.states.joined)
     tables = sampler_tables(InPlace(clip_sample=False), 3)
     assert tables.draws == (0, 0, 1, 1, 2, 2)
     torch.testing.assert_close(tables.noise[:, ::2], 2 * tables.weights)

@@ -142,14 +142,15 @@ class _Recipe:
         inputs, states, clean = [], [], []
         for j, (t, output) in enumerate(zip(scheduler.timesteps, outputs, strict=True)):
             with draws.during(j):
-                inputs.append(scheduler.scale_model_input(x, t) if hasattr(scheduler, "scale_model_input") else x)
-                stepped = scheduler.step(output, t, x, **self.step_kwargs)
+                scaled = scheduler.scale_model_input(x, t) if hasattr(scheduler, "scale_model_input") else x
+                inputs.append(scaled.clone())  # a step may overwrite what it is given
+                stepped = scheduler.step(output.clone(), t, x, **self.step_kwargs)
             x = stepped.prev_sample if hasattr(stepped, "prev_sample") else stepped[0]
             if x.shape != output.shape:
                 raise NotAffineError(
                     f"its step returns shape {tuple(x.shape)} for images of shape {tuple(output.shape)}"
                 )
-            states.append(x)
+            states.append(x.clone())
             clean.append(getattr(stepped, "pred_original_sample", None))
         return _Pass(torch.stack([*inputs, x]).double(), torch.stack(states).double(), clean)
 

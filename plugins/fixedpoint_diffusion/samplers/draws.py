@@ -71,4 +71,4 @@ class Draws(TorchFunctionMode):
         self.made.append(self._step)
         if self.noise is None:
             return torch.zeros(size, dtype=torch.float64)
-        return self.noise[len(self.made) - 1]
+        return self.noise[len(self.made) - 1].clone()  # a step may overwrite it

@@ -40,9 +40,14 @@ if TYPE_CHECKING:
     from fixedpoint_diffusion.models.folder import FolderError as FolderError
     from fixedpoint_diffusion.models.folder import ModelFolder as ModelFolder
     from fixedpoint_diffusion.samplers.ddim import DDIMChain as DDIMChain
+    from fixedpoint_diffusion.samplers.levels import NoiseLevels as NoiseLevels
     from fixedpoint_diffusion.samplers.noise import draw_noise as draw_noise
     from fixedpoint_diffusion.samplers.noise import row_seeds as row_seeds
+    from fixedpoint_diffusion.samplers.probe import sampler_tables as sampler_tables
     from fixedpoint_diffusion.samplers.problem import ddim_problem as ddim_problem
+    from fixedpoint_diffusion.samplers.recurrence import AffineRows as AffineRows
+    from fixedpoint_diffusion.samplers.recurrence import LocalForm as LocalForm
+    from fixedpoint_diffusion.samplers.recurrence import SamplerTables as SamplerTables
     from fixedpoint_diffusion.schedules.schedulers import DDIMSchedule as DDIMSchedule
     from fixedpoint_diffusion.schedules.timesteps import quadratic_timesteps as quadratic_timesteps
 
@@ -91,7 +96,14 @@ __getattr__, __dir__, __all__ = exported(
             "Optimisation",
             "OptimisedLatents",
         ),
+        "fixedpoint_diffusion.samplers.levels": ("NoiseLevels",),
+        "fixedpoint_diffusion.samplers.probe": ("sampler_tables",),
         "fixedpoint_diffusion.samplers.problem": ("ddim_problem",),
+        "fixedpoint_diffusion.samplers.recurrence": (
+            "AffineRows",
+            "LocalForm",
+            "SamplerTables",
+        ),
         "fixedpoint_diffusion.schedules.schedulers": ("DDIMSchedule",),
         "fixedpoint_diffusion.schedules.timesteps": ("quadratic_timesteps",),
     },

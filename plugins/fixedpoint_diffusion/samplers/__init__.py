@@ -1,1 +1,1 @@
-"""Sampling chains: DDIM with its jumps and extensions, the noise they use, and the problem they make."""
+"""Sampling chains: DDIM with its jumps and extensions, noise, the problem they make, and recurrences of schedulers."""

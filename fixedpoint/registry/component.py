@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
+from fixedpoint.core.options import Options, undecorated
 from fixedpoint.registry.entry import RegistryEntry
 
 __all__ = ["KINDS", "Component", "Kind"]
@@ -35,3 +37,12 @@ class Component(RegistryEntry):
     source, version
         Name and version of the distribution that brings the component. The registry sets both.
     """
+
+    def fault(self, factory: Any) -> str:
+        """Return why a class cannot be a component: it must be a frozen dataclass of options."""
+        if not (isinstance(factory, type) and issubclass(factory, Options) and dataclasses.is_dataclass(factory)):
+            return "is no dataclass of options, so it has none that can be set by name"
+        cls: Any = factory
+        if not cls.__dataclass_params__.frozen:
+            return "is not frozen; write @dataclass(frozen=True) above it"
+        return undecorated(cls)

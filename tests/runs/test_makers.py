@@ -107,6 +107,20 @@ def test_a_plugin_through_its_life(installed: Installed) -> None:
         f'study.yaml:2:48: solvers[2].solver: unknown solver "mine"; runs/study has records made by {gone}',
     ]
 
+    installed.write("plug/mine_plug.py", f"import numpi\n{SOLVER}")
+    fault = "the plugin mine (mine 2.0) cannot be used: ModuleNotFoundError: No module named 'numpi'"
+    first, _ = installed.program("run", "study.yaml", status=2).stderr.splitlines()
+    assert first == (
+        'study.yaml:2:19: solvers[1]: unknown solver "mine"; runs/study has records made by the solver mine of the '
+        f"distribution mine 2.0, which is installed but no longer brings it; {fault}; see fixedpoint doctor"
+    )
+    elsewhere = installed.program("run", "study.yaml", "-o", "new/one", status=2).stderr.splitlines()[0]
+    assert elsewhere == f'study.yaml:2:19: solvers[1]: unknown solver "mine"; {fault}; see fixedpoint doctor'
+    shown = installed.program("show", "mine", status=2).stderr
+    assert shown == f'unknown component "mine"; did you mean "shine"?; {fault}; see fixedpoint doctor\n'
+    checked = installed.program("check", "mine", status=2).stderr
+    assert f'unknown solver "mine"; {fault}; see fixedpoint doctor' in checked
+
 
 @pytest.fixture
 def plugged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -40,9 +39,9 @@ class Component(RegistryEntry):
 
     def fault(self, factory: Any) -> str:
         """Return why a class cannot be a component: it must be a frozen dataclass of options."""
-        if not (isinstance(factory, type) and issubclass(factory, Options) and dataclasses.is_dataclass(factory)):
+        parameters: Any = getattr(factory, "__dataclass_params__", None)
+        if parameters is None or not isinstance(factory, type) or not issubclass(factory, Options):
             return "is no dataclass of options, so it has none that can be set by name"
-        cls: Any = factory
-        if not cls.__dataclass_params__.frozen:
+        if not parameters.frozen:
             return "is not frozen; write @dataclass(frozen=True) above it"
-        return undecorated(cls)
+        return undecorated(factory)

@@ -72,7 +72,7 @@ WRONG = {
     ),
     "a class that is no dataclass": (
         "tasks: [toy]\nsolvers: [plain]\n",
-        "study.yaml:2:11: solvers[0]: plain (toy_plugin) cannot be loaded: toy_plugin:NoOptions is no dataclass of options",
+        "study.yaml:2:11: solvers[0]: plain (toy_plugin) cannot be loaded: toy_plugin:NoOptions is no dataclass",
     ),
     "no name": (
         "tasks: [toy]\nsolvers:\n  - {memory: 3}\n",

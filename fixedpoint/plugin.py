@@ -53,9 +53,9 @@ if TYPE_CHECKING:
     from fixedpoint.registry.command import Command as Command
     from fixedpoint.registry.command import CommandError as CommandError
     from fixedpoint.registry.component import Component as Component
+    from fixedpoint.registry.faults import RegistryError as RegistryError
+    from fixedpoint.registry.faults import UnknownComponentError as UnknownComponentError
     from fixedpoint.registry.hookspecs import hookimpl as hookimpl
-    from fixedpoint.registry.manager import RegistryError as RegistryError
-    from fixedpoint.registry.manager import UnknownComponentError as UnknownComponentError
     from fixedpoint.registry.manager import registry as registry
     from fixedpoint.solvers.least_squares import solve_gram as solve_gram
     from fixedpoint.tasks.forming import Forming as Forming
@@ -128,12 +128,12 @@ __getattr__, __dir__, __all__ = exported(
             "CommandError",
         ),
         "fixedpoint.registry.component": ("Component",),
-        "fixedpoint.registry.hookspecs": ("hookimpl",),
-        "fixedpoint.registry.manager": (
+        "fixedpoint.registry.faults": (
             "RegistryError",
             "UnknownComponentError",
-            "registry",
         ),
+        "fixedpoint.registry.hookspecs": ("hookimpl",),
+        "fixedpoint.registry.manager": ("registry",),
         "fixedpoint.solvers.least_squares": ("solve_gram",),
         "fixedpoint.tasks.forming": (
             "Forming",

@@ -60,6 +60,8 @@ class _Unloaded(TyperCommand):
 
     def loaded(self) -> Any:
         """Return the loaded command; exit with a message and status 2 if it cannot be used."""
+        from fixedpoint.registry.faults import LoadError, one_line
+
         name = self.command.name
         # typer builds a command from a function only as part of an app.
         alone = typer.Typer(add_completion=False, rich_markup_mode=None)
@@ -68,7 +70,7 @@ class _Unloaded(TyperCommand):
             found = get_command(alone)
         except Exception as error:  # third-party code may raise anything
             lacks = isinstance(error, ImportError) and self.command.missing()
-            said = " ".join(f"{type(error).__name__}: {error}".split())
+            said = error.reason if isinstance(error, LoadError) else one_line(error)
             complain(str(error) if lacks else f"the command {name!r} of {self.command.origin()} cannot be used: {said}")
             raise typer.Exit(BAD_INPUT) from None
         found.no_args_is_help = any(parameter.required for parameter in found.params)

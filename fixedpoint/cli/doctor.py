@@ -24,7 +24,8 @@ _EXTRAS = ("report", "diffusion", "testing", "docs")
 def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
     """Show versions, devices, threads, extras and plugins.
 
-    Exit status 1 if a plugin cannot be used.
+    Every component and command is loaded. Exit status 1 if a plugin, component
+    or command cannot be used. One whose extra is not installed does not count.
 
     \b
     Example:
@@ -60,7 +61,7 @@ def _examined() -> dict[str, Any]:
         "devices": devices,
         "extras": {extra: _versions(_required(extra)) for extra in _EXTRAS},
         "plugins": plugins,
-        "broken": [vars(row) for row in registry.broken()],
+        "broken": [vars(row) for row in (*registry.broken(), *registry.unloadable())],
     }
 
 

@@ -11,7 +11,7 @@ from fixedpoint.cli.kinds import as_listed
 
 if TYPE_CHECKING:
     from fixedpoint.registry import Command, Component
-    from fixedpoint.registry.manager import Broken
+    from fixedpoint.registry.faults import Broken
 
 __all__ = ["list_components"]
 

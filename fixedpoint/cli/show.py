@@ -50,13 +50,13 @@ def _kinds_of(name: str) -> list[Kind]:
     """The kinds that have a component of that name; exit with a message and status 2 if there are none."""
     from fixedpoint.core.options import nearest
     from fixedpoint.registry import KINDS, registry
+    from fixedpoint.registry.faults import unknown
 
     kinds = [kind for kind in KINDS if name in registry.components(kind)]
     if kinds:
         return kinds
-    reasons = [row.reason for row in registry.broken() if row.name == name]
     known = [each for kind in KINDS for each in registry.components(kind)]
-    complain(reasons[0] if reasons else f'unknown component "{name}"; {nearest(name, known)}')
+    complain(unknown("component", name, f'"{name}"', nearest(name, known), registry.broken()))
     raise typer.Exit(BAD_INPUT)
 
 

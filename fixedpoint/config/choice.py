@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +11,7 @@ from fixedpoint.core.options import Options, option_types
 from fixedpoint.registry import KINDS, registry
 from fixedpoint.registry.nesting import nested
 
-__all__ = ["Choice", "UnplainError", "is_options_class", "plain", "resolved_options"]
+__all__ = ["Choice", "UnplainError", "plain", "resolved_options"]
 
 
 @dataclass(frozen=True)
@@ -36,11 +35,6 @@ class Choice:
 
 class UnplainError(TypeError):
     """A value cannot be written to a file."""
-
-
-def is_options_class(factory: Any) -> bool:
-    """Return whether a factory is an options class, whose options a run file can set."""
-    return isinstance(factory, type) and issubclass(factory, Options) and dataclasses.is_dataclass(factory)
 
 
 def resolved_options(instance: Options, given: Mapping[str, Any]) -> dict[str, Any]:

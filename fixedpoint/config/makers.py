@@ -59,6 +59,8 @@ class Maker(BaseModel):
     code
         sha256 of its files, and of the files of imported modules that belong to no distribution. Empty if the version
         identifies the code, ``"unreadable"`` if the code is in no file.
+    units
+        The digest of each package and module in ``code``, by name. Cells with other components have other units.
     brings
         The components of the cell that it brings, e.g. ``["solver anderson"]``.
     """
@@ -67,6 +69,7 @@ class Maker(BaseModel):
 
     version: str
     code: str = ""
+    units: dict[str, str] = {}
     brings: list[str] = []
 
 
@@ -195,8 +198,7 @@ class _DependencyTrace:
     def makers(self) -> dict[str, Maker]:
         """Return the makers by distribution, sorted."""
         return {
-            name: Maker(version=version, code=self._code(name), brings=self._brings.get(name, []))
-            for name, version in sorted(self._versions.items())
+            name: self._maker(name, version, self._digests(name)) for name, version in sorted(self._versions.items())
         }
 
     def _follow(self, module: str, importer: str) -> None:
@@ -223,17 +225,19 @@ class _DependencyTrace:
             if owner != OWN:  # the library's own components declare in ``uses`` what they compute with
                 waiting += [(each, owner) for each in sorted(self._look.imports_of(unit))]
 
-    def _code(self, name: str) -> str:
-        """The attribute ``code`` of a maker."""
+    def _digests(self, name: str) -> dict[str, str]:
+        """The digests of the units of a distribution, by the names of the units."""
+        return {
+            unit.name: self._look.digest_of(unit, _DISPLAY_PACKAGES if unit.name == OWN else ())
+            for unit in sorted(self._units.get(name, ()), key=lambda unit: unit.name)
+        }
+
+    def _maker(self, name: str, version: str, digests: dict[str, str]) -> Maker:
+        written = "\n".join(f"{unit} {digest}" for unit, digest in digests.items())
+        code = hashlib.sha256(written.encode()).hexdigest() if digests else ""
         if name in self._unreadable:
-            return UNREADABLE
-        units = sorted(self._units.get(name, ()), key=lambda unit: unit.name)
-        if not units:
-            return ""
-        digests = [
-            f"{unit.name} {self._look.digest_of(unit, _DISPLAY_PACKAGES if unit.name == OWN else ())}" for unit in units
-        ]
-        return hashlib.sha256("\n".join(digests).encode()).hexdigest()
+            code = UNREADABLE
+        return Maker(version=version, code=code, units=digests, brings=self._brings.get(name, []))
 
 
 def _within(instance: Options) -> Iterator[Options]:

@@ -32,6 +32,8 @@ def gone(what: str, distribution: str, version: str) -> str:
     if not version:
         return f"the {what} of {distribution}, which was no distribution"
     state = f"in whose place {installed} is installed" if installed else "which is not installed"
+    if installed == version:
+        state = "which is installed but no longer brings it"
     return f"the {what} of the distribution {distribution} {version}, {state}"
 
 

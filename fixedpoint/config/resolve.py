@@ -6,7 +6,7 @@ import typing
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from fixedpoint.config.choice import Choice, is_options_class, resolved_options
+from fixedpoint.config.choice import Choice, resolved_options
 from fixedpoint.config.document import Document
 from fixedpoint.config.errors import Mistake, Path, where
 from fixedpoint.config.makers import ComponentCode
@@ -14,6 +14,7 @@ from fixedpoint.config.models import wrong_options
 from fixedpoint.core.options import OptionError, Options, nearest, option_types
 from fixedpoint.registry import Kind, registry
 from fixedpoint.registry.building import build
+from fixedpoint.registry.faults import unknown
 from fixedpoint.registry.nesting import Choices, nested
 
 __all__ = ["Resolver"]
@@ -75,12 +76,8 @@ class Resolver:
         component = known[name]
         try:
             factory: Any = component.load()
-        except Exception as error:  # third-party code may raise anything when it is imported
-            reason = str(error) if component.missing() else f"cannot be loaded: {type(error).__name__}: {error}"
-            self.refuse(name_path, " ".join(reason.split()))
-            return None
-        if not is_options_class(factory):
-            self.refuse(name_path, f"cannot be used: {kind} {name!r} of {component.source} is no dataclass of options")
+        except ImportError as error:
+            self.refuse(name_path, " ".join(str(error).split()))
             return None
         built = self._options(factory, {key: value for key, value in spec.items() if key != "name"}, path, parts)
         if built is None:
@@ -90,10 +87,8 @@ class Resolver:
         return {"name": name, **options}
 
     def _unknown(self, kind: Kind, name: str, known: Mapping[str, Any]) -> str:
-        broken = [row.reason for row in registry.broken() if row.name == name]
-        if broken:
-            return f'the {kind} "{name}" cannot be used: {broken[0]}'
-        return f'unknown {kind} "{name}"; {(self.remembered and self.remembered(kind, name)) or nearest(name, known)}'
+        advice = (self.remembered and self.remembered(kind, name)) or nearest(name, known)
+        return unknown(kind, name, f'"{name}"', advice, registry.broken())
 
     def _options(
         self, cls: type[Options], given: Mapping[str, Any], path: Path, parts: list[ComponentCode]

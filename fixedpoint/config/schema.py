@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from fixedpoint.config.choice import is_options_class
 from fixedpoint.config.models import model_of
 from fixedpoint.config.runfile import RunFile
 from fixedpoint.core.options import Options, option_types
@@ -55,9 +54,7 @@ def _components(kind: Kind, labelled: bool) -> Schema:
             continue
         try:
             factory: Any = component.load()
-        except Exception:  # third-party code may raise anything when it is imported
-            continue
-        if not is_options_class(factory):
+        except ImportError:
             continue
         mapping = _named(name, factory)
         if component.summary:

@@ -29,7 +29,7 @@ from fixedpoint.core.subset import RowSubset, is_small, select_rows
 from fixedpoint.core.termination import Judge, Termination
 from fixedpoint.core.transfer import to_device
 
-__all__ = ["StepSolver", "SupportsWindow", "iterate", "solution_at"]
+__all__ = ["StepSolver", "SupportsWindow", "iterate", "solution_at", "stepped"]
 
 S = TypeVar("S")
 
@@ -139,6 +139,24 @@ class StepSolver(Solver, Generic[S]):
         raise TypeError(f"{type(self).__name__} keeps no estimate of the inverse Jacobian")
 
 
+def stepped(solver: StepSolver[S], f: Evaluator, at: Evaluated, state: S) -> tuple[Float[Tensor, "B D"] | Evaluated, S]:
+    """Take a step.
+
+    Raises
+    ------
+    TypeError
+        If the step returns anything but a proposal and a state. A tensor of two rows could be unpacked by mistake.
+    """
+    taken: Any = solver.step(f, at, state)
+    if not isinstance(taken, (tuple, list)) or len(taken) != 2:
+        kind = type(taken).__name__
+        got = f"{'an' if kind[0] in 'AEIOU' else 'a'} {kind}" if taken is not None else "None"
+        got = f"{len(taken)} values" if isinstance(taken, (tuple, list)) else got
+        raise TypeError(f"{type(solver).__name__}: step must return (proposal, state), got {got}")
+    proposal, state = taken
+    return proposal, state
+
+
 def iterate(
     solver: StepSolver[Any],
     f: Evaluator,
@@ -206,7 +224,7 @@ def iterate(
         if (host[1].astype(np.bool_) & running).any():
             at = f.best.where(rescued, at)
             state = solver.reset(state, rescued)
-        proposal, state = solver.step(f, at, state)
+        proposal, state = stepped(solver, f, at, state)
         del at  # frees the last value, so that f can allocate the next one in its place
         at = proposal if isinstance(proposal, Evaluated) else f(proposal)
     if part is not None:

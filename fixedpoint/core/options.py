@@ -15,7 +15,7 @@ import typing
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar, Literal, Self
 
-__all__ = ["OptionError", "Options", "by_options", "nearest", "option", "option_types"]
+__all__ = ["OptionError", "Options", "by_options", "nearest", "option", "option_types", "undecorated"]
 
 
 class OptionError(ValueError, TypeError):
@@ -103,6 +103,23 @@ def _option_types(cls: Any) -> Mapping[str, Any]:
     return {field.name: hints[field.name] for field in dataclasses.fields(cls) if field.init}
 
 
+def undecorated(cls: type) -> str:
+    """Return what is wrong with a class that declares options and is not decorated as a dataclass; else ``""``."""
+    fault: str = _undecorated(cls)
+    return fault
+
+
+@functools.cache
+def _undecorated(cls: Any) -> str:
+    for base in cls.__mro__:
+        # The decorator replaces the fields of a class by their defaults.
+        left = [name for name, value in vars(base).items() if isinstance(value, dataclasses.Field)]
+        if left:
+            whose = "it" if base is cls else f"its base class {base.__name__}"
+            return f"has options that are never set ({', '.join(left)}); write @dataclass(frozen=True) above {whose}"
+    return ""
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return the end of an error message about an unknown name: the nearest known name, or all of them."""
     known = sorted(known)
@@ -140,6 +157,8 @@ class Options:
     uses: ClassVar[tuple[str, ...]] = ()
 
     def __new__(cls, *args: Any, **options: Any) -> Self:
+        if fault := undecorated(cls):
+            raise TypeError(f"{cls.__name__} {fault}")
         # Checked before __init__, whose own TypeError would not suggest the nearest name.
         for given in options:
             if given not in option_types(cls):

@@ -26,7 +26,7 @@ from torch.utils.checkpoint import checkpoint
 
 from fixedpoint.core.counts import Decision
 from fixedpoint.core.evaluator import Evaluated, Evaluator
-from fixedpoint.core.loop import StepSolver
+from fixedpoint.core.loop import StepSolver, stepped
 from fixedpoint.core.options import option
 from fixedpoint.core.point import Point
 from fixedpoint.core.solution import Solution
@@ -96,7 +96,7 @@ class _Segment:
                 rows = to_device(rescued, at.z.device)
                 at = again.best.where(rows, at)
                 state = self.solver.reset(state, rows)
-            proposal, state = self.solver.step(again, at, state)
+            proposal, state = stepped(self.solver, again, at, state)
             at = proposal if isinstance(proposal, Evaluated) else again(proposal)
         if not self.counted:  # the backward pass calls this again
             self.counted = True

@@ -6,8 +6,9 @@ The author of a plugin needs :class:`Component` (or, for commands, :class:`Comma
 
 from fixedpoint.registry.command import Command, CommandError
 from fixedpoint.registry.component import KINDS, Component, Kind
+from fixedpoint.registry.faults import RegistryError, UnknownComponentError
 from fixedpoint.registry.hookspecs import hookimpl
-from fixedpoint.registry.manager import Registry, RegistryError, UnknownComponentError, registry
+from fixedpoint.registry.manager import Registry, registry
 
 __all__ = [
     "KINDS",

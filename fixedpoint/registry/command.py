@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 from fixedpoint.registry.entry import RegistryEntry
 
-__all__ = ["Command", "CommandError"]
+__all__ = ["NAME", "Command", "CommandError"]
 
-_NAME = re.compile("[a-z][a-z0-9]*(-[a-z0-9]+)*")
+NAME = re.compile("[a-z][a-z0-9]*(-[a-z0-9]+)*")
+"""The form of the names of components and commands."""
 
 
 class CommandError(Exception):
@@ -61,7 +62,7 @@ class Command(RegistryEntry):
     """
 
     def __post_init__(self) -> None:
-        if not _NAME.fullmatch(self.name):
+        if not NAME.fullmatch(self.name):
             raise ValueError(
                 f"a command's name must be lower-case letters, digits and single hyphens, got {self.name!r}"
             )

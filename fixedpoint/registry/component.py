@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
+from fixedpoint.core.options import Options, undecorated
 from fixedpoint.registry.entry import RegistryEntry
 
 __all__ = ["KINDS", "Component", "Kind"]
@@ -35,3 +36,12 @@ class Component(RegistryEntry):
     source, version
         Name and version of the distribution that brings the component. The registry sets both.
     """
+
+    def fault(self, factory: Any) -> str:
+        """Return why a class cannot be a component: it must be a frozen dataclass of options."""
+        parameters: Any = getattr(factory, "__dataclass_params__", None)
+        if parameters is None or not isinstance(factory, type) or not issubclass(factory, Options):
+            return "is no dataclass of options, so it has none that can be set by name"
+        if not parameters.frozen:
+            return "is not frozen; write @dataclass(frozen=True) above it"
+        return undecorated(factory)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
+
+from fixedpoint.registry.faults import LoadError, one_line
 
 __all__ = ["RegistryEntry"]
 
@@ -30,17 +33,38 @@ class RegistryEntry:
         Raises
         ------
         ImportError
-            If a required import is missing. The message names it and the command that installs it. Also whatever the
-            import of the factory's module raises.
+            If a required import is missing; the message names it and the command that installs it.
+        LoadError
+            An ``ImportError``, if the import of the factory's module fails, if the module has no such factory, or if
+            the factory cannot be used. The message names the entry and its import string.
         """
         missing = self.missing()
         if missing:
             raise ImportError(f"{self.name!r} needs {', '.join(missing)}: {self.install_command()}")
-        if not isinstance(self.factory, str):
-            return self.factory
-        module, _, attribute = self.factory.partition(":")
-        loaded: Callable[..., Any] = getattr(importlib.import_module(module), attribute)
-        return loaded
+        factory = self._imported(self.factory) if isinstance(self.factory, str) else self.factory
+        fault = self.fault(factory)
+        if fault:
+            raise LoadError(self.name, self.origin(), f"{self.where()} {fault}")
+        return factory
+
+    def fault(self, factory: Callable[..., Any]) -> str:
+        """Return why a factory cannot be used, e.g. ``"is no class"``; empty if it can."""
+        return ""
+
+    def _imported(self, written: str) -> Callable[..., Any]:
+        module, _, attribute = written.partition(":")
+        try:
+            loaded = importlib.import_module(module)
+        except Exception as error:  # third-party code may raise anything when it is imported
+            raise LoadError(self.name, self.origin(), f"{written}: {one_line(error)}") from error
+        try:
+            factory: Callable[..., Any] = getattr(loaded, attribute)
+        except AttributeError as error:
+            near = difflib.get_close_matches(attribute, vars(loaded), n=1)
+            advice = f"; did you mean {near[0]}?" if near else ""
+            reason = f"{module} has no {attribute}" if attribute else f"{written} is not package.module:Class"
+            raise LoadError(self.name, self.origin(), reason + advice) from error
+        return factory
 
     def missing(self) -> tuple[str, ...]:
         """Return the required import names that are not installed, without importing any."""

@@ -3,55 +3,22 @@
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import pluggy
 
-from fixedpoint.core.options import nearest
 from fixedpoint.registry import builtin, hookspecs
 from fixedpoint.registry.building import build
-from fixedpoint.registry.command import Command
+from fixedpoint.registry.command import NAME, Command
 from fixedpoint.registry.component import KINDS, Component, Kind
+from fixedpoint.registry.faults import Broken, LoadError, RegistryError, UnknownComponentError, one_line
 
 __all__ = ["Broken", "Registry", "RegistryError", "UnknownComponentError", "registry"]
 
 _DISTRIBUTION = "fixedpoint-solvers"
 _EVERY_KIND = (*KINDS, "command")
-
-
-class RegistryError(ValueError):
-    """A plugin or component cannot be registered."""
-
-
-class UnknownComponentError(RegistryError):
-    """No component has the given name; the message suggests the nearest known one."""
-
-    def __init__(self, kind: Kind, name: str, known: Iterable[str]) -> None:
-        super().__init__(f"unknown {kind} {name!r}; {nearest(name, known)}")
-        self.kind = kind
-        self.name = name
-
-
-@dataclass(frozen=True)
-class Broken:
-    """A plugin, component or command that cannot be used; ``fixedpoint list`` shows it with the reason.
-
-    Attributes
-    ----------
-    name, kind
-        The name, and ``"plugin"``, a kind of component, or ``"command"``.
-    source
-        The distribution that brings it, with its version.
-    reason
-        Why it cannot be used, in one line.
-    """
-
-    name: str
-    kind: str
-    source: str
-    reason: str
 
 
 class Registry:
@@ -96,6 +63,19 @@ class Registry:
         self._discover()
         return list(self._broken)
 
+    def unloadable(self) -> list[Broken]:
+        """Load every component and command, and return those that fail, except those whose requirements are missing."""
+        self._discover()
+        found = []
+        for kind in _EVERY_KIND:
+            for name, entry in sorted(self._brought[kind].items()):
+                try:
+                    if not entry.missing():
+                        entry.load()
+                except LoadError as error:
+                    found.append(Broken(name, kind, entry.origin(), error.reason))
+        return found
+
     def get(self, kind: Kind, name: str) -> Component:
         """Return the component of the given kind and name.
 
@@ -106,7 +86,7 @@ class Registry:
         """
         found = self.components(kind)
         if name not in found:
-            raise UnknownComponentError(kind, name, found)
+            raise UnknownComponentError(kind, name, found, self.broken())
         return found[name]
 
     def create(self, kind: Kind, spec: Any, **options: Any) -> Any:
@@ -183,7 +163,8 @@ class Registry:
         Raises
         ------
         RegistryError
-            If the name is already taken. The message names both components.
+            If the name is already taken; the message names both components. Also if the name is anything but lower-case
+            letters, digits and single hyphens.
         """
         self._discover()
         refused = self._accept(kind, replace(component, source=component.source or "this process"))
@@ -204,7 +185,7 @@ class Registry:
             try:
                 plugin = entry.load()
             except Exception as error:  # third-party code may raise anything, and must not disable the other plugins
-                self._broken.append(Broken(entry.name, "plugin", " ".join(source), _one_line(error)))
+                self._broken.append(Broken(entry.name, "plugin", " ".join(source), one_line(error)))
                 continue
             if plugin is not builtin:  # already added, so that it is there even if the library is not installed
                 self._add(plugin, entry.name, source)
@@ -215,7 +196,7 @@ class Registry:
         try:
             self._manager.register(plugin, name=label)
         except (ValueError, pluggy.PluginValidationError) as error:
-            self._broken.append(Broken(label, "plugin", " ".join(source), _one_line(error)))
+            self._broken.append(Broken(label, "plugin", " ".join(source), one_line(error)))
             return self._broken[before:]
         for kind in _EVERY_KIND:
             hook = getattr(plugin, f"fixedpoint_{kind}s", None)
@@ -224,7 +205,7 @@ class Registry:
             try:
                 brought = list(hook())
             except Exception as error:  # as above
-                self._broken.append(Broken(label, f"{kind}s", " ".join(source), _one_line(error)))
+                self._broken.append(Broken(label, f"{kind}s", " ".join(source), one_line(error)))
                 continue
             wanted = Command if kind == "command" else Component
             for entry in brought:
@@ -236,15 +217,21 @@ class Registry:
         return self._broken[before:]
 
     def _accept(self, kind: str, entry: Component | Command) -> Broken | None:
-        """Add an entry, or return why it is refused: its name is taken."""
+        """Add an entry, or return why it is refused: its name is taken, or cannot be typed in files and commands."""
         holder = self._brought[kind].get(entry.name)
-        if holder is None:
+        if holder is None and NAME.fullmatch(entry.name):
             self._brought[kind][entry.name] = entry
             return None
-        reason = (
-            f"the {kind} name {entry.name!r} of {entry.source or 'this process'} is already taken by "
-            f"{holder.source or 'this process'} ({holder.where()}); refused {entry.where()}"
-        )
+        if holder is None:
+            reason = (
+                f"a {kind}'s name must be lower-case letters, digits and single hyphens, got {entry.name!r}; "
+                f"refused {entry.where()}"
+            )
+        else:
+            reason = (
+                f"the {kind} name {entry.name!r} of {entry.source or 'this process'} is already taken by "
+                f"{holder.source or 'this process'} ({holder.where()}); refused {entry.where()}"
+            )
         refused = Broken(entry.name, kind, f"{entry.source} {entry.version}".strip(), reason)
         self._broken.append(refused)
         return refused
@@ -268,10 +255,6 @@ def _source_of(entry: importlib.metadata.EntryPoint) -> tuple[str, str]:
 
 def _is_own(entry: importlib.metadata.EntryPoint) -> bool:
     return entry.dist is not None and entry.dist.name == _DISTRIBUTION
-
-
-def _one_line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
 registry = Registry()

@@ -35,8 +35,9 @@ class VersionRow:
 def version_rows(run: RunData) -> list[VersionRow]:
     """Return the versions of all distributions in the records, beginning with Python, torch, numpy and the library.
 
-    If different code of the same version made records, the version includes the first digits of the code's digest. For
-    a run without records, the versions are those in ``run.json``.
+    If a package or module was not the same in all records of a version, the version includes its name and the first
+    digits of its digest. Cells that use different modules were made by the same version. For a run without records, the
+    versions are those in ``run.json``.
     """
     records = [(entry.cell.label, entry.record) for entry in run.entries if entry.record is not None]
     if not records:
@@ -44,14 +45,19 @@ def version_rows(run: RunData) -> list[VersionRow]:
     names = dict.fromkeys(name for _, record in records for name in record.versions)
     found = []
     for name in names:
-        codes = {(record.versions.get(name), _code(record, name)) for _, record in records}
-        several = {version for version, count in Counter(version for version, _ in codes).items() if count > 1}
+        codes = {(record.versions.get(name), *code) for _, record in records for code in _units(record, name).items()}
+        digests = Counter((version, unit) for version, unit, _ in codes)
         versions: dict[str, list[str]] = {}
         for label, record in records:
             version = record.versions.get(name)
             if version is not None:
-                code = _code(record, name)[:8] or "unknown"
-                versions.setdefault(f"{version} (code {code})" if version in several else version, []).append(label)
+                differing = [
+                    f"{unit} {digest[:8] or 'unknown'}"
+                    for unit, digest in _units(record, name).items()
+                    if digests[version, unit] > 1
+                ]
+                shown = f"{version} (code of {', '.join(differing)})" if differing else version
+                versions.setdefault(shown, []).append(label)
         found.append(VersionRow(name, versions))
     return found
 
@@ -95,6 +101,13 @@ def _cells(count: int, total: int) -> str:
     return f"{count} of {total} cells {'was' if count == 1 else 'were'}"
 
 
-def _code(record: Record, name: str) -> str:
+def _units(record: Record, name: str) -> dict[str, str]:
+    """The digests of the packages and modules of a maker, by name.
+
+    A record from before ``units`` has one digest for all of them, which is comparable among cells with the same
+    components of this maker.
+    """
     maker = record.made_by.get(name)
-    return maker.code if maker is not None else ""
+    if maker is None:
+        return {}
+    return maker.units or {", ".join(maker.brings) or name: maker.code}

@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from fixedpoint.core.evaluator import Evaluated, Evaluator
-from fixedpoint.core.loop import StepSolver
+from fixedpoint.core.loop import StepSolver, stepped
 from fixedpoint.core.options import OptionError, by_options, option
 from fixedpoint.solvers.anderson import Anderson
 
@@ -59,7 +59,7 @@ class Damped(StepSolver[Any]):
         return self.solver.extras(state)
 
     def step(self, f: Evaluator, at: Evaluated, state: Any) -> tuple[Float[Tensor, "B D"] | Evaluated, Any]:
-        proposal, state = self.solver.step(f, at, state)
+        proposal, state = stepped(self.solver, f, at, state)
         if isinstance(proposal, Evaluated):
             raise TypeError(f"{type(self.solver).__name__} evaluates within its step and cannot be damped")
         return torch.lerp(at.z, proposal, self.damping), state

@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from fixedpoint.core.evaluator import Evaluated, Evaluator
-from fixedpoint.core.loop import StepSolver
+from fixedpoint.core.loop import StepSolver, stepped
 from fixedpoint.core.options import OptionError, by_options, option
 from fixedpoint.solvers.anderson import Anderson
 
@@ -68,5 +68,5 @@ class Restarted(StepSolver[RestartedState]):
         self, f: Evaluator, at: Evaluated, state: RestartedState
     ) -> tuple[Float[Tensor, "B D"] | Evaluated, RestartedState]:
         state = self.reset(state, state.age >= self.every)
-        proposal, inner = self.solver.step(f, at, state.inner)
+        proposal, inner = stepped(self.solver, f, at, state.inner)
         return proposal, replace(state, inner=inner, age=state.age + 1)

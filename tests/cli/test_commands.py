@@ -21,7 +21,7 @@ import fixedpoint.testing
 from fixedpoint.cli.main import app
 from fixedpoint.core.solver import Solver
 from fixedpoint.registry import registry
-from fixedpoint.registry.manager import Broken
+from fixedpoint.registry.faults import Broken
 from fixedpoint.report.reading import read_run
 from fixedpoint.report.table import sections
 from fixedpoint.testing.conformance import CheckReport, CheckRow
@@ -259,7 +259,8 @@ def test_what_is_printed_fits(program: Program, checked_once: None, columns: int
         ("check", "picard", "relaxation=0.9"),
         ("doctor",),
     ):
-        assert_fits(program(*command, columns=columns).stdout, columns)
+        # The plugin of the tests brings what cannot be loaded, too.
+        assert_fits(program(*command, columns=columns, status=int(command == ("doctor",))).stdout, columns)
     done = program("run", "study.yaml", "-o", "out", columns=columns)
     assert_fits(done.stdout, columns)
 
@@ -405,15 +406,26 @@ def test_schema_goes_to_the_terminal_or_a_file(program: Program) -> None:
 
 @pytest.mark.parametrize("columns", [60, 80])
 def test_doctor_says_what_there_is(program: Program, columns: int) -> None:
-    found = program("doctor", columns=columns)
+    found = program("doctor", columns=columns, status=1)
     assert_fits(found.stdout, columns)
     for word in ("Versions", "torch", "Machine", "threads", "Extras", "diffusers", "Plugins", "toy_plugin"):
         assert word in found.stdout
-    plain = json.loads(program("doctor", "--json").stdout)
+    plain = json.loads(program("doctor", "--json", status=1).stdout)
     assert plain["devices"][0] == "cpu"
     assert plain["versions"]["fixedpoint-solvers"]
     assert set(plain["extras"]) == {"report", "diffusion", "testing", "docs"}
     assert all(version for version in plain["extras"]["diffusion"].values())
+    # Everything is loaded; what lacks an extra ("far") is no fault.
+    reasons = {(row["kind"], row["name"]): row["reason"] for row in plain["broken"]}
+    assert reasons["solver", "lost"] == "toy_plugin has no Lost"
+    assert not [name for _, name in reasons if name.startswith("far")]
+    assert "Cannot be used" in found.stdout
+
+
+def test_show_says_in_one_line_what_cannot_be_loaded(program: Program) -> None:
+    assert program("show", "lost", status=2).stderr == "lost (toy_plugin) cannot be loaded: toy_plugin has no Lost\n"
+    done = program("check", "lost", status=2)
+    assert "lost (toy_plugin) cannot be loaded: toy_plugin has no Lost" in done.stderr
 
 
 def test_doctor_fails_where_a_plugin_cannot_be_used(program: Program, monkeypatch: pytest.MonkeyPatch) -> None:

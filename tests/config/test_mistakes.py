@@ -68,11 +68,11 @@ WRONG = {
     ),
     "a class that is not there": (
         "tasks: [toy]\nsolvers: [lost]\n",
-        "study.yaml:2:11: solvers[0]: cannot be loaded: AttributeError",
+        "study.yaml:2:11: solvers[0]: lost (toy_plugin) cannot be loaded: toy_plugin has no Lost",
     ),
     "a class that is no dataclass": (
         "tasks: [toy]\nsolvers: [plain]\n",
-        "study.yaml:2:11: solvers[0]: cannot be used: solver 'plain'",
+        "study.yaml:2:11: solvers[0]: plain (toy_plugin) cannot be loaded: toy_plugin:NoOptions is no dataclass",
     ),
     "no name": (
         "tasks: [toy]\nsolvers:\n  - {memory: 3}\n",

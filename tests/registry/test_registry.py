@@ -256,6 +256,107 @@ def test_a_hook_that_raises_is_a_row_and_the_others_count(discovered):
     assert "still-here" in found.components("gradient")
 
 
+def test_an_unknown_name_is_told_which_plugins_cannot_be_used(discovered):
+    numpi = FakeEntry("orbits", ModuleNotFoundError("No module named 'numpi'"), "fixedpoint-orbits")
+    found = discovered(numpi, FakeEntry("raising", RaisingPlugin()))
+    orbits = "the plugin orbits (fixedpoint-orbits 1.2) cannot be used: ModuleNotFoundError: No module named 'numpi'"
+    raising = "the solvers of the plugin raising (strange-package 1.2) cannot be used: RuntimeError: not today"
+    with pytest.raises(UnknownComponentError) as caught:
+        found.create("task", "kepler")
+    assert str(caught.value) == f"unknown task 'kepler'; {orbits}; see fixedpoint doctor"
+    with pytest.raises(UnknownComponentError) as caught:
+        found.get("solver", "andersen")
+    assert str(caught.value) == (
+        f"unknown solver 'andersen'; did you mean \"anderson\"?; {orbits}; {raising}; see fixedpoint doctor"
+    )
+
+
+UNLOADABLE = [
+    (
+        "fixedpoint.solvers.anderson:Andersom",
+        "fixedpoint.solvers.anderson has no Andersom; did you mean Anderson?",
+    ),
+    ("fixedpoint.solvers.anderson:Xyzzy", "fixedpoint.solvers.anderson has no Xyzzy"),
+    ("fixedpoint.solvers.anderson", "fixedpoint.solvers.anderson is not package.module:Class"),
+    ("no_such_place:X", "no_such_place:X: ModuleNotFoundError: No module named 'no_such_place'"),
+    ("os:getcwd", "posix:getcwd is no dataclass of options"),
+    ("fixedpoint.core.loop:StepSolver", "fixedpoint.core.loop:StepSolver is no dataclass of options"),
+]
+
+
+@pytest.mark.parametrize(("written", "reason"), UNLOADABLE, ids=str)
+def test_what_cannot_be_loaded_is_named_with_its_import_string(registry, written, reason):
+    component = Component("heavy-ball", written)
+    registry.add("solver", component)
+    reason = reason.replace("posix:getcwd", "os:getcwd")
+    with pytest.raises(ImportError) as caught:
+        registry.create("solver", "heavy-ball")
+    assert str(caught.value).startswith(f"heavy-ball (this process) cannot be loaded: {reason}")
+    (row,) = registry.unloadable()
+    assert (row.kind, row.name, row.source) == ("solver", "heavy-ball", "this process")
+    assert row.reason.startswith(reason)
+
+
+def test_what_lacks_an_extra_is_not_loaded(registry):
+    registry.add("solver", Component("needy", "nowhere.at_all:Thing", requires=("no_such_module_here",)))
+    assert registry.unloadable() == []
+
+
+@dataclass
+class Melting(fp.StepSolver):
+    """A solver that is not frozen."""
+
+    factor: float = option(0.5, help="a factor")
+
+    def init(self, f, at):
+        return None
+
+    def step(self, f, at, state):
+        return at.fz, state
+
+
+class Undecorated(fp.Picard):
+    """A solver whose options are never read."""
+
+    factor: float = option(0.5, help="a factor")
+
+
+def test_classes_that_are_no_frozen_dataclasses_are_refused(registry):
+    registry.add("solver", Component("melting", Melting))
+    registry.add("solver", Component("undecorated", Undecorated))
+    with pytest.raises(ImportError, match=r"Melting is not frozen; write @dataclass\(frozen=True\) above it"):
+        registry.create("solver", "melting")
+    sentence = r"has options that are never set \(factor\); write @dataclass\(frozen=True\) above"
+    with pytest.raises(ImportError, match=f"Undecorated {sentence} it"):
+        registry.create("solver", "undecorated")
+    with pytest.raises(TypeError, match=f"Undecorated {sentence} it"):
+        Undecorated()
+    with pytest.raises(TypeError, match=f"Derived {sentence} its base class Undecorated"):
+        type("Derived", (Undecorated,), {})()
+    assert type("Plain", (Halver,), {})() is not None  # derived without options of its own: legitimate
+
+
+@pytest.mark.parametrize("name", ["", "Heavy Ball", "heavy_ball", "-x", "a--b", "run/me"])
+def test_a_name_that_cannot_be_typed_is_refused(registry, discovered, name):
+    sentence = f"a solver's name must be lower-case letters, digits and single hyphens, got {name!r}"
+    with pytest.raises(RegistryError) as caught:
+        registry.add("solver", Component(name, "nomod:X"))
+    assert str(caught.value) == f"{sentence}; refused nomod:X"
+    assert registry.broken() == []
+
+    class Unspeakable:
+        @hookimpl
+        def fixedpoint_solvers(self):
+            return [Component(name, "nomod:X"), Component("halver", Halver)]
+
+    found = discovered(FakeEntry("strange", Unspeakable()))
+    (row,) = found.broken()
+    assert (row.kind, row.name, row.reason) == ("solver", name, f"{sentence}; refused nomod:X")
+    assert "halver" in found.components("solver")
+    with pytest.raises(UnknownComponentError, match=f"the solver {name!r} cannot be used: a solver's name must be"):
+        found.get("solver", name)
+
+
 class MistypedPlugin:
     @hookimpl
     def fixedpoint_solvers(self, wrong_argument):

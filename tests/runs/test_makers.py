@@ -20,7 +20,7 @@ from fixedpoint.config.files import sealed
 from fixedpoint.config.makers import UNREADABLE, ComponentCode, Maker, Makers, changes
 from fixedpoint.config.record import read_record
 from fixedpoint.config.runfile import load
-from fixedpoint.registry import registry, sources
+from fixedpoint.registry import Component, registry, sources
 from fixedpoint.registry.sources import Unit, digest_of, imports_of, unit_of
 from fixedpoint.report.makers import remarks, version_rows
 from fixedpoint.report.page import page
@@ -106,6 +106,20 @@ def test_a_plugin_through_its_life(installed: Installed) -> None:
         f'study.yaml:2:19: solvers[1]: unknown solver "mine"; runs/study has records made by {gone}',
         f'study.yaml:2:48: solvers[2].solver: unknown solver "mine"; runs/study has records made by {gone}',
     ]
+
+    installed.write("plug/mine_plug.py", f"import numpi\n{SOLVER}")
+    fault = "the plugin mine (mine 2.0) cannot be used: ModuleNotFoundError: No module named 'numpi'"
+    first, _ = installed.program("run", "study.yaml", status=2).stderr.splitlines()
+    assert first == (
+        'study.yaml:2:19: solvers[1]: unknown solver "mine"; runs/study has records made by the solver mine of the '
+        f"distribution mine 2.0, which is installed but no longer brings it; {fault}; see fixedpoint doctor"
+    )
+    elsewhere = installed.program("run", "study.yaml", "-o", "new/one", status=2).stderr.splitlines()[0]
+    assert elsewhere == f'study.yaml:2:19: solvers[1]: unknown solver "mine"; {fault}; see fixedpoint doctor'
+    shown = installed.program("show", "mine", status=2).stderr
+    assert shown == f'unknown component "mine"; did you mean "shine"?; {fault}; see fixedpoint doctor\n'
+    checked = installed.program("check", "mine", status=2).stderr
+    assert f'unknown solver "mine"; {fault}; see fixedpoint doctor' in checked
 
 
 @pytest.fixture
@@ -255,13 +269,65 @@ def test_records_of_several_versions_are_told_cell_by_cell(plugged: Path, tmp_pa
 def test_records_of_one_version_and_different_code_are_told_apart(plugged: Path, tmp_path: Path) -> None:
     first = run(tmp_path)
     record = first.records[1]
-    fixedpoint = record.made_by["fixedpoint"].model_copy(update={"code": "0123456789"})
+    fixedpoint = record.made_by["fixedpoint"].model_copy(update={"units": {"fixedpoint": "0123456789"}})
     changed = record.model_copy(update={"made_by": {**record.made_by, "fixedpoint": fixedpoint}})
     first.folder.record(record.hash).write_bytes(sealed(changed.model_dump()))
     assert read_record(first.folder.record(record.hash), record.hash) == changed
     (row,) = [row for row in version_rows(read_run(tmp_path / "out")) if row.name == "fixedpoint"]
-    assert [version.partition(" ")[2][:5] for version in row.versions] == ["(code", "(code"]
-    assert f"{fp.__version__} (code 01234567)" in row.versions
+    assert [version.partition(" ")[2][:20] for version in row.versions] == ["(code of fixedpoint "] * 2
+    assert f"{fp.__version__} (code of fixedpoint 01234567)" in row.versions
+
+
+@pytest.fixture
+def loose(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Two solvers, each in a module of its own, added to this process without a plugin, and the folder of both."""
+    folder = tmp_path / "code"
+    folder.mkdir()
+    for name in ("one", "two"):
+        (folder / f"loose_{name}.py").write_text(
+            "from dataclasses import dataclass\nfrom fixedpoint import Picard\n\n"
+            "@dataclass(frozen=True)\nclass Loose(Picard):\n    pass\n"
+        )
+    monkeypatch.syspath_prepend(folder)
+    monkeypatch.setitem(registry._brought, "solver", dict(registry.components("solver")))
+    for name in ("one", "two"):
+        registry.add("solver", Component(f"loose-{name}", f"loose_{name}:Loose"))
+    yield folder
+    for name in [name for name in sys.modules if name.startswith("loose_")]:
+        del sys.modules[name]
+
+
+def test_cells_that_use_different_modules_were_made_by_one_version(loose: Path, tmp_path: Path) -> None:
+    solvers = "[loose-one, loose-two, {name: damped, solver: loose-one}]"
+    first = run(tmp_path, solvers)
+    assert len({record.made_by["this process"].code for record in first.records}) == 2
+    data = read_run(tmp_path / "out")
+    assert remarks(data) == []
+    (row,) = [row for row in version_rows(data) if row.name == "this process"]
+    assert {version: len(labels) for version, labels in row.versions.items()} == {"unknown": 3}
+
+    # The same module in two versions: a record of before the edit stands beside one of after it.
+    old = first.records[0]
+    edited(loose / "loose_one.py")
+    run(tmp_path, solvers)
+    first.folder.record(old.hash).write_bytes(sealed(old.model_dump()))
+    _story, said = remarks(read_run(tmp_path / "out"))
+    before = old.made_by["this process"].units["loose_one"][:8]
+    assert said.startswith(
+        f"the records were not made by one version of this process: unknown (code of loose_one {before}) in 1 cell, "
+        "unknown in 1 cell, unknown (code of loose_one "
+    )
+
+
+def test_records_that_hold_one_digest_are_compared_where_their_components_are_the_same(
+    loose: Path, tmp_path: Path
+) -> None:
+    first = run(tmp_path, "[loose-one, loose-two]")
+    for record in first.records:
+        made_by = {name: maker.model_copy(update={"units": {}}) for name, maker in record.made_by.items()}
+        old = record.model_copy(update={"made_by": made_by})
+        first.folder.record(old.hash).write_bytes(sealed(old.model_dump()))
+    assert remarks(read_run(tmp_path / "out")) == []
 
 
 class TestChanges:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -19,8 +22,9 @@ from fixedpoint import (
     Termination,
     solve,
 )
-from fixedpoint.core.evaluator import Evaluator
-from fixedpoint.core.options import OptionError
+from fixedpoint.core.evaluator import Evaluated, Evaluator
+from fixedpoint.core.loop import StepSolver
+from fixedpoint.core.options import OptionError, option
 from fixedpoint.core.problem import FunctionProblem, HasMeasure, HasTake, Measure
 from fixedpoint.core.progress import Progress
 from fixedpoint.testing.problems import affine_contraction, tanh_cell
@@ -191,3 +195,27 @@ def test_how_the_products_were_made_is_told() -> None:
     start = torch.full((2, 2), 2.0, dtype=torch.float64)
     assert solve(torch.cos, start, solver="newton-krylov").extras == {"jacobian": "forward"}
     assert solve(np.cos, start.numpy(), solver="newton-krylov").extras == {"jacobian": "difference"}
+
+
+@dataclass(frozen=True)
+class Careless(StepSolver[None]):
+    """Returns what is given in place of (proposal, state)."""
+
+    returns: Any = option("tensor", help="what a step returns")
+
+    def init(self, f: Evaluator, at: Evaluated) -> None:
+        return None
+
+    def step(self, f: Evaluator, at: Evaluated, state: None) -> Any:
+        return {"tensor": at.fz, "evaluated": at, "three": (at.fz, state, 1), "none": None}[self.returns]
+
+
+@pytest.mark.parametrize(
+    ("returns", "got"),
+    [("tensor", "a Tensor"), ("evaluated", "an Evaluated"), ("three", "3 values"), ("none", "None")],
+)
+@pytest.mark.parametrize("within", [lambda solver: solver, Damped, Restarted], ids=["itself", "damped", "restarted"])
+def test_a_step_that_returns_no_proposal_and_state_is_refused(within: Any, returns: str, got: str) -> None:
+    start = torch.zeros(2, 3, dtype=torch.float64)  # two rows, which could be unpacked
+    with pytest.raises(TypeError, match=rf"Careless: step must return \(proposal, state\), got {got}$"):
+        solve(torch.cos, start, solver=within(Careless(returns)))

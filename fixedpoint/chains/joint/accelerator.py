@@ -19,7 +19,7 @@ from torch import Tensor
 from fixedpoint.chains.slope.linear import Band, Derivatives, LinearPart
 from fixedpoint.core.evaluator import Evaluated, Evaluator
 from fixedpoint.core.layout import Layout
-from fixedpoint.core.loop import StepSolver, SupportsWindow
+from fixedpoint.core.loop import StepSolver, SupportsWindow, stepped
 from fixedpoint.core.problem import AbilityError, Problem
 from fixedpoint.core.shift import Shift
 
@@ -155,7 +155,7 @@ class StepAccelerator(Accelerator[Any]):
         if window.fresh is not None:
             assert isinstance(self.solver, SupportsWindow)  # checked at the start
             state = self.solver.renew(state, at, window.fresh)
-        proposal, state = self.solver.step(self.f, at, state)
+        proposal, state = stepped(self.solver, self.f, at, state)
         assert isinstance(proposal, Tensor)  # _Unevaluated raises on evaluation
         return proposal.view(window.states.shape), state
 

@@ -102,6 +102,7 @@ def test_a_one_jump_start_costs_one_round_of_one_evaluation() -> None:
     torch.testing.assert_close(z0, problem.jumps())
 
 
+@pytest.mark.slow
 def test_starts_save_rounds(capsys: pytest.CaptureFixture[str]) -> None:
     """On the bundled model, to 1e-2 of the serial image; a nested start does its rounds on a quarter of the steps."""
     task = DDIMSampling(model=FashionMNISTModel(), num_inference_steps=40, batch=1)

@@ -216,9 +216,10 @@ def _load(path: Path, class_name: str, dtype: torch.dtype, device: torch.device)
     found = getattr(diffusers, class_name, None)
     if not (isinstance(found, type) and issubclass(found, diffusers.ModelMixin)):
         raise FolderError(f"{path / 'config.json'} names the class {class_name}, which diffusers has not")
+    kind: Any = found  # a type checker knows it as a type only
     try:
         # Nothing is unpickled or downloaded. The low-memory mode requires accelerate, and warns without it.
-        network: torch.nn.Module = found.from_pretrained(
+        network: torch.nn.Module = kind.from_pretrained(
             path, use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False, torch_dtype=dtype
         )
     except Exception as error:  # diffusers raises errors of any type for a configuration that makes no network

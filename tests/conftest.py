@@ -37,7 +37,6 @@ torch.set_num_threads(1)
 
 def pytest_configure(config: pytest.Config) -> None:
     draws.Length.short = "not slow" in config.option.markexpr
-    typechecker.Sampling.every = 31 if draws.Length.short else 1
 
 
 @pytest.fixture

@@ -19,22 +19,9 @@ import torch
 from beartype import beartype
 from jaxtyping import AbstractArray
 
-__all__ = ["Sampling", "checked", "once_for_each_kind"]
+__all__ = ["checked", "once_for_each_kind"]
 
 _JAXTYPED = jaxtyping.jaxtyped
-
-
-class Sampling:
-    """Which calls are looked at: all of the first ``after``, then one in ``every``.
-
-    Telling the kinds of calls takes a third of the time of the tests. Where slow tests run, too, every call is looked
-    at; otherwise a function that a loop calls all the time still meets each kind, a little later.
-    """
-
-    after = 200
-    every = 1
-
-
 _TOLD, _NESTED = {bool, int, str}, {tuple, list}
 _SHAPED = re.compile(r"\b(Float|Int|Int8|Bool|Shaped)\[")
 
@@ -60,14 +47,9 @@ def _decorated(what: Any, *, typechecker: Callable[..., Any]) -> Any:
         return what
     careful = _JAXTYPED(what, typechecker=typechecker)
     passed: set[Hashable] = set()
-    calls = 0
 
     @functools.wraps(what)
     def function(*arguments: Any, **named: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        if calls > Sampling.after and calls % Sampling.every:
-            return what(*arguments, **named)
         kind: Hashable = tuple([_kind(value) for value in arguments])
         if named:
             kind = kind, tuple([(name, _kind(value)) for name, value in named.items()])

@@ -125,7 +125,7 @@ def step_jacobians(
         ``dPhi_i / dx``, with the dtype of ``x``.
     """
     value: Tensor
-    value, pullback = torch.func.vjp(lambda state: step(state, index, row), x)  # type: ignore[misc]
+    value, pullback = torch.func.vjp(lambda state: step(state, index, row), x)  # type: ignore[misc]  # vjp is typed for has_aux=True as well, with three results
     size = x[0].numel()
     units = torch.eye(size, dtype=x.dtype, device=x.device).reshape(size, 1, *x.shape[1:])
     (rows,) = torch.func.vmap(pullback)(units.expand(size, *value.shape))

@@ -109,7 +109,7 @@ class StepwiseInversion(Inverter):
     variant = "stepwise"
 
     iterations: int = option(1, ge=1, help="k: evaluations of every step")
-    solver: StepSolver = option(factory=Picard, help="solver of every step")  # type: ignore[type-arg]
+    solver: StepSolver = option(factory=Picard, help="solver of every step")  # type: ignore[type-arg]  # of any state
     preconditioner: AnySlope = option(factory=Coefficient, help="slope of every step")
 
     def clean_steps(self, chain: Chain) -> int:

@@ -112,7 +112,7 @@ def measured_costs(
             break
         size, left = following, budget - spent
         try:
-            spent += _timed(problem, size, known, lambda _, left=left: left, count, clock)  # type: ignore[misc]
+            spent += _timed(problem, size, known, lambda _, left=left: left, count, clock)  # type: ignore[misc]  # mypy knows no bound default of a lambda
         except torch.OutOfMemoryError:
             break
     sizes = {size: seconds for size, seconds in sorted(known.items()) if size <= largest}

@@ -13,9 +13,11 @@ if TYPE_CHECKING:
     from fixedpoint.chains.capabilities import HasGaussianSlopes as HasGaussianSlopes
     from fixedpoint.chains.capabilities import HasJacobians as HasJacobians
     from fixedpoint.chains.capabilities import HasNoInverse as HasNoInverse
+    from fixedpoint.chains.capabilities import HasReferenceSlopes as HasReferenceSlopes
     from fixedpoint.chains.capabilities import HasSlopes as HasSlopes
     from fixedpoint.chains.capabilities import step_jacobians as step_jacobians
     from fixedpoint.chains.capabilities import step_slopes as step_slopes
+    from fixedpoint.chains.chain import AffineChain as AffineChain
     from fixedpoint.chains.chain import Chain as Chain
     from fixedpoint.chains.coarse import HasCoarse as HasCoarse
     from fixedpoint.chains.coarse import HasExtension as HasExtension
@@ -44,6 +46,10 @@ if TYPE_CHECKING:
     from fixedpoint.chains.planning.plan import Setting as Setting
     from fixedpoint.chains.planning.planned import PlannedChainSolver as PlannedChainSolver
     from fixedpoint.chains.problem import ChainProblem as ChainProblem
+    from fixedpoint.chains.recurrence.affine import Affine as Affine
+    from fixedpoint.chains.recurrence.recurrence import Held as Held
+    from fixedpoint.chains.recurrence.recurrence import Recurrence as Recurrence
+    from fixedpoint.chains.recurrence.recurrence import Shift as Shift
     from fixedpoint.chains.scan import linear_recurrence as linear_recurrence
     from fixedpoint.chains.slope.linear import Band as Band
     from fixedpoint.chains.slope.linear import Derivatives as Derivatives
@@ -67,11 +73,12 @@ __getattr__, __dir__, __all__ = exported(
             "HasGaussianSlopes",
             "HasJacobians",
             "HasNoInverse",
+            "HasReferenceSlopes",
             "HasSlopes",
             "step_jacobians",
             "step_slopes",
         ),
-        "fixedpoint.chains.chain": ("Chain",),
+        "fixedpoint.chains.chain": ("AffineChain", "Chain"),
         "fixedpoint.chains.problem": ("ChainProblem",),
         "fixedpoint.chains.coarse": (
             "HasCoarse",
@@ -117,6 +124,8 @@ __getattr__, __dir__, __all__ = exported(
             "Preconditioner",
             "Zero",
         ),
+        "fixedpoint.chains.recurrence.affine": ("Affine",),
+        "fixedpoint.chains.recurrence.recurrence": ("Held", "Recurrence", "Shift"),
         "fixedpoint.chains.scan": ("linear_recurrence",),
         "fixedpoint.chains.methods.serial": ("Serial",),
         "fixedpoint.chains.joint.solver": ("BlockSecant", "ChainSolver"),

@@ -15,6 +15,7 @@ __all__ = [
     "HasGaussianSlopes",
     "HasJacobians",
     "HasNoInverse",
+    "HasReferenceSlopes",
     "HasSlopes",
     "step_jacobians",
     "step_slopes",
@@ -50,6 +51,18 @@ class HasGaussianSlopes(ABC):
         ----------
         variance
             Variance of every unknown of the data about its mean, in squared units of the states; positive.
+        """
+
+
+class HasReferenceSlopes(ABC):
+    """A chain in whose coordinates a change is not carried on unchanged when nothing else is known of its steps."""
+
+    @abstractmethod
+    def reference_slopes(self) -> Float[Tensor, " N"]:
+        """Return one number per step that stands for its slope, shape ``(N,)``, float64; the first is never used.
+
+        The error of a trajectory is measured with them, and the preconditioner ``identity`` uses them. Without this
+        ability they are 1.
         """
 
 

@@ -1,8 +1,12 @@
-"""The ``Chain`` base class: a sequential computation that is defined by one method, ``step``.
+"""Chains: ``Chain``, which is defined by one method ``step``, and ``AffineChain``, whose steps have a memory.
 
 A chain computes ``x_{i+1} = Phi_i(x_i)`` for ``i = 0 .. N-1`` from a given ``x_0``. The library treats ``Phi_i`` as
-opaque: a step may clip, apply guidance or add noise that was drawn beforehand. ``fixedpoint.chains.problem`` turns the
-states of a chain into one joint fixed point.
+opaque: a step may clip, apply guidance or add noise that was drawn beforehand.
+
+An affine chain evaluates ``K`` predictions ``p_j = P_j(u_j)``, and the next input is a known combination of the last
+``q`` inputs and predictions. Multistep methods have this form.
+
+``fixedpoint.chains.problem`` turns the states of a chain into one joint fixed point.
 """
 
 from __future__ import annotations
@@ -12,7 +16,9 @@ from abc import ABC, abstractmethod
 from jaxtyping import Float, Int
 from torch import Tensor
 
-__all__ = ["Chain"]
+from fixedpoint.chains.recurrence.affine import Affine
+
+__all__ = ["AffineChain", "Chain"]
 
 
 class Chain(ABC):
@@ -49,3 +55,44 @@ class Chain(ABC):
         Float[Tensor, "P *event"]
             The next states, with the shape, dtype and device of ``x``.
         """
+
+
+class AffineChain(ABC):
+    """A computation of ``K`` predictions that are joined by an affine recurrence with a memory.
+
+    With ``u_0`` given, ``u_{j+1} = sum_{i<q} (a_ji u_{j-i} + b_ji p_{j-i}) + c_j`` where ``p_j = P_j(u_j)``. The states
+    of its joint problem are ``u_1 .. u_K``. For ``q = 1`` a :class:`Chain` does the same and can do more: shorter
+    chains, inversion and parareal require steps without memory.
+
+    Attributes
+    ----------
+    length
+        ``K``, the number of predictions; at least 1.
+    recurrence
+        The coefficients ``a`` and ``b``.
+    """
+
+    length: int
+    recurrence: Affine
+
+    @abstractmethod
+    def predict(
+        self, x: Float[Tensor, "P *event"], index: Int[Tensor, " P"], row: Int[Tensor, " P"]
+    ) -> Float[Tensor, "P *event"]:
+        """Evaluate ``P_j(u_j)`` for a batch of ``P`` pairs of an input and the index of its prediction.
+
+        The arguments and the result are as for :meth:`Chain.step`.
+        """
+
+    @abstractmethod
+    def reference_slopes(self) -> Float[Tensor, " K"]:
+        """Return one number per prediction that stands for its slope where nothing else is known, float64.
+
+        They say how a change of an input is carried along the chain, in the error of a trajectory and in the sweep of
+        its defects; those of networks for Gaussian data of variance 1 are a good choice. Zero keeps predictions as they
+        are.
+        """
+
+    def constants(self, index: Int[Tensor, " P"], row: Int[Tensor, " P"]) -> Float[Tensor, "P *event"] | None:
+        """Return ``c_j`` for pairs of a prediction's index and a row, such as noise; None if there are none."""
+        return None

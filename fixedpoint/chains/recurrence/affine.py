@@ -1,0 +1,186 @@
+r"""Affine recurrences: the next input is a combination of the last ``q`` pairs of input and prediction.
+
+    u_{j+1} = sum_{i<q} (a_ji u_{j-i} + b_ji p_{j-i}) + c_j,    j = 0 .. K-1
+
+with known numbers ``a`` and ``b``, and constants ``c_j`` such as noise. Every explicit sampler of diffusion models has
+this form; ``q`` is 1 for memoryless ones and 2 for DPM-Solver++ 2M, for example.
+
+The sweep of defects ``r`` with slopes ``S`` of the predictions is the recurrence itself, to first order:
+
+    d_{j+1} = r_j + sum_{i<q} (a_ji + b_ji S_{j-i}) d_{j-i}
+
+Everything is elementwise over rows: a row has the same bits whatever its batch, and those of the serial chain where its
+pairs are those of the serial chain.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from fixedpoint.chains.recurrence.recurrence import Held, Recurrence, Respond, in_window
+
+__all__ = ["Affine"]
+
+
+class Affine(Recurrence):
+    """The recurrence of ``K`` predictions from tables of coefficients.
+
+    Parameters
+    ----------
+    inputs, outputs
+        Shape ``(K, q)``, float64: ``a_ji`` and ``b_ji``, the coefficients of ``u_{j-i}`` and ``p_{j-i}`` in
+        ``u_{j+1}``; zero where ``i > j``.
+    slides
+        Whether a window may begin later than at the start. It needs the last ``q - 1`` pairs, so with a ``q`` like
+        ``K`` nothing is gained.
+
+    Raises
+    ------
+    ValueError
+        When the tables have different shapes, coefficients that are not finite, or coefficients of pairs before the
+        start.
+    """
+
+    def __init__(self, inputs: Float[Tensor, "K q"], outputs: Float[Tensor, "K q"], slides: bool = True) -> None:
+        if inputs.ndim != 2 or inputs.shape != outputs.shape or 0 in inputs.shape:
+            raise ValueError(
+                "inputs and outputs must both have shape (K, q), with K and q at least 1, "
+                f"got {tuple(inputs.shape)} and {tuple(outputs.shape)}"
+            )
+        self.inputs, self.outputs = inputs.to("cpu", torch.float64), outputs.to("cpu", torch.float64)
+        if not bool((self.inputs.isfinite() & self.outputs.isfinite()).all()):
+            raise ValueError("the coefficients of a recurrence must be finite")
+        early = torch.ones(inputs.shape, dtype=torch.bool).triu(1)  # i > j
+        if bool((self.inputs[early] != 0).any() or (self.outputs[early] != 0).any()):
+            raise ValueError("coefficients of pairs before the start (i > j) must be zero")
+        self.history = inputs.shape[1]
+        self.slides = slides
+        # Lags that no step uses cost nothing.
+        self._lags = [
+            (i, bool((self.inputs[:, i] != 0).any()), bool((self.outputs[:, i] != 0).any()))
+            for i in range(self.history)
+        ]
+        self._held: dict[tuple[torch.device, torch.dtype], tuple[Tensor, Tensor]] = {}
+        self._carries: dict[tuple[torch.device, torch.dtype], tuple[Tensor | None, Tensor, Tensor]] = {}
+
+    @classmethod
+    def dense(cls, starts: Float[Tensor, " K+1"], weights: Float[Tensor, "K+1 K"]) -> Affine:
+        """Return the recurrence ``u_j = L_j x_0 + sum_{i<j} B_ji p_i`` of a chain without a short history.
+
+        Parameters
+        ----------
+        starts
+            ``L``, with ``L_0`` not zero.
+        weights
+            ``B``, of which only ``j > i`` is used.
+        """
+        count = weights.shape[1]
+        inputs, outputs = (torch.zeros(count, count, dtype=torch.float64) for _ in range(2))
+        for j in range(count):
+            inputs[j, j] = starts[j + 1] / starts[0]
+            outputs[j, : j + 1] = weights[j + 1, : j + 1].flip(0)
+        return cls(inputs, outputs, slides=False)
+
+    def next_input(
+        self, index: int, inputs: Sequence[Float[Tensor, "B d"]], predictions: Sequence[Float[Tensor, "B d"]]
+    ) -> Float[Tensor, "B d"]:
+        """Return ``u_{index + 1}`` without its constant, from the last pairs, the newest first.
+
+        It has the bits that :meth:`values` has.
+        """
+        a, b = self._tables(inputs[0])
+        total = torch.zeros_like(inputs[0])
+        for i, takes_input, takes_output in self._lags[: index + 1]:
+            if takes_input:
+                total = torch.addcmul(total, a[index, i], inputs[i])
+            if takes_output:
+                total = torch.addcmul(total, b[index, i], predictions[i])
+        return total
+
+    def values(self, held: Held) -> Float[Tensor, "B p d"]:
+        a, b = self._tables(held.states)
+        count = held.states.shape[1]
+        a, b = (in_window(table, held.first, count) for table in (a, b))
+        total = torch.zeros_like(held.states)
+        for i, takes_input, takes_output in self._lags:
+            if takes_input:
+                total = _added(total, a[..., i], held.base, held.states, held.base.shape[1] - 1, i)
+            if takes_output:
+                total = _added(total, b[..., i], held.before, held.predictions, held.before.shape[1], i)
+        return total
+
+    def carried(
+        self,
+        held: Held,
+        defects: Float[Tensor, "B p d"],
+        slopes: Float[Tensor, " K"] | None = None,
+        respond: Respond | None = None,
+    ) -> Float[Tensor, "B p d"]:
+        count, q = defects.shape[1], min(self.history, defects.shape[1])
+        a, b = self._later(slopes, defects)
+        factors, gains = (in_window(table, held.first, count).unsqueeze(3) for table in (a, b))
+        total = defects.clone()
+        for slot in range(count - 1):
+            change = total[:, slot]
+            if torch.is_grad_enabled():
+                change = change.clone()  # what autograd keeps must not change below
+            later = total[:, slot + 1 : slot + 1 + q]
+            later.addcmul_(factors[:, slot + 1, : later.shape[1]], change.unsqueeze(1))
+            if respond is not None:
+                answer = respond(slot + 1, change)
+                later.addcmul_(gains[:, slot + 1, : later.shape[1]], answer.unsqueeze(1))
+        return total
+
+    def _later(
+        self, slopes: Float[Tensor, " K"] | None, like: Tensor
+    ) -> tuple[Float[Tensor, "K q"], Float[Tensor, "K q"]]:
+        """Return by how much a change of input ``n``, and one of its prediction, changes ``u_{n+1} .. u_{n+q}``.
+
+        Entry ``[n, i]`` belongs to ``u_{n+1+i}``; it is zero beyond the end. The tables of the last slopes are kept.
+        """
+        key = (like.device, like.dtype)
+        if key in self._carries and self._carries[key][0] is slopes:
+            return self._carries[key][1:]
+        count = len(self.inputs)
+        rows = torch.arange(count).unsqueeze(1) + torch.arange(self.history)
+        inside, lag = rows < count, torch.arange(self.history).expand(rows.shape)
+        rows = rows.clamp(max=count - 1)
+        a, b = (torch.where(inside, table[rows, lag], 0.0) for table in (self.inputs, self.outputs))
+        if slopes is not None:
+            a = a + b * slopes.to("cpu", torch.float64).unsqueeze(1)
+        self._carries[key] = slopes, a.to(*key), b.to(*key)
+        return self._carries[key][1:]
+
+    def _tables(self, like: Tensor) -> tuple[Float[Tensor, "K q"], Float[Tensor, "K q"]]:
+        """Return the coefficients on the device and in the dtype of the states."""
+        key = (like.device, like.dtype)
+        if key not in self._held:
+            self._held[key] = self.inputs.to(*key), self.outputs.to(*key)
+        return self._held[key]
+
+
+def _added(
+    total: Float[Tensor, "B p d"],
+    factors: Float[Tensor, "b p"],
+    before: Float[Tensor, "B n d"],
+    inside: Float[Tensor, "B p d"],
+    newest: int,
+    lag: int,
+) -> Float[Tensor, "B p d"]:
+    """Add to every slot ``factors`` times the entry ``lag`` steps before its own, of ``before`` followed by ``inside``.
+
+    The entry of slot 0 itself is number ``newest``. Slots that reach back beyond the first entry get nothing.
+    """
+    count, head = total.shape[1], before.shape[1]
+    first = max(lag - newest, 0)  # the first slot that has an entry
+    cut = min(max(head + lag - newest, first), count)  # the first slot whose entry lies inside
+    for slots, source in ((slice(first, cut), before), (slice(cut, count), inside)):
+        if slots.start < slots.stop:
+            begin = newest + slots.start - lag - (head if source is inside else 0)
+            entries = source[:, begin : begin + slots.stop - slots.start]
+            total[:, slots].addcmul_(factors[:, slots].unsqueeze(2), entries)
+    return total

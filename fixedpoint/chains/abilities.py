@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from fixedpoint.chains.capabilities import HasCoefficients, HasGaussianSlopes, HasJacobians, HasSlopes, undeclared
-from fixedpoint.chains.chain import AffineChain, Chain
+from fixedpoint.chains.chain import Chain, PredictionChain
 from fixedpoint.chains.coarse import HasCoarse, HasExtension, HasJumps
 from fixedpoint.core.memory import Receiver
 from fixedpoint.core.problem import AbilityError
@@ -33,7 +33,7 @@ class OptionalAbilities:
         Largest number of pairs in one call of the chain; None: no limit.
     """
 
-    chain: Chain | AffineChain
+    chain: Chain | PredictionChain
     x0: Tensor
     rows: Tensor
     max_batch: int | None

@@ -123,3 +123,55 @@ def test_rows_do_not_depend_on_their_batch(chain: Multistep, seed: int, window: 
     for row in range(3):
         alone = fixedpoint.solve(problem.take(torch.tensor([row])), solver=solver)
         assert torch.equal(alone.z[0], together.z[row])
+
+
+class Parametric(Multistep):
+    """Predictions ``scale tanh(W_j u)``, whose parameters and constants may require a gradient."""
+
+    def __init__(self, *args: int, **kwargs: int) -> None:
+        super().__init__(*args, **kwargs)
+        self.weights.requires_grad_()
+        self.scale = torch.tensor(0.8, dtype=F64, requires_grad=True)
+        if self.noise is not None:
+            self.noise.requires_grad_()
+
+    def predict(
+        self, x: Float[Tensor, "P d"], index: Int[Tensor, " P"], row: Int[Tensor, " P"]
+    ) -> Float[Tensor, "P d"]:
+        return self.scale * super().predict(x, index, row)
+
+    @property
+    def parameters(self) -> list[Tensor]:
+        return [self.scale, self.weights, *([] if self.noise is None else [self.noise])]
+
+
+@settings(max_examples=40)
+@given(
+    length=st.integers(1, 9),
+    history=st.integers(1, 4),
+    rows=st.sampled_from([0, 3]),
+    dense=st.booleans(),
+    several=st.booleans(),
+    max_batch=st.sampled_from([None, 4]),
+    seed=st.integers(0, 10**6),
+)
+def test_the_adjoint_is_backpropagation(length, history, rows, dense, several, max_batch, seed):
+    """By the start, parameters and constants, of a loss of the last state or of all."""
+    chain = Parametric(length, history, 4, seed, rows=rows, dense=dense)
+    x0 = start(3, 4, seed + 1).requires_grad_()
+    weights = start(3, 4 * length, seed + 2).view(3, length, 4)
+    if not several:
+        weights[:, :-1] = 0.0
+
+    def gradients(z: Tensor) -> tuple[Tensor, ...]:
+        return torch.autograd.grad((weights * z.sin()).sum(), [x0, *chain.parameters])
+
+    wanted = gradients(by_hand(chain, x0))
+    tight = fixedpoint.Termination(rtol=1e-12)
+    for solver in ("serial", ChainSolver(accelerator=BlockSecant())):
+        gradient = fixedpoint.chains.ChainAdjoint(solver=ChainSolver(slack=0.0), termination=tight)
+        solution = fixedpoint.solve(
+            ChainProblem(chain, x0, max_batch=max_batch), solver=solver, rtol=1e-12, gradient=gradient
+        )
+        for found, expected in zip(gradients(solution.z), wanted, strict=True):
+            torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9 * float(expected.abs().max()))

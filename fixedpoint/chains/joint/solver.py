@@ -211,7 +211,14 @@ class ChainSolver(Solver):
 
 
 def joint(problem: ChainProblem, window: int | None = None) -> ChainSolver:
-    """Return the default joint solver for a chain: from one jump if the chain provides jumps and has no start."""
+    """Return the default joint solver for a chain.
+
+    For opaque steps it starts from one jump, if the chain provides jumps and has no start, and accelerates by
+    Anderson's method. Predictions that are joined by a memory are corrected by their own secants: a mixture of whole
+    states is no better there, and worse for some samplers.
+    """
+    if not problem.memoryless:
+        return ChainSolver(accelerator=BlockSecant(), window=window)
     jumps = isinstance(problem.chain, HasJumps) and problem.start is None
     start = OneJumpStart() if jumps else ConstantStart()
     return ChainSolver(accelerator=Anderson(memory=2), window=window, start=start)

@@ -45,7 +45,7 @@ class Affine(Recurrence):
         start.
     """
 
-    def __init__(self, inputs: Float[Tensor, "K q"], outputs: Float[Tensor, "K q"], slides: bool = True) -> None:
+    def __init__(self, inputs: Float[Tensor, "..."], outputs: Float[Tensor, "..."], slides: bool = True) -> None:
         if inputs.ndim != 2 or inputs.shape != outputs.shape or 0 in inputs.shape:
             raise ValueError(
                 "inputs and outputs must both have shape (K, q), with K and q at least 1, "

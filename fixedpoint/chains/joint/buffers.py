@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fixedpoint.core.shift import Shift
+from fixedpoint.chains.joint.shift import Shift
 from fixedpoint.core.transfer import to_device
 
 __all__ = ["Buffers", "Trail"]

@@ -34,11 +34,13 @@ from jaxtyping import Bool, Float
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fixedpoint.chains.calls import evaluate_pairs
 from fixedpoint.chains.joint.accelerator import Accelerator, Window
 from fixedpoint.chains.joint.buffers import Buffers, Trail
 from fixedpoint.chains.joint.incoming import IncomingStates
 from fixedpoint.chains.joint.inspection import HostMask, RoundInspector, RoundReport, moved
 from fixedpoint.chains.joint.rows import Rows
+from fixedpoint.chains.joint.shift import Shift
 from fixedpoint.chains.joint.slopes import Slopes
 from fixedpoint.chains.measure import finite_states
 from fixedpoint.chains.problem import ChainProblem
@@ -46,7 +48,6 @@ from fixedpoint.chains.slope.linear import Band, LinearPart
 from fixedpoint.core.evaluator import Evaluator
 from fixedpoint.core.point import Point
 from fixedpoint.core.progress import Progress
-from fixedpoint.core.shift import Shift
 from fixedpoint.core.termination import Termination
 from fixedpoint.core.transfer import to_device
 
@@ -180,7 +181,7 @@ class Engine:
             row, slot = rows[first : first + size], slots[first : first + size]
             x = self.buffers.before(row, slot).view(-1, *self.problem.x0.shape[1:])
             index = self.buffers.place(self.buffers.offset[row] + slot)
-            values = self.f.pairs(self.problem, x, index, row, same_round=first > 0)
+            values = evaluate_pairs(self.f, self.problem, x, index, row, same_round=first > 0)
             self.buffers.put(values.flatten(1), row, slot)
 
     def _advanced(self, report: RoundReport) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fixedpoint.chains.joint.buffers import Buffers
+from fixedpoint.chains.joint.shift import Shift
 from fixedpoint.chains.measure import finite_states, relative, state_norms
 from fixedpoint.chains.scan import running_sums
 from fixedpoint.core.evaluator import Evaluated
-from fixedpoint.core.shift import Shift
 from fixedpoint.core.termination import Judge, Termination
 from fixedpoint.core.transfer import to_device
 

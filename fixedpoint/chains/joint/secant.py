@@ -24,9 +24,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from fixedpoint.chains.joint.accelerator import Accelerator, Window
+from fixedpoint.chains.joint.shift import Shift
 from fixedpoint.chains.slope.linear import LinearPart
 from fixedpoint.core.reduce import block_dots, row_dots
-from fixedpoint.core.shift import Shift
 
 __all__ = ["SecantState", "Secants"]
 

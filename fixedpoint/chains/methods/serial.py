@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fixedpoint.chains.calls import evaluate_pairs
 from fixedpoint.chains.problem import ChainProblem, chain_of
 from fixedpoint.core.evaluator import Evaluated, Evaluator
 from fixedpoint.core.loop import solution_at
@@ -103,7 +104,7 @@ def iterate_steps(
         place = None if len(rows) == len(x) else to_device(rows, x.device)
         before = x if place is None else x[place]
         index = torch.full((len(rows),), step, device=x.device)
-        value = f.pairs(problem, before, index, rows)
+        value = evaluate_pairs(f, problem, before, index, rows)
         good = (sound if place is None else sound[place]) & value.flatten(1).isfinite().all(dim=1)
         taken = torch.where(good.view(-1, *[1] * (x.ndim - 1)), value, before)
         x = taken if place is None else x.index_copy(0, place, taken)

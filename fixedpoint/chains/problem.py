@@ -37,9 +37,7 @@ from fixedpoint.core.problem import (
     AbilityError,
     Cost,
     HasCost,
-    HasDerivatives,
     HasMeasure,
-    HasPairs,
     HasTake,
     Measure,
     Problem,
@@ -48,7 +46,7 @@ from fixedpoint.core.problem import (
 __all__ = ["ChainProblem", "chain_of", "require_memoryless"]
 
 
-class ChainProblem(OptionalAbilities, Problem, HasTake, HasMeasure, HasCost, HasPairs, HasDerivatives):
+class ChainProblem(OptionalAbilities, Problem, HasTake, HasMeasure, HasCost):
     """The joint fixed point of a chain's states.
 
     Inside a solve a state has shape ``(B, N d)``. ``solution.z`` has shape ``(B, N, *event)``, and

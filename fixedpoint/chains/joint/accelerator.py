@@ -22,7 +22,7 @@ from fixedpoint.core.evaluator import Evaluated, Evaluator
 from fixedpoint.core.layout import Layout
 from fixedpoint.core.loop import StepSolver, SupportsWindow, stepped
 from fixedpoint.core.problem import AbilityError, Problem
-from fixedpoint.core.shift import Shift
+from fixedpoint.chains.joint.shift import Shift
 
 __all__ = ["Accelerator", "StepAccelerator", "View", "supports_window"]
 
@@ -160,7 +160,7 @@ class StepAccelerator(Accelerator[Any]):
 
     def slide(self, state: Any, shift: Shift) -> Any:
         assert isinstance(self.solver, SupportsWindow)  # checked at the start
-        return self.solver.slide(self.f, state, shift)
+        return self.solver.slide(self.f, state, shift.of_state)
 
 
 class _Unevaluated(Problem):

@@ -43,6 +43,7 @@ from jaxtyping import Bool, Float
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fixedpoint.chains.calls import evaluate_pairs
 from fixedpoint.chains.joint.accelerator import Accelerator, View
 from fixedpoint.chains.joint.incoming import IncomingStates
 from fixedpoint.chains.joint.rows import Report, Rows
@@ -54,7 +55,7 @@ from fixedpoint.chains.recurrence.linear import Band, LinearPart
 from fixedpoint.core.evaluator import Evaluated, Evaluator
 from fixedpoint.core.point import Point
 from fixedpoint.core.progress import Progress
-from fixedpoint.core.shift import Shift
+from fixedpoint.chains.joint.shift import Shift
 from fixedpoint.core.termination import Judge, Termination
 from fixedpoint.core.transfer import to_device
 
@@ -166,7 +167,7 @@ class Engine:
             row, slot = rows[first : first + size], slots[first : first + size]
             x = self.window.inputs(row, slot).view(-1, *self.problem.x0.shape[1:])
             index = self.window.place(self.window.offset[row] + slot)
-            values = self.f.pairs(self.problem, x, index, row, same_round=first > 0)
+            values = evaluate_pairs(self.f, self.problem, x, index, row, same_round=first > 0)
             self.window.put(values.flatten(1), row, slot)
 
     def _inspect(self, judge: Judge) -> tuple[Report, Evaluated]:

@@ -29,7 +29,7 @@ from fixedpoint.chains.joint.accelerator import Accelerator, View
 from fixedpoint.chains.recurrence.linear import LinearPart
 from fixedpoint.chains.recurrence.recurrence import in_window
 from fixedpoint.core.reduce import block_dots, row_dots
-from fixedpoint.core.shift import Shift
+from fixedpoint.chains.joint.shift import Shift
 
 __all__ = ["SecantState", "Secants"]
 

@@ -38,6 +38,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fixedpoint.chains.calls import evaluate_pairs
 from fixedpoint.chains.coarse import HasExtension, HasJumps
 from fixedpoint.chains.joint.accelerator import Accelerator, StepAccelerator, supports_window
 from fixedpoint.chains.joint.engine import Engine
@@ -204,7 +205,7 @@ class ChainSolver(Solver):
         x0, rows = problem.x0, torch.arange(len(problem.x0), device=problem.x0.device)
         if f.remaining < 2:  # the start would use the only round, and nothing could be judged
             return x0.flatten(1).unsqueeze(1).expand(-1, width, -1), 0
-        value = f.pairs(problem, x0, torch.zeros_like(rows), np.arange(len(x0)))
+        value = evaluate_pairs(f, problem, x0, torch.zeros_like(rows), np.arange(len(x0)))
         row, target = rows.repeat_interleave(width), torch.arange(1, width + 1, device=x0.device).repeat(len(x0))
         states = problem.extend(x0[row], value[row], torch.zeros_like(row), target, row).view(len(x0), width, -1)
         return torch.cat([value.flatten(1).unsqueeze(1), states[:, 1:]], dim=1), 1

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fixedpoint.chains.problem import ChainProblem
 from fixedpoint.chains.recurrence.recurrence import Held
-from fixedpoint.core.shift import Shift
+from fixedpoint.chains.joint.shift import Shift
 from fixedpoint.core.transfer import to_device
 
 __all__ = ["HostMask", "Trail", "Window", "moved"]

@@ -8,11 +8,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fixedpoint.chains.calls import evaluate_derivatives
+from fixedpoint.chains.joint.shift import Shift
 from fixedpoint.chains.joint.window import Window
 from fixedpoint.chains.problem import ChainProblem
 from fixedpoint.chains.recurrence.linear import Band, Derivatives, LinearPart
 from fixedpoint.core.evaluator import Evaluator
-from fixedpoint.chains.joint.shift import Shift
 
 __all__ = ["Slopes"]
 

@@ -31,7 +31,7 @@ class Shift:
         """Shift a tensor along its dimension of blocks, the second; in place unless gradients flow."""
         # Gathered into new memory first: source and target overlap.
         moved: Tensor = tensor.flatten(0, 1).index_select(0, self._source).view(tensor.shape)
-        moved.masked_fill_(self._outside.view(*self.inside.shape, *[1] * (tensor.ndim - 2)), 0)
+        moved.masked_fill_(self._outside.view(*tensor.shape[:2], *[1] * (tensor.ndim - 2)), 0)
         return moved if torch.is_grad_enabled() else tensor.copy_(moved)
 
     def of_state(self, state: Shaped[Tensor, "B n *rest"]) -> Shaped[Tensor, "B n *rest"]:
@@ -40,13 +40,9 @@ class Shift:
         return blocks.flatten(1, 2)
 
     @cached_property
-    def inside(self) -> Bool[Tensor, "B blocks"]:
-        """Shape ``(B, blocks)``, bool: the blocks that hold a block of the old state; the others are zero."""
-        return self._places < self.blocks
-
-    @cached_property
     def _outside(self) -> Bool[Tensor, "B blocks"]:
-        return ~self.inside
+        """The positions to which no block of the old state moves."""
+        return self._places >= self.blocks
 
     @cached_property
     def _places(self) -> Int[Tensor, "B blocks"]:

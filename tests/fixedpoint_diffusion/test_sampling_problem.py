@@ -22,10 +22,11 @@ from diffusers import (
 )
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from test_probe import HISTORY, KINDS, difference, images, made, network
+from sampler_cases import HISTORY, KINDS, arguments_of_steps, difference, images, made, network
 
 import fixedpoint
-from fixedpoint.chains import AbilityError, ChainProblem
+from fixedpoint.chains import ChainProblem
+from fixedpoint.core.problem import AbilityError
 from fixedpoint.chains.joint.solver import BlockSecant
 from fixedpoint_diffusion import (
     DDIMChain,
@@ -74,9 +75,7 @@ def numbered(tables: SamplerTables) -> SamplerTables:
     return same
 
 
-def own_states(
-    scheduler: Any, x: torch.Tensor, noise: torch.Tensor, step_kwargs: Mapping[str, Any]
-) -> torch.Tensor:
+def own_states(scheduler: Any, x: torch.Tensor, noise: torch.Tensor, step_kwargs: Mapping[str, Any]) -> torch.Tensor:
     """``prev_sample`` of every step of the scheduler's own loop."""
     drawn = iter(noise.unbind(1))
 
@@ -96,12 +95,7 @@ def own_states(
 def samplers(draw: st.DrawFn, kind: str) -> tuple[Any, dict[str, Any], int]:
     """A scheduler, the arguments of its steps, and a number of steps with which it has tables."""
     name, chosen = draw(KINDS[kind])
-    step_kwargs: dict[str, Any] = {}
-    if name == "DDIMScheduler":
-        step_kwargs = {"eta": draw(st.sampled_from([0.0, 0.5, 1.0]))}
-    if name in ("EulerDiscreteScheduler", "EDMEulerScheduler"):
-        step_kwargs = {"s_churn": draw(st.sampled_from([0.0, 5.0])), "s_noise": 1.003}
-    return made(name, **chosen), step_kwargs, draw(st.integers(2, 60))
+    return made(name, **chosen), draw(arguments_of_steps(name)), draw(st.integers(2, 60))
 
 
 def tables_of(scheduler: Any, count: int, step_kwargs: Mapping[str, Any]) -> SamplerTables:
@@ -181,8 +175,10 @@ def test_a_coarse_chain_of_all_states_is_the_chain(name: str) -> None:
     coarse = fixedpoint.solve(problem.coarse(every), solver="serial")
     torch.testing.assert_close(coarse.z, exact.z, rtol=1e-11, atol=1e-11)
     torch.testing.assert_close(coarse.samples, exact.samples, rtol=1e-11, atol=1e-11)
-    kept = every[1::2]
-    assert torch.equal(problem.interpolate(exact.z[:, kept - 1], kept).view(exact.z.shape)[:, kept - 1], exact.z[:, kept - 1])
+    kept = every.flip(0)[::2].flip(0)
+    assert torch.equal(
+        problem.interpolate(exact.z[:, kept - 1], kept).view(exact.z.shape)[:, kept - 1], exact.z[:, kept - 1]
+    )
 
 
 JOINT = {
@@ -255,8 +251,10 @@ def test_gradients_reach_the_start_and_every_draw() -> None:
     tables = sampler_tables(EulerAncestralDiscreteScheduler(), 6)
     x_T, noise = (part.requires_grad_() for part in images(6, 3))
     problem = sampling_problem(each, EulerAncestralDiscreteScheduler(), x_T, num_inference_steps=6, noise=noise)
-    solution = fixedpoint.solve(problem, solver="serial", gradient="unrolled")
-    found = torch.autograd.grad(solution.z[:, -1].square().sum(), (x_T, noise))
+    x = problem.x0
+    for j in range(problem.length):
+        x = problem.next_state(j, [x], [problem.pairs(x, torch.full_like(problem.rows, j), problem.rows)], problem.rows)
+    found = torch.autograd.grad(x.square().sum(), (x_T, noise))
     run = serial_run(tables, lambda u, j: network(u, tables.timesteps[j]), x_T, noise)
     expected = torch.autograd.grad(run[:, -1].square().sum(), (x_T, noise))
     torch.testing.assert_close(found, expected, **EXACT)
@@ -269,7 +267,10 @@ def test_timesteps_come_in_the_schedulers_own_dtype_and_may_repeat() -> None:
         came.append(t)
         return 0.1 * u
 
-    for scheduler in (HeunDiscreteScheduler(timestep_spacing="linspace"), EulerDiscreteScheduler(use_karras_sigmas=True)):
+    for scheduler in (
+        HeunDiscreteScheduler(timestep_spacing="linspace"),
+        EulerDiscreteScheduler(use_karras_sigmas=True),
+    ):
         came.clear()
         problem = sampling_problem(g, scheduler, torch.ones(1, 2), num_inference_steps=5)
         fixedpoint.solve(problem, solver="serial")
@@ -281,7 +282,12 @@ def test_a_ddim_scheduler_becomes_a_ddim_chain() -> None:
     x_T, noise = draw_noise([0, 1], (3, 4), 7, dtype=torch.float64)
     clipping = DDIMScheduler(clip_sample_range=0.4)
     problem = sampling_problem(
-        each, clipping, x_T, num_inference_steps=7, noise=noise, step_kwargs={"eta": 0.7, "use_clipped_model_output": True}
+        each,
+        clipping,
+        x_T,
+        num_inference_steps=7,
+        noise=noise,
+        step_kwargs={"eta": 0.7, "use_clipped_model_output": True},
     )
     assert isinstance(problem.chain, DDIMChain)
     assert noise is not None
@@ -329,7 +335,7 @@ def test_unknown_levels_hold_the_output() -> None:
         chain = problem.chain
         assert isinstance(chain, (SamplerChain, MultistepChain))
         assert chain.levels is None
-        assert chain.reference_slopes().tolist() == [reference] * 6
+        assert chain.reference_slopes().tolist() == [reference] * chain.length
         with pytest.raises(AbilityError, match="gaussian slopes require noise levels"):
             chain.gaussian_slopes(1.0)
 
@@ -379,7 +385,7 @@ def conditioned() -> Denoiser:
         (
             lambda: HeunDiscreteScheduler(),
             {"sigmas": [1.0, 0.5]},
-            r"HeunDiscreteScheduler.set_timesteps takes no sigmas; it takes num_inference_steps, timesteps",
+            r"HeunDiscreteScheduler.set_timesteps takes no sigmas; it takes num_inference_steps, num_train_timesteps, timesteps",
         ),
         (lambda: DDPMScheduler(), {}, r"DDPMScheduler has clip_sample=True: .* is no affine recurrence"),
         (lambda: DDIMScheduler(), {"mu": 1.0}, r"a DDIM chain takes no mu"),

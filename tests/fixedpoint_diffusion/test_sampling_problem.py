@@ -20,7 +20,8 @@ from diffusers import (
     LCMScheduler,
     PNDMScheduler,
 )
-from hypothesis import assume, given, settings
+from draws import examples
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from sampler_cases import HISTORY, KINDS, arguments_of_steps, difference, images, made, network
 
@@ -107,7 +108,7 @@ def tables_of(scheduler: Any, count: int, step_kwargs: Mapping[str, Any]) -> Sam
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(max_examples=6)
+@examples(4, 25)
 @given(data=st.data(), seed=st.integers(0, 10**6))
 def test_a_serial_run_is_the_schedulers_own_loop(kind: str, data: st.DataObject, seed: int) -> None:
     """The later inputs and the sample as the tables give them, and the scheduler's own states as its loop does."""
@@ -133,7 +134,7 @@ def test_a_serial_run_is_the_schedulers_own_loop(kind: str, data: st.DataObject,
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(max_examples=6)
+@examples(4, 25)
 @given(data=st.data(), seed=st.integers(0, 10**6))
 def test_jumps_are_exact_where_the_clean_image_stays(kind: str, data: st.DataObject, seed: int) -> None:
     scheduler, step_kwargs, count = data.draw(samplers(kind))

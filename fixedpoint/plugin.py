@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from fixedpoint.core.problem import HasExactResidual as HasExactResidual
     from fixedpoint.core.problem import HasMeasure as HasMeasure
     from fixedpoint.core.problem import HasProduct as HasProduct
+    from fixedpoint.core.problem import HasSamples as HasSamples
     from fixedpoint.core.problem import HasTake as HasTake
     from fixedpoint.core.problem import Measure as Measure
     from fixedpoint.core.problem import Problem as Problem
@@ -91,6 +92,7 @@ __getattr__, __dir__, __all__ = exported(
             "HasExactResidual",
             "HasMeasure",
             "HasProduct",
+            "HasSamples",
             "HasTake",
             "Measure",
             "Problem",

@@ -9,6 +9,7 @@ shape, shows whether the scheduler is affine at all. Both run on copies of the s
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,7 +23,7 @@ from torch import Tensor
 from fixedpoint_diffusion.samplers.draws import Draws, NotAffineError
 from fixedpoint_diffusion.samplers.levels import noise_levels
 from fixedpoint_diffusion.samplers.recurrence import AffineRows, SamplerTables
-from fixedpoint_diffusion.samplers.refusals import check_is_scheduler, check_settings, check_step
+from fixedpoint_diffusion.samplers.refusals import check_is_scheduler, check_settings, check_step, check_timesteps
 from fixedpoint_diffusion.schedules.timesteps import DEFAULT_STEPS
 
 __all__ = ["sampler_tables"]
@@ -82,6 +83,7 @@ def sampler_tables(
     check_step(scheduler, step_kwargs or {})
     asked = {"num_inference_steps": num_inference_steps, "timesteps": timesteps, "sigmas": sigmas}
     settings = {name: value for name, value in asked.items() if value is not None}
+    check_timesteps(scheduler, {**settings, **set_timesteps_kwargs})
     recipe = _Recipe(scheduler, {**settings, **set_timesteps_kwargs}, dict(step_kwargs or {}))
     if not settings:
         recipe = _as_it_was_set(recipe)
@@ -157,7 +159,9 @@ class _Recipe:
     def _own(self, call: Callable[[], _T]) -> _T:
         """What a scheduler refuses, it refuses for its own reason."""
         try:
-            return call()
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", DeprecationWarning)  # some schedulers use numpy as it was
+                return call()
         except NotAffineError as refused:
             raise ValueError(f"{self.name} is no affine recurrence: {refused}") from None
         except Exception as error:  # a stranger's code may raise anything

@@ -407,6 +407,8 @@ def test_what_does_not_go_together_is_a_sentence(
 def test_other_bad_input_is_a_sentence() -> None:
     with pytest.raises(TypeError, match=r"x_T must be a tensor of shape \(B, \*event\), got list"):
         sampling_problem(never, EulerDiscreteScheduler(), [1.0])  # type: ignore[arg-type]  # what is tested
+    with pytest.raises(TypeError, match=r"x_T must be of a floating-point dtype, got torch.int64"):
+        sampling_problem(never, EulerDiscreteScheduler(), torch.ones(2, 5, dtype=torch.int64))
     with pytest.raises(ValueError, match="conditioned for 3 rows, x_T has 2"):
         sampling_problem(conditioned(), EulerDiscreteScheduler(), torch.ones(2, 5))
     with pytest.raises(TypeError, match="requires a scheduler of diffusers, got str"):

@@ -23,7 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import fixedpoint
 from fixedpoint.chains import ChainProblem
-from fixedpoint.chains.planning.planned import joint
+from fixedpoint.chains.joint.solver import joint
 from fixedpoint_diffusion import DDIMSchedule, ddim_problem
 
 LENGTHS = (50, 1000)
@@ -80,12 +80,14 @@ def ddim(denoiser: Free, steps: int) -> ChainProblem:
 
 
 def multistep(denoiser: Free, steps: int) -> ChainProblem:
-    """DPM-Solver++ 2M."""
+    """DPM-Solver++ 2M, with the one spacing that has 1000 different timesteps for 1000 steps."""
     import diffusers
 
     from fixedpoint_diffusion import sampling_problem
 
-    scheduler = diffusers.DPMSolverMultistepScheduler(prediction_type="v_prediction", solver_order=2)
+    scheduler = diffusers.DPMSolverMultistepScheduler(
+        prediction_type="v_prediction", solver_order=2, timestep_spacing="trailing"
+    )
     return sampling_problem(denoiser, scheduler, _start(), num_inference_steps=steps)
 
 

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
 from typing import Annotated
 
 import torch
@@ -28,15 +27,17 @@ from recorded import serial
 from samplers import Sampler, named
 
 import fixedpoint
-from fixedpoint.chains import BlockSecant, ChainProblem
-from fixedpoint.chains.planning.planned import joint
+from fixedpoint.chains import BlockSecant, OneJumpStart
+from fixedpoint.chains.joint.solver import joint
 
-SOLVERS: dict[str, Callable[[ChainProblem], fixedpoint.Solver]] = {
-    "auto": joint,
-    "plain": lambda problem: fixedpoint.ChainSolver(),
-    "secant": lambda problem: fixedpoint.ChainSolver(accelerator=BlockSecant(memory=1)),
-    "secant-2": lambda problem: fixedpoint.ChainSolver(accelerator=BlockSecant(memory=2)),
-    "anderson": lambda problem: fixedpoint.ChainSolver(accelerator=fixedpoint.Anderson(memory=2)),
+# None: the joint solver that ``auto`` plans with, which depends on the chain.
+SOLVERS: dict[str, fixedpoint.Solver | None] = {
+    "auto": None,
+    "plain": fixedpoint.ChainSolver(),
+    "secant": fixedpoint.ChainSolver(accelerator=BlockSecant(memory=1)),
+    "secant-2": fixedpoint.ChainSolver(accelerator=BlockSecant(memory=2)),
+    "jump+secant": fixedpoint.ChainSolver(accelerator=BlockSecant(memory=1), start=OneJumpStart()),
+    "anderson": fixedpoint.ChainSolver(accelerator=fixedpoint.Anderson(memory=2)),
 }
 
 
@@ -45,9 +46,11 @@ def main(
     solver: Annotated[list[str] | None, typer.Option(help=f"{', '.join(SOLVERS)}; default: auto.")] = None,
     images: Annotated[int, typer.Option(help="Images; the worst one counts.")] = 4,
     seed: int = 0,
+    threads: Annotated[int, typer.Option(help="Processor cores.")] = 2,
     device: str = "cpu",
 ) -> None:
     """Print the table."""
+    torch.set_num_threads(threads)
     names = solver or ["auto"]
     if unknown := [name for name in names if name not in SOLVERS]:
         raise typer.BadParameter(f"no solver {', '.join(unknown)}; there are {', '.join(SOLVERS)}")
@@ -63,7 +66,7 @@ def main(
         for name in names:
             began = time.perf_counter()
             with torch.no_grad():
-                cell = cell_of(Joint(SOLVERS[name](problem))(problem, target))
+                cell = cell_of(Joint(SOLVERS[name] or joint(problem))(problem, target))
             assert cell is not None
             history = each.tables().history
             print(f"| {each} | {problem.length} | {history or 'all'} | {name} | ", end="")
@@ -80,5 +83,4 @@ def verdict(sampler: Sampler, cell: Cell) -> str:
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(2)
     typer.run(main)

@@ -25,7 +25,7 @@ from fixedpoint_diffusion import (
     sampling_problem,
 )
 
-__all__ = ["SAMPLERS", "FlowOfVelocity", "Sampler", "named"]
+__all__ = ["JUDGED", "SAMPLERS", "SETTINGS", "FlowOfVelocity", "Sampler", "named"]
 
 BETAS: dict[str, Any] = {"num_train_timesteps": 1000, "beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear"}
 SETTINGS = {**BETAS, "prediction_type": "v_prediction"}
@@ -101,13 +101,17 @@ class Sampler:
         network = FashionMNISTModel() if model is None else model
         schedule = network.own_schedule
         assert schedule is not None
-        denoiser = network.denoiser(schedule, images, device)
-        if self.flow:
-            denoiser = FlowOfVelocity(denoiser, schedule.alphas_cumprod)
+        plain = network.denoiser(schedule, images, device)
+        denoiser = FlowOfVelocity(plain, schedule.alphas_cumprod) if self.flow else plain
+        return self.problem_of(denoiser, network.event_shape, images, seed, device)
+
+    def problem_of(
+        self, denoiser: Denoiser, shape: tuple[int, ...], images: int, seed: int = 0, device: str = "cpu"
+    ) -> ChainProblem:
+        """The problem of sampling from a denoiser that predicts what the scheduler takes: ``v``, or the flow."""
         tables = self.tables()
-        x, noise = draw_noise(
-            row_seeds(seed, images), network.event_shape, len(tables.draws) if tables.stochastic else 0, device=device
-        )
+        draws = len(tables.draws) if tables.stochastic else 0
+        x, noise = draw_noise(row_seeds(seed, images), shape, draws, device=device)
         return sampling_problem(denoiser, self.scheduler(), x, num_inference_steps=self.steps, noise=noise)
 
 
@@ -141,6 +145,10 @@ SAMPLERS: dict[str, Sampler] = {
     "lms-20": Sampler("LMS Karras", _made("LMSDiscreteScheduler", use_karras_sigmas=True), 20),
     "ddim-50": Sampler("DDIM", _made("DDIMScheduler", clip_sample=False), 50),
 }
+
+
+# Those whose reported errors are compared with the true ones.
+JUDGED = ("2m-20", "unipc-20", "euler-25", "heun-18", "flow-28", "sde-20")
 
 
 def named(names: list[str] | None, default: tuple[str, ...] = tuple(SAMPLERS)) -> dict[str, Sampler]:

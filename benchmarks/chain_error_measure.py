@@ -7,8 +7,8 @@ The solves are images of the bundled Fashion-MNIST model, with N of 25, 100 and 
 solve). They take in turn: plain rounds from x_T everywhere, triangular Anderson from one jump, the same without slack,
 and the same in a window of 16; and tolerances of 1e-1, 1e-2 and 1e-3. For every N the script prints the share of images
 whose reported error is within a factor 3 of the true one, both extremes of that ratio, and how many were reported as
-converged with a true error above three times their tolerance, in total and at 1e-3. Errors below 1e-6, the rounding floor of float32, count
-as equal.
+converged with a true error above three times their tolerance, in total and at 1e-3. Errors below 1e-6, the rounding
+floor of float32, count as equal.
 
 With ``--samplers`` the chains are those of six samplers of ``samplers.py`` instead.
 """

@@ -36,17 +36,25 @@ from fixedpoint_diffusion.task import DDIMSampling
 WINDOWS = (8, 16, 32, 64, 128)
 
 
-def ddim(network: Model, length: int, rows: int, eta: float, device: str) -> ChainProblem:
-    """A DDIM chain."""
-    problem = DDIMSampling(model=network, num_inference_steps=length, eta=eta, batch=rows, device=device).problem(0)
-    assert isinstance(problem, ChainProblem)
-    return problem
+Make = Callable[[Model, int, int, str], ChainProblem]
 
 
-def scheduled(kind: str, **options: Any) -> Callable[[Model, int, int, float, str], ChainProblem]:
+def ddim(eta: float) -> Make:
+    """A function that makes a DDIM chain."""
+
+    def make(network: Model, length: int, rows: int, device: str) -> ChainProblem:
+        task = DDIMSampling(model=network, num_inference_steps=length, eta=eta, batch=rows, device=device)
+        problem = task.problem(0)
+        assert isinstance(problem, ChainProblem)
+        return problem
+
+    return make
+
+
+def scheduled(kind: str, **options: Any) -> Make:
     """A function that makes the chain of another scheduler, with the noise levels of the model."""
 
-    def make(network: Model, length: int, rows: int, eta: float, device: str) -> ChainProblem:
+    def make(network: Model, length: int, rows: int, device: str) -> ChainProblem:
         schedule = network.own_schedule
         assert schedule is not None
         same = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "prediction_type")
@@ -58,8 +66,8 @@ def scheduled(kind: str, **options: Any) -> Callable[[Model, int, int, float, st
 
 
 # Trailing spacing has different timesteps however many steps there are; the default one of 2M repeats some.
-SAMPLERS: dict[str, Callable[[Model, int, int, float, str], ChainProblem]] = {
-    "ddim": ddim,
+SAMPLERS: dict[str, Make] = {
+    "ddim": ddim(0.0),
     "2m": scheduled("DPMSolverMultistepScheduler", solver_order=2, timestep_spacing="trailing"),
     "euler": scheduled("EulerDiscreteScheduler", use_karras_sigmas=True),
 }
@@ -92,13 +100,14 @@ def main(
     names = sampler or list(SAMPLERS)
     if unknown := [name for name in names if name not in SAMPLERS]:
         raise typer.BadParameter(f"no sampler {', '.join(unknown)}; there are {', '.join(SAMPLERS)}")
+    made = {**SAMPLERS, "ddim": ddim(eta)}
     torch.set_num_threads(threads)
     print(f"torch {torch.__version__}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, {device}")
     print("\n| sampler | N | batch | setting | seconds | rounds | expected | evaluations / N | expected |")
     print("|:--|--:|--:|:--|--:|--:|--:|--:|--:|", flush=True)
     told = []
     for name, length, rows in itertools.product(names, steps or [25, 100, 1000], batch or [1, 16]):
-        problem = SAMPLERS[name](network, length, rows, eta, device)
+        problem = made[name](network, length, rows, device)
         told.append(measure(f"{name} | {length} | {rows}", problem, Measuring(window or WINDOWS, rtol, repeats, most)))
     print("\n" + "\n".join(told))
 

@@ -48,11 +48,11 @@ from fixedpoint.chains.joint.accelerator import Accelerator, View
 from fixedpoint.chains.joint.incoming import IncomingStates
 from fixedpoint.chains.joint.rows import Report, Rows
 from fixedpoint.chains.joint.shift import Shift
-from fixedpoint.chains.joint.slopes import Slopes
+from fixedpoint.chains.joint.slopes import DerivativeSlopes
 from fixedpoint.chains.joint.window import HostMask, Trail, Window, moved
 from fixedpoint.chains.measure import finite_states, relative, state_norms
 from fixedpoint.chains.problem import ChainProblem
-from fixedpoint.chains.recurrence.linear import Band, LinearPart
+from fixedpoint.chains.recurrence.linear import Band, Derivatives, LinearPart
 from fixedpoint.core.evaluator import Evaluated, Evaluator
 from fixedpoint.core.point import Point
 from fixedpoint.core.progress import Progress
@@ -115,7 +115,8 @@ class Engine:
         # Only a window shorter than the chain has states enter it, so only there a trajectory is kept for them.
         guess = states if states.shape[1] == self.length > width else None
         self.incoming = IncomingStates(guess, extended)
-        self.slopes = Slopes(f, problem, linear, full_jacobian=full_jacobian, width=width)
+        self.linear = linear
+        self.derivatives = DerivativeSlopes(f, problem, full_jacobian, width) if linear is None else None
         self.trail = None
         if width < self.length and problem.keep == "all":
             begun = states if states.shape[1] in (1, self.length) else problem.x0.flatten(1).unsqueeze(1)
@@ -160,7 +161,8 @@ class Engine:
     def _evaluate(self, wanted: HostMask) -> None:
         """Evaluate these predictions in the rows that are running; this is one round if there are any."""
         rows, slots = np.nonzero(wanted & self.rows.running[:, None])
-        self.slopes.note(wanted)
+        if self.derivatives is not None:
+            self.derivatives.note(wanted)
         size = self.problem.max_batch or max(len(rows), 1)
         self.rows.stepped(rows, self.f.counts.rounds + 1)
         for first in range(0, len(rows), size):
@@ -238,8 +240,8 @@ class Engine:
         place = window.place(np.arange(len(slot)) * self.width + np.minimum(slot, self.width - 1))
         change, value, state = (part.flatten(0, 1)[place] for part in (report.changes, window.values(), window.states))
         known = np.take_along_axis(report.finite_defect, np.minimum(slot, self.width - 1)[:, None], axis=1)[:, 0]
-        passed = change.to(state.dtype) - (value - state)
-        return torch.where(window.mask(known & left).unsqueeze(1), passed, 0.0).unsqueeze(1)
+        passed = torch.where(window.mask(known & left).unsqueeze(1), change.to(state.dtype) - (value - state), 0.0)
+        return passed.unsqueeze(1)
 
     def _slide(self, report: Report, shift: Shift, by: NDArray[np.int64]) -> None:
         """Slide the windows, and the report along with them; its masks are False for what enters."""
@@ -247,7 +249,8 @@ class Engine:
             self.trail.store(self.window, by)
         assert report.changes is not None
         self.window.slide(shift, by, report.changes)
-        self.slopes.slide(shift, moved(self.slopes.stale, by))
+        if self.derivatives is not None:
+            self.derivatives.slide(shift, by)
         report.changes = shift.of_blocks(report.changes)
         report.quiet, report.finite_value, report.finite_defect = (
             moved(mask, by) for mask in (report.quiet, report.finite_value, report.finite_defect)
@@ -263,7 +266,10 @@ class Engine:
     ) -> View:
         """Return the window as the accelerator sees it: final states may not change; their change is carried on."""
         window, later = self.window, self._after(final_to)
-        linear = self.slopes.at(window, self.rows.running, self._after(self.rows.exact))
+        linear: LinearPart | Band | Derivatives | None = self.linear
+        if self.derivatives is not None:
+            linear = self.derivatives.at(window, self.rows.running, self._after(self.rows.exact))
+        assert linear is not None
         slot = np.clip(final_to - window.offset, 0, self.width - 1)
         implied = report.changes if linear is self.problem.reference and self.accelerator.takes_plain_round else None
         report.changes = None  # from here on, only the accelerator may need them

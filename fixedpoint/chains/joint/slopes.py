@@ -1,4 +1,4 @@
-"""``Slopes``: the linear part of a window, known before the first round or made of derivatives in every round."""
+"""``DerivativeSlopes``: the linear part of a window, made of derivatives in every round."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from torch import Tensor
 
 from fixedpoint.chains.calls import evaluate_derivatives
 from fixedpoint.chains.joint.shift import Shift
-from fixedpoint.chains.joint.window import Window
+from fixedpoint.chains.joint.window import Window, moved
 from fixedpoint.chains.problem import ChainProblem
-from fixedpoint.chains.recurrence.linear import Band, Derivatives, LinearPart
+from fixedpoint.chains.recurrence.linear import Derivatives
 from fixedpoint.core.evaluator import Evaluator
 
-__all__ = ["Slopes"]
+__all__ = ["DerivativeSlopes"]
 
 
-class Slopes:
-    """Provides the linear part of the window of every row.
+class DerivativeSlopes:
+    """Provides the linear part of the window of every row from the derivatives of its predictions.
 
     Derivatives are recomputed only for steps that were evaluated since the last time, and only if the solve continues
     from there.
@@ -29,20 +29,15 @@ class Slopes:
         The evaluator, which counts the derivatives.
     problem
         The chain.
-    known
-        The linear part if it is known before the first round; None if it is made of derivatives.
     full_jacobian
         Whether these derivatives are Jacobians, not diagonals.
     width
         ``p``, the number of steps in the window.
     """
 
-    def __init__(
-        self, f: Evaluator, problem: ChainProblem, known: LinearPart | Band | None, *, full_jacobian: bool, width: int
-    ) -> None:
+    def __init__(self, f: Evaluator, problem: ChainProblem, full_jacobian: bool, width: int) -> None:
         self.f = f
         self.problem = problem
-        self.known = known
         self.full_jacobian = full_jacobian
         self._stale = np.zeros((len(problem.x0), width), dtype=np.bool_)
         self._derivatives: Tensor | None = None
@@ -51,21 +46,14 @@ class Slopes:
         """Record which steps have been evaluated; ``evaluated`` has shape ``(B, p)``."""
         self._stale |= evaluated
 
-    def slide(self, shift: Shift, stale: NDArray[np.bool_]) -> None:
-        """Move the derivatives along with the window; ``stale`` is :attr:`stale`, already shifted."""
-        self._stale = stale
+    def slide(self, shift: Shift, by: NDArray[np.int64]) -> None:
+        """Move the derivatives along with the window, which slides by ``by`` predictions."""
+        stale = self._stale = moved(self._stale, by)
         if self._derivatives is not None:
             parted = self._derivatives.unflatten(0, stale.shape)
             self._derivatives = shift.of_blocks(parted).flatten(0, 1)
 
-    @property
-    def stale(self) -> NDArray[np.bool_]:
-        """Shape ``(B, p)``: True for steps that were evaluated after their derivatives were taken."""
-        return self._stale
-
-    def at(
-        self, window: Window, running: NDArray[np.bool_], later: NDArray[np.bool_]
-    ) -> LinearPart | Band | Derivatives:
+    def at(self, window: Window, running: NDArray[np.bool_], later: NDArray[np.bool_]) -> Derivatives:
         """Return the linear part at the states where the steps were last evaluated.
 
         Parameters
@@ -77,8 +65,6 @@ class Slopes:
         later
             Shape ``(B, p)``: True for steps whose derivatives are used.
         """
-        if self.known is not None:
-            return self.known
         rows, slots = np.nonzero(self._stale & running[:, None] & later)
         self._stale[running] = False
         # Derivatives count as constants: they do not change the fixed point.

@@ -22,7 +22,7 @@ from recorded import apart, serial
 import fixedpoint
 from fixedpoint.chains import ChainProblem, ConstantStart, OneJumpStart
 from fixedpoint_diffusion import DDIMSchedule
-from fixedpoint_diffusion.task import DDIMSampling
+from fixedpoint_diffusion.task import Sampling
 
 TOLERANCES = (1e-1, 3e-2, 1e-2, 3e-3, 1e-3, 1e-4)
 LENGTHS = (25, 50, 100)
@@ -40,7 +40,7 @@ def main(
     found: dict[float, list[torch.Tensor]] = {tolerance: [] for tolerance in TOLERANCES}
     for model, length, eta in itertools.product(MODELS.values(), LENGTHS, (0.0, 1.0)):
         schedule = DDIMSchedule(clip_sample=False)
-        task = DDIMSampling(model=model, schedule=schedule, num_inference_steps=length, eta=eta, batch=samples)
+        task = Sampling(model=model, schedule=schedule, num_inference_steps=length, eta=eta, batch=samples)
         problem = task.problem(0)
         assert isinstance(problem, ChainProblem)
         target = serial(problem)

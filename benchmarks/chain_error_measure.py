@@ -24,7 +24,7 @@ import typer
 import fixedpoint
 from fixedpoint.chains import OneJumpStart
 from fixedpoint_diffusion import FashionMNISTModel
-from fixedpoint_diffusion.task import DDIMSampling
+from fixedpoint_diffusion.task import Sampling
 
 LENGTHS = (25, 100, 300)
 SOLVERS = (
@@ -57,7 +57,7 @@ def main(
     for length in lengths:
         began, ratios, false = time.perf_counter(), [], 0
         for seed in range(-(-solves // (len(lengths) * batch))):
-            problem = DDIMSampling(model=FashionMNISTModel(), num_inference_steps=length, batch=batch).problem(seed)
+            problem = Sampling(model=FashionMNISTModel(), num_inference_steps=length, batch=batch).problem(seed)
             exact = fixedpoint.solve(problem, solver="serial").z[:, -1].flatten(1).double()
             solver, rtol = settings[seed % len(settings)]
             solution = fixedpoint.solve(problem, solver=solver, rtol=rtol)

@@ -27,7 +27,7 @@ from fixedpoint.chains import ChainProblem, Serial
 from fixedpoint.chains.planning.plan import expected
 from fixedpoint.chains.planning.planned import joint
 from fixedpoint_diffusion import DiffusersModel, FashionMNISTModel
-from fixedpoint_diffusion.task import DDIMSampling
+from fixedpoint_diffusion.task import Sampling
 
 WINDOWS = (8, 16, 32, 64, 128)
 
@@ -58,7 +58,7 @@ def main(
     told = []
     for length in steps or [25, 100, 1000]:
         for rows in batch or [1, 16]:
-            task = DDIMSampling(model=network, num_inference_steps=length, eta=eta, batch=rows, device=device)
+            task = Sampling(model=network, num_inference_steps=length, eta=eta, batch=rows, device=device)
             problem = task.problem(0)
             assert isinstance(problem, ChainProblem)
             fixedpoint.solve(problem, solver=joint(problem), rtol=rtol, max_rounds=2)  # a warm-up

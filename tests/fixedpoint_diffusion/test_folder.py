@@ -29,7 +29,7 @@ from fixedpoint.tasks.task import Context
 from fixedpoint_diffusion import DDIMSchedule
 from fixedpoint_diffusion.models.choices import DiffusersModel
 from fixedpoint_diffusion.models.folder import FolderError, ModelFolder
-from fixedpoint_diffusion.task import DDIMSampling
+from fixedpoint_diffusion.task import Sampling
 
 CHANNELS = 3
 
@@ -63,13 +63,13 @@ def pipeline(unet: UNet2DModel, tmp_path: Path) -> Path:
     return tmp_path / "pipeline"
 
 
-def task(path: Path, **options: object) -> DDIMSampling:
-    return DDIMSampling(model=DiffusersModel(path=str(path), **options), num_inference_steps=6, batch=3)
+def task(path: Path, **options: object) -> Sampling:
+    return Sampling(model=DiffusersModel(path=str(path), **options), num_inference_steps=6, batch=3)
 
 
 def test_a_model_folder_samples_with_diffusers_default_schedule(bare: Path, unet: UNet2DModel) -> None:
     built = task(bare)
-    assert built.chain_schedule == DDIMSchedule()
+    assert built.sampler.schedule == DDIMSchedule()
     problem = built.problem(0)
     assert problem.x0.shape == (3, CHANNELS, 8, 8)
     serial = fixedpoint.solve(problem, solver="serial").z[:, -1]
@@ -82,7 +82,7 @@ def test_a_model_folder_samples_with_diffusers_default_schedule(bare: Path, unet
 
 
 def test_a_pipeline_folder_brings_its_own_schedule(pipeline: Path) -> None:
-    own = task(pipeline).chain_schedule
+    own = task(pipeline).sampler.schedule
     assert (own.beta_schedule, own.beta_start, own.clip_sample) == ("scaled_linear", 0.001, False)
 
 
@@ -121,7 +121,7 @@ def test_a_ddpm_folder_says_what_is_done_with_it(bare: Path, unet: UNet2DModel, 
     (bare / "scheduler_config.json").write_text(json.dumps(config))
     assert "clip_sample=True, diffusers' default, filled in" in task(bare).notes()[0]
     mine = DDIMSchedule(beta_schedule="scaled_linear", clip_sample=False)
-    assert DDIMSampling(model=DiffusersModel(path=str(bare)), schedule=mine).notes() == ()
+    assert Sampling(model=DiffusersModel(path=str(bare)), schedule=mine).notes() == ()
 
 
 def test_a_run_says_so_on_the_terminal_and_in_its_report(
@@ -152,9 +152,9 @@ def test_a_folder_without_a_scheduler_says_what_is_assumed(bare: Path) -> None:
 
 
 def test_a_part_of_a_pipeline_has_the_pipelines_scheduler(pipeline: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert task(pipeline / "unet").chain_schedule == task(pipeline).chain_schedule
+    assert task(pipeline / "unet").sampler.schedule == task(pipeline).chain_schedule
     monkeypatch.chdir(pipeline / "unet")
-    assert task(Path()).chain_schedule.beta_schedule == "scaled_linear"
+    assert task(Path()).sampler.schedule.beta_schedule == "scaled_linear"
 
 
 def index_of(path: Path, name: str, **parts: tuple[str | None, str | None]) -> None:
@@ -265,11 +265,11 @@ def test_a_schedule_of_ones_own_must_be_that_of_the_training(pipeline: Path) -> 
     spaced = DDIMSchedule(
         beta_schedule="scaled_linear", beta_start=0.001, clip_sample=False, timestep_spacing="trailing"
     )
-    assert DDIMSampling(model=model, schedule=spaced).chain_schedule is spaced
+    assert Sampling(model=model, schedule=spaced).sampler.schedule is spaced
     with pytest.raises(OptionError, match="noise levels the model was trained with"):
-        DDIMSampling(model=model, schedule=DDIMSchedule())
+        Sampling(model=model, schedule=DDIMSchedule())
     with pytest.raises(OptionError, match="own prediction_type 'epsilon', got 'sample'"):
-        DDIMSampling(model=model, schedule=DDIMSchedule(prediction_type="sample"))
+        Sampling(model=model, schedule=DDIMSchedule(prediction_type="sample"))
 
 
 def test_classes_and_guidance(bare: Path) -> None:

@@ -1,0 +1,305 @@
+"""What is asked of a sampler, by options: which scheduler, and in which steps. Everything is checked before any work.
+
+A ``DDIMScheduler`` is stepped by :class:`DDIMChain`, with clipping and all of its abilities. A ``DDPMScheduler`` that
+clips is ancestral DDIM whose noise is that of the clipped image, step by step. Every other scheduler is read as tables.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from jaxtyping import Float
+from torch import Tensor
+
+from fixedpoint.chains.problem import ChainProblem
+from fixedpoint_diffusion.denoisers.denoiser import Denoiser
+from fixedpoint_diffusion.samplers.ddim import DDIMChain
+from fixedpoint_diffusion.samplers.probe import sampler_tables
+from fixedpoint_diffusion.samplers.problem import ddim_problem
+from fixedpoint_diffusion.samplers.recurrence import SamplerTables
+from fixedpoint_diffusion.schedules.schedulers import DDIMSchedule, levels_of_config, schedule_of
+from fixedpoint_diffusion.schedules.timesteps import DEFAULT_STEPS, Route, quadratic_timesteps, route_of
+
+__all__ = ["DDIM_PROVIDES", "RequestError", "RequestedSampler", "requested"]
+
+DDIM_PROVIDES = frozenset({"chain", "coarse", "jumps", "extension", "coefficients", "gaussian-slopes"})
+"""The abilities of :class:`DDIMChain`, by name."""
+
+Steps = Sequence[int] | Literal["quadratic"]
+
+
+class RequestError(ValueError):
+    """A sampler cannot be had as it was asked for; the message is a sentence without its subject.
+
+    Attributes
+    ----------
+    option
+        Which of ``num_inference_steps``, ``timesteps``, ``sigmas``, ``eta`` and ``scheduler`` it is about.
+    """
+
+    def __init__(self, option: str, reason: str) -> None:
+        super().__init__(reason)
+        self.option = option
+
+
+class RequestedSampler(ABC):
+    """A sampler whose steps are known; the model and the noise are not."""
+
+    @property
+    @abstractmethod
+    def provides(self) -> frozenset[str]:
+        """The abilities of its chains, by name."""
+
+    @property
+    @abstractmethod
+    def draws(self) -> int:
+        """``M``: how many images of noise a row requires beside its start; 0 for a deterministic sampler."""
+
+    @property
+    @abstractmethod
+    def schedule(self) -> DDIMSchedule | None:
+        """The noise levels by training timesteps; None for a scheduler that has none."""
+
+    @property
+    def note(self) -> str:
+        """A sentence on how the steps differ from what was asked for; empty if they do not."""
+        return ""
+
+    @abstractmethod
+    def problem(
+        self,
+        denoiser: Denoiser,
+        x_T: Float[Tensor, "B *event"],
+        noise: Float[Tensor, "B M *event"] | None,
+        max_batch: int | None,
+    ) -> ChainProblem:
+        """The problem for a model, unit noise and as many draws as :attr:`draws` says."""
+
+
+@dataclass(frozen=True)
+class _DDIM(RequestedSampler):
+    """DDIM, for any eta."""
+
+    own: DDIMSchedule
+    route: Route
+    given: bool  # whether the timesteps were given, in which case each leads to the next
+    eta: float
+
+    provides = DDIM_PROVIDES
+
+    @property
+    def draws(self) -> int:
+        return len(self.route) if self.eta > 0 else 0
+
+    @property
+    def schedule(self) -> DDIMSchedule:
+        return self.own
+
+    @property
+    def note(self) -> str:
+        return self.route.note and f"timesteps: {self.route.note}"
+
+    def problem(
+        self, denoiser: Denoiser, x_T: Tensor, noise: Tensor | None, max_batch: int | None
+    ) -> ChainProblem:
+        return ddim_problem(
+            denoiser,
+            self.own,
+            x_T,
+            num_inference_steps=None if self.given else len(self.route),
+            timesteps=self.route.timesteps if self.given else None,
+            eta=self.eta,
+            noise=noise,
+            max_batch=max_batch,
+        )
+
+
+@dataclass(frozen=True)
+class _ClippedDDPM(RequestedSampler):
+    """DDPM with the clean image clipped or thresholded: its mean (Ho, Jain & Abbeel 2020, eq. 7) is that of DDIM at eta
+    = 1 with the noise that the clipped image implies, and so is its small variance."""
+
+    own: DDIMSchedule
+    timesteps: tuple[int, ...]
+
+    provides = DDIM_PROVIDES
+
+    @property
+    def draws(self) -> int:
+        return len(self.timesteps)
+
+    @property
+    def schedule(self) -> DDIMSchedule:
+        return self.own
+
+    def problem(
+        self, denoiser: Denoiser, x_T: Tensor, noise: Tensor | None, max_batch: int | None
+    ) -> ChainProblem:
+        chain = DDIMChain(
+            denoiser, self.own, timesteps=self.timesteps, eta=1.0, noise=noise, use_clipped_model_output=True
+        )
+        quick = denoiser.quick_batch(x_T.device) if max_batch is None else max_batch
+        return ChainProblem(chain, x_T, max_batch=quick)
+
+
+@dataclass(frozen=True, eq=False)
+class _Tabled(RequestedSampler):
+    """Any other scheduler, by its tables."""
+
+    scheduler: Any
+    settings: dict[str, Any]  # arguments of set_timesteps
+    step_kwargs: dict[str, Any]
+    tables: SamplerTables
+
+    @property
+    def provides(self) -> frozenset[str]:
+        return frozenset({"chain"})
+
+    @property
+    def draws(self) -> int:
+        return len(self.tables.draws) if self.tables.stochastic else 0
+
+    @property
+    def schedule(self) -> DDIMSchedule | None:
+        return levels_of_config(self.scheduler.config)
+
+    def problem(self, denoiser: Denoiser, x_T: Tensor, noise: Tensor | None, max_batch: int | None) -> ChainProblem:
+        return sampling_problem(
+            denoiser,
+            self.scheduler,
+            x_T,
+            noise=noise,
+            step_kwargs=self.step_kwargs,
+            max_batch=max_batch,
+            **self.settings,
+        )
+
+
+def requested(
+    scheduler: DDIMSchedule | Any,
+    num_inference_steps: int | None = None,
+    timesteps: Steps | None = None,
+    sigmas: Sequence[float] | None = None,
+    eta: float = 0.0,
+) -> RequestedSampler:
+    """The sampler of these options.
+
+    Parameters
+    ----------
+    scheduler
+        A :class:`DDIMSchedule`, or a scheduler of diffusers.
+    num_inference_steps
+        ``N``; default: as many as ``timesteps`` or ``sigmas`` has, else 50.
+    timesteps, sigmas
+        The timesteps or the noise levels themselves. For DDIM each timestep leads to the next; other schedulers get
+        them where their ``set_timesteps`` takes them. ``"quadratic"``: :func:`quadratic_timesteps`.
+    eta
+        Of DDIM and of every scheduler whose ``step`` takes it, as pipelines pass it on.
+
+    Raises
+    ------
+    RequestError
+        If an option is not one of the scheduler, if the scheduler refuses it, or if it is no sampler that can be solved
+        for as a whole; the message says which option.
+    """
+    if isinstance(scheduler, DDIMSchedule) or type(scheduler).__name__ == "DDIMScheduler":
+        return _ddim(scheduler, num_inference_steps, timesteps, sigmas, eta)
+    name = type(scheduler).__name__
+    if eta > 0 and not _takes(scheduler.step, "eta"):
+        raise RequestError("eta", f"must be 0: the steps of {name} take no eta, got {eta:g}")
+    settings = _settings(scheduler, num_inference_steps, timesteps, sigmas)
+    if _is_clipped_ddpm(scheduler):
+        return _clipped_ddpm(scheduler, settings)
+    step_kwargs = {"eta": eta} if _takes(scheduler.step, "eta") else {}
+    try:
+        tables = _tables(scheduler, settings, step_kwargs)
+    except (TypeError, ValueError) as error:
+        raise RequestError("scheduler", f"cannot be used: {error}") from None
+    return _Tabled(scheduler, settings, step_kwargs, tables)
+
+
+def _ddim(
+    scheduler: DDIMSchedule | Any,
+    count: int | None,
+    timesteps: Steps | None,
+    sigmas: Sequence[float] | None,
+    eta: float,
+) -> _DDIM:
+    if sigmas is not None:
+        raise RequestError("sigmas", "must be null: DDIM takes timesteps only")
+    schedule = schedule_of(scheduler)
+    try:
+        route = route_of(schedule, count, timesteps)
+    except ValueError as error:
+        which = "num_inference_steps" if timesteps is None else "timesteps"
+        raise RequestError(which, f"cannot be had: {error}") from None
+    return _DDIM(schedule, route, timesteps is not None, eta)
+
+
+def _settings(
+    scheduler: Any, count: int | None, timesteps: Steps | None, sigmas: Sequence[float] | None
+) -> dict[str, Any]:
+    """The arguments of ``set_timesteps``."""
+    given = {"timesteps": timesteps, "sigmas": sigmas}
+    named = [name for name, value in given.items() if value is not None]
+    for name in named:
+        if not _takes(scheduler.set_timesteps, name):
+            raise RequestError(name, f"must be null: {type(scheduler).__name__} takes no {name}, only their number")
+    if len(named) == 2:
+        raise RequestError("sigmas", "must be null where timesteps are given")
+    if not named:
+        return {"num_inference_steps": DEFAULT_STEPS if count is None else count}
+    if timesteps == "quadratic":
+        total = int(scheduler.config.get("num_train_timesteps", 1000))
+        return {"timesteps": list(quadratic_timesteps(DEFAULT_STEPS if count is None else count, total))}
+    values = list(given[named[0]] or ())
+    if count not in (None, len(values)):
+        raise RequestError(named[0], f"are {len(values)}, which does not go with num_inference_steps = {count}")
+    return {named[0]: values}
+
+
+def _is_clipped_ddpm(scheduler: Any) -> bool:
+    config = scheduler.config
+    plain = config.get("variance_type") in ("fixed_small", "fixed_small_log")
+    clips = config.get("clip_sample") or config.get("thresholding")
+    return type(scheduler).__name__ == "DDPMScheduler" and plain and bool(clips)
+
+
+def _clipped_ddpm(scheduler: Any, settings: dict[str, Any]) -> _ClippedDDPM:
+    schedule = levels_of_config(scheduler.config)
+    if schedule is None:
+        raise RequestError("scheduler", "cannot be used: DDPMScheduler clips, and its betas are not those of DDIM")
+    planned = type(scheduler).from_config(scheduler.config)
+    try:
+        planned.set_timesteps(**settings)
+        timesteps = schedule.checked_timesteps(planned.timesteps)
+    except ValueError as error:
+        raise RequestError(next(iter(settings)), f"cannot be had: {error}") from None
+    return _ClippedDDPM(schedule, timesteps)
+
+
+def _takes(method: Any, name: str) -> bool:
+    return name in inspect.signature(method).parameters
+
+
+def _tables(scheduler: Any, settings: dict[str, Any], step_kwargs: dict[str, Any]) -> SamplerTables:
+    """The tables, found once for equal requests: a task is built anew for every cell of a run."""
+    key = json.dumps([type(scheduler).__name__, dict(scheduler.config), settings, step_kwargs], default=_plainly)
+    if key not in _found:
+        while len(_found) >= _KEPT:
+            _found.pop(next(iter(_found)))
+        _found[key] = sampler_tables(scheduler, **settings, step_kwargs=step_kwargs)
+    return _found[key]
+
+
+def _plainly(value: Any) -> Any:
+    return value.tolist() if hasattr(value, "tolist") else repr(value)  # arrays in full, which repr is not
+
+
+_found: dict[str, SamplerTables] = {}
+_KEPT = 8

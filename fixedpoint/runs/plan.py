@@ -81,8 +81,8 @@ def _of(kind: Kind, choice: Choice) -> Any:
 def _lacking(needs: frozenset[str], provided: frozenset[str], declares: bool) -> frozenset[str]:
     """The needs that are not provided, as far as the task declares the abilities of its chains.
 
-    If it declares none, they are found out only by the solve. Asking the chain for
-    an ability that it lacks raises ``AbilityError``, and the cell is then skipped.
+    If it declares none, they are found out only by the solve. Asking the chain for an ability that it lacks raises
+    ``AbilityError``, and the cell is then skipped.
     """
     return needs - provided - (frozenset() if declares else _IMPLIED_ABILITIES)
 

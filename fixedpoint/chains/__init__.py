@@ -47,13 +47,13 @@ if TYPE_CHECKING:
     from fixedpoint.chains.planning.planned import PlannedChainSolver as PlannedChainSolver
     from fixedpoint.chains.problem import ChainProblem as ChainProblem
     from fixedpoint.chains.recurrence.affine import Affine as Affine
+    from fixedpoint.chains.recurrence.linear import Band as Band
+    from fixedpoint.chains.recurrence.linear import Derivatives as Derivatives
+    from fixedpoint.chains.recurrence.linear import LinearPart as LinearPart
     from fixedpoint.chains.recurrence.recurrence import Held as Held
     from fixedpoint.chains.recurrence.recurrence import Recurrence as Recurrence
     from fixedpoint.chains.recurrence.recurrence import Shift as Shift
     from fixedpoint.chains.scan import linear_recurrence as linear_recurrence
-    from fixedpoint.chains.slope.linear import Band as Band
-    from fixedpoint.chains.slope.linear import Derivatives as Derivatives
-    from fixedpoint.chains.slope.linear import LinearPart as LinearPart
     from fixedpoint.chains.slope.preconditioner import AnyPreconditioner as AnyPreconditioner
     from fixedpoint.chains.slope.preconditioner import Banded as Banded
     from fixedpoint.chains.slope.preconditioner import Coefficient as Coefficient
@@ -102,7 +102,7 @@ __getattr__, __dir__, __all__ = exported(
             "JointInversion",
             "StepwiseInversion",
         ),
-        "fixedpoint.chains.slope.linear": (
+        "fixedpoint.chains.recurrence.linear": (
             "Band",
             "Derivatives",
             "LinearPart",

@@ -6,19 +6,22 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from fixedpoint.chains.scan import running_sums
+from fixedpoint.chains.recurrence.linear import LinearPart
+from fixedpoint.chains.recurrence.recurrence import Held
 from fixedpoint.core.reduce import block_norms
 
 __all__ = ["finite_states", "implied", "relative", "state_norms"]
 
 
-def implied(defects: Float[Tensor, "B p d"], sizes: Float[Tensor, "B p"]) -> Float[Tensor, "B p"]:
-    """Return the relative change of every state if defects are carried along the chain unchanged, float64.
+def implied(
+    defects: Float[Tensor, "B p d"], sizes: Float[Tensor, "B p"], reference: LinearPart, held: Held
+) -> Float[Tensor, "B p"]:
+    """Return the relative change of every state if defects are carried along the chain by its reference, float64.
 
-    This is the change that the identity preconditioner would make. It is divided by the norm of the state itself, since
-    later states may be far from their solution.
+    The reference is the linear part that the preconditioner ``identity`` uses: for opaque steps, changes are carried
+    unchanged. The change is divided by the norm of the state itself, since later states may be far from their solution.
     """
-    return relative(running_sums(defects.detach().clone()), sizes)
+    return relative(reference.wide_sweep(defects.detach().clone(), held), sizes)
 
 
 def relative(changes: Float[Tensor, "B p d"], sizes: Float[Tensor, "B p"]) -> Float[Tensor, "B p"]:

@@ -1,29 +1,35 @@
 r"""Defines ``ChainProblem``, the joint fixed point of all states of a chain.
 
-A chain is ``x_{i+1} = Phi_i(x_i)``, ``i = 0 .. N-1``, with ``x_0`` given. The stacked states ``X = (x_1 .. x_N)`` solve
-``X = F(X)`` with ``F(X)_{i+1} = Phi_i(x_i)``. This is one problem, and all its steps can be evaluated in one batch. The
-Jacobian of its residual is block lower bidiagonal. The fixed point therefore exists, is unique, and equals the
-sequential trajectory. A plain round makes at least one more state exact, so ``N`` rounds always suffice.
-(Pokle, Geng & Kolter 2022, "Deep Equilibrium Approaches to Diffusion Models", section 3, for DDIM; Shih et al.
+A chain of opaque steps is ``x_{i+1} = Phi_i(x_i)``, ``i = 0 .. N-1``, with ``x_0`` given. The stacked states
+``X = (x_1 .. x_N)`` solve ``X = F(X)`` with ``F(X)_{i+1} = Phi_i(x_i)``. This is one problem, and all its steps can be
+evaluated in one batch. The Jacobian of its residual is block lower bidiagonal. The fixed point therefore exists, is
+unique, and equals the sequential trajectory. A plain round makes at least one more state exact, so ``N`` rounds always
+suffice. (Pokle, Geng & Kolter 2022, "Deep Equilibrium Approaches to Diffusion Models", section 3, for DDIM; Shih et al.
 2023; Tang et al. 2024.)
+
+With a memory (``AffineChain``), the states are the inputs ``u_1 .. u_K`` of the predictions and the result, and
+``F(U)_{j+1}`` is what the recurrence makes of the inputs and of their predictions. All of the above holds for it, too.
 """
 
 from __future__ import annotations
 
 import copy
 import functools
-from abc import ABC
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
-from fixedpoint.chains.capabilities import HasCoefficients, HasGaussianSlopes, HasJacobians, HasSlopes, undeclared
-from fixedpoint.chains.chain import Chain
-from fixedpoint.chains.coarse import HasCoarse, HasExtension, HasJumps
+from fixedpoint.chains.abilities import OptionalAbilities
+from fixedpoint.chains.capabilities import HasReferenceSlopes
+from fixedpoint.chains.chain import AffineChain, Chain
+from fixedpoint.chains.coarse import HasCoarse
 from fixedpoint.chains.faults import place_of
 from fixedpoint.chains.measure import implied, state_norms
+from fixedpoint.chains.recurrence.linear import LinearPart
+from fixedpoint.chains.recurrence.recurrence import Held, Recurrence, Shift
 from fixedpoint.core.layout import Layout
 from fixedpoint.core.memory import Receiver
 from fixedpoint.core.problem import (
@@ -38,10 +44,10 @@ from fixedpoint.core.problem import (
     Problem,
 )
 
-__all__ = ["ChainProblem", "chain_of"]
+__all__ = ["ChainProblem", "chain_of", "require_memoryless"]
 
 
-class ChainProblem(Problem, HasTake, HasMeasure, HasCost, HasPairs, HasDerivatives):
+class ChainProblem(OptionalAbilities, Problem, HasTake, HasMeasure, HasCost, HasPairs, HasDerivatives):
     """The joint fixed point of a chain's states.
 
     Inside a solve a state has shape ``(B, N d)``. ``solution.z`` has shape ``(B, N, *event)``, and
@@ -54,7 +60,8 @@ class ChainProblem(Problem, HasTake, HasMeasure, HasCost, HasPairs, HasDerivativ
     x0
         The start ``x_0``, shape ``(B, *event)``, floating-point dtype, finite.
     max_batch
-        Largest number of (state, step) pairs in one call of ``chain.step``, at least 1; default: no limit.
+        Largest number of (state, step) pairs in one call of ``chain.step`` (of ``chain.predict`` for a chain with a
+        memory), at least 1; default: no limit.
     rows
         Shape ``(B,)``, int64: the rows of the chain's conditioning and noise that the rows of ``x0`` use; default
         ``0 .. B-1``. If it is given, ``x0`` is not checked for NaN and Inf.
@@ -74,7 +81,7 @@ class ChainProblem(Problem, HasTake, HasMeasure, HasCost, HasPairs, HasDerivativ
 
     def __init__(
         self,
-        chain: Chain,
+        chain: Chain | AffineChain,
         x0: Shaped[Tensor, "B *event"],
         *,
         max_batch: int | None = None,
@@ -82,8 +89,8 @@ class ChainProblem(Problem, HasTake, HasMeasure, HasCost, HasPairs, HasDerivativ
         start: Shaped[Tensor, "B N *event"] | None = None,
         keep: Literal["all", "last"] = "all",
     ) -> None:
-        if not isinstance(chain, Chain):
-            raise TypeError(f"chain must be a Chain, got {type(chain).__name__}")
+        if not isinstance(chain, (Chain, AffineChain)):
+            raise TypeError(f"chain must be a Chain or an AffineChain, got {type(chain).__name__}")
         if x0.ndim < 2:
             raise ValueError(f"x0 must have a batch dimension and at least one more, got shape {tuple(x0.shape)}")
         if not x0.is_floating_point():
@@ -95,6 +102,12 @@ class ChainProblem(Problem, HasTake, HasMeasure, HasCost, HasPairs, HasDerivativ
         if rows is None and not bool(x0.isfinite().all()):  # ``take`` passes rows that are already checked
             raise ValueError(f"x0 must be finite, got {int((~x0.isfinite()).sum())} entries that are NaN or Inf")
         self.chain = chain
+        self.recurrence: Recurrence = chain.recurrence if isinstance(chain, AffineChain) else Shift()
+        if isinstance(chain, AffineChain) and len(chain.recurrence.inputs) != chain.length:
+            raise ValueError(
+                f"the recurrence of a chain of length {chain.length} must have as many rows in its tables, "
+                f"got {len(chain.recurrence.inputs)}"
+            )
         self.x0 = x0
         self.max_batch = max_batch
         if keep not in ("all", "last"):
@@ -116,8 +129,32 @@ class ChainProblem(Problem, HasTake, HasMeasure, HasCost, HasPairs, HasDerivativ
 
     @property
     def length(self) -> int:
-        """``N``, the number of steps."""
+        """``N``, the number of steps; ``K``, the number of predictions, for a chain with a memory."""
         return self.chain.length
+
+    @property
+    def memoryless(self) -> bool:
+        """Whether every state depends on the state before it alone."""
+        return isinstance(self.recurrence, Shift)
+
+    @functools.cached_property
+    def reference(self) -> LinearPart:
+        """The linear part that measures the error; the preconditioner ``identity`` uses it, too.
+
+        Raises
+        ------
+        ValueError
+            When the chain returns reference slopes of another shape, or slopes that are not finite.
+        """
+        if not isinstance(self.chain, (HasReferenceSlopes, AffineChain)):
+            return LinearPart(torch.ones(self.length, dtype=torch.float64, device=self.x0.device))
+        slopes = self.chain.reference_slopes().double().to(self.x0.device)
+        if slopes.shape != (self.length,) or not bool(slopes[1:].isfinite().all()):
+            raise ValueError(
+                f"reference_slopes must return {self.length} finite numbers, got {slopes.tolist()}, "
+                f"shape {tuple(slopes.shape)}"
+            )
+        return LinearPart(slopes, self.recurrence)
 
     def initial(self) -> Float[Tensor, "B D"]:
         """Return the given trajectory, or every state equal to ``x_0`` if none was given."""
@@ -131,61 +168,46 @@ class ChainProblem(Problem, HasTake, HasMeasure, HasCost, HasPairs, HasDerivativ
         states = torch.cat([self.x0.flatten(1), z], dim=1)[:, : z.shape[1]]
         index = torch.arange(self.length, device=z.device).repeat(len(z))
         row = torch.arange(len(z), device=z.device).repeat_interleave(self.length)
-        return self.pairs(states.reshape(-1, *self.x0.shape[1:]), index, row).view(z.shape)
-
-    def derivatives(
-        self, x: Float[Tensor, "P *event"], index: Int[Tensor, " P"], row: Int[Tensor, " P"], full_jacobian: bool
-    ) -> Float[Tensor, "P d"] | Float[Tensor, "P d d"]:
-        """Return the diagonals of the steps' Jacobians, or with ``full_jacobian`` the Jacobians, at given pairs.
-
-        Parameters
-        ----------
-        x
-            Shape ``(P, *event)``: the states.
-        index
-            Shape ``(P,)``, int64: the step of each pair, from 0 to ``N - 1``.
-        row
-            Shape ``(P,)``, int64: the row of this problem that each pair belongs to, from 0 to ``B - 1``.
-        full_jacobian
-            Whether to return Jacobians, shape ``(P, d, d)``, instead of diagonals, shape ``(P, d)``.
-
-        Raises
-        ------
-        AbilityError
-            When the chain provides no such derivatives.
-        ValueError
-            When the chain returns derivatives of another shape or dtype.
-        """
-        chain, name = self.chain, "jacobians" if full_jacobian else "slopes"
-        if full_jacobian and isinstance(chain, HasJacobians):
-            derive = chain.jacobians
-        elif not full_jacobian and isinstance(chain, HasSlopes):
-            derive = chain.slopes
-        else:
-            lacks = undeclared(chain, HasJacobians if full_jacobian else HasSlopes, "has none")
-            raise AbilityError(
-                f"preconditioner={'jacobian' if full_jacobian else 'diagonal'!r} requires a chain with a method "
-                f"{name}(x, index, row), and {type(chain).__name__} {lacks}; write it with "
-                f"fixedpoint.chains.capabilities.step_{name}, or take 'identity' or 'zero'"
-            )
-        shape = (x[0].numel(), x[0].numel()) if full_jacobian else x.shape[1:]
-        size = self.max_batch or max(len(x), 1)
-        receive, found = Receiver(), []
-        for pairs in zip(x.split(size), index.split(size), self.rows[row].split(size), strict=True):
-            part = receive(functools.partial(derive, *pairs))
-            if part.shape != (len(pairs[0]), *shape) or part.dtype != x.dtype:
-                raise ValueError(
-                    f"{name} must return shape {(len(pairs[0]), *shape)}, {x.dtype}, "
-                    f"got {tuple(part.shape)}, {part.dtype}"
-                )
-            found.append(part if full_jacobian else part.flatten(1))
-        return torch.cat(found)
+        found = self.pairs(states.reshape(-1, *self.x0.shape[1:]), index, row).view(z.shape)
+        if self.memoryless:
+            return found
+        values = self.recurrence.values(self._held(z, found)).flatten(1)
+        constants = self.constants(index, row)
+        return values if constants is None else values + constants.view(z.shape)
 
     def pairs(
         self, x: Float[Tensor, "P *event"], index: Int[Tensor, " P"], row: Int[Tensor, " P"]
     ) -> Float[Tensor, "P *event"]:
         """Evaluate ``Phi_index(x)`` for any (state, step) pairs of rows ``0 .. B-1`` of this problem."""
         return self._in_batches(x, index, self.rows[row])
+
+    def constants(self, index: Int[Tensor, " P"], row: Int[Tensor, " P"]) -> Float[Tensor, "P *event"] | None:
+        """Return what the recurrence adds to the states after these predictions; None if it adds nothing.
+
+        Raises
+        ------
+        ValueError
+            When the chain returns constants of another shape.
+        """
+        found = self.chain.constants(index, self.rows[row]) if isinstance(self.chain, AffineChain) else None
+        if found is not None and found.shape != (len(index), *self.x0.shape[1:]):
+            raise ValueError(
+                f"constants must return shape {(len(index), *self.x0.shape[1:])}, got {tuple(found.shape)}"
+            )
+        return None if found is None else found.to(self.x0)
+
+    def next_state(
+        self,
+        index: int,
+        inputs: Sequence[Float[Tensor, "P *event"]],
+        predictions: Sequence[Float[Tensor, "P *event"]],
+        row: Int[Tensor, " P"],
+    ) -> Float[Tensor, "P *event"]:
+        """Return the state after prediction ``index``, from the last pairs of each row, the newest first."""
+        flat = ([part.flatten(1) for part in parts] for parts in (inputs, predictions))
+        state = self.recurrence.next_input(index, *flat).view(inputs[0].shape)
+        constants = self.constants(torch.full_like(row, index), row)
+        return state if constants is None else state + constants
 
     def calls(self, pairs: int) -> int:
         """Return the number of calls of ``chain.step`` that ``pairs`` (state, step) pairs take."""
@@ -206,95 +228,37 @@ class ChainProblem(Problem, HasTake, HasMeasure, HasCost, HasPairs, HasDerivativ
             When the chain provides no coarse chains.
         """
         if not isinstance(self.chain, HasCoarse):
-            raise self._lacks(HasCoarse, "has no coarser chains (no methods coarse and interpolate)")
+            raise self.lacks(HasCoarse, "has no coarser chains (no methods coarse and interpolate)")
         return ChainProblem(self.chain.coarse(kept), self.x0, max_batch=self.max_batch, rows=self.rows)
-
-    def interpolate(self, states: Float[Tensor, "B n *event"], kept: Int[Tensor, " n"]) -> Float[Tensor, "B D"]:
-        """Return all states, given those that were kept; see :class:`HasCoarse`."""
-        if not isinstance(self.chain, HasCoarse):
-            raise self._lacks(HasCoarse, "has no coarser chains (no methods coarse and interpolate)")
-        return self.chain.interpolate(self.x0, states, kept, self.rows).flatten(1)
-
-    def jumps(self) -> Float[Tensor, "B D"]:
-        """Return every state as one jump from the start, at one evaluation per row; see :class:`HasJumps`.
-
-        Raises
-        ------
-        AbilityError
-            When the chain provides no jumps.
-        """
-        if not isinstance(self.chain, HasJumps):
-            raise self._lacks(HasJumps, "does not know its states' jumps from x0 (no method jumps)")
-        size = self.max_batch or len(self.x0)
-        batches = zip(self.x0.split(size), self.rows.split(size), strict=True)
-        receive = Receiver()
-        return torch.cat([receive(functools.partial(self.chain.jumps, *batch)) for batch in batches]).flatten(1)
-
-    def extend(
-        self,
-        x: Float[Tensor, "P *event"],
-        value: Float[Tensor, "P *event"],
-        index: Int[Tensor, " P"],
-        target: Int[Tensor, " P"],
-        row: Int[Tensor, " P"],
-    ) -> Float[Tensor, "P *event"]:
-        """Predict later states of this problem from steps already taken; see :class:`HasExtension`.
-
-        Raises
-        ------
-        AbilityError
-            When the chain provides no extension.
-        """
-        if not isinstance(self.chain, HasExtension):
-            raise self._lacks(HasExtension, "does not know what a step says of later states (no extend)")
-        return self.chain.extend(x, value, index, target, self.rows[row])
-
-    def coefficients(self) -> Float[Tensor, " N"] | None:
-        """Return the chain's coefficients, shape ``(N,)``, or None if it provides none."""
-        return self.chain.coefficients() if isinstance(self.chain, HasCoefficients) else None
-
-    def gaussian_slopes(self, variance: float) -> Float[Tensor, " N"]:
-        """Return the slopes of the steps for Gaussian data, shape ``(N,)``; see :class:`HasGaussianSlopes`.
-
-        Raises
-        ------
-        AbilityError
-            When the chain does not provide them.
-        """
-        if not isinstance(self.chain, HasGaussianSlopes):
-            raise AbilityError(
-                f"preconditioner='gaussian' requires a chain with a method gaussian_slopes(variance), and "
-                f"{type(self.chain).__name__} {undeclared(self.chain, HasGaussianSlopes, 'has none')}; "
-                "take 'identity' or 'zero'"
-            )
-        return self.chain.gaussian_slopes(variance)
-
-    def _lacks(self, ability: type[ABC], otherwise: str) -> AbilityError:
-        known = ", ".join(sorted(ability.__abstractmethods__))
-        kind, lacks = type(self.chain).__name__, undeclared(self.chain, ability, "")
-        return AbilityError(f"{kind} {otherwise}" if not lacks else f"{kind}, asked for {known}, {lacks}")
 
     def _in_batches(self, x: Tensor, index: Tensor, row: Tensor) -> Tensor:
         size = self.max_batch or max(len(x), 1)
         receive, pieces = Receiver(), []
         for pairs in zip(x.split(size), index.split(size), row.split(size), strict=True):
             try:
-                pieces.append(receive(functools.partial(self._step, *pairs)))
+                pieces.append(receive(functools.partial(self._predict, *pairs)))
             except Exception as error:  # a denoiser may raise anything; a note says where
-                error.add_note(place_of(error, self._step, self.length, *pairs))
+                error.add_note(place_of(error, self._predict, self.length, *pairs))
                 raise
         return torch.cat(pieces) if len(pieces) > 1 else pieces[0]
 
-    def _step(self, x: Tensor, index: Tensor, row: Tensor) -> Tensor:
-        value = self.chain.step(x, index, row)
+    def _predict(self, x: Tensor, index: Tensor, row: Tensor) -> Tensor:
+        value = self.chain.step(x, index, row) if isinstance(self.chain, Chain) else self.chain.predict(x, index, row)
+        called = "a step" if isinstance(self.chain, Chain) else "a prediction"
         if not isinstance(value, Tensor):
-            raise TypeError(f"a step must return a tensor, got {type(value).__name__}")
+            raise TypeError(f"{called} must return a tensor, got {type(value).__name__}")
         if value.shape != x.shape or value.dtype != x.dtype or value.device != x.device:
             raise ValueError(
-                f"a step must return shape {tuple(x.shape)}, {x.dtype} on {x.device}, "
+                f"{called} must return shape {tuple(x.shape)}, {x.dtype} on {x.device}, "
                 f"got {tuple(value.shape)}, {value.dtype} on {value.device}"
             )
         return value
+
+    def _held(self, z: Float[Tensor, "B D"], predictions: Float[Tensor, "B D"]) -> Held:
+        """Return all pairs of the chain as a window that holds the whole of it."""
+        base = self.x0.flatten(1).unsqueeze(1)
+        states, found = (part.unflatten(1, (self.length, -1)) for part in (z, predictions))
+        return Held(base, states, base[:, :0], found)
 
     def cost(self, rows: int) -> Cost:
         """One evaluation of the joint problem is ``N`` evaluations of steps per row."""
@@ -305,12 +269,12 @@ class ChainProblem(Problem, HasTake, HasMeasure, HasCost, HasPairs, HasDerivativ
 
         The error is that change times the norm of the last state; the scale is the norm of the last state. The defects
         of single steps shrink like ``1/N`` and are no measure of the error: a trajectory of states that all equal
-        ``x_0`` has small defects. Carried along the chain unchanged (with identity slopes), they add up to the change
-        that is still to come; see :func:`implied`.
+        ``x_0`` has small defects. Carried along the chain by :attr:`reference`, they add up to the change that is still
+        to come; see :func:`implied`.
         """
         defects, states = (part.unflatten(1, (self.length, -1)) for part in (residual, z))
         sizes = state_norms(states)
-        change = implied(defects, sizes).amax(dim=1, keepdim=True)
+        change = implied(defects, sizes, self.reference, self._held(z, fz)).amax(dim=1, keepdim=True)
         return Measure(change * sizes[:, -1:], sizes[:, -1:])
 
     def take(self, rows: Int[Tensor, " k"]) -> ChainProblem:
@@ -332,3 +296,18 @@ def chain_of(problem: Problem, solver: str) -> ChainProblem:
     if not isinstance(problem, ChainProblem):
         raise AbilityError(f"{solver} requires a chain (ChainProblem), got {type(problem).__name__}")
     return problem
+
+
+def require_memoryless(problem: ChainProblem, what: str) -> None:
+    """Check that every state of a chain depends on the state before it alone.
+
+    Raises
+    ------
+    AbilityError
+        When the chain has a memory; the message says that ``what`` requires one without.
+    """
+    if not problem.memoryless:
+        raise AbilityError(
+            f"{what} requires steps without memory, and {type(problem.chain).__name__} makes its states of the last "
+            f"{problem.recurrence.history} inputs and predictions; ChainSolver and serial solve it"
+        )

@@ -45,6 +45,7 @@ class ChainBench(Bench):
     def answer(self, problem: Problem) -> Float[Tensor, "B D"]:
         """Return the states of the chain, computed one step after another."""
         assert isinstance(problem, ChainProblem)  # every problem of this bench is
+        assert isinstance(problem.chain, Chain)
         return trajectory(problem.chain, problem.x0).flatten(1)
 
     def family(self) -> dict[str, Problem]:

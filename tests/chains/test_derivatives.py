@@ -14,7 +14,7 @@ import fixedpoint
 from fixedpoint.chains.capabilities import HasJacobians, HasSlopes, step_jacobians, step_slopes
 from fixedpoint.chains.chain import Chain
 from fixedpoint.chains.problem import ChainProblem
-from fixedpoint.chains.slope.linear import Derivatives
+from fixedpoint.chains.recurrence.linear import Derivatives
 from fixedpoint.core.status import Status
 from fixedpoint.testing.chains import CountedChain, linear_chain, trajectory, wave_chain
 

@@ -9,10 +9,11 @@ from hypothesis import strategies as st
 
 import fixedpoint
 from fixedpoint.chains.chain import Chain
-from fixedpoint.chains.joint.accelerator import Window
+from fixedpoint.chains.joint.accelerator import View
 from fixedpoint.chains.joint.solver import BlockSecant, ChainSolver
 from fixedpoint.chains.problem import ChainProblem
-from fixedpoint.chains.slope.linear import LinearPart
+from fixedpoint.chains.recurrence.linear import LinearPart
+from fixedpoint.chains.recurrence.recurrence import Held
 from fixedpoint.chains.slope.preconditioner import Banded
 from fixedpoint.core.options import OptionError
 from fixedpoint.testing.chains import wave_chain
@@ -54,20 +55,19 @@ def test_the_sweep_is_that_of_the_corrected_slopes(length, size, memory, exact, 
     changing = (torch.arange(length) >= exact).view(1, -1)
     state = None
     for k in range(rounds):
-        window = Window(
-            base=torch.zeros_like(states[k][:, 0]),
-            states=states[k],
+        base = torch.zeros_like(states[k][:, :1])
+        view = View(
+            held=Held(base, states[k], base[:, :0], values[k]),
             outcomes=values[k],
             known=changing.expand(2, -1),
             carried_change=torch.zeros_like(states[k][:, :1]),
             begins=torch.zeros(2, length, dtype=torch.bool),
-            first=None,
             fresh=None,
             linear=linear,
-            implied=torch.zeros_like(states[k]),
+            implied=None,
         )
-        state = solver.init(window) if state is None else state
-        proposal, state = solver.propose(window, state)
+        state = solver.init(view) if state is None else state
+        proposal, state = solver.propose(view, state)
     found = proposal - states[-1]
     used = min(memory, size)
     for row in range(2):

@@ -29,11 +29,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from fixedpoint.chains.capabilities import HasNoInverse
-from fixedpoint.chains.chain import Chain
+from fixedpoint.chains.chain import AffineChain, Chain
 from fixedpoint.chains.measure import relative, state_norms
 from fixedpoint.chains.problem import ChainProblem
+from fixedpoint.chains.recurrence.linear import LinearPart
 from fixedpoint.chains.scan import linear_recurrence, running_sums
-from fixedpoint.chains.slope.linear import LinearPart
 from fixedpoint.chains.slope.preconditioner import Identity, Preconditioner
 from fixedpoint.core.layout import Layout
 from fixedpoint.core.problem import Cost, HasCost, HasMeasure, HasTake, Measure, Problem
@@ -85,8 +85,8 @@ class InverseProblem(Problem, HasTake, HasMeasure, HasCost):
         start: Float[Tensor, "B N *event"] | None = None,
         steps: range | None = None,
     ) -> None:
-        self.forward = ChainProblem(chain, x_N, max_batch=max_batch, rows=rows)
         self.steps = _checked(steps, chain)
+        self.forward = ChainProblem(chain, x_N, max_batch=max_batch, rows=rows)
         self.preconditioner = preconditioner or Identity()
         self._linear = self._slopes()
         shape = (len(x_N), self.length, *x_N.shape[1:])
@@ -151,6 +151,7 @@ class InverseProblem(Problem, HasTake, HasMeasure, HasCost):
     def take(self, rows: Int[Tensor, " k"]) -> InverseProblem:
         """Return the problem of some of the rows."""
         problem = self.forward
+        assert isinstance(problem.chain, Chain)  # checked at the start
         return InverseProblem(
             problem.chain,
             problem.x0[rows],
@@ -182,8 +183,13 @@ class InverseProblem(Problem, HasTake, HasMeasure, HasCost):
         return linear_recurrence(1 / slopes, -backwards / slopes).flip(1)
 
 
-def _checked(steps: range | None, chain: Chain) -> range:
+def _checked(steps: range | None, chain: Chain | AffineChain) -> range:
     """Check that the chain has an inverse and return the steps to be inverted."""
+    if isinstance(chain, AffineChain):
+        raise TypeError(
+            f"chain must be a Chain, got {type(chain).__name__}, whose states depend on more than the state before; "
+            "only steps without memory are inverted"
+        )
     if isinstance(chain, HasNoInverse) and (why := chain.no_inverse()):
         raise ValueError(f"this chain has no inverse: {why}")
     if steps is None:

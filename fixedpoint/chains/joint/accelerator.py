@@ -13,85 +13,81 @@ from functools import cached_property
 from typing import Any, Generic, NoReturn, TypeVar
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
-from fixedpoint.chains.slope.linear import Band, Derivatives, LinearPart
+from fixedpoint.chains.recurrence.linear import Band, Derivatives, LinearPart
+from fixedpoint.chains.recurrence.recurrence import Held
 from fixedpoint.core.evaluator import Evaluated, Evaluator
 from fixedpoint.core.layout import Layout
 from fixedpoint.core.loop import StepSolver, SupportsWindow, stepped
 from fixedpoint.core.problem import AbilityError, Problem
 from fixedpoint.core.shift import Shift
 
-__all__ = ["Accelerator", "StepAccelerator", "Window", "supports_window"]
+__all__ = ["Accelerator", "StepAccelerator", "View", "supports_window"]
 
 S = TypeVar("S")
 
 
 @dataclass(frozen=True, eq=False)
-class Window:
-    """The ``p`` steps of a window after a round, as an accelerator sees them.
+class View:
+    """The ``p`` states of a window after a round, as an accelerator sees them.
 
     Attributes
     ----------
-    base
-        Shape ``(B, d)``: the state before the first step.
-    states
-        Shape ``(B, p, d)``: the states after the steps, as they currently are.
+    held
+        The pairs of inputs and predictions in the window, as they are.
     outcomes
-        Shape ``(B, p, d)``: the values that the steps returned; arbitrary where ``known`` is False.
+        Shape ``(B, p, d)``: the values that the recurrence gives to the states; arbitrary where ``known`` is False. For
+        opaque steps these are the predictions.
     known
-        Shape ``(B, p)``: True for states that may change and whose step has a finite value and defect.
+        Shape ``(B, p)``: True for states that may change and have a finite value and defect.
     carried_change
-        Shape ``(B, 1, d)``: the change that the defects imply at the last final state, where it is not applied.
+        Shape ``(B, 1, d)``: what the changes not applied to final states pass on to the first state that may change.
     begins
         Shape ``(B, p)``: True for the first state of each row that may change.
-    first
-        Shape ``(B,)``, int64: the number of the first step of each row's window; None if it is 0 in all rows.
     fresh
-        Shape ``(B, p)``: True for steps that were not in the window in the previous round; None if there are none.
+        Shape ``(B, p)``: True for predictions that were not in the window in the previous round; None if there are
+        none.
     linear
         The preconditioner's linear part.
     implied
-        Shape ``(B, p, d)``: the sweep of the defects with identity slopes. The accelerator may overwrite it.
+        Shape ``(B, p, d)``: the sweep of the defects, where ``linear`` is the reference by which the error is measured;
+        else None. The accelerator may overwrite it.
     """
 
-    base: Float[Tensor, "B d"]
-    states: Float[Tensor, "B p d"]
+    held: Held
     outcomes: Float[Tensor, "B p d"]
     known: Bool[Tensor, "B p"]
     carried_change: Float[Tensor, "B 1 d"]
     begins: Bool[Tensor, "B p"]
-    first: Int[Tensor, " B"] | None
     fresh: Bool[Tensor, "B p"] | None
     linear: LinearPart | Band | Derivatives
-    implied: Float[Tensor, "B p d"]
+    implied: Float[Tensor, "B p d"] | None
+
+    @property
+    def states(self) -> Float[Tensor, "B p d"]:
+        """The states as they are."""
+        return self.held.states
 
     @property
     def inputs(self) -> Float[Tensor, "B p d"]:
-        """The inputs of the steps."""
-        return torch.cat([self.base.unsqueeze(1), self.states[:, :-1]], dim=1)
-
-    @property
-    def values(self) -> Float[Tensor, "B p d"]:
-        """The values of the steps; the states themselves where no value is known."""
-        return torch.where(self.known.unsqueeze(2), self.outcomes, self.states)
+        """The inputs of the predictions."""
+        return torch.cat([self.held.base[:, -1:], self.states[:, :-1]], dim=1)
 
     @property
     def defects(self) -> Float[Tensor, "B p d"]:
-        """``values - states``, with ``carried_change`` added to the first state that may change."""
+        """``outcomes - states``, with ``carried_change`` added to the first state that may change."""
         defects = torch.where(self.known.unsqueeze(2), self.outcomes - self.states, 0.0)
         return torch.where(self.begins.unsqueeze(2), defects + self.carried_change, defects)
 
     @cached_property
     def swept(self) -> Float[Tensor, "B p d"]:
         """``M r``, the change of every state."""
-        if isinstance(self.linear, LinearPart) and self.linear.is_identity:
+        if self.implied is not None:
             change = self.implied.to(self.states.dtype)  # the inspection has computed this sweep already
-        elif self.first is None or isinstance(self.linear, Derivatives):
-            change = self.linear.sweep(self.defects)
         else:
-            change = self.linear.sweep(self.defects, self.first)
+            change = self.linear.sweep(self.defects, self.held)
         unknown = ~self.known.unsqueeze(2)
         return change.masked_fill(unknown, 0.0) if torch.is_grad_enabled() else change.masked_fill_(unknown, 0.0)
 
@@ -108,11 +104,11 @@ class Accelerator(ABC, Generic[S]):
     """
 
     @abstractmethod
-    def init(self, window: Window) -> S:
+    def init(self, view: View) -> S:
         """Return the accelerator's state before the first proposal."""
 
     @abstractmethod
-    def propose(self, window: Window, state: S) -> tuple[Float[Tensor, "B p d"], S]:
+    def propose(self, view: View, state: S) -> tuple[Float[Tensor, "B p d"], S]:
         """Return the chain states of the next round and the accelerator's new state.
 
         Rows must not mix, and the host must not wait for the device.
@@ -124,7 +120,7 @@ class Accelerator(ABC, Generic[S]):
 
     @abstractmethod
     def slide(self, state: S, shift: Shift) -> S:
-        """Move the history along with the window."""
+        """Move the history along with the view."""
 
 
 def supports_window(solver: object) -> bool:
@@ -133,7 +129,7 @@ def supports_window(solver: object) -> bool:
 
 
 class StepAccelerator(Accelerator[Any]):
-    """Applies a step solver to the preconditioned map of the window.
+    """Applies a step solver to the preconditioned map of the view.
 
     Parameters
     ----------
@@ -147,17 +143,17 @@ class StepAccelerator(Accelerator[Any]):
         self.solver = solver
         self.f = Evaluator(_Unevaluated(solver, layout))
 
-    def init(self, window: Window) -> Any:
-        return self.solver.init(self.f, _point(window))
+    def init(self, view: View) -> Any:
+        return self.solver.init(self.f, _point(view))
 
-    def propose(self, window: Window, state: Any) -> tuple[Float[Tensor, "B p d"], Any]:
-        at = _point(window)
-        if window.fresh is not None:
+    def propose(self, view: View, state: Any) -> tuple[Float[Tensor, "B p d"], Any]:
+        at = _point(view)
+        if view.fresh is not None:
             assert isinstance(self.solver, SupportsWindow)  # checked at the start
-            state = self.solver.renew(state, at, window.fresh)
+            state = self.solver.renew(state, at, view.fresh)
         proposal, state = stepped(self.solver, self.f, at, state)
         assert isinstance(proposal, Tensor)  # _Unevaluated raises on evaluation
-        return proposal.view(window.states.shape), state
+        return proposal.view(view.states.shape), state
 
     def reset(self, state: Any, rows: Bool[Tensor, " B"]) -> Any:
         return self.solver.reset(state, rows)
@@ -184,16 +180,16 @@ class _Unevaluated(Problem):
         raise TypeError("a window has no start of its own")
 
 
-def _point(window: Window) -> Evaluated:
+def _point(view: View) -> Evaluated:
     """Return the window as an evaluated point of the preconditioned map ``X + M r``."""
     # The engine judges rows itself, so the accelerator gets no error or scale.
-    none = torch.zeros(len(window.states), 1, dtype=torch.float64, device=window.states.device)
+    none = torch.zeros(len(view.states), 1, dtype=torch.float64, device=view.states.device)
     return Evaluated(
-        z=window.states.flatten(1),
-        fz=window.mapped.flatten(1),
+        z=view.states.flatten(1),
+        fz=view.mapped.flatten(1),
         error=none,
         scale=none,
         finite=none[:, 0] == 0,
-        residual=window.swept.flatten(1),
+        residual=view.swept.flatten(1),
         plain=False,
     )

@@ -1,13 +1,22 @@
 r"""Runs the rounds of a joint solve of a chain, in a window per row that slides along the chain.
 
-For every row the window holds states ``offset .. offset + p``. A round evaluates the steps whose input has changed and
-carries the defects along the window. From the change ``delta_i`` that the defects imply at every state it decides what
-happens to that state:
+For every row the window holds predictions ``offset .. offset + p - 1`` and the states after them. A round, from top to
+bottom:
+
+1. evaluate the predictions whose input has changed (for opaque steps, the steps themselves),
+2. inspect: what the recurrence makes of inputs and predictions, minus the states, are the defects; carried along the
+   chain they imply a change ``delta_i`` of every state,
+3. judge the rows by the largest of these changes,
+4. slide the window up to the first state that is not final,
+5. let the accelerator propose states, and move those that should move.
+
+The implied change decides what happens to a state:
 
 - States at the front of the window with ``||delta_i|| <= slack * tolerance`` become *final*: they keep their value and
   are never changed again. The window slides up to them.
-- The next state takes its plain step, plus the change still implied at the last final state, and becomes final too. So
-  every round makes at least one state final, and ``N`` rounds are enough for any preconditioner and accelerator.
+- The next state takes the value that the recurrence gives it, plus what the changes not applied to final states pass
+  on to it, and becomes final too. So every round makes at least one state final, and ``N`` rounds are enough for any
+  preconditioner and accelerator.
 - Later states within the same bound are *quiet*: they keep their value for this round, so that the steps evaluated at
   them need no new evaluation. Nothing is lost: their defects remain, take part in the next sweep, and move the state
   once they add up.
@@ -34,20 +43,19 @@ from jaxtyping import Bool, Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fixedpoint.chains.joint.accelerator import Accelerator, Window
-from fixedpoint.chains.joint.buffers import Buffers, Trail
+from fixedpoint.chains.joint.accelerator import Accelerator, View
 from fixedpoint.chains.joint.incoming import IncomingStates
-from fixedpoint.chains.joint.inspection import HostMask, RoundInspector, RoundReport, moved
-from fixedpoint.chains.joint.rows import Rows
+from fixedpoint.chains.joint.rows import Report, Rows
 from fixedpoint.chains.joint.slopes import Slopes
-from fixedpoint.chains.measure import finite_states
+from fixedpoint.chains.joint.window import HostMask, Trail, Window, moved
+from fixedpoint.chains.measure import finite_states, relative, state_norms
 from fixedpoint.chains.problem import ChainProblem
-from fixedpoint.chains.slope.linear import Band, LinearPart
-from fixedpoint.core.evaluator import Evaluator
+from fixedpoint.chains.recurrence.linear import Band, LinearPart
+from fixedpoint.core.evaluator import Evaluated, Evaluator
 from fixedpoint.core.point import Point
 from fixedpoint.core.progress import Progress
 from fixedpoint.core.shift import Shift
-from fixedpoint.core.termination import Termination
+from fixedpoint.core.termination import Judge, Termination
 from fixedpoint.core.transfer import to_device
 
 __all__ = ["Engine"]
@@ -68,7 +76,7 @@ class Engine:
     exact
         Shape ``(B,)``: how many of the first states of each row are final from the start.
     width
-        ``p``, the number of steps in the window.
+        ``p``, the number of predictions in the window.
     slack
         The largest share of the tolerance within which a state may keep its value, in ``[0, 1)``; for a window of the
         whole chain.
@@ -99,191 +107,233 @@ class Engine:
         self.f = f
         self.problem = problem
         self.width = width
+        self.length = problem.length
         self.slack = slack * math.sqrt(width / problem.length)
         self.accelerator = accelerator
-        self.length = problem.length
         self.rows = Rows(exact, problem.length, f.counts.rounds)
         # Only a window shorter than the chain has states enter it, so only there a trajectory is kept for them.
         guess = states if states.shape[1] == self.length > width else None
-        self.incoming = IncomingStates(problem, guess, extended)
+        self.incoming = IncomingStates(guess, extended)
         self.slopes = Slopes(f, problem, linear, full_jacobian=full_jacobian, width=width)
-        self.trail = self._trail(states) if width < self.length and problem.keep == "all" else None
-        self.buffers = self._opened(states, exact)
+        self.trail = None
+        if width < self.length and problem.keep == "all":
+            begun = states if states.shape[1] in (1, self.length) else problem.x0.flatten(1).unsqueeze(1)
+            self.trail = Trail(begun.expand(-1, self.length, -1).clone(memory_format=torch.contiguous_format))
+        self.window = Window.opened(problem, states, exact, width)
 
     def run(self, termination: Termination, limit: int, on_round: Callable[[Progress], None] | None) -> Point:
         """Run rounds until no row is running. The statuses and counts of the rows are in :attr:`rows`."""
-        rows = self.rows
-        inspector = RoundInspector(termination, self.buffers.values.dtype, self.slack)
+        rows, judge = self.rows, Judge(termination, self.window.states.dtype, has_fixed_length=True)
         state: Any = None
         fresh: HostMask | None = None
         self._evaluate(self._after(rows.exact))
         while True:
-            report, at = inspector.inspect(self.buffers, rows.exact, rows.final_error)
+            report, at = self._inspect(judge)
             self.f.remember(at)
-            rows.settle(report, at, self.buffers, self.f.counts.rounds, over=self.f.counts.rounds >= limit)
+            over = self.f.counts.rounds >= limit
+            rows.settle(report, at, self.window, self.f.counts.rounds, over=over)
             del at  # frees a temporary of the size of the window
             self.f.narrow(rows.running)
             if on_round is not None:
-                on_round(rows.progress(self.f.counts.evaluations, self.buffers.values[:, -1]))
+                on_round(rows.progress(self.f.counts.evaluations, report.values[:, -1]))
             if not rows.running.any():
-                break
+                return self._answer(report)
             by, final_to = self._advanced(report)
-            carried = self._carried_change(report.changes, final_to)
+            carried = self._carried(report, final_to)
             if by.any():
-                shift = Shift(self.buffers.place(by), self.width)
-                report = report.slid(shift, by)
+                shift = Shift(self.window.place(by), self.width)
+                self._slide(report, shift, by)
                 state = None if state is None else self.accelerator.slide(state, shift)
                 fresh = None if fresh is None else moved(fresh, by)
-                self._slide(shift, by)
-            window = self._window(report, carried, fresh, final_to, by)
-            state = self.accelerator.init(window) if state is None else state
-            proposal, state = self.accelerator.propose(window, state)
+            view = self._view(report, carried, fresh, final_to, by)
+            state = self.accelerator.init(view) if state is None else state
+            proposal, state = self.accelerator.propose(view, state)
             # A history that led to NaN or Inf is of no further use.
             sound = finite_states(proposal).all(dim=1)
             state = self.accelerator.reset(state, ~sound)
             fresh = self._entered(by) if by.any() else None
-            wanted = self._move(window, proposal, sound, report, final_to, by)
-            del window, proposal, report, carried  # their memory is free while the network runs
+            wanted = self._move(view, proposal, sound, report, final_to, by)
+            del view, proposal, report, carried  # their memory is free while the network runs
             self._evaluate(wanted)
-        return self._answer()
-
-    def _trail(self, states: Float[Tensor, "B n d"]) -> Trail:
-        begun = states if states.shape[1] in (1, self.length) else self.problem.x0.flatten(1).unsqueeze(1)
-        return Trail(begun.expand(-1, self.length, -1).clone(memory_format=torch.contiguous_format))
-
-    def _opened(self, states: Float[Tensor, "B n d"], exact: NDArray[np.int64]) -> Buffers:
-        """Return the buffers of the first window."""
-        # Clones, since rounds write into the buffers.
-        x0 = self.problem.x0.flatten(1)
-        if states.shape[1] < self.length:  # one value for all states, or only the first p
-            held = states.expand(-1, self.width, -1).clone(memory_format=torch.contiguous_format)
-            return Buffers(x0, held, held.clone(), np.zeros(len(x0), dtype=np.int64))
-        if self.width == self.length:
-            return Buffers(x0, states.clone(), states.clone(), np.zeros(len(x0), dtype=np.int64))
-        offset = np.minimum(exact, self.length - self.width)
-        rows = np.arange(len(x0)) * (self.length + 1)
-        places = to_device((rows + offset)[:, None] + np.arange(self.width + 1), x0.device)
-        held = torch.cat([x0.unsqueeze(1), states], dim=1).flatten(0, 1)[places]
-        return Buffers(held[:, 0].clone(), held[:, 1:].clone(), held[:, 1:].clone(), offset)
-
-    def _after(self, exact: NDArray[np.int64]) -> HostMask:
-        """Return the mask of the steps after the final states."""
-        return self.buffers.numbers >= exact[:, None]
 
     def _evaluate(self, wanted: HostMask) -> None:
-        """Evaluate these steps in the rows that are running; this is one round if there are any."""
+        """Evaluate these predictions in the rows that are running; this is one round if there are any."""
         rows, slots = np.nonzero(wanted & self.rows.running[:, None])
         self.slopes.note(wanted)
         size = self.problem.max_batch or max(len(rows), 1)
         self.rows.stepped(rows, self.f.counts.rounds + 1)
         for first in range(0, len(rows), size):
             row, slot = rows[first : first + size], slots[first : first + size]
-            x = self.buffers.before(row, slot).view(-1, *self.problem.x0.shape[1:])
-            index = self.buffers.place(self.buffers.offset[row] + slot)
+            x = self.window.inputs(row, slot).view(-1, *self.problem.x0.shape[1:])
+            index = self.window.place(self.window.offset[row] + slot)
             values = self.f.pairs(self.problem, x, index, row, same_round=first > 0)
-            self.buffers.put(values.flatten(1), row, slot)
+            self.window.put(values.flatten(1), row, slot)
 
-    def _advanced(self, report: RoundReport) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Return by how many steps each row's window slides, and how many states are final before its plain step."""
-        later = self._after(self.rows.exact)
+    def _inspect(self, judge: Judge) -> tuple[Report, Evaluated]:
+        """Carry the defects along the window, judge the rows, and transfer the result to the host, once."""
+        window, exact = self.window, self.rows.exact
+        final = window.mask(window.numbers < exact[:, None])
+        values = window.values()
+        sizes, done = state_norms(window.states), finite_states(values)
+        defects = values - window.states
+        sound = finite_states(defects) & done  # huge finite values can have an infinite difference
+        changes = self.problem.reference.wide_sweep(_without(defects, ~sound), window.held, window.earlier)
+        sound = sound | final
+        errors = torch.where(sound.cumprod(dim=1).bool(), relative(changes, sizes), torch.inf).masked_fill(final, 0.0)
+        at = self._measured(values, done, errors, sizes)
+        status, _ = judge(at)
+        # As the row is judged, or a quiet state could keep it from converging. Without a norm, nothing is quiet.
+        allowed = torch.where(at.scale > 0, judge.tolerance(at) / at.scale, 0.0)
+        quiet = errors <= self.slack * allowed
+        # All in one float64 tensor, so that the host waits for the device once.
+        told = torch.cat([status.double().unsqueeze(1), errors, quiet, done, sound], dim=1).cpu().numpy()
+        ended, near, *masks = np.split(told, 1 + self.width * np.arange(4), axis=1)
+        quiet_now, done_now, sound_now = (mask > 0 for mask in masks)
+        report = Report(ended[:, 0].astype(np.int8), near, quiet_now, done_now, sound_now, values, changes)
+        return report, at
+
+    def _measured(
+        self, values: Tensor, done: Bool[Tensor, "B p"], errors: Float[Tensor, "B p"], sizes: Float[Tensor, "B p"]
+    ) -> Evaluated:
+        """Return the point with each row's error, the largest of any state.
+
+        A row is nonfinite if the value of its first state that is not final is not finite.
+        """
+        window, rows = self.window, self.rows
+        size = torch.where(sizes[:, -1:].isfinite(), sizes[:, -1:], 0.0)
+        worst = torch.maximum(errors.amax(dim=1), to_device(rows.final_error, errors.device)).unsqueeze(1)
+        # An infinite change times a norm of 0 would be NaN.
+        error = torch.where(worst > 0, worst * size, 0.0).masked_fill(~worst.isfinite(), torch.inf)
+        first = rows.exact - window.offset
+        slot = window.place(np.minimum(first, self.width - 1)).unsqueeze(1)
+        finite = done.gather(1, slot).squeeze(1) | window.mask(first == self.width)
+        states = window.states.flatten(1)
+        return Evaluated(states, values.flatten(1), error, size, finite, residual=states)
+
+    def _advanced(self, report: Report) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return by how much each row's window slides, and how many states are final before the next is taken."""
+        rows, offset = self.rows, self.window.offset
+        later = self._after(rows.exact)
         passed = np.logical_and.accumulate(report.quiet | ~later, axis=1)
-        rows = self.rows
-        reached = np.maximum(rows.exact, self.buffers.offset + passed.sum(axis=1))
+        reached = np.maximum(rows.exact, offset + passed.sum(axis=1))
         final_to = np.where(rows.running, reached, rows.exact)
         # A final state is never measured again, so the change that was not applied there is recorded now.
         newly = passed & later & rows.running[:, None]
         rows.final_error = np.maximum(rows.final_error, np.where(newly, report.errors, 0.0).max(axis=1))
-        offset = np.where(self.rows.running, np.minimum(final_to, self.length - self.width), self.buffers.offset)
-        return offset - self.buffers.offset, final_to
+        begins = np.where(rows.running, np.minimum(final_to, self.length - self.width), offset)
+        return begins - offset, final_to
 
-    def _carried_change(self, changes: Float[Tensor, "B p d"], final_to: NDArray[np.int64]) -> Float[Tensor, "B 1 d"]:
-        """Return the change implied at the last final state, shape ``(B, 1, d)``; zero if no final state is held."""
-        slot = final_to - self.buffers.offset - 1
-        found = changes.flatten(0, 1)[self.buffers.place(np.arange(len(final_to)) * self.width + np.maximum(slot, 0))]
-        kept = self.buffers.mask(slot >= 0).unsqueeze(1)
-        return torch.where(kept, found, 0.0).to(self.buffers.states.dtype).unsqueeze(1)
+    def _carried(self, report: Report, final_to: NDArray[np.int64]) -> Float[Tensor, "B 1 d"]:
+        """Return what the changes not applied to final states pass on to the first state that is not final.
 
-    def _slide(self, shift: Shift, by: NDArray[np.int64]) -> None:
+        Zero where that state is not in the window, and exactly zero where nothing was left unapplied.
+        """
+        slot = final_to - self.window.offset
+        place = self.window.place(np.arange(len(slot)) * self.width + np.minimum(slot, self.width - 1))
+        change, value, state = (
+            part.flatten(0, 1)[place] for part in (report.changes, report.values, self.window.states)
+        )
+        known = np.take_along_axis(report.finite_defect, np.minimum(slot, self.width - 1)[:, None], axis=1)[:, 0]
+        passed = change.to(state.dtype) - (value - state)
+        return torch.where(
+            self.window.mask(known & (slot < self.width) & (self.rows.final_error > 0)).unsqueeze(1), passed, 0.0
+        ).unsqueeze(1)
+
+    def _slide(self, report: Report, shift: Shift, by: NDArray[np.int64]) -> None:
+        """Slide the windows, and the report along with them; its masks are False for what enters."""
         if self.trail is not None:
-            self.trail.store(self.buffers, by)
-        self.buffers.slide(shift, by)
+            self.trail.store(self.window, report.values, by)
+        self.window.slide(shift, by, report.changes)
         self.slopes.slide(shift, moved(self.slopes.stale, by))
+        report.changes = shift.of_blocks(report.changes)
+        report.values = self.window.predictions if self.problem.memoryless else shift.of_blocks(report.values)
+        report.quiet, report.finite_value, report.finite_defect = (
+            moved(mask, by) for mask in (report.quiet, report.finite_value, report.finite_defect)
+        )
 
-    def _window(
+    def _view(
         self,
-        report: RoundReport,
+        report: Report,
         carried: Float[Tensor, "B 1 d"],
         fresh: HostMask | None,
         final_to: NDArray[np.int64],
         by: NDArray[np.int64],
-    ) -> Window:
-        """Return the window for the accelerator: final states may not change; their implied change is carried on."""
-        later = self._after(final_to)
-        return Window(
-            base=self.buffers.base,
-            states=self.buffers.states,
-            outcomes=self.buffers.values,
-            known=self.buffers.mask(later & ~self._entered(by) & report.finite_defect),
+    ) -> View:
+        """Return the window as the accelerator sees it: final states may not change; their change is carried on."""
+        window, later = self.window, self._after(final_to)
+        linear = self.slopes.at(window, self.rows.running, self._after(self.rows.exact))
+        return View(
+            held=window.held,
+            outcomes=report.values,
+            known=window.mask(later & ~self._entered(by) & report.finite_defect),
             carried_change=carried,
-            begins=self.buffers.mask(later & (self.buffers.numbers == final_to[:, None])),
-            first=self.buffers.place(self.buffers.offset) if self.width < self.length else None,
-            fresh=None if fresh is None else self.buffers.mask(fresh),
-            linear=self.slopes.at(self.buffers, self.rows.running, self._after(self.rows.exact)),
-            implied=report.changes,
+            begins=window.mask(later & (window.numbers == final_to[:, None])),
+            fresh=None if fresh is None else window.mask(fresh),
+            linear=linear,
+            implied=report.changes if linear is self.problem.reference else None,
         )
 
     def _move(
         self,
-        window: Window,
+        view: View,
         proposal: Float[Tensor, "B p d"],
         sound: Bool[Tensor, " B"],
-        report: RoundReport,
+        report: Report,
         final_to: NDArray[np.int64],
         by: NDArray[np.int64],
     ) -> HostMask:
-        """Set the states of the next round, in the memory of the proposal; return the steps whose input has changed.
+        """Set the states of the next round, in the memory of the proposal; return what has to be evaluated.
 
-        A plain step that is not finite is not taken; the next judgement then ends the row. A state whose proposal is
-        not finite takes the state of a plain round instead, or else the value of its own step, or else keeps its value.
+        A first state whose value is not finite does not take it; the next judgement then ends the row. A state whose
+        proposal is not finite takes the state of a plain round instead, or else its value, or else keeps its own.
         """
-        running = self.rows.running[:, None]
+        window, running = self.window, self.rows.running[:, None]
         later, entered = self._after(final_to) & running, self._entered(by) & running
-        first = later & (self.buffers.numbers == final_to[:, None]) & ~entered
+        first = later & (window.numbers == final_to[:, None]) & ~entered
         plain, moves = first & report.finite_value, later & ~report.quiet & ~entered & ~first
-        # Fallbacks in order: row by row the plain round, then state by state the step's value, then the state itself.
-        states = _chosen(proposal, ~sound.view(-1, 1, 1), window.mapped)
-        for other in (window.outcomes, window.states):
+        # Fallbacks in order: row by row the plain round, then state by state its value, then the state itself.
+        states = _chosen(proposal, ~sound.view(-1, 1, 1), view.mapped)
+        for other in (view.outcomes, view.states):
             states = _chosen(states, ~finite_states(states).unsqueeze(2), other)
-        states = _chosen(states, self.buffers.mask(~moves).unsqueeze(2), window.states)
+        states = _chosen(states, window.mask(~moves).unsqueeze(2), view.states)
         rows, slots = np.nonzero(plain)
-        places = self.buffers.place(rows * self.width + slots)
-        taken = window.outcomes.flatten(0, 1)[places] + window.carried_change.squeeze(1)[self.buffers.place(rows)]
+        places = window.place(rows * self.width + slots)
+        taken = view.outcomes.flatten(0, 1)[places] + view.carried_change.squeeze(1)[window.place(rows)]
         states = states.flatten(0, 1).index_copy(0, places, taken) if torch.is_grad_enabled() else states
         if not torch.is_grad_enabled():
             states.view(-1, states.shape[2]).index_copy_(0, places, taken)
-        states = states.view(window.states.shape)
+        states = states.view(view.states.shape)
         if by.any():
-            states = self.incoming.fill(self.buffers, states, entered)
-        self.buffers.states = states
+            states = self.incoming.fill(window, states, entered)
+        window.states = states
         self.rows.exact = np.where(self.rows.running, final_to + plain.any(axis=1), self.rows.exact)
-        # The input of a step is the state before it, one slot to the left.
+        # The input of a prediction is the state before it, one slot to the left.
         changed = moves | plain | entered
         wanted = np.concatenate([np.zeros((len(changed), 1), dtype=np.bool_), changed[:, :-1]], axis=1) | entered
         return wanted & self._after(self.rows.exact)
 
-    def _answer(self) -> Point:
-        states, values = self.buffers.states, self.buffers.values
+    def _answer(self, report: Report) -> Point:
+        states, values = self.window.states, report.values
         if self.trail is not None:
-            self.trail.store(self.buffers, np.full(len(states), self.width))
+            self.trail.store(self.window, values, np.full(len(states), self.width))
             states, values = self.trail.states, self.trail.values
         elif self.problem.keep == "last":
             states, values = states[:, -1:].clone(), values[:, -1:].clone()
-        return self.rows.answer(states, values, self.buffers)
+        return self.rows.answer(states, values, self.window)
+
+    def _after(self, exact: NDArray[np.int64]) -> HostMask:
+        """Return the mask of the predictions after the final states."""
+        return self.window.numbers >= exact[:, None]
 
     def _entered(self, by: NDArray[np.int64]) -> HostMask:
-        """Return the mask of the steps that entered when the windows slid ``by`` steps."""
+        """Return the mask of what entered when the windows slid by ``by``."""
         entered: HostMask = np.arange(self.width) >= self.width - by[:, None]
         return entered
+
+
+def _without(states: Float[Tensor, "B p d"], mask: Bool[Tensor, "B p"]) -> Float[Tensor, "B p d"]:
+    column = mask.unsqueeze(2)
+    return states.masked_fill(column, 0.0) if torch.is_grad_enabled() else states.masked_fill_(column, 0.0)
 
 
 def _chosen(states: Tensor, mask: Bool[Tensor, "B p 1"], other: Tensor) -> Tensor:

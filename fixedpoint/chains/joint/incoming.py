@@ -10,8 +10,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fixedpoint.chains.joint.buffers import Buffers
-from fixedpoint.chains.problem import ChainProblem
+from fixedpoint.chains.joint.window import HostMask, Window
 from fixedpoint.core.transfer import to_device
 
 __all__ = ["IncomingStates"]
@@ -25,8 +24,6 @@ class IncomingStates:
 
     Attributes
     ----------
-    problem
-        The chain.
     guess
         Shape ``(B, N, d)``: a trajectory, whose change from the last state onwards is added to it; or None.
     extended
@@ -34,18 +31,15 @@ class IncomingStates:
         difference between the last state and the value of its step.
     """
 
-    problem: ChainProblem
     guess: Float[Tensor, "B N d"] | None
     extended: bool
 
-    def fill(
-        self, buffers: Buffers, states: Float[Tensor, "B p d"], entered: NDArray[np.bool_]
-    ) -> Float[Tensor, "B p d"]:
+    def fill(self, window: Window, states: Float[Tensor, "B p d"], entered: HostMask) -> Float[Tensor, "B p d"]:
         """Fill the states that have entered into ``states``: in place unless autograd records.
 
         Parameters
         ----------
-        buffers
+        window
             The window after it has slid, with the states of the previous round.
         states
             Shape ``(B, p, d)``: the states of the next round.
@@ -53,17 +47,17 @@ class IncomingStates:
             Shape ``(B, p)``: True for the steps that have entered, which are the last ones of each row.
         """
         rows, slots = np.nonzero(entered)
-        width = buffers.width
+        width = window.width
         last = width - entered.sum(axis=1)[rows] - 1  # slot of the last state that was in the window; -1 is the base
         flat = states.flatten(0, 1)
-        base = flat.index_select(0, buffers.place(rows * width + np.maximum(last, 0)))
+        base = flat.index_select(0, window.place(rows * width + np.maximum(last, 0)))
         outside = to_device(last < 0, base.device).unsqueeze(1)
-        base = torch.where(outside, buffers.base[buffers.place(rows)], base)
+        base = torch.where(outside, window.base[window.place(rows), -1], base)
         if self.guess is not None:
-            base = base + self._ahead(self.guess, buffers, rows, slots, last)
+            base = base + self._ahead(self.guess, window, rows, slots, last)
         elif self.extended:
-            base = self._extension(buffers, base, rows, slots, last)
-        places = buffers.place(rows * width + slots)
+            base = self._extension(window, base, rows, slots, last)
+        places = window.place(rows * width + slots)
         if torch.is_grad_enabled():
             return flat.index_copy(0, places, base).view(states.shape)
         flat.index_copy_(0, places, base)
@@ -72,33 +66,33 @@ class IncomingStates:
     @staticmethod
     def _ahead(
         guess: Float[Tensor, "B N d"],
-        buffers: Buffers,
+        window: Window,
         rows: NDArray[np.int64],
         slots: NDArray[np.int64],
         last: NDArray[np.int64],
     ) -> Float[Tensor, "P d"]:
         """Return the change of the trajectory from the last state that was in the window to those that enter."""
-        flat, start = guess.flatten(0, 1), rows * guess.shape[1] + buffers.offset[rows]
+        flat, start = guess.flatten(0, 1), rows * guess.shape[1] + window.offset[rows]
         before = np.maximum(start + last, rows * guess.shape[1])
-        return flat.index_select(0, buffers.place(start + slots)) - flat.index_select(0, buffers.place(before))
+        return flat.index_select(0, window.place(start + slots)) - flat.index_select(0, window.place(before))
 
     def _extension(
         self,
-        buffers: Buffers,
+        window: Window,
         base: Float[Tensor, "P d"],
         rows: NDArray[np.int64],
         slots: NDArray[np.int64],
         last: NDArray[np.int64],
     ) -> Float[Tensor, "P d"]:
         """Extend the last step that was in the window; return ``base`` where the window no longer holds that step."""
-        step, event = np.maximum(last, 0), self.problem.x0.shape[1:]
-        value = buffers.values.flatten(0, 1).index_select(0, buffers.place(rows * buffers.width + step))
-        jumped = self.problem.extend(
-            buffers.before(rows, step).view(-1, *event),
+        step, event = np.maximum(last, 0), window.problem.x0.shape[1:]
+        value = window.predictions.flatten(0, 1).index_select(0, window.place(rows * window.width + step))
+        jumped = window.problem.extend(
+            window.inputs(rows, step).view(-1, *event),
             value.view(-1, *event),
-            buffers.place(buffers.offset[rows] + step),
-            buffers.place(buffers.offset[rows] + slots + 1),
-            buffers.place(rows),
+            window.place(window.offset[rows] + step),
+            window.place(window.offset[rows] + slots + 1),
+            window.place(rows),
         ).flatten(1)
         inside = to_device(last >= 0, base.device).unsqueeze(1)
         usable = inside & jumped.isfinite().all(dim=1, keepdim=True)

@@ -2,21 +2,54 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fixedpoint.chains.joint.buffers import Buffers
-from fixedpoint.chains.joint.inspection import RoundReport
+from fixedpoint.chains.joint.window import HostMask, Window
 from fixedpoint.chains.step_errors import StepErrors
 from fixedpoint.core.evaluator import Evaluated
 from fixedpoint.core.point import Point
 from fixedpoint.core.progress import Progress
 from fixedpoint.core.status import Status
 
-__all__ = ["Rows"]
+__all__ = ["Report", "Rows"]
+
+
+@dataclass(eq=False)
+class Report:
+    """What a round found: the status of every row and the condition of every state in the window.
+
+    Attributes
+    ----------
+    status
+        Shape ``(B,)``, int8: the status code of every row, judged by its window alone. A row whose window has not
+        reached the end of the chain is not done even if this says converged.
+    errors
+        Shape ``(B, p)``: the change implied at every state, relative to the state's norm; 0 at final states.
+    quiet
+        Shape ``(B, p)``: True where that change is within the slack, so that the state may keep its value.
+    finite_value
+        Shape ``(B, p)``: True where the value that the recurrence gives to the state is finite.
+    finite_defect
+        Shape ``(B, p)``: True where this value and its defect are finite, and for final states.
+    values
+        Shape ``(B, p, d)``, on the device: these values.
+    changes
+        Shape ``(B, p, d)``, on the device: the change implied at every state.
+    """
+
+    status: NDArray[np.int8]
+    errors: NDArray[np.float64]
+    quiet: HostMask
+    finite_value: HostMask
+    finite_defect: HostMask
+    values: Float[Tensor, "B p d"]
+    changes: Float[Tensor, "B p d"]
 
 
 class Rows:
@@ -60,28 +93,28 @@ class Rows:
         """Record that these rows take steps in round ``round``."""
         self._latest[rows] = round
 
-    def settle(self, report: RoundReport, at: Evaluated, buffers: Buffers, round: int, *, over: bool) -> None:
+    def settle(self, report: Report, at: Evaluated, window: Window, round: int, *, over: bool) -> None:
         """Update the status of the running rows after ``round`` rounds; with ``over`` the limit ends all of them."""
         codes = report.status.copy()
-        codes[(codes == Status.CONVERGED) & self._short(buffers)] = Status.RUNNING
+        codes[(codes == Status.CONVERGED) & self._short(window)] = Status.RUNNING
         codes[(codes == Status.RUNNING) & (over | (self.exact == self.length))] = Status.MAX_ROUNDS
         self.rounds[self.running] = self._latest[self.running]
         self._codes[self.running] = codes[self.running]
-        self._keep(at, buffers)
+        self._keep(at, window)
         with np.errstate(over="ignore"):  # errors beyond the range of float32 become Inf
             self._errors.append(np.where(self.running[:, None], report.errors, np.nan).astype(np.float32))
-        self._offsets.append(buffers.offset)
+        self._offsets.append(window.offset)
         self._numbers.append(round)
         self.running = self._codes == Status.RUNNING
 
-    def answer(self, states: Float[Tensor, "B n d"], values: Float[Tensor, "B n d"], buffers: Buffers) -> Point:
+    def answer(self, states: Float[Tensor, "B n d"], values: Float[Tensor, "B n d"], window: Window) -> Point:
         """Return these states with the measure each row ended with.
 
         The error is infinite where the window never reached the last state of the chain.
         """
         assert self._kept is not None  # at least one round was judged
         error, scale, finite = self._kept
-        error = error.masked_fill(buffers.mask(self._short(buffers)).unsqueeze(1), torch.inf)
+        error = error.masked_fill(window.mask(self._short(window)).unsqueeze(1), torch.inf)
         return Point(states.flatten(1), values.flatten(1), error, scale, finite)
 
     def progress(self, evaluations: NDArray[np.int64], last: Float[Tensor, "B d"]) -> Progress:
@@ -90,16 +123,16 @@ class Rows:
         error = float(known.max()) if len(known) else 0.0
         return Progress(self._numbers[-1], int(self.running.sum()), error, evaluations.copy(), last)
 
-    def _short(self, buffers: Buffers) -> NDArray[np.bool_]:
+    def _short(self, window: Window) -> NDArray[np.bool_]:
         """Return the rows whose window has not reached the end of the chain."""
-        short: NDArray[np.bool_] = buffers.offset + buffers.width < self.length
+        short: NDArray[np.bool_] = window.offset + window.width < self.length
         return short
 
-    def _keep(self, at: Evaluated, buffers: Buffers) -> None:
+    def _keep(self, at: Evaluated, window: Window) -> None:
         if self._kept is None:
             self._kept = at.measure
             return
-        mask, (error, scale, finite) = buffers.mask(self.running), self._kept
+        mask, (error, scale, finite) = window.mask(self.running), self._kept
         column = mask.unsqueeze(1)
         error, scale = torch.where(column, at.error, error), torch.where(column, at.scale, scale)
         self._kept = error, scale, torch.where(mask, at.finite, finite)

@@ -1,14 +1,16 @@
-r"""Block secants: the slope of every step of a chain, corrected by how that step changed in the last rounds.
+r"""Block secants: the slope of every prediction of a chain, corrected by how it changed in the last rounds.
 
-A sweep uses ``A_i`` as the slope of ``Phi_i``. Two rounds give more information on it: the input of step ``i`` moved by
-``dx_i``, and its value by ``dPhi_i``. With orthonormal ``q`` that span the last ``m`` moves, and ``e = (dPhi - A dx)``
-in that basis,
+A sweep uses ``A_i`` as the slope of prediction ``i`` (for opaque steps, of ``Phi_i``). Two rounds give more information
+on it: its input moved by ``dx_i``, and its value by ``dP_i``. With orthonormal ``q`` that span the last ``m`` moves,
+and ``e = (dP - A dx)`` in that basis,
 
     A_i + sum_j e_ij q_ij^T
 
 is the slope nearest to ``A_i`` that agrees with the observed moves (the multisecant update of Fang & Saad 2009, applied
-to each step). The sweep becomes ``delta_{i+1} = r_i + A_i delta_i + sum_j e_ij (q_ij . delta_i)``: ``m`` inner products
-and sums per step, in a loop over the steps, instead of one running sum. It needs no additional evaluations.
+to each prediction). The recurrence carries the changes along with these slopes, for opaque steps
+``delta_{i+1} = r_i + A_i delta_i + sum_j e_ij (q_ij . delta_i)``: ``m`` inner products and sums per prediction, in a
+loop along the chain, instead of one running sum. It needs no additional evaluations. A prediction whose input did not
+move keeps its secants.
 
 The Jacobian of a chain has no entries other than these slopes, so secants of single steps use all the information of a
 round. A secant of the whole state, as in Anderson's or Broyden's method, has one number per pair for all steps
@@ -23,8 +25,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from fixedpoint.chains.joint.accelerator import Accelerator, Window
-from fixedpoint.chains.slope.linear import LinearPart
+from fixedpoint.chains.joint.accelerator import Accelerator, View
+from fixedpoint.chains.recurrence.linear import LinearPart
+from fixedpoint.chains.recurrence.recurrence import in_window
 from fixedpoint.core.reduce import block_dots, row_dots
 from fixedpoint.core.shift import Shift
 
@@ -38,16 +41,16 @@ _NEW = 0.1
 
 @dataclass(frozen=True)
 class SecantState:
-    """The history of the steps of a window.
+    """The history of the predictions of a window.
 
     Attributes
     ----------
     inputs, values
-        Shape ``(B, p, d)``: inputs and values of the steps in the last round; None before the first one.
+        Shape ``(B, p, d)``: inputs and values of the predictions in the last round; None before the first one.
     linked
-        Shape ``(B, p)``: True for steps whose inputs and values of the last round are known.
+        Shape ``(B, p)``: True for predictions whose inputs and values of the last round are known.
     moves, misses
-        At most ``m`` tensors, shape ``(B, p, d)``, the newest first: ``q`` and ``e`` of every step.
+        At most ``m`` tensors, shape ``(B, p, d)``, the newest first: ``q`` and ``e`` of every prediction.
     """
 
     inputs: Float[Tensor, "B p d"] | None
@@ -58,34 +61,29 @@ class SecantState:
 
 
 class Secants(Accelerator[SecantState]):
-    """An accelerator that corrects the known slope of every step by its last ``memory`` moves of input and value."""
+    """Corrects the known slope of every prediction by its last ``memory`` moves of input and value."""
 
     memory: int
 
-    def init(self, window: Window) -> SecantState:
-        return SecantState(None, None, torch.zeros_like(window.inputs[..., 0], dtype=torch.bool))
+    def init(self, view: View) -> SecantState:
+        return SecantState(None, None, torch.zeros_like(view.known))
 
-    def propose(self, window: Window, state: SecantState) -> tuple[Float[Tensor, "B p d"], SecantState]:
-        linear = window.linear
+    def propose(self, view: View, state: SecantState) -> tuple[Float[Tensor, "B p d"], SecantState]:
+        linear = view.linear
         assert isinstance(linear, LinearPart)  # checked on construction
-        slopes = _slopes(linear, window).to(window.states.dtype)
-        if window.fresh is not None:
-            state = replace(state, linked=state.linked & ~window.fresh)
-        state = self._extended(slopes, window, state)
-        defects = window.defects
-        changes = [defects[:, 0]]
-        bases = torch.stack([*state.moves, *state.misses], dim=2) if state.moves else None
-        for i in range(1, defects.shape[1]):
-            before = changes[-1]
-            change = torch.addcmul(defects[:, i], slopes[:, i], before)
-            if bases is not None:
-                moves, misses = bases[:, i].chunk(2, dim=1)
+        slopes = in_window(linear.slopes.to(view.states.dtype), view.held.first, view.states.shape[1]).unsqueeze(2)
+        state = self._extended(slopes, view, state)
+
+        def respond(slot: int, change: Tensor) -> Tensor:
+            response = torch.zeros_like(change)
+            for move, miss in zip(state.moves, state.misses, strict=True):
                 # Elementwise over rows, in a fixed order: a row has the same bits whatever its batch.
-                along = row_dots(moves, before).to(before.dtype)
-                for j in range(along.shape[1]):
-                    change = torch.addcmul(change, misses[:, j], along[:, j : j + 1])
-            changes.append(change)
-        return window.states + torch.stack(changes, dim=1), state
+                along = row_dots(move[:, slot : slot + 1], change).to(change.dtype)
+                response = torch.addcmul(response, miss[:, slot], along)
+            return response
+
+        corrected = respond if state.moves else None
+        return view.states + linear.recurrence.carried(view.held, view.defects, linear.slopes, corrected), state
 
     def reset(self, state: SecantState, rows: Bool[Tensor, " B"]) -> SecantState:
         column = rows.view(-1, 1, 1)
@@ -101,19 +99,21 @@ class Secants(Accelerator[SecantState]):
         inputs, values, linked = (shift.of_blocks(part) for part in (state.inputs, state.values, state.linked))
         return SecantState(inputs, values, linked, moves, misses)
 
-    def _extended(self, slopes: Float[Tensor, "B p 1"], window: Window, state: SecantState) -> SecantState:
-        """Add the moves of the last round by Gram-Schmidt, the newest first, and drop the oldest."""
-        inputs, values = window.inputs, window.values
-        linked = torch.ones_like(state.linked)
+    def _extended(self, slopes: Float[Tensor, "b p 1"], view: View, state: SecantState) -> SecantState:
+        """Add the moves of the last round by Gram-Schmidt, the newest first, and drop the oldest.
+
+        Predictions whose input did not move keep the moves they have.
+        """
+        inputs, values = view.inputs, view.held.predictions.clone()  # rounds write into the latter
         if state.inputs is None or state.values is None:
-            return replace(state, inputs=inputs, values=values, linked=linked)
+            return replace(state, inputs=inputs, values=values, linked=view.known)
         move = inputs - state.inputs
         miss = values - state.values - slopes * move
-        floor = _NOISE * torch.finfo(inputs.dtype).eps * _lengths(inputs)
+        # An infinite floor drops the move of predictions that have no known last round.
+        floor = torch.where(state.linked, _NOISE * torch.finfo(inputs.dtype).eps * _lengths(inputs), torch.inf)
+        moved = _lengths(move) > floor
         moves: list[Tensor] = []
         misses: list[Tensor] = []
-        # An infinite floor drops the move of steps that have no known last round.
-        floor = torch.where(state.linked, floor, torch.inf)
         for q, e, least in (
             (move, miss, floor),
             *((q, e, torch.full_like(floor, _NEW)) for q, e in zip(state.moves, state.misses, strict=True)),
@@ -126,15 +126,12 @@ class Secants(Accelerator[SecantState]):
             scale = torch.where(kept, 1.0 / torch.where(kept, length, 1.0), 0.0).to(q.dtype).unsqueeze(2)
             moves.append(torch.where(kept.unsqueeze(2), q * scale, 0.0))
             misses.append(torch.where(kept.unsqueeze(2), e * scale, 0.0))
-        return SecantState(inputs, values, linked, tuple(moves[: self.memory]), tuple(misses[: self.memory]))
-
-
-def _slopes(linear: LinearPart, window: Window) -> Float[Tensor, "b p 1"]:
-    """Return ``A`` of the window's steps: for every row, or once if all windows begin at step 0."""
-    steps = torch.arange(window.states.shape[1], device=linear.slopes.device)
-    first = torch.zeros_like(steps[:1]) if window.first is None else window.first
-    chosen: Tensor = linear.slopes[(first.unsqueeze(1) + steps).clamp(max=len(linear) - 1)]
-    return chosen.unsqueeze(2)
+        column = moved.unsqueeze(2)
+        moves, misses = (
+            [torch.where(column, new, old) for new, old in zip(found, held, strict=False)] + found[len(held) :]
+            for found, held in ((moves, state.moves), (misses, state.misses))
+        )
+        return SecantState(inputs, values, view.known, tuple(moves[: self.memory]), tuple(misses[: self.memory]))
 
 
 def _dots(left: Float[Tensor, "B n d"], right: Float[Tensor, "B n d"]) -> Float[Tensor, "B n"]:

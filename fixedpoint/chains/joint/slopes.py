@@ -7,9 +7,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fixedpoint.chains.joint.buffers import Buffers
+from fixedpoint.chains.joint.window import Window
 from fixedpoint.chains.problem import ChainProblem
-from fixedpoint.chains.slope.linear import Band, Derivatives, LinearPart
+from fixedpoint.chains.recurrence.linear import Band, Derivatives, LinearPart
 from fixedpoint.core.evaluator import Evaluator
 from fixedpoint.core.shift import Shift
 
@@ -63,13 +63,13 @@ class Slopes:
         return self._stale
 
     def at(
-        self, buffers: Buffers, running: NDArray[np.bool_], later: NDArray[np.bool_]
+        self, window: Window, running: NDArray[np.bool_], later: NDArray[np.bool_]
     ) -> LinearPart | Band | Derivatives:
         """Return the linear part at the states where the steps were last evaluated.
 
         Parameters
         ----------
-        buffers
+        window
             The window.
         running
             Shape ``(B,)``: True for rows that are running; derivatives of the other rows are not updated.
@@ -82,10 +82,10 @@ class Slopes:
         self._stale[running] = False
         # Derivatives count as constants: they do not change the fixed point.
         with torch.no_grad():
-            x = buffers.before(rows, slots).detach().view(-1, *self.problem.x0.shape[1:])
-            index = buffers.place(buffers.offset[rows] + slots)
+            x = window.inputs(rows, slots).detach().view(-1, *self.problem.x0.shape[1:])
+            index = window.place(window.offset[rows] + slots)
             found = self.f.derivatives(self.problem, x, index, rows, full_jacobian=self.full_jacobian)
         if self._derivatives is None:
             self._derivatives = found.new_zeros(self._stale.size, *found.shape[1:])
-        self._derivatives.index_copy_(0, buffers.place(rows * buffers.width + slots), found)
-        return Derivatives(self._derivatives.unflatten(0, self._stale.shape))
+        self._derivatives.index_copy_(0, window.place(rows * window.width + slots), found)
+        return Derivatives(self._derivatives.unflatten(0, self._stale.shape), self.problem.recurrence)

@@ -148,6 +148,11 @@ class ChainSolver(Solver):
         f.limit = termination.max_rounds or problem.length + 1
         f.tracks_best = False  # the answer is the latest point: every round makes more of it final
         width = min(self.window or problem.length, problem.length)
+        if width < problem.length and not problem.recurrence.slides:
+            raise AbilityError(
+                f"window={self.window} requires a recurrence of few pairs, and {type(problem.chain).__name__} needs all "
+                f"{problem.length} of them; leave window at None"
+            )
         layout = Layout.of(
             problem.x0.unsqueeze(1).expand(-1, width, *problem.x0.shape[1:]), rows="independent", blocks=width
         )

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fixedpoint.chains.coarse import evenly_kept
-from fixedpoint.chains.problem import ChainProblem
+from fixedpoint.chains.problem import ChainProblem, require_memoryless
 from fixedpoint.core.counts import Counts
 from fixedpoint.core.evaluator import Evaluator
 from fixedpoint.core.options import OptionError, Options, by_options, option
@@ -97,8 +97,10 @@ class OneJumpStart(Start):
         if max_rounds < 1:
             return InitialTrajectory(problem.initial(), _spent(problem))
         rows = len(problem.x0)
+        # A chain with a memory needs the prediction itself, too, so it evaluates it again.
+        exact = 1 if problem.memoryless else 0
         return InitialTrajectory(
-            problem.jumps(), _spent(problem, rounds=1, calls=problem.calls(rows), evaluations=1), exact=1
+            problem.jumps(), _spent(problem, rounds=1, calls=problem.calls(rows), evaluations=1), exact=exact
         )
 
 
@@ -140,6 +142,7 @@ class NestedStart(Start):
         return (self.steps,) if isinstance(self.steps, int) else self.steps
 
     def trajectory(self, problem: ChainProblem, adapt: Adapt, max_rounds: int = sys.maxsize) -> InitialTrajectory:
+        require_memoryless(problem, "a nested start")
         states, spent, exact = self.begin.trajectory(problem, adapt, max_rounds)
         length = problem.length
         for count in (level for level in self.levels if level < length and spent.rounds < max_rounds):

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from fixedpoint.chains.capabilities import HasCoefficients, undeclared
 from fixedpoint.chains.problem import chain_of
-from fixedpoint.chains.slope.linear import LinearPart
+from fixedpoint.chains.recurrence.linear import LinearPart
 from fixedpoint.chains.slope.preconditioner import Coefficient
 from fixedpoint.core.evaluator import Evaluated, Evaluator
 from fixedpoint.core.history import History

@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fixedpoint.chains.coarse import evenly_kept
-from fixedpoint.chains.problem import ChainProblem, chain_of
+from fixedpoint.chains.problem import ChainProblem, chain_of, require_memoryless
 from fixedpoint.core.evaluator import Evaluated, Evaluator
 from fixedpoint.core.loop import solution_at
 from fixedpoint.core.options import option
@@ -67,7 +67,9 @@ class Parareal(Solver):
         termination: Termination,
         on_round: Callable[[Progress], None] | None = None,
     ) -> Solution:
-        sweeps = _Sweeps(f, chain_of(f.problem, "parareal"), self)
+        problem = chain_of(f.problem, "parareal")
+        require_memoryless(problem, "parareal")
+        sweeps = _Sweeps(f, problem, self)
         limit = termination.max_rounds or np.inf
         judge = Judge(termination, z0.dtype, has_fixed_length=True)
         final = np.full(len(z0), Status.RUNNING, dtype=np.int8)

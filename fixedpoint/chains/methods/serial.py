@@ -95,8 +95,11 @@ def iterate_steps(
     x
         Shape ``(B, *event)``: the input of every row's first step.
     first
-        Shape ``(B,)``: the number of that step; ``N`` for rows that take none.
+        Shape ``(B,)``: the number of that step; ``N`` for rows that take none. A chain with a memory begins at 0.
     """
+    inputs: list[Tensor] = []
+    predictions: list[Tensor] = []
+    history = problem.recurrence.history
     sound = torch.ones(len(x), dtype=torch.bool, device=x.device)
     for step in range(int(first.min()), problem.length):
         rows = np.flatnonzero(first <= step)
@@ -104,6 +107,9 @@ def iterate_steps(
         before = x if place is None else x[place]
         index = torch.full((len(rows),), step, device=x.device)
         value = f.pairs(problem, before, index, rows)
+        if not problem.memoryless:
+            inputs, predictions = [before, *inputs[: history - 1]], [value, *predictions[: history - 1]]
+            value = problem.next_state(step, inputs, predictions, to_device(rows, x.device))
         good = (sound if place is None else sound[place]) & value.flatten(1).isfinite().all(dim=1)
         taken = torch.where(good.view(-1, *[1] * (x.ndim - 1)), value, before)
         x = taken if place is None else x.index_copy(0, place, taken)

@@ -136,9 +136,10 @@ def _finished(
     """Finish the rows ``slow`` step by step from their last final state, and return the solution with their results."""
     exact: NDArray[np.int64] = solution.extras["exact"]
     held = solution.state.unflatten(1, (solution.layout.blocks, -1)).clone()
-    # With keep="last" the final states are not stored, so these rows start from x_0.
+    # With keep="last" the final states are not stored, and of a chain with a memory the predictions are not, so these
+    # rows start from x_0.
     known = problem.keep == "all"
-    first = np.where(slow, exact if known else 0, problem.length)
+    first = np.where(slow, exact if known and problem.memoryless else 0, problem.length)
     x = problem.x0.flatten(1).clone()
     begun = np.flatnonzero(slow & (first > 0))
     place, state = (to_device(part, x.device) for part in (begun, first[begun] - 1))

@@ -68,15 +68,15 @@ class Affine(Recurrence):
         self._carries: dict[tuple[torch.device, torch.dtype], tuple[Tensor | None, Tensor, Tensor]] = {}
 
     @classmethod
-    def dense(cls, starts: Float[Tensor, " K+1"], weights: Float[Tensor, "K+1 K"]) -> Affine:
+    def dense(cls, starts: Float[Tensor, " M"], weights: Float[Tensor, "M K"]) -> Affine:
         """Return the recurrence ``u_j = L_j x_0 + sum_{i<j} B_ji p_i`` of a chain without a short history.
 
         Parameters
         ----------
         starts
-            ``L``, with ``L_0`` not zero.
+            ``L``, shape ``(K + 1,)``, with ``L_0`` not zero.
         weights
-            ``B``, of which only ``j > i`` is used.
+            ``B``, shape ``(K + 1, K)``, of which only ``j > i`` is used.
         """
         count = weights.shape[1]
         inputs, outputs = (torch.zeros(count, count, dtype=torch.float64) for _ in range(2))
@@ -88,10 +88,6 @@ class Affine(Recurrence):
     def next_input(
         self, index: int, inputs: Sequence[Float[Tensor, "B d"]], predictions: Sequence[Float[Tensor, "B d"]]
     ) -> Float[Tensor, "B d"]:
-        """Return ``u_{index + 1}`` without its constant, from the last pairs, the newest first.
-
-        It has the bits that :meth:`values` has.
-        """
         a, b = self._tables(inputs[0])
         total = torch.zeros_like(inputs[0])
         for i, takes_input, takes_output in self._lags[: index + 1]:
@@ -119,11 +115,19 @@ class Affine(Recurrence):
         defects: Float[Tensor, "B p d"],
         slopes: Float[Tensor, " K"] | None = None,
         respond: Respond | None = None,
+        earlier: Float[Tensor, "B g d"] | None = None,
     ) -> Float[Tensor, "B p d"]:
         count, q = defects.shape[1], min(self.history, defects.shape[1])
         a, b = self._later(slopes, defects)
         factors, gains = (in_window(table, held.first, count).unsqueeze(3) for table in (a, b))
         total = defects.clone()
+        if earlier is not None:
+            for place in range(earlier.shape[1]):
+                # A change of input ``first + place - h`` reaches the slots up to ``q - 1`` steps after it.
+                skipped = earlier.shape[1] - 1 - place
+                reached = total[:, : max(q - skipped, 0)]
+                table = self._before(a, held.first, skipped).unsqueeze(2)
+                reached.addcmul_(table[:, skipped : skipped + reached.shape[1]], earlier[:, place].unsqueeze(1).to(a))
         for slot in range(count - 1):
             change = total[:, slot]
             if torch.is_grad_enabled():
@@ -134,6 +138,11 @@ class Affine(Recurrence):
                 answer = respond(slot + 1, change)
                 later.addcmul_(gains[:, slot + 1, : later.shape[1]], answer.unsqueeze(1))
         return total
+
+    @staticmethod
+    def _before(table: Float[Tensor, "K q"], first: Int[Tensor, " B"] | None, back: int) -> Float[Tensor, "b q"]:
+        """Return the entries of a table at ``back`` predictions before the first one of each window."""
+        return table[:1] if first is None else table[(first - back).clamp(min=0)]
 
     def _later(
         self, slopes: Float[Tensor, " K"] | None, like: Tensor

@@ -14,7 +14,7 @@ Other kinds inherit from :class:`Recurrence`.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -36,8 +36,8 @@ class Held:
     Attributes
     ----------
     base
-        Shape ``(B, h + 1, d)``: the inputs ``u_{first - h} .. u_first`` before the window. ``h`` is 0 in a window of the
-        whole chain, else the recurrence's ``history - 1``.
+        Shape ``(B, h + 1, d)``: the inputs ``u_{first - h} .. u_first`` before the window. ``h`` is 0 in a window of
+        the whole chain, else the recurrence's ``history - 1``.
     states
         Shape ``(B, p, d)``: the inputs ``u_{first + 1} .. u_{first + p}``.
     before
@@ -70,6 +70,15 @@ class Recurrence(ABC):
     slides: bool = True
 
     @abstractmethod
+    def next_input(
+        self, index: int, inputs: Sequence[Float[Tensor, "B d"]], predictions: Sequence[Float[Tensor, "B d"]]
+    ) -> Float[Tensor, "B d"]:
+        """Return ``u_{index + 1}`` without its constant, from the last ``q`` pairs, the newest first.
+
+        It has the bits that :meth:`values` has.
+        """
+
+    @abstractmethod
     def values(self, held: Held) -> Float[Tensor, "B p d"]:
         """Return the inputs ``u_{n+1}`` that the held pairs imply, each from the pairs up to ``n`` as they are.
 
@@ -84,12 +93,13 @@ class Recurrence(ABC):
         defects: Float[Tensor, "B p d"],
         slopes: Float[Tensor, " K"] | None = None,
         respond: Respond | None = None,
+        earlier: Float[Tensor, "B g d"] | None = None,
     ) -> Float[Tensor, "B p d"]:
         """Return the changes ``d_{n+1}`` of all inputs in the window that their defects imply.
 
-        To first order, ``d_{n+1} = r_n`` plus what :meth:`values` makes of the changes of the inputs before and of their
-        predictions. A change ``d`` of input ``n`` changes its prediction by ``slopes[n] d + respond(s, d)``, where ``s``
-        is its slot. Changes before the window are zero.
+        To first order, ``d_{n+1} = r_n`` plus what :meth:`values` makes of the changes of the inputs before and of
+        their predictions. A change ``d`` of input ``n`` changes its prediction by ``slopes[n] d + respond(s, d)``,
+        where ``s`` is its slot.
 
         Parameters
         ----------
@@ -101,11 +111,19 @@ class Recurrence(ABC):
             One known number per prediction, float64; None: zero.
         respond
             The rest of the model of the predictions; None: nothing.
+        earlier
+            Shape ``(B, h + 1, d)``: the changes of the inputs ``held.base``; None: zero. Their predictions change by
+            ``slopes`` alone.
         """
 
 
 class Shift(Recurrence):
     """The next input is the prediction itself: a chain of opaque steps ``x_{i+1} = Phi_i(x_i)``."""
+
+    def next_input(
+        self, index: int, inputs: Sequence[Float[Tensor, "B d"]], predictions: Sequence[Float[Tensor, "B d"]]
+    ) -> Float[Tensor, "B d"]:
+        return predictions[0]
 
     def values(self, held: Held) -> Float[Tensor, "B p d"]:
         return held.predictions
@@ -116,10 +134,14 @@ class Shift(Recurrence):
         defects: Float[Tensor, "B p d"],
         slopes: Float[Tensor, " K"] | None = None,
         respond: Respond | None = None,
+        earlier: Float[Tensor, "B g d"] | None = None,
     ) -> Float[Tensor, "B p d"]:
         count = defects.shape[1]
         numbers = None if slopes is None else in_window(slopes.to(defects.dtype), held.first, count).unsqueeze(2)
-        changes = [defects[:, 0]]
+        first = defects[:, 0]
+        if earlier is not None and numbers is not None:
+            first = torch.addcmul(first, numbers[:, 0], earlier[:, -1].to(first.dtype))
+        changes = [first]
         for slot in range(1, count):
             before, change = changes[-1], defects[:, slot]
             if numbers is not None:
@@ -128,7 +150,9 @@ class Shift(Recurrence):
         return torch.stack(changes, dim=1)
 
 
-def in_window(table: Shaped[Tensor, "K *rest"], first: Int[Tensor, " B"] | None, count: int) -> Shaped[Tensor, "b p *rest"]:
+def in_window(
+    table: Shaped[Tensor, "K *rest"], first: Int[Tensor, " B"] | None, count: int
+) -> Shaped[Tensor, "b p *rest"]:
     """Return the entries of a table at the predictions of a window: for every row, or once where all begin at 0.
 
     Beyond the end of the table its last entry is repeated.

@@ -2,7 +2,9 @@ r"""Preconditioners: models of how the steps of a chain pass on a change of thei
 
 One round evaluates the defects ``r_i = Phi_i(x_i) - x_{i+1}`` and, with a model ``A_i`` of the slope of ``Phi_i``,
 sweeps them along the chain: ``delta_{i+1} = r_i + A_i delta_i``, ``delta_0 = 0`` (see
-``fixedpoint.chains.slope.linear``).
+``fixedpoint.chains.recurrence.linear``). For a chain with a memory, ``A_i`` models the slope of the prediction, and the
+recurrence carries the changes on; there ``identity`` means the reference slopes that the chain names, and what is
+defined by slopes of whole steps (``zero``, ``banded``, ``coefficient``) is refused.
 
     zero         A = 0                    Jacobi: every step from its own input
     identity     A = 1                    ParaDiGMS (Shih et al. 2023)
@@ -30,8 +32,8 @@ import torch
 from torch import Tensor
 
 from fixedpoint.chains.capabilities import HasCoefficients, undeclared
-from fixedpoint.chains.problem import ChainProblem
-from fixedpoint.chains.slope.linear import Band, LinearPart
+from fixedpoint.chains.problem import ChainProblem, require_memoryless
+from fixedpoint.chains.recurrence.linear import Band, LinearPart
 from fixedpoint.core.options import Options, option
 from fixedpoint.core.problem import AbilityError
 
@@ -87,17 +89,21 @@ class Zero(Preconditioner):
     variant = "zero"
 
     def linear_part(self, problem: ChainProblem, like: Tensor) -> LinearPart:
+        require_memoryless(problem, "preconditioner='zero'")
         return _constant(0.0, problem, like)
 
 
 @dataclass(frozen=True)
 class Identity(Preconditioner):
-    """Every step passes a change on unchanged (ParaDiGMS, Shih et al. 2023)."""
+    """Every step passes a change on unchanged (ParaDiGMS, Shih et al. 2023), or by the reference slopes of the chain.
+
+    A chain has reference slopes where its coordinates are not those in which a change is passed on unchanged.
+    """
 
     variant = "identity"
 
     def linear_part(self, problem: ChainProblem, like: Tensor) -> LinearPart:
-        return _constant(1.0, problem, like)
+        return problem.reference
 
 
 @dataclass(frozen=True)
@@ -113,6 +119,7 @@ class Banded(Preconditioner):
     order: int = option(ge=1, help="k: how many steps a defect is carried, its own included")
 
     def linear_part(self, problem: ChainProblem, like: Tensor) -> LinearPart | Band:
+        require_memoryless(problem, "preconditioner='banded'")
         whole = self.order >= problem.length
         return _constant(1.0, problem, like) if whole else Band(self.order, problem.length)
 
@@ -125,6 +132,7 @@ class Coefficient(Preconditioner):
     needs = frozenset({"coefficients"})
 
     def linear_part(self, problem: ChainProblem, like: Tensor) -> LinearPart:
+        require_memoryless(problem, "preconditioner='coefficient'")
         slopes = problem.coefficients()
         if slopes is None:
             lacks = undeclared(problem.chain, HasCoefficients, "has none")
@@ -198,4 +206,4 @@ def _known(name: str, slopes: Tensor, problem: ChainProblem, like: Tensor) -> Li
     # The first slope multiplies the change of x_0, which is given, so it may be anything.
     if not bool(slopes[1:].isfinite().all()):
         raise ValueError(f"the chain's {name} must be finite, got {slopes.tolist()}")
-    return LinearPart(slopes)
+    return LinearPart(slopes, problem.recurrence)

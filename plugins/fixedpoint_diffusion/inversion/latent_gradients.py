@@ -36,7 +36,7 @@ import fixedpoint
 from fixedpoint.chains.adjoint.adjoint import AdjointChain
 from fixedpoint.chains.joint.solver import BlockSecant, ChainSolver
 from fixedpoint.chains.problem import ChainProblem
-from fixedpoint.chains.slope.linear import LinearPart
+from fixedpoint.chains.recurrence.linear import LinearPart
 from fixedpoint.chains.slope.preconditioner import Coefficient
 from fixedpoint.core.options import OptionError, Options, option
 from fixedpoint.core.reduce import row_norms, vecdot

@@ -15,34 +15,41 @@ sum of blocks of 1, 2, 4, ... defects, in ``log k`` passes; the difference of tw
 cancellation.
 
 All sweeps except the scan of matrices are elementwise over rows: a row has the same bits whatever its batch.
+
+All of this is for opaque steps (``fixedpoint.chains.recurrence.recurrence.Shift``). For other recurrences the slopes
+are those of the predictions, and the recurrence itself carries the changes on.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
-from fixedpoint.chains.scan import linear_recurrence
+from fixedpoint.chains.recurrence.recurrence import Held, Recurrence, Shift, in_window
+from fixedpoint.chains.scan import linear_recurrence, running_sums
 
 __all__ = ["Band", "Derivatives", "LinearPart"]
 
 
 @dataclass(frozen=True, eq=False)
 class LinearPart:
-    """The linear part made of one slope per step.
+    """The linear part made of one slope per prediction.
 
     Attributes
     ----------
     slopes
         ``A_0 .. A_{N-1}``, shape ``(N,)``, float64. ``A_0`` is never used, since ``x_0`` is given. The others are
         finite and may be zero or negative.
+    recurrence
+        The recurrence that joins the predictions.
     """
 
     slopes: Float[Tensor, " N"]
+    recurrence: Recurrence = field(default_factory=Shift)
 
     def __len__(self) -> int:
         return len(self.slopes)
@@ -67,46 +74,72 @@ class LinearPart:
         later = torch.cat([torch.ones_like(self.slopes[:1]), self.slopes[1:]])
         return later.cumprod(0).unsqueeze(1)
 
-    def sweep(self, defects: Float[Tensor, "B p d"], first: Int[Tensor, " B"] | None = None) -> Float[Tensor, "B p d"]:
+    def sweep(
+        self,
+        defects: Float[Tensor, "B p d"],
+        held: Held | None = None,
+        earlier: Float[Tensor, "B g d"] | None = None,
+    ) -> Float[Tensor, "B p d"]:
         """Return ``M r``, the change of every state that the defects of a window of the chain imply.
 
         Parameters
         ----------
         defects
-            Shape ``(B, p, d)``: the defects of steps ``first[b] .. first[b] + p - 1``. All other defects count as zero,
-            and entries beyond the end of the chain must be zero.
-        first
-            Shape ``(B,)``, int64: the first step of each row's window; default: 0.
+            Shape ``(B, p, d)``: the defects of the predictions in the window. All other defects count as zero, and
+            entries beyond the end of the chain must be zero.
+        held
+            The window; None: all predictions of a chain of opaque steps.
+        earlier
+            Changes of the inputs ``held.base``, which are carried on, too; None: zero.
 
         Returns
         -------
         Float[Tensor, "B p d"]
-            The changes of the states after these steps, equal to those of a sweep of the whole chain.
+            The changes of the states after these predictions, equal to those of a sweep of the whole chain.
         """
+        if not isinstance(self.recurrence, Shift):
+            assert held is not None
+            return _sound(self.recurrence.carried(held, defects, self.slopes, earlier=earlier), defects)
+        if earlier is not None:
+            defects = self._with_earlier(defects, held, earlier)
         if self._kinds <= {0.0}:
             return defects
         if self.is_identity:
             return defects.cumsum(dim=1)
-        steps = self._steps(defects.shape[1], first)
+        count, first = defects.shape[1], None if held is None else held.first
         if self._divides(defects.dtype):
-            scales = self.scales.to(defects.dtype)[steps]
+            scales = in_window(self.scales.to(defects.dtype), first, count)
             return (defects / scales).cumsum(dim=1) * scales
-        slopes = self.slopes.to(defects.dtype)[steps].view(-1, defects.shape[1], 1)
+        slopes = in_window(self.slopes.to(defects.dtype), first, count).unsqueeze(2)
         return _sound(linear_recurrence(slopes, defects), defects)
+
+    def wide_sweep(
+        self, defects: Float[Tensor, "B p d"], held: Held, earlier: Float[Tensor, "B g d"] | None = None
+    ) -> Float[Tensor, "B p d"]:
+        """Return ``M r`` in float32 or wider; this may overwrite ``defects`` unless autograd records."""
+        if not self.is_identity:
+            return self.sweep(defects.to(torch.promote_types(defects.dtype, torch.float32)), held, earlier)
+        return running_sums(defects if earlier is None else self._with_earlier(defects, held, earlier))
+
+    def _with_earlier(self, defects: Tensor, held: Held | None, earlier: Tensor) -> Tensor:
+        """Add to the first defect what the change of the input before the window passes on."""
+        first = None if held is None else held.first
+        # The first slope may be anything: ``x_0`` does not change.
+        slope = in_window(self.slopes, first, 1).to(defects.dtype).nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
+        passed = slope * earlier[:, -1].to(defects.dtype)
+        if torch.is_grad_enabled():
+            return torch.cat([defects[:, :1] + passed.unsqueeze(1), defects[:, 1:]], dim=1)
+        defects[:, 0] += passed
+        return defects
 
     @property
     def is_identity(self) -> bool:
-        """Whether all slopes are 1, so that every defect is carried on unchanged."""
-        return self._kinds == {1.0}
+        """Whether every defect is carried on unchanged: all slopes are 1, and every state is a prediction."""
+        return self._kinds <= {1.0} and isinstance(self.recurrence, Shift)
 
     @cached_property
     def _kinds(self) -> set[float]:
         return set(self.numbers[1:])
-
-    def _steps(self, count: int, first: Int[Tensor, " B"] | None) -> Int[Tensor, "*B p"]:
-        """Return the number of each step of a window, clamped to the last step of the chain."""
-        steps = torch.arange(count, device=self.slopes.device)
-        return (steps if first is None else first.unsqueeze(1) + steps).clamp(max=len(self) - 1)
 
     @cached_property
     def _extremes(self) -> tuple[float, float]:
@@ -144,8 +177,8 @@ class Band:
         ones = torch.ones(self.length, self.length, dtype=torch.float64)
         return ones.tril() - ones.tril(-self.order)
 
-    def sweep(self, defects: Float[Tensor, "B p d"], first: Int[Tensor, " B"] | None = None) -> Float[Tensor, "B p d"]:
-        """Return ``M r``, as :meth:`LinearPart.sweep`; ``first`` is ignored, a band is the same in every window."""
+    def sweep(self, defects: Float[Tensor, "B p d"], held: Held | None = None) -> Float[Tensor, "B p d"]:
+        """Return ``M r``, as :meth:`LinearPart.sweep`; a band is the same in every window."""
         changes, taken = torch.zeros_like(defects), 0
         block, width = defects, 1  # the sum of the last ``width`` defects
         while True:
@@ -158,7 +191,7 @@ class Band:
 
 @dataclass(frozen=True, eq=False)
 class Derivatives:
-    """The linear part made of the derivatives of the last ``n`` steps, taken at the states of a round.
+    """The linear part made of the derivatives of the last ``n`` predictions, taken at the states of a round.
 
     Earlier steps are solved and pass no change on. A step whose derivative is not finite carries no defect on. A state
     at which the sweep is not finite changes by the defect of its own step alone.
@@ -167,14 +200,27 @@ class Derivatives:
     ----------
     steps
         Diagonals, shape ``(B, n, d)``, or Jacobians, shape ``(B, n, d, d)``.
+    recurrence
+        The recurrence that joins the predictions.
     """
 
     steps: Float[Tensor, "B n d"] | Float[Tensor, "B n d d"]
+    recurrence: Recurrence = field(default_factory=Shift)
 
-    def sweep(self, defects: Float[Tensor, "B N d"]) -> Float[Tensor, "B N d"]:
+    def sweep(self, defects: Float[Tensor, "B N d"], held: Held | None = None) -> Float[Tensor, "B N d"]:
         """Return ``M r``, the change of every state that the defects imply."""
-        solved, own = defects.tensor_split([defects.shape[1] - self.steps.shape[1]], dim=1)
-        swept = linear_recurrence(torch.where(self.steps.isfinite(), self.steps, 0.0), own)
+        slopes = torch.where(self.steps.isfinite(), self.steps, 0.0)
+        if not isinstance(self.recurrence, Shift):
+            assert held is not None
+            skipped = defects.shape[1] - slopes.shape[1]
+
+            def respond(slot: int, change: Tensor) -> Tensor:
+                slope = slopes[:, slot - skipped]
+                return slope * change if slope.ndim == 2 else (slope @ change.unsqueeze(2)).squeeze(2)
+
+            return _sound(self.recurrence.carried(held, defects, respond=respond), defects)
+        solved, own = defects.tensor_split([defects.shape[1] - slopes.shape[1]], dim=1)
+        swept = linear_recurrence(slopes, own)
         return torch.cat([solved, _sound(swept, own)], dim=1)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -74,9 +75,13 @@ class Sampling(SolveTask, HasNotes, HasDrawing):
         """The abilities of the sampler's chain: a sampler with a memory has no coarse chain, for example."""
         return self.sampler.provides
 
-    @cached_property
+    @property
     def sampler(self) -> RequestedSampler:
         """The sampler that the options describe."""
+        return _sampler_of(self)
+
+    @property
+    def _asked(self) -> RequestedSampler:
         try:
             return requested(self._scheduler, self.num_inference_steps, self.timesteps, self.sigmas, self.eta)
         except RequestError as error:
@@ -197,6 +202,12 @@ class Sampling(SolveTask, HasNotes, HasDrawing):
 
     def _images(self, samples: Tensor) -> Images | None:
         return _drawn(samples) if self.model.is_image else None
+
+
+@functools.lru_cache(maxsize=8)
+def _sampler_of(task: Sampling) -> RequestedSampler:
+    """The sampler of a task, which is built anew for every cell of a run; a scheduler is probed once."""
+    return task._asked
 
 
 def _drawn(samples: Tensor) -> Images:

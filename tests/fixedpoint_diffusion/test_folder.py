@@ -152,7 +152,7 @@ def test_a_folder_without_a_scheduler_says_what_is_assumed(bare: Path) -> None:
 
 
 def test_a_part_of_a_pipeline_has_the_pipelines_scheduler(pipeline: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert task(pipeline / "unet").sampler.schedule == task(pipeline).chain_schedule
+    assert task(pipeline / "unet").sampler.schedule == task(pipeline).sampler.schedule
     monkeypatch.chdir(pipeline / "unet")
     assert task(Path()).sampler.schedule.beta_schedule == "scaled_linear"
 

@@ -7,10 +7,9 @@ clips is ancestral DDIM whose noise is that of the clipped image, step by step. 
 from __future__ import annotations
 
 import inspect
-import json
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from jaxtyping import Float
@@ -25,7 +24,7 @@ from fixedpoint_diffusion.samplers.recurrence import SamplerTables
 from fixedpoint_diffusion.schedules.schedulers import DDIMSchedule, levels_of_config, schedule_of
 from fixedpoint_diffusion.schedules.timesteps import DEFAULT_STEPS, Route, quadratic_timesteps, route_of
 
-__all__ = ["DDIM_PROVIDES", "RequestError", "RequestedSampler", "requested"]
+__all__ = ["DDIM_PROVIDES", "RequestError", "RequestedSampler", "TabledSampler", "requested", "without_clipping"]
 
 DDIM_PROVIDES = frozenset({"chain", "coarse", "jumps", "extension", "coefficients", "gaussian-slopes"})
 """The abilities of :class:`DDIMChain`, by name."""
@@ -87,6 +86,7 @@ class _DDIM(RequestedSampler):
 
     own: DDIMSchedule
     route: Route
+    count: int | None
     given: bool  # whether the timesteps were given, in which case each leads to the next
     eta: float
 
@@ -111,7 +111,7 @@ class _DDIM(RequestedSampler):
             denoiser,
             self.own,
             x_T,
-            num_inference_steps=None if self.given else len(self.route),
+            num_inference_steps=None if self.given else self.count,
             timesteps=self.route.timesteps if self.given else None,
             eta=self.eta,
             noise=noise,
@@ -148,11 +148,21 @@ class _ClippedDDPM(RequestedSampler):
 
 
 @dataclass(frozen=True, eq=False)
-class _Tabled(RequestedSampler):
-    """Any other scheduler, by its tables."""
+class TabledSampler(RequestedSampler):
+    """Any other scheduler, by its tables.
+
+    Attributes
+    ----------
+    scheduler
+        The scheduler.
+    settings, step_kwargs
+        Arguments of its ``set_timesteps`` and of its ``step``.
+    tables
+        Its recurrence.
+    """
 
     scheduler: Any
-    settings: dict[str, Any]  # arguments of set_timesteps
+    settings: dict[str, Any]
     step_kwargs: dict[str, Any]
     tables: SamplerTables
 
@@ -203,13 +213,19 @@ def requested(
 
     Raises
     ------
+    TypeError
+        For what is no scheduler. The message says what to pass.
     RequestError
         If an option is not one of the scheduler, if the scheduler refuses it, or if it is no sampler that can be solved
         for as a whole; the message says which option.
     """
     if isinstance(scheduler, DDIMSchedule) or type(scheduler).__name__ == "DDIMScheduler":
         return _ddim(scheduler, num_inference_steps, timesteps, sigmas, eta)
+    if not (isinstance(getattr(scheduler, "config", None), Mapping) and hasattr(scheduler, "set_timesteps")):
+        schedule_of(scheduler)  # raises, with what to pass
     name = type(scheduler).__name__
+    if "Inverse" in name:
+        raise RequestError("scheduler", f"cannot be {name}, which leads from images to noise; invert does that")
     if eta > 0 and not _takes(scheduler.step, "eta"):
         raise RequestError("eta", f"must be 0: the steps of {name} take no eta, got {eta:g}")
     settings = _settings(scheduler, num_inference_steps, timesteps, sigmas)
@@ -217,10 +233,21 @@ def requested(
         return _clipped_ddpm(scheduler, settings)
     step_kwargs = {"eta": eta} if _takes(scheduler.step, "eta") else {}
     try:
-        tables = _tables(scheduler, settings, step_kwargs)
+        tables = sampler_tables(scheduler, **settings, step_kwargs=step_kwargs)
     except (TypeError, ValueError) as error:
         raise RequestError("scheduler", f"cannot be used: {error}") from None
-    return _Tabled(scheduler, settings, step_kwargs, tables)
+    return TabledSampler(scheduler, settings, step_kwargs, tables)
+
+
+def without_clipping(scheduler: DDIMSchedule | Any) -> DDIMSchedule | Any:
+    """A schedule or scheduler as given, except that it neither clips nor thresholds the clean image."""
+    if isinstance(scheduler, DDIMSchedule) or type(scheduler).__name__ == "DDIMScheduler":
+        schedule = schedule_of(scheduler)
+        return replace(schedule, clip_sample=False, thresholding=False) if schedule.clips else schedule
+    if not isinstance(getattr(scheduler, "config", None), Mapping):
+        return scheduler
+    off = {name: False for name in ("clip_sample", "thresholding", "clip_denoised") if scheduler.config.get(name)}
+    return type(scheduler).from_config(scheduler.config, **off) if off else scheduler
 
 
 def _ddim(
@@ -238,7 +265,7 @@ def _ddim(
     except ValueError as error:
         which = "num_inference_steps" if timesteps is None else "timesteps"
         raise RequestError(which, f"cannot be had: {error}") from None
-    return _DDIM(schedule, route, timesteps is not None, eta)
+    return _DDIM(schedule, route, count, timesteps is not None, eta)
 
 
 def _settings(
@@ -252,8 +279,8 @@ def _settings(
             raise RequestError(name, f"must be null: {type(scheduler).__name__} takes no {name}, only their number")
     if len(named) == 2:
         raise RequestError("sigmas", "must be null where timesteps are given")
-    if not named:
-        return {"num_inference_steps": DEFAULT_STEPS if count is None else count}
+    if not named:  # without a number, those that were set on the scheduler, if any
+        return {} if count is None else {"num_inference_steps": count}
     if timesteps == "quadratic":
         total = int(scheduler.config.get("num_train_timesteps", 1000))
         return {"timesteps": list(quadratic_timesteps(DEFAULT_STEPS if count is None else count, total))}
@@ -275,31 +302,15 @@ def _clipped_ddpm(scheduler: Any, settings: dict[str, Any]) -> _ClippedDDPM:
     if schedule is None:
         raise RequestError("scheduler", "cannot be used: DDPMScheduler clips, and its betas are not those of DDIM")
     planned = type(scheduler).from_config(scheduler.config)
+    default = {"num_inference_steps": scheduler.num_inference_steps or DEFAULT_STEPS}
     try:
-        planned.set_timesteps(**settings)
+        planned.set_timesteps(**(settings or default))
         timesteps = schedule.checked_timesteps(planned.timesteps)
     except ValueError as error:
-        raise RequestError(next(iter(settings)), f"cannot be had: {error}") from None
+        raise RequestError(next(iter(settings), "scheduler"), f"cannot be had: {error}") from None
     return _ClippedDDPM(schedule, timesteps)
 
 
 def _takes(method: Any, name: str) -> bool:
     return name in inspect.signature(method).parameters
 
-
-def _tables(scheduler: Any, settings: dict[str, Any], step_kwargs: dict[str, Any]) -> SamplerTables:
-    """The tables, found once for equal requests: a task is built anew for every cell of a run."""
-    key = json.dumps([type(scheduler).__name__, dict(scheduler.config), settings, step_kwargs], default=_plainly)
-    if key not in _found:
-        while len(_found) >= _KEPT:
-            _found.pop(next(iter(_found)))
-        _found[key] = sampler_tables(scheduler, **settings, step_kwargs=step_kwargs)
-    return _found[key]
-
-
-def _plainly(value: Any) -> Any:
-    return value.tolist() if hasattr(value, "tolist") else repr(value)  # arrays in full, which repr is not
-
-
-_found: dict[str, SamplerTables] = {}
-_KEPT = 8

@@ -77,7 +77,7 @@ def rounds(steps: int, batch: int) -> None:
         print(f"| {name} | " + " | ".join("-" if each is None else str(each) for each in reached) + " |")
     chain = problem.chain
     assert isinstance(chain, DDIMChain)
-    phantom = 2 * (trajectory[:, -1] - target) / chain.steps.signal[0].sqrt().float()
+    phantom = 2 * (trajectory[:, -1] - target) / chain.levels.signal[0].float()
     cosine = torch.nn.functional.cosine_similarity(phantom.flatten(1), exact.flatten(1))
     size = phantom.flatten(1).norm(dim=1) / exact.flatten(1).norm(dim=1)
     error = (0.1 * phantom - exact).flatten(1).norm(dim=1) / exact.flatten(1).norm(dim=1)

@@ -1,7 +1,7 @@
-"""Diffusion sampling as a joint fixed point: noise schedules, denoisers, the DDIM chain, inversion and a sampling task.
+"""Diffusion sampling as a joint fixed point: noise schedules, denoisers, samplers, inversion and a sampling task.
 
-``ddim_problem`` makes the problem that ``fixedpoint.solve`` solves; ``solution.z[:, -1]`` are the samples. ``invert``
-finds the noise that leads to given images. Submodules are imported on first use, so that listing plugins stays fast.
+``sampling_problem``, for any scheduler, and ``ddim_problem`` make the problem that ``fixedpoint.solve`` solves;
+``solution.z[:, -1]`` are the samples. ``invert`` finds the noise that leads to given images. Submodules are imported on first use, so that listing plugins stays fast.
 """
 
 from __future__ import annotations
@@ -39,12 +39,15 @@ if TYPE_CHECKING:
     from fixedpoint_diffusion.models.choices import ShapesModel as ShapesModel
     from fixedpoint_diffusion.models.folder import FolderError as FolderError
     from fixedpoint_diffusion.models.folder import ModelFolder as ModelFolder
+    from fixedpoint_diffusion.samplers.chains import MultistepChain as MultistepChain
+    from fixedpoint_diffusion.samplers.chains import SamplerChain as SamplerChain
     from fixedpoint_diffusion.samplers.ddim import DDIMChain as DDIMChain
     from fixedpoint_diffusion.samplers.levels import NoiseLevels as NoiseLevels
     from fixedpoint_diffusion.samplers.noise import draw_noise as draw_noise
     from fixedpoint_diffusion.samplers.noise import row_seeds as row_seeds
     from fixedpoint_diffusion.samplers.probe import sampler_tables as sampler_tables
     from fixedpoint_diffusion.samplers.problem import ddim_problem as ddim_problem
+    from fixedpoint_diffusion.samplers.problem import sampling_problem as sampling_problem
     from fixedpoint_diffusion.samplers.recurrence import AffineRows as AffineRows
     from fixedpoint_diffusion.samplers.recurrence import LocalForm as LocalForm
     from fixedpoint_diffusion.samplers.recurrence import SamplerTables as SamplerTables
@@ -55,6 +58,10 @@ __getattr__, __dir__, __all__ = exported(
     __name__,
     {
         "fixedpoint_diffusion.denoisers.convert": ("as_denoiser",),
+        "fixedpoint_diffusion.samplers.chains": (
+            "MultistepChain",
+            "SamplerChain",
+        ),
         "fixedpoint_diffusion.samplers.ddim": ("DDIMChain",),
         "fixedpoint_diffusion.denoisers.denoiser": ("Denoiser",),
         "fixedpoint_diffusion.fashion_mnist": ("DENOISER",),
@@ -98,7 +105,10 @@ __getattr__, __dir__, __all__ = exported(
         ),
         "fixedpoint_diffusion.samplers.levels": ("NoiseLevels",),
         "fixedpoint_diffusion.samplers.probe": ("sampler_tables",),
-        "fixedpoint_diffusion.samplers.problem": ("ddim_problem",),
+        "fixedpoint_diffusion.samplers.problem": (
+            "ddim_problem",
+            "sampling_problem",
+        ),
         "fixedpoint_diffusion.samplers.recurrence": (
             "AffineRows",
             "LocalForm",

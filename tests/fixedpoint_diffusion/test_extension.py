@@ -56,7 +56,7 @@ def test_a_jump_from_any_state_is_that_of_the_coarse_chain(case: Case, seed: int
     step = int((kept <= index).sum())
     row = problem.rows
     value = chain.step(x, torch.full_like(row, index), row)
-    assume(float(chain.steps.decay[index]) != 1.0 or target == index + 1)  # equal noise levels say nothing
+    assume(float(chain.steps.gain[index]) != 0.0 or target == index + 1)  # equal noise levels say nothing
     found = chain.extend(x, value, torch.full_like(row, index), torch.full_like(row, target), row)
     wanted = coarse.step(x, torch.full_like(row, step), row)
     torch.testing.assert_close(found, wanted, rtol=1e-7, atol=1e-7)
@@ -153,7 +153,7 @@ def test_a_step_between_equal_levels_says_nothing(eta: float) -> None:
     row, two = torch.arange(2), torch.full((2,), 2)
     assert torch.allclose(states[:, 3], states[:, 2], rtol=1e-14)  # from timestep 2 to 1, without noise
     late = chain.extend(states[:, 2], states[:, 3], two, two + 2, row)
-    arrived = 0.0 if noise is None else chain.steps.sigma[3] * noise[:, 3]
+    arrived = 0.0 if chain.added is None else chain.added.at(two + 1, row, x)
     torch.testing.assert_close(late, states[:, 3] + arrived, rtol=1e-12, atol=1e-12)
     early = chain.extend(x, states[:, 1], two * 0, two + 3, row)
     torch.testing.assert_close(early, chain.jumps(x, row)[:, 4], rtol=1e-9, atol=1e-9)

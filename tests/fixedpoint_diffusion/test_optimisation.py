@@ -101,7 +101,7 @@ def test_the_joint_map_is_the_papers() -> None:
     s = (1 / levels - 1).sqrt()
     total, inputs = torch.zeros_like(x_T), torch.cat([x_T.unsqueeze(1), states], dim=1)
     for k in range(N):
-        time = chain.steps.timestep[k].expand(B)
+        time = chain.timesteps[k].expand(B)
         total = total + (s[k + 1] - s[k]) * chain.denoiser.predict(inputs[:, k], time, torch.arange(B))
         expected = (levels[k + 1] / levels[0]).sqrt() * x_T + levels[k + 1].sqrt() * total
         torch.testing.assert_close(found[:, k], expected, rtol=1e-9, atol=1e-9)

@@ -85,7 +85,7 @@ def test_given_timesteps_of_equal_distance_are_the_schedulers_own(count: int) ->
 def test_every_list_of_integers_is_one(kind: Any) -> None:
     chain = DDIMChain(lambda x, _: x, PLAIN, timesteps=kind([900, 20, 3]))
     assert chain.route.timesteps == (900, 20, 3)
-    assert chain.steps.timestep.tolist() == [900, 20, 3]
+    assert chain.timesteps.tolist() == [900, 20, 3]
 
 
 @pytest.mark.parametrize(("count", "left"), [(1, 1), (2, 2), (25, 25), (50, 49), (100, 96), (1000, 688)])

@@ -6,7 +6,6 @@ of the optimisers, the tensors from which the next solves start, and the records
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import hashlib
 import time
@@ -263,9 +262,7 @@ class Optimisation:
             dtype=images.dtype,
             device=images.device,
         )[1]
-        chain = copy.copy(self.chain)
-        chain.noise, chain._extensions = noise, {}  # extensions contain the noise; the tables of coefficients do not
-        return chain
+        return self.chain.with_noise(noise)
 
 
 def _setting(options: Settings, chain: DDIMChain, images: Tensor, start: Tensor) -> dict[str, str]:

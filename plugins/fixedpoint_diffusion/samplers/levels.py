@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
-__all__ = ["NoiseLevels", "noise_levels"]
+__all__ = ["NoiseLevels", "levels_of", "noise_levels"]
 
 # Coefficients in float32 are off by up to 2e-4 where they are small differences (PNDM, and no signal at the start);
 # levels of another kind are off by more than 0.05.
@@ -35,6 +35,24 @@ class NoiseLevels:
     noise: Float[Tensor, " K"]
     clean_input: Float[Tensor, " K"]
     clean_output: Float[Tensor, " K"]
+
+    def clean_slopes(self, variance: float) -> Float[Tensor, " K"]:
+        """The slope of the clean image in the input, for data from one Gaussian of variance ``v``; float64.
+
+        It is ``alpha v / (alpha^2 v + sigma^2)`` at the levels ``alpha`` and ``sigma`` of signal and noise.
+
+        Raises
+        ------
+        ValueError
+            If ``variance`` is not positive.
+        """
+        if not variance > 0:
+            raise ValueError(f"variance must be positive, got {variance}")
+        return self.signal * variance / (self.signal**2 * variance + self.noise**2)
+
+    def at(self, index: Int[Tensor, " n"]) -> NoiseLevels:
+        """The levels of some of the evaluations."""
+        return NoiseLevels(*(part[index] for part in (self.signal, self.noise, self.clean_input, self.clean_output)))
 
 
 def noise_levels(
@@ -81,16 +99,16 @@ def _suggested(scheduler: Any, timesteps: Tensor, predicted: str) -> Iterator[No
         between = _table(scheduler, "sigmas_interpol", count)
         if between is not None:  # second order with evaluations in between: every other one
             mixed = torch.where(torch.arange(count) % 2 == 0, sigmas, between)
-            yield from _of(1 / (1 + mixed**2).sqrt(), mixed / (1 + mixed**2).sqrt(), predicted)
-        yield from _of(1 / (1 + sigmas**2).sqrt(), sigmas / (1 + sigmas**2).sqrt(), predicted)
-        yield from _of(1 - sigmas, sigmas, predicted)
+            yield from levels_of(1 / (1 + mixed**2).sqrt(), mixed / (1 + mixed**2).sqrt(), predicted)
+        yield from levels_of(1 / (1 + sigmas**2).sqrt(), sigmas / (1 + sigmas**2).sqrt(), predicted)
+        yield from levels_of(1 - sigmas, sigmas, predicted)
         data = getattr(scheduler.config, "sigma_data", None)
         if data is not None:
             yield _preconditioned(sigmas, float(data), predicted)
     shares = getattr(scheduler, "alphas_cumprod", None)
     if isinstance(shares, Tensor) and bool((timesteps >= 0).all() & (timesteps < len(shares)).all()):
         share = shares.double()[timesteps.long()]
-        yield from _of(share.sqrt(), (1 - share).sqrt(), predicted)
+        yield from levels_of(share.sqrt(), (1 - share).sqrt(), predicted)
 
 
 def _table(scheduler: Any, name: str, count: int) -> Tensor | None:
@@ -100,7 +118,8 @@ def _table(scheduler: Any, name: str, count: int) -> Tensor | None:
     return table.double()[:count]
 
 
-def _of(signal: Tensor, noise: Tensor, predicted: str) -> Iterator[NoiseLevels]:
+def levels_of(signal: Float[Tensor, " K"], noise: Float[Tensor, " K"], predicted: str) -> Iterator[NoiseLevels]:
+    """The levels with what outputs of a known kind imply; nothing for other kinds."""
     one, zero = torch.ones_like(signal), torch.zeros_like(signal)
     known = {
         "epsilon": (1 / signal, -noise / signal),

@@ -1,18 +1,20 @@
-"""Random noise for chains, drawn row by row from separate generators on the CPU.
+"""Random noise for chains: drawn row by row from separate generators on the CPU, and added by the steps.
 
 The noise of a row depends neither on the other rows of the batch nor on the device.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
-__all__ = ["draw_noise", "row_seeds"]
+__all__ = ["AddedNoise", "draw_noise", "row_seeds"]
 
 
 def row_seeds(seed: int, rows: int) -> list[int]:
@@ -56,3 +58,48 @@ def draw_noise(
         rows.append(torch.randn(steps + 1, *shape, generator=generator, dtype=drawn))
     stacked = torch.stack(rows).to(dtype).to(device)
     return stacked[:, 0].clone(), stacked[:, 1:].clone() if steps else None
+
+
+@dataclass(frozen=True, eq=False)
+class AddedNoise:
+    """The noise that each of ``N`` steps adds: a combination of few of ``M`` draws.
+
+    Attributes
+    ----------
+    noise
+        The draws, shape ``(B, M, *event)``.
+    draws, scales
+        Numbers and coefficients of the draws of each step, shape ``(N, w)``, int64 and float64. Steps with fewer than
+        ``w`` draws are filled up with coefficients of zero.
+    """
+
+    noise: Float[Tensor, "B M *event"]
+    draws: Int[Tensor, "N w"]
+    scales: Float[Tensor, "N w"]
+    _placed: dict[tuple[torch.device, torch.dtype], tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def of(cls, noise: Float[Tensor, "B M *event"], weights: Float[Tensor, "N M"]) -> AddedNoise:
+        """The noise of steps that combine the draws, of which there is at least one, with given weights."""
+        used = weights != 0
+        width = max(int(used.sum(1).max()), 1)
+        draws = used.long().argsort(dim=1, descending=True, stable=True)[:, :width]
+        return cls(noise, draws, weights.gather(1, draws))
+
+    def at(self, index: Int[Tensor, " P"], row: Int[Tensor, " P"], like: Float[Tensor, "P *event"]) -> Tensor:
+        """The noise of given steps and rows, with the shape, dtype and device of ``like``."""
+        key = (like.device, like.dtype)
+        if key not in self._placed:
+            self._placed[key] = self.draws.to(like.device), self.scales.to(like)
+        draws, scales = (table[index].unbind(1) for table in self._placed[key])
+        along = (-1, *[1] * (like.ndim - 1))
+        parts = (scale.view(along) * self.noise[row, draw].to(like) for draw, scale in zip(draws, scales, strict=True))
+        return functools.reduce(torch.add, parts)
+
+    def every(self, row: Int[Tensor, " B"], like: Tensor) -> list[Float[Tensor, "B *event"]]:
+        """The noise of every step, for given rows, in the dtype and on the device of ``like``."""
+        noise = self.noise[row].to(like)
+        steps = zip(self.draws.tolist(), self.scales.tolist(), strict=True)
+        return [
+            functools.reduce(torch.add, (scale * noise[:, k] for k, scale in zip(*step, strict=True))) for step in steps
+        ]

@@ -22,7 +22,7 @@ from torch import Tensor
 from fixedpoint_diffusion.samplers.draws import Draws, NotAffineError
 from fixedpoint_diffusion.samplers.levels import noise_levels
 from fixedpoint_diffusion.samplers.recurrence import AffineRows, SamplerTables
-from fixedpoint_diffusion.samplers.refusals import check_is_scheduler, check_settings, check_step
+from fixedpoint_diffusion.samplers.refusals import check_is_scheduler, check_settings, check_step, check_timesteps
 from fixedpoint_diffusion.schedules.timesteps import DEFAULT_STEPS
 
 __all__ = ["sampler_tables"]
@@ -82,6 +82,7 @@ def sampler_tables(
     check_step(scheduler, step_kwargs or {})
     asked = {"num_inference_steps": num_inference_steps, "timesteps": timesteps, "sigmas": sigmas}
     settings = {name: value for name, value in asked.items() if value is not None}
+    check_timesteps(scheduler, {**settings, **set_timesteps_kwargs})
     recipe = _Recipe(scheduler, {**settings, **set_timesteps_kwargs}, dict(step_kwargs or {}))
     if not settings:
         recipe = _as_it_was_set(recipe)

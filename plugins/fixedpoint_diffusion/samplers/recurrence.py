@@ -112,6 +112,17 @@ class SamplerTables(AffineRows):
         return tuple(self.draws.count(j) for j in range(self.evaluations))
 
     @cached_property
+    def state_factors(self) -> Float[Tensor, " K"] | None:
+        """The numbers by which the inputs ``u_1 .. u_K`` have to be multiplied to give the scheduler's own states.
+
+        ``scale_model_input`` divides by them. None where it does anything else.
+        """
+        own, seen = self.states.joined, self.joined[1:]
+        factors = (own * seen).sum(1) / seen.square().sum(1)
+        off = (own - factors.unsqueeze(1) * seen).abs().amax(1)
+        return factors if bool((off <= CLOSES * own.abs().amax(1)).all()) else None
+
+    @cached_property
     def local(self) -> LocalForm | None:
         """The local form with the shortest history, from 1 to 4 pairs; None where none of them holds."""
         return next((form for q in range(1, LONGEST + 1) if (form := local_form(self, q)) is not None), None)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fixedpoint_diffusion.recognition import is_pipeline
 
-__all__ = ["check_is_scheduler", "check_settings", "check_step"]
+__all__ = ["check_is_scheduler", "check_settings", "check_step", "check_timesteps"]
 
 # Settings with which the clean image that a scheduler predicts is changed in a way that is not affine.
 _CLIPPING = ("clip_sample", "clip_denoised", "thresholding")
@@ -61,3 +61,14 @@ def check_step(scheduler: Any, step_kwargs: Mapping[str, Any]) -> None:
                 f"step_kwargs may contain numbers and the like, got {key}, a {type(value).__name__}; noise is given to "
                 "the run of the tables"
             )
+
+
+def check_timesteps(scheduler: Any, settings: Mapping[str, Any]) -> None:
+    """Refuses arguments that the scheduler's ``set_timesteps`` does not take."""
+    taken = inspect.signature(scheduler.set_timesteps).parameters
+    if any(each.kind is inspect.Parameter.VAR_KEYWORD for each in taken.values()):
+        return
+    for key in settings:
+        if key not in taken:
+            names = ", ".join(each for each in taken if each != "device")
+            raise ValueError(f"{type(scheduler).__name__}.set_timesteps takes no {key}; it takes {names}")

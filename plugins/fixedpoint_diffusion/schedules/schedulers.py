@@ -88,6 +88,11 @@ _OTHER_LEVELS = {"use_flow_sigmas": (None, False), "timestep_type": (None, "disc
 _STEPPING = ("step", "scale_model_input", "_get_variance", "_threshold_sample")
 
 
+def is_ddim(given: Any) -> bool:
+    """Whether an object is a ``diffusers.DDIMScheduler`` itself, or a schedule of one."""
+    return isinstance(given, DDIMSchedule) or (type(given).__name__ == _DDIM and is_of_diffusers(type(given)))
+
+
 def schedule_of(given: Any) -> DDIMSchedule:
     """The schedule of a chain, from a schedule or a scheduler.
 
@@ -108,7 +113,7 @@ def schedule_of(given: Any) -> DDIMSchedule:
     if isinstance(given, DDIMSchedule):
         return given
     config = getattr(given, "config", None)
-    if not (type(given).__name__ == _DDIM and is_of_diffusers(type(given)) and isinstance(config, Mapping)):
+    if not (is_ddim(given) and isinstance(config, Mapping)):
         raise TypeError(f"the schedule requires a diffusers {_DDIM}, got {_refusal(given)}")
     # The scheduler itself reads the attributes of its configuration, which ``scheduler.config.clip_sample = False``
     # changes, and not the entries, which that assignment leaves as they were.

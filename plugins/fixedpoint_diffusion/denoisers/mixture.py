@@ -16,7 +16,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from fixedpoint.core.reduce import row_dots
@@ -79,11 +79,11 @@ class GaussianMixture(Denoiser):
         return tuple(self.means.shape[1:])
 
     def predict(
-        self, x: Float[Tensor, "P *event"], timestep: Int[Tensor, " P"], row: Int[Tensor, " P"]
+        self, x: Float[Tensor, "P *event"], timestep: Shaped[Tensor, " P"], row: Int[Tensor, " P"]
     ) -> Float[Tensor, "P *event"]:
         kind: PredictionType = self.schedule.prediction_type
         tables = self._on(x.device)
-        signal, variances = tables.signal[timestep].unsqueeze(1), tables.variances
+        signal, variances = _at(tables.signal, timestep).unsqueeze(1), tables.variances
         states, means = x.flatten(1), tables.means.to(x.dtype)
         spread = signal * variances + (1 - signal)
         share = self._posterior(states, signal, spread, means) / spread
@@ -125,6 +125,21 @@ class GaussianMixture(Denoiser):
         # Subtracting the largest logit avoids overflow of the exponential.
         shifted = (logits - logits.amax(1, keepdim=True)).exp()
         return shifted / shifted.sum(1, keepdim=True)
+
+
+def _at(signal: Float[Tensor, " T"], timestep: Shaped[Tensor, " P"]) -> Float[Tensor, " P"]:
+    """``ab`` at the timesteps; between two of the training, the ratio of noise to signal is interpolated in its
+    logarithm, as the schedulers of diffusers do that place timesteps there.
+    """
+    if not timestep.is_floating_point():
+        return signal[timestep]
+    below = timestep.double().floor().clamp(0, len(signal) - 1)
+    share = (timestep.double() - below).clamp(min=0.0)
+    first = below.long()
+    ratio = ((1 - signal) / signal).log()
+    between = ratio[first] + share * (ratio[(first + 1).clamp(max=len(signal) - 1)] - ratio[first])
+    # Without a fraction the value of the table itself, which may be 0.
+    return torch.where(share == 0, signal[first], torch.sigmoid(-between))
 
 
 def _combination(weights: Float[Tensor, "P K"], means: Float[Tensor, "K d"]) -> Float[Tensor, "P d"]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -82,7 +83,7 @@ def invert(
     Returns
     -------
     Inversion
-        ``latents`` and ``reconstruction``; for every image the residuals of all steps, the misfit of the clean end, the
+        ``latents``, which are unit noise, and ``reconstruction``; for every image the residuals of all steps, the misfit of the clean end, the
         round trip and a status.
 
     Raises
@@ -109,9 +110,15 @@ def invert(
     why = chain.no_inverse() if isinstance(chain, HasNoInverse) else None
     if why is not None:
         raise ValueError(f"{why}; with clipping='ignore' the chain without it is inverted")
-    return invert_chain(
+    inversion = invert_chain(
         chain, images, method=method, max_batch=problem.max_batch, tolerance=tolerance, on_round=on_round
     )
+    scale = float(sampler.tables.starts[0]) if isinstance(sampler, TabledSampler) else 1.0
+    if scale == 1.0:
+        return inversion
+    # The chain starts at the first input of the network, and a sampling problem at unit noise.
+    states = inversion.states
+    return replace(inversion, states=torch.cat([states[:, :1] / scale, states[:, 1:]], dim=1))
 
 
 def slerp(

@@ -19,9 +19,9 @@ from fixedpoint.chains.problem import ChainProblem
 from fixedpoint_diffusion.denoisers.denoiser import Denoiser
 from fixedpoint_diffusion.samplers.ddim import DDIMChain
 from fixedpoint_diffusion.samplers.probe import sampler_tables
-from fixedpoint_diffusion.samplers.problem import ddim_problem
+from fixedpoint_diffusion.samplers.problem import ddim_problem, problem_of_tables
 from fixedpoint_diffusion.samplers.recurrence import SamplerTables
-from fixedpoint_diffusion.schedules.schedulers import DDIMSchedule, levels_of_config, schedule_of
+from fixedpoint_diffusion.schedules.schedulers import DDIMSchedule, is_ddim, levels_of_config, schedule_of
 from fixedpoint_diffusion.schedules.timesteps import DEFAULT_STEPS, Route, quadratic_timesteps, route_of
 
 __all__ = ["DDIM_PROVIDES", "RequestError", "RequestedSampler", "TabledSampler", "requested", "without_clipping"]
@@ -155,20 +155,21 @@ class TabledSampler(RequestedSampler):
     ----------
     scheduler
         The scheduler.
-    settings, step_kwargs
-        Arguments of its ``set_timesteps`` and of its ``step``.
+    settings
+        Arguments of its ``set_timesteps``.
     tables
         Its recurrence.
     """
 
     scheduler: Any
     settings: dict[str, Any]
-    step_kwargs: dict[str, Any]
     tables: SamplerTables
 
     @property
     def provides(self) -> frozenset[str]:
-        return frozenset({"chain"})
+        memoryless = frozenset({"coarse", "extension"}) if self.tables.history == 1 else frozenset()
+        known = frozenset({"gaussian-slopes"}) if self.tables.levels is not None else frozenset()
+        return frozenset({"chain", "jumps"}) | memoryless | known
 
     @property
     def draws(self) -> int:
@@ -179,15 +180,7 @@ class TabledSampler(RequestedSampler):
         return levels_of_config(self.scheduler.config)
 
     def problem(self, denoiser: Denoiser, x_T: Tensor, noise: Tensor | None, max_batch: int | None) -> ChainProblem:
-        return sampling_problem(
-            denoiser,
-            self.scheduler,
-            x_T,
-            noise=noise,
-            step_kwargs=self.step_kwargs,
-            max_batch=max_batch,
-            **self.settings,
-        )
+        return problem_of_tables(denoiser, self.tables, x_T, noise, max_batch)
 
 
 def requested(
@@ -219,7 +212,7 @@ def requested(
         If an option is not one of the scheduler, if the scheduler refuses it, or if it is no sampler that can be solved
         for as a whole; the message says which option.
     """
-    if isinstance(scheduler, DDIMSchedule) or type(scheduler).__name__ == "DDIMScheduler":
+    if is_ddim(scheduler):
         return _ddim(scheduler, num_inference_steps, timesteps, sigmas, eta)
     if not (isinstance(getattr(scheduler, "config", None), Mapping) and hasattr(scheduler, "set_timesteps")):
         schedule_of(scheduler)  # raises, with what to pass
@@ -236,12 +229,12 @@ def requested(
         tables = sampler_tables(scheduler, **settings, step_kwargs=step_kwargs)
     except (TypeError, ValueError) as error:
         raise RequestError("scheduler", f"cannot be used: {error}") from None
-    return TabledSampler(scheduler, settings, step_kwargs, tables)
+    return TabledSampler(scheduler, settings, tables)
 
 
 def without_clipping(scheduler: DDIMSchedule | Any) -> DDIMSchedule | Any:
     """A schedule or scheduler as given, except that it neither clips nor thresholds the clean image."""
-    if isinstance(scheduler, DDIMSchedule) or type(scheduler).__name__ == "DDIMScheduler":
+    if is_ddim(scheduler):
         schedule = schedule_of(scheduler)
         return replace(schedule, clip_sample=False, thresholding=False) if schedule.clips else schedule
     if not isinstance(getattr(scheduler, "config", None), Mapping):

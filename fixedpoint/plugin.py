@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from fixedpoint.core.problem import HasDerivatives as HasDerivatives
     from fixedpoint.core.problem import HasExactResidual as HasExactResidual
     from fixedpoint.core.problem import HasMeasure as HasMeasure
+    from fixedpoint.core.problem import HasSamples as HasSamples
     from fixedpoint.core.problem import HasPairs as HasPairs
     from fixedpoint.core.problem import HasProduct as HasProduct
     from fixedpoint.core.problem import HasTake as HasTake
@@ -93,6 +94,7 @@ __getattr__, __dir__, __all__ = exported(
             "HasDerivatives",
             "HasExactResidual",
             "HasMeasure",
+            "HasSamples",
             "HasPairs",
             "HasProduct",
             "HasTake",

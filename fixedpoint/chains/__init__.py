@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from fixedpoint.chains.capabilities import HasJacobians as HasJacobians
     from fixedpoint.chains.capabilities import HasNoInverse as HasNoInverse
     from fixedpoint.chains.capabilities import HasReferenceSlopes as HasReferenceSlopes
+    from fixedpoint.chains.capabilities import HasSampleFactors as HasSampleFactors
     from fixedpoint.chains.capabilities import HasSlopes as HasSlopes
     from fixedpoint.chains.capabilities import step_jacobians as step_jacobians
     from fixedpoint.chains.capabilities import step_slopes as step_slopes
@@ -74,6 +75,7 @@ __getattr__, __dir__, __all__ = exported(
             "HasJacobians",
             "HasNoInverse",
             "HasReferenceSlopes",
+            "HasSampleFactors",
             "HasSlopes",
             "step_jacobians",
             "step_slopes",

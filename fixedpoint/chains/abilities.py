@@ -4,21 +4,29 @@ from __future__ import annotations
 
 import functools
 from abc import ABC
+from collections.abc import Callable
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from fixedpoint.chains.capabilities import HasCoefficients, HasGaussianSlopes, HasJacobians, HasSlopes, undeclared
+from fixedpoint.chains.capabilities import (
+    HasCoefficients,
+    HasGaussianSlopes,
+    HasJacobians,
+    HasSampleFactors,
+    HasSlopes,
+    undeclared,
+)
 from fixedpoint.chains.chain import AffineChain, Chain
 from fixedpoint.chains.coarse import HasCoarse, HasExtension, HasJumps
 from fixedpoint.core.memory import Receiver
-from fixedpoint.core.problem import AbilityError
+from fixedpoint.core.problem import AbilityError, HasSamples
 
 __all__ = ["OptionalAbilities"]
 
 
-class OptionalAbilities:
+class OptionalAbilities(HasSamples):
     """The abilities of a chain, for the rows of a joint problem. Each raises an ``AbilityError`` where it is missing.
 
     Attributes
@@ -146,8 +154,20 @@ class OptionalAbilities:
             )
         return self.chain.gaussian_slopes(variance)
 
+    def sample_map(self) -> Callable[[Float[Tensor, "B D"]], Float[Tensor, "B N *event"]] | None:
+        """Return the function that scales states to those of the sampler; see :class:`HasSampleFactors`."""
+        factors = self.chain.sample_factors() if isinstance(self.chain, HasSampleFactors) else None
+        return None if factors is None else functools.partial(_scaled, factors, self.x0.shape[1:])
+
     def lacks(self, ability: type[ABC], otherwise: str) -> AbilityError:
         """Return the error that says which ability the chain lacks, and why."""
         known = ", ".join(sorted(ability.__abstractmethods__))
         kind, lacks = type(self.chain).__name__, undeclared(self.chain, ability, "")
         return AbilityError(f"{kind} {otherwise}" if not lacks else f"{kind}, asked for {known}, {lacks}")
+
+
+def _scaled(factors: Float[Tensor, " N"], event: torch.Size, z: Float[Tensor, "B D"]) -> Float[Tensor, "B n *event"]:
+    """Return states times their factors; those of the last state where the problem keeps it alone."""
+    states = z.unflatten(1, (-1, *event))
+    own = factors[-states.shape[1] :].to(states)
+    return states * own.view(1, -1, *[1] * len(event))

@@ -16,6 +16,7 @@ __all__ = [
     "HasJacobians",
     "HasNoInverse",
     "HasReferenceSlopes",
+    "HasSampleFactors",
     "HasSlopes",
     "step_jacobians",
     "step_slopes",
@@ -64,6 +65,17 @@ class HasReferenceSlopes(ABC):
         The error of a trajectory is measured with them, and the preconditioner ``identity`` uses them. Without this
         ability they are 1.
         """
+
+
+class HasSampleFactors(ABC):
+    """A chain whose states are those of a sampler, each divided by a number.
+
+    ``solution.samples`` are then the sampler's own states.
+    """
+
+    @abstractmethod
+    def sample_factors(self) -> Float[Tensor, " N"] | None:
+        """Return the numbers, shape ``(N,)``, float64, on the CPU; None if they are not known."""
 
 
 class HasNoInverse(ABC):

@@ -19,7 +19,7 @@ from fixedpoint.core.counts import Decision
 from fixedpoint.core.evaluator import Evaluated, Evaluator
 from fixedpoint.core.inverse_jacobian import InverseEstimate
 from fixedpoint.core.point import Point
-from fixedpoint.core.problem import HasTake
+from fixedpoint.core.problem import HasSamples, HasTake
 from fixedpoint.core.progress import Progress
 from fixedpoint.core.shift import Shift
 from fixedpoint.core.solution import Solution, Trace
@@ -283,6 +283,7 @@ def solution_at(
         solver=solver,
         layout=f.layout,
         extras=extras or {},
+        sample_map=f.problem.sample_map() if isinstance(f.problem, HasSamples) else None,
     )
 
 

@@ -32,6 +32,7 @@ __all__ = [
     "HasMeasure",
     "HasPairs",
     "HasProduct",
+    "HasSamples",
     "HasTake",
     "Measure",
     "Problem",
@@ -144,6 +145,17 @@ class HasProduct(ABC):
     @abstractmethod
     def product(self, z: Float[Tensor, "B D"], v: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
         """Return ``J v``, shape ``(B, D)``, with the Jacobian ``J`` of ``f`` at ``z``."""
+
+
+class HasSamples(ABC):
+    """A problem whose states stand for those of a sampler, which ``solution.samples`` returns."""
+
+    @abstractmethod
+    def sample_map(self) -> Callable[[Float[Tensor, "B D"]], Any] | None:
+        """Return the function that makes the sampler's own states of a state; None if there are none.
+
+        Solutions keep the function, so it should not hold the problem.
+        """
 
 
 class HasCost(ABC):

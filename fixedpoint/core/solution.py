@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -101,6 +101,8 @@ class Solution:
         Messages for single rows that did not converge, by row index; they replace the sentence of the status.
     aux
         The second item that the function returned at this point, where the problem was solved with ``has_aux``.
+    sample_map
+        The function that makes :attr:`samples` of the state; None where the problem has no samples.
     """
 
     state: Float[Tensor, "B D"]
@@ -116,6 +118,7 @@ class Solution:
     extras: dict[str, Any] = field(default_factory=dict)
     notes: Mapping[int, str] = field(default_factory=dict)
     aux: Any = None
+    sample_map: Callable[[Float[Tensor, "B D"]], Any] | None = None
 
     @property
     def z(self) -> Any:
@@ -126,6 +129,22 @@ class Solution:
     def fz(self) -> Any:
         """``f`` at that point, in the structure of the start."""
         return self.layout.unpack(self.fstate)
+
+    @property
+    def samples(self) -> Any:
+        """The states of the sampler itself at the point, computed when they are asked for.
+
+        For a scheduler of diffusers, the ``prev_sample`` of each of its ``K`` steps, shape ``(B, K, *event)``. ``z``
+        are the inputs of the network instead, which some schedulers scale.
+
+        Raises
+        ------
+        AttributeError
+            If the problem is not that of a sampler.
+        """
+        if self.sample_map is None:
+            raise AttributeError("the problem of this solution is not that of a sampler, so it has no samples; take z")
+        return self.sample_map(self.state)
 
     @property
     def evaluations(self) -> NDArray[np.int64]:

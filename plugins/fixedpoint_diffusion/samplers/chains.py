@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from fixedpoint.chains.capabilities import HasGaussianSlopes, HasReferenceSlopes
+from fixedpoint.chains.capabilities import HasGaussianSlopes, HasReferenceSlopes, HasSampleFactors
 from fixedpoint.chains.chain import AffineChain
 from fixedpoint.chains.coarse import HasJumps
 from fixedpoint.chains.planning.costs import HasCostKey
@@ -64,8 +64,9 @@ class SamplerChain(MemorylessChain, HasReferenceSlopes):
         gain = form.outputs[:, 0] / clean[1]
         steps = HeldSteps.of(form.inputs[:, 0] - gain * clean[0], gain)
         added = _added(tables, form.noise, noise)
-        super().__init__(as_denoiser(denoiser), tables.timesteps, steps, clean, tables.levels, added)
-        self.state_factors = tables.state_factors
+        super().__init__(
+            as_denoiser(denoiser), tables.timesteps, steps, clean, tables.levels, added, tables.state_factors
+        )
 
     def reference_slopes(self) -> Float[Tensor, " N"]:
         """Those for Gaussian data of variance 1, float64; 1 where the noise levels are not known."""
@@ -78,7 +79,7 @@ class SamplerChain(MemorylessChain, HasReferenceSlopes):
         return "its steps keep nothing of their state but the predicted image; take a sampler such as DDIM"
 
 
-class MultistepChain(AffineChain, HasJumps, HasGaussianSlopes, HasCostKey):
+class MultistepChain(AffineChain, HasJumps, HasGaussianSlopes, HasSampleFactors, HasCostKey):
     """A sampler with memory as predictions joined by its recurrence.
 
     The states are the inputs of the network, and then the sample. The recurrence is the local form of the sampler; where
@@ -108,13 +109,17 @@ class MultistepChain(AffineChain, HasJumps, HasGaussianSlopes, HasCostKey):
             weights = tables.noise[1:]
         else:
             self.recurrence, weights = Affine(form.inputs, form.outputs), form.noise
-        self.levels, self.clean, self.state_factors = tables.levels, _clean(tables), tables.state_factors
+        self.levels, self.clean = tables.levels, _clean(tables)
         self.added = _added(tables, weights, noise)
         self._timesteps: dict[torch.device, Tensor] = {}
 
     def cost_key(self) -> tuple[object, Hashable]:
         """The key of the denoiser: chains of the same network take the same time per prediction."""
         return self.denoiser.cost_key()
+
+    def sample_factors(self) -> Float[Tensor, " K"] | None:
+        """The numbers by which the states have to be multiplied to give the scheduler's own, float64."""
+        return self.tables.state_factors
 
     def predict(
         self, x: Float[Tensor, "P *event"], index: Int[Tensor, " P"], row: Int[Tensor, " P"]

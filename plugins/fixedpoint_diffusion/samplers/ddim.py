@@ -104,9 +104,8 @@ class DDIMChain(MemorylessChain, HasCoefficients):
         steps = HeldSteps.of(keep, after.sqrt() - keep * levels.signal)
         # Noise without eta is allowed and has no effect.
         added = None if noise is None or eta == 0 else AddedNoise.of(noise, sigma.diag())
-        super().__init__(
-            model, self.route.tensor(), steps, (levels.clean_input, levels.clean_output), levels, added
-        )
+        clean, ones = (levels.clean_input, levels.clean_output), torch.ones_like(keep)
+        super().__init__(model, self.route.tensor(), steps, clean, levels, added, ones)
 
     def coefficients(self) -> Float[Tensor, " N"]:
         """``sqrt(ab' / ab)``: the coefficient of ``x`` in the epsilon form of each step, float64."""

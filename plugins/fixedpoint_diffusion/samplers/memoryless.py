@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
-from fixedpoint.chains.capabilities import HasGaussianSlopes, HasNoInverse
+from fixedpoint.chains.capabilities import HasGaussianSlopes, HasNoInverse, HasSampleFactors
 from fixedpoint.chains.chain import Chain
 from fixedpoint.chains.coarse import HasCoarse, HasExtension, HasJumps, check_kept
 from fixedpoint.chains.planning.costs import HasCostKey
@@ -23,7 +23,9 @@ from fixedpoint_diffusion.samplers.noise import AddedNoise
 __all__ = ["MemorylessChain", "predicted"]
 
 
-class MemorylessChain(Chain, HasCoarse, HasJumps, HasExtension, HasGaussianSlopes, HasNoInverse, HasCostKey):
+class MemorylessChain(
+    Chain, HasCoarse, HasJumps, HasExtension, HasGaussianSlopes, HasNoInverse, HasSampleFactors, HasCostKey
+):
     """A chain of steps ``u_{j+1} = a_j u_j + b_j m_j + noise_j`` with the raw outputs ``m_j`` of a network.
 
     What an output implies, ``D_j = clean_input_j u_j + clean_output_j m_j``, is held over the steps of a jump: see
@@ -44,11 +46,9 @@ class MemorylessChain(Chain, HasCoarse, HasJumps, HasExtension, HasGaussianSlope
     added
         The noise that the steps add; None: none.
 
-    Attributes
-    ----------
-    state_factors
-        By what each state has to be multiplied to give the scheduler's own, shape ``(N,)``, float64; None if it is no
-        number.
+    factors
+        The numbers by which the states have to be multiplied to give the scheduler's own, shape ``(N,)``, float64; None
+        if they are not known.
     """
 
     def __init__(
@@ -59,10 +59,10 @@ class MemorylessChain(Chain, HasCoarse, HasJumps, HasExtension, HasGaussianSlope
         clean: tuple[Float[Tensor, " N"], Float[Tensor, " N"]],
         levels: NoiseLevels | None,
         added: AddedNoise | None,
+        factors: Float[Tensor, " N"] | None,
     ) -> None:
         self.denoiser, self.timesteps, self.length = denoiser, timesteps, len(timesteps)
-        self.steps, self.clean, self.levels = steps, clean, levels
-        self.state_factors: Tensor | None = torch.ones(self.length, dtype=torch.float64)
+        self.steps, self.clean, self.levels, self.factors = steps, clean, levels, factors
         self._hold(added)
 
     def _hold(self, added: AddedNoise | None) -> None:
@@ -87,6 +87,10 @@ class MemorylessChain(Chain, HasCoarse, HasJumps, HasExtension, HasGaussianSlope
     def cost_key(self) -> tuple[object, Hashable]:
         """The key of the denoiser: chains of the same network take the same time per step."""
         return self.denoiser.cost_key()
+
+    def sample_factors(self) -> Float[Tensor, " N"] | None:
+        """The numbers by which the states have to be multiplied to give the scheduler's own, float64."""
+        return self.factors
 
     def no_inverse(self) -> str | None:
         """Why the chain has no inverse; None if it has one."""
@@ -129,7 +133,7 @@ class MemorylessChain(Chain, HasCoarse, HasJumps, HasExtension, HasGaussianSlope
         chain.steps = HeldSteps.of(*self.steps.jump(starts, kept))
         chain.clean = (self.clean[0][starts], self.clean[1][starts])
         chain.levels = None if self.levels is None else self.levels.at(starts)
-        chain.state_factors = None if self.state_factors is None else self.state_factors[kept - 1]
+        chain.factors = None if self.factors is None else self.factors[kept - 1]
         added = self.added
         if added is not None:
             every = torch.arange(len(added.noise), device=added.noise.device)

@@ -65,9 +65,7 @@ class Resolver:
         name = spec.get("name")
         if not isinstance(name, str):
             got = f"got {self.document.typed(name_path, name)}" if "name" in spec else "it has none"
-            self.refuse(
-                name_path, f"{_one(kind)} requires a name, {got}; known: {', '.join(registry.names(kind))}"
-            )
+            self.refuse(name_path, f"{_one(kind)} requires a name, {got}; known: {', '.join(registry.names(kind))}")
             return None
         known = registry.names(kind)
         if name not in known:

@@ -18,9 +18,9 @@ from fixedpoint.core.options import OptionError, nearest
 from fixedpoint.registry import CommandError
 from fixedpoint_diffusion.denoisers.network import NetworkDenoiser
 from fixedpoint_diffusion.fashion_mnist import CLASSES
+from fixedpoint_diffusion.inversion.invertible import check_invertible
 from fixedpoint_diffusion.models.choices import DiffusersModel, FashionMNISTModel
 from fixedpoint_diffusion.models.folder import FolderError
-from fixedpoint_diffusion.inversion.invertible import check_invertible
 from fixedpoint_diffusion.samplers.ddim import DDIMChain
 from fixedpoint_diffusion.samplers.request import RequestError, TabledSampler, requested, without_clipping
 from fixedpoint_diffusion.schedules.by_name import SchedulerChoice, SchedulerError, own_scheduler
@@ -177,7 +177,7 @@ def choose(
     own = model.own_scheduler
     if own is None:
         raise CommandError(f"--model {name}: has no scheduler_config.json, so its noise levels are not known")
-    stepping = _stepping(model, own, scheduler, name)
+    stepping = _stepping(own, scheduler, name)
     if stepping is not None:
         return _by_scheduler(name, model, stepping, steps, timesteps, ignore_clipping, scheduler is not None)
     schedule, notes = model.schedule_and_notes()
@@ -200,9 +200,7 @@ def choose(
     return ChosenModel(name, model, schedule, chain.length, None if timesteps is None else chain.route.timesteps, notes)
 
 
-def _stepping(
-    model: FashionMNISTModel | DiffusersModel, own: Mapping[str, Any], scheduler: str | None, name: str
-) -> Any | None:
+def _stepping(own: Mapping[str, Any], scheduler: str | None, name: str) -> Any | None:
     """The scheduler that is inverted, one of the user's or the model's own; None where that is DDIM."""
     try:
         if scheduler is None:

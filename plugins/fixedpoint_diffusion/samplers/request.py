@@ -104,9 +104,7 @@ class _DDIM(RequestedSampler):
     def note(self) -> str:
         return self.route.note and f"timesteps: {self.route.note}"
 
-    def problem(
-        self, denoiser: Denoiser, x_T: Tensor, noise: Tensor | None, max_batch: int | None
-    ) -> ChainProblem:
+    def problem(self, denoiser: Denoiser, x_T: Tensor, noise: Tensor | None, max_batch: int | None) -> ChainProblem:
         return ddim_problem(
             denoiser,
             self.own,
@@ -122,7 +120,8 @@ class _DDIM(RequestedSampler):
 @dataclass(frozen=True)
 class _ClippedDDPM(RequestedSampler):
     """DDPM with the clean image clipped or thresholded: its mean (Ho, Jain & Abbeel 2020, eq. 7) is that of DDIM at eta
-    = 1 with the noise that the clipped image implies, and so is its small variance."""
+    = 1 with the noise that the clipped image implies, and so is its small variance.
+    """
 
     own: DDIMSchedule
     timesteps: tuple[int, ...]
@@ -137,9 +136,7 @@ class _ClippedDDPM(RequestedSampler):
     def schedule(self) -> DDIMSchedule:
         return self.own
 
-    def problem(
-        self, denoiser: Denoiser, x_T: Tensor, noise: Tensor | None, max_batch: int | None
-    ) -> ChainProblem:
+    def problem(self, denoiser: Denoiser, x_T: Tensor, noise: Tensor | None, max_batch: int | None) -> ChainProblem:
         chain = DDIMChain(
             denoiser, self.own, timesteps=self.timesteps, eta=1.0, noise=noise, use_clipped_model_output=True
         )
@@ -214,9 +211,11 @@ def requested(
     """
     if is_ddim(scheduler):
         return _ddim(scheduler, num_inference_steps, timesteps, sigmas, eta)
+    name = type(scheduler).__name__
     if not (isinstance(getattr(scheduler, "config", None), Mapping) and hasattr(scheduler, "set_timesteps")):
         schedule_of(scheduler)  # raises, with what to pass
-    name = type(scheduler).__name__
+    if not hasattr(scheduler, "step"):
+        raise RequestError("scheduler", f"cannot be {name}, which has no step, so it has no loop over timesteps")
     if "Inverse" in name:
         raise RequestError("scheduler", f"cannot be {name}, which leads from images to noise; invert does that")
     if eta > 0 and not _takes(scheduler.step, "eta"):
@@ -306,4 +305,3 @@ def _clipped_ddpm(scheduler: Any, settings: dict[str, Any]) -> _ClippedDDPM:
 
 def _takes(method: Any, name: str) -> bool:
     return name in inspect.signature(method).parameters
-

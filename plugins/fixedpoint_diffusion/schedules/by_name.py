@@ -13,7 +13,7 @@ import inspect
 import json
 import types
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal
 
 from fixedpoint.core.options import nearest
@@ -132,7 +132,7 @@ def scheduler_class(name: str) -> Any:
     """
     known = _classes()
     if name not in known:
-        near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+        near = _alike(name, known)
         hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(known)}"
         raise SchedulerError(f'is no scheduler of diffusers: "{name}"; {hint}', ("name",))
     found = known[name]
@@ -141,6 +141,14 @@ def scheduler_class(name: str) -> Any:
         missing = ", ".join(part for part in backends if part != "torch")
         raise SchedulerError(f"{name} requires {missing}, which is not installed: pip install {missing}", ("name",))
     return found
+
+
+def _alike(name: str, known: Iterable[str]) -> list[str]:
+    """At most three known names: those that contain the given one, then those that are written alike."""
+    part = name.lower().removesuffix("scheduler")
+    within = sorted(each for each in known if part and part in each.lower())
+    within.sort(key=lambda each: not each.lower().startswith(part))
+    return list(dict.fromkeys([*within, *difflib.get_close_matches(name, known, n=3)]))[:3]
 
 
 def settings_of(cls: Any) -> Mapping[str, inspect.Parameter]:

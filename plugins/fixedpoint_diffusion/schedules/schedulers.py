@@ -20,7 +20,14 @@ from fixedpoint.core.options import option
 from fixedpoint_diffusion.recognition import is_of_diffusers, is_pipeline
 from fixedpoint_diffusion.schedules.schedule import NoiseSchedule
 
-__all__ = ["SUPPORTED_SCHEDULERS", "AssignedSchedule", "DDIMSchedule", "levels_of_config", "schedule_of", "schedule_of_config"]
+__all__ = [
+    "SUPPORTED_SCHEDULERS",
+    "AssignedSchedule",
+    "DDIMSchedule",
+    "levels_of_config",
+    "schedule_of",
+    "schedule_of_config",
+]
 
 
 @dataclass(frozen=True)

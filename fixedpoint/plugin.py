@@ -29,9 +29,9 @@ if TYPE_CHECKING:
     from fixedpoint.core.problem import HasDerivatives as HasDerivatives
     from fixedpoint.core.problem import HasExactResidual as HasExactResidual
     from fixedpoint.core.problem import HasMeasure as HasMeasure
-    from fixedpoint.core.problem import HasSamples as HasSamples
     from fixedpoint.core.problem import HasPairs as HasPairs
     from fixedpoint.core.problem import HasProduct as HasProduct
+    from fixedpoint.core.problem import HasSamples as HasSamples
     from fixedpoint.core.problem import HasTake as HasTake
     from fixedpoint.core.problem import Measure as Measure
     from fixedpoint.core.problem import Problem as Problem

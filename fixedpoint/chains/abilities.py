@@ -168,6 +168,6 @@ class OptionalAbilities(HasSamples):
 
 def _scaled(factors: Float[Tensor, " N"], event: torch.Size, z: Float[Tensor, "B D"]) -> Float[Tensor, "B n *event"]:
     """Return states times their factors; those of the last state where the problem keeps it alone."""
-    states = z.unflatten(1, (-1, *event))
+    states: Tensor = z.unflatten(1, (-1, *event))
     own = factors[-states.shape[1] :].to(states)
     return states * own.view(1, -1, *[1] * len(event))

@@ -150,8 +150,8 @@ class ChainSolver(Solver):
         width = min(self.window or problem.length, problem.length)
         if width < problem.length and not problem.recurrence.slides:
             raise AbilityError(
-                f"window={self.window} requires a recurrence of few pairs, and {type(problem.chain).__name__} needs all "
-                f"{problem.length} of them; leave window at None"
+                f"window={self.window} requires a recurrence of few pairs, and {type(problem.chain).__name__} needs "
+                f"all {problem.length} of them; leave window at None"
             )
         layout = Layout.of(
             problem.x0.unsqueeze(1).expand(-1, width, *problem.x0.shape[1:]), rows="independent", blocks=width

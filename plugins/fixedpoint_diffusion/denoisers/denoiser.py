@@ -36,11 +36,11 @@ class Denoiser(ABC):
         Parameters
         ----------
         x
-            Noisy images of shape ``(P, *event)``, of a floating-point dtype, at any timesteps in any order: ``sqrt(ab)
-            x0 + sqrt(1 - ab) eps`` with ``ab = schedule.alphas_cumprod[timestep]``.
+            Noisy images of shape ``(P, *event)``, of a floating-point dtype, at any timesteps in any order. For DDIM
+            ``sqrt(ab) x0 + sqrt(1 - ab) eps`` with ``ab = schedule.alphas_cumprod[timestep]``.
         timestep
-            The training timestep of each image, ``0 .. T-1``, shape ``(P,)``: int64, or in a floating-point dtype for a
-            scheduler that evaluates its network between the timesteps of the training.
+            The training timestep of each image, ``0 .. T-1``, shape ``(P,)``: int64 for DDIM, else in the dtype of the
+            scheduler, whose timesteps may lie between those of the training.
         row
             The row of the batch that each image belongs to, shape ``(P,)``, int64; it selects the conditioning.
 

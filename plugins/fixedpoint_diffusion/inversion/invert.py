@@ -83,8 +83,8 @@ def invert(
     Returns
     -------
     Inversion
-        ``latents``, which are unit noise, and ``reconstruction``; for every image the residuals of all steps, the misfit
-        of the clean end, the round trip and a status.
+        ``latents``, which are unit noise, and ``reconstruction``; for every image the residuals of all steps, the
+        misfit of the clean end, the round trip and a status.
 
     Raises
     ------

@@ -48,9 +48,9 @@ def sampling_problem(
     Parameters
     ----------
     denoiser
-        A function ``g(x, timestep)``, a network such as those of ``diffusers``, or a :class:`Denoiser`. It predicts what
-        the scheduler's ``prediction_type`` says. The timesteps have the scheduler's dtype: some schedulers evaluate
-        their network at fractional ones, and some at the same one twice.
+        A function ``g(x, timestep)``, a network such as those of ``diffusers``, or a :class:`Denoiser`. It predicts
+        what the scheduler's ``prediction_type`` says. The timesteps have the scheduler's dtype: some schedulers
+        evaluate their network at fractional ones, and some at the same one twice.
     scheduler
         A scheduler of diffusers, or any object with its interface; it is not changed.
     x_T
@@ -84,8 +84,9 @@ def sampling_problem(
         unknown = [name for name, value in given.items() if value is not None and name not in _DDIM_STEP]
         if unknown:
             raise ValueError(f"a DDIM chain takes no {unknown[0]}")
-        chosen = {name: value for name, value in step_kwargs.items() if value is not None}
-        ddim = DDIMChain(denoiser, scheduler, num_inference_steps, timesteps=timesteps, noise=noise, **chosen)
+        chosen: dict[str, Any] = {name: value for name, value in step_kwargs.items() if value is not None}
+        chosen["timesteps"] = timesteps
+        ddim = DDIMChain(denoiser, scheduler, num_inference_steps, noise=noise, **chosen)
         return _joined(ddim, x_T, noise, max_batch)
     tables = sampler_tables(
         scheduler,

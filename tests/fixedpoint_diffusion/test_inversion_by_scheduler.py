@@ -88,10 +88,6 @@ class Untouched(Denoiser):
         ),
         (LCMScheduler, "LCMScheduler replaces the noise of its input at every step"),
         (
-            TCDScheduler,
-            "TCDScheduler replaces the noise of its input at every step|TCDScheduler as it is set adds noise",
-        ),
-        (
             EulerAncestralDiscreteScheduler,
             "EulerAncestralDiscreteScheduler as it is set adds noise at every step; give",
         ),
@@ -102,6 +98,12 @@ def test_what_has_no_inverse_is_refused_before_any_work(made: Any, sentence: str
     x, _ = start()
     with pytest.raises(ValueError, match=sentence):
         invert(Untouched(), made(), x, num_inference_steps=STEPS)
+
+
+def test_eta_makes_a_sampler_stochastic() -> None:
+    x, _ = start()
+    with pytest.raises(ValueError, match="TCDScheduler as it is set adds noise at every step; give this noise"):
+        invert(Untouched(), TCDScheduler(), x, num_inference_steps=STEPS, eta=0.3)
 
 
 @pytest.mark.parametrize(

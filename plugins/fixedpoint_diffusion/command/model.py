@@ -180,10 +180,11 @@ def choose(
     stepping = _stepping(own, scheduler, name)
     if stepping is not None:
         return _by_scheduler(name, model, stepping, steps, timesteps, ignore_clipping, scheduler is not None)
-    schedule, notes = model.schedule_and_notes()
-    assert schedule is not None  # there is a scheduler, of DDIM or DDPM
-    if scheduler is not None:
-        schedule, notes = schedule_of(SchedulerChoice(_typed(scheduler)).build(own)), ()
+    if scheduler is None:
+        schedule, notes = model.schedule_and_notes()
+        assert schedule is not None  # there is a scheduler, of DDIM or DDPM
+    else:
+        schedule, notes = schedule_of(SchedulerChoice(_typed(scheduler)).build(own)), model.notes
     if ignore_clipping:
         schedule = without_clipping(schedule)
     try:

@@ -32,7 +32,7 @@ def show(
     \b
     Examples:
       fixedpoint show anderson
-      fixedpoint show ddim-sampling --json
+      fixedpoint show sampling --json
     """
     with in_sentences():
         kinds = _kinds_of(name) if kind is None else [as_kind(kind)]

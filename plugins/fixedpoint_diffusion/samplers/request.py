@@ -8,28 +8,31 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from fixedpoint.chains.problem import ChainProblem
+from fixedpoint_diffusion.denoisers.convert import as_denoiser
 from fixedpoint_diffusion.denoisers.denoiser import Denoiser
 from fixedpoint_diffusion.samplers.ddim import DDIMChain
 from fixedpoint_diffusion.samplers.probe import sampler_tables
 from fixedpoint_diffusion.samplers.problem import ddim_problem, problem_of_tables
 from fixedpoint_diffusion.samplers.recurrence import SamplerTables
 from fixedpoint_diffusion.schedules.schedulers import DDIMSchedule, is_ddim, levels_of_config, schedule_of
-from fixedpoint_diffusion.schedules.timesteps import DEFAULT_STEPS, Route, quadratic_timesteps, route_of
+from fixedpoint_diffusion.schedules.timesteps import DEFAULT_STEPS, Route, Timesteps, quadratic_timesteps, route_of
 
 __all__ = ["DDIM_PROVIDES", "RequestError", "RequestedSampler", "TabledSampler", "requested", "without_clipping"]
 
 DDIM_PROVIDES = frozenset({"chain", "coarse", "jumps", "extension", "coefficients", "gaussian-slopes"})
 """The abilities of :class:`DDIMChain`, by name."""
 
-Steps = Sequence[int] | Literal["quadratic"]
+AnyDenoiser = Denoiser | torch.nn.Module | Callable[[Tensor, Tensor], Any]
+"""What :func:`as_denoiser` takes."""
 
 
 class RequestError(ValueError):
@@ -72,7 +75,7 @@ class RequestedSampler(ABC):
     @abstractmethod
     def problem(
         self,
-        denoiser: Denoiser,
+        denoiser: AnyDenoiser,
         x_T: Float[Tensor, "B *event"],
         noise: Float[Tensor, "B M *event"] | None,
         max_batch: int | None,
@@ -104,7 +107,7 @@ class _DDIM(RequestedSampler):
     def note(self) -> str:
         return self.route.note and f"timesteps: {self.route.note}"
 
-    def problem(self, denoiser: Denoiser, x_T: Tensor, noise: Tensor | None, max_batch: int | None) -> ChainProblem:
+    def problem(self, denoiser: AnyDenoiser, x_T: Tensor, noise: Tensor | None, max_batch: int | None) -> ChainProblem:
         return ddim_problem(
             denoiser,
             self.own,
@@ -136,11 +139,12 @@ class _ClippedDDPM(RequestedSampler):
     def schedule(self) -> DDIMSchedule:
         return self.own
 
-    def problem(self, denoiser: Denoiser, x_T: Tensor, noise: Tensor | None, max_batch: int | None) -> ChainProblem:
+    def problem(self, denoiser: AnyDenoiser, x_T: Tensor, noise: Tensor | None, max_batch: int | None) -> ChainProblem:
+        known = as_denoiser(denoiser)
         chain = DDIMChain(
-            denoiser, self.own, timesteps=self.timesteps, eta=1.0, noise=noise, use_clipped_model_output=True
+            known, self.own, timesteps=self.timesteps, eta=1.0, noise=noise, use_clipped_model_output=True
         )
-        quick = denoiser.quick_batch(x_T.device) if max_batch is None else max_batch
+        quick = known.quick_batch(x_T.device) if max_batch is None else max_batch
         return ChainProblem(chain, x_T, max_batch=quick)
 
 
@@ -176,14 +180,14 @@ class TabledSampler(RequestedSampler):
     def schedule(self) -> DDIMSchedule | None:
         return levels_of_config(self.scheduler.config)
 
-    def problem(self, denoiser: Denoiser, x_T: Tensor, noise: Tensor | None, max_batch: int | None) -> ChainProblem:
+    def problem(self, denoiser: AnyDenoiser, x_T: Tensor, noise: Tensor | None, max_batch: int | None) -> ChainProblem:
         return problem_of_tables(denoiser, self.tables, x_T, noise, max_batch)
 
 
 def requested(
     scheduler: DDIMSchedule | Any,
     num_inference_steps: int | None = None,
-    timesteps: Steps | None = None,
+    timesteps: Timesteps | None = None,
     sigmas: Sequence[float] | None = None,
     eta: float = 0.0,
 ) -> RequestedSampler:
@@ -231,7 +235,7 @@ def requested(
     return TabledSampler(scheduler, settings, tables)
 
 
-def without_clipping(scheduler: DDIMSchedule | Any) -> DDIMSchedule | Any:
+def without_clipping(scheduler: Any) -> Any:
     """A schedule or scheduler as given, except that it neither clips nor thresholds the clean image."""
     if is_ddim(scheduler):
         schedule = schedule_of(scheduler)
@@ -245,7 +249,7 @@ def without_clipping(scheduler: DDIMSchedule | Any) -> DDIMSchedule | Any:
 def _ddim(
     scheduler: DDIMSchedule | Any,
     count: int | None,
-    timesteps: Steps | None,
+    timesteps: Timesteps | None,
     sigmas: Sequence[float] | None,
     eta: float,
 ) -> _DDIM:
@@ -261,7 +265,7 @@ def _ddim(
 
 
 def _settings(
-    scheduler: Any, count: int | None, timesteps: Steps | None, sigmas: Sequence[float] | None
+    scheduler: Any, count: int | None, timesteps: Timesteps | None, sigmas: Sequence[float] | None
 ) -> dict[str, Any]:
     """The arguments of ``set_timesteps``."""
     given = {"timesteps": timesteps, "sigmas": sigmas}
@@ -273,10 +277,13 @@ def _settings(
         raise RequestError("sigmas", "must be null where timesteps are given")
     if not named:  # without a number, those that were set on the scheduler, if any
         return {} if count is None else {"num_inference_steps": count}
-    if timesteps == "quadratic":
+    if isinstance(timesteps, str):
+        if timesteps != "quadratic":
+            raise RequestError("timesteps", f"must be a list of integers or 'quadratic', got {timesteps!r}")
         total = int(scheduler.config.get("num_train_timesteps", 1000))
         return {"timesteps": list(quadratic_timesteps(DEFAULT_STEPS if count is None else count, total))}
-    values = list(given[named[0]] or ())
+    chosen: Any = given[named[0]]
+    values = chosen.tolist() if hasattr(chosen, "tolist") else list(chosen)
     if count not in (None, len(values)):
         raise RequestError(named[0], f"are {len(values)}, which does not go with num_inference_steps = {count}")
     return {named[0]: values}

@@ -91,7 +91,7 @@ def invert(
       fixedpoint invert photos --resize --edit-class dress
       fixedpoint invert a.png b.png --interpolate 6
       fixedpoint invert photos --model my/folder --class 3
-      fixedpoint invert a.png --scheduler EulerDiscreteScheduler
+      fixedpoint invert . --scheduler EulerDiscreteScheduler
 
     \b
     Exit status:

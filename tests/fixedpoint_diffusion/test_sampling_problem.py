@@ -20,7 +20,8 @@ from diffusers import (
     LCMScheduler,
     PNDMScheduler,
 )
-from hypothesis import assume, given, settings
+from draws import examples
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from sampler_cases import HISTORY, KINDS, arguments_of_steps, difference, images, made, network
 
@@ -107,7 +108,7 @@ def tables_of(scheduler: Any, count: int, step_kwargs: Mapping[str, Any]) -> Sam
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(max_examples=6)
+@examples(4, 25)
 @given(data=st.data(), seed=st.integers(0, 10**6))
 def test_a_serial_run_is_the_schedulers_own_loop(kind: str, data: st.DataObject, seed: int) -> None:
     """The later inputs and the sample as the tables give them, and the scheduler's own states as its loop does."""
@@ -133,7 +134,7 @@ def test_a_serial_run_is_the_schedulers_own_loop(kind: str, data: st.DataObject,
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(max_examples=6)
+@examples(4, 25)
 @given(data=st.data(), seed=st.integers(0, 10**6))
 def test_jumps_are_exact_where_the_clean_image_stays(kind: str, data: st.DataObject, seed: int) -> None:
     scheduler, step_kwargs, count = data.draw(samplers(kind))
@@ -406,6 +407,8 @@ def test_what_does_not_go_together_is_a_sentence(
 def test_other_bad_input_is_a_sentence() -> None:
     with pytest.raises(TypeError, match=r"x_T must be a tensor of shape \(B, \*event\), got list"):
         sampling_problem(never, EulerDiscreteScheduler(), [1.0])  # type: ignore[arg-type]  # what is tested
+    with pytest.raises(TypeError, match=r"x_T must be of a floating-point dtype, got torch.int64"):
+        sampling_problem(never, EulerDiscreteScheduler(), torch.ones(2, 5, dtype=torch.int64))
     with pytest.raises(ValueError, match="conditioned for 3 rows, x_T has 2"):
         sampling_problem(conditioned(), EulerDiscreteScheduler(), torch.ones(2, 5))
     with pytest.raises(TypeError, match="requires a scheduler of diffusers, got str"):

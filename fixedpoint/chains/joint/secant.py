@@ -39,9 +39,9 @@ _NOISE = 64.0
 _NEW = 0.1
 
 
-@dataclass(frozen=True)
+@dataclass
 class SecantState:
-    """The history of the predictions of a window.
+    """The history of the predictions of a window. A proposal changes it, so that no more than one is in memory.
 
     Attributes
     ----------
@@ -74,7 +74,7 @@ class Secants(Accelerator[SecantState]):
         linear = view.linear
         assert isinstance(linear, LinearPart)  # checked on construction
         slopes = in_window(linear.slopes.to(view.states.dtype), view.held.first, view.states.shape[1]).unsqueeze(2)
-        state = self._extended(slopes, view, state)
+        self._extend(state, slopes, view)
 
         def respond(slot: int, change: Tensor) -> Tensor:
             response = torch.zeros_like(change)
@@ -102,20 +102,21 @@ class Secants(Accelerator[SecantState]):
         inputs, values, linked = (shift.of_blocks(part) for part in (state.inputs, state.values, state.linked))
         return SecantState(inputs, values, linked, moves, misses)
 
-    def _extended(self, slopes: Float[Tensor, "b p 1"], view: View, state: SecantState) -> SecantState:
+    def _extend(self, state: SecantState, slopes: Float[Tensor, "b p 1"], view: View) -> None:
         """Add the moves of the last round by Gram-Schmidt, the newest first, and drop the oldest.
 
         Predictions whose input did not move keep the moves they have.
         """
         inputs, values = view.inputs, view.held.predictions.clone()  # rounds write into the latter
-        if state.inputs is None or state.values is None:
-            return replace(state, inputs=inputs, values=values, linked=view.known)
+        (before, state.inputs), (earlier, state.values) = (state.inputs, inputs), (state.values, values)
+        linked, state.linked = state.linked, view.known
+        if before is None or earlier is None:
+            return
         # In the memory of the last round's, which is of no further use.
-        move = _minus(inputs, state.inputs)
-        miss = _minus(values, state.values)
+        move, miss = _minus(inputs, before), _minus(values, earlier)
         miss = miss - slopes * move if torch.is_grad_enabled() else miss.addcmul_(slopes, move, value=-1)
         # An infinite floor drops the move of predictions that have no known last round.
-        floor = torch.where(state.linked, _NOISE * torch.finfo(inputs.dtype).eps * _lengths(inputs), torch.inf)
+        floor = torch.where(linked, _NOISE * torch.finfo(inputs.dtype).eps * _lengths(inputs), torch.inf)
         moved = _lengths(move) > floor
         moves: list[Tensor] = []
         misses: list[Tensor] = []
@@ -125,7 +126,7 @@ class Secants(Accelerator[SecantState]):
         ):
             for other, its in zip(moves, misses, strict=True):
                 along = _dots(other, q).to(q.dtype).unsqueeze(2)
-                q, e = q - along * other, e - along * its
+                q, e = torch.addcmul(q, along, other, value=-1), torch.addcmul(e, along, its, value=-1)
             length = _lengths(q)
             kept = (length > least) & _lengths(e).isfinite()
             scale = torch.where(kept, 1.0 / torch.where(kept, length, 1.0), 0.0).to(q.dtype).unsqueeze(2)
@@ -134,10 +135,7 @@ class Secants(Accelerator[SecantState]):
             misses.append(_times(e, scale, kept))
             if len(moves) == self.memory:
                 break
-        still = ~moved
-        return SecantState(
-            inputs, values, view.known, _kept(moves, state.moves, still), _kept(misses, state.misses, still)
-        )
+        state.moves, state.misses = _kept(moves, state.moves, ~moved), _kept(misses, state.misses, ~moved)
 
 
 def _minus(one: Tensor, other: Tensor) -> Tensor:

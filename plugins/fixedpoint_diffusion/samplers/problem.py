@@ -166,6 +166,8 @@ def ddim_problem(
 def _check_start(x_T: Any) -> None:
     if not isinstance(x_T, Tensor):
         raise TypeError(f"x_T must be a tensor of shape (B, *event), got {type(x_T).__name__}")
+    if not x_T.is_floating_point():
+        raise TypeError(f"x_T must be of a floating-point dtype, got {x_T.dtype}")
 
 
 def _joined(

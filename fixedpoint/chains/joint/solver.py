@@ -39,6 +39,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fixedpoint.chains.calls import evaluate_pairs
+from fixedpoint.chains.capabilities import HasReferenceSlopes
 from fixedpoint.chains.coarse import HasExtension, HasJumps
 from fixedpoint.chains.joint.accelerator import Accelerator, StepAccelerator, supports_window
 from fixedpoint.chains.joint.engine import Engine
@@ -215,10 +216,11 @@ def joint(problem: ChainProblem, window: int | None = None) -> ChainSolver:
     """Return the default joint solver for a chain.
 
     For opaque steps it starts from one jump, if the chain provides jumps and has no start, and accelerates by
-    Anderson's method. Predictions that are joined by a memory are corrected by their own secants: a mixture of whole
-    states is no better there, and worse for some samplers.
+    Anderson's method. Where a chain names reference slopes, its predictions are corrected by their own secants: on
+    samplers of diffusion models this is within two rounds of the best everywhere, and Anderson's mixture of whole
+    states is not where noise is added (``benchmarks/sampler_rounds.py``).
     """
-    if not problem.memoryless:
+    if not problem.memoryless or isinstance(problem.chain, HasReferenceSlopes):
         return ChainSolver(accelerator=BlockSecant(), window=window)
     jumps = isinstance(problem.chain, HasJumps) and problem.start is None
     start = OneJumpStart() if jumps else ConstantStart()

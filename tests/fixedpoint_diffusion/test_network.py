@@ -62,6 +62,21 @@ def test_guidance_is_the_published_combination(rows: list[int], scale: float, se
     torch.testing.assert_close(predicted(both, x, rows), free + scale * (guided - free), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("scale", [0.0, 1.0, 3.5])
+@pytest.mark.parametrize("states", [torch.float32, torch.float64])
+def test_the_gradient_by_the_guidance_scale_is_the_difference(scale: float, states: torch.dtype) -> None:
+    """At a scale of 1 as well, where nothing is added."""
+    network, labels = Linear(), {"class_labels": torch.tensor([1, 3, 2])}
+    none = {"class_labels": torch.tensor([4])}
+    leaf = torch.tensor(scale, requires_grad=True)
+    x, rows = drawn(3, 8, states), [0, 1, 2]
+    both = NetworkDenoiser(network, conditioning=labels, unconditional=none, guidance_scale=leaf)
+    (found,) = torch.autograd.grad(predicted(both, x, rows).sum(), leaf)
+    guided = predicted(NetworkDenoiser(network, conditioning=labels), x, rows)
+    free = predicted(NetworkDenoiser(network, conditioning={"class_labels": torch.full((3,), 4)}), x, rows)
+    torch.testing.assert_close(found, (guided - free).sum().float())
+
+
 def test_every_row_has_its_own_conditioning() -> None:
     network, labels = Linear(), torch.tensor([1, 3, 2])
     x = drawn(4, 0)
@@ -130,6 +145,12 @@ LABELS = {"class_labels": torch.tensor([0, 1])}
             r"one entry per row in every argument, got lengths \{'a': 2, 'b': 3\}",
         ),
         (lambda: NetworkDenoiser(Linear(), guidance_scale=2.0), "guidance_scale = 2 requires conditioning"),
+        (
+            lambda: NetworkDenoiser(
+                Linear(), conditioning=LABELS, guidance_scale=torch.tensor(1.0, requires_grad=True)
+            ),
+            "guidance_scale = 1 requires unconditional values for class_labels, got none",
+        ),
         (
             lambda: NetworkDenoiser(Linear(), conditioning=LABELS, guidance_scale=2.0),
             "requires unconditional values for class_labels, got none",

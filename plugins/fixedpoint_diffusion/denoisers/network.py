@@ -7,9 +7,7 @@ with an attribute ``sample``.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Hashable, Mapping
-from numbers import Real
 from typing import Any
 
 import torch
@@ -19,6 +17,7 @@ from torch import Tensor
 from fixedpoint_diffusion.denoisers import conditioning as rowwise
 from fixedpoint_diffusion.denoisers.calling import network_call
 from fixedpoint_diffusion.denoisers.denoiser import Denoiser
+from fixedpoint_diffusion.denoisers.guidance import GuidanceScale, check_scale, combined, guides
 from fixedpoint_diffusion.denoisers.networks import refusal
 
 __all__ = ["NetworkDenoiser"]
@@ -48,9 +47,10 @@ class NetworkDenoiser(Denoiser):
         as None. Default: no conditioning.
     unconditional
         The same arguments for the unconditional prediction, with one entry per row or one for all rows. Required if
-        ``guidance_scale`` is not 1.
+        ``guidance_scale`` is not 1 or requires a gradient.
     guidance_scale
-        ``s``, a finite number, the same for all rows; 1 means no guidance.
+        ``s``, a finite number or tensor of no dimension, the same for all rows; 1 means no guidance. Where it is a
+        tensor that requires a gradient, predictions have one with respect to it.
     shared
         Further keyword arguments of the network, passed on whole at every call, whatever their size. Tensors are moved
         to the device of the states. A mapping that also occurs in ``conditioning`` is merged with it.
@@ -62,7 +62,7 @@ class NetworkDenoiser(Denoiser):
         a number.
     ValueError
         If the network is in training mode, requires arguments that are not given, or does not take one that is given;
-        if ``guidance_scale`` is not finite, or not 1 without ``unconditional``; or if the tensors of ``conditioning``
+        if ``guidance_scale`` is not finite, or guides without ``unconditional``; or if the tensors of ``conditioning``
         have different lengths.
     """
 
@@ -72,7 +72,7 @@ class NetworkDenoiser(Denoiser):
         *,
         conditioning: Mapping[str, Any] | None = None,
         unconditional: Mapping[str, Any] | None = None,
-        guidance_scale: float = 1.0,
+        guidance_scale: GuidanceScale = 1.0,
         shared: Mapping[str, Any] | None = None,
     ) -> None:
         if not isinstance(network, torch.nn.Module):
@@ -82,7 +82,7 @@ class NetworkDenoiser(Denoiser):
                 "the network is in training mode, where dropout makes every evaluation another function; "
                 "call network.eval() first"
             )
-        _check_number("guidance_scale", guidance_scale)
+        check_scale(guidance_scale)
         self.network = network
         self.guidance_scale = guidance_scale
         self.conditioning = rowwise.checked("conditioning", {} if conditioning is None else conditioning)
@@ -91,7 +91,7 @@ class NetworkDenoiser(Denoiser):
         self.shared = dict(shared or {})
         self._network = network_call(network, rowwise.merged(self.conditioning, self.shared))
         self.unconditional: dict[str, Any] = {}
-        if guidance_scale != 1.0:
+        if guides(guidance_scale):
             self.unconditional = self._unconditional(unconditional)
         self._dtype = next((p.dtype for p in network.parameters() if p.is_floating_point()), None)
 
@@ -113,7 +113,7 @@ class NetworkDenoiser(Denoiser):
         # The unconditional and the conditional predictions come from one call of twice the batch.
         both = rowwise.paired(rowwise.selected(self.unconditional, row, x.device), given)
         free, guided = self._call(torch.cat([x, x]), torch.cat([timestep, timestep]), both).chunk(2)
-        return free + self.guidance_scale * (guided - free)
+        return combined(free, guided, self.guidance_scale)
 
     def _call(self, x: Tensor, timestep: Tensor, given: dict[str, Any]) -> Tensor:
         """The prediction of the network, in the dtype of ``x``."""
@@ -135,14 +135,6 @@ class NetworkDenoiser(Denoiser):
             return rowwise.expanded(values, self.conditioning)
         except ValueError as error:
             raise ValueError(f"{scale}: {error}" if "must" in str(error) else f"{scale} {error}") from None
-
-
-def _check_number(name: str, value: Any) -> None:
-    scalar = isinstance(value, Real) or (isinstance(value, Tensor) and value.ndim == 0)
-    if not scalar or isinstance(value, bool):
-        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
-    if not math.isfinite(value):
-        raise ValueError(f"{name} must be finite, got {value}")
 
 
 def _prediction(value: Any) -> Tensor:

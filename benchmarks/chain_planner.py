@@ -27,9 +27,9 @@ import typer
 from samplers import Sampler
 
 import fixedpoint
-from fixedpoint.chains import ChainProblem, Serial
+from fixedpoint.chains import BlockSecant, ChainProblem, Serial
 from fixedpoint.chains.joint.solver import joint
-from fixedpoint.chains.planning.plan import expected
+from fixedpoint.chains.planning.plan import FROM_ONE_JUMP, WITH_SECANTS
 from fixedpoint_diffusion import DiffusersModel, FashionMNISTModel, Model
 from fixedpoint_diffusion.task import Sampling
 
@@ -125,6 +125,7 @@ def measure(label: str, problem: ChainProblem, how: Measuring) -> str:
     """Print the lines of one chain; return how good the plan of ``auto`` was."""
     length, rtol = problem.length, how.rtol
     fixedpoint.solve(problem, solver=joint(problem), rtol=rtol, max_rounds=2)  # a warm-up
+    estimate = WITH_SECANTS if isinstance(joint(problem).accelerator, BlockSecant) else FROM_ONE_JUMP
     seconds: dict[str, list[float]] = {}
     solved: dict[str, fixedpoint.Solution] = {}
     for repeat in range(how.repeats):
@@ -142,7 +143,7 @@ def measure(label: str, problem: ChainProblem, how: Measuring) -> str:
         hoped = [""] * 2
         if "w" in name:
             width = length if name == "whole chain" else int(name.split()[-1])
-            rounds, evaluations = expected(length, width, rtol)
+            rounds, evaluations = estimate.expected(length, width, rtol)
             hoped = [str(rounds), f"{evaluations / length:.2f}"]
         print(
             f"| {label} | {name} | {median[name]:.2f} | {solution.counts.rounds} | {hoped[0]} | "

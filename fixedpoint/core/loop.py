@@ -337,5 +337,5 @@ def _worst(f: Evaluator) -> float:
 
 def _stack(rounds: list[Tensor]) -> NDArray[np.float64]:
     """Copy a trace to the host; it stays on the device during the solve, where copying would synchronise."""
-    stacked: NDArray[np.float64] = torch.stack(rounds).cpu().numpy()
+    stacked: NDArray[np.float64] = torch.stack(rounds).detach().cpu().numpy()
     return stacked

@@ -163,12 +163,20 @@ class Parametric(Multistep):
     rows=st.sampled_from([0, 3]),
     dense=st.booleans(),
     several=st.booleans(),
+    idle=st.booleans(),
     max_batch=st.sampled_from([None, 4]),
     seed=st.integers(0, 10**6),
 )
-def test_the_adjoint_is_backpropagation(length, history, rows, dense, several, max_batch, seed):
-    """By the start, parameters and constants, of a loss of the last state or of all."""
+def test_the_adjoint_is_backpropagation(length, history, rows, dense, several, idle, max_batch, seed):
+    """By the start, parameters and constants, of a loss of the last state or of all.
+
+    Also where the result does not depend on the last prediction.
+    """
     chain = Parametric(length, history, 4, seed, rows=rows, dense=dense)
+    if idle:
+        outputs = chain.recurrence.outputs.clone()
+        outputs[-1, 0] = 0.0
+        chain.recurrence = Affine(chain.recurrence.inputs, outputs, slides=not dense)
     x0 = start(3, 4, seed + 1).requires_grad_()
     weights = start(3, 4 * length, seed + 2).view(3, length, 4)
     if not several:
@@ -331,3 +339,26 @@ def test_any_recurrence_can_join_predictions(length: int, seed: int) -> None:
         torch.testing.assert_close(joint.z, serial.z, rtol=1e-12, atol=1e-12)
     with pytest.raises(AbilityError, match="requires an affine recurrence, got Nonlinear"):
         fixedpoint.solve(problem, solver=solver, gradient="chain-adjoint")
+
+
+def test_a_serial_run_can_be_unrolled() -> None:
+    chain = Parametric(5, 2, 4, seed=0, rows=3)
+    x0 = start(3, 4, 1).requires_grad_()
+    solution = fixedpoint.solve(ChainProblem(chain, x0), solver="serial", gradient="unrolled")
+    found = torch.autograd.grad(solution.z.sum(), [x0, *chain.parameters])
+    wanted = torch.autograd.grad(by_hand(chain, x0).sum(), [x0, *chain.parameters])
+    torch.testing.assert_close(found, wanted)
+    assert solution.trace.error.shape == (1, 3)
+
+
+@pytest.mark.parametrize("accelerator", [fixedpoint.Picard(), BlockSecant()], ids=repr)
+def test_a_joint_solve_can_be_unrolled(accelerator: fixedpoint.Solver) -> None:
+    """After K rounds without slack the states are the serial ones, and so are their derivatives."""
+    chain = Parametric(5, 2, 4, seed=0, rows=3)
+    x0 = start(3, 4, 1).requires_grad_()
+    for window in (None, 2):
+        solver = ChainSolver(accelerator=accelerator, window=window, slack=0.0)
+        solution = fixedpoint.solve(ChainProblem(chain, x0), solver=solver, rtol=0.0, gradient="unrolled")
+        found = torch.autograd.grad(solution.z.sum(), [x0, *chain.parameters])
+        wanted = torch.autograd.grad(by_hand(chain, x0).sum(), [x0, *chain.parameters])
+        torch.testing.assert_close(found, wanted)

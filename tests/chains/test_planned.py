@@ -17,7 +17,7 @@ import fixedpoint
 import fixedpoint.chains.planning.planned
 from fixedpoint.chains.chain import Chain
 from fixedpoint.chains.planning.costs import Costs, measured_costs
-from fixedpoint.chains.planning.plan import Plan, expected, plan
+from fixedpoint.chains.planning.plan import FROM_ONE_JUMP, WITH_SECANTS, Plan, Setting, plan
 from fixedpoint.chains.planning.planned import PlannedChainSolver
 from fixedpoint.chains.problem import ChainProblem
 from fixedpoint.core.evaluator import Evaluator
@@ -34,7 +34,7 @@ SATURATING = Costs((1, 16, 64, 4096), (1.0, 4.0, 16.0, 1024.0))
 
 def planned(costs: Costs, **changed: Any) -> Plan:
     given_: dict[str, Any] = {"rows": 1, "length": 1000, "rtol": 1e-3, "eps": 1.2e-7, "slack": 0.02}
-    return plan(costs, **{**given_, "overhead": 0.01, "widest": 4096, **changed})
+    return plan(costs, **{**given_, "overhead": lambda _: 0.01, "widest": 4096, **changed})
 
 
 def test_a_machine_that_takes_any_batch_in_the_same_time_solves_the_whole_chain_at_once() -> None:
@@ -86,7 +86,7 @@ def test_the_choice_is_never_expected_to_be_slower_than_step_by_step(
     length: int, rtol: float, seconds: list[float], rows: int, overhead: float
 ) -> None:
     costs = Costs(tuple(4**k for k in range(len(seconds))), tuple(sorted(seconds)))
-    found = planned(costs, length=length, rtol=rtol, rows=rows, overhead=overhead)
+    found = planned(costs, length=length, rtol=rtol, rows=rows, overhead=lambda _: overhead)
     serial = next(s for s in (found.chosen, *found.others) if s.window is None)
     assert found.chosen.seconds <= serial.seconds
     for setting in (found.chosen, *found.others):
@@ -95,7 +95,7 @@ def test_the_choice_is_never_expected_to_be_slower_than_step_by_step(
 
 
 def test_what_is_expected_of_a_chain_of_one_step_is_one_evaluation_or_two() -> None:
-    rounds, evaluations = expected(1, 1, 1e-3)
+    rounds, evaluations = FROM_ONE_JUMP.expected(1, 1, 1e-3)
     assert rounds <= 2
     assert evaluations <= 2
 
@@ -189,7 +189,7 @@ def simulated(monkeypatch: pytest.MonkeyPatch) -> None:
         return measured_costs(problem, *rest, clock=lambda: chain.now)
 
     monkeypatch.setattr(fixedpoint.chains.planning.planned, "measured_costs", measured)
-    monkeypatch.setattr(fixedpoint.chains.planning.planned, "round_overhead_seconds", lambda _: 0.0)
+    monkeypatch.setattr(fixedpoint.chains.planning.planned, "round_overhead_seconds", lambda *_: 0.0)
 
 
 @pytest.mark.usefixtures("simulated")
@@ -274,3 +274,16 @@ def test_a_planned_solver_wants_a_chain() -> None:
         PlannedChainSolver().solve(
             Evaluator(FunctionProblem(torch.cos, torch.ones(1, 2), None)), torch.ones(1, 2), Termination()
         )
+
+
+def test_a_chain_that_cannot_be_solved_in_windows_is_planned_as_a_whole() -> None:
+    costs = Costs((1, 4, 16, 64), (0.1, 0.11, 0.12, 0.5))
+    found = planned(costs, length=200, slides=False, estimate=WITH_SECANTS)
+    settings = [found.chosen, *found.others]
+    assert {setting.window for setting in settings} == {None, 200}
+    assert {setting.window for setting in planned_settings(costs)} > {None, 200}
+
+
+def planned_settings(costs: Costs) -> list[Setting]:
+    found = planned(costs, length=200)
+    return [found.chosen, *found.others]

@@ -35,6 +35,9 @@ from fixedpoint.gradients.recorded import products, severed
 
 __all__ = ["AffineAdjointChain"]
 
+# The least share that the last prediction has in the result, relative to the largest of any prediction and the start.
+_LEAST = 1e-6
+
 
 class AffineAdjointChain(AffineChain, HasGaussianSlopes):
     """The chain from the cotangent of the last prediction to that of the start: state ``j`` is ``mu_{K-1-j}``.
@@ -61,10 +64,10 @@ class AffineAdjointChain(AffineChain, HasGaussianSlopes):
         recurrence = problem.recurrence
         assert isinstance(recurrence, Affine)
         self.problem, self.last, self.earlier = problem, last, earlier
-        self.length = problem.length
+        starts, weights, self._skipped = transposed(*recurrence.tables())
+        self.length = problem.length + self._skipped
         self.inputs = torch.cat([problem.x0.detach().unsqueeze(1), states[:, :-1]], dim=1)
         self.ambient = Ambient.of(states)
-        starts, weights = transposed(*recurrence.tables())
         self.recurrence = shortest(starts, weights)
         self._first = float(starts[0])
 
@@ -73,11 +76,11 @@ class AffineAdjointChain(AffineChain, HasGaussianSlopes):
         """``mu_{K-1}``, the input of the first prediction of this chain."""
         return self._first * self.last
 
-    def reference_slopes(self) -> Float[Tensor, " K"]:
+    def reference_slopes(self) -> Float[Tensor, " k"]:
         """Return those of the predictions in reverse order."""
-        return self.problem.reference.slopes.flip(0)
+        return self._reversed(self.problem.reference.slopes)
 
-    def gaussian_slopes(self, variance: float) -> Float[Tensor, " K"]:
+    def gaussian_slopes(self, variance: float) -> Float[Tensor, " k"]:
         """Return the slopes of the predictions for Gaussian data, in reverse order.
 
         Raises
@@ -85,22 +88,26 @@ class AffineAdjointChain(AffineChain, HasGaussianSlopes):
         AbilityError
             When the chain does not provide them.
         """
-        return self.problem.gaussian_slopes(variance).flip(0)
+        return self._reversed(self.problem.gaussian_slopes(variance))
 
     def predict(
         self, x: Float[Tensor, "P *event"], index: Int[Tensor, " P"], row: Int[Tensor, " P"]
     ) -> Float[Tensor, "P *event"]:
         """Return ``gamma_k = g_k + (dP_k/du)^T x`` with ``k = K - 1 - index``, for every pair."""
-        at = self.length - 1 - index
+        last = self.problem.length - 1
+        at = last - (index - self._skipped)
+        skipped = (at > last).view(-1, *[1] * (x.ndim - 1))
+        at = at.clamp(max=last)
         with torch.enable_grad(), self.ambient:
             z = severed(self.inputs[row, at])
             value = self.problem.pairs(z, at, row)
         pulled = products(value, z, x)
+        pulled = torch.where(skipped, 0.0, pulled) if self._skipped else pulled
         if self.earlier is None:
             return pulled
         # g_0 is not part of ``earlier``: the cotangent of the start is added by autograd, outside of the chain.
         earlier = self.earlier[row, (at - 1).clamp(min=0)]
-        return pulled + torch.where((at > 0).view(-1, *[1] * (x.ndim - 1)), earlier, 0.0)
+        return pulled + torch.where((at > 0).view(-1, *[1] * (x.ndim - 1)) & ~skipped, earlier, 0.0)
 
     def scaled(self, factors: Float[Tensor, " B"]) -> AffineAdjointChain:
         """Return the adjoint chain of a loss that is ``factors`` times as large, one number per row."""
@@ -109,11 +116,11 @@ class AffineAdjointChain(AffineChain, HasGaussianSlopes):
         other.earlier = None if self.earlier is None else times_rows(self.earlier, factors)
         return other
 
-    def of_start(self, found: Float[Tensor, "B K *event"]) -> Float[Tensor, "B *event"]:
+    def of_start(self, found: Float[Tensor, "B k *event"]) -> Float[Tensor, "B *event"]:
         """Return ``dL/du_0`` of the states of this chain."""
         return found[:, -1]
 
-    def gathered(self, found: Float[Tensor, "B K *event"], edge: Edge) -> tuple[Tensor | None, ...]:
+    def gathered(self, found: Float[Tensor, "B k *event"], edge: Edge) -> tuple[Tensor | None, ...]:
         """Return ``sum_j mu_j^T dP_j/dtheta + sum_j lambda_{j+1}^T dc_j/dtheta``, one micro-batch at a time.
 
         Parameters
@@ -134,10 +141,10 @@ class AffineAdjointChain(AffineChain, HasGaussianSlopes):
             When a prediction depends on a tensor that is not in ``edge``.
         """
         # mu_0 .. mu_{K-1}: the first input of this chain, then its states but the last.
-        cotangents = torch.cat([self.start.unsqueeze(1), found[:, :-1]], dim=1).flip(1)
+        cotangents = torch.cat([self.start.unsqueeze(1), found[:, :-1]], dim=1)[:, self._skipped :].flip(1)
         rows, totals = len(self.inputs), Gradients(edge)
-        index = torch.arange(self.length, device=cotangents.device).repeat(rows)
-        row = torch.arange(rows, device=cotangents.device).repeat_interleave(self.length)
+        index = torch.arange(self.problem.length, device=cotangents.device).repeat(rows)
+        row = torch.arange(rows, device=cotangents.device).repeat_interleave(self.problem.length)
         size = self.problem.max_batch or len(index)
         # gamma_0 .. gamma_K, of which the pulled parts are added below.
         zero = torch.zeros_like(self.inputs)
@@ -159,26 +166,32 @@ class AffineAdjointChain(AffineChain, HasGaussianSlopes):
         assert isinstance(recurrence, Affine)
         table = recurrence.inputs.tolist()
         total = list(outer.unbind(1))
-        for k in range(self.length - 1, 0, -1):
-            for i in range(min(recurrence.history, self.length - k)):
+        count = self.problem.length
+        for k in range(count - 1, 0, -1):
+            for i in range(min(recurrence.history, count - k)):
                 if table[k + i][i] != 0.0:
                     total[k] = total[k] + table[k + i][i] * total[k + i + 1]
         return torch.stack(total[1:], dim=1)
 
+    def _reversed(self, slopes: Float[Tensor, " K"]) -> Float[Tensor, " k"]:
+        """Return the slopes in reverse order; a prediction that is skipped has none."""
+        return torch.cat([slopes.new_zeros(self._skipped), slopes.flip(0)])
+
 
 def transposed(
     starts: Float[Tensor, " M"], weights: Float[Tensor, "M K"]
-) -> tuple[Float[Tensor, " M"], Float[Tensor, "M K"]]:
-    """Return the tables of the adjoint chain: transposed, in reverse order, from the cotangent of the result.
+) -> tuple[Float[Tensor, " m"], Float[Tensor, "m k"], int]:
+    """Return the tables of the adjoint chain, transposed and in reverse order, and how many predictions it adds.
 
-    Raises
-    ------
-    ValueError
-        When the result does not depend on the last prediction.
+    Its first input ``mu_{K-1}`` is a multiple of ``gamma_K``. Where the result hardly depends on the last prediction,
+    that says too little of ``gamma_K``: then the chain starts from ``gamma_K`` itself, with a prediction of zero.
     """
     joined = torch.cat([starts.unsqueeze(1), weights], dim=1)
     # Rows u_0, p_0 .. p_{K-1} and columns u_0 .. u_K, both reversed.
     joined = joined.T.flip(0, 1)
-    if joined[0, 0] == 0:
-        raise ValueError("the result of a chain must depend on its last prediction, and its coefficient is 0")
-    return joined[:, 0], joined[:, 1:]
+    starts, weights = joined[:, 0], joined[:, 1:]
+    if abs(float(starts[0])) > _LEAST * float(starts.abs().max()):
+        return starts, weights, 0
+    ahead = torch.zeros(1 + len(weights), 1 + weights.shape[1], dtype=weights.dtype)
+    ahead[1:, 1:] = weights
+    return torch.cat([torch.ones_like(starts[:1]), starts]), ahead, 1

@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from fixedpoint.chains.chain import Chain
-from fixedpoint.chains.joint.solver import ChainSolver
+from fixedpoint.chains.joint.solver import BlockSecant, ChainSolver
 from fixedpoint.chains.joint.start import ConstantStart
 from fixedpoint.chains.problem import ChainProblem
 from fixedpoint.core.evaluator import Evaluator
@@ -37,18 +37,30 @@ class _Halving(Chain):
         return 0.5 * x
 
 
-def round_overhead_seconds(x0: Float[Tensor, "B *event"]) -> float:
-    """Return the seconds of a round in a narrow window of states like ``x0``, with steps that cost next to nothing.
+def round_overhead_seconds(x0: Float[Tensor, "B *event"], secants: bool, window: int) -> float:
+    """Return the seconds of a round of states like ``x0``, with steps that cost next to nothing.
 
-    It is measured once per shape, dtype and device.
+    They are measured once per shape, dtype and device, in a narrow window. Block secants pass along the window in a
+    loop, so their seconds grow with it; those of Anderson's method hardly do.
+
+    Parameters
+    ----------
+    x0
+        The start of a chain.
+    secants
+        Whether the solver is the one with block secants.
+    window
+        The number of steps in the window.
     """
-    return _measured(x0.shape, x0.dtype, x0.device)
+    seconds = _measured(x0.shape, x0.dtype, x0.device, secants)
+    return seconds * window / _WINDOW if secants else seconds
 
 
 @functools.lru_cache(maxsize=64)
-def _measured(shape: torch.Size, dtype: torch.dtype, device: torch.device) -> float:
+def _measured(shape: torch.Size, dtype: torch.dtype, device: torch.device, secants: bool) -> float:
     problem = ChainProblem(_Halving(), torch.ones(shape, dtype=dtype, device=device), keep="last")
-    solver = ChainSolver(accelerator=Anderson(memory=2), window=_WINDOW, start=ConstantStart())
+    accelerator = BlockSecant() if secants else Anderson(memory=2)
+    solver = ChainSolver(accelerator=accelerator, window=_WINDOW, start=ConstantStart())
     began: list[float] = []
     for _ in range(_SOLVES):
         rule = Termination(rtol=0.0, max_rounds=_ROUNDS)

@@ -1,27 +1,28 @@
 r"""Chooses the quickest way to solve a chain, given what its steps cost on this machine.
 
-Step by step, a chain of ``N`` steps takes ``N`` calls. A joint solve from one jump, with triangular Anderson
-acceleration of memory 2, in a window of ``p`` steps, is expected to take
+Step by step, a chain of ``N`` steps takes ``N`` calls. A joint solve in a window of ``p`` steps is expected to take
 
-    R = 2.5 + 2.5 log10(1 / rtol)                 rounds in a window of the whole chain
-    K = R + 1.8 (N / p - 1)                       rounds
-    E = K p (0.9 - 0.42 sqrt(p / N))              evaluations a row
+    R = first + per_digit log10(1 / rtol)         rounds in a window of the whole chain
+    K = R + slide (N / p - 1)                     rounds
+    E = K p (share - saved sqrt(p / N))           evaluations a row
 
-The chains of ``benchmarks/chain_planner.py`` took these numbers within a quarter, at tolerances of 1e-1 to 1e-4. The
-seconds follow from the seconds of a call by its number of states. On a machine where a call with many states takes no
-longer than one with a single state, solving the whole chain at once is quickest. Where a batch is only a few times
-quicker per state than a single state, a window that makes such batches is quickest, since it wastes the fewest
-evaluations. Where a batch is no quicker per state, the chain is solved step by step.
+with numbers that depend on the solver (:class:`Estimate`). The chains of ``benchmarks/chain_planner.py`` took these
+numbers within a quarter, at tolerances of 1e-1 to 1e-4. The seconds follow from the seconds of a call by its number of
+states. On a machine where a call with many states takes no longer than one with a single state, solving the whole chain
+at once is quickest. Where a batch is only a few times quicker per state than a single state, a window that makes such
+batches is quickest, since it wastes the fewest evaluations. Where a batch is no quicker per state, the chain is solved
+step by step.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from fixedpoint.chains.planning.costs import Costs
 
-__all__ = ["Plan", "Setting", "expected", "plan", "step_by_step"]
+__all__ = ["FROM_ONE_JUMP", "WITH_SECANTS", "Estimate", "Plan", "Setting", "plan", "step_by_step"]
 
 # A joint solve must be expected to take less than this share of the serial time, since its time is only an estimate.
 _SURE = 0.9
@@ -29,6 +30,41 @@ _SURE = 0.9
 _NARROWEST = 8
 # Windows are considered if states may change by more than this many units of rounding and still become final.
 _EPS = 4.0
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """How many rounds and evaluations a joint solver takes; see the module.
+
+    Attributes
+    ----------
+    first, per_digit
+        Rounds in a window of the whole chain: at ``rtol = 1``, and in addition for every further digit.
+    slide
+        Rounds in addition for every further window that the chain has.
+    share, saved
+        The share of the window that a round evaluates, and how much of it is saved in a window of the whole chain.
+    """
+
+    first: float
+    per_digit: float
+    slide: float
+    share: float
+    saved: float
+
+    def expected(self, length: int, window: int, rtol: float) -> tuple[int, float]:
+        """Return the numbers of rounds, and of evaluations per row, that a joint solve is expected to take."""
+        part = window / length
+        whole = self.first + self.per_digit * math.log10(1 / rtol) if rtol > 0 else math.inf
+        rounds = min(whole + self.slide * (1 / part - 1), length + 1.0)
+        return math.ceil(rounds), rounds * window * (self.share - self.saved * math.sqrt(part))
+
+
+FROM_ONE_JUMP = Estimate(first=2.5, per_digit=2.5, slide=1.8, share=0.9, saved=0.42)
+"""Triangular Anderson acceleration of memory 2, from one jump."""
+
+WITH_SECANTS = Estimate(first=5.5, per_digit=2.0, slide=2.2, share=1.01, saved=0.51)
+"""Block secants of memory 1, from constant states."""
 
 
 @dataclass(frozen=True)
@@ -85,14 +121,6 @@ class Plan:
         return told + "".join(f"; {other}" for other in best) + ")"
 
 
-def expected(length: int, window: int, rtol: float) -> tuple[int, float]:
-    """Return the numbers of rounds, and of evaluations per row, that a joint solve is expected to take."""
-    share = window / length
-    whole = 2.5 + 2.5 * math.log10(1 / rtol) if rtol > 0 else math.inf
-    rounds = min(whole + 1.8 * (1 / share - 1), length + 1.0)
-    return math.ceil(rounds), rounds * window * (0.9 - 0.42 * math.sqrt(share))
-
-
 def step_by_step(costs: Costs, rows: int, length: int) -> Setting:
     """Return the setting of the serial solve."""
     batch = costs.best_batch(rows)
@@ -100,7 +128,17 @@ def step_by_step(costs: Costs, rows: int, length: int) -> Setting:
 
 
 def plan(
-    costs: Costs, *, rows: int, length: int, rtol: float, eps: float, slack: float, overhead: float, widest: int
+    costs: Costs,
+    *,
+    rows: int,
+    length: int,
+    rtol: float,
+    eps: float,
+    slack: float,
+    overhead: Callable[[int], float],
+    widest: int,
+    estimate: Estimate = FROM_ONE_JUMP,
+    slides: bool = True,
 ) -> Plan:
     """Choose the setting with the shortest expected duration.
 
@@ -120,20 +158,25 @@ def plan(
     slack
         The share of the tolerance within which a state may keep its value, in a window of the whole chain.
     overhead
-        Seconds of a round in addition to its calls.
+        Returns the seconds of a round in addition to its calls, for a window of so many steps.
     widest
         The largest window, in steps, that fits into memory.
+    estimate
+        What the joint solver takes.
+    slides
+        Whether the chain can be solved in a window shorter than itself.
     """
     serial = step_by_step(costs, rows, length)
     joint = []
     for window in _windows(length, widest):
-        slides = window < length
-        if slides and slack * math.sqrt(window / length) * rtol <= _EPS * eps:
+        if window < length and not slides:
             continue
-        rounds, evaluations = expected(length, window, rtol)
+        if window < length and slack * math.sqrt(window / length) * rtol <= _EPS * eps:
+            continue
+        rounds, evaluations = estimate.expected(length, window, rtol)
         states = rows * evaluations / rounds
         batch = costs.best_batch(states)
-        joint.append(Setting(window, batch, rounds, rounds * (costs.round(states, batch) + overhead)))
+        joint.append(Setting(window, batch, rounds, rounds * (costs.round(states, batch) + overhead(window))))
     joint.sort(key=lambda setting: setting.seconds)
     if joint and joint[0].seconds < _SURE * serial.seconds:
         return Plan(joint[0], (serial, *joint[1:]))

@@ -8,6 +8,7 @@ So a wrong plan costs about twice the time of the better choice, never more.
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -18,11 +19,11 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fixedpoint.chains.joint.solver import ChainSolver, joint
+from fixedpoint.chains.joint.solver import BlockSecant, ChainSolver, joint
 from fixedpoint.chains.methods.serial import Serial, iterate_steps
 from fixedpoint.chains.planning.costs import measured_costs
 from fixedpoint.chains.planning.overhead import round_overhead_seconds
-from fixedpoint.chains.planning.plan import Plan, plan, step_by_step
+from fixedpoint.chains.planning.plan import FROM_ONE_JUMP, WITH_SECANTS, Plan, plan, step_by_step
 from fixedpoint.chains.problem import ChainProblem, chain_of
 from fixedpoint.core.evaluator import Evaluator
 from fixedpoint.core.options import option
@@ -91,6 +92,7 @@ class PlannedChainSolver(Solver):
         serial = step_by_step(costs, len(problem.x0), problem.length)
         if serial.seconds < _TOO_SHORT_TO_PLAN:
             return Plan(serial)
+        secants = isinstance(joint(problem).accelerator, BlockSecant)
         return plan(
             costs,
             rows=len(problem.x0),
@@ -98,8 +100,10 @@ class PlannedChainSolver(Solver):
             rtol=termination.rtol,
             eps=torch.finfo(problem.x0.dtype).eps,
             slack=ChainSolver().slack,
-            overhead=round_overhead_seconds(problem.x0),
+            overhead=functools.partial(round_overhead_seconds, problem.x0, secants),
             widest=max(int(self.history_limit * 2**30 / (_BUFFERS * states)), 1),
+            estimate=WITH_SECANTS if secants else FROM_ONE_JUMP,
+            slides=problem.recurrence.slides,
         )
 
 

@@ -13,7 +13,7 @@ import torch
 import fixedpoint
 from fixedpoint_diffusion import DDIMSchedule
 from fixedpoint_diffusion.models.choices import MixtureModel, ShapesModel
-from fixedpoint_diffusion.task import DDIMSampling
+from fixedpoint_diffusion.task import Sampling
 
 MODELS: dict[str, MixtureModel | ShapesModel] = {
     "16 dimensions": MixtureModel(),
@@ -39,7 +39,7 @@ def main() -> None:
     for label, solver in SOLVERS.items():
         cells = []
         for name, eta in settings:
-            task = DDIMSampling(model=MODELS[name], schedule=DDIMSchedule(clip_sample=False), eta=eta, batch=32)
+            task = Sampling(model=MODELS[name], schedule=DDIMSchedule(clip_sample=False), eta=eta, batch=32)
             solution = fixedpoint.solve(task.problem(0), solver=solver, rtol=1e-4)
             solution.raise_for_status()
             cells.append(f"{solution.rounds.mean():.1f} / {solution.rounds.max()}")

@@ -27,7 +27,7 @@ from samplers import JUDGED, Sampler, named
 import fixedpoint
 from fixedpoint.chains import ChainProblem, ConstantStart, OneJumpStart
 from fixedpoint_diffusion import DDIMSchedule, GaussianMixture
-from fixedpoint_diffusion.task import DDIMSampling
+from fixedpoint_diffusion.task import Sampling
 
 TOLERANCES = (1e-1, 3e-2, 1e-2, 3e-3, 1e-3, 1e-4)
 LENGTHS = (25, 50, 100)
@@ -67,7 +67,7 @@ def ddim(samples: int) -> Iterator[ChainProblem]:
     """The chains of DDIM."""
     for model, length, eta in itertools.product(MODELS.values(), LENGTHS, (0.0, 1.0)):
         schedule = DDIMSchedule(clip_sample=False)
-        task = DDIMSampling(model=model, schedule=schedule, num_inference_steps=length, eta=eta, batch=samples)
+        task = Sampling(model=model, schedule=schedule, num_inference_steps=length, eta=eta, batch=samples)
         problem = task.problem(0)
         assert isinstance(problem, ChainProblem)
         yield problem

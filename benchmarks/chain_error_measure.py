@@ -30,7 +30,7 @@ from samplers import JUDGED, named
 import fixedpoint
 from fixedpoint.chains import ChainProblem, OneJumpStart
 from fixedpoint_diffusion import FashionMNISTModel
-from fixedpoint_diffusion.task import DDIMSampling
+from fixedpoint_diffusion.task import Sampling
 
 LENGTHS = (25, 100, 300)
 SOLVERS = (
@@ -67,9 +67,7 @@ def main(
             chains[str(each)] = partial(each.problem, batch)
     else:
         for length in steps or LENGTHS:
-            chains[str(length)] = DDIMSampling(
-                model=FashionMNISTModel(), num_inference_steps=length, batch=batch
-            ).problem
+            chains[str(length)] = Sampling(model=FashionMNISTModel(), num_inference_steps=length, batch=batch).problem
     print(f"| {heading} | solves | within a factor 3 | reported / true | false claims | at {TOLERANCES[-1]:g} |")
     print("|:--|--:|--:|--:|--:|--:|")
     every: list[Judged] = []

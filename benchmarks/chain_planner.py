@@ -31,7 +31,7 @@ from fixedpoint.chains import BlockSecant, ChainProblem, Serial
 from fixedpoint.chains.joint.solver import joint
 from fixedpoint.chains.planning.plan import FROM_ONE_JUMP, WITH_SECANTS
 from fixedpoint_diffusion import DiffusersModel, FashionMNISTModel, Model
-from fixedpoint_diffusion.task import DDIMSampling
+from fixedpoint_diffusion.task import Sampling
 
 WINDOWS = (8, 16, 32, 64, 128)
 
@@ -43,7 +43,7 @@ def ddim(eta: float) -> Make:
     """A function that makes a DDIM chain."""
 
     def make(network: Model, length: int, rows: int, device: str) -> ChainProblem:
-        task = DDIMSampling(model=network, num_inference_steps=length, eta=eta, batch=rows, device=device)
+        task = Sampling(model=network, num_inference_steps=length, eta=eta, batch=rows, device=device)
         problem = task.problem(0)
         assert isinstance(problem, ChainProblem)
         return problem

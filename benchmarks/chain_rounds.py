@@ -34,7 +34,7 @@ from verdict import verdict
 
 from fixedpoint.chains import ChainProblem
 from fixedpoint_diffusion import DiffusersModel, FashionMNISTModel
-from fixedpoint_diffusion.task import DDIMSampling
+from fixedpoint_diffusion.task import Sampling
 
 LENGTHS = (25, 50, 100, 250, 1000)
 
@@ -62,7 +62,7 @@ def main(
     store = Store(cells)
     columns: dict[int, dict[str, Cell | None]] = {}
     for length in steps or LENGTHS:
-        task = DDIMSampling(model=network, num_inference_steps=length, eta=eta, batch=batch, device=device)
+        task = Sampling(model=network, num_inference_steps=length, eta=eta, batch=batch, device=device)
         chain = LazyChain(task, seed)
         columns[length] = {}
         for name in names:
@@ -77,7 +77,7 @@ def main(
 class LazyChain:
     """A chain and its serial result, computed when the first method is run on it."""
 
-    def __init__(self, task: DDIMSampling, seed: int) -> None:
+    def __init__(self, task: Sampling, seed: int) -> None:
         self.task, self.seed = task, seed
         self.made: tuple[ChainProblem, Tensor] | None = None
 

@@ -15,7 +15,7 @@ from recorded import record, serial
 import fixedpoint
 from fixedpoint_diffusion import FashionMNISTModel
 from fixedpoint_diffusion.fashion_mnist import CLASSES
-from fixedpoint_diffusion.task import DDIMSampling
+from fixedpoint_diffusion.task import Sampling
 
 SHOWN = (1, 2, 3, 4, 5, 6, 8, 10, 12)
 
@@ -26,7 +26,7 @@ def main(
     seed: int = 0,
 ) -> None:
     """Solve, draw, and print the largest error of the rounds shown."""
-    problem = DDIMSampling(model=FashionMNISTModel(), num_inference_steps=steps, batch=len(CLASSES)).problem(seed)
+    problem = Sampling(model=FashionMNISTModel(), num_inference_steps=steps, batch=len(CLASSES)).problem(seed)
     target = serial(problem)
     chain = record(problem, target, fixedpoint.ChainSolver(), max(SHOWN))
     columns = [("noise", problem.x0), *((f"{n}", chain.images[n - 1]) for n in SHOWN), (f"serial, {steps}", target)]

@@ -22,7 +22,7 @@ import fixedpoint
 from fixedpoint_diffusion import FashionMNISTModel, frechet_distance, held_out_images, load_classifier, reference
 from fixedpoint_diffusion.fashion_mnist import CLASSES
 from fixedpoint_diffusion.fashion_mnist.classifier import Gaussian
-from fixedpoint_diffusion.task import DDIMSampling
+from fixedpoint_diffusion.task import Sampling
 
 
 def main(
@@ -35,7 +35,7 @@ def main(
     grid: Annotated[Path | None, typer.Option(help="Write a picture of a hundred samples.")] = None,
 ) -> None:
     """Sample, judge, and print the table."""
-    task = DDIMSampling(
+    task = Sampling(
         model=FashionMNISTModel(guidance_scale=guidance_scale), num_inference_steps=steps, eta=eta, batch=count
     )
     began = time.perf_counter()

@@ -83,7 +83,8 @@ def _index() -> Iterator[str]:
 def _page(kind: Kind, component: Component) -> Iterator[str]:
     yield f"---\ndescription: {json.dumps(component.summary)}\n---\n"
     yield f"# {component.name}\n"
-    yield f"*A {kind} of {component.source} {component.version}.*\n"
+    also = f", also called {', '.join(component.aliases)}" if component.aliases else ""
+    yield f"*A {kind} of {component.source} {component.version}{also}.*\n"
     if component.missing():
         yield f"It needs {', '.join(component.missing())}:\n"
         yield f"```\n{component.install_command()}\n```"

@@ -47,7 +47,7 @@ def check(
         from fixedpoint.testing import check_gradient, check_solver
 
         # A name that is neither is reported as an unknown solver.
-        estimator = name in registry.components("gradient") and name not in registry.components("solver")
+        estimator = name in registry.names("gradient") and name not in registry.names("solver")
         kind: Kind = "gradient" if estimator else "solver"
         config = component_config(kind, name, options or [])
         report = check_gradient(config) if estimator else check_solver(config)

@@ -28,10 +28,11 @@ name: {name}
 seeds: [0]                      # a cell of the grid is run once for each
 
 tasks:
-  - name: ddim-sampling
+  - name: sampling
     model: {model}          # your own: {{name: diffusers, path: my/folder}}
     num_inference_steps: 50
     eta: 0.0                    # 0: deterministic; 1: ancestral
+    # scheduler: UniPCMultistepScheduler      # by default DDIM
     batch: 4
 
 solvers:

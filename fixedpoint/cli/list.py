@@ -53,6 +53,7 @@ def _plain(kind: str, component: Component | Command) -> dict[str, Any]:
     return {
         "kind": kind,
         "name": component.name,
+        "aliases": list(component.names[1:]),
         "summary": component.summary,
         "references": list(component.references),
         "source": component.source,
@@ -75,6 +76,8 @@ def _print(found: dict[str, list[Component | Command]], broken: list[Broken]) ->
         table.columns[1].ratio = 1
         for component in components:
             summary = Text(component.summary)
+            if component.names[1:]:
+                summary.append(f" (also called {', '.join(component.names[1:])})")
             if component.missing():
                 needs = f"needs {', '.join(component.missing())}: {component.install_command()}"
                 summary.append(f"\n{needs}", style="yellow")

@@ -32,7 +32,7 @@ def show(
     \b
     Examples:
       fixedpoint show anderson
-      fixedpoint show ddim-sampling --json
+      fixedpoint show sampling --json
     """
     with in_sentences():
         kinds = _kinds_of(name) if kind is None else [as_kind(kind)]
@@ -52,10 +52,10 @@ def _kinds_of(name: str) -> list[Kind]:
     from fixedpoint.registry import KINDS, registry
     from fixedpoint.registry.faults import unknown
 
-    kinds = [kind for kind in KINDS if name in registry.components(kind)]
+    kinds = [kind for kind in KINDS if name in registry.names(kind)]
     if kinds:
         return kinds
-    known = [each for kind in KINDS for each in registry.components(kind)]
+    known = [each for kind in KINDS for each in registry.names(kind)]
     complain(unknown("component", name, f'"{name}"', nearest(name, known), registry.broken()))
     raise typer.Exit(BAD_INPUT)
 
@@ -67,6 +67,7 @@ def _plain(found: Description) -> dict[str, object]:
         "name": component.name,
         "summary": component.summary,
         "description": found.text,
+        "aliases": list(component.aliases),
         "references": list(component.references),
         "source": component.source,
         "version": component.version,
@@ -84,7 +85,8 @@ def _print(found: Description) -> None:
     out = console()
     component = found.component
     source = f"{component.source} {component.version}".strip() or "this process"
-    out.print(Text.assemble((component.name, "bold"), f"  {found.kind} from {source}"))
+    also = f", also called {', '.join(component.aliases)}" if component.aliases else ""
+    out.print(Text.assemble((component.name, "bold"), f"  {found.kind} from {source}{also}"))
     out.print(Text(f"\n{found.text or component.summary}"))
     for title, rows in (("Options", found.options), *found.choices.items()):
         if rows:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -40,7 +41,8 @@ class UnplainError(TypeError):
 def resolved_options(instance: Options, given: Mapping[str, Any]) -> dict[str, Any]:
     """Return every option of a component as plain values.
 
-    A default that cannot be written to a file is left out, since building the component restores it.
+    Left out are defaults that cannot be written to a file, and those of options that were added later, since building
+    the component restores them.
 
     Parameters
     ----------
@@ -51,7 +53,10 @@ def resolved_options(instance: Options, given: Mapping[str, Any]) -> dict[str, A
     """
     cls = type(instance)
     options: dict[str, Any] = {}
+    added = {field.name: field.default for field in dataclasses.fields(instance) if field.metadata.get("added")}  # type: ignore[arg-type]  # every options class is a dataclass
     for key in option_types(cls):
+        if key in added and getattr(instance, key) == added[key]:
+            continue
         if key in given:
             options[key] = given[key]
             continue

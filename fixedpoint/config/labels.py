@@ -29,16 +29,25 @@ def automatic_labels(configs: Sequence[Mapping[str, Any]], written: Sequence[Map
             for key, value in config.items()
             if key != "name" and (key in spelt or any(other.get(key) != value for other in same))
         ]
-        words = ", ".join(_words(key, config[key], spelt.get(key)) for key in shown)
+        words = ", ".join(_words(key, config[key], spelt.get(key), [each.get(key) for each in same]) for key in shown)
         labels.append(f"{config['name']} ({words})" if words else str(config["name"]))
     return _unique(labels)
 
 
-def _words(key: str, value: Any, spelt: Any) -> str:
-    """One option in a label: a string alone, and a number with the name of its option."""
+def _words(key: str, value: Any, spelt: Any, others: Sequence[Any]) -> str:
+    """One option in a label: a string alone, and a number with the name of its option.
+
+    Of a nested component, what distinguishes it from others of its name is shown, too.
+    """
     if isinstance(value, Mapping) and "name" in value:
-        inner = [part for part in value if part != "name" and isinstance(spelt, Mapping) and part in spelt]
-        return " ".join([value["name"], *(_words(part, value[part], spelt[part]) for part in inner)])
+        alike = [other for other in others if isinstance(other, Mapping) and other.get("name") == value["name"]]
+        given = spelt if isinstance(spelt, Mapping) else {}
+        words = [
+            _words(part, inner, given.get(part), [other.get(part) for other in alike])
+            for part, inner in value.items()
+            if part != "name" and (part in given or any(other.get(part) != inner for other in alike))
+        ]
+        return " ".join([value["name"], *words])
     if isinstance(value, str):
         return value
     if isinstance(value, bool) or value is None:

@@ -65,11 +65,9 @@ class Resolver:
         name = spec.get("name")
         if not isinstance(name, str):
             got = f"got {self.document.typed(name_path, name)}" if "name" in spec else "it has none"
-            self.refuse(
-                name_path, f"{_one(kind)} requires a name, {got}; known: {', '.join(registry.components(kind))}"
-            )
+            self.refuse(name_path, f"{_one(kind)} requires a name, {got}; known: {', '.join(registry.names(kind))}")
             return None
-        known = registry.components(kind)
+        known = registry.names(kind)
         if name not in known:
             self.refuse(name_path, self._unknown(kind, name, known))
             return None
@@ -109,8 +107,11 @@ class Resolver:
         try:
             instance: Options = build(cls, {**given, **resolved}, registry.create)
         except OptionError as error:
-            own = error.option in option_types(cls)
-            self.refuse((*path, error.option) if own else path, error.reason if own else str(error))
+            if error.option in option_types(cls):
+                inner = (*path, error.option, *error.within)
+                self.refuse(inner, error.reason, key=bool(error.within))
+            else:
+                self.refuse(path, str(error))
             return None
         except Exception as error:  # third-party code may raise anything for a bad option; it is reported as a mistake
             self.refuse(path, " ".join(str(error).split()) or type(error).__name__)

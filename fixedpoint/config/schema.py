@@ -57,12 +57,14 @@ def _components(kind: Kind, labelled: bool) -> Schema:
         except ImportError:
             continue
         mapping = _named(name, factory)
+        if component.aliases:
+            mapping["properties"]["name"] = {"enum": list(component.names)}
         if component.summary:
             mapping["description"] = component.summary
         if labelled:
             mapping["properties"]["label"] = {"type": "string", "description": "what reports call it"}
         if not mapping["required"][1:]:  # no option is required, so the name alone is enough
-            names.append(name)
+            names += component.names
         mappings.append(mapping)
     return {"anyOf": [{"enum": names}, *mappings]}
 

@@ -28,12 +28,16 @@ class OptionError(ValueError, TypeError):
     reason
         The message without the names of component and option, for callers that report a position of their own (a line
         of a YAML file).
+    within
+        For an option that is a mapping: the key that the message is about, or several for mappings within; empty for
+        the whole option.
     """
 
-    def __init__(self, component: str, option: str, reason: str) -> None:
-        super().__init__(f"{component}: {option} {reason}")
+    def __init__(self, component: str, option: str, reason: str, within: tuple[str, ...] = ()) -> None:
+        super().__init__(f"{component}: {'.'.join((option, *within))} {reason}")
         self.option = option
         self.reason = reason
+        self.within = within
 
 
 def option(
@@ -45,6 +49,7 @@ def option(
     gt: float | None = None,
     le: float | None = None,
     lt: float | None = None,
+    added: bool = False,
 ) -> Any:
     """Declare one option of a component.
 
@@ -56,6 +61,9 @@ def option(
         What the option does, in one sentence; shown by ``fixedpoint show`` and in the docs.
     ge, gt, le, lt
         Bounds of a number: at least, greater than, at most, less than.
+    added
+        Whether the option joined a component that run files used before. Where it has its default, the configuration
+        of a cell leaves it out, so that cells keep their hashes.
 
     Returns
     -------
@@ -63,7 +71,9 @@ def option(
         A dataclass field, which carries help and bounds as metadata.
     """
     bounds = {"ge": ge, "gt": gt, "le": le, "lt": lt}
-    metadata = {"help": help, **{key: value for key, value in bounds.items() if value is not None}}
+    metadata: dict[str, Any] = {"help": help, **{key: value for key, value in bounds.items() if value is not None}}
+    if added:
+        metadata["added"] = True
     if factory is not None:
         return dataclasses.field(default_factory=factory, metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)

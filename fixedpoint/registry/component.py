@@ -33,9 +33,19 @@ class Component(RegistryEntry):
         Import names that the class requires in addition to the base installation, e.g. ``("diffusers",)``.
     extra
         The extra that installs ``requires``, e.g. ``"diffusion"``, of the distribution that brings the component.
+    aliases
+        Further names by which run files and commands may call it, e.g. a name that it had before. Records and reports
+        keep the name that was typed.
     source, version
         Name and version of the distribution that brings the component. The registry sets both.
     """
+
+    aliases: tuple[str, ...] = ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All its names, its own first."""
+        return (self.name, *self.aliases)
 
     def fault(self, factory: Any) -> str:
         """Return why a class cannot be a component: it must be a frozen dataclass of options."""

@@ -27,6 +27,11 @@ class RegistryEntry:
     source: str = field(default="", compare=False)
     version: str = field(default="", compare=False)
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All names that it may be called by."""
+        return (self.name,)
+
     def load(self) -> Callable[..., Any]:
         """Import and return the factory.
 

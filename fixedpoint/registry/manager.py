@@ -53,6 +53,11 @@ class Registry:
         self._discover()
         return dict(sorted(self._brought[kind].items()))
 
+    def names(self, kind: Kind) -> dict[str, Component]:
+        """Return the components of a kind by every name that they may be called by, aliases included, sorted."""
+        found = self.components(kind).values()
+        return dict(sorted((name, component) for component in found for name in component.names))
+
     def commands(self) -> dict[str, Command]:
         """Return all commands, those of the library and those of plugins, by name, sorted."""
         self._discover()
@@ -77,14 +82,14 @@ class Registry:
         return found
 
     def get(self, kind: Kind, name: str) -> Component:
-        """Return the component of the given kind and name.
+        """Return the component of the given kind and name, which may be an alias.
 
         Raises
         ------
         UnknownComponentError
             If there is none. The message suggests the nearest known name.
         """
-        found = self.components(kind)
+        found = self.names(kind)
         if name not in found:
             raise UnknownComponentError(kind, name, found, self.broken())
         return found[name]
@@ -218,18 +223,20 @@ class Registry:
 
     def _accept(self, kind: str, entry: Component | Command) -> Broken | None:
         """Add an entry, or return why it is refused: its name is taken, or cannot be typed in files and commands."""
-        holder = self._brought[kind].get(entry.name)
-        if holder is None and NAME.fullmatch(entry.name):
+        holders = {name: other for other in self._brought[kind].values() for name in other.names}
+        name = next((name for name in entry.names if name in holders or not NAME.fullmatch(name)), None)
+        if name is None:
             self._brought[kind][entry.name] = entry
             return None
+        holder = holders.get(name)
         if holder is None:
             reason = (
-                f"a {kind}'s name must be lower-case letters, digits and single hyphens, got {entry.name!r}; "
+                f"a {kind}'s name must be lower-case letters, digits and single hyphens, got {name!r}; "
                 f"refused {entry.where()}"
             )
         else:
             reason = (
-                f"the {kind} name {entry.name!r} of {entry.source or 'this process'} is already taken by "
+                f"the {kind} name {name!r} of {entry.source or 'this process'} is already taken by "
                 f"{holder.source or 'this process'} ({holder.where()}); refused {entry.where()}"
             )
         refused = Broken(entry.name, kind, f"{entry.source} {entry.version}".strip(), reason)

@@ -58,14 +58,17 @@ def _cell(
 def _reason_to_skip(task: Choice, solver: Choice, gradient: Choice | None) -> str:
     """The needs of the solver or gradient estimator that nothing provides, in a sentence; empty if there are none."""
     # Instances are asked, because what they need and provide depends on their options.
-    provided = _of("task", task).provides
+    instance = _of("task", task)
+    provided = instance.provides
+    # A task whose abilities depend on its options declares them where its class does.
+    declares = bool((provided | type(instance).provides) & _IMPLIED_ABILITIES)
     built = _of("solver", solver)
-    lacking = _lacking(built.needs, provided)
+    lacking = _lacking(built.needs, provided, declares)
     if lacking:
         return f"{solver.label} needs {_listed(lacking)}, which {task.label} does not provide"
     if gradient is None:
         return ""
-    lacking = _lacking(_of("gradient", gradient).needs - built.provides, provided)
+    lacking = _lacking(_of("gradient", gradient).needs - built.provides, provided, declares)
     if lacking:
         return f"{gradient.label} needs {_listed(lacking)}, which neither {solver.label} nor {task.label} provides"
     return ""
@@ -75,13 +78,13 @@ def _of(kind: Kind, choice: Choice) -> Any:
     return registry.create(kind, choice.config)
 
 
-def _lacking(needs: frozenset[str], provided: frozenset[str]) -> frozenset[str]:
-    """The needs that are not provided, as far as the task declares.
+def _lacking(needs: frozenset[str], provided: frozenset[str], declares: bool) -> frozenset[str]:
+    """The needs that are not provided, as far as the task declares the abilities of its chains.
 
-    If a task of chains declares no abilities of its chains, they are found out only by the solve. Asking the chain for
-    an ability that it lacks raises ``AbilityError``, and the cell is then skipped.
+    If it declares none, they are found out only by the solve. Asking the chain for an ability that it lacks raises
+    ``AbilityError``, and the cell is then skipped.
     """
-    return needs - provided - (frozenset() if provided & _IMPLIED_ABILITIES else _IMPLIED_ABILITIES)
+    return needs - provided - (frozenset() if declares else _IMPLIED_ABILITIES)
 
 
 def _listed(names: frozenset[str]) -> str:

@@ -1,4 +1,4 @@
-"""Registers the task ``ddim-sampling`` and the command ``invert``."""
+"""Registers the task ``sampling`` and the command ``invert``."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from fixedpoint.registry import Command, Component, hookimpl
 def fixedpoint_tasks() -> list[Component]:
     return [
         Component(
-            "ddim-sampling",
-            "fixedpoint_diffusion.task:DDIMSampling",
-            "sample a diffusion chain jointly and compare with sequential DDIM",
+            "sampling",
+            "fixedpoint_diffusion.task:Sampling",
+            "sample a diffusion model jointly, by any sampler, and compare with its serial run",
             ("Song, Meng & Ermon 2021", "Pokle, Geng & Kolter 2022"),
+            aliases=("ddim-sampling",),
         ),
     ]
 

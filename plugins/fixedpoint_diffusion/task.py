@@ -1,10 +1,12 @@
-"""The task ``ddim-sampling``: samples a chain jointly and compares the samples with those of the serial run."""
+"""The task ``sampling``: samples a model jointly and compares the samples with those of the serial run."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from functools import cached_property
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -12,7 +14,7 @@ from torch import Tensor
 from fixedpoint.chains.methods.serial import Serial
 from fixedpoint.chains.problem import ChainProblem
 from fixedpoint.core.evaluator import Evaluator
-from fixedpoint.core.options import OptionError, option
+from fixedpoint.core.options import OptionError, by_options, option
 from fixedpoint.core.problem import Problem
 from fixedpoint.core.solution import Solution
 from fixedpoint.core.termination import Termination
@@ -20,34 +22,47 @@ from fixedpoint.tasks.forming import HasDrawing
 from fixedpoint.tasks.task import Context, HasNotes, Images, Judgement, SolveTask
 from fixedpoint_diffusion.models.choices import DiffusersModel, FashionMNISTModel, MixtureModel, Model, ShapesModel
 from fixedpoint_diffusion.samplers.noise import draw_noise, row_seeds
-from fixedpoint_diffusion.samplers.problem import ddim_problem
+from fixedpoint_diffusion.samplers.request import DDIM_PROVIDES, RequestedSampler, RequestError, requested
+from fixedpoint_diffusion.schedules.by_name import SchedulerChoice, SchedulerError, own_scheduler
 from fixedpoint_diffusion.schedules.schedulers import AssignedSchedule, DDIMSchedule
-from fixedpoint_diffusion.schedules.timesteps import Route, route_of
+from fixedpoint_diffusion.schedules.training import other_than_trained
 
-__all__ = ["DDIMSampling"]
+__all__ = ["Sampling"]
 
 
 @dataclass(frozen=True)
-class DDIMSampling(SolveTask, HasNotes, HasDrawing):
-    """Samples a diffusion model by DDIM, with all steps of the chain solved as one fixed point."""
+class Sampling(SolveTask, HasNotes, HasDrawing):
+    """Samples a diffusion model, with all steps of the sampler solved as one fixed point.
 
-    provides = frozenset({"chain", "coarse", "jumps", "extension", "coefficients", "gaussian-slopes"})
+    The sampler is that of the model's own scheduler, DDIM where it has none, or any other that ``scheduler`` names.
+    """
 
     model: FashionMNISTModel | DiffusersModel | ShapesModel | MixtureModel = option(
         factory=ShapesModel, help="the denoising model"
     )
+    scheduler: str | Mapping[str, Any] | None = option(
+        None,
+        added=True,
+        help="a scheduler of diffusers: its class, or a mapping of its name and settings; what is not given is as in "
+        "the model's own scheduler, which is the default",
+    )
     schedule: DDIMSchedule | None = option(
-        None, help="noise schedule, as of diffusers' DDIMScheduler; default: that of the model's training"
+        None, help="noise schedule of DDIM, as of diffusers' DDIMScheduler; default: that of the model's training"
     )
     num_inference_steps: int | None = option(
-        None, ge=1, help="N, the number of steps of the chain; default: as many as timesteps has, else 50"
+        None, ge=1, help="N, the number of steps of the chain; default: as many as timesteps or sigmas has, else 50"
     )
     timesteps: tuple[int, ...] | Literal["quadratic"] | None = option(
         None,
         help="the timesteps, from noise to image, or quadratic: each step leads to the next; default: N in the "
         "schedule's spacing",
     )
-    eta: float = option(0.0, ge=0.0, le=1.0, help="0: deterministic DDIM; 1: ancestral sampling")
+    sigmas: tuple[float, ...] | None = option(
+        None, added=True, help="the noise levels, from noise to image, for schedulers that take them"
+    )
+    eta: float = option(
+        0.0, ge=0.0, le=1.0, help="0: deterministic DDIM; 1: ancestral sampling; also of other schedulers that have it"
+    )
     batch: int = option(16, ge=1, help="number of samples")
     dtype: Literal["float32", "float64"] = option("float32", help="dtype of the states")
     device: str = option("cpu", help="device of the states")
@@ -55,25 +70,85 @@ class DDIMSampling(SolveTask, HasNotes, HasDrawing):
         None, ge=1, help="largest number of states per call of the model; default: the fastest"
     )
 
-    @property
-    def chain_schedule(self) -> DDIMSchedule:
-        """The option ``schedule`` if it is set, else the model's own schedule, else the default of diffusers."""
-        return self.schedule or self.model.schedule_and_notes()[0] or DDIMSchedule()
+    @by_options(*DDIM_PROVIDES)
+    def provides(self) -> frozenset[str]:
+        """The abilities of the sampler's chain: a sampler with a memory has no coarse chain, for example."""
+        return self.sampler.provides
 
     @property
-    def route(self) -> Route:
-        """The timesteps of the chain."""
-        return route_of(self.chain_schedule, self.num_inference_steps, self.timesteps)
+    def sampler(self) -> RequestedSampler:
+        """The sampler that the options describe."""
+        return _sampler_of(self)
+
+    @property
+    def _asked(self) -> RequestedSampler:
+        try:
+            return requested(self._scheduler, self.num_inference_steps, self.timesteps, self.sigmas, self.eta)
+        except RequestError as error:
+            if error.option == "scheduler" and self.scheduler is None:
+                own = type(self._scheduler).__name__
+                reason = f"has a scheduler of its own, {own}, that {error}; scheduler: names another one"
+                raise OptionError(type(self).__name__, "model", reason) from None
+            raise OptionError(type(self).__name__, error.option, str(error)) from None
+
+    @cached_property
+    def _scheduler(self) -> Any:
+        """The schedule of DDIM, or the scheduler of diffusers that steps."""
+        own = self.model.own_scheduler
+        if self.schedule is not None:
+            return self.schedule
+        try:
+            if isinstance(self.scheduler, SchedulerChoice):
+                return self.scheduler.build(own)
+            if own is None or own.get("_class_name") == "DDIMScheduler":
+                return self.model.schedule_and_notes()[0] or DDIMSchedule()
+            return own_scheduler(own)
+        except SchedulerError as error:
+            raise OptionError(type(self).__name__, "scheduler", str(error), error.within) from None
 
     def notes(self) -> tuple[str, ...]:
-        """Sentences on what differs from the model's folder or from the requested number of steps."""
-        notes = self.model.schedule_and_notes()[1] if self.schedule is None else ()
-        route = self.route
-        return (*notes, f"timesteps: {route.note}") if route.note else notes
+        """Sentences on what the model's folder does not specify, or on steps other than those that were asked for."""
+        chosen = self.schedule is not None or self.scheduler is not None
+        note = self.sampler.note
+        return (*(() if chosen else self.model.notes), *((note,) if note else ()))
 
     def check(self) -> None:
-        self._check_route()
-        own = self.model.schedule_and_notes()[0]
+        self._check_scheduler()
+        sampler = self.sampler  # refuses what cannot be had
+        if sampler.schedule is None and not self.model.has_own_levels:
+            raise OptionError(
+                type(self).__name__,
+                "scheduler",
+                f"must have the noise levels of betas, which this model requires; {type(self._scheduler).__name__} has "
+                "none",
+            )
+
+    def _check_scheduler(self) -> None:
+        """Refuse a scheduler or a schedule that is not one, or that the model was not trained for."""
+        name = type(self).__name__
+        if isinstance(self.schedule, AssignedSchedule):
+            raise OptionError(
+                name,
+                "schedule",
+                "comes with timesteps of its own; give those to the task, as num_inference_steps or timesteps",
+            )
+        if self.scheduler is None:
+            self._check_schedule()
+            return
+        if self.schedule is not None:
+            raise OptionError(name, "schedule", "is that of DDIM; where a scheduler is named, give it the settings")
+        try:
+            # The dataclass is frozen; as a choice the option can be hashed.
+            object.__setattr__(self, "scheduler", SchedulerChoice(self.scheduler))
+        except SchedulerError as error:
+            raise OptionError(name, "scheduler", str(error), error.within) from None
+        own = self.model.own_scheduler
+        why = "" if own is None else other_than_trained(self._scheduler, own_scheduler(own))
+        if why:
+            raise OptionError(name, "scheduler", why)
+
+    def _check_schedule(self) -> None:
+        own = None if self.schedule is None else self.model.own_levels
         if self.schedule is None or own is None:
             return
         if self.schedule.prediction_type != own.prediction_type:
@@ -90,38 +165,20 @@ class DDIMSampling(SolveTask, HasNotes, HasDrawing):
                 "must have the noise levels the model was trained with (num_train_timesteps, betas)",
             )
 
-    def _check_route(self) -> None:
-        if isinstance(self.schedule, AssignedSchedule):
-            raise OptionError(
-                type(self).__name__,
-                "schedule",
-                "comes with timesteps of its own; give those to the task, as num_inference_steps or timesteps",
-            )
-        try:
-            route_of(self.chain_schedule, self.num_inference_steps, self.timesteps)
-        except ValueError as error:
-            which = "num_inference_steps" if self.timesteps is None else "timesteps"
-            raise OptionError(type(self).__name__, which, f"cannot be had: {error}") from None
-
     def problem(self, seed: int) -> Problem:
         model: Model = self.model
-        schedule, route = self.chain_schedule, self.route
-        dtype = getattr(torch, self.dtype)
-        # A deterministic chain (eta = 0) adds no noise, so none is drawn for its steps.
-        steps = len(route) if self.eta > 0 else 0
+        sampler = self.sampler
+        # A deterministic sampler adds no noise, so none is drawn for its steps.
         x_T, noise = draw_noise(
-            row_seeds(seed, self.batch), model.event_shape, steps, dtype=dtype, device=torch.device(self.device)
+            row_seeds(seed, self.batch),
+            model.event_shape,
+            sampler.draws,
+            dtype=getattr(torch, self.dtype),
+            device=torch.device(self.device),
         )
-        return ddim_problem(
-            model.denoiser(schedule, self.batch, self.device),
-            schedule,
-            x_T,
-            num_inference_steps=len(route) if self.timesteps is None else None,
-            timesteps=None if self.timesteps is None else route.timesteps,
-            eta=self.eta,
-            noise=noise,
-            max_batch=self.max_batch,
-        )
+        # Networks know their own noise levels, so that any schedule will do for them.
+        denoiser = model.denoiser(sampler.schedule or DDIMSchedule(), self.batch, self.device)
+        return sampler.problem(denoiser, x_T, noise, self.max_batch)
 
     def judge(self, problem: Problem, solution: Solution, context: Context) -> Judgement:
         assert isinstance(problem, ChainProblem)  # made by ``problem``
@@ -145,6 +202,12 @@ class DDIMSampling(SolveTask, HasNotes, HasDrawing):
 
     def _images(self, samples: Tensor) -> Images | None:
         return _drawn(samples) if self.model.is_image else None
+
+
+@functools.lru_cache(maxsize=8)
+def _sampler_of(task: Sampling) -> RequestedSampler:
+    """The sampler of a task, which is built anew for every cell of a run; a scheduler is probed once."""
+    return task._asked
 
 
 def _drawn(samples: Tensor) -> Images:

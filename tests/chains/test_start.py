@@ -19,7 +19,7 @@ from fixedpoint.core.options import OptionError
 from fixedpoint.core.termination import Termination
 from fixedpoint.testing.chains import CountedChain, wave_chain
 from fixedpoint_diffusion.models.choices import FashionMNISTModel
-from fixedpoint_diffusion.task import DDIMSampling
+from fixedpoint_diffusion.task import Sampling
 
 STARTS = [
     ConstantStart(),
@@ -91,7 +91,7 @@ def test_a_nested_start_of_enough_rounds_interpolates_the_coarse_chain() -> None
 
 
 def test_a_one_jump_start_costs_one_round_of_one_evaluation() -> None:
-    problem = DDIMSampling(num_inference_steps=20, batch=3, max_batch=2).problem(0)
+    problem = Sampling(num_inference_steps=20, batch=3, max_batch=2).problem(0)
     assert isinstance(problem, ChainProblem)
     z0, spent, exact = OneJumpStart().trajectory(problem, accelerating)
     assert exact == 1
@@ -105,7 +105,7 @@ def test_a_one_jump_start_costs_one_round_of_one_evaluation() -> None:
 @pytest.mark.slow
 def test_starts_save_rounds(capsys: pytest.CaptureFixture[str]) -> None:
     """On the bundled model, to 1e-2 of the serial image; a nested start does its rounds on a quarter of the steps."""
-    task = DDIMSampling(model=FashionMNISTModel(), num_inference_steps=40, batch=1)
+    task = Sampling(model=FashionMNISTModel(), num_inference_steps=40, batch=1)
     problem = task.problem(0)
     assert isinstance(problem, ChainProblem)
     serial = fixedpoint.solve(problem, solver="serial").z[:, -1].flatten(1)
@@ -126,7 +126,7 @@ def test_starts_save_rounds(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize("start", STARTS[1:], ids=str)
 @pytest.mark.parametrize("most", [1, 2, 3, 4])
 def test_a_start_keeps_to_the_limit_on_rounds(start: Start, most: int) -> None:
-    problem = DDIMSampling(num_inference_steps=20, batch=2).problem(0)
+    problem = Sampling(num_inference_steps=20, batch=2).problem(0)
     assert isinstance(problem, ChainProblem)
     solution = solved(problem, start, rtol=0.0, rounds=most)
     assert solution.counts.rounds == most

@@ -147,7 +147,7 @@ def test_the_registry_knows_the_programs_own_commands() -> None:
 def test_summaries_are_phrases_and_no_sentences() -> None:
     listed = [*registry.commands().values(), *(each for kind in KINDS for each in registry.components(kind).values())]
     own = [entry for entry in listed if entry.source == "fixedpoint-solvers"]
-    assert {"invert", "anderson", "ddim-sampling"} <= {entry.name for entry in own}
+    assert {"invert", "anderson", "sampling"} <= {entry.name for entry in own}
     assert [entry.name for entry in own if entry.summary.endswith(".")] == []
     commands = [command for command in registry.commands().values() if command in own]
     assert [command.name for command in commands if not command.summary[0].islower()] == []

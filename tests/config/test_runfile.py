@@ -168,3 +168,17 @@ def test_a_bad_override_is_a_line_without_a_position(tmp_path: Path, override: s
         loaded(tmp_path, BASE, override)
     (found,) = str(caught.value).splitlines()
     assert found.startswith(line)
+
+
+def test_labels_show_in_what_nested_settings_differ(tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    plain, karras = "EulerDiscreteScheduler", "{name: EulerDiscreteScheduler, use_karras_sigmas: true}"
+    tasks = "".join(
+        f"  - {{name: sampling, scheduler: {each}}}\n" for each in (plain, karras, "UniPCMultistepScheduler")
+    )
+    file.write_text(f"tasks:\n{tasks}solvers: [serial]\n")
+    assert [task.label for task in load(file).tasks] == [
+        "sampling (EulerDiscreteScheduler)",
+        "sampling (EulerDiscreteScheduler use_karras_sigmas=true)",
+        "sampling (UniPCMultistepScheduler)",
+    ]

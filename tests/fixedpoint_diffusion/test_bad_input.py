@@ -9,7 +9,7 @@ from diffusers import DDPMScheduler
 import fixedpoint
 from fixedpoint_diffusion import DDIMChain, DDIMSchedule, GaussianMixture, as_denoiser, ddim_problem
 from fixedpoint_diffusion.models.choices import MixtureModel
-from fixedpoint_diffusion.task import DDIMSampling
+from fixedpoint_diffusion.task import Sampling
 
 X = torch.zeros(2, 3)
 PLAIN = DDIMSchedule(clip_sample=False)
@@ -70,8 +70,8 @@ def paired(x: torch.Tensor, timestep: torch.Tensor) -> tuple[torch.Tensor]:
             lambda: GaussianMixture(torch.zeros(2, 3), torch.tensor([1.0, -1.0]), torch.ones(2), PLAIN),
             "variances must be 2 positive numbers",
         ),
-        (lambda: DDIMSampling(batch=0), "batch must be at least 1, got 0"),
-        (lambda: DDIMSampling(dtype="bfloat16"), "dtype must be one of 'float32', 'float64', got 'bfloat16'"),
+        (lambda: Sampling(batch=0), "batch must be at least 1, got 0"),
+        (lambda: Sampling(dtype="bfloat16"), "dtype must be one of 'float32', 'float64', got 'bfloat16'"),
     ],
 )
 def test_bad_input_is_a_sentence(act: object, sentence: str) -> None:

@@ -20,7 +20,7 @@ from fixedpoint.chains.problem import ChainProblem
 from fixedpoint.chains.slope.preconditioner import Banded, Coefficient, Gaussian, Identity, Zero
 from fixedpoint_diffusion import DDIMSchedule
 from fixedpoint_diffusion.models.choices import FashionMNISTModel, MixtureModel
-from fixedpoint_diffusion.task import DDIMSampling
+from fixedpoint_diffusion.task import Sampling
 
 PRECONDITIONERS = {
     "zero": Zero(),
@@ -132,7 +132,7 @@ def test_any_composition_on_any_chain(case: Case, row: tuple[str, str, str, str]
     ],
 )
 def test_cells_on_the_bundled_model(row: tuple[str, str, str, str]) -> None:
-    problem = DDIMSampling(model=FashionMNISTModel(), num_inference_steps=25, batch=2).problem(0)
+    problem = Sampling(model=FashionMNISTModel(), num_inference_steps=25, batch=2).problem(0)
     serial = fixedpoint.solve(problem, solver="serial")
     solution = fixedpoint.solve(begun(problem, row[3]), solver=composed(*row), rtol=1e-4)
     assert solution.converged.all(), solution.message

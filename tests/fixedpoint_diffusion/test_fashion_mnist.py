@@ -19,7 +19,7 @@ from fixedpoint_diffusion.fashion_mnist import CLASSES, DENOISER
 from fixedpoint_diffusion.fashion_mnist.classifier import Gaussian, frechet_distance, load_classifier, reference
 from fixedpoint_diffusion.fashion_mnist.images import held_out_images
 from fixedpoint_diffusion.models.choices import FashionMNISTModel
-from fixedpoint_diffusion.task import DDIMSampling
+from fixedpoint_diffusion.task import Sampling
 
 JOINT = {
     "picard": fixedpoint.ChainSolver(),
@@ -29,7 +29,7 @@ JOINT = {
 
 
 def chain(steps: int, eta: float = 0.0, batch: int = 2, **options: object) -> ChainProblem:
-    task = DDIMSampling(model=FashionMNISTModel(**options), num_inference_steps=steps, eta=eta, batch=batch)
+    task = Sampling(model=FashionMNISTModel(**options), num_inference_steps=steps, eta=eta, batch=batch)
     problem = task.problem(0)
     assert isinstance(problem, ChainProblem)
     return problem

@@ -14,8 +14,6 @@ from diffusers import (
     DDIMPipeline,
     DDIMScheduler,
     DDPMScheduler,
-    EulerDiscreteScheduler,
-    FlowMatchEulerDiscreteScheduler,
     UNet2DModel,
 )
 from typer.testing import CliRunner
@@ -25,11 +23,10 @@ from fixedpoint.cli.main import app
 from fixedpoint.config.errors import ConfigError
 from fixedpoint.config.runfile import load
 from fixedpoint.core.options import OptionError
-from fixedpoint.tasks.task import Context
 from fixedpoint_diffusion import DDIMSchedule
 from fixedpoint_diffusion.models.choices import DiffusersModel
 from fixedpoint_diffusion.models.folder import FolderError, ModelFolder
-from fixedpoint_diffusion.task import DDIMSampling
+from fixedpoint_diffusion.task import Sampling
 
 CHANNELS = 3
 
@@ -63,13 +60,13 @@ def pipeline(unet: UNet2DModel, tmp_path: Path) -> Path:
     return tmp_path / "pipeline"
 
 
-def task(path: Path, **options: object) -> DDIMSampling:
-    return DDIMSampling(model=DiffusersModel(path=str(path), **options), num_inference_steps=6, batch=3)
+def task(path: Path, **options: object) -> Sampling:
+    return Sampling(model=DiffusersModel(path=str(path), **options), num_inference_steps=6, batch=3)
 
 
 def test_a_model_folder_samples_with_diffusers_default_schedule(bare: Path, unet: UNet2DModel) -> None:
     built = task(bare)
-    assert built.chain_schedule == DDIMSchedule()
+    assert built.sampler.schedule == DDIMSchedule()
     problem = built.problem(0)
     assert problem.x0.shape == (3, CHANNELS, 8, 8)
     serial = fixedpoint.solve(problem, solver="serial").z[:, -1]
@@ -82,7 +79,7 @@ def test_a_model_folder_samples_with_diffusers_default_schedule(bare: Path, unet
 
 
 def test_a_pipeline_folder_brings_its_own_schedule(pipeline: Path) -> None:
-    own = task(pipeline).chain_schedule
+    own = task(pipeline).sampler.schedule
     assert (own.beta_schedule, own.beta_start, own.clip_sample) == ("scaled_linear", 0.001, False)
 
 
@@ -93,8 +90,8 @@ def test_ddpm_folders_are_stepped_by_ddim(bare: Path) -> None:
     assert ModelFolder.open(bare).schedule() == expected
 
 
-def test_a_ddpm_folder_says_what_is_done_with_it(bare: Path, unet: UNet2DModel, tmp_path: Path) -> None:
-    """In Python by a warning, in a run by its notes and records; the samples are those of from_config's own loop."""
+def test_a_ddpm_folder_says_what_ddim_does_with_it(bare: Path, unet: UNet2DModel, tmp_path: Path) -> None:
+    """In Python by a warning; the samples are those of from_config's own loop."""
     DDPMScheduler(beta_schedule="scaled_linear").save_pretrained(bare)
     note = (
         f"{bare}: the scheduler is a DDPMScheduler; sampled by DDIM, as DDIMScheduler.from_config takes it, with the "
@@ -105,10 +102,10 @@ def test_a_ddpm_folder_says_what_is_done_with_it(bare: Path, unet: UNet2DModel, 
     assert [str(each.message) for each in said] == [note]
     assert own is not None
     assert own.clip_sample
-    built = task(bare)  # without a warning: a task has its notes
-    assert built.notes() == (note,)
-    context = Context(solver=fixedpoint.Serial(), termination=fixedpoint.Termination(), seed=0)
-    assert built.run(context).message.splitlines()[0] == note
+    assert task(bare).notes() == ()  # the task samples by DDPM, as the folder says
+    # By name, DDIM is what from_config makes of it.
+    model = DiffusersModel(path=str(bare))
+    built = Sampling(model=model, scheduler="DDIMScheduler", num_inference_steps=6, batch=3)
     scheduler, x = DDIMScheduler.from_config(DDPMScheduler.load_config(bare)), built.problem(0).x0
     scheduler.set_timesteps(6)
     with torch.no_grad():
@@ -119,15 +116,17 @@ def test_a_ddpm_folder_says_what_is_done_with_it(bare: Path, unet: UNet2DModel, 
     config = json.loads((bare / "scheduler_config.json").read_text())
     del config["clip_sample"]
     (bare / "scheduler_config.json").write_text(json.dumps(config))
-    assert "clip_sample=True, diffusers' default, filled in" in task(bare).notes()[0]
+    with pytest.warns(UserWarning, match="clip_sample=True, diffusers' default, filled in"):
+        assert DiffusersModel(path=str(bare)).own_schedule is not None
     mine = DDIMSchedule(beta_schedule="scaled_linear", clip_sample=False)
-    assert DDIMSampling(model=DiffusersModel(path=str(bare)), schedule=mine).notes() == ()
+    chosen = Sampling(model=DiffusersModel(path=str(bare)), schedule=mine)
+    assert chosen.notes() == ()
+    assert chosen.sampler.schedule is mine
 
 
 def test_a_run_says_so_on_the_terminal_and_in_its_report(
     bare: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    DDPMScheduler().save_pretrained(bare)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "run.yaml").write_text(
         "name: hub\n"
@@ -136,9 +135,7 @@ def test_a_run_says_so_on_the_terminal_and_in_its_report(
     )
     done = CliRunner().invoke(app, ["run", "run.yaml"], env={"COLUMNS": "80"}, catch_exceptions=False)
     assert done.exit_code == 0
-    said = (
-        "the scheduler is a DDPMScheduler; sampled by DDIM, as DDIMScheduler.from_config takes it, with the predicted"
-    )
+    said = "there is no scheduler; its noise levels are taken for"
     assert f"bare: {said}" in done.stderr
     (record,) = (tmp_path / "runs" / "hub" / "records").glob("*.json")
     assert said in record.read_text()
@@ -152,9 +149,9 @@ def test_a_folder_without_a_scheduler_says_what_is_assumed(bare: Path) -> None:
 
 
 def test_a_part_of_a_pipeline_has_the_pipelines_scheduler(pipeline: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert task(pipeline / "unet").chain_schedule == task(pipeline).chain_schedule
+    assert task(pipeline / "unet").sampler.schedule == task(pipeline).sampler.schedule
     monkeypatch.chdir(pipeline / "unet")
-    assert task(Path()).chain_schedule.beta_schedule == "scaled_linear"
+    assert task(Path()).sampler.schedule.beta_schedule == "scaled_linear"
 
 
 def index_of(path: Path, name: str, **parts: tuple[str | None, str | None]) -> None:
@@ -265,11 +262,11 @@ def test_a_schedule_of_ones_own_must_be_that_of_the_training(pipeline: Path) -> 
     spaced = DDIMSchedule(
         beta_schedule="scaled_linear", beta_start=0.001, clip_sample=False, timestep_spacing="trailing"
     )
-    assert DDIMSampling(model=model, schedule=spaced).chain_schedule is spaced
+    assert Sampling(model=model, schedule=spaced).sampler.schedule is spaced
     with pytest.raises(OptionError, match="noise levels the model was trained with"):
-        DDIMSampling(model=model, schedule=DDIMSchedule())
+        Sampling(model=model, schedule=DDIMSchedule())
     with pytest.raises(OptionError, match="own prediction_type 'epsilon', got 'sample'"):
-        DDIMSampling(model=model, schedule=DDIMSchedule(prediction_type="sample"))
+        Sampling(model=model, schedule=DDIMSchedule(prediction_type="sample"))
 
 
 def test_classes_and_guidance(bare: Path) -> None:
@@ -324,10 +321,6 @@ def sizeless(path: Path) -> None:
     (path / "config.json").write_text(json.dumps({**config, "sample_size": None}))
 
 
-def flowing(path: Path) -> None:
-    FlowMatchEulerDiscreteScheduler().save_pretrained(path)
-
-
 def strange_schedule(path: Path) -> None:
     (path / "scheduler_config.json").write_text(json.dumps({"beta_schedule": "sigmoid"}))
 
@@ -337,7 +330,7 @@ def unnamed_schedule(path: Path) -> None:
 
 
 def other_schedule(path: Path) -> None:
-    EulerDiscreteScheduler().save_pretrained(path)
+    (path / "scheduler_config.json").write_text(json.dumps({"_class_name": "HeunScheduler"}))
 
 
 def missing(path: Path) -> None:
@@ -354,10 +347,9 @@ def missing(path: Path) -> None:
         (nameless, "does not name the model's class"),
         (pickled, "pickled weights are not read"),
         (sizeless, "must say in_channels and sample_size .* got 3 and None"),
-        (flowing, r"\(FlowMatchEulerDiscreteScheduler\) has no beta_schedule, so it has no DDIM chain"),
         (strange_schedule, "beta_schedule must be one of 'linear'"),
         (unnamed_schedule, "does not name its class"),
-        (other_schedule, r"is a EulerDiscreteScheduler, .* DDIMScheduler.from_config\(scheduler.config\)"),
+        (other_schedule, 'is no scheduler of diffusers: "HeunScheduler"; did you mean HeunDiscreteScheduler'),
     ],
 )
 def test_an_unusable_folder_is_a_sentence(bare: Path, spoil: Callable[[Path], None], sentence: str) -> None:

@@ -17,7 +17,17 @@ import numpy as np
 import pytest
 import torch
 from click.testing import Result
-from diffusers import DDIMPipeline, DDIMScheduler, DDPMScheduler, DiTTransformer2DModel, UNet2DModel
+from diffusers import (
+    DDIMPipeline,
+    DDIMScheduler,
+    DDPMScheduler,
+    DiTTransformer2DModel,
+    EulerAncestralDiscreteScheduler,
+    EulerDiscreteScheduler,
+    PNDMScheduler,
+    SCMScheduler,
+    UNet2DModel,
+)
 from PIL import Image
 from rich.console import Console
 from safetensors import safe_open
@@ -26,7 +36,7 @@ from typer.testing import CliRunner
 
 import fixedpoint
 from fixedpoint.cli.main import app
-from fixedpoint_diffusion import ddim_problem, quadratic_timesteps
+from fixedpoint_diffusion import DDIMSchedule, ddim_problem, quadratic_timesteps, sampling_problem
 from fixedpoint_diffusion.command import console, work
 from fixedpoint_diffusion.command.model import choose
 from fixedpoint_diffusion.command.pictures import as_png, drawn
@@ -34,6 +44,9 @@ from fixedpoint_diffusion.fashion_mnist import DENOISER
 from fixedpoint_diffusion.fashion_mnist.images import held_out_images
 from fixedpoint_diffusion.inversion.invert import InversionProgress, slerp
 from fixedpoint_diffusion.models.choices import DiffusersModel, FashionMNISTModel
+
+# Some schedulers compute with numpy as it was.
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 
 STEPS = 5
 QUICK = ("--steps", str(STEPS), "--tolerance", "0.05")
@@ -329,6 +342,44 @@ def test_timesteps_of_ones_own_and_the_schedulers_note(here: Path) -> None:
         (("a.png", "--background", "pink"), '--background: must be black or white, got "pink"; known: black, white'),
         (("a.png", "--clip", "ignroe"), '--clip: must be refuse or ignore, got "ignroe"; did you mean "ignore"?'),
         (("a.png", "--device", "toaster"), "--device toaster: cannot be used: "),
+        (
+            ("a.png", "--scheduler", "HeunScheduler"),
+            '--scheduler.name: is no scheduler of diffusers: "HeunScheduler"; did you mean HeunDiscreteScheduler',
+        ),
+        (
+            ("a.png", "--scheduler", "{name: EulerDiscreteScheduler, use_karras: true}"),
+            '--scheduler.use_karras: is no setting of EulerDiscreteScheduler; did you mean "use_karras_sigmas"?',
+        ),
+        (("a.png", "--scheduler", "[1"), "--scheduler: its value cannot be read: "),
+        (("a.png", "--scheduler", "3"), '--scheduler: must be a name, or a mapping {name: ..., setting: ...}, got "3"'),
+        (
+            ("a.png", "--scheduler", "DPMSolverMultistepScheduler"),
+            "--scheduler: DPMSolverMultistepScheduler makes its steps of several evaluations, so that an image alone",
+        ),
+        (
+            ("a.png", "--scheduler", "LCMScheduler"),
+            "--scheduler: LCMScheduler replaces the noise of its input at every step, so that its start cannot be",
+        ),
+        (
+            ("a.png", "--scheduler", "EulerAncestralDiscreteScheduler"),
+            "--scheduler: EulerAncestralDiscreteScheduler as it is set adds noise at every step; give this noise, or",
+        ),
+        (
+            ("a.png", "--scheduler", "FlowMatchEulerDiscreteScheduler"),
+            "--scheduler: must have noise levels of a training in steps (betas), as the model's own DDIMScheduler",
+        ),
+        (
+            ("a.png", "--scheduler", "{name: EulerDiscreteScheduler, prediction_type: epsilon}"),
+            "--scheduler: must have the model's own prediction_type 'v_prediction', got 'epsilon'",
+        ),
+        (
+            ("a.png", "--scheduler", "DDIMParallelScheduler", "--timesteps", "9,1"),
+            "--timesteps: must be null: DDIMParallelScheduler takes no timesteps, only their number",
+        ),
+        (
+            ("a.png", "--scheduler", "{name: DDIMScheduler, clip_sample: true}"),
+            "--model fashion-mnist: clip_sample is not invertible; --clip ignore leaves it out",
+        ),
     ],
 )
 def test_mistakes_are_a_sentence_and_nothing_is_computed(here: Path, arguments: tuple[str, ...], line: str) -> None:
@@ -337,6 +388,48 @@ def test_mistakes_are_a_sentence_and_nothing_is_computed(here: Path, arguments: 
     assert done.stdout == ""
     assert done.stderr.startswith(line)
     assert not Path("runs/invert/report.json").exists()
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_another_scheduler(named: bool, here: Path) -> None:
+    """Named, or that of the folder: what is written are latents of its own samples."""
+    scheduler = EulerDiscreteScheduler(use_karras_sigmas=True, timestep_spacing="leading")
+    folder_of(small_unet(4), here / "model", clip_sample=False)
+    if not named:
+        scheduler.save_pretrained(here / "model" / "scheduler")
+        index = here / "model" / "model_index.json"
+        index.write_text(index.read_text().replace("DDIMScheduler", "EulerDiscreteScheduler"))
+    np.save("a.npy", np.random.default_rng(0).standard_normal((2, 4, 8, 8)).astype(np.float32))
+    typed = ("--scheduler", "{name: EulerDiscreteScheduler, use_karras_sigmas: true}") if named else ()
+    done = invoke("a.npy", "--model", "model", "--steps", 6, "--tolerance", 9, "--interpolate", 1, *typed)
+    assert done.stderr == "[2/2] 2 of 2 inverted, " + done.stderr.partition("inverted, ")[2]
+    told = json.loads(Path("runs/invert/report.json").read_text())
+    assert (told["num_inference_steps"], told["timesteps"], told["notes"]) == (6, None, [])
+    assert (told["schedule"]["name"], told["schedule"]["use_karras_sigmas"]) == ("EulerDiscreteScheduler", True)
+    stored = load_file("runs/invert/latents.safetensors")
+    problem = sampling_problem(
+        DiffusersModel(path="model").denoiser(DDIMSchedule()), scheduler, stored["latents"], num_inference_steps=6
+    )
+    serial = fixedpoint.solve(problem, solver="serial").z[:, -1]
+    torch.testing.assert_close(serial, stored["reconstructions"], rtol=1e-3, atol=1e-3)
+    assert len(stored["interpolations"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "line"),
+    [
+        (PNDMScheduler, "--model model: its scheduler: PNDMScheduler makes its steps of several evaluations"),
+        (EulerAncestralDiscreteScheduler, "--model model: its scheduler: EulerAncestralDiscreteScheduler as it is set"),
+        (SCMScheduler, "--model model: its scheduler: cannot be used: SCMScheduler cannot be stepped as it is set"),
+    ],
+)
+def test_a_folder_whose_own_scheduler_has_no_inverse(scheduler: Any, line: str, here: Path) -> None:
+    folder_of(small_unet(3), here / "model", clip_sample=False)
+    scheduler().save_pretrained(here / "model" / "scheduler")
+    Image.fromarray(np.arange(8 * 8 * 3, dtype=np.uint8).reshape(8, 8, 3)).save("a.png")
+    assert invoke("a.png", "--model", "model", status=2).stderr.startswith(line)
+    if scheduler is not SCMScheduler:
+        invoke("a.png", "--model", "model", "--scheduler", "{name: DDIMScheduler, clip_sample: false}", *QUICK)
 
 
 def test_a_model_that_wants_classes_or_has_none(here: Path) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
+from diffusers import EulerDiscreteScheduler
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -98,3 +100,24 @@ def test_generators_in_place_of_seeds() -> None:
     by_seed, _ = draw_noise([11, 12], (3,))
     by_generator, _ = draw_noise([torch.Generator().manual_seed(11), torch.Generator().manual_seed(12)], (3,))
     assert torch.equal(by_seed, by_generator)
+
+
+def test_timesteps_between_those_of_the_training() -> None:
+    """The noise level is that at which diffusers' schedulers place such a timestep; whole ones are as they were."""
+    schedule = DDIMSchedule(prediction_type="v_prediction")
+    mixture = MixtureModel(dimension=3).denoiser(schedule)
+    x = torch.randn(4, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    row = torch.zeros(4, dtype=torch.int64)
+    whole = torch.tensor([0, 17, 500, 999])
+    torch.testing.assert_close(mixture.predict(x, whole.double(), row), mixture.predict(x, whole, row))
+    # A schedule with that level at a timestep of its own.
+    euler = EulerDiscreteScheduler()
+    ratios = ((1 - schedule.alphas_cumprod) / schedule.alphas_cumprod).sqrt()
+    sigma = float((ratios[500] * ratios[501] ** 3) ** 0.25)
+    between = float(euler._sigma_to_t(np.array(sigma), ratios.log().numpy()))
+    assert between == pytest.approx(500.75, abs=1e-6)
+    beta = 1 - 1 / (1 + sigma**2)
+    there = DDIMSchedule(num_train_timesteps=1, trained_betas=(beta,), prediction_type="v_prediction")
+    expected = MixtureModel(dimension=3).denoiser(there).predict(x, row, row)
+    found = mixture.predict(x, torch.full((4,), between, dtype=torch.float64), row)
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)

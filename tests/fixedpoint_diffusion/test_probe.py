@@ -447,3 +447,13 @@ def test_a_pipeline_is_refused() -> None:
 def test_noise_is_no_argument_of_the_steps(value: Any) -> None:
     with pytest.raises(ValueError, match="step_kwargs may contain numbers and the like, got generator, a"):
         sampler_tables(made("DDIMScheduler"), 4, step_kwargs={"generator": value})
+
+
+def test_a_setting_of_another_class_is_none_of_the_schedulers() -> None:
+    """``from_config`` keeps it: that DDIM clips by default says nothing of UniPC, which cannot."""
+    scheduler = UniPCMultistepScheduler.from_config(DDIMScheduler(clip_sample=True, timestep_spacing="leading").config)
+    assert scheduler.config.clip_sample
+    tables, plain = (
+        sampler_tables(each, 6) for each in (scheduler, UniPCMultistepScheduler(timestep_spacing="leading"))
+    )
+    torch.testing.assert_close(tables.weights, plain.weights, rtol=0, atol=0)

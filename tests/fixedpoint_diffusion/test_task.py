@@ -15,16 +15,16 @@ from fixedpoint.tasks.task import Context, Result
 from fixedpoint_diffusion import DDIMSchedule, Denoiser, ddim_problem, draw_noise
 from fixedpoint_diffusion.models.choices import MixtureModel
 from fixedpoint_diffusion.samplers.noise import row_seeds
-from fixedpoint_diffusion.task import DDIMSampling
+from fixedpoint_diffusion.task import Sampling
 
-TASK = DDIMSampling(schedule=DDIMSchedule(clip_sample=False), num_inference_steps=30, batch=3)
+TASK = Sampling(schedule=DDIMSchedule(clip_sample=False), num_inference_steps=30, batch=3)
 
 
-def run(task: DDIMSampling, solver: str, rtol: float = 1e-4) -> Result:
+def run(task: Sampling, solver: str, rtol: float = 1e-4) -> Result:
     return run_with(task, registry.create("solver", solver), rtol)
 
 
-def run_with(task: DDIMSampling, solver: fixedpoint.Solver, rtol: float = 1e-4) -> Result:
+def run_with(task: Sampling, solver: fixedpoint.Solver, rtol: float = 1e-4) -> Result:
     return task.run(Context(solver=solver, termination=fixedpoint.Termination(rtol=rtol), seed=0))
 
 

@@ -17,7 +17,7 @@ import fixedpoint
 from fixedpoint.core.options import OptionError
 from fixedpoint_diffusion import DDIMChain, DDIMSchedule, ddim_problem, draw_noise, invert, quadratic_timesteps
 from fixedpoint_diffusion.models.choices import MixtureModel
-from fixedpoint_diffusion.task import DDIMSampling
+from fixedpoint_diffusion.task import Sampling
 
 PLAIN = DDIMSchedule(clip_sample=False)
 MIXTURE = MixtureModel(dimension=6)
@@ -120,13 +120,13 @@ def test_a_joint_solve_and_an_inversion_of_quadratic_steps() -> None:
 
 
 def test_a_task_has_them_and_says_which_are_left_out() -> None:
-    task = DDIMSampling(model=MIXTURE, schedule=PLAIN, timesteps=[900, 300, 20], batch=2, dtype="float64")
+    task = Sampling(model=MIXTURE, schedule=PLAIN, timesteps=[900, 300, 20], batch=2, dtype="float64")
     assert task.problem(0).length == 3
     x_T = task.problem(0).x0
     found = fixedpoint.solve(task.problem(0), solver="serial").z[:, -1]
     torch.testing.assert_close(found, by_hand(PLAIN, [900, 300, 20], x_T, 0.0, None), rtol=1e-7, atol=1e-8)
     assert task.notes() == ()
-    fewer = DDIMSampling(model=MIXTURE, timesteps="quadratic", eta=1.0, batch=2)
+    fewer = Sampling(model=MIXTURE, timesteps="quadratic", eta=1.0, batch=2)
     assert fewer.problem(0).length == 49
     assert fewer.notes() == (
         "timesteps: 50 steps of quadratic spacing are 49 distinct timesteps; the chain has 49 steps",
@@ -169,11 +169,11 @@ def test_what_is_no_chain_is_a_sentence(arguments: dict[str, Any], sentence: str
 )
 def test_a_task_refuses_before_it_is_run(options: dict[str, Any], sentence: str) -> None:
     with pytest.raises(OptionError, match=sentence):
-        DDIMSampling(model=MIXTURE, **options)
+        Sampling(model=MIXTURE, **options)
 
 
 def test_a_tasks_schedule_has_no_timesteps_beside_the_tasks() -> None:
     scheduler = DDIMScheduler()
     scheduler.set_timesteps(10)
     with pytest.raises(OptionError, match="schedule comes with timesteps of its own; give those to the task"):
-        DDIMSampling(model=MIXTURE, schedule=DDIMSchedule.from_scheduler(scheduler))
+        Sampling(model=MIXTURE, schedule=DDIMSchedule.from_scheduler(scheduler))

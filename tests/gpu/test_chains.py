@@ -17,7 +17,7 @@ from fixedpoint.chains.slope.preconditioner import Banded, Coefficient, Diagonal
 from fixedpoint_diffusion import DDIMSchedule, ddim_problem, draw_noise
 from fixedpoint_diffusion.models.choices import FashionMNISTModel, MixtureModel
 from fixedpoint_diffusion.samplers.noise import row_seeds
-from fixedpoint_diffusion.task import DDIMSampling
+from fixedpoint_diffusion.task import Sampling
 from fixedpoint_sequences.euler_task import EulerODE
 
 pytestmark = pytest.mark.gpu
@@ -36,7 +36,7 @@ def mixture(device: str, eta: float, prediction: str = "epsilon", clip: bool = F
 
 
 def images(device: str) -> ChainProblem:
-    problem = DDIMSampling(model=FashionMNISTModel(), num_inference_steps=10, batch=2, device=device).problem(0)
+    problem = Sampling(model=FashionMNISTModel(), num_inference_steps=10, batch=2, device=device).problem(0)
     assert isinstance(problem, ChainProblem)
     return problem
 

@@ -164,6 +164,34 @@ def test_a_name_taken_twice_is_an_error_naming_both(registry):
     assert registry.broken() == []
 
 
+def test_an_alias_is_another_name_for_one_component(registry):
+    registry.add("solver", Component("halver", Halver, aliases=("half", "bisector")))
+    assert registry.get("solver", "half") is registry.get("solver", "halver")
+    assert registry.create("solver", {"name": "bisector", "factor": 0.25}) == Halver(factor=0.25)
+    assert "half" not in registry.components("solver")  # so that it is listed once
+    assert {"half", "bisector", "halver"} <= set(registry.names("solver"))
+    assert list(registry.names("solver")) == sorted(registry.names("solver"))
+    with pytest.raises(UnknownComponentError, match=r"did you mean .bisector."):
+        registry.get("solver", "bisectors")
+
+
+@pytest.mark.parametrize(
+    ("name", "aliases", "sentence"),
+    [
+        ("half", (), "the solver name 'half' of this process is already taken by this process .*:Halver"),
+        ("other", ("half",), "the solver name 'half' of this process is already taken"),
+        ("other", ("anderson",), "the solver name 'anderson' of this process is already taken by fixedpoint-solvers"),
+        ("other", ("Half of it",), "must be lower-case letters, digits and single hyphens, got 'Half of it'"),
+    ],
+)
+def test_an_alias_is_taken_like_any_name(registry, name, aliases, sentence):
+    registry.add("solver", Component("halver", Halver, aliases=("half",)))
+    with pytest.raises(RegistryError, match=sentence):
+        registry.add("solver", Component(name, Halver, aliases=aliases))
+    assert "other" not in registry.names("solver")
+    assert registry.broken() == []
+
+
 def test_missing_extras_are_named_with_the_command_that_brings_them(registry):
     needy = Component("needy", "nowhere.at_all:Thing", requires=("no_such_module_here",), extra="diffusion")
     registry.add("solver", needy)

@@ -38,6 +38,7 @@ class Arguments:
     pad: bool
     background: str
     clip: str
+    scheduler: str | None
     tolerance: float
     batch: int
     device: str
@@ -56,7 +57,14 @@ def job_of(arguments: Arguments, quiet: bool = False) -> Job:
     if not (math.isfinite(arguments.tolerance) and arguments.tolerance > 0):
         raise CommandError(f"--tolerance: must be positive, got {arguments.tolerance:g}")
     _check_device(arguments.device)
-    chosen = choose(arguments.model, arguments.no_class, arguments.steps, ignore, _timesteps(arguments.timesteps))
+    chosen = choose(
+        arguments.model,
+        arguments.no_class,
+        arguments.steps,
+        ignore,
+        _timesteps(arguments.timesteps),
+        arguments.scheduler,
+    )
     chosen.guided(arguments.guidance, "--guidance")
     if arguments.edit_guidance is not None:
         chosen.guided(arguments.edit_guidance, "--edit-guidance")

@@ -156,7 +156,7 @@ class Results:
         return {
             "model": job.chosen.name,
             "sha256": job.chosen.model.sha256,
-            "schedule": asdict(job.chosen.schedule),
+            "schedule": job.chosen.told,
             "num_inference_steps": job.chosen.steps,
             "timesteps": None if job.chosen.timesteps is None else list(job.chosen.timesteps),
             "guidance_scale": job.guidance,

@@ -21,6 +21,15 @@ _Label = Annotated[
 _NoClass = Annotated[
     int | None, typer.Option("--no-class", metavar="CLASS", help="Label for no class of a model in a folder.")
 ]
+_Scheduler = Annotated[
+    str | None,
+    typer.Option(
+        "--scheduler",
+        metavar="NAME",
+        help="Scheduler of diffusers without a memory, or '{name: ..., setting: ...}'.  [default: the model's]",
+        show_default=False,
+    ),
+]
 _Steps = Annotated[
     int | None, typer.Option("--steps", metavar="N", help="Steps of the chain.  [default: 50]", show_default=False)
 ]
@@ -52,6 +61,7 @@ def invert(
     model: _Model = "fashion-mnist",
     label: _Label = None,
     no_class: _NoClass = None,
+    scheduler: _Scheduler = None,
     steps: _Steps = None,
     timesteps: _Timesteps = None,
     guidance: _Guidance = 1.0,
@@ -81,6 +91,7 @@ def invert(
       fixedpoint invert photos --resize --edit-class dress
       fixedpoint invert a.png b.png --interpolate 6
       fixedpoint invert photos --model my/folder --class 3
+      fixedpoint invert . --scheduler EulerDiscreteScheduler
 
     \b
     Exit status:
@@ -108,6 +119,7 @@ def invert(
         pad=pad,
         background=background,
         clip=clip,
+        scheduler=scheduler,
         tolerance=tolerance,
         batch=batch,
         device=device,

@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from fixedpoint.chains.problem import ChainProblem
+from fixedpoint.config.document import Document
+from fixedpoint.config.errors import ConfigError
+from fixedpoint.config.overrides import apply_overrides
 from fixedpoint.core.options import OptionError, nearest
 from fixedpoint.registry import CommandError
 from fixedpoint_diffusion.denoisers.network import NetworkDenoiser
 from fixedpoint_diffusion.fashion_mnist import CLASSES
+from fixedpoint_diffusion.inversion.invertible import check_invertible
 from fixedpoint_diffusion.models.choices import DiffusersModel, FashionMNISTModel
 from fixedpoint_diffusion.models.folder import FolderError
 from fixedpoint_diffusion.samplers.ddim import DDIMChain
-from fixedpoint_diffusion.schedules.schedulers import DDIMSchedule
+from fixedpoint_diffusion.samplers.request import RequestError, TabledSampler, requested, without_clipping
+from fixedpoint_diffusion.schedules.by_name import SchedulerChoice, SchedulerError, own_scheduler
+from fixedpoint_diffusion.schedules.schedulers import SUPPORTED_SCHEDULERS, DDIMSchedule, schedule_of
+from fixedpoint_diffusion.schedules.training import other_than_trained
 
 __all__ = ["BUNDLED", "ChosenModel", "choose"]
 
@@ -35,7 +43,7 @@ class ChosenModel:
     model
         The options of the model.
     schedule
-        The schedule of the model, without clipping if that is ignored.
+        The schedule of DDIM, without clipping if that is ignored; or another scheduler of diffusers.
     steps
         Number of steps of the chain.
     timesteps
@@ -46,7 +54,7 @@ class ChosenModel:
 
     name: str
     model: FashionMNISTModel | DiffusersModel
-    schedule: DDIMSchedule
+    schedule: DDIMSchedule | Any
     steps: int
     timesteps: tuple[int, ...] | None = None
     notes: tuple[str, ...] = ()
@@ -57,6 +65,18 @@ class ChosenModel:
         if self.timesteps is None:
             return {"num_inference_steps": self.steps}
         return {"timesteps": self.timesteps}
+
+    @property
+    def told(self) -> dict[str, Any]:
+        """The schedule as plain values: the fields of DDIM's, or the class and the configuration of a scheduler."""
+        if isinstance(self.schedule, DDIMSchedule):
+            return asdict(self.schedule)
+        config = {key: value for key, value in self.schedule.config.items() if not key.startswith("_")}
+        return {"name": type(self.schedule).__name__, **config}
+
+    def sampling(self, denoiser: NetworkDenoiser, latents: Float[Tensor, "B C H W"]) -> ChainProblem:
+        """The problem whose solution are the samples of some latents."""
+        return requested(self.schedule, **self.route).problem(denoiser, latents, None, None)
 
     @property
     def bundled(self) -> bool:
@@ -124,7 +144,9 @@ class ChosenModel:
         classes = None if labels is None else tuple(labels)
         try:
             model = replace(self.model, classes=classes, guidance_scale=guidance)
-            return model.denoiser(self.schedule, rows, device)
+            # A network knows its own noise levels, so that any schedule will do.
+            schedule = self.schedule if isinstance(self.schedule, DDIMSchedule) else DDIMSchedule()
+            return model.denoiser(schedule, rows, device)
         except (FolderError, OptionError, OSError, RuntimeError) as error:
             raise CommandError(f"the model {self.name} cannot be used: {' '.join(str(error).split())}") from None
 
@@ -135,14 +157,15 @@ def choose(
     steps: int | None,
     ignore_clipping: bool,
     timesteps: tuple[int, ...] | Literal["quadratic"] | None = None,
+    scheduler: str | None = None,
 ) -> ChosenModel:
-    """The bundled model, or the model in a folder.
+    """The bundled model, or the model in a folder; ``scheduler`` is one by name, or a mapping of name and settings.
 
     Raises
     ------
     CommandError
-        If the folder holds no supported model with a schedule, if the timesteps are not valid, or if the chain has no
-        inverse.
+        If the folder holds no supported model with a schedule, if there is no such scheduler, if the timesteps are not
+        valid, or if the chain has no inverse.
     """
     if name == BUNDLED and no_class is not None:
         raise CommandError(f"--no-class is for models in folders; {BUNDLED} knows its own")
@@ -151,11 +174,19 @@ def choose(
     except OptionError as error:
         flag = "--no-class" if error.option == "no_class" else f"--model {name}"
         raise CommandError(f"{flag}: {error.reason}") from None
-    schedule, notes = model.schedule_and_notes()
-    if schedule is None:
+    own = model.own_scheduler
+    if own is None:
         raise CommandError(f"--model {name}: has no scheduler_config.json, so its noise levels are not known")
+    stepping = _stepping(own, scheduler, name)
+    if stepping is not None:
+        return _by_scheduler(name, model, stepping, steps, timesteps, ignore_clipping, scheduler is not None)
+    if scheduler is None:
+        schedule, notes = model.schedule_and_notes()
+        assert schedule is not None  # there is a scheduler, of DDIM or DDPM
+    else:
+        schedule, notes = schedule_of(SchedulerChoice(_typed(scheduler)).build(own)), model.notes
     if ignore_clipping:
-        schedule = replace(schedule, clip_sample=False, thresholding=False)
+        schedule = without_clipping(schedule)
     try:
         # A chain without a network, for the checks of its timesteps; the network is loaded later.
         chain = DDIMChain(_nothing, schedule, steps, timesteps=timesteps)
@@ -168,6 +199,64 @@ def choose(
     if chain.route.note:
         notes = (*notes, f"--timesteps: {chain.route.note}")
     return ChosenModel(name, model, schedule, chain.length, None if timesteps is None else chain.route.timesteps, notes)
+
+
+def _stepping(own: Mapping[str, Any], scheduler: str | None, name: str) -> Any | None:
+    """The scheduler that is inverted, one of the user's or the model's own; None where that is DDIM."""
+    try:
+        if scheduler is None:
+            ours = own.get("_class_name") in SUPPORTED_SCHEDULERS
+            return None if ours else own_scheduler(own)
+        chosen = SchedulerChoice(_typed(scheduler)).build(own)
+        why = other_than_trained(chosen, own_scheduler(own))
+    except SchedulerError as error:
+        flag = f"--model {name}: its scheduler" if scheduler is None else ".".join(("--scheduler", *error.within))
+        raise CommandError(f"{flag}: {error}") from None
+    if why:
+        raise CommandError(f"--scheduler: {why}")
+    return None if type(chosen).__name__ == "DDIMScheduler" else chosen
+
+
+def _by_scheduler(
+    name: str,
+    model: FashionMNISTModel | DiffusersModel,
+    scheduler: Any,
+    steps: int | None,
+    timesteps: tuple[int, ...] | Literal["quadratic"] | None,
+    ignore_clipping: bool,
+    named: bool,
+) -> ChosenModel:
+    """A model with a scheduler other than of DDIM, which must have an inverse."""
+    flags = {"num_inference_steps": "--steps", "timesteps": "--timesteps"}
+    whose = "--scheduler" if named else f"--model {name}: its scheduler"
+    if ignore_clipping:
+        scheduler = without_clipping(scheduler)
+    try:
+        sampler = requested(scheduler, steps, timesteps)
+    except RequestError as error:
+        raise CommandError(f"{flags.get(error.option, whose)}: {error}") from None
+    if not isinstance(sampler, TabledSampler):
+        raise CommandError(f"{whose}: clips the predicted image, which has no inverse; --clip ignore leaves it out")
+    try:
+        check_invertible(sampler.tables, noise=False)
+    except ValueError as error:
+        raise CommandError(f"{whose}: {error}") from None
+    given = sampler.settings.get("timesteps")
+    count = sampler.tables.evaluations
+    return ChosenModel(name, model, scheduler, count, None if given is None else tuple(given), model.notes)
+
+
+def _typed(text: str) -> Any:
+    """A value as it is typed on the command line: a name, or a YAML mapping in braces."""
+    document = Document({}, file="")
+    try:
+        apply_overrides(document, [f"scheduler={text}"])
+    except ConfigError as error:
+        raise CommandError(f"--scheduler: {error.mistakes[0].sentence}") from None
+    value = document.data["scheduler"]
+    if not isinstance(value, (str, dict)):
+        raise CommandError(f'--scheduler: must be a name, or a mapping {{name: ..., setting: ...}}, got "{text}"')
+    return value
 
 
 def _nothing(x: Tensor, _: Tensor) -> Tensor:

@@ -15,7 +15,6 @@ from fixedpoint_diffusion.command.files import Entry, read
 from fixedpoint_diffusion.command.image_format import ImageFormat, RefusedError
 from fixedpoint_diffusion.command.model import ChosenModel
 from fixedpoint_diffusion.inversion.invert import Inversion, InversionProgress, invert, slerp
-from fixedpoint_diffusion.samplers.problem import ddim_problem
 
 __all__ = ["Done", "Interpolation", "Job", "Row", "between", "inverted"]
 
@@ -231,12 +230,8 @@ def _edited(job: Job, latents: Tensor, labels: Sequence[int] | None) -> Tensor:
 
 def _sampled(job: Job, latents: Tensor, labels: Sequence[int] | None, guidance: float) -> Tensor:
     """The samples of the latents with some classes and a guidance scale, by the serial solver."""
-    problem = ddim_problem(
-        job.chosen.denoiser(labels, len(latents), guidance, job.device),
-        job.chosen.schedule,
-        latents.to(job.device),
-        **job.chosen.route,
-    )
+    denoiser = job.chosen.denoiser(labels, len(latents), guidance, job.device)
+    problem = job.chosen.sampling(denoiser, latents.to(job.device))
     images: Tensor = fixedpoint.solve(problem, solver="serial").z[:, -1]
     return images
 

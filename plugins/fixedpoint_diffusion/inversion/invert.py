@@ -9,7 +9,8 @@ Sampling latents between those of two images, from :func:`slerp`, interpolates b
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -17,12 +18,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from fixedpoint.chains.capabilities import HasNoInverse
+from fixedpoint.chains.chain import Chain
 from fixedpoint.chains.inversion.invert import Inversion, InversionProgress, InversionStatus, invert_chain
 from fixedpoint.chains.inversion.methods import Inverter, JointInversion, StepwiseInversion
 from fixedpoint_diffusion.denoisers.denoiser import Denoiser
-from fixedpoint_diffusion.samplers.ddim import DDIMChain
-from fixedpoint_diffusion.samplers.problem import ddim_problem
-from fixedpoint_diffusion.schedules.schedulers import DDIMSchedule, schedule_of
+from fixedpoint_diffusion.inversion.invertible import check_invertible
+from fixedpoint_diffusion.samplers.request import RequestError, TabledSampler, requested, without_clipping
+from fixedpoint_diffusion.schedules.schedulers import DDIMSchedule
 from fixedpoint_diffusion.schedules.timesteps import Timesteps
 
 __all__ = [
@@ -43,6 +46,7 @@ def invert(
     *,
     num_inference_steps: int | None = None,
     timesteps: Timesteps | None = None,
+    sigmas: Sequence[float] | None = None,
     eta: float = 0.0,
     noise: Float[Tensor, "B N *event"] | None = None,
     method: Inverter | None = None,
@@ -51,12 +55,18 @@ def invert(
     tolerance: float = 2e-3,
     on_round: Callable[[InversionProgress], None] | None = None,
 ) -> Inversion:
-    """Find the noise ``x_T`` whose DDIM samples are the given images.
+    """Find the noise ``x_T`` whose samples are the given images.
 
     Parameters
     ----------
-    denoiser, schedule, num_inference_steps, timesteps, eta, noise, max_batch
+    denoiser, num_inference_steps, timesteps, eta, noise, max_batch
         As for :func:`~fixedpoint_diffusion.ddim_problem`; conditioning and guidance are those of the denoiser.
+    schedule
+        A :class:`DDIMSchedule`, a ``diffusers.DDIMScheduler``, or any other scheduler of diffusers without a memory, as
+        for :func:`~fixedpoint_diffusion.sampling_problem`: one whose every step needs the result of the step before it
+        alone (``EulerDiscreteScheduler``, ``FlowMatchEulerDiscreteScheduler``).
+    sigmas
+        Noise levels, for a scheduler whose ``set_timesteps`` takes them.
     images
         Shape ``(B, *event)``, float32 or float64, in the range that the model was trained on, usually [-1, 1].
     method
@@ -73,37 +83,42 @@ def invert(
     Returns
     -------
     Inversion
-        ``latents`` and ``reconstruction``; for every image the residuals of all steps, the misfit of the clean end, the
-        round trip and a status.
+        ``latents``, which are unit noise, and ``reconstruction``; for every image the residuals of all steps, the
+        misfit of the clean end, the round trip and a status.
 
     Raises
     ------
     TypeError, ValueError
-        If an argument is not as described.
+        If an argument is not as described. Before any evaluation also for a sampler whose start an image does not
+        determine: one with a memory, one that replaces the noise at every step as those of consistency models do, and a
+        stochastic one without its ``noise``.
     """
     if clipping not in ("refuse", "ignore"):
         raise ValueError(f"clipping must be 'refuse' or 'ignore', got {clipping!r}")
-    schedule = schedule_of(schedule)
-    if schedule.clips and clipping == "ignore":
-        schedule = replace(schedule, clip_sample=False, thresholding=False)
-    problem = ddim_problem(
-        denoiser,
-        schedule,
-        images,
-        num_inference_steps=num_inference_steps,
-        timesteps=timesteps,
-        eta=eta,
-        noise=noise,
-        max_batch=max_batch,
-    )
+    schedule = without_clipping(schedule) if clipping == "ignore" else schedule
+    try:
+        sampler = requested(schedule, num_inference_steps, timesteps, sigmas, eta)
+    except RequestError as error:
+        raise ValueError(f"{error.option} {error}") from None
+    if sampler.note:
+        warnings.warn(sampler.note, stacklevel=2)
+    if isinstance(sampler, TabledSampler):
+        check_invertible(sampler.tables, noise is not None)
+    problem = sampler.problem(denoiser, images, noise, max_batch)
     chain = problem.chain
-    assert isinstance(chain, DDIMChain)
-    why = chain.no_inverse()
+    assert isinstance(chain, Chain)  # others were refused as samplers with a memory
+    why = chain.no_inverse() if isinstance(chain, HasNoInverse) else None
     if why is not None:
         raise ValueError(f"{why}; with clipping='ignore' the chain without it is inverted")
-    return invert_chain(
+    inversion = invert_chain(
         chain, images, method=method, max_batch=problem.max_batch, tolerance=tolerance, on_round=on_round
     )
+    scale = float(sampler.tables.starts[0]) if isinstance(sampler, TabledSampler) else 1.0
+    if scale == 1.0:
+        return inversion
+    # The chain starts at the first input of the network, and a sampling problem at unit noise.
+    states = inversion.states
+    return replace(inversion, states=torch.cat([states[:, :1] / scale, states[:, 1:]], dim=1))
 
 
 def slerp(

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import warnings
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -18,7 +19,7 @@ from fixedpoint_diffusion.denoisers.network import NetworkDenoiser
 from fixedpoint_diffusion.denoisers.shapes import SHAPES, draw_shapes
 from fixedpoint_diffusion.fashion_mnist import DENOISER
 from fixedpoint_diffusion.models.folder import FolderError, ModelFolder
-from fixedpoint_diffusion.schedules.schedulers import DDIMSchedule
+from fixedpoint_diffusion.schedules.schedulers import DDIMSchedule, levels_of_config
 
 __all__ = ["DiffusersModel", "FashionMNISTModel", "MixtureModel", "Model", "ShapesModel"]
 
@@ -56,6 +57,27 @@ class Model(Options, ABC):
     def schedule_and_notes(self) -> tuple[DDIMSchedule | None, tuple[str, ...]]:
         """The same schedule, with the warnings as sentences, for callers that report them themselves."""
         return None, ()
+
+    @property
+    def own_levels(self) -> DDIMSchedule | None:
+        """The noise levels of the training by timesteps; None if the model works with any, or has others than DDIM."""
+        own = self.own_scheduler
+        return None if own is None else levels_of_config(own)
+
+    @property
+    def has_own_levels(self) -> bool:
+        """Whether the model knows its noise levels, as trained networks do; others take those of the schedule."""
+        return False
+
+    @property
+    def own_scheduler(self) -> Mapping[str, Any] | None:
+        """The configuration of the scheduler that the model came with, of any class; None if it came with none."""
+        return None
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Sentences on what is done with the model, sampled by its own scheduler, that its folder does not specify."""
+        return ()
 
     @abstractmethod
     def denoiser(self, schedule: DDIMSchedule, rows: int = 1, device: torch.device | str = "cpu") -> Denoiser:
@@ -154,6 +176,19 @@ class _NetworkModel(Model):
         folder = self.folder
         return folder.schedule(), folder.notes
 
+    @property
+    def own_scheduler(self) -> Mapping[str, Any] | None:
+        return self.folder.scheduler
+
+    @property
+    def has_own_levels(self) -> bool:
+        return True
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        folder = self.folder
+        return folder.notes if folder.scheduler is None else folder.notes_on_names
+
     def labels(self, rows: int) -> tuple[int, ...] | None:
         """The class of every row, by repeating ``classes``; None for an unconditional model."""
         count = self.folder.classes
@@ -248,7 +283,7 @@ class DiffusersModel(_NetworkModel):
     def check(self) -> None:
         try:
             self.folder.event_shape  # noqa: B018 -- raises where the configuration does not say
-            self.folder.schedule()
+            self.folder.check_scheduler()
         except (FolderError, OSError) as error:
             raise OptionError(type(self).__name__, "path", f"cannot be used: {error}") from None
         super().check()

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 from fixedpoint_diffusion.denoisers.networks import LATENT_PARTS, check_config, check_index, is_dit
+from fixedpoint_diffusion.schedules.by_name import SchedulerError, own_scheduler
 from fixedpoint_diffusion.schedules.schedulers import SUPPORTED_SCHEDULERS, DDIMSchedule, schedule_of_config
 
 __all__ = ["FolderError", "ModelFolder"]
@@ -143,9 +144,27 @@ class ModelFolder:
         """
         return None if self.scheduler is None else self._taken(self.scheduler)[0]
 
+    def check_scheduler(self) -> None:
+        """Refuse a scheduler that cannot be made; diffusers is imported only for those other than of DDIM and DDPM.
+
+        Raises
+        ------
+        FolderError
+            If the scheduler's file does not describe one that diffusers has.
+        """
+        if self.scheduler is None:
+            return
+        if self.scheduler.get("_class_name") in (None, *SUPPORTED_SCHEDULERS):
+            self._taken(self.scheduler)
+            return
+        try:
+            own_scheduler(self.scheduler)
+        except (SchedulerError, ModuleNotFoundError) as error:
+            raise FolderError(f"the scheduler of {self.path} {error}") from None
+
     @property
     def notes(self) -> tuple[str, ...]:
-        """Sentences on what is done with the model that its folder does not specify.
+        """Sentences on what is done with the model, sampled by DDIM, that its folder does not specify.
 
         Raises
         ------
@@ -156,16 +175,16 @@ class ModelFolder:
             note = "there is no scheduler; its noise levels are taken for diffusers' default (linear, clip_sample=True)"
         else:
             note = self._taken(self.scheduler)[1]
-        return tuple(f"{self.path}: {each}" for each in (note, self._otherwise_named()) if each)
+        return (*((f"{self.path}: {note}",) if note else ()), *self.notes_on_names)
 
-    def _otherwise_named(self) -> str:
+    @property
+    def notes_on_names(self) -> tuple[str, ...]:
         """A note if pipeline and scheduler name different schedulers, in which case the scheduler's file is used."""
         own = (self.scheduler or {}).get("_class_name")
         if not self.pipeline_scheduler or own in (None, self.pipeline_scheduler):
-            return ""
-        return (
-            f"{_INDEX} names a {self.pipeline_scheduler}, its scheduler_config.json a {own}, which is what is followed"
-        )
+            return ()
+        followed = f"its scheduler_config.json a {own}, which is what is followed"
+        return (f"{self.path}: {_INDEX} names a {self.pipeline_scheduler}, {followed}",)
 
     def _taken(self, config: Mapping[str, Any]) -> tuple[DDIMSchedule, str]:
         """The schedule and its note; errors get the folder as their subject."""

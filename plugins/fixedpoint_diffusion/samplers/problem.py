@@ -16,10 +16,11 @@ from fixedpoint_diffusion.denoisers.denoiser import Denoiser
 from fixedpoint_diffusion.samplers.chains import MultistepChain, SamplerChain
 from fixedpoint_diffusion.samplers.ddim import DDIMChain
 from fixedpoint_diffusion.samplers.probe import sampler_tables
+from fixedpoint_diffusion.samplers.recurrence import SamplerTables
 from fixedpoint_diffusion.schedules.schedulers import DDIMSchedule, is_ddim
 from fixedpoint_diffusion.schedules.timesteps import Timesteps
 
-__all__ = ["ddim_problem", "sampling_problem"]
+__all__ = ["ddim_problem", "problem_of_tables", "sampling_problem"]
 
 # The arguments of ``DDIMScheduler.step`` that a DDIM chain has.
 _DDIM_STEP = ("eta", "use_clipped_model_output")
@@ -95,6 +96,17 @@ def sampling_problem(
         step_kwargs=step_kwargs,
         **set_timesteps_kwargs,
     )
+    return problem_of_tables(denoiser, tables, x_T, noise, max_batch)
+
+
+def problem_of_tables(
+    denoiser: Denoiser | torch.nn.Module | Callable[[Tensor, Tensor], Any],
+    tables: SamplerTables,
+    x_T: Float[Tensor, "B *event"],
+    noise: Float[Tensor, "B M *event"] | None = None,
+    max_batch: int | None = None,
+) -> ChainProblem:
+    """As :func:`sampling_problem`, for a sampler whose tables are known."""
     if noise is not None:
         noise = noise.to(x_T)
     made = SamplerChain if tables.history == 1 else MultistepChain

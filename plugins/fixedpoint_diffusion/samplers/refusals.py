@@ -34,8 +34,10 @@ def check_is_scheduler(given: Any) -> None:
 def check_settings(scheduler: Any) -> None:
     """Refuses settings of which it is known that they are not affine, by their names."""
     name, config = type(scheduler).__name__, scheduler.config
+    # Only what the class itself has: from_config keeps the settings of the scheduler that a configuration came from.
+    own = inspect.signature(type(scheduler).__init__).parameters
     for setting in _CLIPPING:
-        if getattr(config, setting, False):
+        if setting in own and getattr(config, setting, False):
             raise ValueError(
                 f"{name} has {setting}=True: it changes the clean image that it predicts, and is no affine recurrence; "
                 f"make it with {setting}=False, or sample with clipping by ddim_problem, which takes a DDIMScheduler"

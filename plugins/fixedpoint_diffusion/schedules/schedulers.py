@@ -20,7 +20,14 @@ from fixedpoint.core.options import option
 from fixedpoint_diffusion.recognition import is_of_diffusers, is_pipeline
 from fixedpoint_diffusion.schedules.schedule import NoiseSchedule
 
-__all__ = ["SUPPORTED_SCHEDULERS", "AssignedSchedule", "DDIMSchedule", "schedule_of", "schedule_of_config"]
+__all__ = [
+    "SUPPORTED_SCHEDULERS",
+    "AssignedSchedule",
+    "DDIMSchedule",
+    "levels_of_config",
+    "schedule_of",
+    "schedule_of_config",
+]
 
 
 @dataclass(frozen=True)
@@ -149,6 +156,19 @@ def schedule_of_config(config: Mapping[str, Any]) -> tuple[DDIMSchedule, str]:
         return schedule, ""
     how = _clipping(schedule, "clip_sample" in config)
     return schedule, f"the scheduler is a {name}; sampled by DDIM, as {_DDIM}.from_config takes it, {how}"
+
+
+def levels_of_config(config: Mapping[str, Any]) -> DDIMSchedule | None:
+    """The noise levels of any scheduler's configuration by training timesteps, with its own settings where DDIM has
+    them; None for a scheduler whose levels are not those of betas, or of betas that DDIM does not have.
+    """
+    other = any(config.get(name) not in plain for name, plain in _OTHER_LEVELS.items())
+    if "beta_schedule" not in config or other:
+        return None
+    try:
+        return DDIMSchedule(**_options(config))
+    except ValueError:
+        return None
 
 
 def _clipping(schedule: DDIMSchedule, said: bool) -> str:

@@ -105,10 +105,8 @@ class Engine:
         full_jacobian: bool = False,
         extended: bool = False,
     ) -> None:
-        self.f = f
-        self.problem = problem
-        self.width = width
-        self.length = problem.length
+        self.f, self.problem = f, problem
+        self.width, self.length = width, problem.length
         self.slack = slack * math.sqrt(width / problem.length)
         self.accelerator = accelerator
         self.rows = Rows(exact, problem.length, f.counts.rounds)
@@ -132,8 +130,7 @@ class Engine:
         while True:
             report, at = self._inspect(judge)
             self.f.remember(at)
-            over = self.f.counts.rounds >= limit
-            rows.settle(report, at, self.window, self.f.counts.rounds, over=over)
+            rows.settle(report, at, self.window, self.f.counts.rounds, over=self.f.counts.rounds >= limit)
             del at  # frees a temporary of the size of the window
             self.f.narrow(rows.running)
             if on_round is not None:

@@ -169,8 +169,8 @@ def errors_by_round(
         found = progress.latest.view(exact.shape)
         errors.append(float(((found - exact).flatten(1).norm(dim=1) / exact.flatten(1).norm(dim=1)).max()))
 
-    chain = AdjointChain(problem, trajectory, None)
-    joint = ChainProblem(chain, 2 * (trajectory[:, -1] - target), max_batch=problem.max_batch)
+    cotangent = 2 * (trajectory[:, -1] - target)
+    joint = ChainProblem(AdjointChain(problem, trajectory, cotangent), cotangent, max_batch=problem.max_batch)
     fixedpoint.solve(joint, solver=solver, rtol=1e-6, max_rounds=30, on_round=note)
     return errors
 

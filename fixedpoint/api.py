@@ -91,7 +91,8 @@ def solve(
     max_batch
         Evaluate at most this many rows in one call, at least 1. Requires a problem that declares ``HasTake``.
     on_round
-        Called with a :class:`.Progress` after every round that ends with a judged point.
+        Called with a :class:`.Progress` after every round that ends with a judged point. For a chain, its ``latest`` is
+        the value of the last step, shape ``(B, d)``: in diffusion, the image as it forms.
     has_aux
         Whether ``f`` returns a pair ``(value, aux)``, where ``aux`` is anything. ``solution.aux`` comes from one more
         evaluation, at exactly the returned point, which counts as a round of every row, even beyond ``max_rounds``.

@@ -26,12 +26,10 @@ if TYPE_CHECKING:
     from fixedpoint.core.problem import Cost as Cost
     from fixedpoint.core.problem import FunctionProblem as FunctionProblem
     from fixedpoint.core.problem import HasCost as HasCost
-    from fixedpoint.core.problem import HasDerivatives as HasDerivatives
     from fixedpoint.core.problem import HasExactResidual as HasExactResidual
     from fixedpoint.core.problem import HasMeasure as HasMeasure
-    from fixedpoint.core.problem import HasSamples as HasSamples
-    from fixedpoint.core.problem import HasPairs as HasPairs
     from fixedpoint.core.problem import HasProduct as HasProduct
+    from fixedpoint.core.problem import HasSamples as HasSamples
     from fixedpoint.core.problem import HasTake as HasTake
     from fixedpoint.core.problem import Measure as Measure
     from fixedpoint.core.problem import Problem as Problem
@@ -91,12 +89,10 @@ __getattr__, __dir__, __all__ = exported(
             "Cost",
             "FunctionProblem",
             "HasCost",
-            "HasDerivatives",
             "HasExactResidual",
             "HasMeasure",
-            "HasSamples",
-            "HasPairs",
             "HasProduct",
+            "HasSamples",
             "HasTake",
             "Measure",
             "Problem",

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from fixedpoint.chains.capabilities import step_slopes as step_slopes
     from fixedpoint.chains.chain import AffineChain as AffineChain
     from fixedpoint.chains.chain import Chain as Chain
+    from fixedpoint.chains.chain import PredictionChain as PredictionChain
     from fixedpoint.chains.coarse import HasCoarse as HasCoarse
     from fixedpoint.chains.coarse import HasExtension as HasExtension
     from fixedpoint.chains.coarse import HasJumps as HasJumps
@@ -80,7 +81,7 @@ __getattr__, __dir__, __all__ = exported(
             "step_jacobians",
             "step_slopes",
         ),
-        "fixedpoint.chains.chain": ("AffineChain", "Chain"),
+        "fixedpoint.chains.chain": ("AffineChain", "Chain", "PredictionChain"),
         "fixedpoint.chains.problem": ("ChainProblem",),
         "fixedpoint.chains.coarse": (
             "HasCoarse",

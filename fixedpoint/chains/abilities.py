@@ -18,7 +18,7 @@ from fixedpoint.chains.capabilities import (
     HasSlopes,
     undeclared,
 )
-from fixedpoint.chains.chain import AffineChain, Chain
+from fixedpoint.chains.chain import Chain, PredictionChain
 from fixedpoint.chains.coarse import HasCoarse, HasExtension, HasJumps
 from fixedpoint.core.memory import Receiver
 from fixedpoint.core.problem import AbilityError, HasSamples
@@ -41,7 +41,7 @@ class OptionalAbilities(HasSamples):
         Largest number of pairs in one call of the chain; None: no limit.
     """
 
-    chain: Chain | AffineChain
+    chain: Chain | PredictionChain
     x0: Tensor
     rows: Tensor
     max_batch: int | None
@@ -168,6 +168,6 @@ class OptionalAbilities(HasSamples):
 
 def _scaled(factors: Float[Tensor, " N"], event: torch.Size, z: Float[Tensor, "B D"]) -> Float[Tensor, "B n *event"]:
     """Return states times their factors; those of the last state where the problem keeps it alone."""
-    states = z.unflatten(1, (-1, *event))
+    states: Tensor = z.unflatten(1, (-1, *event))
     own = factors[-states.shape[1] :].to(states)
     return states * own.view(1, -1, *[1] * len(event))

@@ -1,10 +1,11 @@
-"""Chains: ``Chain``, which is defined by one method ``step``, and ``AffineChain``, whose steps have a memory.
+"""Chains: ``Chain``, defined by one method ``step``, and ``PredictionChain``, whose steps have a memory.
 
 A chain computes ``x_{i+1} = Phi_i(x_i)`` for ``i = 0 .. N-1`` from a given ``x_0``. The library treats ``Phi_i`` as
 opaque: a step may clip, apply guidance or add noise that was drawn beforehand.
 
-An affine chain evaluates ``K`` predictions ``p_j = P_j(u_j)``, and the next input is a known combination of the last
-``q`` inputs and predictions. Multistep methods have this form.
+Where a step depends on more than the state before it, the chain is one of predictions: ``K`` evaluations
+``p_j = P_j(u_j)``, joined by a recurrence that gives the next input from the start and the earlier predictions. In an
+affine chain it is a known combination of the last ``q`` inputs and predictions; multistep methods have this form.
 
 ``fixedpoint.chains.problem`` turns the states of a chain into one joint fixed point.
 """
@@ -17,8 +18,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from fixedpoint.chains.recurrence.affine import Affine
+from fixedpoint.chains.recurrence.recurrence import Recurrence
 
-__all__ = ["AffineChain", "Chain"]
+__all__ = ["AffineChain", "Chain", "PredictionChain"]
 
 
 class Chain(ABC):
@@ -57,23 +59,22 @@ class Chain(ABC):
         """
 
 
-class AffineChain(ABC):
-    """A computation of ``K`` predictions that are joined by an affine recurrence with a memory.
+class PredictionChain(ABC):
+    """A computation of ``K`` predictions ``p_j = P_j(u_j)`` that are joined by a recurrence.
 
-    With ``u_0`` given, ``u_{j+1} = sum_{i<q} (a_ji u_{j-i} + b_ji p_{j-i}) + c_j`` where ``p_j = P_j(u_j)``. The states
-    of its joint problem are ``u_1 .. u_K``. For ``q = 1`` a :class:`Chain` does the same and can do more: shorter
-    chains, inversion and parareal require steps without memory.
+    The recurrence gives every input from the start ``u_0`` and the predictions before it. The states of the joint
+    problem are ``u_1 .. u_K``; the last one is the result.
 
     Attributes
     ----------
     length
         ``K``, the number of predictions; at least 1.
     recurrence
-        The coefficients ``a`` and ``b``.
+        The recurrence.
     """
 
     length: int
-    recurrence: Affine
+    recurrence: Recurrence
 
     @abstractmethod
     def predict(
@@ -94,5 +95,23 @@ class AffineChain(ABC):
         """
 
     def constants(self, index: Int[Tensor, " P"], row: Int[Tensor, " P"]) -> Float[Tensor, "P *event"] | None:
-        """Return ``c_j`` for pairs of a prediction's index and a row, such as noise; None if there are none."""
+        """Return what is added to ``u_{j+1}`` for pairs of a prediction's index ``j`` and a row, such as noise.
+
+        None if there is nothing to add.
+        """
         return None
+
+
+class AffineChain(PredictionChain):
+    """A chain of predictions whose next input is a known combination of the last inputs and predictions.
+
+    ``u_{j+1} = sum_{i<q} (a_ji u_{j-i} + b_ji p_{j-i}) + c_j``. For ``q = 1`` a :class:`Chain` does the same and can do
+    more: shorter chains, inversion and parareal require steps without memory.
+
+    Attributes
+    ----------
+    recurrence
+        The coefficients ``a`` and ``b``.
+    """
+
+    recurrence: Affine

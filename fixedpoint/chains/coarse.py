@@ -131,7 +131,7 @@ def check_kept(kept: Int[Tensor, " n"], length: int) -> Int[Tensor, " n"]:
     increasing = all(before < after for before, after in pairwise([0, *listed]))
     if not listed or not increasing or listed[-1] != length:
         raise ValueError(f"kept must increase strictly from at least 1 to the chain's length {length}, got {listed}")
-    return kept.to("cpu", torch.int64)
+    return kept.to("cpu", torch.int64).contiguous()
 
 
 def evenly_kept(length: int, count: int) -> Int[Tensor, " n"]:

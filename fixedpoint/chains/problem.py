@@ -7,7 +7,7 @@ unique, and equals the sequential trajectory. A plain round makes at least one m
 suffice. (Pokle, Geng & Kolter 2022, "Deep Equilibrium Approaches to Diffusion Models", section 3, for DDIM; Shih et al.
 2023; Tang et al. 2024.)
 
-With a memory (``AffineChain``), the states are the inputs ``u_1 .. u_K`` of the predictions and the result, and
+With a memory (``PredictionChain``), the states are the inputs ``u_1 .. u_K`` of the predictions and the result, and
 ``F(U)_{j+1}`` is what the recurrence makes of the inputs and of their predictions. All of the above holds for it, too.
 """
 
@@ -24,10 +24,11 @@ from torch import Tensor
 
 from fixedpoint.chains.abilities import OptionalAbilities
 from fixedpoint.chains.capabilities import HasReferenceSlopes
-from fixedpoint.chains.chain import AffineChain, Chain
+from fixedpoint.chains.chain import Chain, PredictionChain
 from fixedpoint.chains.coarse import HasCoarse
 from fixedpoint.chains.faults import place_of
 from fixedpoint.chains.measure import implied, state_norms
+from fixedpoint.chains.recurrence.affine import Affine
 from fixedpoint.chains.recurrence.linear import LinearPart
 from fixedpoint.chains.recurrence.recurrence import Held, Recurrence, Shift
 from fixedpoint.core.layout import Layout
@@ -36,9 +37,7 @@ from fixedpoint.core.problem import (
     AbilityError,
     Cost,
     HasCost,
-    HasDerivatives,
     HasMeasure,
-    HasPairs,
     HasTake,
     Measure,
     Problem,
@@ -47,7 +46,7 @@ from fixedpoint.core.problem import (
 __all__ = ["ChainProblem", "chain_of", "require_memoryless"]
 
 
-class ChainProblem(OptionalAbilities, Problem, HasTake, HasMeasure, HasCost, HasPairs, HasDerivatives):
+class ChainProblem(OptionalAbilities, Problem, HasTake, HasMeasure, HasCost):
     """The joint fixed point of a chain's states.
 
     Inside a solve a state has shape ``(B, N d)``. ``solution.z`` has shape ``(B, N, *event)``, and
@@ -81,7 +80,7 @@ class ChainProblem(OptionalAbilities, Problem, HasTake, HasMeasure, HasCost, Has
 
     def __init__(
         self,
-        chain: Chain | AffineChain,
+        chain: Chain | PredictionChain,
         x0: Shaped[Tensor, "B *event"],
         *,
         max_batch: int | None = None,
@@ -89,8 +88,8 @@ class ChainProblem(OptionalAbilities, Problem, HasTake, HasMeasure, HasCost, Has
         start: Shaped[Tensor, "B N *event"] | None = None,
         keep: Literal["all", "last"] = "all",
     ) -> None:
-        if not isinstance(chain, (Chain, AffineChain)):
-            raise TypeError(f"chain must be a Chain or an AffineChain, got {type(chain).__name__}")
+        if not isinstance(chain, (Chain, PredictionChain)):
+            raise TypeError(f"chain must be a Chain, got {type(chain).__name__}")
         if x0.ndim < 2:
             raise ValueError(f"x0 must have a batch dimension and at least one more, got shape {tuple(x0.shape)}")
         if not x0.is_floating_point():
@@ -102,11 +101,11 @@ class ChainProblem(OptionalAbilities, Problem, HasTake, HasMeasure, HasCost, Has
         if rows is None and not bool(x0.isfinite().all()):  # ``take`` passes rows that are already checked
             raise ValueError(f"x0 must be finite, got {int((~x0.isfinite()).sum())} entries that are NaN or Inf")
         self.chain = chain
-        self.recurrence: Recurrence = chain.recurrence if isinstance(chain, AffineChain) else Shift()
-        if isinstance(chain, AffineChain) and len(chain.recurrence.inputs) != chain.length:
+        self.recurrence: Recurrence = Shift() if isinstance(chain, Chain) else chain.recurrence
+        if isinstance(self.recurrence, Affine) and len(self.recurrence.inputs) != chain.length:
             raise ValueError(
                 f"the recurrence of a chain of length {chain.length} must have as many rows in its tables, "
-                f"got {len(chain.recurrence.inputs)}"
+                f"got {len(self.recurrence.inputs)}"
             )
         self.x0 = x0
         self.max_batch = max_batch
@@ -146,7 +145,7 @@ class ChainProblem(OptionalAbilities, Problem, HasTake, HasMeasure, HasCost, Has
         ValueError
             When the chain returns reference slopes of another shape, or slopes that are not finite.
         """
-        if not isinstance(self.chain, (HasReferenceSlopes, AffineChain)):
+        if not isinstance(self.chain, (HasReferenceSlopes, PredictionChain)):
             return LinearPart(torch.ones(self.length, dtype=torch.float64, device=self.x0.device))
         slopes = self.chain.reference_slopes().double().to(self.x0.device)
         if slopes.shape != (self.length,) or not bool(slopes[1:].isfinite().all()):
@@ -189,7 +188,7 @@ class ChainProblem(OptionalAbilities, Problem, HasTake, HasMeasure, HasCost, Has
         ValueError
             When the chain returns constants of another shape.
         """
-        found = self.chain.constants(index, self.rows[row]) if isinstance(self.chain, AffineChain) else None
+        found = self.chain.constants(index, self.rows[row]) if isinstance(self.chain, PredictionChain) else None
         if found is not None and found.shape != (len(index), *self.x0.shape[1:]):
             raise ValueError(
                 f"constants must return shape {(len(index), *self.x0.shape[1:])}, got {tuple(found.shape)}"

@@ -5,14 +5,14 @@ from __future__ import annotations
 import functools
 import math
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Shaped
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -23,8 +23,6 @@ from fixedpoint.core.problem import (
     Cost,
     FunctionProblem,
     HasCost,
-    HasDerivatives,
-    HasPairs,
     HasProduct,
     HasTake,
     Problem,
@@ -52,7 +50,7 @@ class _Live:
 
 
 class Calls:
-    """Evaluates a problem, its Jacobian-vector products and the steps of chains, and counts all of it in ``counts``.
+    """Evaluates a problem, its Jacobian-vector products and parts of it, and counts all of it in ``counts``.
 
     Parameters
     ----------
@@ -162,40 +160,37 @@ class Calls:
             moved = self._values((at.z + wide * v).to(v.dtype))
         return torch.where(self._live.mask.unsqueeze(1), ((moved - at.fz) / wide).to(v.dtype), 0.0)
 
-    def pairs(
+    def in_parts(
         self,
-        chain: HasPairs,
-        x: Float[Tensor, "P *event"],
-        index: Int[Tensor, " P"],
+        function: Callable[..., Tensor],
+        *batch: Shaped[Tensor, "P ..."],
         row: NDArray[np.int64],
-        *,
-        same_round: bool = False,
-    ) -> Float[Tensor, "P *event"]:
-        """Take steps of a chain, this problem or one derived from it, at pairs of a state and a step; costs one round.
+        calls: Callable[[int], int],
+    ) -> Float[Tensor, "P ..."]:
+        """Call a function of a batch whose entries belong to the rows of this solve, in parts of ``max_batch`` rows.
 
-        ``row`` holds, on the host, the row of this solve that each pair belongs to, for which its evaluation is
-        counted. Pairs of more than ``max_batch`` rows are evaluated in several parts; they must then be sorted by row.
-        With ``same_round`` the pairs belong to the round of the previous ones, since they did not wait for its values.
+        Counts the calls and the computed entries. Rounds, and what an entry is to its row, are counted by the caller.
+
+        Parameters
+        ----------
+        function
+            Takes a part of every tensor of ``batch``, and last the row of each entry, shape ``(P,)``, int64. It returns
+            one value per entry.
+        batch
+            Tensors with the entries along their first dimension.
+        row
+            Shape ``(P,)``, on the host: the row that each entry belongs to. Entries of more than ``max_batch`` rows
+            must be sorted by row.
+        calls
+            Returns how many calls of the user's function a part of so many entries takes.
         """
-        self.counts.rounds += not same_round
-        self.counts.evaluations += np.bincount(row, minlength=self.layout.rows)
-        return torch.cat(self._call_chain(chain.pairs, chain, x, index, row))
-
-    def derivatives(
-        self,
-        chain: HasDerivatives,
-        x: Float[Tensor, "P *event"],
-        index: Int[Tensor, " P"],
-        row: NDArray[np.int64],
-        full_jacobian: bool,
-    ) -> Float[Tensor, "P d"] | Float[Tensor, "P d d"]:
-        """Return derivatives of the steps of a chain at pairs of a state and a step; see :meth:`pairs`.
-
-        They cost no round, since they need not wait for the evaluation there. Each counts as one product of its row.
-        """
-        self.counts.products += np.bincount(row, minlength=self.layout.rows)
-        derive = functools.partial(chain.derivatives, full_jacobian=full_jacobian)
-        return torch.cat(self._call_chain(derive, chain, x, index, row))
+        receive, found = Receiver(), []  # no later part overwrites the memory of an earlier one
+        for part in self._parts(batch, row):
+            self.counts.calls += calls(len(part[-1]))
+            self.counts.computed += len(part[-1])
+            with self._with_round_note():
+                found.append(receive(functools.partial(function, *part)))
+        return torch.cat(found)
 
     @property
     def running(self) -> NDArray[np.bool_]:
@@ -229,31 +224,14 @@ class Calls:
         """Return the first way to try; for exact products always one of forward mode."""
         return Way.TRANSFORM if exact and self.differs else self._way
 
-    def _parts(self, x: Tensor, index: Tensor, row: NDArray[np.int64]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Split the pairs into parts of at most ``max_batch`` rows."""
-        rows = to_device(row, x.device)
+    def _parts(self, batch: Sequence[Tensor], row: NDArray[np.int64]) -> Iterator[tuple[Tensor, ...]]:
+        """Split a batch, with the row of each entry as its last tensor, into parts of at most ``max_batch`` rows."""
+        whole = (*batch, to_device(row, self.layout.device))
         size = self.max_batch or self.layout.rows
         for first in range(0, self.layout.rows, size):
             part = slice(*np.searchsorted(row, [first, first + size])) if size < self.layout.rows else slice(None)
             if len(row[part]) or not len(row):
-                yield x[part], index[part], rows[part]
-
-    def _call_chain(
-        self,
-        take: Callable[..., Tensor],
-        chain: HasPairs | HasDerivatives,
-        x: Tensor,
-        index: Tensor,
-        row: NDArray[np.int64],
-    ) -> list[Tensor]:
-        """Evaluate the pairs part by part, each in memory that no later part overwrites."""
-        receive, found = Receiver(), []
-        for part in self._parts(x, index, row):
-            self.counts.calls += chain.calls(len(part[0]))
-            self.counts.computed += len(part[0])
-            with self._with_round_note():
-                found.append(receive(functools.partial(take, *part)))
-        return found
+                yield tuple(tensor[part] for tensor in whole)
 
     @contextmanager
     def _with_round_note(self) -> Iterator[None]:

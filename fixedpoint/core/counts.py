@@ -27,8 +27,8 @@ class Counts:
         Evaluations of rows that were carried out in total, including those of finished rows that could not be omitted.
     products
         Shape ``(B,)``, int64: Jacobian-vector products of each row in forward mode; products by differences count as
-        evaluations. For a chain: steps whose derivatives were computed, where a diagonal or a whole Jacobian counts as
-        one.
+        evaluations. Derivatives that the problem computes itself for parts of a row are counted here, too: one for each
+        part, whether a diagonal or a whole Jacobian.
     """
 
     rounds: int

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-
-from fixedpoint.core.shift import Shift
 
 __all__ = ["History"]
 
@@ -151,14 +150,22 @@ class History:
         mask[:, slot] = torch.where(rows, aside[-1], mask[:, slot])
         return replace(self, mask=mask)
 
-    def slid(self, shift: Shift) -> History:
-        """Return the history with all columns shifted by blocks; one after the other, to limit the memory used."""
+    def slid(self, move: Callable[[Tensor], Tensor]) -> History:
+        """Return the history with all columns moved by ``move``; one after the other, to limit the memory used.
+
+        Parameters
+        ----------
+        move
+            Takes a column ``(B, D)`` and returns it with its entries at new places, in place unless gradients flow.
+        """
         if torch.is_grad_enabled():
-            moved = [torch.stack([shift.of_state(column) for column in group.unbind(1)], 1) for group in self.storage]
+            if self.start == self.memory:
+                return self
+            moved = [torch.stack([move(column) for column in group.unbind(1)], 1) for group in self.storage]
             return replace(self, storage=tuple(moved))
         for group in self.storage:
             for place in range(self._place(self.start), group.shape[1]):
-                shift.of_state(group[:, place])
+                move(group[:, place])
         return self
 
     def select_rows(self, index: Int[Tensor, " k"]) -> History:

@@ -68,7 +68,7 @@ class Layout:
     joint
         Whether the whole value is one problem (``rows="joint"``).
     blocks
-        Number of equal blocks of a row: the steps of a chain, otherwise 1.
+        Number of equal blocks of a row, for problems that consist of as many equal parts; otherwise 1.
     is_complex
         Whether the user's value is complex.
     """

@@ -21,7 +21,6 @@ from fixedpoint.core.inverse_jacobian import InverseEstimate
 from fixedpoint.core.point import Point
 from fixedpoint.core.problem import HasSamples, HasTake
 from fixedpoint.core.progress import Progress
-from fixedpoint.core.shift import Shift
 from fixedpoint.core.solution import Solution, Trace
 from fixedpoint.core.solver import Solver
 from fixedpoint.core.status import Status
@@ -35,11 +34,22 @@ S = TypeVar("S")
 
 
 class SupportsWindow(ABC):
-    """A step solver that can accelerate a window that slides along a chain."""
+    """A step solver whose problem may be a window: some consecutive blocks of a longer state, which it slides along."""
 
     @abstractmethod
-    def slide(self, f: Evaluator, state: Any, shift: Shift) -> Any:
-        """Return the state with everything it stores of earlier points shifted like the blocks of the window."""
+    def slide(self, f: Evaluator, state: Any, move: Callable[[Tensor], Tensor]) -> Any:
+        """Return the state with everything it stores of earlier points moved to the new places of the blocks.
+
+        Parameters
+        ----------
+        f
+            The evaluator, whose layout says how many blocks the window has.
+        state
+            The state that the last step, ``init`` or ``reset`` returned.
+        move
+            Moves the blocks of a tensor ``(B, n, *rest)`` along its second dimension, ``n`` a multiple of their number:
+            in place unless gradients flow. Blocks that enter are zero.
+        """
 
     @abstractmethod
     def renew(self, state: Any, at: Evaluated, blocks: Bool[Tensor, "B blocks"]) -> Any:

@@ -81,7 +81,7 @@ class _ByOptions:
 
 
 def by_options(*default: str) -> Callable[[Callable[[Any], frozenset[str]]], Any]:
-    """Decorate ``needs`` or ``provides`` where they depend on options: ``@by_options("chain") def needs(self): ...``.
+    """Decorate ``needs`` or ``provides`` where they depend on options: ``@by_options() def needs(self): ...``.
 
     Parameters
     ----------

@@ -27,10 +27,8 @@ __all__ = [
     "Cost",
     "FunctionProblem",
     "HasCost",
-    "HasDerivatives",
     "HasExactResidual",
     "HasMeasure",
-    "HasPairs",
     "HasProduct",
     "HasSamples",
     "HasTake",
@@ -164,47 +162,6 @@ class HasCost(ABC):
     @abstractmethod
     def cost(self, rows: int) -> Cost:
         """Return the cost of one evaluation of ``rows`` rows."""
-
-
-class HasPairs(ABC):
-    """A chain that can take any of its steps at any states: a batch of pairs of a state and a step."""
-
-    @abstractmethod
-    def pairs(
-        self, x: Float[Tensor, "P *event"], index: Int[Tensor, " P"], row: Int[Tensor, " P"]
-    ) -> Float[Tensor, "P *event"]:
-        """Return ``Phi_index(x)`` for every pair.
-
-        Parameters
-        ----------
-        x
-            Shape ``(P, *event)``: the state of each pair.
-        index
-            Shape ``(P,)``, int64: the step of each pair, from 0 to ``N - 1``.
-        row
-            Shape ``(P,)``, int64: the row that each pair belongs to, from 0 to ``B - 1``.
-        """
-
-    @abstractmethod
-    def calls(self, pairs: int) -> int:
-        """Return how many calls of the user's function an evaluation of ``pairs`` pairs takes."""
-
-
-class HasDerivatives(ABC):
-    """A chain that computes the derivatives of its steps."""
-
-    @abstractmethod
-    def derivatives(
-        self, x: Float[Tensor, "P *event"], index: Int[Tensor, " P"], row: Int[Tensor, " P"], full_jacobian: bool
-    ) -> Float[Tensor, "P d"] | Float[Tensor, "P d d"]:
-        """Return the Jacobians of the steps at pairs of a state and a step, which are given as for ``HasPairs.pairs``.
-
-        With ``full_jacobian`` shape ``(P, d, d)``, else the diagonals, shape ``(P, d)``.
-        """
-
-    @abstractmethod
-    def calls(self, pairs: int) -> int:
-        """Return how many calls of the user's function ``pairs`` pairs take."""
 
 
 class FunctionProblem(Problem):

@@ -27,9 +27,8 @@ class Progress:
     evaluations
         Shape ``(B,)``, int64: evaluations of every row so far; None where the solver does not report them.
     latest
-        ``f`` at the point evaluated last, shape ``(B, D)``. For a chain, the value of its last step, shape ``(B, d)``:
-        in diffusion, the image as it forms. None where the solver does not report it. The memory is reused: clone what
-        is kept.
+        ``f`` at the point evaluated last, shape ``(B, D)``, or the part of it that is the result, shape ``(B, n)``.
+        None where the solver does not report it. The memory is reused: clone what is kept.
     """
 
     round: int

@@ -24,7 +24,7 @@ class Solver(Options, ABC):
     Attributes
     ----------
     needs
-        Abilities that the solver requires of a problem, by name, e.g. ``"chain"``.
+        Abilities that the solver requires of a problem, by name; a task lists those of its problems in ``provides``.
     provides
         What the solver offers to gradient estimators, by name: ``"inverse"``, an estimate of the inverse Jacobian (see
         :meth:`.StepSolver.inverse`), or ``"decisions"``, which says that the library runs the loop and that its steps

@@ -43,8 +43,8 @@ class Termination(Options):
 
     A row converges when ``error <= atol + rtol * scale`` holds in every one of its blocks. For plain problems
     ``error = ||f(z) - z||`` and ``scale = ||f(z)||``. With ``per`` the norms are those of the whole row, of every
-    tensor of the state or of every entry, for states whose parts differ by orders of magnitude. A chain has its own
-    measure.
+    tensor of the state or of every entry, for states whose parts differ by orders of magnitude. A problem may
+    have its own measure.
 
     Raises
     ------
@@ -54,9 +54,7 @@ class Termination(Options):
 
     rtol: float = option(1e-6, ge=0.0, lt=1.0, help="relative tolerance")
     atol: float = option(0.0, ge=0.0, help="absolute tolerance; required where the solution may be zero")
-    max_rounds: int | None = option(
-        None, ge=1, help="limit on rounds; by default the solver's own bound (a chain: N + 1), else 1000"
-    )
+    max_rounds: int | None = option(None, ge=1, help="limit on rounds; by default the solver's own bound, else 1000")
     norm: Literal["l2", "rms", "max"] = option("l2", help="norm of the residual")
     per: Literal["row", "leaf", "entry"] = option(
         "row", help="what is held against its tolerance: the norm of a whole row, of each tensor of it, or each entry"
@@ -108,8 +106,8 @@ class Judge:
     dtype
         Of the state.
     has_fixed_length
-        The solver ends after a known number of rounds (chains). Its error may grow first, so the judge tests for
-        neither stalling nor divergence nor running away.
+        The solver ends after a known number of rounds. Its error may grow first, so the judge tests for neither
+        stalling nor divergence nor running away.
     affine
         The solver assumes an affine map and may take one long step to a solution far away, so the judge does not test
         for running away.

@@ -57,7 +57,7 @@ def checked_jointly(
     value
         Shape ``(B, D)``: the function's value at ``solution.state``, of all rows together.
     """
-    # A single row cannot mix with others; a problem with its own measure, a chain, keeps its rows apart itself.
+    # A single row cannot mix with others; a problem with its own measure keeps its rows apart itself.
     if f.layout.rows == 1 or isinstance(f.problem, HasMeasure):
         return solution
     with torch.no_grad():

@@ -26,7 +26,7 @@ Where we differ, and why:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -41,7 +41,6 @@ from fixedpoint.core.loop import StepSolver, SupportsWindow
 from fixedpoint.core.options import option
 from fixedpoint.core.problem import AbilityError
 from fixedpoint.core.reduce import add_combination, block_dots, row_dots, row_norms
-from fixedpoint.core.shift import Shift
 from fixedpoint.core.transfer import to_device
 from fixedpoint.solvers.least_squares import solve_gram
 from fixedpoint.solvers.relaxation import Distance, by_gain
@@ -145,15 +144,15 @@ class Anderson(StepSolver[AndersonState], SupportsWindow):
             expected=torch.where(rows, torch.inf, state.expected),
         )
 
-    def slide(self, f: Evaluator, state: AndersonState, shift: Shift) -> AndersonState:
-        """Shift all columns together with the blocks of the state."""
-        history, previous, distance = state.history.slid(shift), state.previous, state.distance
+    def slide(self, f: Evaluator, state: AndersonState, move: Callable[[Tensor], Tensor]) -> AndersonState:
+        """Move all columns together with the blocks of the state."""
+        history, previous, distance = state.history.slid(move), state.previous, state.distance
         if previous is not None:
-            previous = shift.of_state(previous[0]), shift.of_state(previous[1])
+            previous = move(previous[0]), move(previous[1])
         if distance.rest is not None:
-            distance = replace(distance, rest=shift.of_state(distance.rest))
-        if state.gram.shape[1] == shift.blocks:
-            gram = shift.of_blocks(state.gram)
+            distance = replace(distance, rest=move(distance.rest))
+        if state.gram.shape[1] == f.layout.blocks:
+            gram = move(state.gram)
         else:  # each entry is a sum over all blocks, some of which have left: compute it again
             gram = state.gram.clone()
             changes = history.columns[1]

@@ -10,6 +10,7 @@ cannot loosen the tolerance.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -19,7 +20,6 @@ from torch import Tensor
 from fixedpoint.core.evaluator import Evaluated, Evaluator
 from fixedpoint.core.loop import StepSolver, SupportsWindow
 from fixedpoint.core.options import option
-from fixedpoint.core.shift import Shift
 
 __all__ = ["Picard"]
 
@@ -37,7 +37,7 @@ class Picard(StepSolver[None], SupportsWindow):
     def init(self, f: Evaluator, at: Evaluated) -> None:
         return None
 
-    def slide(self, f: Evaluator, state: None, shift: Shift) -> None:
+    def slide(self, f: Evaluator, state: None, move: Callable[[Tensor], Tensor]) -> None:
         """Do nothing: Picard keeps no state."""
 
     def renew(self, state: None, at: Evaluated, blocks: Bool[Tensor, "B blocks"]) -> None:

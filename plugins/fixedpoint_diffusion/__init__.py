@@ -1,7 +1,8 @@
 """Diffusion sampling as a joint fixed point: noise schedules, denoisers, samplers, inversion and a sampling task.
 
 ``sampling_problem``, for any scheduler, and ``ddim_problem`` make the problem that ``fixedpoint.solve`` solves;
-``solution.z[:, -1]`` are the samples. ``invert`` finds the noise that leads to given images. Submodules are imported on first use, so that listing plugins stays fast.
+``solution.z[:, -1]`` are the samples. ``invert`` finds the noise that leads to given images. Submodules are imported on
+first use, so that listing plugins stays fast.
 """
 
 from __future__ import annotations

@@ -86,6 +86,19 @@ def test_each_library_is_known_in_one_room(name: str) -> None:
     assert elsewhere == []
 
 
+def test_core_does_not_speak_of_chains() -> None:
+    """Not in a name, a docstring or a comment: what only chains require belongs into ``fixedpoint/chains``."""
+    files = sorted((ROOT / "fixedpoint" / "core").glob("*.py"))
+    assert len(files) > 20
+    said = [
+        f"{path.name}:{number}: {line.strip()}"
+        for path in files
+        for number, line in enumerate(path.read_text().splitlines(), 1)
+        if re.search("chain|trajector", line, re.IGNORECASE)
+    ]
+    assert said == []
+
+
 @pytest.fixture(scope="session")
 def wheel(once: Callable[[str, Callable[[Path], None]], Path]) -> Path:
     def build(folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -12,10 +13,20 @@ import fixedpoint
 from fixedpoint.chains import (
     Affine,
     AffineChain,
+    Banded,
     BlockSecant,
+    ChainAdjoint,
     ChainProblem,
     ChainSolver,
+    Coefficient,
+    Held,
+    InverseProblem,
+    NestedStart,
+    PredictionChain,
+    Recurrence,
+    Zero,
 )
+from fixedpoint.core.problem import AbilityError
 
 F64 = torch.float64
 
@@ -123,3 +134,200 @@ def test_rows_do_not_depend_on_their_batch(chain: Multistep, seed: int, window: 
     for row in range(3):
         alone = fixedpoint.solve(problem.take(torch.tensor([row])), solver=solver)
         assert torch.equal(alone.z[0], together.z[row])
+
+
+class Parametric(Multistep):
+    """Predictions ``scale tanh(W_j u)``, whose parameters and constants may require a gradient."""
+
+    def __init__(self, *args: int, **kwargs: int) -> None:
+        super().__init__(*args, **kwargs)
+        self.weights.requires_grad_()
+        self.scale = torch.tensor(0.8, dtype=F64, requires_grad=True)
+        if self.noise is not None:
+            self.noise.requires_grad_()
+
+    def predict(
+        self, x: Float[Tensor, "P d"], index: Int[Tensor, " P"], row: Int[Tensor, " P"]
+    ) -> Float[Tensor, "P d"]:
+        return self.scale * super().predict(x, index, row)
+
+    @property
+    def parameters(self) -> list[Tensor]:
+        return [self.scale, self.weights, *([] if self.noise is None else [self.noise])]
+
+
+@settings(max_examples=40)
+@given(
+    length=st.integers(1, 9),
+    history=st.integers(1, 4),
+    rows=st.sampled_from([0, 3]),
+    dense=st.booleans(),
+    several=st.booleans(),
+    max_batch=st.sampled_from([None, 4]),
+    seed=st.integers(0, 10**6),
+)
+def test_the_adjoint_is_backpropagation(length, history, rows, dense, several, max_batch, seed):
+    """By the start, parameters and constants, of a loss of the last state or of all."""
+    chain = Parametric(length, history, 4, seed, rows=rows, dense=dense)
+    x0 = start(3, 4, seed + 1).requires_grad_()
+    weights = start(3, 4 * length, seed + 2).view(3, length, 4)
+    if not several:
+        weights[:, :-1] = 0.0
+
+    def gradients(z: Tensor) -> tuple[Tensor, ...]:
+        return torch.autograd.grad((weights * z.sin()).sum(), [x0, *chain.parameters])
+
+    wanted = gradients(by_hand(chain, x0))
+    tight = fixedpoint.Termination(rtol=1e-12)
+    for solver in ("serial", ChainSolver(accelerator=BlockSecant())):
+        gradient = ChainAdjoint(solver=ChainSolver(slack=0.0), termination=tight)
+        solution = fixedpoint.solve(
+            ChainProblem(chain, x0, max_batch=max_batch), solver=solver, rtol=1e-12, gradient=gradient
+        )
+        for found, expected in zip(gradients(solution.z), wanted, strict=True):
+            torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9 * float(expected.abs().max()))
+
+
+@settings(max_examples=60)
+@given(
+    chain=st.builds(
+        Multistep, length=st.integers(6, 14), history=st.integers(1, 4), size=st.just(4), seed=st.integers(0, 10**6)
+    ),
+    seed=st.integers(0, 10**6),
+    window=st.integers(1, 9),
+    slack=st.sampled_from([0.02, 0.5]),
+    keep=st.sampled_from(["all", "last"]),
+)
+def test_what_is_not_applied_is_carried_on(chain, seed, window, slack, keep):
+    """With a large slack most states keep values that are a little off; the result is within the tolerance still."""
+    x0 = start(3, 4, seed)
+    exact = by_hand(chain, x0)
+    problem = ChainProblem(chain, x0, keep=keep)
+    found = fixedpoint.solve(problem, solver=ChainSolver(window=window, slack=slack), rtol=1e-4)
+    assert found.converged.all()
+    error = (found.z[:, -1] - exact[:, -1]).norm(dim=1) / exact[:, -1].norm(dim=1)
+    assert error.max() <= 1e-3
+    if keep == "all":
+        changes = (found.z - exact).norm(dim=2) / exact.norm(dim=2)
+        assert changes.max() <= 1e-3
+
+
+def test_a_prediction_whose_input_did_not_move_is_not_evaluated_again() -> None:
+    chain = Multistep(40, 2, 4, seed=1)
+    problem = ChainProblem(chain, start(3, 4, 2))
+    all_of_them = fixedpoint.solve(problem, solver=ChainSolver(accelerator=BlockSecant(), slack=0.0))
+    fewer = fixedpoint.solve(problem, solver=ChainSolver(accelerator=BlockSecant(), slack=0.02))
+    assert fewer.counts.rounds <= all_of_them.counts.rounds + 1
+    assert fewer.evaluations.sum() < 0.9 * all_of_them.evaluations.sum()
+
+
+REFUSED = {
+    "zero": ChainSolver(preconditioner=Zero()),
+    "banded": ChainSolver(preconditioner=Banded(order=2)),
+    "coefficient": ChainSolver(preconditioner=Coefficient()),
+    "nested": ChainSolver(start=NestedStart(steps=4)),
+    "parareal": fixedpoint.Parareal(),
+    "deq-ddim": fixedpoint.DEQDDIM(),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_requires_steps_without_memory_says_so(name: str) -> None:
+    problem = ChainProblem(Multistep(8, 2, 3, seed=0), start(2, 3, 1))
+    with pytest.raises(AbilityError, match=f"{name}.* requires .*, and Multistep|requires a chain that"):
+        fixedpoint.solve(problem, solver=REFUSED[name])
+
+
+def test_a_window_of_dense_tables_is_refused() -> None:
+    chain = Multistep(8, 1, 3, seed=0, dense=True)
+    with pytest.raises(AbilityError, match="window=4 requires a recurrence of few pairs, and Multistep needs all 8"):
+        fixedpoint.solve(ChainProblem(chain, start(2, 3, 1)), solver=ChainSolver(window=4))
+
+
+def test_an_inverse_of_a_chain_with_a_memory_is_refused() -> None:
+    chain = Multistep(8, 2, 3, seed=0)
+    with pytest.raises(TypeError, match="only steps without memory are inverted"):
+        InverseProblem(chain, start(2, 3, 1))  # type: ignore[arg-type]  # that is the point
+
+
+@pytest.mark.parametrize(
+    ("inputs", "outputs", "sentence"),
+    [
+        (torch.zeros(3, 2), torch.zeros(3, 1), "must both have shape"),
+        (torch.full((3, 1), torch.nan), torch.zeros(3, 1), "must be finite"),
+        (torch.ones(3, 2), torch.zeros(3, 2), "pairs before the start"),
+    ],
+)
+def test_tables_are_checked(inputs: Tensor, outputs: Tensor, sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        Affine(inputs, outputs)
+
+
+def test_the_tables_fit_the_chain() -> None:
+    chain = Multistep(8, 2, 3, seed=0)
+    chain.length = 7
+    with pytest.raises(ValueError, match="must have as many rows in its tables, got 8"):
+        ChainProblem(chain, start(2, 3, 1))
+
+
+class Nonlinear(Recurrence):
+    """``u_{j+1} = sin(u_j) + p_j p_{j-1} / 4``: cheap and known, but not affine."""
+
+    history = 2
+
+    def next_input(self, index, inputs, predictions):
+        before = predictions[1] if len(predictions) > 1 else torch.zeros_like(predictions[0])
+        return inputs[0].sin() + predictions[0] * before / 4
+
+    def values(self, held: Held) -> Float[Tensor, "B p d"]:
+        inputs, now, before = self._lagged(held)
+        return inputs.sin() + now * before / 4
+
+    def carried(self, held, defects, slopes=None, respond=None, earlier=None):
+        """The change of what ``values`` makes, one state after another, with changed predictions."""
+        inputs, now, before = self._lagged(held)
+        gone = torch.zeros_like(defects[:, :1])
+        changes, answers = [gone[:, 0]], [gone[:, 0]]
+        for slot in range(defects.shape[1]):
+            change = changes[-1]
+            answer = slopes[slot] * change if slopes is not None else torch.zeros_like(change)
+            answers.append(answer if respond is None or slot == 0 else answer + respond(slot, change))
+            new = (inputs[:, slot] + change).sin() - inputs[:, slot].sin()
+            new = new + (now[:, slot] + answers[-1]) * (before[:, slot] + answers[-2]) / 4
+            changes.append(defects[:, slot] + new - now[:, slot] * before[:, slot] / 4)
+        return torch.stack(changes[1:], dim=1)
+
+    slides = False
+
+    @staticmethod
+    def _lagged(held: Held) -> tuple[Tensor, Tensor, Tensor]:
+        inputs = torch.cat([held.base[:, -1:], held.states[:, :-1]], dim=1)
+        before = torch.cat([torch.zeros_like(held.base[:, -1:]), held.predictions[:, :-1]], dim=1)
+        return inputs, held.predictions, before
+
+
+class Open(PredictionChain):
+    """The predictions of ``Multistep`` in a recurrence of its own."""
+
+    def __init__(self, length: int, seed: int) -> None:
+        self.inner, self.length, self.recurrence = Multistep(length, 1, 3, seed), length, Nonlinear()
+
+    def predict(self, x, index, row):
+        return self.inner.predict(x, index, row)
+
+    def reference_slopes(self) -> Float[Tensor, " K"]:
+        return torch.zeros(self.length, dtype=F64)
+
+
+@settings(max_examples=20)
+@given(length=st.integers(1, 10), seed=st.integers(0, 10**6))
+def test_any_recurrence_can_join_predictions(length: int, seed: int) -> None:
+    problem = ChainProblem(Open(length, seed), start(2, 3, seed))
+    serial = fixedpoint.solve(problem, solver="serial")
+    for accelerator in (fixedpoint.Picard(), BlockSecant()):
+        solver = ChainSolver(accelerator=accelerator, slack=0.0)
+        joint = fixedpoint.solve(problem, solver=solver, rtol=0.0)
+        assert joint.counts.rounds <= length
+        torch.testing.assert_close(joint.z, serial.z, rtol=1e-12, atol=1e-12)
+    with pytest.raises(AbilityError, match="requires an affine recurrence, got Nonlinear"):
+        fixedpoint.solve(problem, solver=solver, gradient="chain-adjoint")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -11,9 +12,9 @@ import fixedpoint
 from fixedpoint.chains.chain import Chain
 from fixedpoint.chains.joint.accelerator import View
 from fixedpoint.chains.joint.solver import BlockSecant, ChainSolver
+from fixedpoint.chains.joint.window import Window
 from fixedpoint.chains.problem import ChainProblem
 from fixedpoint.chains.recurrence.linear import LinearPart
-from fixedpoint.chains.recurrence.recurrence import Held
 from fixedpoint.chains.slope.preconditioner import Banded
 from fixedpoint.core.options import OptionError
 from fixedpoint.testing.chains import wave_chain
@@ -55,13 +56,21 @@ def test_the_sweep_is_that_of_the_corrected_slopes(length, size, memory, exact, 
     changing = (torch.arange(length) >= exact).view(1, -1)
     state = None
     for k in range(rounds):
-        base = torch.zeros_like(states[k][:, :1])
+        base = torch.zeros_like(states[k][:, 0])
+        problem = ChainProblem(Affine(length, size, seed), base)
+        window = Window(
+            problem,
+            base.unsqueeze(1),
+            states[k].clone(),
+            base[:, None, :][:, :0],
+            values[k].clone(),
+            np.zeros(2, dtype=np.int64),
+        )
         view = View(
-            held=Held(base, states[k], base[:, :0], values[k]),
-            outcomes=values[k],
+            window=window,
             known=changing.expand(2, -1),
             carried_change=torch.zeros_like(states[k][:, :1]),
-            begins=torch.zeros(2, length, dtype=torch.bool),
+            begins=torch.tensor([exact, length + exact]),
             fresh=None,
             linear=linear,
             implied=None,

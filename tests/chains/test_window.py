@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 import fixedpoint
 from fixedpoint import Anderson, Broyden, ChainSolver, Picard
 from fixedpoint.chains.chain import Chain
+from fixedpoint.chains.joint.shift import Shift
 from fixedpoint.chains.joint.solver import BlockSecant
 from fixedpoint.chains.joint.start import NestedStart
 from fixedpoint.chains.problem import ChainProblem
 from fixedpoint.core.options import OptionError
-from fixedpoint.core.shift import Shift
 from fixedpoint.core.status import Status
 from fixedpoint.testing.chains import linear_chain, trajectory, wave_chain
 
@@ -153,8 +153,8 @@ def test_a_given_trajectory_is_where_the_solve_begins() -> None:
     assert torch.equal(taken.initial(), near[2:].flatten(1))
 
 
-@pytest.mark.parametrize("window", [None, 6])
-def test_unrolled_gradients_go_through_windows(window: int | None) -> None:
+@pytest.mark.parametrize(("window", "name"), [(None, "picard"), *((6, name) for name in ACCELERATORS)])
+def test_unrolled_gradients_go_through_windows(window: int | None, name: str) -> None:
     weight = torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
 
     class Weighted(Chain):
@@ -169,7 +169,8 @@ def test_unrolled_gradients_go_through_windows(window: int | None) -> None:
         serial = Weighted().step(serial, torch.tensor([i]), torch.arange(2))
     wanted = torch.autograd.grad(serial.square().sum(), (weight, x0))
     problem = ChainProblem(Weighted(), x0)
-    solution = fixedpoint.solve(problem, solver=ChainSolver(window=window), gradient="unrolled", rtol=1e-12)
+    solver = ChainSolver(accelerator=ACCELERATORS[name], window=window)
+    solution = fixedpoint.solve(problem, solver=solver, gradient="unrolled", rtol=1e-12)
     found = torch.autograd.grad(solution.z[:, -1].square().sum(), (weight, x0))
     for one, other in zip(found, wanted, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-8, atol=1e-8)

@@ -53,6 +53,25 @@ def test_norms_neither_underflow_nor_overflow(size):
     assert at.finite.all()
 
 
+@pytest.mark.parametrize(("max_batch", "parts"), [(None, [6]), (5, [6]), (2, [4, 2]), (1, [3, 1, 2])])
+def test_a_function_of_entries_is_called_in_parts(max_batch, parts):
+    evaluator = Evaluator(_watched()[0], max_batch=max_batch)
+    row, x = np.array([0, 0, 0, 1, 4, 4]), torch.arange(6.0)
+    sizes, memory = [], torch.empty(6)
+
+    def shifted(x, by, row):
+        sizes.append(len(x))
+        return torch.add(x + by, row, out=memory[: len(x)])  # the next part overwrites it
+
+    with torch.no_grad():
+        value = evaluator.in_parts(shifted, x, 10 * x, row=row, calls=lambda entries: 10 + entries)
+    assert torch.equal(value, 11 * x + torch.from_numpy(row))
+    assert sizes == parts
+    assert evaluator.counts.calls == sum(10 + size for size in parts)
+    assert evaluator.counts.computed == 6
+    assert evaluator.counts.rounds == evaluator.counts.evaluations.sum() == evaluator.counts.products.sum() == 0
+
+
 @pytest.mark.parametrize("max_batch", [1, 2, 3, 5, 9])
 def test_micro_batches_change_the_calls_and_nothing_else(max_batch):
     problem, tally, _ = _watched()

@@ -13,6 +13,7 @@ import fixedpoint
 from fixedpoint.chains.coarse import HasCoarse, HasJumps, evenly_kept
 from fixedpoint.chains.problem import ChainProblem
 from fixedpoint_diffusion import DDIMChain, DDIMSchedule
+from fixedpoint_diffusion.samplers.held import HeldSteps
 
 EXACT = {"rtol": 1e-9, "atol": 1e-9}
 
@@ -184,3 +185,23 @@ def test_states_that_do_not_go_with_kept_are_a_sentence() -> None:
         problem.chain.interpolate(problem.x0, torch.ones(2, 3, 3), torch.tensor([5, 10]), problem.rows)
     with pytest.raises(ValueError, match=r"from 1 to 10 states .* can be kept, got 11"):
         evenly_kept(10, 11)
+
+
+@settings(max_examples=10)
+@given(seed=st.integers(0, 10**6), length=st.integers(1, 40))
+def test_running_numbers_say_what_the_steps_do(seed: int, length: int) -> None:
+    """From any state to any other, through zeros and through steps that keep 1e-17 of their state."""
+    generator = torch.Generator().manual_seed(seed)
+    keep, gain = torch.randn(2, length, generator=generator, dtype=torch.float64)
+    sizes = torch.tensor([1.0, 0.0, 1e-17], dtype=torch.float64)
+    keep = keep.clamp(-1, 1) * sizes[torch.randint(3, (length,), generator=generator)]
+    steps = HeldSteps.of(keep, gain)
+    start, end = (each.flatten() for each in torch.meshgrid(*[torch.arange(length + 1)] * 2, indexing="ij"))
+    ahead = start < end
+    kept, gained = steps.jump(start[ahead], end[ahead])
+    for i, m, whole, image in zip(*(each.tolist() for each in (start[ahead], end[ahead], kept, gained)), strict=True):
+        x, clean = 1.0, 0.0
+        for alpha, beta in zip(keep[i:m].tolist(), gain[i:m].tolist(), strict=True):
+            x, clean = alpha * x, alpha * clean + beta
+        assert whole == pytest.approx(x, rel=1e-12)
+        assert image == pytest.approx(clean, rel=1e-9, abs=1e-12)

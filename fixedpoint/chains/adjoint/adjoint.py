@@ -16,21 +16,24 @@ steps.
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from fixedpoint.chains.capabilities import HasCoefficients, HasGaussianSlopes
+from fixedpoint.chains.adjoint.recording import Gradients, recorded_steps, times_rows
+from fixedpoint.chains.capabilities import HasCoefficients, HasGaussianSlopes, HasReferenceSlopes
 from fixedpoint.chains.chain import Chain
 from fixedpoint.chains.problem import ChainProblem
 from fixedpoint.gradients.ambient import Ambient
-from fixedpoint.gradients.boundary import Boundary, Edge
+from fixedpoint.gradients.boundary import Edge
 from fixedpoint.gradients.recorded import products, severed
 
-__all__ = ["AdjointChain", "recorded_steps"]
+__all__ = ["AdjointChain"]
 
 
-class AdjointChain(Chain, HasCoefficients, HasGaussianSlopes):
+class AdjointChain(Chain, HasCoefficients, HasGaussianSlopes, HasReferenceSlopes):
     """The chain from the cotangent of the last state to the cotangent of the start: state ``j`` is ``lambda_{N-j}``.
 
     Parameters
@@ -39,14 +42,20 @@ class AdjointChain(Chain, HasCoefficients, HasGaussianSlopes):
         The chain that was solved. Its rows and ``max_batch`` are used here, too.
     states
         ``x_1 .. x_N``, shape ``(B, N, *event)``.
-    direct
-        ``g_1 .. g_N``, shape ``(B, N, *event)``; None if the loss depends on the last state only.
+    last
+        ``g_N``, which is ``lambda_N``, the start of this chain; shape ``(B, *event)``.
+    earlier
+        ``g_1 .. g_{N-1}``, shape ``(B, N-1, *event)``; None if the loss depends on the last state only.
     """
 
     def __init__(
-        self, problem: ChainProblem, states: Float[Tensor, "B N *event"], direct: Float[Tensor, "B N *event"] | None
+        self,
+        problem: ChainProblem,
+        states: Float[Tensor, "B N *event"],
+        last: Float[Tensor, "B *event"],
+        earlier: Float[Tensor, "B m *event"] | None = None,
     ) -> None:
-        self.problem, self.direct = problem, direct
+        self.problem, self.start, self.earlier = problem, last, earlier
         self.length = problem.length
         self.inputs = torch.cat([problem.x0.detach().unsqueeze(1), states[:, :-1]], dim=1)
         self.ambient = Ambient.of(states)
@@ -55,6 +64,10 @@ class AdjointChain(Chain, HasCoefficients, HasGaussianSlopes):
         """Return the coefficients of the chain in reverse order, or None if it provides none."""
         known = self.problem.coefficients()
         return None if known is None else known.flip(0)
+
+    def reference_slopes(self) -> Float[Tensor, " N"]:
+        """Return those of the chain in reverse order."""
+        return self.problem.reference.slopes.flip(0)
 
     def gaussian_slopes(self, variance: float) -> Float[Tensor, " N"]:
         """Return the slopes of the chain's steps for Gaussian data, in reverse order.
@@ -75,19 +88,30 @@ class AdjointChain(Chain, HasCoefficients, HasGaussianSlopes):
             z = severed(self.inputs[row, at])
             value = self.problem.pairs(z, at, row)
         pulled = products(value, z, x)
-        if self.direct is None:
+        if self.earlier is None:
             return pulled
-        # g_0 is not part of ``direct``: the cotangent of the start is added by autograd, outside of the chain.
-        earlier = self.direct[row, (at - 1).clamp(min=0)]
+        # g_0 is not part of ``earlier``: the cotangent of the start is added by autograd, outside of the chain.
+        earlier = self.earlier[row, (at - 1).clamp(min=0)]
         return pulled + torch.where((at > 0).view(-1, *[1] * (x.ndim - 1)), earlier, 0.0)
 
-    def gathered(self, cotangents: Float[Tensor, "B N *event"], edge: Edge) -> tuple[Tensor | None, ...]:
+    def scaled(self, factors: Float[Tensor, " B"]) -> AdjointChain:
+        """Return the adjoint chain of a loss that is ``factors`` times as large, one number per row."""
+        other = copy.copy(self)
+        other.start = times_rows(self.start, factors)
+        other.earlier = None if self.earlier is None else times_rows(self.earlier, factors)
+        return other
+
+    def of_start(self, found: Float[Tensor, "B N *event"]) -> Float[Tensor, "B *event"]:
+        """Return ``dL/dx_0``, which is ``lambda_0``, of the states of this chain."""
+        return found[:, -1]
+
+    def gathered(self, found: Float[Tensor, "B N *event"], edge: Edge) -> tuple[Tensor | None, ...]:
         """Return ``sum_i lambda_{i+1}^T dPhi_i/dtheta``, computed one micro-batch at a time.
 
         Parameters
         ----------
-        cotangents
-            ``lambda_1 .. lambda_N``, shape ``(B, N, *event)``.
+        found
+            The states of this chain, shape ``(B, N, *event)``.
         edge
             The tensors ``theta``, by the autograd nodes that made them.
 
@@ -101,45 +125,13 @@ class AdjointChain(Chain, HasCoefficients, HasGaussianSlopes):
         RuntimeError
             When a step depends on a tensor that is not in ``edge``.
         """
-        rows, outside = len(self.inputs), tuple(edge.values())
-        index = torch.arange(self.length, device=cotangents.device).repeat(rows)
-        row = torch.arange(rows, device=cotangents.device).repeat_interleave(self.length)
+        rows, totals = len(self.inputs), Gradients(edge)
+        index = torch.arange(self.length, device=found.device).repeat(rows)
+        row = torch.arange(rows, device=found.device).repeat_interleave(self.length)
         size = self.problem.max_batch or len(index)
-        totals: list[Tensor | None] = [None] * len(outside)
+        # lambda_1 .. lambda_N: the first state of this chain is that before the last.
+        cotangents = torch.cat([found[:, :-1].flip(1), self.start.unsqueeze(1)], dim=1)
         for at, of in zip(index.split(size), row.split(size), strict=True):
-            value, found = self._recorded(at, of)
-            if found is None or not found.keys() <= edge.keys():
-                raise RuntimeError(
-                    "steps of this chain depend on tensors that its first one does not; their gradient would be lost"
-                )
-            if value.requires_grad:
-                parts = torch.autograd.grad(value, outside, cotangents[of, at], allow_unused=True)
-                totals = [_sum(*pair) for pair in zip(totals, parts, strict=True)]
-        return tuple(totals)
-
-    def _recorded(self, index: Int[Tensor, " P"], row: Int[Tensor, " P"]) -> tuple[Tensor, Edge | None]:
-        """Record steps along the trajectory; see :func:`recorded_steps`."""
-        return recorded_steps(self.problem, self.inputs[row, index], index, row, self.ambient)
-
-
-def recorded_steps(
-    problem: ChainProblem,
-    x: Float[Tensor, "P *event"],
-    index: Int[Tensor, " P"],
-    row: Int[Tensor, " P"],
-    ambient: Ambient,
-) -> tuple[Float[Tensor, "P *event"], Edge | None]:
-    """Evaluate steps under autograd; return their values and the tensors they depend on in addition to ``x``.
-
-    In place of these tensors None is returned if they cannot be determined.
-    """
-    z = severed(x)
-    with torch.enable_grad(), ambient, Boundary(z) as boundary:
-        value = problem.pairs(z, index, row)
-    return value, boundary.edge(value, z)
-
-
-def _sum(one: Tensor | None, other: Tensor | None) -> Tensor | None:
-    if one is None or other is None:
-        return one if other is None else other
-    return one + other
+            _, value, known = recorded_steps(self.problem, self.inputs[of, at], at, of, self.ambient)
+            totals.add(value, known, cotangents[of, at])
+        return totals.found

@@ -20,10 +20,14 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fixedpoint.chains.adjoint.adjoint import AdjointChain, recorded_steps
+from fixedpoint.chains.adjoint.adjoint import AdjointChain
+from fixedpoint.chains.adjoint.affine import AffineAdjointChain
+from fixedpoint.chains.adjoint.recording import recorded_constants, recorded_steps, times_rows
 from fixedpoint.chains.capabilities import CHAIN_ABILITIES, HasCoefficients, HasGaussianSlopes, undeclared
 from fixedpoint.chains.joint.solver import ChainSolver
 from fixedpoint.chains.problem import ChainProblem, chain_of
+from fixedpoint.chains.recurrence.affine import Affine
+from fixedpoint.chains.recurrence.recurrence import Shift
 from fixedpoint.core.evaluator import Evaluator
 from fixedpoint.core.options import OptionError, by_options, option
 from fixedpoint.core.problem import AbilityError, Problem
@@ -72,6 +76,11 @@ class ChainAdjoint(GradientEstimator):
         if not isinstance(problem, ChainProblem) or problem.keep != "all":
             kept = f"{type(problem).__name__}" + (" with keep='last'" if isinstance(problem, ChainProblem) else "")
             raise AbilityError(f"gradient {self!r} requires a chain all of whose states are kept, got {kept}")
+        if not isinstance(problem.recurrence, (Shift, Affine)):
+            raise AbilityError(
+                f"gradient {self!r} requires an affine recurrence, got {type(problem.recurrence).__name__}; "
+                "take gradient='implicit'"
+            )
         for name in sorted(self.needs & _INHERITED):
             ability = _INHERITED_FROM[name]
             if not isinstance(problem.chain, ability) or (name == "coefficients" and problem.coefficients() is None):
@@ -104,13 +113,16 @@ def _depends_on(problem: ChainProblem) -> Edge:
         When these tensors cannot be determined.
     """
     rows = torch.arange(len(problem.x0), device=problem.x0.device)
-    _, edge = recorded_steps(problem, problem.x0, torch.zeros_like(rows), rows, Ambient.of(problem.x0))
-    if edge is None:
+    ambient = Ambient.of(problem.x0)
+    _, _, edge = recorded_steps(problem, problem.x0, torch.zeros_like(rows), rows, ambient)
+    index = torch.arange(problem.length, device=rows.device)
+    _, other = recorded_constants(problem, index.repeat(len(rows)), rows.repeat_interleave(len(index)), ambient)
+    if edge is None or other is None:
         raise RuntimeError(
             "a chain's gradient needs to know all that its steps depend on; these hide it in operations that torch "
             "cannot watch (an autograd.Function applied to what is not a leaf)"
         )
-    return edge
+    return {**edge, **other}
 
 
 @dataclass
@@ -124,22 +136,24 @@ class _Rule:
 
     def solved(
         self, states: Float[Tensor, "B D"], g: Float[Tensor, "B D"]
-    ) -> tuple[AdjointChain, Float[Tensor, "B n *event"]]:
-        """Solve the adjoint chain for the cotangent ``g`` of the states; return it and ``lambda_0 .. lambda_N``."""
+    ) -> tuple[AdjointChain | AffineAdjointChain, Float[Tensor, "B N *event"]]:
+        """Solve the adjoint chain for the cotangent ``g`` of the states; return it and its states.
+
+        It is solved with the rows of ``g`` scaled to unit norm.
+        """
         by, problem = self.by, self.problem
         shape = (len(states), problem.length, *problem.x0.shape[1:])
         unit, size = scaled_rows(g)
         direct = unit.view(shape)
-        # A loss of the last state alone is the usual case: without ``direct`` the adjoint steps add nothing.
+        # A loss of the last state alone is the usual case: then nothing is added along the adjoint chain.
         several = problem.length > 1 and bool((direct[:, :-1] != 0).any())
-        chain = AdjointChain(problem, states.view(shape), direct if several else None)
-        last = direct[:, -1].contiguous()
-        joint = ChainProblem(chain, last, max_batch=problem.max_batch)
+        kind = AdjointChain if problem.memoryless else AffineAdjointChain
+        chain = kind(problem, states.view(shape), direct[:, -1].contiguous(), direct[:, :-1] if several else None)
+        joint = ChainProblem(chain, chain.start, max_batch=problem.max_batch)
         solution = by.solver.solve(Evaluator(joint, norm=by.termination.yardstick), joint.initial(), by.termination)
         failed = failed_rows(solution)
         self._tell(solution, failed)
-        found: Tensor = torch.cat([solution.z.flip(1), last.unsqueeze(1)], dim=1)
-        return chain, (found.double() * size.view(-1, *[1] * (found.ndim - 1))).to(g.dtype)
+        return chain.scaled(size), times_rows(solution.z, size)
 
     def _tell(self, solution: Solution, failed: NDArray[np.bool_]) -> None:
         report = self.report
@@ -172,9 +186,9 @@ class _Attached(torch.autograd.Function):
             chain, cotangents = ctx.rule.solved(states, g.detach())
             gathered: tuple[Tensor | None, ...] = (None,) * len(outside)
             if outside:
-                gathered = chain.gathered(cotangents[:, 1:], ctx.rule.edge)
+                gathered = chain.gathered(cotangents, ctx.rule.edge)
         found = [None if each is None else refuse_derivatives(each, g, x0, *outside) for each in gathered]
-        start = refuse_derivatives(cotangents[:, 0], g, x0, *outside) if ctx.needs_input_grad[2] else None
+        start = refuse_derivatives(chain.of_start(cotangents), g, x0, *outside) if ctx.needs_input_grad[2] else None
         return None, None, start, *found
 
     @staticmethod

@@ -29,7 +29,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from fixedpoint.chains.capabilities import HasNoInverse
-from fixedpoint.chains.chain import AffineChain, Chain
+from fixedpoint.chains.chain import Chain, PredictionChain
 from fixedpoint.chains.measure import relative, state_norms
 from fixedpoint.chains.problem import ChainProblem
 from fixedpoint.chains.recurrence.linear import LinearPart
@@ -183,9 +183,9 @@ class InverseProblem(Problem, HasTake, HasMeasure, HasCost):
         return linear_recurrence(1 / slopes, -backwards / slopes).flip(1)
 
 
-def _checked(steps: range | None, chain: Chain | AffineChain) -> range:
+def _checked(steps: range | None, chain: Chain | PredictionChain) -> range:
     """Check that the chain has an inverse and return the steps to be inverted."""
-    if isinstance(chain, AffineChain):
+    if isinstance(chain, PredictionChain):
         raise TypeError(
             f"chain must be a Chain, got {type(chain).__name__}, whose states depend on more than the state before; "
             "only steps without memory are inverted"

@@ -10,19 +10,20 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Generic, NoReturn, TypeVar
+from typing import Any, ClassVar, Generic, NoReturn, TypeVar
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from fixedpoint.chains.joint.shift import Shift
+from fixedpoint.chains.joint.window import Window
 from fixedpoint.chains.recurrence.linear import Band, Derivatives, LinearPart
 from fixedpoint.chains.recurrence.recurrence import Held
 from fixedpoint.core.evaluator import Evaluated, Evaluator
 from fixedpoint.core.layout import Layout
 from fixedpoint.core.loop import StepSolver, SupportsWindow, stepped
 from fixedpoint.core.problem import AbilityError, Problem
-from fixedpoint.core.shift import Shift
 
 __all__ = ["Accelerator", "StepAccelerator", "View", "supports_window"]
 
@@ -35,32 +36,28 @@ class View:
 
     Attributes
     ----------
-    held
-        The pairs of inputs and predictions in the window, as they are.
-    outcomes
-        Shape ``(B, p, d)``: the values that the recurrence gives to the states; arbitrary where ``known`` is False. For
-        opaque steps these are the predictions.
+    window
+        The window.
     known
         Shape ``(B, p)``: True for states that may change and have a finite value and defect.
     carried_change
         Shape ``(B, 1, d)``: what the changes not applied to final states pass on to the first state that may change.
     begins
-        Shape ``(B, p)``: True for the first state of each row that may change.
+        Shape ``(B,)``, int64: that state's place among the ``B p`` states of all windows.
     fresh
         Shape ``(B, p)``: True for predictions that were not in the window in the previous round; None if there are
         none.
     linear
         The preconditioner's linear part.
     implied
-        Shape ``(B, p, d)``: the sweep of the defects, where ``linear`` is the reference by which the error is measured;
-        else None. The accelerator may overwrite it.
+        Shape ``(B, p, d)``: the sweep of the defects, where ``linear`` is the reference by which the error is measured
+        and the accelerator takes the plain round; else None. The accelerator may overwrite it.
     """
 
-    held: Held
-    outcomes: Float[Tensor, "B p d"]
+    window: Window
     known: Bool[Tensor, "B p"]
     carried_change: Float[Tensor, "B 1 d"]
-    begins: Bool[Tensor, "B p"]
+    begins: Int[Tensor, " B"]
     fresh: Bool[Tensor, "B p"] | None
     linear: LinearPart | Band | Derivatives
     implied: Float[Tensor, "B p d"] | None
@@ -68,7 +65,20 @@ class View:
     @property
     def states(self) -> Float[Tensor, "B p d"]:
         """The states as they are."""
-        return self.held.states
+        return self.window.states
+
+    @cached_property
+    def held(self) -> Held:
+        """The pairs of inputs and predictions in the window."""
+        return self.window.held
+
+    @property
+    def values(self) -> Float[Tensor, "B p d"]:
+        """The values that the recurrence gives to the states; arbitrary where ``known`` is False.
+
+        For opaque steps these are the predictions themselves.
+        """
+        return self.window.values()
 
     @property
     def inputs(self) -> Float[Tensor, "B p d"]:
@@ -77,9 +87,15 @@ class View:
 
     @property
     def defects(self) -> Float[Tensor, "B p d"]:
-        """``outcomes - states``, with ``carried_change`` added to the first state that may change."""
-        defects = torch.where(self.known.unsqueeze(2), self.outcomes - self.states, 0.0)
-        return torch.where(self.begins.unsqueeze(2), defects + self.carried_change, defects)
+        """``values - states``, with ``carried_change`` added to the first state that may change."""
+        defects = self.values - self.states
+        if torch.is_grad_enabled():
+            defects = torch.where(self.known.unsqueeze(2), defects, 0.0)
+            flat = defects.flatten(0, 1).index_add(0, self.begins, self.carried_change.squeeze(1))
+            return flat.view(defects.shape)
+        defects.masked_fill_(~self.known.unsqueeze(2), 0.0)
+        defects.view(-1, defects.shape[2]).index_add_(0, self.begins, self.carried_change.squeeze(1))
+        return defects
 
     @cached_property
     def swept(self) -> Float[Tensor, "B p d"]:
@@ -101,7 +117,14 @@ class Accelerator(ABC, Generic[S]):
     """Proposes the states of the next round.
 
     ``S`` is the type of its own state, whose tensors have the rows along their first dimension.
+
+    Attributes
+    ----------
+    takes_plain_round
+        Whether it needs the states after a plain round, ``view.mapped``.
     """
+
+    takes_plain_round: ClassVar[bool] = True
 
     @abstractmethod
     def init(self, view: View) -> S:
@@ -160,7 +183,7 @@ class StepAccelerator(Accelerator[Any]):
 
     def slide(self, state: Any, shift: Shift) -> Any:
         assert isinstance(self.solver, SupportsWindow)  # checked at the start
-        return self.solver.slide(self.f, state, shift)
+        return self.solver.slide(self.f, state, shift.of_state)
 
 
 class _Unevaluated(Problem):

@@ -43,9 +43,11 @@ from jaxtyping import Bool, Float
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fixedpoint.chains.calls import evaluate_pairs
 from fixedpoint.chains.joint.accelerator import Accelerator, View
 from fixedpoint.chains.joint.incoming import IncomingStates
 from fixedpoint.chains.joint.rows import Report, Rows
+from fixedpoint.chains.joint.shift import Shift
 from fixedpoint.chains.joint.slopes import Slopes
 from fixedpoint.chains.joint.window import HostMask, Trail, Window, moved
 from fixedpoint.chains.measure import finite_states, relative, state_norms
@@ -54,7 +56,6 @@ from fixedpoint.chains.recurrence.linear import Band, LinearPart
 from fixedpoint.core.evaluator import Evaluated, Evaluator
 from fixedpoint.core.point import Point
 from fixedpoint.core.progress import Progress
-from fixedpoint.core.shift import Shift
 from fixedpoint.core.termination import Judge, Termination
 from fixedpoint.core.transfer import to_device
 
@@ -135,9 +136,9 @@ class Engine:
             del at  # frees a temporary of the size of the window
             self.f.narrow(rows.running)
             if on_round is not None:
-                on_round(rows.progress(self.f.counts.evaluations, report.values[:, -1]))
+                on_round(rows.progress(self.f.counts.evaluations, report.latest))
             if not rows.running.any():
-                return self._answer(report)
+                return self._answer()
             by, final_to = self._advanced(report)
             carried = self._carried(report, final_to)
             if by.any():
@@ -166,7 +167,7 @@ class Engine:
             row, slot = rows[first : first + size], slots[first : first + size]
             x = self.window.inputs(row, slot).view(-1, *self.problem.x0.shape[1:])
             index = self.window.place(self.window.offset[row] + slot)
-            values = self.f.pairs(self.problem, x, index, row, same_round=first > 0)
+            values = evaluate_pairs(self.f, self.problem, x, index, row, same_round=first > 0)
             self.window.put(values.flatten(1), row, slot)
 
     def _inspect(self, judge: Judge) -> tuple[Report, Evaluated]:
@@ -189,8 +190,9 @@ class Engine:
         told = torch.cat([status.double().unsqueeze(1), errors, quiet, done, sound], dim=1).cpu().numpy()
         ended, near, *masks = np.split(told, 1 + self.width * np.arange(4), axis=1)
         quiet_now, done_now, sound_now = (mask > 0 for mask in masks)
-        report = Report(ended[:, 0].astype(np.int8), near, quiet_now, done_now, sound_now, values, changes)
-        return report, at
+        # A view of values that were made for this inspection would keep all of them in memory.
+        latest = values[:, -1] if self.problem.memoryless else values[:, -1].clone()
+        return Report(ended[:, 0].astype(np.int8), near, quiet_now, done_now, sound_now, latest, changes), at
 
     def _measured(
         self, values: Tensor, done: Bool[Tensor, "B p"], errors: Float[Tensor, "B p"], sizes: Float[Tensor, "B p"]
@@ -228,25 +230,25 @@ class Engine:
 
         Zero where that state is not in the window, and exactly zero where nothing was left unapplied.
         """
-        slot = final_to - self.window.offset
-        place = self.window.place(np.arange(len(slot)) * self.width + np.minimum(slot, self.width - 1))
-        change, value, state = (
-            part.flatten(0, 1)[place] for part in (report.changes, report.values, self.window.states)
-        )
+        window, slot = self.window, final_to - self.window.offset
+        left = (self.rows.final_error > 0) & (slot < self.width)
+        assert report.changes is not None
+        if not left.any():
+            return torch.zeros_like(window.base[:, -1:])
+        place = window.place(np.arange(len(slot)) * self.width + np.minimum(slot, self.width - 1))
+        change, value, state = (part.flatten(0, 1)[place] for part in (report.changes, window.values(), window.states))
         known = np.take_along_axis(report.finite_defect, np.minimum(slot, self.width - 1)[:, None], axis=1)[:, 0]
         passed = change.to(state.dtype) - (value - state)
-        return torch.where(
-            self.window.mask(known & (slot < self.width) & (self.rows.final_error > 0)).unsqueeze(1), passed, 0.0
-        ).unsqueeze(1)
+        return torch.where(window.mask(known & left).unsqueeze(1), passed, 0.0).unsqueeze(1)
 
     def _slide(self, report: Report, shift: Shift, by: NDArray[np.int64]) -> None:
         """Slide the windows, and the report along with them; its masks are False for what enters."""
         if self.trail is not None:
-            self.trail.store(self.window, report.values, by)
+            self.trail.store(self.window, by)
+        assert report.changes is not None
         self.window.slide(shift, by, report.changes)
         self.slopes.slide(shift, moved(self.slopes.stale, by))
         report.changes = shift.of_blocks(report.changes)
-        report.values = self.window.predictions if self.problem.memoryless else shift.of_blocks(report.values)
         report.quiet, report.finite_value, report.finite_defect = (
             moved(mask, by) for mask in (report.quiet, report.finite_value, report.finite_defect)
         )
@@ -262,15 +264,17 @@ class Engine:
         """Return the window as the accelerator sees it: final states may not change; their change is carried on."""
         window, later = self.window, self._after(final_to)
         linear = self.slopes.at(window, self.rows.running, self._after(self.rows.exact))
+        slot = np.clip(final_to - window.offset, 0, self.width - 1)
+        implied = report.changes if linear is self.problem.reference and self.accelerator.takes_plain_round else None
+        report.changes = None  # from here on, only the accelerator may need them
         return View(
-            held=window.held,
-            outcomes=report.values,
+            window=window,
             known=window.mask(later & ~self._entered(by) & report.finite_defect),
             carried_change=carried,
-            begins=window.mask(later & (window.numbers == final_to[:, None])),
+            begins=window.place(np.arange(len(slot)) * self.width + slot),
             fresh=None if fresh is None else window.mask(fresh),
             linear=linear,
-            implied=report.changes if linear is self.problem.reference else None,
+            implied=implied,
         )
 
     def _move(
@@ -291,14 +295,15 @@ class Engine:
         later, entered = self._after(final_to) & running, self._entered(by) & running
         first = later & (window.numbers == final_to[:, None]) & ~entered
         plain, moves = first & report.finite_value, later & ~report.quiet & ~entered & ~first
+        values = view.values
         # Fallbacks in order: row by row the plain round, then state by state its value, then the state itself.
-        states = _chosen(proposal, ~sound.view(-1, 1, 1), view.mapped)
-        for other in (view.outcomes, view.states):
+        states = _chosen(proposal, ~sound.view(-1, 1, 1), values if view.implied is None else view.mapped)
+        for other in (values, view.states):
             states = _chosen(states, ~finite_states(states).unsqueeze(2), other)
         states = _chosen(states, window.mask(~moves).unsqueeze(2), view.states)
         rows, slots = np.nonzero(plain)
         places = window.place(rows * self.width + slots)
-        taken = view.outcomes.flatten(0, 1)[places] + view.carried_change.squeeze(1)[window.place(rows)]
+        taken = values.flatten(0, 1)[places] + view.carried_change.squeeze(1)[window.place(rows)]
         states = states.flatten(0, 1).index_copy(0, places, taken) if torch.is_grad_enabled() else states
         if not torch.is_grad_enabled():
             states.view(-1, states.shape[2]).index_copy_(0, places, taken)
@@ -312,12 +317,12 @@ class Engine:
         wanted = np.concatenate([np.zeros((len(changed), 1), dtype=np.bool_), changed[:, :-1]], axis=1) | entered
         return wanted & self._after(self.rows.exact)
 
-    def _answer(self, report: Report) -> Point:
-        states, values = self.window.states, report.values
+    def _answer(self) -> Point:
         if self.trail is not None:
-            self.trail.store(self.window, values, np.full(len(states), self.width))
-            states, values = self.trail.states, self.trail.values
-        elif self.problem.keep == "last":
+            self.trail.store(self.window, np.full(len(self.window.states), self.width))
+            return self.rows.answer(self.trail.states, self.trail.values, self.window)
+        states, values = self.window.states, self.window.values()
+        if self.problem.keep == "last":
             states, values = states[:, -1:].clone(), values[:, -1:].clone()
         return self.rows.answer(states, values, self.window)
 

@@ -37,10 +37,10 @@ class Report:
         Shape ``(B, p)``: True where the value that the recurrence gives to the state is finite.
     finite_defect
         Shape ``(B, p)``: True where this value and its defect are finite, and for final states.
-    values
-        Shape ``(B, p, d)``, on the device: these values.
+    latest
+        Shape ``(B, d)``, on the device: the value of the last state in the window.
     changes
-        Shape ``(B, p, d)``, on the device: the change implied at every state.
+        Shape ``(B, p, d)``, on the device: the change implied at every state; None once it is of no further use.
     """
 
     status: NDArray[np.int8]
@@ -48,8 +48,8 @@ class Report:
     quiet: HostMask
     finite_value: HostMask
     finite_defect: HostMask
-    values: Float[Tensor, "B p d"]
-    changes: Float[Tensor, "B p d"]
+    latest: Float[Tensor, "B d"]
+    changes: Float[Tensor, "B p d"] | None
 
 
 class Rows:

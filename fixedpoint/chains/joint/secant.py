@@ -26,10 +26,10 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from fixedpoint.chains.joint.accelerator import Accelerator, View
+from fixedpoint.chains.joint.shift import Shift
 from fixedpoint.chains.recurrence.linear import LinearPart
 from fixedpoint.chains.recurrence.recurrence import in_window
 from fixedpoint.core.reduce import block_dots, row_dots
-from fixedpoint.core.shift import Shift
 
 __all__ = ["SecantState", "Secants"]
 
@@ -39,9 +39,9 @@ _NOISE = 64.0
 _NEW = 0.1
 
 
-@dataclass(frozen=True)
+@dataclass
 class SecantState:
-    """The history of the predictions of a window.
+    """The history of the predictions of a window. A proposal changes it, so that no more than one is in memory.
 
     Attributes
     ----------
@@ -65,6 +65,8 @@ class Secants(Accelerator[SecantState]):
 
     memory: int
 
+    takes_plain_round = False
+
     def init(self, view: View) -> SecantState:
         return SecantState(None, None, torch.zeros_like(view.known))
 
@@ -72,7 +74,7 @@ class Secants(Accelerator[SecantState]):
         linear = view.linear
         assert isinstance(linear, LinearPart)  # checked on construction
         slopes = in_window(linear.slopes.to(view.states.dtype), view.held.first, view.states.shape[1]).unsqueeze(2)
-        state = self._extended(slopes, view, state)
+        self._extend(state, slopes, view)
 
         def respond(slot: int, change: Tensor) -> Tensor:
             response = torch.zeros_like(change)
@@ -83,7 +85,8 @@ class Secants(Accelerator[SecantState]):
             return response
 
         corrected = respond if state.moves else None
-        return view.states + linear.recurrence.carried(view.held, view.defects, linear.slopes, corrected), state
+        changes = linear.recurrence.carried(view.held, view.defects, linear.slopes, corrected)
+        return (view.states + changes if torch.is_grad_enabled() else changes.add_(view.states)), state
 
     def reset(self, state: SecantState, rows: Bool[Tensor, " B"]) -> SecantState:
         column = rows.view(-1, 1, 1)
@@ -99,18 +102,21 @@ class Secants(Accelerator[SecantState]):
         inputs, values, linked = (shift.of_blocks(part) for part in (state.inputs, state.values, state.linked))
         return SecantState(inputs, values, linked, moves, misses)
 
-    def _extended(self, slopes: Float[Tensor, "b p 1"], view: View, state: SecantState) -> SecantState:
+    def _extend(self, state: SecantState, slopes: Float[Tensor, "b p 1"], view: View) -> None:
         """Add the moves of the last round by Gram-Schmidt, the newest first, and drop the oldest.
 
         Predictions whose input did not move keep the moves they have.
         """
         inputs, values = view.inputs, view.held.predictions.clone()  # rounds write into the latter
-        if state.inputs is None or state.values is None:
-            return replace(state, inputs=inputs, values=values, linked=view.known)
-        move = inputs - state.inputs
-        miss = values - state.values - slopes * move
+        (before, state.inputs), (earlier, state.values) = (state.inputs, inputs), (state.values, values)
+        linked, state.linked = state.linked, view.known
+        if before is None or earlier is None:
+            return
+        # In the memory of the last round's, which is of no further use.
+        move, miss = _minus(inputs, before), _minus(values, earlier)
+        miss = miss - slopes * move if torch.is_grad_enabled() else miss.addcmul_(slopes, move, value=-1)
         # An infinite floor drops the move of predictions that have no known last round.
-        floor = torch.where(state.linked, _NOISE * torch.finfo(inputs.dtype).eps * _lengths(inputs), torch.inf)
+        floor = torch.where(linked, _NOISE * torch.finfo(inputs.dtype).eps * _lengths(inputs), torch.inf)
         moved = _lengths(move) > floor
         moves: list[Tensor] = []
         misses: list[Tensor] = []
@@ -120,18 +126,36 @@ class Secants(Accelerator[SecantState]):
         ):
             for other, its in zip(moves, misses, strict=True):
                 along = _dots(other, q).to(q.dtype).unsqueeze(2)
-                q, e = q - along * other, e - along * its
+                q, e = torch.addcmul(q, along, other, value=-1), torch.addcmul(e, along, its, value=-1)
             length = _lengths(q)
             kept = (length > least) & _lengths(e).isfinite()
             scale = torch.where(kept, 1.0 / torch.where(kept, length, 1.0), 0.0).to(q.dtype).unsqueeze(2)
-            moves.append(torch.where(kept.unsqueeze(2), q * scale, 0.0))
-            misses.append(torch.where(kept.unsqueeze(2), e * scale, 0.0))
-        column = moved.unsqueeze(2)
-        moves, misses = (
-            [torch.where(column, new, old) for new, old in zip(found, held, strict=False)] + found[len(held) :]
-            for found, held in ((moves, state.moves), (misses, state.misses))
-        )
-        return SecantState(inputs, values, view.known, tuple(moves[: self.memory]), tuple(misses[: self.memory]))
+            # ``q`` and ``e`` are made here: an older pair is at least freed of the newest one.
+            moves.append(_times(q, scale, kept))
+            misses.append(_times(e, scale, kept))
+            if len(moves) == self.memory:
+                break
+        state.moves, state.misses = _kept(moves, state.moves, ~moved), _kept(misses, state.misses, ~moved)
+
+
+def _minus(one: Tensor, other: Tensor) -> Tensor:
+    """Return the difference, in the memory of ``other`` unless autograd records."""
+    return one - other if torch.is_grad_enabled() else torch.sub(one, other, out=other)
+
+
+def _times(part: Float[Tensor, "B p d"], scale: Float[Tensor, "B p 1"], kept: Bool[Tensor, "B p"]) -> Tensor:
+    """Return ``part`` times ``scale``, zero where it is not kept; in place unless autograd records."""
+    if torch.is_grad_enabled():
+        return torch.where(kept.unsqueeze(2), part * scale, 0.0)
+    return part.mul_(scale).masked_fill_(~kept.unsqueeze(2), 0.0)
+
+
+def _kept(new: list[Tensor], old: tuple[Tensor, ...], still: Bool[Tensor, "B p"]) -> tuple[Tensor, ...]:
+    """Return the new tensors, with the old values where ``still`` is True."""
+    column = still.unsqueeze(2)
+    pairs = zip(new, old, strict=False)
+    found = [torch.where(column, before, now, out=None if torch.is_grad_enabled() else now) for now, before in pairs]
+    return (*found, *new[len(found) :])
 
 
 def _dots(left: Float[Tensor, "B n d"], right: Float[Tensor, "B n d"]) -> Float[Tensor, "B n"]:

@@ -7,11 +7,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fixedpoint.chains.calls import evaluate_derivatives
+from fixedpoint.chains.joint.shift import Shift
 from fixedpoint.chains.joint.window import Window
 from fixedpoint.chains.problem import ChainProblem
 from fixedpoint.chains.recurrence.linear import Band, Derivatives, LinearPart
 from fixedpoint.core.evaluator import Evaluator
-from fixedpoint.core.shift import Shift
 
 __all__ = ["Slopes"]
 
@@ -84,7 +85,7 @@ class Slopes:
         with torch.no_grad():
             x = window.inputs(rows, slots).detach().view(-1, *self.problem.x0.shape[1:])
             index = window.place(window.offset[rows] + slots)
-            found = self.f.derivatives(self.problem, x, index, rows, full_jacobian=self.full_jacobian)
+            found = evaluate_derivatives(self.f, self.problem, x, index, rows, full_jacobian=self.full_jacobian)
         if self._derivatives is None:
             self._derivatives = found.new_zeros(self._stale.size, *found.shape[1:])
         self._derivatives.index_copy_(0, window.place(rows * window.width + slots), found)

@@ -38,6 +38,8 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fixedpoint.chains.calls import evaluate_pairs
+from fixedpoint.chains.capabilities import HasReferenceSlopes
 from fixedpoint.chains.coarse import HasExtension, HasJumps
 from fixedpoint.chains.joint.accelerator import Accelerator, StepAccelerator, supports_window
 from fixedpoint.chains.joint.engine import Engine
@@ -204,14 +206,22 @@ class ChainSolver(Solver):
         x0, rows = problem.x0, torch.arange(len(problem.x0), device=problem.x0.device)
         if f.remaining < 2:  # the start would use the only round, and nothing could be judged
             return x0.flatten(1).unsqueeze(1).expand(-1, width, -1), 0
-        value = f.pairs(problem, x0, torch.zeros_like(rows), np.arange(len(x0)))
+        value = evaluate_pairs(f, problem, x0, torch.zeros_like(rows), np.arange(len(x0)))
         row, target = rows.repeat_interleave(width), torch.arange(1, width + 1, device=x0.device).repeat(len(x0))
         states = problem.extend(x0[row], value[row], torch.zeros_like(row), target, row).view(len(x0), width, -1)
         return torch.cat([value.flatten(1).unsqueeze(1), states[:, 1:]], dim=1), 1
 
 
 def joint(problem: ChainProblem, window: int | None = None) -> ChainSolver:
-    """Return the default joint solver for a chain: from one jump if the chain provides jumps and has no start."""
+    """Return the default joint solver for a chain.
+
+    For opaque steps it starts from one jump, if the chain provides jumps and has no start, and accelerates by
+    Anderson's method. Where a chain names reference slopes, its predictions are corrected by their own secants: on
+    samplers of diffusion models this is within two rounds of the best everywhere, and Anderson's mixture of whole
+    states is not where noise is added (``benchmarks/sampler_rounds.py``).
+    """
+    if not problem.memoryless or isinstance(problem.chain, HasReferenceSlopes):
+        return ChainSolver(accelerator=BlockSecant(), window=window)
     jumps = isinstance(problem.chain, HasJumps) and problem.start is None
     start = OneJumpStart() if jumps else ConstantStart()
     return ChainSolver(accelerator=Anderson(memory=2), window=window, start=start)

@@ -10,9 +10,9 @@ from jaxtyping import Bool, Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fixedpoint.chains.joint.shift import Shift
 from fixedpoint.chains.problem import ChainProblem
 from fixedpoint.chains.recurrence.recurrence import Held
-from fixedpoint.core.shift import Shift
 from fixedpoint.core.transfer import to_device
 
 __all__ = ["HostMask", "Trail", "Window", "moved"]
@@ -171,8 +171,9 @@ class Trail:
         self.states = start
         self.values = start.clone()
 
-    def store(self, window: Window, values: Float[Tensor, "B p d"], leaving: NDArray[np.int64]) -> None:
+    def store(self, window: Window, leaving: NDArray[np.int64]) -> None:
         """Store the first ``leaving`` states of every row's window and their values."""
+        values = window.values()
         rows = np.repeat(np.arange(len(leaving)), leaving)
         slots = np.arange(len(rows)) - np.repeat(np.cumsum(leaving) - leaving, leaving)
         into = window.place(rows * self.states.shape[1] + window.offset[rows] + slots)

@@ -28,6 +28,7 @@ from jaxtyping import Bool, Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fixedpoint.chains.calls import evaluate_pairs
 from fixedpoint.chains.coarse import evenly_kept
 from fixedpoint.chains.problem import ChainProblem, chain_of, require_memoryless
 from fixedpoint.core.evaluator import Evaluated, Evaluator
@@ -166,7 +167,7 @@ class _Sweeps:
         """Return ``G`` of a block, from its joint."""
         x = self.joints[self.rows, block]
         for step in range(self.jump_starts[block], self.jump_starts[block + 1]):
-            x = self.f.pairs(self.coarse, x, torch.full_like(self.rows, step), self.live)
+            x = evaluate_pairs(self.f, self.coarse, x, torch.full_like(self.rows, step), self.live)
         return x
 
     def _swept(self) -> Evaluated:
@@ -180,7 +181,7 @@ class _Sweeps:
                 blocks, x = blocks[longer], x[:, self._place(longer)]
             index = self._place(self.starts[blocks] + step)
             pairs = np.repeat(self.live, len(blocks))
-            value = self.f.pairs(self.problem, x.flatten(0, 1), index.repeat(len(self.rows)), pairs)
+            value = evaluate_pairs(self.f, self.problem, x.flatten(0, 1), index.repeat(len(self.rows)), pairs)
             value = value.unflatten(0, (len(self.rows), len(blocks)))
             finite = value.flatten(2).isfinite().all(dim=2)
             # A block goes on from its last finite state; ``sound`` marks the step as failed.

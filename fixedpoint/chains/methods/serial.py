@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fixedpoint.chains.calls import evaluate_pairs
 from fixedpoint.chains.problem import ChainProblem, chain_of
 from fixedpoint.core.evaluator import Evaluated, Evaluator
 from fixedpoint.core.loop import solution_at
@@ -106,7 +107,7 @@ def iterate_steps(
         place = None if len(rows) == len(x) else to_device(rows, x.device)
         before = x if place is None else x[place]
         index = torch.full((len(rows),), step, device=x.device)
-        value = f.pairs(problem, before, index, rows)
+        value = evaluate_pairs(f, problem, before, index, rows)
         if not problem.memoryless:
             inputs, predictions = [before, *inputs[: history - 1]], [value, *predictions[: history - 1]]
             value = problem.next_state(step, inputs, predictions, to_device(rows, x.device))

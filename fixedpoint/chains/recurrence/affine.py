@@ -45,7 +45,7 @@ class Affine(Recurrence):
         start.
     """
 
-    def __init__(self, inputs: Float[Tensor, "K q"], outputs: Float[Tensor, "K q"], slides: bool = True) -> None:
+    def __init__(self, inputs: Float[Tensor, "..."], outputs: Float[Tensor, "..."], slides: bool = True) -> None:
         if inputs.ndim != 2 or inputs.shape != outputs.shape or 0 in inputs.shape:
             raise ValueError(
                 "inputs and outputs must both have shape (K, q), with K and q at least 1, "
@@ -84,6 +84,17 @@ class Affine(Recurrence):
             inputs[j, j] = starts[j + 1] / starts[0]
             outputs[j, : j + 1] = weights[j + 1, : j + 1].flip(0)
         return cls(inputs, outputs, slides=False)
+
+    def tables(self) -> tuple[Float[Tensor, " M"], Float[Tensor, "M K"]]:
+        """Return ``L`` and ``B`` of ``u_j = L_j u_0 + sum_{i<j} B_ji p_i``, shapes ``(K + 1,)`` and ``(K + 1, K)``."""
+        count = len(self.inputs)
+        rows = torch.zeros(count + 1, 1 + count, dtype=torch.float64)
+        rows[0, 0] = 1.0
+        for j in range(count):
+            for i in range(min(self.history, j + 1)):
+                rows[j + 1] += self.inputs[j, i] * rows[j - i]
+                rows[j + 1, 1 + j - i] += self.outputs[j, i]
+        return rows[:, 0], rows[:, 1:]
 
     def next_input(
         self, index: int, inputs: Sequence[Float[Tensor, "B d"]], predictions: Sequence[Float[Tensor, "B d"]]

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Hashable
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 __all__ = ["Denoiser"]
@@ -25,7 +25,7 @@ class Denoiser(ABC):
 
     @abstractmethod
     def predict(
-        self, x: Float[Tensor, "P *event"], timestep: Int[Tensor, " P"], row: Int[Tensor, " P"]
+        self, x: Float[Tensor, "P *event"], timestep: Shaped[Tensor, " P"], row: Int[Tensor, " P"]
     ) -> Float[Tensor, "P *event"]:
         """The model's prediction for noisy images, each at its own timestep.
 
@@ -36,10 +36,11 @@ class Denoiser(ABC):
         Parameters
         ----------
         x
-            Noisy images of shape ``(P, *event)``, of a floating-point dtype, at any timesteps in any order: ``sqrt(ab)
-            x0 + sqrt(1 - ab) eps`` with ``ab = schedule.alphas_cumprod[timestep]``.
+            Noisy images of shape ``(P, *event)``, of a floating-point dtype, at any timesteps in any order. For DDIM
+            ``sqrt(ab) x0 + sqrt(1 - ab) eps`` with ``ab = schedule.alphas_cumprod[timestep]``.
         timestep
-            The training timestep of each image, ``0 .. T-1``, shape ``(P,)``, int64.
+            The training timestep of each image, ``0 .. T-1``, shape ``(P,)``: int64 for DDIM, else in the dtype of the
+            scheduler, whose timesteps may lie between those of the training.
         row
             The row of the batch that each image belongs to, shape ``(P,)``, int64; it selects the conditioning.
 

@@ -11,7 +11,7 @@ from collections.abc import Hashable, Mapping
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from fixedpoint_diffusion.denoisers import conditioning as rowwise
@@ -105,7 +105,7 @@ class NetworkDenoiser(Denoiser):
         return self.network, bool(self.unconditional)
 
     def predict(
-        self, x: Float[Tensor, "P *event"], timestep: Int[Tensor, " P"], row: Int[Tensor, " P"]
+        self, x: Float[Tensor, "P *event"], timestep: Shaped[Tensor, " P"], row: Int[Tensor, " P"]
     ) -> Float[Tensor, "P *event"]:
         given = rowwise.selected(self.conditioning, row, x.device)
         if not self.unconditional:

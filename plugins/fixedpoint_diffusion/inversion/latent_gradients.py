@@ -210,9 +210,8 @@ class Exact(_Joint):
         # to underflow.
         unit, size = scaled_rows(cotangent)
         start = self._start(secant, unit)
-        begun = ChainProblem(
-            AdjointChain(problem, solution.z, None), unit.view(images.shape), max_batch=problem.max_batch, start=start
-        )
+        last = unit.view(images.shape)
+        begun = ChainProblem(AdjointChain(problem, solution.z, last), last, max_batch=problem.max_batch, start=start)
         adjoint = fixedpoint.solve(begun, solver=self.adjoint_solver, termination=self.adjoint_termination)
         # Back to the size of the cotangent, in float64 like ``size``, and rounded once.
         states = (adjoint.z.flatten(1).double() * size.unsqueeze(1)).to(misfit).view(adjoint.z.shape)

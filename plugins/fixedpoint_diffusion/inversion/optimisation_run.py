@@ -262,6 +262,7 @@ class Optimisation:
             dtype=images.dtype,
             device=images.device,
         )[1]
+        assert noise is not None  # a chain has at least one step
         return self.chain.with_noise(noise)
 
 

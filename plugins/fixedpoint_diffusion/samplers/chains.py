@@ -82,8 +82,8 @@ class SamplerChain(MemorylessChain, HasReferenceSlopes):
 class MultistepChain(AffineChain, HasJumps, HasGaussianSlopes, HasSampleFactors, HasCostKey):
     """A sampler with memory as predictions joined by its recurrence.
 
-    The states are the inputs of the network, and then the sample. The recurrence is the local form of the sampler; where
-    it has none, that of the dense tables.
+    The states are the inputs of the network, and then the sample. The recurrence is the local form of the sampler, or
+    that of the dense tables where it has none.
 
     Parameters
     ----------
@@ -147,7 +147,9 @@ class MultistepChain(AffineChain, HasJumps, HasGaussianSlopes, HasSampleFactors,
             If the noise levels of the sampler are not known.
         """
         if self.levels is None:
-            raise AbilityError(f"gaussian slopes require noise levels, and those of {self.tables.scheduler} are unknown")
+            raise AbilityError(
+                f"gaussian slopes require noise levels, and those of {self.tables.scheduler} are unknown"
+            )
         of_input, of_output = self.clean
         return (self.levels.clean_slopes(variance) - of_input) / of_output
 
@@ -174,7 +176,7 @@ class MultistepChain(AffineChain, HasJumps, HasGaussianSlopes, HasSampleFactors,
         return states
 
     def _responses(self) -> tuple[Float[Tensor, " K"], Float[Tensor, " K"], Float[Tensor, "K M"]]:
-        """The coefficients of ``u_0``, of the clean image and of the draws in ``u_1 .. u_K`` while the image is held."""
+        """The coefficients of ``u_0``, the clean image and the draws in ``u_1 .. u_K`` while the image is held."""
         tables, (of_input, of_output) = self.tables, self.clean
         pulled = tables.weights / of_output
         system = torch.eye(len(tables.starts), dtype=torch.float64)

@@ -48,8 +48,9 @@ class HeldSteps:
     keep, gain
         ``alpha`` and ``beta``, shape ``(N,)``, float64.
     product, exponent, zeros
-        The product of the nonzero ``alpha`` before each state is ``product * 2**exponent``, so that it cannot underflow;
-        float64 and int64. ``zeros`` is the number of zeros among the ``alpha`` before it, int64. Shape ``(N + 1,)``.
+        The product of the nonzero ``alpha`` before each state is ``product * 2**exponent``, so that it cannot
+        underflow; float64 and int64. ``zeros`` is the number of zeros among the ``alpha`` before it, int64. Shape
+        ``(N + 1,)``.
     image
         ``H``, shape ``(N + 1,)``, float64.
     """
@@ -73,9 +74,8 @@ class HeldSteps:
             exponent.append(exponent[-1] + power)
             zeros.append(zeros[-1] + (alpha == 0.0))
             image.append(alpha * image[-1] + beta)
-        wide = (torch.tensor(each, dtype=torch.float64) for each in (product, image))
-        whole = (torch.tensor(each) for each in (exponent, zeros))
-        return cls(keep, gain, next(wide), *whole, next(wide))
+        running, weights = (torch.tensor(each, dtype=torch.float64) for each in (product, image))
+        return cls(keep, gain, running, torch.tensor(exponent), torch.tensor(zeros), weights)
 
     def to(self, device: torch.device) -> HeldSteps:
         """The same numbers on a device."""
@@ -113,8 +113,10 @@ class HeldSteps:
         of_value = torch.where(unknown, 1.0, gained / self.gain[index])
         return torch.where(unknown, 0.0, carried - of_value * self.keep[index]), of_value, carried
 
-    def accumulated(self, noise: list[Float[Tensor, "B *event"]], kept: Int[Tensor, " n"]) -> Float[Tensor, "B N *event"]:
-        """``E`` at the states ``1 .. N``, counted anew from each of the states ``kept``, from the noise of each step."""
+    def accumulated(
+        self, noise: list[Float[Tensor, "B *event"]], kept: Int[Tensor, " n"]
+    ) -> Float[Tensor, "B N *event"]:
+        """``E`` at the states ``1 .. N``, from the noise of each step, counted anew after each of ``kept``."""
         restart, reached = set(kept.tolist()), list[Tensor]()
         for i, (alpha, fresh) in enumerate(zip(self.keep.tolist(), noise, strict=True)):
             reached.append(fresh if i == 0 or i in restart else fresh + alpha * reached[-1])

@@ -9,6 +9,7 @@ shape, shows whether the scheduler is affine at all. Both run on copies of the s
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -158,7 +159,9 @@ class _Recipe:
     def _own(self, call: Callable[[], _T]) -> _T:
         """What a scheduler refuses, it refuses for its own reason."""
         try:
-            return call()
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", DeprecationWarning)  # some schedulers use numpy as it was
+                return call()
         except NotAffineError as refused:
             raise ValueError(f"{self.name} is no affine recurrence: {refused}") from None
         except Exception as error:  # a stranger's code may raise anything

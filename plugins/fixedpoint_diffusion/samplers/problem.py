@@ -47,9 +47,9 @@ def sampling_problem(
     Parameters
     ----------
     denoiser
-        A function ``g(x, timestep)``, a network such as those of ``diffusers``, or a :class:`Denoiser`. It predicts what
-        the scheduler's ``prediction_type`` says. The timesteps have the scheduler's dtype: some schedulers evaluate
-        their network at fractional ones, and some at the same one twice.
+        A function ``g(x, timestep)``, a network such as those of ``diffusers``, or a :class:`Denoiser`. It predicts
+        what the scheduler's ``prediction_type`` says. The timesteps have the scheduler's dtype: some schedulers
+        evaluate their network at fractional ones, and some at the same one twice.
     scheduler
         A scheduler of diffusers, or any object with its interface; it is not changed.
     x_T
@@ -83,8 +83,9 @@ def sampling_problem(
         unknown = [name for name, value in given.items() if value is not None and name not in _DDIM_STEP]
         if unknown:
             raise ValueError(f"a DDIM chain takes no {unknown[0]}")
-        chosen = {name: value for name, value in step_kwargs.items() if value is not None}
-        ddim = DDIMChain(denoiser, scheduler, num_inference_steps, timesteps=timesteps, noise=noise, **chosen)
+        chosen: dict[str, Any] = {name: value for name, value in step_kwargs.items() if value is not None}
+        chosen["timesteps"] = timesteps
+        ddim = DDIMChain(denoiser, scheduler, num_inference_steps, noise=noise, **chosen)
         return _joined(ddim, x_T, noise, max_batch)
     tables = sampler_tables(
         scheduler,
@@ -153,6 +154,8 @@ def ddim_problem(
 def _check_start(x_T: Any) -> None:
     if not isinstance(x_T, Tensor):
         raise TypeError(f"x_T must be a tensor of shape (B, *event), got {type(x_T).__name__}")
+    if not x_T.is_floating_point():
+        raise TypeError(f"x_T must be of a floating-point dtype, got {x_T.dtype}")
 
 
 def _joined(

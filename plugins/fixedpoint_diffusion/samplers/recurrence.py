@@ -27,12 +27,11 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
+from fixedpoint.chains.recurrence.local import LONGEST, local_coefficients
 from fixedpoint_diffusion.samplers.levels import NoiseLevels
 
 __all__ = ["AffineRows", "LocalForm", "SamplerTables", "local_form", "serial_run"]
 
-# The longest history that is tried; a sampler that needs more is run from the dense tables.
-LONGEST = 4
 # The relative residual below which a local form holds; the schedulers' own float32 coefficients are no better.
 CLOSES = 1e-7
 
@@ -178,28 +177,8 @@ def local_form(tables: SamplerTables, q: int) -> LocalForm | None:
     """
     if q < 1:
         raise ValueError(f"q must be at least 1, got {q}")
-    rows, count = tables.joined, tables.evaluations
-    inputs, outputs = torch.zeros(count, q, dtype=torch.float64), torch.zeros(count, q, dtype=torch.float64)
-    noise = torch.zeros_like(tables.noise[1:])
-    contained = (tables.noise != 0).cumsum(dim=0) > 0  # by an input up to this one
-    for j in range(count):
-        held = torch.arange(j, max(j - q, -1), -1)  # the current evaluation first
-        target = rows[j + 1]
-        # Outputs that are held and noise that is new have coefficients of their own. All the rest has to come from the
-        # inputs that are held.
-        inherited = torch.ones_like(target, dtype=torch.bool)
-        inherited[1 + held] = False
-        new = ~contained[j]
-        inherited[1 + count :] = ~new
-        basis = rows[held]
-        # Early steps have fewer equations than unknowns; this driver returns the smallest of their solutions.
-        share = torch.linalg.lstsq(basis[:, inherited].T, target[inherited].unsqueeze(1), driver="gelsd").solution[:, 0]
-        left = target - share @ basis
-        if bool(left[inherited].abs().max() > CLOSES * target.abs().max()):
-            return None
-        inputs[j, : len(held)], outputs[j, : len(held)] = share, left[1 + held]
-        noise[j] = torch.where(new, left[1 + count :], 0.0)
-    return LocalForm(inputs, outputs, noise)
+    found = local_coefficients(tables.joined, tables.evaluations, q, CLOSES)
+    return None if found is None else LocalForm(*found)
 
 
 def serial_run(

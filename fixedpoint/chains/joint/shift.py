@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
-from jaxtyping import Bool, Float, Int, Shaped
+from jaxtyping import Bool, Int, Shaped
 from torch import Tensor
 
 __all__ = ["Shift"]
@@ -31,18 +31,18 @@ class Shift:
         """Shift a tensor along its dimension of blocks, the second; in place unless gradients flow."""
         # Gathered into new memory first: source and target overlap.
         moved: Tensor = tensor.flatten(0, 1).index_select(0, self._source).view(tensor.shape)
-        moved.masked_fill_(~self.inside.view(*self.inside.shape, *[1] * (tensor.ndim - 2)), 0)
+        moved.masked_fill_(self._outside.view(*tensor.shape[:2], *[1] * (tensor.ndim - 2)), 0)
         return moved if torch.is_grad_enabled() else tensor.copy_(moved)
 
-    def of_state(self, state: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
-        """Shift a state; in place unless gradients flow."""
+    def of_state(self, state: Shaped[Tensor, "B n *rest"]) -> Shaped[Tensor, "B n *rest"]:
+        """Shift a state, or another tensor whose second dimension is in blocks; in place unless gradients flow."""
         blocks: Tensor = self.of_blocks(state.unflatten(1, (self.blocks, -1)))
-        return blocks.flatten(1)
+        return blocks.flatten(1, 2)
 
     @cached_property
-    def inside(self) -> Bool[Tensor, "B blocks"]:
-        """Shape ``(B, blocks)``, bool: the blocks that hold a block of the old state; the others are zero."""
-        return self._places < self.blocks
+    def _outside(self) -> Bool[Tensor, "B blocks"]:
+        """The positions to which no block of the old state moves."""
+        return self._places >= self.blocks
 
     @cached_property
     def _places(self) -> Int[Tensor, "B blocks"]:

@@ -25,7 +25,7 @@ from fixedpoint_diffusion import (
     sampling_problem,
 )
 
-__all__ = ["JUDGED", "SAMPLERS", "SETTINGS", "FlowOfVelocity", "Sampler", "named"]
+__all__ = ["JUDGED", "SAMPLERS", "SETTINGS", "FlowOfVelocity", "Sampler", "made", "named"]
 
 BETAS: dict[str, Any] = {"num_train_timesteps": 1000, "beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear"}
 SETTINGS = {**BETAS, "prediction_type": "v_prediction"}
@@ -115,18 +115,19 @@ class Sampler:
         return sampling_problem(denoiser, self.scheduler(), x, num_inference_steps=self.steps, noise=noise)
 
 
-def _made(kind: str, **settings: Any) -> Callable[[], Any]:
+def made(kind: str, **settings: Any) -> Callable[[], Any]:
+    """A function that makes a scheduler of diffusers with the noise levels of the model."""
     return lambda: getattr(diffusers, kind)(**{**SETTINGS, **settings})
 
 
-DPM, UNIPC = _made("DPMSolverMultistepScheduler", solver_order=2), _made("UniPCMultistepScheduler", solver_order=2)
+DPM, UNIPC = made("DPMSolverMultistepScheduler", solver_order=2), made("UniPCMultistepScheduler", solver_order=2)
 
 SAMPLERS: dict[str, Sampler] = {
     "2m-20": Sampler("DPM-Solver++ 2M", DPM, 20, (7, 9, 10)),
     "2m-50": Sampler("DPM-Solver++ 2M", DPM, 50, (7, 10, 11)),
     "unipc-20": Sampler("UniPC", UNIPC, 20, (7, 9, 10)),
-    "euler-25": Sampler("Euler Karras", _made("EulerDiscreteScheduler", use_karras_sigmas=True), 25, (6, 9, 11)),
-    "heun-18": Sampler("Heun Karras", _made("HeunDiscreteScheduler", use_karras_sigmas=True), 18, (8, 12, 14)),
+    "euler-25": Sampler("Euler Karras", made("EulerDiscreteScheduler", use_karras_sigmas=True), 25, (6, 9, 11)),
+    "heun-18": Sampler("Heun Karras", made("HeunDiscreteScheduler", use_karras_sigmas=True), 18, (8, 12, 14)),
     "flow-28": Sampler(
         "flow matching, shift 3",
         lambda: diffusers.FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000, shift=3.0),
@@ -134,16 +135,16 @@ SAMPLERS: dict[str, Sampler] = {
         (6, 8, 10),
         flow=True,
     ),
-    "euler-a-25": Sampler("Euler ancestral", _made("EulerAncestralDiscreteScheduler"), 25, (8, 10, 12)),
+    "euler-a-25": Sampler("Euler ancestral", made("EulerAncestralDiscreteScheduler"), 25, (8, 10, 12)),
     "sde-20": Sampler(
         "DPM-Solver++ 2M SDE",
-        _made("DPMSolverMultistepScheduler", solver_order=2, algorithm_type="sde-dpmsolver++"),
+        made("DPMSolverMultistepScheduler", solver_order=2, algorithm_type="sde-dpmsolver++"),
         20,
         (10, 12, 13),
     ),
-    "plms-20": Sampler("PLMS", _made("PNDMScheduler", skip_prk_steps=True), 20),
-    "lms-20": Sampler("LMS Karras", _made("LMSDiscreteScheduler", use_karras_sigmas=True), 20),
-    "ddim-50": Sampler("DDIM", _made("DDIMScheduler", clip_sample=False), 50),
+    "plms-20": Sampler("PLMS", made("PNDMScheduler", skip_prk_steps=True), 20),
+    "lms-20": Sampler("LMS Karras", made("LMSDiscreteScheduler", use_karras_sigmas=True), 20),
+    "ddim-50": Sampler("DDIM", made("DDIMScheduler", clip_sample=False), 50),
 }
 
 

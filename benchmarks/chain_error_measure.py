@@ -10,7 +10,8 @@ whose reported error is within a factor 3 of the true one, both extremes of that
 converged with a true error above three times their tolerance, in total and at 1e-3. Errors below 1e-6, the rounding
 floor of float32, count as equal.
 
-With ``--samplers`` the chains are those of six samplers of ``samplers.py`` instead.
+With ``--samplers`` the chains are those of six samplers of ``samplers.py`` instead, and block secants from x_T
+everywhere take the place of triangular Anderson from one jump.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ import typer
 from samplers import JUDGED, named
 
 import fixedpoint
-from fixedpoint.chains import ChainProblem, OneJumpStart
+from fixedpoint.chains import BlockSecant, ChainProblem, OneJumpStart
 from fixedpoint_diffusion import FashionMNISTModel
 from fixedpoint_diffusion.task import Sampling
 
@@ -38,6 +39,13 @@ SOLVERS = (
     fixedpoint.ChainSolver(accelerator=fixedpoint.Anderson(memory=2), start=OneJumpStart()),
     fixedpoint.ChainSolver(accelerator=fixedpoint.Anderson(memory=2), start=OneJumpStart(), slack=0.0),
     fixedpoint.ChainSolver(accelerator=fixedpoint.Anderson(memory=2), start=OneJumpStart(), window=16),
+)
+# What ``auto`` plans with on the other samplers, in the same variants.
+SAMPLER_SOLVERS = (
+    fixedpoint.ChainSolver(),
+    fixedpoint.ChainSolver(accelerator=BlockSecant()),
+    fixedpoint.ChainSolver(accelerator=BlockSecant(), slack=0.0),
+    fixedpoint.ChainSolver(accelerator=BlockSecant(), window=16),
 )
 TOLERANCES = (1e-1, 1e-2, 1e-3)
 FLOOR = 1e-6
@@ -58,7 +66,8 @@ def main(
 ) -> None:
     """Print the table."""
     torch.set_num_threads(threads)
-    chosen = [replace(s, slack=slack) if slack is not None and s.slack else s for s in SOLVERS]
+    given = SAMPLER_SOLVERS if samplers or sampler else SOLVERS
+    chosen = [replace(s, slack=slack) if slack is not None and s.slack else s for s in given]
     chains: dict[str, Callable[[int], ChainProblem]] = {}
     heading = "N"
     if samplers or sampler:

@@ -28,8 +28,8 @@ from torch import Tensor
 from fixedpoint.chains.joint.accelerator import Accelerator, View
 from fixedpoint.chains.joint.shift import Shift
 from fixedpoint.chains.recurrence.linear import LinearPart
-from fixedpoint.chains.recurrence.recurrence import in_window
-from fixedpoint.core.reduce import block_dots, row_dots
+from fixedpoint.chains.recurrence.recurrence import LowRank, in_window
+from fixedpoint.core.reduce import block_dots
 
 __all__ = ["SecantState", "Secants"]
 
@@ -76,15 +76,7 @@ class Secants(Accelerator[SecantState]):
         slopes = in_window(linear.slopes.to(view.states.dtype), view.held.first, view.states.shape[1]).unsqueeze(2)
         self._extend(state, slopes, view)
 
-        def respond(slot: int, change: Tensor) -> Tensor:
-            response = torch.zeros_like(change)
-            for move, miss in zip(state.moves, state.misses, strict=True):
-                # Elementwise over rows, in a fixed order: a row has the same bits whatever its batch.
-                along = row_dots(move[:, slot : slot + 1], change).to(change.dtype)
-                response = torch.addcmul(response, miss[:, slot], along)
-            return response
-
-        corrected = respond if state.moves else None
+        corrected = LowRank(state.moves, state.misses) if state.moves else None
         changes = linear.recurrence.carried(view.held, view.defects, linear.slopes, corrected)
         return (view.states + changes if torch.is_grad_enabled() else changes.add_(view.states)), state
 

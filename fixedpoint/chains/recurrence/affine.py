@@ -21,9 +21,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from fixedpoint.chains.recurrence.recurrence import Held, Recurrence, Respond, in_window
+from fixedpoint.chains.recurrence.blocks import BLOCK, Responses, swept
+from fixedpoint.chains.recurrence.recurrence import Held, LowRank, Recurrence, Respond, in_window
 
 __all__ = ["Affine"]
+
+# The longest chain whose responses are tabulated: K^2 numbers.
+_LONGEST = 4096
 
 
 class Affine(Recurrence):
@@ -65,6 +69,7 @@ class Affine(Recurrence):
             for i in range(self.history)
         ]
         self._held: dict[tuple[torch.device, torch.dtype], tuple[Tensor, Tensor]] = {}
+        self._known: dict[tuple[torch.device, torch.dtype], tuple[Tensor | None, Responses]] = {}
         self._carries: dict[tuple[torch.device, torch.dtype], tuple[Tensor | None, Tensor, Tensor]] = {}
 
     @classmethod
@@ -129,6 +134,11 @@ class Affine(Recurrence):
         earlier: Float[Tensor, "B g d"] | None = None,
     ) -> Float[Tensor, "B p d"]:
         count, q = defects.shape[1], min(self.history, defects.shape[1])
+        # In a window that holds the chain, a few operations for many predictions instead of some for each.
+        whole = held.first is None and earlier is None and len(self.inputs) <= _LONGEST
+        whole = whole and min(self.history, len(self.inputs)) <= BLOCK
+        if whole and not torch.is_grad_enabled() and (respond is None or isinstance(respond, LowRank)):
+            return swept(self._responses(slopes, defects), defects.clone(), respond)
         a, b = self._later(slopes, defects)
         factors, gains = (in_window(table, held.first, count).unsqueeze(3) for table in (a, b))
         total = defects.clone()
@@ -149,6 +159,17 @@ class Affine(Recurrence):
                 answer = respond(slot + 1, change)
                 later.addcmul_(gains[:, slot + 1, : later.shape[1]], answer.unsqueeze(1))
         return total
+
+    def _responses(self, slopes: Float[Tensor, " K"] | None, like: Tensor) -> Responses:
+        """Return the responses for these slopes; those of the last slopes are kept."""
+        key = (like.device, like.dtype)
+        if key not in self._known or self._known[key][0] is not slopes:
+            a, b = self.inputs, self.outputs
+            if slopes is not None:
+                rows = torch.arange(len(a)).unsqueeze(1) - torch.arange(self.history)
+                a = a + b * slopes.to("cpu", torch.float64)[rows.clamp(min=0)]
+            self._known[key] = slopes, Responses.of(a, b, like)
+        return self._known[key][1]
 
     @staticmethod
     def _before(table: Float[Tensor, "K q"], first: Int[Tensor, " B"] | None, back: int) -> Float[Tensor, "b q"]:

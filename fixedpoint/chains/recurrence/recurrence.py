@@ -21,10 +21,34 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
-__all__ = ["Held", "Recurrence", "Respond", "Shift", "in_window"]
+from fixedpoint.core.reduce import row_dots
+
+__all__ = ["Held", "LowRank", "Recurrence", "Respond", "Shift", "in_window"]
 
 # Returns the change of the prediction in a slot of the window that a change ``(B, d)`` of its input implies.
 Respond = Callable[[int, Tensor], Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class LowRank:
+    """A model of the predictions' slopes, ``sum_j e_j q_j^T`` for each of them, as a ``Respond``.
+
+    Attributes
+    ----------
+    moves, misses
+        Tensors of shape ``(B, p, d)``: ``q_j`` and ``e_j`` of every prediction in the window.
+    """
+
+    moves: tuple[Float[Tensor, "B p d"], ...]
+    misses: tuple[Float[Tensor, "B p d"], ...]
+
+    def __call__(self, slot: int, change: Float[Tensor, "B d"]) -> Float[Tensor, "B d"]:
+        response = torch.zeros_like(change)
+        for move, miss in zip(self.moves, self.misses, strict=True):
+            # Elementwise over rows, in a fixed order: a row has the same bits whatever its batch.
+            along = row_dots(move[:, slot : slot + 1], change).to(change.dtype)
+            response = torch.addcmul(response, miss[:, slot], along)
+        return response
 
 
 @dataclass(frozen=True, eq=False)

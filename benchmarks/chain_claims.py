@@ -9,7 +9,8 @@ everywhere and from one jump. For every tolerance the script prints how many sam
 many of these are further than three tolerances from the serial chain's sample, and the largest error of all. An error
 of about 1 means that the sample belongs to another mode.
 
-With ``--samplers`` the chains are those of six samplers of ``samplers.py`` instead, one table each.
+With ``--samplers`` the chains are those of six samplers of ``samplers.py`` instead, one table each, and block secants
+take the place of triangular Anderson.
 """
 
 from __future__ import annotations
@@ -25,39 +26,49 @@ from recorded import apart, serial
 from samplers import JUDGED, Sampler, named
 
 import fixedpoint
-from fixedpoint.chains import ChainProblem, ConstantStart, OneJumpStart
+from fixedpoint.chains import BlockSecant, ChainProblem, ConstantStart, OneJumpStart
 from fixedpoint_diffusion import DDIMSchedule, GaussianMixture
 from fixedpoint_diffusion.task import Sampling
 
 TOLERANCES = (1e-1, 3e-2, 1e-2, 3e-3, 1e-3, 1e-4)
 LENGTHS = (25, 50, 100)
 Errors = dict[float, list[torch.Tensor]]
-SOLVERS = [
-    fixedpoint.ChainSolver(accelerator=accelerator, start=start)
-    for accelerator in (fixedpoint.Anderson(memory=2), fixedpoint.Picard())
-    for start in (ConstantStart(), OneJumpStart())
-]
+
+
+def solvers(quicker: fixedpoint.Solver) -> list[fixedpoint.ChainSolver]:
+    """Accelerated and plain rounds, each from two starts."""
+    return [
+        fixedpoint.ChainSolver(accelerator=accelerator, start=start)
+        for accelerator in (quicker, fixedpoint.Picard())
+        for start in (ConstantStart(), OneJumpStart())
+    ]
+
+
+SOLVERS = solvers(fixedpoint.Anderson(memory=2))
+SAMPLER_SOLVERS = solvers(BlockSecant())
 
 
 def main(
     samples: Annotated[int, typer.Option(help="Samples of every mixture, chain, solver and tolerance.")] = 1000,
     samplers: Annotated[bool, typer.Option("--samplers", help="Samplers of diffusers in place of DDIM.")] = False,
     sampler: Annotated[list[str] | None, typer.Option(help=f"Repeat for several; all: {', '.join(JUDGED)}.")] = None,
+    tolerance: Annotated[list[float] | None, typer.Option(help="Repeat for several; default: six.")] = None,
     threads: Annotated[int, typer.Option(help="Processor cores.")] = 2,
 ) -> None:
     """Print the tables."""
     torch.set_num_threads(threads)
+    tolerances = tuple(tolerance or TOLERANCES)
     if not samplers and not sampler:
-        write(judged(ddim(samples)))
+        write(judged(ddim(samples), SOLVERS, tolerances))
         return
-    every: Errors = {tolerance: [] for tolerance in TOLERANCES}
+    every: Errors = {each: [] for each in tolerances}
     chosen = named(sampler, JUDGED).values()
     for each in chosen:
         print(f"\n{each}\n")
-        found = judged(problems(each, samples))
+        found = judged(problems(each, samples), SAMPLER_SOLVERS, tolerances)
         write(found)
-        for tolerance, errors in found.items():
-            every[tolerance] += errors
+        for asked, errors in found.items():
+            every[asked] += errors
     if len(chosen) > 1:
         print("\nAll\n")
         write(every)
@@ -85,12 +96,14 @@ def problems(sampler: Sampler, samples: int) -> Iterator[ChainProblem]:
         yield sampler.problem_of(mixture, model.event_shape, samples)
 
 
-def judged(chains: Iterator[ChainProblem]) -> Errors:
+def judged(
+    chains: Iterator[ChainProblem], solvers: list[fixedpoint.ChainSolver], tolerances: tuple[float, ...]
+) -> Errors:
     """The true errors of all samples that were reported as converged."""
-    found: Errors = {tolerance: [] for tolerance in TOLERANCES}
+    found: Errors = {tolerance: [] for tolerance in tolerances}
     for problem in chains:
         target = serial(problem)
-        for solver, tolerance in itertools.product(SOLVERS, TOLERANCES):
+        for solver, tolerance in itertools.product(solvers, tolerances):
             solution = fixedpoint.solve(problem, solver=solver, rtol=tolerance)
             found[tolerance].append(apart(solution.z[:, -1], target)[torch.from_numpy(solution.converged)])
     return found

@@ -120,7 +120,7 @@ def joint_errors(sampler: Sampler, exact: Tensor, images: int, seed: int) -> dic
 
 def draw(found: Errors, file: Path) -> None:
     """Draw the mean errors over the evaluations."""
-    figure, axis = plt.subplots(figsize=(7.5, 4.4), layout="constrained")
+    figure, axis = plt.subplots(figsize=(8.5, 4.4), layout="constrained")
     for label, errors in found.items():
         colour, dashes = STROKES[label]
         means = [float(each.mean()) for each in errors.values()]
@@ -131,7 +131,7 @@ def draw(found: Errors, file: Path) -> None:
     axis.set_xticks([5, 10, 15, 20, 25, 30])
     axis.grid(color="#d8dce1", linewidth=0.6)
     axis.spines[["top", "right"]].set_visible(False)
-    axis.legend(list(found), frameon=False)
+    figure.legend(list(found), loc="outside right center", frameon=False, handlelength=3)
     figure.savefig(file, dpi=110)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from unittest import mock
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -26,6 +28,8 @@ from fixedpoint.chains import (
     Recurrence,
     Zero,
 )
+from fixedpoint.chains.recurrence import affine, blocks
+from fixedpoint.chains.recurrence.recurrence import LowRank
 from fixedpoint.core.problem import AbilityError
 
 F64 = torch.float64
@@ -362,3 +366,35 @@ def test_a_joint_solve_can_be_unrolled(accelerator: fixedpoint.Solver) -> None:
         found = torch.autograd.grad(solution.z.sum(), [x0, *chain.parameters])
         wanted = torch.autograd.grad(by_hand(chain, x0).sum(), [x0, *chain.parameters])
         torch.testing.assert_close(found, wanted)
+
+
+@settings(max_examples=60)
+@given(
+    length=st.integers(1, 30),
+    history=st.integers(1, 5),
+    block=st.integers(5, 40),
+    rank=st.integers(0, 3),
+    seed=st.integers(0, 10**6),
+)
+def test_blocks_sweep_as_the_loop_does(length: int, history: int, block: int, rank: int, seed: int) -> None:
+    """Also across blocks, and with the same bits for a row alone."""
+    chain = Multistep(length, history, 4, seed)
+    generator = torch.Generator().manual_seed(seed)
+    defects, base = (torch.randn(3, n, 4, generator=generator, dtype=F64) for n in (length, 1))
+    slopes = 0.5 * torch.randn(length, generator=generator, dtype=F64)
+    parts = 0.4 * torch.randn(2 * rank, 3, length, 4, generator=generator, dtype=F64)
+    correction = LowRank(tuple(parts[:rank]), tuple(parts[rank:])) if rank else None
+
+    def swept(rows: slice, correction: object) -> Tensor:
+        held = Held(base[rows], defects[rows], base[rows, :0], defects[rows])
+        return chain.recurrence.carried(held, defects[rows], slopes, correction)
+
+    with torch.no_grad(), mock.patch.object(blocks, "BLOCK", block), mock.patch.object(affine, "BLOCK", block):
+        found = swept(slice(None), correction)
+        expected = swept(
+            slice(None), lambda slot, change: 0 * change if correction is None else correction(slot, change)
+        )
+        assert float((found - expected).abs().max()) <= 1e-12 * float(expected.abs().max())
+        for row in range(3):
+            own = LowRank(tuple(parts[:rank, row : row + 1]), tuple(parts[rank:, row : row + 1])) if rank else None
+            assert torch.equal(swept(slice(row, row + 1), own)[0], found[row])

@@ -1,12 +1,15 @@
 """The gradient of a sample's squared error with respect to its noise: rounds of the adjoint chain, and their cost.
 
     python benchmarks/chain_gradients.py [--steps 50 100] [--batch 4]
+    python benchmarks/chain_gradients.py --sampler 2m-20 unipc-20 heun-18
     python benchmarks/chain_gradients.py --memory [--steps 50 200 1000] [--limit 16]
 
 The chain is DDIM with eta 0 of the bundled model, in float32; the targets are test images. The reference is
 backpropagation through the chain step by step. The script prints the relative error of the worst image after every
 round of vector-Jacobian products, by preconditioner and accelerator, and that of the single phantom step of the authors
 of the joint map (Pokle, Geng & Kolter 2022), which contains no Jacobian of the network.
+
+With ``--sampler`` it does this for other samplers, named as ``samplers.py`` names them.
 
 With ``--memory`` it prints, for the adjoint chain and for backpropagation through the steps one after another, the
 seconds of one gradient and the largest resident size of a process that computes it, beyond that before the chain; "-"
@@ -25,10 +28,20 @@ import sys
 import time
 
 import torch
+from samplers import SAMPLERS, Sampler, named
 from torch import Tensor
 
 import fixedpoint
-from fixedpoint.chains import AdjointChain, BlockSecant, ChainAdjoint, ChainProblem, Coefficient, Gaussian, Identity
+from fixedpoint.chains import (
+    AdjointChain,
+    AffineAdjointChain,
+    BlockSecant,
+    ChainAdjoint,
+    ChainProblem,
+    Coefficient,
+    Gaussian,
+    Identity,
+)
 from fixedpoint.plugin import Progress
 from fixedpoint_diffusion import DDIMChain, FashionMNISTModel, ddim_problem, draw_noise, held_out_images, row_seeds
 
@@ -50,6 +63,7 @@ def main() -> None:
     """Print one table per number of steps, or a table of memory."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, nargs="+")
+    parser.add_argument("--sampler", nargs="+", choices=list(SAMPLERS), help="samplers instead of DDIM")
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--memory", action="store_true")
     parser.add_argument("--limit", type=int, default=16, help="memory limit of a process, in GiB")
@@ -59,6 +73,9 @@ def main() -> None:
         print(json.dumps(measured(asked.child, asked.steps[0], asked.batch)))
     elif asked.memory:
         memory(asked.steps or [50, 200, 1000], asked.batch, asked.limit)
+    elif asked.sampler:
+        for sampler in named(asked.sampler).values():
+            of_sampler(sampler, asked.batch)
     else:
         for steps in asked.steps or [50, 100]:
             rounds(steps, asked.batch)
@@ -68,13 +85,7 @@ def rounds(steps: int, batch: int) -> None:
     """Print the rounds to each relative error."""
     problem, target = posed(steps, batch)
     trajectory, exact = serial_gradient(problem, target)
-    print(f"\nN = {steps}, {batch} images\n")
-    print("| adjoint chain by | " + " | ".join(f"rounds to {level:g}" for level in LEVELS) + " |")
-    print("|:--|" + "--:|" * len(LEVELS))
-    for name, solver in WAYS.items():
-        errors = errors_by_round(problem, trajectory, target, exact, solver)
-        reached = [next((n for n, e in enumerate(errors, 1) if e <= level), None) for level in LEVELS]
-        print(f"| {name} | " + " | ".join("-" if each is None else str(each) for each in reached) + " |")
+    table(f"N = {steps}, {batch} images", problem, trajectory, target, exact, WAYS)
     chain = problem.chain
     assert isinstance(chain, DDIMChain)
     phantom = 2 * (trajectory[:, -1] - target) / chain.levels.signal[0].float()
@@ -86,6 +97,33 @@ def rounds(steps: int, batch: int) -> None:
         f"{float(size.min()):.0f} to {float(size.max()):.0f} times as long, with tau = 0.1 a relative error of "
         f"{float(error.min()):.1f} to {float(error.max()):.1f}"
     )
+
+
+def of_sampler(sampler: Sampler, batch: int) -> None:
+    """Print the rounds to each relative error for another sampler."""
+    problem = sampler.problem(batch)
+    target = held_out_images()[0][:batch]
+    trajectory, exact = serial_gradient(problem, target)
+    ways = {name: WAYS[name] for name in tuple(WAYS)[:3]}
+    table(f"{sampler}, {batch} images", problem, trajectory, target, exact, ways)
+
+
+def table(
+    title: str,
+    problem: ChainProblem,
+    trajectory: Tensor,
+    target: Tensor,
+    exact: Tensor,
+    ways: dict[str, fixedpoint.ChainSolver],
+) -> None:
+    """Print the rounds of the adjoint chain to each relative error."""
+    print(f"\n{title}\n")
+    print("| adjoint chain by | " + " | ".join(f"rounds to {level:g}" for level in LEVELS) + " |")
+    print("|:--|" + "--:|" * len(LEVELS))
+    for name, solver in ways.items():
+        errors = errors_by_round(problem, trajectory, target, exact, solver)
+        reached = [next((n for n, e in enumerate(errors, 1) if e <= level), None) for level in LEVELS]
+        print(f"| {name} | " + " | ".join("-" if each is None else str(each) for each in reached) + " |", flush=True)
 
 
 def memory(lengths: list[int], batch: int, limit: int) -> None:
@@ -150,10 +188,12 @@ def posed(steps: int, batch: int) -> tuple[ChainProblem, Tensor]:
 def serial_gradient(problem: ChainProblem, target: Tensor) -> tuple[Tensor, Tensor]:
     """All states of the chain, and the gradient by backpropagation through the steps one after another."""
     x = problem.x0.clone().requires_grad_()
-    rows, state, states = torch.arange(len(x)), x, []
+    rows, inputs, predictions, states = torch.arange(len(x)), [x], list[Tensor](), list[Tensor]()
     for i in range(problem.length):
-        state = problem.chain.step(state, torch.full_like(rows, i), rows)
-        states.append(state)
+        predictions.insert(0, problem.pairs(inputs[0], torch.full_like(rows, i), rows))
+        states.append(problem.next_state(i, inputs, predictions, rows))
+        inputs.insert(0, states[-1])
+    state = states[-1]
     (gradient,) = torch.autograd.grad((state - target).square().sum(), x)
     return torch.stack([each.detach() for each in states], dim=1), gradient
 
@@ -170,7 +210,9 @@ def errors_by_round(
         errors.append(float(((found - exact).flatten(1).norm(dim=1) / exact.flatten(1).norm(dim=1)).max()))
 
     cotangent = 2 * (trajectory[:, -1] - target)
-    joint = ChainProblem(AdjointChain(problem, trajectory, cotangent), cotangent, max_batch=problem.max_batch)
+    kind = AdjointChain if problem.memoryless else AffineAdjointChain
+    chain = kind(problem, trajectory, cotangent)
+    joint = ChainProblem(chain, chain.start, max_batch=problem.max_batch)
     fixedpoint.solve(joint, solver=solver, rtol=1e-6, max_rounds=30, on_round=note)
     return errors
 

@@ -8,6 +8,7 @@ from fixedpoint._lazy import exported
 
 if TYPE_CHECKING:
     from fixedpoint.chains.adjoint.adjoint import AdjointChain as AdjointChain
+    from fixedpoint.chains.adjoint.affine import AffineAdjointChain as AffineAdjointChain
     from fixedpoint.chains.adjoint.gradient import ChainAdjoint as ChainAdjoint
     from fixedpoint.chains.capabilities import HasCoefficients as HasCoefficients
     from fixedpoint.chains.capabilities import HasGaussianSlopes as HasGaussianSlopes
@@ -70,6 +71,7 @@ __getattr__, __dir__, __all__ = exported(
     __name__,
     {
         "fixedpoint.chains.adjoint.adjoint": ("AdjointChain",),
+        "fixedpoint.chains.adjoint.affine": ("AffineAdjointChain",),
         "fixedpoint.chains.capabilities": (
             "HasCoefficients",
             "HasGaussianSlopes",

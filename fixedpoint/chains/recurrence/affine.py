@@ -163,7 +163,7 @@ class Affine(Recurrence):
     def _responses(self, slopes: Float[Tensor, " K"] | None, like: Tensor) -> Responses:
         """Return the responses for these slopes; those of the last slopes are kept."""
         key = (like.device, like.dtype)
-        if key not in self._known or self._known[key][0] is not slopes:
+        if key not in self._known or not _same(self._known[key][0], slopes):
             a, b = self.inputs, self.outputs
             if slopes is not None:
                 rows = torch.arange(len(a)).unsqueeze(1) - torch.arange(self.history)
@@ -184,7 +184,7 @@ class Affine(Recurrence):
         Entry ``[n, i]`` belongs to ``u_{n+1+i}``; it is zero beyond the end. The tables of the last slopes are kept.
         """
         key = (like.device, like.dtype)
-        if key in self._carries and self._carries[key][0] is slopes:
+        if key in self._carries and _same(self._carries[key][0], slopes):
             return self._carries[key][1:]
         count = len(self.inputs)
         rows = torch.arange(count).unsqueeze(1) + torch.arange(self.history)
@@ -202,6 +202,13 @@ class Affine(Recurrence):
         if key not in self._held:
             self._held[key] = self.inputs.to(*key), self.outputs.to(*key)
         return self._held[key]
+
+
+def _same(one: Tensor | None, other: Tensor | None) -> bool:
+    """Return whether slopes are equal; no transfer from a device where they are the same tensor."""
+    if one is None or other is None:
+        return one is other
+    return one is other or torch.equal(one, other)
 
 
 def _added(

@@ -225,8 +225,13 @@ class Derivatives:
 
 
 def _sound(swept: Float[Tensor, "B n d"], defects: Float[Tensor, "B n d"]) -> Float[Tensor, "B n d"]:
-    """Replace the sweep by the defect of the state's own step where the sweep is not finite."""
-    return torch.where(swept.isfinite().all(dim=2, keepdim=True), swept, defects)
+    """Replace the sweep by the defect of the state's own step where it is not finite; in place unless autograd records.
+
+    No temporary of the size of the states is made.
+    """
+    finite = swept.detach().amin(dim=2).isfinite() & swept.detach().amax(dim=2).isfinite()
+    out = None if torch.is_grad_enabled() else swept
+    return torch.where(finite.unsqueeze(2), swept, defects, out=out)
 
 
 def _plus_later(sums: Float[Tensor, "B p d"], more: Float[Tensor, "B p d"], by: int) -> Float[Tensor, "B p d"]:

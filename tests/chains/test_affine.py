@@ -341,7 +341,7 @@ def test_any_recurrence_can_join_predictions(length: int, seed: int) -> None:
         joint = fixedpoint.solve(problem, solver=solver, rtol=0.0)
         assert joint.counts.rounds <= length
         torch.testing.assert_close(joint.z, serial.z, rtol=1e-12, atol=1e-12)
-    with pytest.raises(AbilityError, match="^gradient 'chain-adjoint' requires an affine recurrence, got Nonlinear"):
+    with pytest.raises(AbilityError, match=r"^gradient 'chain-adjoint' requires an affine recurrence, got Nonlinear"):
         fixedpoint.solve(problem, solver=solver, gradient="chain-adjoint")
 
 
@@ -410,5 +410,5 @@ def test_a_chain_that_has_not_set_its_recurrence_is_told() -> None:
         def reference_slopes(self) -> Tensor:
             return torch.ones(3, dtype=torch.float64)
 
-    with pytest.raises(TypeError, match="^Unjoined has no recurrence; set it in __init__$"):
+    with pytest.raises(TypeError, match=r"^Unjoined has no recurrence; set it in __init__$"):
         ChainProblem(Unjoined(), torch.zeros(2, 3))

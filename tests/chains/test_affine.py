@@ -106,7 +106,7 @@ def test_the_serial_run_is_the_recurrence(chain: Multistep, seed: int) -> None:
     assert residual.abs().max() <= 1e-13 * (1 + found.state.abs().max())
 
 
-@settings(max_examples=60)
+@settings(max_examples=30)
 @given(
     chain=chains,
     seed=st.integers(0, 10**6),
@@ -160,7 +160,7 @@ class Parametric(Multistep):
         return [self.scale, self.weights, *([] if self.noise is None else [self.noise])]
 
 
-@settings(max_examples=40)
+@settings(max_examples=20)
 @given(
     length=st.integers(1, 9),
     history=st.integers(1, 4),
@@ -200,7 +200,7 @@ def test_the_adjoint_is_backpropagation(length, history, rows, dense, several, i
             torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9 * float(expected.abs().max()))
 
 
-@settings(max_examples=60)
+@settings(max_examples=30)
 @given(
     chain=st.builds(
         Multistep, length=st.integers(6, 14), history=st.integers(1, 4), size=st.just(4), seed=st.integers(0, 10**6)
@@ -368,7 +368,7 @@ def test_a_joint_solve_can_be_unrolled(accelerator: fixedpoint.Solver) -> None:
         torch.testing.assert_close(found, wanted)
 
 
-@settings(max_examples=60)
+@settings(max_examples=30)
 @given(
     length=st.integers(1, 30),
     history=st.integers(1, 5),

@@ -44,7 +44,7 @@ def problem_of(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@examples(6, 60)
+@examples(3, 60)
 @given(data=st.data(), seed=st.integers(0, 10**6))
 def test_joint_is_serial(kind: str, data: st.DataObject, seed: int) -> None:
     name, options = data.draw(KINDS[kind])

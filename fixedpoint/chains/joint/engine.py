@@ -245,7 +245,7 @@ class Engine:
         if self.trail is not None:
             self.trail.store(self.window, by)
         assert report.changes is not None
-        self.window.slide(shift, by, report.changes)
+        self.window.slide(shift, by, report.changes if self.rows.final_error.any() else None)
         if self.derivatives is not None:
             self.derivatives.slide(shift, by)
         report.changes = shift.of_blocks(report.changes)

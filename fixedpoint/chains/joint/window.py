@@ -124,13 +124,14 @@ class Window:
         first = np.flatnonzero(slots == 0)
         return found.index_copy(0, self.place(first), self.base[self.place(rows[first]), -1]) if len(first) else found
 
-    def slide(self, shift: Shift, by: NDArray[np.int64], changes: Float[Tensor, "B p d"]) -> None:
+    def slide(self, shift: Shift, by: NDArray[np.int64], changes: Float[Tensor, "B p d"] | None) -> None:
         """Slide the window of every row by ``by`` predictions; what enters is zero.
 
-        ``changes`` are the changes implied at the states and not applied to those that leave.
+        ``changes`` are those implied at the states and not applied to those that leave; None: zero, now as before.
         """
-        earlier = torch.zeros_like(self.base) if self.earlier is None else self.earlier
-        self.earlier = self._passed(earlier, changes.to(earlier.dtype), by)
+        if changes is not None:
+            earlier = torch.zeros_like(self.base) if self.earlier is None else self.earlier
+            self.earlier = self._passed(earlier, changes.to(earlier.dtype), by)
         self.base = self._passed(self.base, self.states, by)
         self.before = self._passed(self.before, self.predictions, by)
         self.states = shift.of_blocks(self.states)

@@ -15,7 +15,8 @@ pairs are those of the serial chain.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import torch
 from jaxtyping import Float, Int
@@ -25,6 +26,8 @@ from fixedpoint.chains.recurrence.blocks import BLOCK, Responses, swept
 from fixedpoint.chains.recurrence.recurrence import Held, LowRank, Recurrence, Respond, in_window
 
 __all__ = ["Affine"]
+
+T = TypeVar("T")
 
 # The longest chain whose responses are tabulated: K^2 numbers.
 _LONGEST = 4096
@@ -69,8 +72,8 @@ class Affine(Recurrence):
             for i in range(self.history)
         ]
         self._held: dict[tuple[torch.device, torch.dtype], tuple[Tensor, Tensor]] = {}
-        self._known: dict[tuple[torch.device, torch.dtype], tuple[Tensor | None, Responses]] = {}
-        self._carries: dict[tuple[torch.device, torch.dtype], tuple[Tensor | None, Tensor, Tensor]] = {}
+        self._known: dict[tuple[torch.device, torch.dtype], list[tuple[Tensor | None, Responses]]] = {}
+        self._carries: dict[tuple[torch.device, torch.dtype], list[tuple[Tensor | None, tuple[Tensor, Tensor]]]] = {}
 
     @classmethod
     def dense(cls, starts: Float[Tensor, " M"], weights: Float[Tensor, "M K"]) -> Affine:
@@ -161,15 +164,16 @@ class Affine(Recurrence):
         return total
 
     def _responses(self, slopes: Float[Tensor, " K"] | None, like: Tensor) -> Responses:
-        """Return the responses for these slopes; those of the last slopes are kept."""
-        key = (like.device, like.dtype)
-        if key not in self._known or self._known[key][0] is not slopes:
+        """Return the responses for these slopes."""
+
+        def made() -> Responses:
             a, b = self.inputs, self.outputs
             if slopes is not None:
                 rows = torch.arange(len(a)).unsqueeze(1) - torch.arange(self.history)
                 a = a + b * slopes.to("cpu", torch.float64)[rows.clamp(min=0)]
-            self._known[key] = slopes, Responses.of(a, b, like)
-        return self._known[key][1]
+            return Responses.of(a, b, like)
+
+        return _kept(self._known.setdefault((like.device, like.dtype), []), slopes, made)
 
     @staticmethod
     def _before(table: Float[Tensor, "K q"], first: Int[Tensor, " B"] | None, back: int) -> Float[Tensor, "b q"]:
@@ -181,20 +185,20 @@ class Affine(Recurrence):
     ) -> tuple[Float[Tensor, "K q"], Float[Tensor, "K q"]]:
         """Return by how much a change of input ``n``, and one of its prediction, changes ``u_{n+1} .. u_{n+q}``.
 
-        Entry ``[n, i]`` belongs to ``u_{n+1+i}``; it is zero beyond the end. The tables of the last slopes are kept.
+        Entry ``[n, i]`` belongs to ``u_{n+1+i}``; it is zero beyond the end.
         """
-        key = (like.device, like.dtype)
-        if key in self._carries and self._carries[key][0] is slopes:
-            return self._carries[key][1:]
-        count = len(self.inputs)
-        rows = torch.arange(count).unsqueeze(1) + torch.arange(self.history)
-        inside, lag = rows < count, torch.arange(self.history).expand(rows.shape)
-        rows = rows.clamp(max=count - 1)
-        a, b = (torch.where(inside, table[rows, lag], 0.0) for table in (self.inputs, self.outputs))
-        if slopes is not None:
-            a = a + b * slopes.to("cpu", torch.float64).unsqueeze(1)
-        self._carries[key] = slopes, a.to(*key), b.to(*key)
-        return self._carries[key][1:]
+
+        def made() -> tuple[Tensor, Tensor]:
+            count = len(self.inputs)
+            rows = torch.arange(count).unsqueeze(1) + torch.arange(self.history)
+            inside, lag = rows < count, torch.arange(self.history).expand(rows.shape)
+            rows = rows.clamp(max=count - 1)
+            a, b = (torch.where(inside, table[rows, lag], 0.0) for table in (self.inputs, self.outputs))
+            if slopes is not None:
+                a = a + b * slopes.to("cpu", torch.float64).unsqueeze(1)
+            return a.to(like.device, like.dtype), b.to(like.device, like.dtype)
+
+        return _kept(self._carries.setdefault((like.device, like.dtype), []), slopes, made)
 
     def _tables(self, like: Tensor) -> tuple[Float[Tensor, "K q"], Float[Tensor, "K q"]]:
         """Return the coefficients on the device and in the dtype of the states."""
@@ -202,6 +206,23 @@ class Affine(Recurrence):
         if key not in self._held:
             self._held[key] = self.inputs.to(*key), self.outputs.to(*key)
         return self._held[key]
+
+
+def _kept(tables: list[tuple[Tensor | None, T]], slopes: Tensor | None, make: Callable[[], T]) -> T:
+    """Return what belongs to these slopes among the last few, or make it; the newest is first.
+
+    Slopes are compared by value only where they are new, since that waits for a device.
+    """
+    for known, table in tables:
+        if known is slopes:
+            return table
+    equal = [
+        table for known, table in tables if known is not None and slopes is not None and torch.equal(known, slopes)
+    ]
+    table = equal[0] if equal else make()
+    tables.insert(0, (slopes, table))
+    del tables[4:]
+    return table
 
 
 def _added(

@@ -79,7 +79,7 @@ class OptionalAbilities(HasSamples):
             raise AbilityError(
                 f"preconditioner={'jacobian' if full_jacobian else 'diagonal'!r} requires a chain with a method "
                 f"{name}(x, index, row), and {type(chain).__name__} {lacks}; write it with "
-                f"fixedpoint.chains.capabilities.step_{name}, or take 'identity' or 'zero'"
+                f"fixedpoint.chains.step_{name}, or take 'identity'"
             )
         shape = (x[0].numel(), x[0].numel()) if full_jacobian else x.shape[1:]
         size = self.max_batch or max(len(x), 1)
@@ -150,7 +150,7 @@ class OptionalAbilities(HasSamples):
             raise AbilityError(
                 f"preconditioner='gaussian' requires a chain with a method gaussian_slopes(variance), and "
                 f"{type(self.chain).__name__} {undeclared(self.chain, HasGaussianSlopes, 'has none')}; "
-                "take 'identity' or 'zero'"
+                "take 'identity'"
             )
         return self.chain.gaussian_slopes(variance)
 

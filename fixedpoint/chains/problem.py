@@ -90,6 +90,9 @@ class ChainProblem(OptionalAbilities, Problem, HasTake, HasMeasure, HasCost):
     ) -> None:
         if not isinstance(chain, (Chain, PredictionChain)):
             raise TypeError(f"chain must be a Chain, got {type(chain).__name__}")
+        for name in ("length",) if isinstance(chain, Chain) else ("length", "recurrence"):
+            if not hasattr(chain, name):
+                raise TypeError(f"{type(chain).__name__} has no {name}; set it in __init__")
         if x0.ndim < 2:
             raise ValueError(f"x0 must have a batch dimension and at least one more, got shape {tuple(x0.shape)}")
         if not x0.is_floating_point():

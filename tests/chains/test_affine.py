@@ -341,7 +341,7 @@ def test_any_recurrence_can_join_predictions(length: int, seed: int) -> None:
         joint = fixedpoint.solve(problem, solver=solver, rtol=0.0)
         assert joint.counts.rounds <= length
         torch.testing.assert_close(joint.z, serial.z, rtol=1e-12, atol=1e-12)
-    with pytest.raises(AbilityError, match="requires an affine recurrence, got Nonlinear"):
+    with pytest.raises(AbilityError, match=r"^gradient 'chain-adjoint' requires an affine recurrence, got Nonlinear"):
         fixedpoint.solve(problem, solver=solver, gradient="chain-adjoint")
 
 
@@ -398,3 +398,17 @@ def test_blocks_sweep_as_the_loop_does(length: int, history: int, block: int, ra
         for row in range(3):
             own = LowRank(tuple(parts[:rank, row : row + 1]), tuple(parts[rank:, row : row + 1])) if rank else None
             assert torch.equal(swept(slice(row, row + 1), own)[0], found[row])
+
+
+def test_a_chain_that_has_not_set_its_recurrence_is_told() -> None:
+    class Unjoined(AffineChain):
+        length = 3
+
+        def predict(self, x: Tensor, index: Tensor, row: Tensor) -> Tensor:
+            return x
+
+        def reference_slopes(self) -> Tensor:
+            return torch.ones(3, dtype=torch.float64)
+
+    with pytest.raises(TypeError, match=r"^Unjoined has no recurrence; set it in __init__$"):
+        ChainProblem(Unjoined(), torch.zeros(2, 3))

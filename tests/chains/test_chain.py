@@ -237,6 +237,11 @@ class NoCoefficients(Chain):
         return x / 2
 
 
+class Unmeasured(Chain):
+    def step(self, x: torch.Tensor, index: torch.Tensor, row: torch.Tensor) -> torch.Tensor:
+        return x
+
+
 class OtherShape(NoCoefficients):
     def step(self, x: torch.Tensor, index: torch.Tensor, row: torch.Tensor) -> torch.Tensor:
         return x[:, :1]
@@ -245,6 +250,7 @@ class OtherShape(NoCoefficients):
 @pytest.mark.parametrize(
     ("act", "sentence"),
     [
+        (lambda: ChainProblem(Unmeasured(), torch.zeros(2, 3)), "Unmeasured has no length; set it in __init__"),
         (lambda: ChainProblem(NoCoefficients(), torch.zeros(3)), "x0 must have a batch dimension"),
         (lambda: ChainProblem(NoCoefficients(), torch.zeros(2, 3, dtype=torch.int64)), "floating-point dtype"),
         (lambda: ChainProblem(NoCoefficients(), torch.zeros(2, 3), max_batch=0), "max_batch must be at least 1"),
@@ -253,7 +259,7 @@ class OtherShape(NoCoefficients):
                 ChainProblem(NoCoefficients(), torch.ones(2, 3)),
                 solver=COEFFICIENT,
             ),
-            "take 'identity' or 'zero'",
+            "take 'identity'",
         ),
         (lambda: fixedpoint.solve(ChainProblem(OtherShape(), torch.ones(2, 3))), "a step must return shape"),
         (lambda: fixedpoint.solve(lambda z: z / 2, torch.ones(2, 3), solver="chain"), "requires a chain"),

@@ -234,7 +234,7 @@ class Known(Plain, HasCoefficients, HasGaussianSlopes):
             Plain(),
             "requires a chain that knows its coefficients, and this one has none; take 'identity'",
         ),
-        ("gaussian", Plain(), "with a method gaussian_slopes(variance), and Plain has none; take 'identity' or 'zero'"),
+        ("gaussian", Plain(), "with a method gaussian_slopes(variance), and Plain has none; take 'identity'"),
         ("coefficient", Known([1.0, 1.0, torch.inf]), "the chain's coefficients must be finite, got [1.0, 1.0, inf]"),
         ("gaussian", Known([1.0, torch.nan, 1.0]), "the chain's gaussian_slopes must be finite, got [1.0, nan, 1.0]"),
     ],

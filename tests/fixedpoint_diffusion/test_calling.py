@@ -356,8 +356,8 @@ def of_texts(x: Tensor, text: Tensor | None = None, timestep: Tensor | None = No
         (lambda: NetworkDenoiser(class_conditional(), conditioning=[1]), "conditioning must be a mapping .* got list"),
         (lambda: NetworkDenoiser(class_conditional(), shared=torch.zeros(2)), "shared must be a mapping .* got Tensor"),
         (lambda: NetworkDenoiser(class_conditional(), shared={1: 2}), "shared must have names .* got 1"),
-        (lambda: guided("2"), "guidance_scale must be a number, got str"),
-        (lambda: guided(torch.ones(2)), "guidance_scale must be a number, got Tensor"),
+        (lambda: guided("2"), "guidance_scale must be a number or a tensor .* got str"),
+        (lambda: guided(torch.ones(2)), r"a tensor of shape \(\), got a tensor of shape \(2,\)"),
         (lambda: guided(float("nan")), "guidance_scale must be finite, got nan"),
         (lambda: as_denoiser(DDIMScheduler()), "got DDIMScheduler"),
         (

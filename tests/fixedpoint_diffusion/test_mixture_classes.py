@@ -239,7 +239,7 @@ def test_samplers_at_float_timesteps_lead_to_the_closed_form_of_a_gaussian(name:
         (
             lambda: mixture(0).conditioned(torch.tensor([0]), guidance_scale=torch.ones(1)),
             TypeError,
-            "guidance_scale must be a number, got Tensor",
+            r"a tensor of shape \(\), got a tensor of shape \(1,\)",
         ),
         (lambda: mixture(0).conditioned(torch.tensor([0]), float("inf")), ValueError, "must be finite, got inf"),
         (

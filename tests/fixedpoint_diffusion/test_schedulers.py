@@ -69,6 +69,7 @@ def test_every_scheduler_is_its_own_loop_or_a_sentence(name: str) -> None:
     with pytest.raises(TypeError, match=f"requires a diffusers DDIMScheduler, got {name}") as caught:
         ddim_problem(network, scheduler, start())
     if "from_config" in str(caught.value):
+        assert ("take sampling_problem" in str(caught.value)) == ("Inverse" not in name)
         assert "DDIMScheduler.from_config(scheduler.config)" in str(caught.value)
         # what the sentence promises holds of the scheduler that it leads to
         also = dict(re.findall(r"(beta_\w+)=('?[\w.]+'?)", str(caught.value)))

@@ -78,7 +78,7 @@ class ChainAdjoint(GradientEstimator):
             raise AbilityError(f"gradient {self!r} requires a chain all of whose states are kept, got {kept}")
         if not isinstance(problem.recurrence, (Shift, Affine)):
             raise AbilityError(
-                f"gradient {self!r} requires an affine recurrence, got {type(problem.recurrence).__name__}; "
+                f"gradient 'chain-adjoint' requires an affine recurrence, got {type(problem.recurrence).__name__}; "
                 "take gradient='implicit'"
             )
         for name in sorted(self.needs & _INHERITED):

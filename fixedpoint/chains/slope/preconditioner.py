@@ -138,7 +138,7 @@ class Coefficient(Preconditioner):
             lacks = undeclared(problem.chain, HasCoefficients, "has none")
             raise AbilityError(
                 f"preconditioner='coefficient' requires a chain that knows its coefficients, and this one {lacks}; "
-                "take 'identity' or 'zero'"
+                "take 'identity'"
             )
         return _known("coefficients", slopes, problem, like)
 

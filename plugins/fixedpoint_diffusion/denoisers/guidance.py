@@ -18,7 +18,8 @@ def check_scale(value: Any) -> None:
     """Raise a ``TypeError`` or ``ValueError`` unless the scale is a finite number or tensor of no dimension."""
     scalar = isinstance(value, Real) or (isinstance(value, Tensor) and value.ndim == 0)
     if not scalar or isinstance(value, bool):
-        raise TypeError(f"guidance_scale must be a number, got {type(value).__name__}")
+        got = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+        raise TypeError(f"guidance_scale must be a number or a tensor of shape (), got {got}")
     # detached, since the conversion of a tensor with a gradient to a number warns
     if not math.isfinite(value.detach() if isinstance(value, Tensor) else value):
         raise ValueError(f"guidance_scale must be finite, got {value}")

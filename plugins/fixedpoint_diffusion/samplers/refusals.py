@@ -21,14 +21,14 @@ def check_is_scheduler(given: Any) -> None:
     """Refuses what has no loop over timesteps."""
     name = type(given).__name__
     if isinstance(given, type):
-        raise TypeError(f"sampler_tables requires a scheduler, got the class {given.__name__} itself; pass an instance")
+        raise TypeError(f"a sampler requires a scheduler, got the class {given.__name__} itself; pass an instance")
     if is_pipeline(given):
-        raise TypeError(f"sampler_tables requires a scheduler, got a whole {name}; pass pipeline.scheduler")
+        raise TypeError(f"a sampler requires a scheduler, got a whole {name}; pass pipeline.scheduler")
     lacking = [method for method in ("set_timesteps", "step") if not callable(getattr(given, method, None))]
     if lacking and isinstance(getattr(given, "config", None), Mapping):
         raise ValueError(f"{name} has no {lacking[0]}, so it has no loop over timesteps")
     if lacking or not isinstance(getattr(given, "config", None), Mapping):
-        raise TypeError(f"sampler_tables requires a scheduler of diffusers, got {name}")
+        raise TypeError(f"a sampler requires a scheduler of diffusers, got {name}")
 
 
 def check_settings(scheduler: Any) -> None:

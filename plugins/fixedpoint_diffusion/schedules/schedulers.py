@@ -91,6 +91,8 @@ _LEVELS = (
 )
 # With other values than these, the noise levels are not those of the betas, or the model is evaluated at other times.
 _OTHER_LEVELS = {"use_flow_sigmas": (None, False), "timestep_type": (None, "discrete"), "snr_shift_scale": (None, 1.0)}
+# The end of a refusal.
+_ITSELF = "; for the scheduler itself, if its steps are affine, take sampling_problem"
 # Methods that determine a step; an instance on which one was replaced is refused.
 _STEPPING = ("step", "scale_model_input", "_get_variance", "_threshold_sample")
 
@@ -255,9 +257,9 @@ def _refusal(given: Any) -> str:
         )
     carried = _ddim_replacement(config)
     if not carried:
-        return f"{name}, of other noise levels than a {_DDIM} can have, so that its models have no DDIM chain"
+        return f"{name}, of other noise levels than a {_DDIM} can have, so that its models have no DDIM chain{_ITSELF}"
     also = "; the way from images to noise is fixedpoint_diffusion.invert" * ("Inverse" in name)
-    return f"{name}; to sample by DDIM instead, {carried}{also}"
+    return f"{name}; to sample by DDIM instead, {carried}{also or _ITSELF}"
 
 
 def _ddim_replacement(config: Mapping[str, Any]) -> str:

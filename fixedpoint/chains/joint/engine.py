@@ -178,6 +178,7 @@ class Engine:
         defects = values - window.states
         sound = finite_states(defects) & done  # huge finite values can have an infinite difference
         changes = self.problem.reference.wide_sweep(_without(defects, ~sound), window.held, window.earlier)
+        del defects  # a temporary of the size of the window
         sound = sound | final
         errors = torch.where(sound.cumprod(dim=1).bool(), relative(changes, sizes), torch.inf).masked_fill(final, 0.0)
         at = self._measured(values, done, errors, sizes)
@@ -307,10 +308,10 @@ class Engine:
         rows, slots = np.nonzero(plain)
         places = window.place(rows * self.width + slots)
         taken = values.flatten(0, 1)[places] + view.carried_change.squeeze(1)[window.place(rows)]
-        states = states.flatten(0, 1).index_copy(0, places, taken) if torch.is_grad_enabled() else states
-        if not torch.is_grad_enabled():
-            states.view(-1, states.shape[2]).index_copy_(0, places, taken)
-        states = states.view(view.states.shape)
+        flat = states.flatten(0, 1)
+        flat = flat.index_copy(0, places, taken) if torch.is_grad_enabled() else flat.index_copy_(0, places, taken)
+        states = flat.view(view.states.shape)
+        del values  # a temporary of the size of the window, where steps have a memory
         if by.any():
             states = self.incoming.fill(window, states, entered)
         window.states = states

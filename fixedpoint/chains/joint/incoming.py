@@ -48,11 +48,13 @@ class IncomingStates:
         """
         rows, slots = np.nonzero(entered)
         width = window.width
-        last = width - entered.sum(axis=1)[rows] - 1  # slot of the last state that was in the window; -1 is the base
+        # Slot of the last state that was in the window, of every row; -1 is the base.
+        ends = width - entered.sum(axis=1) - 1
+        last = ends[rows]
         flat = states.flatten(0, 1)
-        base = flat.index_select(0, window.place(rows * width + np.maximum(last, 0)))
-        outside = to_device(last < 0, base.device).unsqueeze(1)
-        base = torch.where(outside, window.base[window.place(rows), -1], base)
+        found = flat.index_select(0, window.place(np.arange(len(ends)) * width + np.maximum(ends, 0)))
+        found = torch.where(to_device(ends < 0, found.device).unsqueeze(1), window.base[:, -1], found)
+        base = found.index_select(0, window.place(rows))
         if self.guess is not None:
             base = base + self._ahead(self.guess, window, rows, slots, last)
         elif self.extended:

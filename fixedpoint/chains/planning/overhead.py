@@ -37,11 +37,11 @@ class _Halving(Chain):
         return 0.5 * x
 
 
-def round_overhead_seconds(x0: Float[Tensor, "B *event"], secants: bool, window: int) -> float:
+def round_overhead_seconds(x0: Float[Tensor, "B *event"], secants: bool, length: int, window: int) -> float:
     """Return the seconds of a round of states like ``x0``, with steps that cost next to nothing.
 
-    They are measured once per shape, dtype and device, in a narrow window. Block secants pass along the window in a
-    loop, so their seconds grow with it; those of Anderson's method hardly do.
+    They are measured once per shape, dtype and device, in a narrow window. Block secants pass along a window in a loop,
+    so their seconds grow with it, but through a whole chain in blocks; those of Anderson's method hardly grow.
 
     Parameters
     ----------
@@ -49,11 +49,13 @@ def round_overhead_seconds(x0: Float[Tensor, "B *event"], secants: bool, window:
         The start of a chain.
     secants
         Whether the solver is the one with block secants.
+    length
+        ``N``, the number of steps of the chain.
     window
         The number of steps in the window.
     """
     seconds = _measured(x0.shape, x0.dtype, x0.device, secants)
-    return seconds * window / _WINDOW if secants else seconds
+    return seconds * window / _WINDOW if secants and window < length else seconds
 
 
 @functools.lru_cache(maxsize=64)

@@ -100,7 +100,7 @@ class PlannedChainSolver(Solver):
             rtol=termination.rtol,
             eps=torch.finfo(problem.x0.dtype).eps,
             slack=ChainSolver().slack,
-            overhead=functools.partial(round_overhead_seconds, problem.x0, secants),
+            overhead=functools.partial(round_overhead_seconds, problem.x0, secants, problem.length),
             widest=max(int(self.history_limit * 2**30 / (_BUFFERS * states)), 1),
             estimate=WITH_SECANTS if secants else FROM_ONE_JUMP,
             slides=problem.recurrence.slides,

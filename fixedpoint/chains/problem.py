@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import numbers
 from collections.abc import Sequence
 from typing import Literal
 
@@ -94,6 +95,8 @@ class ChainProblem(OptionalAbilities, Problem, HasTake, HasMeasure, HasCost):
             raise ValueError(f"x0 must have a batch dimension and at least one more, got shape {tuple(x0.shape)}")
         if not x0.is_floating_point():
             raise TypeError(f"x0 must be of a floating-point dtype, got {x0.dtype}")
+        if max_batch is not None and (not isinstance(max_batch, numbers.Integral) or isinstance(max_batch, bool)):
+            raise TypeError(f"max_batch must be an integer, got {max_batch!r}")
         if max_batch is not None and max_batch < 1:
             raise ValueError(f"max_batch must be at least 1, got {max_batch}")
         if chain.length < 1:

@@ -68,9 +68,9 @@ class Responses:
             spread += torch.diag_embed(gains[i:, i], -i)
         unit = torch.eye(count, dtype=torch.float64)
         of_defects = torch.linalg.solve_triangular(unit - carried, unit, upper=False, unitriangular=True)
-        tables = (factors, gains, of_defects, of_defects @ spread)
+        tables = [table.to(like.device, like.dtype) for table in (factors, gains, of_defects, of_defects @ spread)]
         bounded = bool(of_defects.abs().max() <= torch.finfo(like.dtype).eps ** -0.5)  # False for NaN
-        return cls(*(table.to(like.device, like.dtype) for table in tables), bounded=bounded)
+        return cls(tables[0], tables[1], tables[2], tables[3], bounded)
 
 
 def swept(responses: Responses, defects: Float[Tensor, "B K d"], correction: LowRank | None) -> Float[Tensor, "B K d"]:

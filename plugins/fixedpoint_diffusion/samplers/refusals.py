@@ -70,7 +70,7 @@ def check_count(count: Any) -> None:
     """Refuses a number of steps that is none."""
     if count is None:
         return
-    if not isinstance(count, numbers.Integral) or isinstance(count, bool):
+    if isinstance(count, bool) or not isinstance(count, numbers.Integral):
         raise ValueError(f"num_inference_steps must be an integer, got {count!r}")
     if count < 1:
         raise ValueError(f"num_inference_steps must be at least 1, got {count}")

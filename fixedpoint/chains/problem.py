@@ -15,8 +15,9 @@ from __future__ import annotations
 
 import copy
 import functools
+import numbers
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int, Shaped
@@ -97,8 +98,7 @@ class ChainProblem(OptionalAbilities, Problem, HasTake, HasMeasure, HasCost):
             raise ValueError(f"x0 must have a batch dimension and at least one more, got shape {tuple(x0.shape)}")
         if not x0.is_floating_point():
             raise TypeError(f"x0 must be of a floating-point dtype, got {x0.dtype}")
-        if max_batch is not None and max_batch < 1:
-            raise ValueError(f"max_batch must be at least 1, got {max_batch}")
+        _check_max_batch(max_batch)
         if chain.length < 1:
             raise ValueError(f"a chain must have at least one step, got length {chain.length}")
         if rows is None and not bool(x0.isfinite().all()):  # ``take`` passes rows that are already checked
@@ -285,6 +285,15 @@ class ChainProblem(OptionalAbilities, Problem, HasTake, HasMeasure, HasCost):
         return ChainProblem(
             self.chain, self.x0[rows], max_batch=self.max_batch, rows=self.rows[rows], start=start, keep=self.keep
         )
+
+
+def _check_max_batch(size: Any) -> None:
+    if size is None:
+        return
+    if isinstance(size, bool) or not isinstance(size, numbers.Integral):
+        raise TypeError(f"max_batch must be an integer, got {size!r}")
+    if size < 1:
+        raise ValueError(f"max_batch must be at least 1, got {size}")
 
 
 def chain_of(problem: Problem, solver: str) -> ChainProblem:

@@ -412,3 +412,35 @@ def test_a_chain_that_has_not_set_its_recurrence_is_told() -> None:
 
     with pytest.raises(TypeError, match=r"^Unjoined has no recurrence; set it in __init__$"):
         ChainProblem(Unjoined(), torch.zeros(2, 3))
+
+
+class Tamed(AffineChain):
+    """The recurrence lets a change grow at every step, and the predictions take that back."""
+
+    def __init__(self, length: int, growth: float) -> None:
+        inputs, outputs = (torch.zeros(length, 2, dtype=F64) for _ in range(2))
+        inputs[:, 0], inputs[1:, 1], outputs[:, 0] = growth, 0.01, 1.0
+        self.length, self.growth, self.recurrence = length, growth, Affine(inputs, outputs)
+
+    def predict(
+        self, x: Float[Tensor, "P d"], index: Int[Tensor, " P"], row: Int[Tensor, " P"]
+    ) -> Float[Tensor, "P d"]:
+        wave = torch.tanh(2.0 * x.roll(1, dims=1) + 0.1 * index.to(x.dtype).unsqueeze(1))
+        return (1.0 - self.growth) * x + 4.0 / self.length * wave
+
+    def reference_slopes(self) -> Float[Tensor, " K"]:
+        return torch.zeros(self.length, dtype=F64)
+
+
+@pytest.mark.parametrize(("length", "growth", "dtype"), [(150, 2.0, F64), (100, 1.5, torch.float32)])
+def test_growth_that_the_predictions_take_back_makes_no_false_claim(
+    length: int, growth: float, dtype: torch.dtype
+) -> None:
+    """A sweep in blocks would drown in the rounding of responses that cancel."""
+    problem = ChainProblem(Tamed(length, growth), start(3, 4, 1, dtype))
+    serial = fixedpoint.solve(problem, solver="serial")
+    found = fixedpoint.solve(problem, solver=ChainSolver(accelerator=BlockSecant()), rtol=1e-5)
+    assert found.converged.all()
+    assert found.counts.rounds <= length
+    difference = (found.z[:, -1] - serial.z[:, -1]).norm(dim=1) / serial.z[:, -1].norm(dim=1)
+    assert difference.max() <= 3e-5

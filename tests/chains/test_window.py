@@ -94,6 +94,18 @@ def test_rows_slide_their_own_windows_and_equal_their_solo_run(name: str, width:
         assert any(len(set(places.tolist())) > 1 for places in offsets)
 
 
+def test_rows_of_a_window_of_one_do_not_wait_for_one_another() -> None:
+    """One row starts from its answer and keeps its states; the others take theirs: all in N rounds."""
+    chain, x0 = wave_chain(length=20, rows=3, seed=3), draw(3, 3, 3)
+    exact = fixedpoint.solve(ChainProblem(chain, x0), solver="serial").z
+    guess = torch.where(torch.tensor([True, False, False]).view(-1, 1, 1), exact, x0.unsqueeze(1))
+    problem = ChainProblem(chain, x0, start=guess)
+    solution = fixedpoint.solve(problem, solver=ChainSolver(window=1), rtol=1e-4)
+    assert solution.converged.all()
+    assert solution.counts.rounds <= 20
+    torch.testing.assert_close(solution.z, exact, rtol=1e-3, atol=1e-3)
+
+
 @pytest.mark.parametrize("slack", [0.0, 0.1, 0.9])
 @pytest.mark.parametrize("start", ["constant", "nested"])
 def test_what_is_returned_was_evaluated_and_its_error_is_the_one_reported(slack: float, start: str) -> None:

@@ -395,6 +395,20 @@ def conditioned() -> Denoiser:
             {"step_kwargs": {"eta": 1.0}},
             r"eta > 0 requires noise of shape \(B, N, \*event\); see draw_noise",
         ),
+        *(
+            (make, {"num_inference_steps": 4, **arguments}, sentence)
+            for make in (lambda: EulerAncestralDiscreteScheduler(), lambda: DDIMScheduler())
+            for arguments, sentence in (
+                ({"noise": [1.0]}, r"noise must be a tensor of shape \(B, M, \*event\), got list"),
+                ({"noise": torch.ones(2, 4, 5).long()}, r"noise must be of a floating-point dtype, got torch.int64"),
+                ({"noise": torch.full((2, 4, 5), torch.nan)}, r"noise must be finite, got 40 entries"),
+                ({"step_kwargs": "eta"}, r"step_kwargs must be a mapping of names to values, got str"),
+                ({"num_inference_steps": 2.5}, r"num_inference_steps must be an integer, got 2.5"),
+                ({"num_inference_steps": True}, r"num_inference_steps must be an integer, got True"),
+                ({"num_inference_steps": 0}, r"num_inference_steps must be (at least|from) 1.*, got 0"),
+                ({"max_batch": 1.5, "noise": torch.ones(2, 4, 5)}, r"max_batch must be an integer, got 1.5"),
+            )
+        ),
     ],
 )
 def test_what_does_not_go_together_is_a_sentence(
@@ -402,6 +416,13 @@ def test_what_does_not_go_together_is_a_sentence(
 ) -> None:
     with pytest.raises((TypeError, ValueError), match=sentence):
         sampling_problem(never, make(), torch.ones(2, 5), **arguments)
+
+
+def test_noise_has_no_effect_where_none_is_drawn() -> None:
+    x, noise = images(4, seed=0)
+    for scheduler in (EulerDiscreteScheduler(), DPMSolverMultistepScheduler()):
+        one, two = (sampling_problem(each, scheduler, x, num_inference_steps=4, noise=given) for given in (None, noise))
+        assert torch.equal(fixedpoint.solve(one, solver="serial").z, fixedpoint.solve(two, solver="serial").z)
 
 
 def test_other_bad_input_is_a_sentence() -> None:

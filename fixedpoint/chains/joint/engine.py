@@ -105,8 +105,7 @@ class Engine:
         full_jacobian: bool = False,
         extended: bool = False,
     ) -> None:
-        self.f, self.problem = f, problem
-        self.width, self.length = width, problem.length
+        self.f, self.problem, self.width, self.length = f, problem, width, problem.length
         self.slack = slack * math.sqrt(width / problem.length)
         self.accelerator = accelerator
         self.rows = Rows(exact, problem.length, f.counts.rounds)
@@ -168,6 +167,8 @@ class Engine:
             index = self.window.place(self.window.offset[row] + slot)
             values = evaluate_pairs(self.f, self.problem, x, index, row, same_round=first > 0)
             self.window.put(values.flatten(1), row, slot)
+        if self.width == 1 < self.length:  # else a state would be final a round before the window slides
+            self.window.take_values(self.rows.running & (self.rows.exact == self.window.offset))
 
     def _inspect(self, judge: Judge) -> tuple[Report, Evaluated]:
         """Carry the defects along the window, judge the rows, and transfer the result to the host, once."""

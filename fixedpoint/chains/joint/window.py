@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fixedpoint.chains.joint.shift import Shift
+from fixedpoint.chains.measure import finite_states
 from fixedpoint.chains.problem import ChainProblem
 from fixedpoint.chains.recurrence.recurrence import Held
 from fixedpoint.core.transfer import to_device
@@ -123,6 +124,12 @@ class Window:
         found = self.states.flatten(0, 1).index_select(0, places)
         first = np.flatnonzero(slots == 0)
         return found.index_copy(0, self.place(first), self.base[self.place(rows[first]), -1]) if len(first) else found
+
+    def take_values(self, rows: NDArray[np.bool_]) -> None:
+        """Let the states of these rows take the values that the pairs imply, where those are finite."""
+        values = self.values()
+        taken = self.mask(rows[:, None]) & finite_states(values)
+        self.states = torch.where(taken.unsqueeze(2), values, self.states)
 
     def slide(self, shift: Shift, by: NDArray[np.int64], changes: Float[Tensor, "B p d"] | None) -> None:
         """Slide the window of every row by ``by`` predictions; what enters is zero.

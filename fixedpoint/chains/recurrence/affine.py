@@ -141,7 +141,9 @@ class Affine(Recurrence):
         whole = held.first is None and earlier is None and len(self.inputs) <= _LONGEST
         whole = whole and min(self.history, len(self.inputs)) <= BLOCK
         if whole and not torch.is_grad_enabled() and (respond is None or isinstance(respond, LowRank)):
-            return swept(self._responses(slopes, defects), defects.clone(), respond)
+            responses = self._responses(slopes, defects)
+            if responses.bounded:
+                return swept(responses, defects.clone(), respond)
         a, b = self._later(slopes, defects)
         factors, gains = (in_window(table, held.first, count).unsqueeze(3) for table in (a, b))
         total = defects.clone()

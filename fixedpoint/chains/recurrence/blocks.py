@@ -15,6 +15,9 @@ where the loop takes one, and a fixed number of operations per block and row. Wh
 carried by the recurrence itself. It also takes the memory of a few more states of the block, so it is for windows that
 hold the whole chain.
 
+Where the known numbers let changes grow and the corrections, or the defects themselves, take that back, the sums above
+cancel: their rounding is that of the largest response, and the loop's is not. Then the loop is the way to sweep.
+
 Rows are multiplied one by one: a row has the same bits whatever its batch.
 """
 
@@ -45,12 +48,15 @@ class Responses:
         Shape ``(K, q)``: ``w`` and ``b``.
     of_defects, of_predictions
         Shape ``(K, K)``, lower triangular: ``W`` and ``V``.
+    bounded
+        Whether ``W`` is so small that half of the digits of a change are left where it cancels.
     """
 
     factors: Float[Tensor, "K q"]
     gains: Float[Tensor, "K q"]
     of_defects: Float[Tensor, "K K"]
     of_predictions: Float[Tensor, "K K"]
+    bounded: bool = True
 
     @classmethod
     def of(cls, factors: Float[Tensor, "K q"], gains: Float[Tensor, "K q"], like: Tensor) -> Responses:
@@ -62,8 +68,9 @@ class Responses:
             spread += torch.diag_embed(gains[i:, i], -i)
         unit = torch.eye(count, dtype=torch.float64)
         of_defects = torch.linalg.solve_triangular(unit - carried, unit, upper=False, unitriangular=True)
-        tables = (factors, gains, of_defects, of_defects @ spread)
-        return cls(*(table.to(like.device, like.dtype) for table in tables))
+        tables = [table.to(like.device, like.dtype) for table in (factors, gains, of_defects, of_defects @ spread)]
+        bounded = bool(of_defects.abs().max() <= torch.finfo(like.dtype).eps ** -0.5)  # False for NaN
+        return cls(tables[0], tables[1], tables[2], tables[3], bounded)
 
 
 def swept(responses: Responses, defects: Float[Tensor, "B K d"], correction: LowRank | None) -> Float[Tensor, "B K d"]:

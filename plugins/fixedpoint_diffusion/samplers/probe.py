@@ -23,7 +23,13 @@ from torch import Tensor
 from fixedpoint_diffusion.samplers.draws import Draws, NotAffineError
 from fixedpoint_diffusion.samplers.levels import noise_levels
 from fixedpoint_diffusion.samplers.recurrence import AffineRows, SamplerTables
-from fixedpoint_diffusion.samplers.refusals import check_is_scheduler, check_settings, check_step, check_timesteps
+from fixedpoint_diffusion.samplers.refusals import (
+    check_count,
+    check_is_scheduler,
+    check_settings,
+    check_step,
+    check_timesteps,
+)
 from fixedpoint_diffusion.schedules.timesteps import DEFAULT_STEPS
 
 __all__ = ["sampler_tables"]
@@ -81,6 +87,7 @@ def sampler_tables(
     check_is_scheduler(scheduler)
     check_settings(scheduler)
     check_step(scheduler, step_kwargs or {})
+    check_count(num_inference_steps)
     asked = {"num_inference_steps": num_inference_steps, "timesteps": timesteps, "sigmas": sigmas}
     settings = {name: value for name, value in asked.items() if value is not None}
     check_timesteps(scheduler, {**settings, **set_timesteps_kwargs})

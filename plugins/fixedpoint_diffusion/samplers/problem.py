@@ -78,6 +78,9 @@ def sampling_problem(
         these checks.
     """
     _check_start(x_T)
+    if step_kwargs is not None and not isinstance(step_kwargs, Mapping):
+        raise TypeError(f"step_kwargs must be a mapping of names to values, got {type(step_kwargs).__name__}")
+    _check_noise(noise)
     step_kwargs = step_kwargs or {}
     if is_ddim(scheduler):
         given = {"sigmas": sigmas, **set_timesteps_kwargs, **step_kwargs}
@@ -107,8 +110,7 @@ def problem_of_tables(
     max_batch: int | None = None,
 ) -> ChainProblem:
     """As :func:`sampling_problem`, for a sampler whose tables are known."""
-    if noise is not None:
-        noise = noise.to(x_T)
+    noise = noise.to(x_T) if noise is not None and tables.stochastic else None  # otherwise it has no effect
     made = SamplerChain if tables.history == 1 else MultistepChain
     return _joined(made(denoiser, tables, noise), float(tables.starts[0]) * x_T, noise, max_batch)
 
@@ -159,6 +161,7 @@ def ddim_problem(
         If the chain has fewer steps than requested, which happens with ``timesteps="quadratic"``.
     """
     _check_start(x_T)
+    _check_noise(noise)
     chain = DDIMChain(denoiser, schedule, num_inference_steps, timesteps=timesteps, eta=eta, noise=noise)
     return _joined(chain, x_T, noise, max_batch)
 
@@ -168,6 +171,18 @@ def _check_start(x_T: Any) -> None:
         raise TypeError(f"x_T must be a tensor of shape (B, *event), got {type(x_T).__name__}")
     if not x_T.is_floating_point():
         raise TypeError(f"x_T must be of a floating-point dtype, got {x_T.dtype}")
+
+
+def _check_noise(noise: Any) -> None:
+    if noise is None:
+        return
+    if not isinstance(noise, Tensor):
+        raise TypeError(f"noise must be a tensor of shape (B, M, *event), got {type(noise).__name__}")
+    if not noise.is_floating_point():
+        raise TypeError(f"noise must be of a floating-point dtype, got {noise.dtype}")
+    bad = int((~noise.isfinite()).sum())
+    if bad:
+        raise ValueError(f"noise must be finite, got {bad} entries that are NaN or Inf")
 
 
 def _joined(

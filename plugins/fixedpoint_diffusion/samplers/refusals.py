@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import numbers
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from fixedpoint_diffusion.recognition import is_pipeline
 
-__all__ = ["check_is_scheduler", "check_settings", "check_step", "check_timesteps"]
+__all__ = ["check_count", "check_is_scheduler", "check_settings", "check_step", "check_timesteps"]
 
 # Settings with which the clean image that a scheduler predicts is changed in a way that is not affine.
 _CLIPPING = ("clip_sample", "clip_denoised", "thresholding")
@@ -63,6 +64,16 @@ def check_step(scheduler: Any, step_kwargs: Mapping[str, Any]) -> None:
                 f"step_kwargs may contain numbers and the like, got {key}, a {type(value).__name__}; noise is given to "
                 "the run of the tables"
             )
+
+
+def check_count(count: Any) -> None:
+    """Refuses a number of steps that is none."""
+    if count is None:
+        return
+    if isinstance(count, bool) or not isinstance(count, numbers.Integral):
+        raise ValueError(f"num_inference_steps must be an integer, got {count!r}")
+    if count < 1:
+        raise ValueError(f"num_inference_steps must be at least 1, got {count}")
 
 
 def check_timesteps(scheduler: Any, settings: Mapping[str, Any]) -> None:

@@ -444,3 +444,16 @@ def test_growth_that_the_predictions_take_back_makes_no_false_claim(
     assert found.counts.rounds <= length
     difference = (found.z[:, -1] - serial.z[:, -1]).norm(dim=1) / serial.z[:, -1].norm(dim=1)
     assert difference.max() <= 3e-5
+
+
+def test_the_adjoint_in_half_precision_is_that_of_its_trajectory() -> None:
+    """Transposed coefficients cancel, so the cotangents are carried in float32."""
+    chain = Multistep(12, 3, 4, seed=5)
+    x0 = start(3, 4, 6)
+    gradients = []
+    for dtype in (torch.bfloat16, F64):
+        begun = x0.to(torch.bfloat16).to(dtype).requires_grad_()
+        solution = fixedpoint.solve(ChainProblem(chain, begun), solver="serial", gradient=ChainAdjoint())
+        gradients += torch.autograd.grad(solution.z[:, -1].float().square().sum(), begun)
+    assert gradients[0].dtype == torch.bfloat16
+    assert float((gradients[0].double() - gradients[1]).norm() / gradients[1].norm()) <= 0.05

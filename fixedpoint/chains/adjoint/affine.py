@@ -63,7 +63,9 @@ class AffineAdjointChain(AffineChain, HasGaussianSlopes):
     ) -> None:
         recurrence = problem.recurrence
         assert isinstance(recurrence, Affine)
-        self.problem, self.last, self.earlier = problem, last, earlier
+        # Coefficients of the transposed recurrence may cancel, which half precision has no digits for.
+        self.problem, self.last = problem, widened(last)
+        self.earlier = None if earlier is None else widened(earlier)
         starts, weights, self._skipped = transposed(*recurrence.tables())
         self.length = problem.length + self._skipped
         self.inputs = torch.cat([problem.x0.detach().unsqueeze(1), states[:, :-1]], dim=1)
@@ -101,7 +103,7 @@ class AffineAdjointChain(AffineChain, HasGaussianSlopes):
         with torch.enable_grad(), self.ambient:
             z = severed(self.inputs[row, at])
             value = self.problem.pairs(z, at, row)
-        pulled = products(value, z, x)
+        pulled = products(value, z, x.to(z.dtype)).to(x.dtype)
         pulled = torch.where(skipped, 0.0, pulled) if self._skipped else pulled
         if self.earlier is None:
             return pulled
@@ -118,7 +120,7 @@ class AffineAdjointChain(AffineChain, HasGaussianSlopes):
 
     def of_start(self, found: Float[Tensor, "B k *event"]) -> Float[Tensor, "B *event"]:
         """Return ``dL/du_0`` of the states of this chain."""
-        return found[:, -1]
+        return found[:, -1].to(self.inputs.dtype)
 
     def gathered(self, found: Float[Tensor, "B k *event"], edge: Edge) -> tuple[Tensor | None, ...]:
         """Return ``sum_j mu_j^T dP_j/dtheta + sum_j lambda_{j+1}^T dc_j/dtheta``, one micro-batch at a time.
@@ -142,12 +144,13 @@ class AffineAdjointChain(AffineChain, HasGaussianSlopes):
         """
         # mu_0 .. mu_{K-1}: the first input of this chain, then its states but the last.
         cotangents = torch.cat([self.start.unsqueeze(1), found[:, :-1]], dim=1)[:, self._skipped :].flip(1)
+        cotangents = cotangents.to(self.inputs.dtype)
         rows, totals = len(self.inputs), Gradients(edge)
         index = torch.arange(self.problem.length, device=cotangents.device).repeat(rows)
         row = torch.arange(rows, device=cotangents.device).repeat_interleave(self.problem.length)
         size = self.problem.max_batch or len(index)
         # gamma_0 .. gamma_K, of which the pulled parts are added below.
-        zero = torch.zeros_like(self.inputs)
+        zero = torch.zeros_like(self.inputs, dtype=self.last.dtype)
         earlier = zero if self.earlier is None else torch.cat([zero[:, :1], self.earlier], dim=1)
         outer = torch.cat([earlier, self.last.unsqueeze(1)], dim=1)
         for at, of in zip(index.split(size), row.split(size), strict=True):
@@ -157,7 +160,7 @@ class AffineAdjointChain(AffineChain, HasGaussianSlopes):
                 outer[of, at] += pulled
         constants, known = recorded_constants(self.problem, index, row, self.ambient)
         if constants is not None:
-            totals.add(constants, known, self._of_constants(outer)[row, index])
+            totals.add(constants, known, self._of_constants(outer)[row, index].to(constants.dtype))
         return totals.found
 
     def _of_constants(self, outer: Float[Tensor, "B M *event"]) -> Float[Tensor, "B K *event"]:
@@ -176,6 +179,11 @@ class AffineAdjointChain(AffineChain, HasGaussianSlopes):
     def _reversed(self, slopes: Float[Tensor, " K"]) -> Float[Tensor, " k"]:
         """Return the slopes in reverse order; a prediction that is skipped has none."""
         return torch.cat([slopes.new_zeros(self._skipped), slopes.flip(0)])
+
+
+def widened(states: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """Return states in float32 or wider."""
+    return states.to(torch.promote_types(states.dtype, torch.float32))
 
 
 def transposed(

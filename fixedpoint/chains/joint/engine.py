@@ -52,7 +52,7 @@ from fixedpoint.chains.joint.slopes import DerivativeSlopes
 from fixedpoint.chains.joint.window import HostMask, Trail, Window, moved
 from fixedpoint.chains.measure import finite_states, relative, state_norms
 from fixedpoint.chains.problem import ChainProblem
-from fixedpoint.chains.recurrence.linear import Band, Derivatives, LinearPart
+from fixedpoint.chains.recurrence.linear import Band, LinearPart
 from fixedpoint.core.evaluator import Evaluated, Evaluator
 from fixedpoint.core.point import Point
 from fixedpoint.core.progress import Progress
@@ -265,10 +265,8 @@ class Engine:
     ) -> View:
         """Return the window as the accelerator sees it: final states may not change; their change is carried on."""
         window, later = self.window, self._after(final_to)
-        linear: LinearPart | Band | Derivatives | None = self.linear
-        if self.derivatives is not None:
-            linear = self.derivatives.at(window, self.rows.running, self._after(self.rows.exact))
-        assert linear is not None
+        at, made = (window, self.rows.running, self._after(self.rows.exact)), self.derivatives
+        linear: Any = self.linear if made is None else made.at(*at)
         slot = np.clip(final_to - window.offset, 0, self.width - 1)
         implied = report.changes if linear is self.problem.reference and self.accelerator.takes_plain_round else None
         report.changes = None  # from here on, only the accelerator may need them

@@ -434,5 +434,7 @@ def test_other_bad_input_is_a_sentence() -> None:
         sampling_problem(conditioned(), EulerDiscreteScheduler(), torch.ones(2, 5))
     with pytest.raises(TypeError, match="requires a scheduler of diffusers, got str"):
         sampling_problem(never, "euler", torch.ones(2, 5))
+    with pytest.raises(ValueError, match="num_inference_steps must be at most 10000"):
+        sampling_problem(never, EulerDiscreteScheduler(), torch.ones(2, 5), num_inference_steps=10**6)
     with pytest.raises(ValueError, match="has a memory; take MultistepChain"):
         SamplerChain(never, sampler_tables(DPMSolverMultistepScheduler(), 5))

@@ -14,6 +14,8 @@ from fixedpoint_diffusion.recognition import is_pipeline
 
 __all__ = ["check_count", "check_is_scheduler", "check_settings", "check_step", "check_timesteps"]
 
+# The most steps of a sampler that is probed.
+_MOST = 10_000
 # Settings with which the clean image that a scheduler predicts is changed in a way that is not affine.
 _CLIPPING = ("clip_sample", "clip_denoised", "thresholding")
 
@@ -74,6 +76,8 @@ def check_count(count: Any) -> None:
         raise ValueError(f"num_inference_steps must be an integer, got {count!r}")
     if count < 1:
         raise ValueError(f"num_inference_steps must be at least 1, got {count}")
+    if count > _MOST:
+        raise ValueError(f"num_inference_steps must be at most {_MOST}, since the tables have its square, got {count}")
 
 
 def check_timesteps(scheduler: Any, settings: Mapping[str, Any]) -> None:

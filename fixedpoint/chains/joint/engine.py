@@ -265,8 +265,9 @@ class Engine:
     ) -> View:
         """Return the window as the accelerator sees it: final states may not change; their change is carried on."""
         window, later = self.window, self._after(final_to)
-        at, made = (window, self.rows.running, self._after(self.rows.exact)), self.derivatives
-        linear: Any = self.linear if made is None else made.at(*at)
+        made, unfinished = self.derivatives, self._after(self.rows.exact)
+        linear = self.linear if made is None else made.at(window, self.rows.running, unfinished)
+        assert linear is not None  # one of the two is there
         slot = np.clip(final_to - window.offset, 0, self.width - 1)
         implied = report.changes if linear is self.problem.reference and self.accelerator.takes_plain_round else None
         report.changes = None  # from here on, only the accelerator may need them

@@ -76,7 +76,7 @@ def check_count(count: Any) -> None:
         raise ValueError(f"num_inference_steps must be an integer, got {count!r}")
     if count < 1:
         raise ValueError(f"num_inference_steps must be at least 1, got {count}")
-    if count > _MOST:
+    if int(count) > _MOST:
         raise ValueError(f"num_inference_steps must be at most {_MOST}, since the tables have its square, got {count}")
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from unittest import mock
 
+import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -28,6 +29,8 @@ from fixedpoint.chains import (
     Recurrence,
     Zero,
 )
+from fixedpoint.chains.joint.shift import Shift
+from fixedpoint.chains.joint.window import Window
 from fixedpoint.chains.recurrence import affine, blocks
 from fixedpoint.chains.recurrence.recurrence import LowRank
 from fixedpoint.core.problem import AbilityError
@@ -171,6 +174,8 @@ class Parametric(Multistep):
     max_batch=st.sampled_from([None, 4]),
     seed=st.integers(0, 10**6),
 )
+@example(length=6, history=2, rows=3, dense=False, several=False, idle=False, max_batch=4, seed=1)
+@example(length=6, history=1, rows=3, dense=True, several=True, idle=True, max_batch=None, seed=2)
 def test_the_adjoint_is_backpropagation(length, history, rows, dense, several, idle, max_batch, seed):
     """By the start, parameters and constants, of a loss of the last state or of all.
 
@@ -457,3 +462,17 @@ def test_the_adjoint_in_half_precision_is_that_of_its_trajectory() -> None:
         gradients += torch.autograd.grad(solution.z[:, -1].float().square().sum(), begun)
     assert gradients[0].dtype == torch.bfloat16
     assert float((gradients[0].double() - gradients[1]).norm() / gradients[1].norm()) <= 0.05
+
+
+def test_a_window_takes_along_what_is_behind_it() -> None:
+    """The pairs before it, and the changes that were not applied there, at another place in every row."""
+    problem = ChainProblem(Multistep(9, 3, 2, seed=0), start(2, 2, 1))
+    window = Window.opened(problem, start(2, 8, 2).view(2, 4, 2), np.zeros(2, dtype=np.int64), 4)
+    before = torch.cat([window.base, window.states], dim=1)
+    changes = torch.cat([torch.zeros_like(window.base), start(2, 8, 3).view(2, 4, 2)], dim=1)
+    by = np.array([1, 4])
+    window.slide(Shift(torch.tensor(by), 4), by, changes[:, 3:].clone())
+    assert window.earlier is not None
+    for row, moved in enumerate(by.tolist()):
+        assert torch.equal(window.base[row], before[row, moved : moved + 3])
+        assert torch.equal(window.earlier[row], changes[row, moved : moved + 3])

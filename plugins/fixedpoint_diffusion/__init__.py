@@ -40,6 +40,8 @@ if TYPE_CHECKING:
     from fixedpoint_diffusion.models.choices import ShapesModel as ShapesModel
     from fixedpoint_diffusion.models.folder import FolderError as FolderError
     from fixedpoint_diffusion.models.folder import ModelFolder as ModelFolder
+    from fixedpoint_diffusion.pipelines.parallel import ParallelPipeline as ParallelPipeline
+    from fixedpoint_diffusion.pipelines.parallel import parallel as parallel
     from fixedpoint_diffusion.samplers.chains import MultistepChain as MultistepChain
     from fixedpoint_diffusion.samplers.chains import SamplerChain as SamplerChain
     from fixedpoint_diffusion.samplers.ddim import DDIMChain as DDIMChain
@@ -95,6 +97,10 @@ __getattr__, __dir__, __all__ = exported(
             "ShapesModel",
         ),
         "fixedpoint_diffusion.denoisers.network": ("NetworkDenoiser",),
+        "fixedpoint_diffusion.pipelines.parallel": (
+            "ParallelPipeline",
+            "parallel",
+        ),
         "fixedpoint_diffusion.samplers.noise": (
             "draw_noise",
             "row_seeds",

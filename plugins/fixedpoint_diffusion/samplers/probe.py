@@ -32,7 +32,7 @@ from fixedpoint_diffusion.samplers.refusals import (
 )
 from fixedpoint_diffusion.schedules.timesteps import DEFAULT_STEPS
 
-__all__ = ["sampler_tables"]
+__all__ = ["sampler_tables", "tables_as_set"]
 
 _T = TypeVar("_T")
 
@@ -98,6 +98,20 @@ def sampler_tables(
     return _probed(recipe)
 
 
+def tables_as_set(scheduler: Any, timesteps: Sequence[Any], step_kwargs: Mapping[str, Any]) -> SamplerTables:
+    """As :func:`sampler_tables`, for a scheduler whose timesteps are set, and the loop over some timesteps.
+
+    Raises
+    ------
+    ValueError
+        As for :func:`sampler_tables`.
+    """
+    check_is_scheduler(scheduler)
+    check_settings(scheduler)
+    check_step(scheduler, step_kwargs)
+    return _probed(_AsSet(scheduler, {}, dict(step_kwargs), tuple(timesteps)))
+
+
 @dataclass(frozen=True)
 class _Pass:
     """Inputs and sample ``(K + 1, *image)``, states ``(K, *image)``, and the clean images that the steps returned."""
@@ -139,6 +153,12 @@ class _Recipe:
         self._own(lambda: made.set_timesteps(**copy.deepcopy(dict(self.settings))))
         return made
 
+    @property
+    def timesteps(self) -> Sequence[Any]:
+        """Those of the loop."""
+        found: Sequence[Any] = self.planned.timesteps
+        return found
+
     def ready(self) -> Any:
         """One to be stepped. A copy, since some constructors take longer than all of the steps."""
         return copy.deepcopy(self.planned)
@@ -149,7 +169,7 @@ class _Recipe:
 
     def _looped(self, scheduler: Any, x: Tensor, outputs: Iterable[Tensor], draws: Draws) -> _Pass:
         inputs, states, clean = [], [], []
-        for j, (t, output) in enumerate(zip(scheduler.timesteps, outputs, strict=True)):
+        for j, (t, output) in enumerate(zip(self.timesteps, outputs, strict=True)):
             with draws.during(j):
                 scaled = scheduler.scale_model_input(x, t) if hasattr(scheduler, "scale_model_input") else x
                 inputs.append(scaled.clone())  # a step may overwrite what it is given
@@ -190,10 +210,29 @@ class _Recipe:
                 )
 
 
+@dataclass(frozen=True)
+class _AsSet(_Recipe):
+    """Copies of a scheduler as it is, for a loop over some timesteps."""
+
+    steps: tuple[Any, ...] = ()
+
+    @property
+    def plain(self) -> Any:
+        return self.scheduler
+
+    @property
+    def planned(self) -> Any:
+        return self.scheduler
+
+    @property
+    def timesteps(self) -> Sequence[Any]:
+        return self.steps
+
+
 def _probed(recipe: _Recipe) -> SamplerTables:
     """Counts the draws, finds the tables, and checks them."""
     scheduler = recipe.planned
-    timesteps = torch.as_tensor(scheduler.timesteps).detach().cpu().clone()
+    timesteps = torch.as_tensor(recipe.timesteps).detach().cpu().clone()
     count = len(timesteps)
     if count == 0:
         raise ValueError(f"{recipe.name} has no timesteps as it is set")

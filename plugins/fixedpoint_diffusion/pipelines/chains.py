@@ -1,0 +1,272 @@
+"""The chains that a pipeline's loop makes, and which of them fits it.
+
+Four things can be known of a loop: that the scheduler is affine in its inputs and in the outputs of the network, that
+the pipeline does nothing else, that every state depends on the one before it alone, and nothing.
+
+    affine        scheduler with tables, network calls without the pipeline's code      no replay in a round
+    tables        scheduler with tables, predictions by replay                          two short replays
+    steps         no memory: steps by replay                                            two replays
+    predictions   anything: predictions by replay, joined by the scheduler's own steps  up to four replays
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+import torch
+from jaxtyping import Float, Int, Shaped
+from torch import Tensor
+
+from fixedpoint.chains.capabilities import HasNoInverse, HasReferenceSlopes
+from fixedpoint.chains.chain import Chain, PredictionChain
+from fixedpoint.chains.planning.costs import HasCostKey
+from fixedpoint.chains.problem import ChainProblem
+from fixedpoint.chains.recurrence.recurrence import Held, Recurrence, Respond
+from fixedpoint_diffusion.denoisers.denoiser import Denoiser
+from fixedpoint_diffusion.pipelines.affine import Mixed, direct_calls, input_factors, tables_of
+from fixedpoint_diffusion.pipelines.loop import Loop
+from fixedpoint_diffusion.pipelines.probe import Examined, remembers
+from fixedpoint_diffusion.samplers.chains import MultistepChain, SamplerChain
+from fixedpoint_diffusion.samplers.recurrence import SamplerTables
+
+__all__ = ["FORMS", "Form", "Formed", "PipelineDenoiser", "ReplayedPredictions", "ReplayedSteps", "formed"]
+
+Form: TypeAlias = Literal["affine", "tables", "steps", "predictions"]
+FORMS: tuple[Form, ...] = ("affine", "tables", "steps", "predictions")
+
+
+class PipelineDenoiser(Denoiser):
+    """What a pipeline predicts, guidance included, as a denoiser whose timesteps are the numbers of the steps.
+
+    Parameters
+    ----------
+    loop
+        The loop.
+    factors
+        Shape ``(K,)``: what the network's inputs have to be multiplied by to give the pipeline's samples.
+    mixed
+        How the network is called without the pipeline; None: by replays.
+    """
+
+    def __init__(self, loop: Loop, factors: Float[Tensor, " K"], mixed: Mixed | None) -> None:
+        self.loop, self.factors, self.mixed, self.rows = loop, factors, mixed, loop.layout.count
+
+    def predict(
+        self, x: Float[Tensor, "P *event"], timestep: Shaped[Tensor, " P"], row: Int[Tensor, " P"]
+    ) -> Float[Tensor, "P *event"]:
+        index = timestep.long()
+        if self.mixed is not None:
+            return self.mixed.predictions(x, index, row)
+        factors = self.factors.to(x)[index].view(-1, *[1] * (x.ndim - 1))
+        return self.loop.predictions(x * factors, index, row)
+
+    def cost_key(self) -> tuple[object, Hashable]:
+        """The pipeline, and how it is called."""
+        return self.loop.replay.pipe, (self.mixed is None, self.loop.layout)
+
+
+class ReplayedSteps(Chain, HasCostKey, HasNoInverse, HasReferenceSlopes):
+    """A loop without memory as a chain of steps: the states are the samples that the scheduler's steps return.
+
+    Parameters
+    ----------
+    loop
+        The loop.
+    """
+
+    def __init__(self, loop: Loop) -> None:
+        self.loop, self.length = loop, loop.length
+
+    def step(
+        self, x: Float[Tensor, "P *event"], index: Int[Tensor, " P"], row: Int[Tensor, " P"]
+    ) -> Float[Tensor, "P *event"]:
+        """Return what the steps return, by two replays."""
+        return self.loop.nexts(x, index, row)
+
+    def reference_slopes(self) -> Float[Tensor, " N"]:
+        """One: a step is taken to keep a change of its state. What it really does is learned as secants."""
+        return torch.ones(self.length, dtype=torch.float64)
+
+    def cost_key(self) -> tuple[object, Hashable]:
+        """The pipeline."""
+        return self.loop.replay.pipe, ("steps", self.loop.layout)
+
+    def no_inverse(self) -> str | None:
+        """Why the chain has no inverse: the pipeline begins with no latents of the user's. None if it does."""
+        if self.loop.scale is not None:
+            return None
+        return f"{type(self.loop.replay.pipe).__name__} takes no latents to begin with"
+
+
+class ReplayedRecurrence(Recurrence):
+    """The pipeline's own code between predictions, by replay: the open recurrence.
+
+    Parameters
+    ----------
+    loop
+        The loop.
+    """
+
+    slides = False
+
+    def __init__(self, loop: Loop) -> None:
+        self.loop, self.history = loop, loop.length
+
+    def next_input(
+        self, index: int, inputs: Sequence[Float[Tensor, "B d"]], predictions: Sequence[Float[Tensor, "B d"]]
+    ) -> Float[Tensor, "B d"]:
+        known = list(reversed(predictions))
+        return self.loop.sweep([self._shaped(each) for each in known])[index].flatten(1)
+
+    def values(self, held: Held) -> Float[Tensor, "B p d"]:
+        found = self.loop.sweep([self._shaped(each) for each in held.predictions.unbind(1)])
+        return torch.stack([each.flatten(1) for each in found], dim=1)
+
+    def carried(
+        self,
+        held: Held,
+        defects: Float[Tensor, "B p d"],
+        slopes: Float[Tensor, " K"] | None = None,
+        respond: Respond | None = None,
+        earlier: Float[Tensor, "B g d"] | None = None,
+    ) -> Float[Tensor, "B p d"]:
+        """Return the changes of a replay whose predictions respond to them; the slopes are zero."""
+        if respond is None:
+            return defects
+
+        def response(number: int, state: Tensor) -> Tensor:
+            # Slot ``n`` is the prediction whose input is state ``n - 1`` of the window.
+            change = state.flatten(1) - held.states[:, number - 1]
+            return self._shaped(respond(number, change))
+
+        found = self.loop.sweep([self._shaped(each) for each in held.predictions.unbind(1)], response)
+        changes = torch.stack([each.flatten(1) for each in found], dim=1) - held.states
+        # What has no defect is final or not finite: it is not moved.
+        return torch.where(changes.isfinite(), changes, defects)
+
+    def _shaped(self, flat: Float[Tensor, "B d"]) -> Tensor:
+        return flat.view(self.loop.start.shape)
+
+
+class ReplayedPredictions(PredictionChain, HasCostKey):
+    """Any loop: the scheduler's ``model_output`` as predictions, joined by the pipeline's own code.
+
+    Parameters
+    ----------
+    loop
+        The loop.
+    """
+
+    def __init__(self, loop: Loop) -> None:
+        self.loop, self.length = loop, loop.length
+        self.recurrence = ReplayedRecurrence(loop)
+
+    def predict(
+        self, x: Float[Tensor, "P *event"], index: Int[Tensor, " P"], row: Int[Tensor, " P"]
+    ) -> Float[Tensor, "P *event"]:
+        """Return what the pipeline gives to the scheduler, by two short replays."""
+        return self.loop.predictions(x, index, row)
+
+    def reference_slopes(self) -> Float[Tensor, " K"]:
+        """Zero: predictions are taken to stay what they are."""
+        return torch.zeros(self.length, dtype=torch.float64)
+
+    def cost_key(self) -> tuple[object, Hashable]:
+        """The pipeline."""
+        return self.loop.replay.pipe, ("predictions", self.loop.layout)
+
+
+@dataclass(frozen=True, eq=False)
+class Formed:
+    """A loop as a problem.
+
+    Attributes
+    ----------
+    problem
+        The problem.
+    form
+        Which chain it is.
+    loop
+        The loop.
+    tables
+        The tables of the scheduler, for the forms ``affine`` and ``tables``.
+    """
+
+    problem: ChainProblem
+    form: Form
+    loop: Loop
+    tables: SamplerTables | None = None
+
+    def samples(self, z: Float[Tensor, "B K *row"]) -> Float[Tensor, "B K *row"]:
+        """Return the pipeline's own samples after each step, of the states of a solution."""
+        if self.tables is None:
+            return z
+        assert self.tables.state_factors is not None
+        return z * self.tables.state_factors.to(z).view(1, -1, *[1] * (z.ndim - 2))
+
+
+def formed(examined: Examined, wanted: Form | None, opaque: bool = False) -> Formed:
+    """Return the problem of a loop in the first form that fits it, or in the form that is asked for.
+
+    Predictions need fewer rounds than steps do, since a step contains more than the network (Euler's with Karras sigmas,
+    20 steps: 12 against 14). Steps have what the others need that are asked for by ``opaque``: gradients by the adjoint
+    chain, inversion, and windows.
+
+    Raises
+    ------
+    ValueError
+        If the loop has not the form that is asked for.
+    """
+    loop = examined.loop
+    tables = tables_of(examined) if wanted in (None, "affine", "tables") else None
+    if tables is not None:
+        mixed = direct_calls(examined, tables) if wanted in (None, "affine") else None
+        if mixed is not None or wanted != "affine":
+            return _of_tables(examined, tables, mixed)
+    if wanted in ("affine", "tables"):
+        raise ValueError(f"{type(loop.replay.pipe).__name__}'s loop is not {_PLAIN[wanted]}; leave out form={wanted!r}")
+    remembered = remembers(examined)
+    if remembered and wanted == "steps":
+        raise ValueError(
+            f"steps of {type(examined.scheduler).__name__} depend on more than the state before them; "
+            "leave out form='steps'"
+        )
+    chain: Chain | PredictionChain
+    form: Form
+    if remembered or wanted == "predictions" or (wanted is None and not opaque):
+        _check_shapes(examined)
+        chain, form = ReplayedPredictions(loop), "predictions"
+    else:
+        chain, form = ReplayedSteps(loop), "steps"
+    return Formed(ChainProblem(chain, loop.start), form, loop)
+
+
+_PLAIN = {
+    "affine": "an affine scheduler and plain guidance",
+    "tables": "one of a scheduler that is affine, and leaves its samples alone",
+}
+
+
+def _of_tables(examined: Examined, tables: SamplerTables, mixed: Mixed | None) -> Formed:
+    loop = examined.loop
+    if mixed is None:
+        remembers(examined)  # finds out which calls have to wait
+    denoiser = PipelineDenoiser(loop, input_factors(tables), mixed)
+    noise = (loop.drawn_noise() if loop.noise is None else loop.noise) if tables.stochastic else None
+    made: Any = SamplerChain if tables.history == 1 else MultistepChain
+    start = loop.start / float(denoiser.factors[0])
+    # Replays evaluate their batches themselves, so that one of them serves a whole round.
+    most = None if mixed is None or loop.most is None else max(loop.most // mixed.each, 1)
+    problem = ChainProblem(made(denoiser, tables, noise), start, max_batch=most)
+    return Formed(problem, "affine" if mixed is not None else "tables", loop, tables)
+
+
+def _check_shapes(examined: Examined) -> None:
+    step = examined.loop.steps[0]
+    if step.prediction.shape != step.sample.shape:
+        raise ValueError(
+            f"{type(examined.scheduler).__name__} is given outputs of shape {tuple(step.prediction.shape)} for samples "
+            f"of shape {tuple(step.sample.shape)}, and remembers them; such a sampler cannot be solved jointly"
+        )

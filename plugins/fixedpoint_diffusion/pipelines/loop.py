@@ -1,0 +1,335 @@
+"""``Loop``: the denoising loop of one pipeline call, whose network calls are evaluated together.
+
+The states are the samples that the scheduler's steps return, as rows of a chain: an image is a row. Where an image has
+several samples (a pipeline that guides by a doubled batch of latents), they are held in one row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from fixedpoint_diffusion.pipelines.calls import Call, evaluated, merged_groups
+from fixedpoint_diffusion.pipelines.passes import Pass, Step
+from fixedpoint_diffusion.pipelines.replay import Replay
+from fixedpoint_diffusion.pipelines.trees import Path, leaves, mapped
+
+__all__ = ["Layout", "Loop"]
+
+# What the output of a row may differ by between two batches. Kernels for other sizes round otherwise: bfloat16 by 1e-2.
+_MERGES = 5e-2
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How the samples of a pipeline are the rows of a chain: sample ``q count + i`` belongs to row ``i``.
+
+    Attributes
+    ----------
+    count
+        ``d``, the number of rows.
+    each
+        The number of samples of a row.
+    """
+
+    count: int
+    each: int = 1
+
+    def rows(self, samples: Float[Tensor, "n *event"]) -> Float[Tensor, "d *row"]:
+        """Return the rows that some samples make."""
+        if self.each == 1:
+            return samples
+        found: Tensor = samples.unflatten(0, (self.each, self.count)).transpose(0, 1)
+        return found
+
+    def samples(self, rows: Float[Tensor, "d *row"]) -> Float[Tensor, "n *event"]:
+        """Return the samples in some rows."""
+        return rows if self.each == 1 else rows.transpose(0, 1).flatten(0, 1)
+
+
+@dataclass(eq=False)
+class Loop:
+    """The loop of one call of a pipeline.
+
+    Attributes
+    ----------
+    replay
+        The call.
+    steps
+        The steps of a pass with arbitrary outputs of the networks.
+    layout
+        How samples are rows.
+    start
+        Shape ``(d, *row)``: the sample that the first step is given.
+    templates
+        An output for every kind of network call, with arbitrary numbers; see :meth:`template`.
+    dtypes
+        The dtypes in which the pipeline gives tensors to its networks, by network and path.
+    levels
+        For every step and call that requires the outputs of other calls before the same step, how many of them it has
+        to wait for.
+    skips
+        Whether a pass that only records calls may leave out the scheduler's steps.
+    most
+        The largest number of rows in one batch of a network; None: no limit.
+    scale
+        What the pipeline multiplies its argument ``latents`` by to get the start; None where it takes no ``latents``.
+    noise
+        Shape ``(d, M, *row)``: what the steps draw, in place of the generator's numbers; None: those.
+    first
+        The first network call of the pipeline and its output, which a merged batch has to reproduce; None once it has.
+    last
+        The prediction that the last step was given, row by row, at its latest evaluation.
+    """
+
+    replay: Replay
+    steps: Sequence[Step]
+    layout: Layout
+    start: Float[Tensor, "d *row"]
+    templates: dict[Any, Any]
+    dtypes: dict[tuple[str, Path], torch.dtype]
+    levels: dict[tuple[int, int], int] = field(default_factory=dict)
+    skips: bool = False
+    most: int | None = None
+    scale: float | None = None
+    noise: Float[Tensor, "d M *row"] | None = None
+    first: tuple[Call, Any] | None = None
+    last: dict[int, Tensor] = field(default_factory=dict, repr=False)
+
+    @property
+    def length(self) -> int:
+        """``K``, the number of the scheduler's steps."""
+        return len(self.steps)
+
+    def template(self, call: Call) -> Any:
+        """Return an output of the kind that a call has."""
+        return self.templates[kind_of(call)]
+
+    def predictions(
+        self, x: Float[Tensor, "P *row"], index: Int[Tensor, " P"], row: Int[Tensor, " P"]
+    ) -> Float[Tensor, "P *row"]:
+        """Return what the pipeline gives to step ``index`` as ``model_output``, if the step before it returns ``x``."""
+        return self._at(x, index, row, lambda step: step.prediction, real=False)
+
+    def nexts(
+        self, x: Float[Tensor, "P *row"], index: Int[Tensor, " P"], row: Int[Tensor, " P"]
+    ) -> Float[Tensor, "P *row"]:
+        """Return what step ``index`` returns, if the step before it returns ``x``."""
+        return self._at(x, index, row, lambda step: step.next, real=True)
+
+    def sweep(
+        self,
+        predictions: Sequence[Float[Tensor, "d *row"]],
+        respond: Callable[[int, Tensor], Tensor] | None = None,
+    ) -> list[Float[Tensor, "d *row"]]:
+        """Return what the steps return if they are given these predictions, one after another.
+
+        Parameters
+        ----------
+        predictions
+            Those of the first steps; the pass ends after them.
+        respond
+            Given the number of a step and what the step before it returned, what is added to its prediction.
+        """
+        before = [self.start]
+
+        def prediction(step: Step) -> Tensor:
+            found = predictions[step.number]
+            if respond is not None and step.number > 0:
+                found = found + respond(step.number, before[-1])
+            return self.layout.samples(found)
+
+        def told(step: Step) -> None:
+            assert step.next is not None
+            before.append(self.layout.rows(step.next).to(self.start.dtype))
+
+        script = Pass(self.template, prediction=prediction, told=told, noise=self.drawn, last=len(predictions) - 1)
+        self.replay.play(script)
+        return [self.layout.rows(step.next).to(self.start.dtype) for step in script.steps if step.next is not None]
+
+    def _at(
+        self,
+        x: Tensor,
+        index: Tensor,
+        row: Tensor,
+        take: Callable[[Step], Tensor | None],
+        real: bool,
+    ) -> Tensor:
+        pairs = list(zip(index.tolist(), row.tolist(), strict=True))
+        found: list[Tensor | None] = [None] * len(pairs)
+        left = list(range(len(pairs)))
+        while left:
+            # A replay has one state for each step and row.
+            taken: dict[tuple[int, int], int] = {}
+            for number in left:
+                taken.setdefault(pairs[number], number)
+            left = sorted(set(left) - set(taken.values()))
+            for number, value in self._replayed(x, taken, take, real):
+                found[number] = value
+        return torch.stack([each for each in found if each is not None]).to(x.dtype)
+
+    def _replayed(
+        self, x: Tensor, taken: dict[tuple[int, int], int], take: Callable[[Step], Tensor | None], real: bool
+    ) -> list[tuple[int, Tensor]]:
+        wanted: dict[int, list[int]] = {}
+        for step, row in taken:
+            wanted.setdefault(step, []).append(row)
+        states, last = self._states(x, taken), max(wanted)
+        outputs: dict[tuple[int, int], dict[int, Any]] = {}
+
+        def played(real: bool) -> Pass:
+            def answer(call: Call) -> Any:
+                return self._joined(call, outputs.get((call.step, call.place)))
+
+            def told(step: Step) -> Tensor | None:
+                # What the step returns is kept by the pass; the pipeline goes on from the state that is known.
+                return self.layout.samples(states[step.number + 1]) if step.number + 1 < self.length else None
+
+            known = self.steps if self.skips and not real else None
+            script = Pass(answer, told=told, noise=self.drawn, known=known, last=last)
+            self.replay.play(script, **self._started(states[0]))
+            return script
+
+        for level in range(1 + max(self.levels.values(), default=0)):
+            recorded = played(real=False)
+            calls = [
+                call
+                for step in wanted
+                for call in recorded.steps[step].calls
+                if self.levels.get((step, call.place), 0) == level
+            ]
+            self._evaluate(calls, wanted, outputs)
+        final = played(real)
+        following: list[tuple[int, Tensor]] = []
+        for (step, row), number in taken.items():
+            value = take(final.steps[step])
+            assert value is not None
+            following.append((number, self.layout.rows(value)[row]))
+            self.note(step, row, self.layout.rows(final.steps[step].prediction)[row])
+        return following
+
+    def note(self, step: int, row: int, prediction: Tensor) -> None:
+        """Keep a prediction of the last step: some pipelines make their result of it."""
+        if step == self.length - 1:
+            self.last[row] = prediction.detach()
+
+    def _states(self, x: Tensor, taken: dict[tuple[int, int], int]) -> Tensor:
+        """Return a state for every step, those that are not asked for at the start."""
+        states = self.start.to(x.dtype).unsqueeze(0).expand(self.length, *self.start.shape)
+        steps, rows = (torch.tensor(part, device=x.device) for part in zip(*taken, strict=True))
+        return states.index_put((steps, rows), x[torch.tensor(list(taken.values()), device=x.device)])
+
+    def _started(self, start: Tensor) -> dict[str, Any]:
+        """Return the argument with which the pipeline begins at a state; nothing if it does so by itself."""
+        if not start.requires_grad and torch.equal(start, self.start):
+            return {}
+        if self.scale is None:
+            raise ValueError(
+                f"{type(self.replay.pipe).__name__} takes no latents to begin with, so its start can be neither "
+                "changed nor differentiated"
+            )
+        return {"latents": self.layout.samples(start) / self.scale}
+
+    def _evaluate(
+        self, calls: Sequence[Call], wanted: dict[int, list[int]], outputs: dict[tuple[int, int], dict[int, Any]]
+    ) -> None:
+        for call in calls:
+            self._restore_dtypes(call)
+        for group in merged_groups(calls):
+            some = [calls[number] for number in group]
+            found = evaluated(some, [wanted[call.step] for call in some], self.layout.count, self.most)
+            for call, rows in zip(some, found, strict=True):
+                outputs[call.step, call.place] = rows
+                self.compare(call, rows)
+
+    def compare(self, call: Call, rows: dict[int, Any]) -> None:
+        """Compare what a merged batch made of the pipeline's first call with what the call itself returned, once.
+
+        Raises
+        ------
+        ValueError
+            If they differ: the network shares something between the rows of a batch, or between calls.
+        """
+        if self.first is None or (call.step, call.place) != (0, 0) or len(rows) < self.layout.count:
+            return
+        own, output = self.first
+        if any(
+            isinstance(mine, Tensor) and not torch.equal(mine, theirs.to(mine.dtype))
+            for (_, mine), (_, theirs) in zip(own.leaves, call.leaves, strict=True)
+        ):
+            return  # at another start
+        self.first = None
+        for path, leaf in leaves(output):
+            if not isinstance(leaf, Tensor) or not leaf.is_floating_point() or leaf.ndim < 2:
+                continue
+            merged = torch.stack([_leaf(rows[image], path) for image in range(self.layout.count)], dim=1).flatten(0, 1)
+            off = float((merged.double() - leaf.double()).norm() / leaf.double().norm().clamp(min=1e-30))
+            if merged.shape != leaf.shape or not off <= _MERGES:
+                raise ValueError(
+                    f"{type(call.module).__name__} returns another output in a larger batch, off by {off:.1e} of its "
+                    "size, so that the steps of a chain cannot be evaluated together; a cache, or layers that mix the "
+                    "rows of a batch, may be the reason"
+                )
+
+    def _restore_dtypes(self, call: Call) -> None:
+        """Give a network its tensors in the pipeline's dtypes: states are held in a wider one."""
+
+        def change(path: Path, leaf: Any) -> Any:
+            dtype = self.dtypes.get((call.network, path))
+            wider = isinstance(leaf, Tensor) and leaf.is_floating_point() and dtype is not None
+            return leaf.to(dtype) if wider else leaf
+
+        call.arguments = mapped(call.arguments, change)
+        call._leaves = None
+
+    def _joined(self, call: Call, rows: dict[int, Any] | None) -> Any:
+        """Return the output of a whole call from those of its images; the template's for images that are not known."""
+        template = self.template(call)
+        if not rows:
+            return template
+        total, count = call.rows, self.layout.count
+
+        def change(path: Path, leaf: Any) -> Any:
+            if not isinstance(leaf, Tensor) or leaf.ndim == 0 or len(leaf) != total:
+                return leaf
+            parts = [_leaf(rows[image], path) if image in rows else leaf[image::count] for image in range(count)]
+            joined = torch.stack([part.to(leaf.dtype) for part in parts], dim=1)
+            return joined.flatten(0, 1)
+
+        return mapped(template, change)
+
+    def drawn(self, step: int, place: int, drawn: Tensor) -> Tensor:
+        """Return the noise that a step gets for one of its draws."""
+        if self.noise is None:
+            return drawn
+        samples = self.layout.count * self.layout.each
+        # With a list of generators a step draws for one sample after another.
+        split = samples // len(drawn)
+        first = sum(len(each.noise) for each in self.steps[:step]) + place
+        told = self.layout.samples(self.noise[:, first // split]).to(drawn.dtype)
+        return told if split == 1 else told[first % split : first % split + 1]
+
+    def drawn_noise(self) -> Float[Tensor, "d M *row"] | None:
+        """Return what the steps draw, in their order; None if they draw nothing."""
+        drawn = [each for step in self.steps for each in step.noise]
+        if not drawn:
+            return None
+        whole = torch.cat(drawn).unflatten(0, (-1, self.layout.count * self.layout.each))
+        return torch.stack([self.layout.rows(each) for each in whole], dim=1).to(self.start.dtype)
+
+
+def kind_of(call: Call) -> Any:
+    """Return what the structure of a call's output depends on."""
+    first = next(leaf for _, leaf in call.leaves if isinstance(leaf, Tensor) and leaf.ndim > 1)
+    return call.network, call.place, tuple(first.shape), call.arguments.get("return_dict", True)
+
+
+def _leaf(tree: Any, path: Path) -> Any:
+    for key in path:
+        tree = tree[key]
+    return tree

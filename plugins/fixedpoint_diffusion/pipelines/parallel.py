@@ -1,0 +1,231 @@
+"""``parallel``: a user's pipeline, sampled in parallel rounds by its own call.
+
+sampler = parallel(pipe, rtol=1e-3)
+images = sampler("a cat", num_inference_steps=50, generator=generator).images
+sampler.solution                              status, rounds and counts of every image
+"""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+import weakref
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from fixedpoint import api
+from fixedpoint.chains.chain import Chain
+from fixedpoint.chains.problem import ChainProblem
+from fixedpoint.core.progress import Progress
+from fixedpoint.core.solution import Solution
+from fixedpoint.core.solver import Solver
+from fixedpoint.gradients.estimator import GradientEstimator
+from fixedpoint_diffusion.pipelines.calls import Call
+from fixedpoint_diffusion.pipelines.chains import FORMS, Form, Formed, formed
+from fixedpoint_diffusion.pipelines.passes import Pass, Step
+from fixedpoint_diffusion.pipelines.probe import examine
+from fixedpoint_diffusion.pipelines.refusals import check_arguments, check_is_pipeline, check_parts
+from fixedpoint_diffusion.pipelines.replay import Replay
+
+__all__ = ["ParallelPipeline", "parallel"]
+
+
+def parallel(
+    pipe: Any,
+    *,
+    rtol: float = 1e-3,
+    solver: str | Mapping[str, Any] | Solver = "auto",
+    gradient: str | Mapping[str, Any] | GradientEstimator | None = None,
+    max_batch: int | None = None,
+    form: Form | None = None,
+) -> ParallelPipeline:
+    """A pipeline of diffusers whose steps are solved as one joint fixed point.
+
+    The result is called like the pipeline and returns what the pipeline returns. Its networks evaluate many steps in
+    one batch. Nothing is copied, and the pipeline is not changed; while the result is called, other objects stand in
+    for the pipeline's parts, and afterwards it is as after its own call.
+
+    Parameters
+    ----------
+    pipe
+        The pipeline, with any scheduler, adapters and callbacks.
+    rtol
+        The largest relative error of any state, in ``(0, 1)``; see ``fixedpoint.solve``.
+    solver
+        As for ``fixedpoint.solve``. ``"auto"`` solves jointly or step by step, whichever it expects to be faster on
+        this machine. ``"serial"`` runs the pipeline's own loop, with the same bits.
+    gradient
+        How autograd differentiates the samples, as for ``fixedpoint.solve``: ``"chain-adjoint"`` in most cases. None:
+        the pipeline runs without gradients, as its own call does.
+    max_batch
+        The largest number of rows in one batch of a network, at least 1; guidance takes two rows for an image. Default:
+        what is fastest on a CPU, and what half of the free memory of a GPU holds.
+    form
+        What is taken for known of the pipeline's loop. ``"affine"``: an affine scheduler and plain guidance, so that no
+        code of the pipeline runs in a round; ``"tables"``: an affine scheduler; ``"steps"``: every step depends on the
+        sample before it alone; ``"predictions"``: nothing. Default: the first of these that holds, with predictions
+        before steps unless ``gradient`` is given.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is not as described, or if the pipeline cannot be replayed; the message names what is in the way.
+    """
+    check_is_pipeline(pipe)
+    if not 0 < rtol < 1:
+        raise ValueError(f"rtol must be between 0 and 1, got {rtol!r}")
+    if max_batch is not None and (isinstance(max_batch, bool) or not isinstance(max_batch, int) or max_batch < 1):
+        raise ValueError(f"max_batch must be an integer of at least 1, got {max_batch!r}")
+    if form is not None and form not in FORMS:
+        raise ValueError(f"form must be one of {', '.join(FORMS)}, got {form!r}")
+    return ParallelPipeline(pipe, rtol, solver, gradient, max_batch, form)
+
+
+class ParallelPipeline:
+    """What :func:`parallel` returns.
+
+    Attributes
+    ----------
+    pipe
+        The pipeline.
+    solution
+        The solution of the last call: a status for every image, rounds, counts and plan; None before the first call.
+    """
+
+    def __init__(
+        self,
+        pipe: Any,
+        rtol: float,
+        solver: str | Mapping[str, Any] | Solver,
+        gradient: str | Mapping[str, Any] | GradientEstimator | None,
+        max_batch: int | None,
+        form: Form | None,
+    ) -> None:
+        self.pipe, self.solution = pipe, None
+        self._rtol, self._solver, self._gradient, self._most, self._form = rtol, solver, gradient, max_batch, form
+        self._formed: weakref.WeakKeyDictionary[ChainProblem, Formed] = weakref.WeakKeyDictionary()
+
+    solution: Solution | None
+
+    def __call__(self, *args: Any, noise: Float[Tensor, "B M *event"] | None = None, **kwargs: Any) -> Any:
+        """Call the pipeline, with its own arguments, and return what it returns.
+
+        Parameters
+        ----------
+        *args, **kwargs
+            The arguments of the pipeline's ``__call__``.
+        noise
+            What the scheduler's steps draw, in place of the generator's numbers: ``M`` draws for every sample.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If the arguments are not those of the pipeline, or if its loop cannot be solved jointly.
+
+        Warns
+        -----
+        UserWarning
+            If an image was not solved to the tolerance.
+        """
+        with self._grad_mode():
+            if self._solver == "serial" and self._gradient is None and noise is None:
+                return self._serial(args, kwargs)
+            problem = self.problem(*args, noise=noise, **kwargs)
+            with self._bar(problem) as on_round:
+                solution = api.solve(
+                    problem, solver=self._solver, gradient=self._gradient, rtol=self._rtol, on_round=on_round
+                )
+            self.solution = solution
+            if not all(solution.converged):
+                warnings.warn(f"{type(self.pipe).__name__}: {solution.message}", stacklevel=2)
+            return self.finish(problem, solution)
+
+    def problem(self, *args: Any, noise: Float[Tensor, "B M *event"] | None = None, **kwargs: Any) -> ChainProblem:
+        """The joint fixed point of a call, for ``fixedpoint.solve``; arguments as for :meth:`__call__`.
+
+        ``solution.samples`` are the samples that the scheduler's steps return. :meth:`finish` makes the pipeline's
+        output of a solution.
+        """
+        replay = self._replay(args, kwargs)
+        examined = examine(replay, self._most)
+        if noise is not None:
+            _check_noise(noise, examined.loop)
+            examined.loop.noise = noise
+        made = formed(examined, self._form, opaque=self._gradient is not None)
+        self._formed[made.problem] = made
+        return made.problem
+
+    def finish(self, problem: ChainProblem, solution: Solution) -> Any:
+        """Return what the pipeline returns, from a solution of a problem that this object made.
+
+        The pipeline's callbacks see the states of the solution, and its decoder runs.
+        """
+        made = self._formed.get(problem)
+        if made is None:
+            raise ValueError("finish requires a problem that this object's method problem has made")
+        loop, states = made.loop, made.samples(solution.z)
+        dtype = loop.steps[0].sample.dtype
+
+        def told(step: Step) -> Tensor:
+            return loop.layout.samples(states[:, step.number]).to(dtype)
+
+        def prediction(step: Step) -> Tensor:
+            if step.number < loop.length - 1 or len(loop.last) < loop.layout.count:
+                return step.prediction
+            return loop.layout.samples(torch.stack([loop.last[row] for row in range(loop.layout.count)])).to(dtype)
+
+        return loop.replay.play(Pass(loop.template, told=told, prediction=prediction, noise=loop.drawn), deliver=True)
+
+    def _replay(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Replay:
+        check_parts(self.pipe)
+        replay = Replay(self.pipe, args, kwargs)
+        check_arguments(replay.call, self.pipe, args, kwargs)
+        return replay
+
+    def _serial(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run the pipeline's own loop, and note its states."""
+        script = Pass(Call.run)
+        output = self._replay(args, kwargs).play(script, deliver=True)
+        states = torch.stack([step.next for step in script.steps if step.next is not None], dim=1)
+        played = ChainProblem(_Played(states), script.steps[0].sample)
+        self.solution = api.solve(played, solver="serial")
+        return output
+
+    def _grad_mode(self) -> contextlib.AbstractContextManager[Any]:
+        return torch.no_grad() if self._gradient is None else contextlib.nullcontext()
+
+    @contextlib.contextmanager
+    def _bar(self, problem: ChainProblem) -> Any:
+        """Shows the pipeline's own progress bar, a round at a time."""
+        with self.pipe.progress_bar(total=problem.length) as bar:
+
+            def on_round(progress: Progress) -> None:
+                bar.update(1)
+                bar.set_postfix(error=f"{float(np.max(progress.relative_error)):.1e}", refresh=False)
+
+            yield on_round
+
+
+class _Played(Chain):
+    """A chain whose states are known."""
+
+    def __init__(self, states: Float[Tensor, "B K *event"]) -> None:
+        self.states, self.length = states, states.shape[1]
+
+    def step(self, x: Tensor, index: Tensor, row: Tensor) -> Tensor:
+        return self.states[row, index]
+
+
+def _check_noise(noise: Any, loop: Any) -> None:
+    drawn = loop.drawn_noise()
+    wanted = None if drawn is None else tuple(drawn.shape)
+    got = tuple(noise.shape) if isinstance(noise, Tensor) else type(noise).__name__
+    if wanted is None:
+        raise ValueError("noise is for schedulers that draw some, and this one draws none")
+    if got != wanted:
+        raise ValueError(f"noise must have shape {wanted}, one image for every draw of every sample, got {got}")

@@ -1,0 +1,153 @@
+"""Passes through a pipeline's loop: what its networks were asked, what its scheduler was given, and what came of it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fixedpoint_diffusion.pipelines.calls import Call
+from fixedpoint_diffusion.pipelines.randomness import Noise
+from fixedpoint_diffusion.pipelines.replay import LoopEnded, Script, StepCall
+
+__all__ = ["Pass", "Step", "previous_of", "with_previous"]
+
+# Step arguments that differ from step to step and are no settings of the sampler.
+_OWN = ("model_output", "timestep", "sample", "generator", "return_dict")
+
+
+@dataclass(eq=False)
+class Step:
+    """One step of the scheduler in a pass.
+
+    Attributes
+    ----------
+    number
+        Its number, from 0.
+    calls
+        The network calls before it, in their order.
+    prediction
+        ``model_output``, as the pipeline gave it.
+    sample
+        ``sample``, as the pipeline gave it.
+    timestep
+        ``timestep``.
+    settings
+        The other arguments, such as ``eta``.
+    result
+        What the step returned; None where it was not taken.
+    next
+        ``prev_sample`` of the result; None where it was not taken.
+    noise
+        What the step drew.
+    """
+
+    number: int
+    calls: list[Call]
+    prediction: Tensor
+    sample: Tensor
+    timestep: Any
+    settings: dict[str, Any]
+    result: Any = None
+    next: Tensor | None = None
+    noise: list[Tensor] = field(default_factory=list)
+
+
+class Pass(Script):
+    """Goes through the loop once, and records its steps.
+
+    Parameters
+    ----------
+    answer
+        Returns the output of a network call.
+    told
+        Returns the sample that the pipeline gets from a step in place of the step's own; None: that.
+    prediction
+        Returns what the scheduler gets as ``model_output`` in a step, in place of the pipeline's own; None: that.
+    noise
+        Returns what step ``j`` gets for its draw ``k``, given both and what was drawn; None: what was drawn.
+    known
+        The steps of an earlier pass, if steps need not be taken: their results tell what kind of object to return.
+    last
+        The step with which the pass ends; None: it goes through.
+    """
+
+    def __init__(
+        self,
+        answer: Callable[[Call], Any],
+        *,
+        told: Callable[[Step], Tensor | None] | None = None,
+        prediction: Callable[[Step], Tensor] | None = None,
+        noise: Callable[[int, int, Tensor], Tensor] | None = None,
+        known: Sequence[Step] | None = None,
+        last: int | None = None,
+    ) -> None:
+        self.answer, self.told, self.prediction, self.noise = answer, told, prediction, noise
+        self.known, self.last = known, last
+        self.steps: list[Step] = []
+        self.calls: list[Call] = []  # since the last step
+
+    def network(self, name: str, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        call = Call.of(name, module, len(self.steps), len(self.calls), args, kwargs)
+        self.calls.append(call)
+        return self.answer(call)
+
+    def step(self, call: StepCall) -> Any:
+        number, given = len(self.steps), call.arguments
+        settings = {name: value for name, value in given.items() if name not in _OWN}
+        step = Step(number, self.calls, given["model_output"], given["sample"], given["timestep"], settings)
+        if self.prediction is not None:
+            step.prediction = self.prediction(step)
+        self.steps.append(step)
+        self.calls = []
+        if self.known is not None and number < len(self.known):
+            if number == self.last:
+                raise LoopEnded
+            _advance(call.scheduler, given["timestep"])
+            result = self.known[number].result
+        else:
+            with self._drawing(number) as noise:
+                result = step.result = call.take(model_output=step.prediction)
+            step.next, step.noise = previous_of(result), noise.drawn
+            if number == self.last:
+                raise LoopEnded
+        told = None if self.told is None else self.told(step)
+        return result if told is None else with_previous(result, told)
+
+    @contextlib.contextmanager
+    def _drawing(self, number: int) -> Iterator[Noise]:
+        told = self.noise
+        with Noise(None if told is None else lambda place, drawn: told(number, place, drawn)) as noise:
+            yield noise
+
+
+def _advance(scheduler: Any, timestep: Any) -> None:
+    """Count a step that is not taken: the scale of the next input depends on the scheduler's count."""
+    if not hasattr(scheduler, "_step_index"):
+        return
+    if scheduler._step_index is None:
+        scheduler._init_step_index(timestep)
+    scheduler._step_index += 1
+
+
+def previous_of(result: Any) -> Tensor:
+    """Return the sample in what a step returned."""
+    if isinstance(result, Tensor):
+        return result
+    found = result.prev_sample if hasattr(result, "prev_sample") else result[0]
+    if not isinstance(found, Tensor):
+        raise TypeError(f"a scheduler's step must return a tensor, got {type(found).__name__}")
+    return found
+
+
+def with_previous(result: Any, sample: Tensor) -> Any:
+    """Return the result of a step with another sample."""
+    if isinstance(result, Tensor):
+        return sample
+    if isinstance(result, tuple) and not hasattr(result, "prev_sample"):
+        return (sample, *result[1:])
+    return type(result)(**{**dict(result.items()), "prev_sample": sample})

@@ -1,0 +1,304 @@
+"""Finds out about a pipeline's loop what decides how it can be solved, by replays with arbitrary network outputs.
+
+Nothing is known of any pipeline. What holds is decided by identities between passes: bits that do not change where
+something else does, and combinations that hold on random numbers.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fixedpoint_diffusion.pipelines.batches import most_rows, spending
+from fixedpoint_diffusion.pipelines.calls import Call
+from fixedpoint_diffusion.pipelines.loop import Layout, Loop, kind_of
+from fixedpoint_diffusion.pipelines.passes import Pass, Step
+from fixedpoint_diffusion.pipelines.replay import Replay, StepCall
+from fixedpoint_diffusion.pipelines.trees import Path, mapped
+
+__all__ = ["Examined", "arbitrary", "examine", "remembers"]
+
+# The seeds of the arbitrary outputs.
+_SEEDS = (1, 2)
+
+
+@dataclass(eq=False)
+class Examined:
+    """A loop and two passes through it, from the same start with different outputs.
+
+    Attributes
+    ----------
+    loop
+        The loop.
+    other
+        The steps of the second pass.
+    scheduler
+        A copy of the scheduler as the pipeline set it, before its first step.
+    """
+
+    loop: Loop
+    other: Sequence[Step]
+    scheduler: Any
+
+
+class _First(Pass):
+    """The first pass: it calls each network once, to see what its outputs are like."""
+
+    def __init__(self) -> None:
+        super().__init__(self._first)
+        self.templates: dict[Any, Any] = {}
+        self.dtypes: dict[tuple[str, Path], torch.dtype] = {}
+        self.scheduler: Any = None
+        self.first: tuple[Call, Any] | None = None
+        self.spent: int | None = None
+
+    def _first(self, call: Call) -> Any:
+        kind = kind_of(call)
+        if kind not in self.templates:
+            for path, leaf in call.leaves:
+                if isinstance(leaf, Tensor) and leaf.is_floating_point():
+                    self.dtypes.setdefault((call.network, path), leaf.dtype)
+            with torch.no_grad():
+                output, self.spent = spending(call)
+            if self.first is None:
+                self.first = call, output
+            self.templates[kind] = _widened(output)
+        return arbitrary(self.templates[kind], call, _SEEDS[0])
+
+    def step(self, call: StepCall) -> Any:
+        if self.scheduler is None:
+            made = copy.copy(call.scheduler)
+            vars(made).pop("step", None)
+            self.scheduler = copy.deepcopy(made)
+        return super().step(call)
+
+
+def examine(replay: Replay, most: int | None) -> Examined:
+    """Go through a loop twice and return what it is made of.
+
+    Raises
+    ------
+    ValueError
+        If the pipeline takes no step of its scheduler, or if its loop is not the same each time.
+    """
+    name = type(replay.pipe).__name__
+    first = _First()
+    replay.play(first)
+    if not first.steps:
+        raise ValueError(f"{name} took no step of its scheduler, so there is nothing to solve")
+    if not any(step.calls for step in first.steps):
+        raise ValueError(f"{name} called no network of its own between the steps of its scheduler")
+    _name_encoders(replay, first)
+    steps = _passed(replay, first.templates, _SEEDS[0])
+    _check_same(name, first, steps, bool(replay.encoders))
+    other = _passed(replay, first.templates, _SEEDS[1])
+    if len(steps) != len(other) or [len(step.calls) for step in steps] != [len(step.calls) for step in other]:
+        raise ValueError(
+            f"{name} took {len(steps)} steps of its scheduler with some outputs of its network and {len(other)} with "
+            "others; a loop whose length depends on the images is not one fixed point"
+        )
+    count = _independent(replay, first.templates, steps)
+    sample = steps[0].sample
+    layout = Layout(count, len(sample) // count)
+    dtype = torch.float64 if sample.dtype == torch.float64 else torch.float32
+    loop = Loop(replay, steps, layout, layout.rows(sample).to(dtype), first.templates, first.dtypes, most=most)
+    assert first.first is not None
+    call, output = first.first
+    if call.network not in replay.encoders:
+        loop.first = call, output
+    if most is None:
+        loop.most = most_rows(sample.device, call.rows, first.spent)
+    loop.scale = _scale(loop)
+    return Examined(loop, other, first.scheduler)
+
+
+def _check_same(name: str, first: Pass, steps: Sequence[Step], encoders: bool) -> None:
+    """Check that two passes with the same outputs and generators are the same."""
+    same = len(first.steps) == len(steps) and (
+        encoders or all(torch.equal(_next(one), _next(two)) for one, two in zip(first.steps, steps, strict=True))
+    )
+    if not same:
+        raise ValueError(
+            f"two runs of {name} with the same outputs of its network and the same generators are not the same: its "
+            "scheduler's step is no function of what it is given, or a callback keeps count"
+        )
+
+
+def _name_encoders(replay: Replay, first: _First) -> None:
+    """Networks that are called before the first step alone are encoders: their outputs are the same each time."""
+    later = {call.network for step in first.steps[1:] for call in step.calls}
+    early = [call.network for call in first.steps[0].calls if call.network not in later]
+    if len(first.steps) > 1 and later:
+        replay.encoders.update(early)
+
+
+def _passed(replay: Replay, templates: dict[Any, Any], seed: int, **options: Any) -> list[Step]:
+    script = Pass(lambda call: arbitrary(templates[kind_of(call)], call, seed), **options)
+    replay.play(script)
+    return script.steps
+
+
+def arbitrary(template: Any, call: Call, seed: int, changed: Callable[[Tensor], Tensor] | None = None) -> Any:
+    """Return a random output of the size of the template, other rows in another proportion for another seed."""
+    number = 1000 * (7 * call.step + call.place) + seed
+
+    def change(_path: Path, leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor) or not leaf.is_floating_point():
+            return leaf
+        own = torch.Generator().manual_seed(number)
+        random = torch.randn(leaf.shape, generator=own, dtype=leaf.dtype).to(leaf.device)
+        if seed == _SEEDS[1] and random.ndim > 0:
+            # So that no combination of rows is a fixed multiple of another by chance.
+            size = torch.linspace(1.0, 2.0, len(random), dtype=random.dtype, device=random.device)
+            random = random * size.view(-1, *[1] * (random.ndim - 1))
+        size = leaf.square().mean().sqrt()
+        found = random * torch.where(size > 0, size, 1.0)
+        return found if changed is None else changed(found)
+
+    return mapped(template, change)
+
+
+def _widened(output: Any) -> Any:
+    """Return an output whose numbers of low precision are in float32."""
+
+    def change(_path: Path, leaf: Any) -> Any:
+        narrow = isinstance(leaf, Tensor) and leaf.dtype in (torch.float16, torch.bfloat16)
+        return leaf.float() if narrow else leaf
+
+    return mapped(output, change)
+
+
+def _independent(replay: Replay, templates: dict[Any, Any], steps: Sequence[Step]) -> int:
+    """Return the largest number of images that do not depend on one another, image ``i`` owning rows ``i + q d``."""
+    samples = len(steps[0].sample)
+    common = math.gcd(samples, *(call.rows for step in steps for call in step.calls))
+    sizes = (each for each in range(common, 1, -1) if common % each == 0)
+    return next((each for each in sizes if _are_independent(replay, templates, steps, each)), 1)
+
+
+def _are_independent(replay: Replay, templates: dict[Any, Any], steps: Sequence[Step], count: int) -> bool:
+    """Whether no image changes with the outputs of another one. Any two of them differ in a bit of their number."""
+    for bit in range((count - 1).bit_length()):
+        for value in (0, 1):
+
+            def answer(call: Call, bit: int = bit, value: int = value) -> Any:
+                def change(own: Tensor) -> Tensor:
+                    if len(own) != call.rows:
+                        return own
+                    grown = _bits(len(own), count, bit, own.device) == value
+                    return torch.where(grown.view(-1, *[1] * (own.ndim - 1)), 1.5 * own, own)
+
+                return arbitrary(templates[kind_of(call)], call, _SEEDS[0], change)
+
+            script = Pass(answer)
+            replay.play(script)
+            kept = _bits(len(steps[0].sample), count, bit, steps[0].sample.device) != value
+            if len(script.steps) != len(steps) or not all(
+                torch.equal(_next(one)[kept], _next(two)[kept]) for one, two in zip(steps, script.steps, strict=True)
+            ):
+                return False
+    return True
+
+
+def _bits(rows: int, count: int, bit: int, device: torch.device) -> Tensor:
+    """Return a bit of the image's number that each row belongs to."""
+    return (torch.arange(rows, device=device) % count) >> bit & 1
+
+
+def _next(step: Step) -> Tensor:
+    assert step.next is not None
+    return step.next
+
+
+def _scale(loop: Loop) -> float | None:
+    """Return the number by which the pipeline multiplies ``latents``; None if it takes none, or does anything else."""
+    if "latents" not in inspect.signature(loop.replay.call).parameters:
+        return None
+    start = loop.layout.samples(loop.start)
+    script = Pass(loop.template, last=0)
+    loop.replay.play(script, latents=start.to(loop.steps[0].sample.dtype))
+    began = script.steps[0].sample.to(start.dtype)
+    if began.shape != start.shape:
+        return None
+    scale = float((began * start).sum() / start.square().sum())
+    off = (began - scale * start).abs().max()
+    return scale if float(off) <= 1e-2 * abs(scale) * float(start.abs().max()) else None
+
+
+def remembers(examined: Examined) -> bool:
+    """Return whether a step depends on more than the state before it and the outputs of its own networks.
+
+    Also finds out which calls have to wait for others (``loop.levels``), and whether passes may leave out steps.
+    """
+    loop = examined.loop
+    generator = torch.Generator().manual_seed(3)
+    shape = (loop.length, *loop.start.shape)
+    size = loop.start.square().mean().sqrt()
+    states = torch.randn(shape, generator=generator, dtype=loop.start.dtype).to(loop.start.device) * size
+    chosen = torch.rand(loop.length, generator=generator) < 0.5
+
+    def passed(states: Tensor, moved: Tensor | None = None, **options: Any) -> list[Step]:
+        def answer(call: Call) -> Any:
+            grown = moved is not None and bool(moved[min(call.step, loop.length - 1)])
+            return arbitrary(loop.template(call), call, _SEEDS[0], (lambda own: 1.5 * own) if grown else None)
+
+        def told(step: Step) -> Tensor | None:
+            return loop.layout.samples(states[step.number + 1]) if step.number + 1 < loop.length else None
+
+        script = Pass(answer, told=told, noise=loop.drawn, **options)
+        loop.replay.play(script)
+        return script.steps
+
+    base = passed(states)
+    loop.skips = _skips(base, lambda: passed(states, known=loop.steps))
+    changed = False
+    for some in (chosen, ~chosen):
+        outputs = passed(states, some)
+        others = states.clone()
+        others[1:][some[:-1]] *= 1.5  # the state before the step after: what step ``some + 1`` is given
+        moved = passed(others)
+        for number, step in enumerate(base):
+            if not some[number]:
+                changed |= not torch.equal(_next(step), _next(outputs[number]))
+            else:
+                _note_levels(loop, step, outputs[number])
+            if number > 0 and not some[number - 1]:
+                changed |= not torch.equal(_next(step), _next(moved[number]))
+    return changed
+
+
+def _skips(base: Sequence[Step], play: Callable[[], list[Step]]) -> bool:
+    """Whether a pass without steps makes the same calls."""
+    try:
+        bare = play()
+    except Exception:  # a scheduler of a stranger's may keep its count in another way
+        return False
+    if len(bare) != len(base):
+        return False
+    return all(
+        _equal_calls(one, two)
+        for step, its in zip(base, bare, strict=True)
+        for one, two in zip(step.calls, its.calls, strict=True)
+    )
+
+
+def _equal_calls(one: Call, two: Call) -> bool:
+    pairs = zip(one.leaves, two.leaves, strict=True)
+    return all(
+        torch.equal(mine, theirs) if isinstance(mine, Tensor) else mine is theirs or mine == theirs
+        for (_, mine), (_, theirs) in pairs
+    )
+
+
+def _note_levels(loop: Loop, base: Step, outputs: Step) -> None:
+    """A call whose input changes with the outputs of this step's calls waits for those before it."""
+    for call, its in zip(base.calls, outputs.calls, strict=True):
+        if not _equal_calls(call, its):
+            loop.levels[call.step, call.place] = call.place

@@ -1,0 +1,92 @@
+"""Checks before any work: what cannot be replayed is refused with a sentence that names it."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from fixedpoint_diffusion.pipelines.trees import leaves
+from fixedpoint_diffusion.recognition import is_pipeline
+
+__all__ = ["check_arguments", "check_is_pipeline", "check_parts"]
+
+
+def check_is_pipeline(given: Any) -> None:
+    """Check that something is a pipeline of diffusers, or of a class derived from one.
+
+    Raises
+    ------
+    TypeError
+        If it is not; the message says what to pass.
+    """
+    name = type(given).__name__
+    if isinstance(given, type):
+        raise TypeError(f"parallel requires a pipeline, got the class {given.__name__} itself; pass an instance")
+    if isinstance(given, str) or hasattr(given, "__fspath__"):
+        raise TypeError(
+            f"parallel requires a pipeline, got {name} {str(given)!r}; load it by DiffusionPipeline.from_pretrained"
+        )
+    if isinstance(given, torch.nn.Module):
+        raise TypeError(f"parallel requires a whole pipeline, got {name}; a network goes to sampling_problem")
+    if not is_pipeline(given):
+        raise TypeError(f"parallel requires a pipeline of diffusers, got {name}")
+    if any(base.__name__ == "ModularPipeline" for base in type(given).__mro__):
+        raise TypeError(f"{name} is made of blocks, and has no loop of its own to replay; parallel takes pipelines")
+
+
+def check_parts(pipe: Any) -> None:
+    """Check that a pipeline's networks and scheduler can be called in any order.
+
+    Raises
+    ------
+    ValueError
+        If they cannot; the message names the part.
+    """
+    name = type(pipe).__name__
+    scheduler = getattr(pipe, "scheduler", None)
+    if scheduler is None or not callable(getattr(scheduler, "step", None)):
+        raise ValueError(f"{name} has no scheduler with a step, so that its loop cannot be told from other code")
+    given = inspect.signature(scheduler.step).parameters
+    lacking = [each for each in ("model_output", "timestep", "sample") if each not in given]
+    if lacking:
+        raise ValueError(f"the step of {name}'s {type(scheduler).__name__} takes no {lacking[0]}")
+    for part, module in vars(pipe).items():
+        if isinstance(module, torch.nn.Module):
+            _check_network(f"{name}.{part}", module)
+
+
+def _check_network(name: str, module: torch.nn.Module) -> None:
+    if module.training and any(isinstance(each, _RANDOM) for each in module.modules()):
+        raise ValueError(
+            f"{name} is in training mode, where dropout makes every evaluation another function; call eval() first"
+        )
+    for inner in module.modules():
+        hooks = getattr(getattr(inner, "_diffusers_hook", None), "hooks", {})
+        for hook in hooks.values():
+            if getattr(hook, "_is_stateful", False):
+                raise ValueError(
+                    f"{name} has a {type(hook).__name__}, which keeps what earlier steps computed, so that its output "
+                    "depends on the order of the calls; disable the cache first"
+                )
+
+
+_RANDOM = (torch.nn.modules.dropout._DropoutNd, torch.nn.modules.batchnorm._BatchNorm)
+
+
+def check_arguments(call: Any, pipe: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+    """Check that arguments go with the pipeline's own signature.
+
+    Raises
+    ------
+    TypeError
+        As the pipeline would raise it.
+    """
+    inspect.signature(call).bind(pipe, *args, **kwargs)
+    for path, leaf in leaves(kwargs):
+        if isinstance(leaf, torch.Tensor) and leaf.is_floating_point() and not bool(leaf.isfinite().all()):
+            raise ValueError(
+                f"{path[0]} must be finite, got {int((~leaf.isfinite()).sum())} entries that are NaN or Inf"
+            )

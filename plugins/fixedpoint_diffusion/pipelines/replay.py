@@ -1,0 +1,264 @@
+"""``Replay``: one call of a pipeline with its arguments, carried out again and again with other network outputs.
+
+For the length of a replay the pipeline's networks, encoders and scheduler are replaced in its ``__dict__``:
+
+- networks by objects that hand every call to a ``Script``, which records the inputs and returns an output it knows,
+- encoders, whose results are the same in every replay, by objects that remember them,
+- the decoder by one that ends the replay,
+- the scheduler by a fresh copy, whose counters and history begin anew and whose ``step`` goes through the script.
+
+Guidance, blends, callbacks and whatever else a pipeline does between two network calls is its own code. All random
+generators are put back before each replay. Afterwards the pipeline is as it was, whatever was raised.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import inspect
+import threading
+import weakref
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+from fixedpoint_diffusion.pipelines.randomness import RandomStates
+
+__all__ = ["LoopEnded", "Replay", "Script", "StepCall"]
+
+# One lock per pipeline: replays of two threads take turns.
+_LOCKS: weakref.WeakKeyDictionary[Any, threading.RLock] = weakref.WeakKeyDictionary()
+_LOCKS_LOCK = threading.Lock()
+
+
+class LoopEnded(BaseException):
+    """Ends a replay once it has told all it can. Not an ``Exception``, so that no pipeline catches it."""
+
+
+class StepCall:
+    """One call of a scheduler's ``step``.
+
+    Attributes
+    ----------
+    scheduler
+        The copy of the scheduler that takes the step.
+    arguments
+        The arguments by name.
+    """
+
+    def __init__(self, scheduler: Any, real: Callable[..., Any], bound: inspect.BoundArguments) -> None:
+        self.scheduler, self._real, self._bound = scheduler, real, bound
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        return self._bound.arguments
+
+    def take(self, **instead: Any) -> Any:
+        """Take the step, with some of the arguments replaced."""
+        self._bound.arguments.update(instead)
+        return self._real(*self._bound.args, **self._bound.kwargs)
+
+
+class Script(ABC):
+    """What the networks and the steps of a replay return."""
+
+    @abstractmethod
+    def network(self, name: str, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Return what a call of a network returns."""
+
+    @abstractmethod
+    def step(self, call: StepCall) -> Any:
+        """Return what a step of the scheduler returns."""
+
+
+class Replay:
+    """A call of a pipeline that can be carried out again and again.
+
+    Parameters
+    ----------
+    pipe
+        The pipeline.
+    args, kwargs
+        The arguments of its ``__call__``.
+    """
+
+    def __init__(self, pipe: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        self.pipe, self.args, self.kwargs = pipe, args, dict(kwargs)
+        # Without the decorator ``torch.no_grad``: whether autograd records is decided here.
+        self.call = inspect.unwrap(type(pipe).__call__)
+        self.random = RandomStates((args, self.kwargs))
+        self.remembered: dict[str, list[Any]] = {}
+        # Networks that are called before the loop alone, such as adapters; known after the first replay.
+        self.encoders: set[str] = set()
+
+    def play(self, script: Script, *, deliver: bool = False, **instead: Any) -> Any:
+        """Carry the call out; return its result, or None if it was ended.
+
+        If the pipeline raises, its attributes and generators stay as they were at that moment, as after its own call.
+
+        Parameters
+        ----------
+        script
+            What networks and steps return.
+        deliver
+            Whether this is the replay whose result the user gets: the decoder runs, and the pipeline's attributes and
+            generators stay as they are at the end.
+        instead
+            Arguments of the pipeline that replace those of the call.
+        """
+        pipe = self.pipe
+        with _lock_of(pipe):
+            own, before = dict(vars(pipe)), RandomStates((self.args, self.kwargs))
+            self.random.restore()
+            stands_in = self._stand_ins(script, deliver)
+            vars(pipe).update(stands_in)
+            result, keep = None, deliver
+            try:
+                result = self.call(pipe, *self.args, **{**self.kwargs, **instead})
+            except LoopEnded:
+                pass
+            except BaseException:
+                keep = True
+                raise
+            finally:
+                if keep:
+                    self._keep(own, stands_in)
+                else:
+                    vars(pipe).clear()
+                    vars(pipe).update(own)
+                    before.restore()
+            return result
+
+    def _stand_ins(self, script: Script, deliver: bool) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for name, part in vars(self.pipe).items():
+            if not isinstance(part, torch.nn.Module):
+                continue
+            if hasattr(part, "encode") and hasattr(part, "decode"):
+                found[name] = _Autoencoder(part, self._memory(name), deliver)
+            elif name in self.encoders or type(part).__module__.partition(".")[0] == "transformers":
+                found[name] = _Encoder(part, self._memory(name))
+            else:
+                found[name] = _Network(part, functools.partial(script.network, name, part))
+        found["scheduler"] = _scheduler(self.pipe.scheduler, script)
+        found["_progress_bar_config"] = {"disable": True}  # the rounds have a bar of their own
+        return found
+
+    def _memory(self, name: str) -> _Memory:
+        return _Memory(self.remembered.setdefault(name, []))
+
+    def _keep(self, own: dict[str, Any], stands_in: dict[str, Any]) -> None:
+        """Leave the pipeline as its own call would: new attributes stay, what stood in for its parts goes."""
+        now = vars(self.pipe)
+        scheduler = own["scheduler"]
+        if now.get("scheduler") is stands_in["scheduler"]:
+            known = {name: value for name, value in vars(stands_in["scheduler"]).items() if name != "step"}
+            for name in vars(scheduler).keys() - known.keys():
+                del vars(scheduler)[name]
+            vars(scheduler).update(known)
+        for name, stand_in in stands_in.items():
+            if now.get(name) is stand_in:
+                if name in own:
+                    now[name] = own[name]
+                else:
+                    del now[name]
+
+
+def _lock_of(pipe: Any) -> threading.RLock:
+    with _LOCKS_LOCK:
+        return _LOCKS.setdefault(pipe, threading.RLock())
+
+
+def _scheduler(original: Any, script: Script) -> Any:
+    """Return a copy of a scheduler whose ``step`` goes through the script."""
+    made = copy.deepcopy(original)
+    real, thread = made.step, threading.get_ident()
+    signature = inspect.signature(real)
+
+    @functools.wraps(real)  # pipelines look at the signature
+    def step(*args: Any, **kwargs: Any) -> Any:
+        if threading.get_ident() != thread:
+            return real(*args, **kwargs)
+        return script.step(StepCall(made, real, signature.bind(*args, **kwargs)))
+
+    made.step = step
+    return made
+
+
+class _Memory:
+    """The results of an encoder's calls, in their order; a replay gets them in the same order."""
+
+    def __init__(self, results: list[Any]) -> None:
+        self.results, self._next = results, 0
+
+    def result(self, call: Callable[[], Any]) -> Any:
+        if self._next == len(self.results):
+            with torch.no_grad():
+                self.results.append(call())
+        self._next += 1
+        return self.results[self._next - 1]
+
+
+class _StandsIn:
+    """Stands in for a part of a pipeline: of the same class by ``isinstance``, and with its attributes."""
+
+    def __init__(self, part: torch.nn.Module) -> None:
+        object.__setattr__(self, "_part", part)
+        object.__setattr__(self, "_thread", threading.get_ident())
+
+    @property  # type: ignore[misc]  # so that ``isinstance`` holds
+    def __class__(self) -> type:
+        return type(self._part)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(object.__getattribute__(self, "_part"), name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        setattr(self._part, name, value)
+
+    @property
+    def _elsewhere(self) -> bool:
+        """Whether another thread, which knows of no replay, uses the pipeline."""
+        return bool(threading.get_ident() != self._thread)
+
+
+class _Network(_StandsIn):
+    def __init__(self, part: torch.nn.Module, ask: Callable[[tuple[Any, ...], dict[str, Any]], Any]) -> None:
+        super().__init__(part)
+        object.__setattr__(self, "_ask", ask)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._part(*args, **kwargs) if self._elsewhere else self._ask(args, kwargs)
+
+
+class _Encoder(_StandsIn):
+    def __init__(self, part: torch.nn.Module, memory: _Memory) -> None:
+        super().__init__(part)
+        object.__setattr__(self, "_memory", memory)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        call = functools.partial(self._part, *args, **kwargs)
+        return call() if self._elsewhere else self._memory.result(call)
+
+
+class _Autoencoder(_StandsIn):
+    """Remembers what it encoded, and ends the replay where it would decode."""
+
+    def __init__(self, part: torch.nn.Module, memory: _Memory, deliver: bool) -> None:
+        super().__init__(part)
+        object.__setattr__(self, "_memory", memory)
+        object.__setattr__(self, "_deliver", deliver)
+
+    def encode(self, *args: Any, **kwargs: Any) -> Any:
+        call = functools.partial(self._part.encode, *args, **kwargs)
+        return call() if self._elsewhere else self._memory.result(call)
+
+    def decode(self, *args: Any, **kwargs: Any) -> Any:
+        if self._deliver or self._elsewhere:
+            return self._part.decode(*args, **kwargs)
+        raise LoopEnded
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._part(*args, **kwargs)

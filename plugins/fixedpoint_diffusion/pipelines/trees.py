@@ -1,0 +1,37 @@
+"""Nested arguments and results of networks: tensors in mappings, lists, tuples and the output objects of diffusers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeAlias
+
+__all__ = ["Path", "leaves", "mapped"]
+
+Path: TypeAlias = "tuple[str | int, ...]"
+
+
+def leaves(value: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:
+    """Yield what is not a container, with the keys and places that lead to it, in a fixed order."""
+    if isinstance(value, Mapping):
+        for key, each in value.items():
+            yield from leaves(each, (*path, key))
+    elif isinstance(value, (list, tuple)):
+        for place, each in enumerate(value):
+            yield from leaves(each, (*path, place))
+    else:
+        yield path, value
+
+
+def mapped(value: Any, change: Callable[[Path, Any], Any], path: Path = ()) -> Any:
+    """Return the same containers with ``change(path, leaf)`` in place of every leaf."""
+    if isinstance(value, Mapping):
+        parts = {key: mapped(each, change, (*path, key)) for key, each in value.items()}
+        made: Any = type(value)
+        return (
+            made(**parts) if hasattr(value, "__dataclass_fields__") else parts
+        )  # output objects of diffusers are both
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*(mapped(each, change, (*path, place)) for place, each in enumerate(value)))
+    if isinstance(value, (list, tuple)):
+        return type(value)(mapped(each, change, (*path, place)) for place, each in enumerate(value))
+    return change(path, value)

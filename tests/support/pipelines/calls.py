@@ -1,0 +1,36 @@
+"""Arguments with which each tiny pipeline can be called."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from .parts import LATENT, TOKENS
+
+__all__ = ["arguments"]
+
+_SIDE = 2 * LATENT
+_PROMPT = {"prompt": ["a cat", "two dogs"], "output_type": "latent"}
+_SIZE = {"height": _SIDE, "width": _SIDE}
+
+
+def _images(seed: int = 0) -> torch.Tensor:
+    """Two images in [0, 1], (2, 3, 16, 16)."""
+    return torch.rand(2, 3, _SIDE, _SIDE, generator=torch.Generator().manual_seed(seed))
+
+
+_CALLS: dict[str, Callable[[], dict[str, Any]]] = {
+    "sdxl-refiner": lambda: {**_PROMPT, "image": _images()},
+    "sd3": lambda: {**_PROMPT, **_SIZE, "max_sequence_length": TOKENS},
+    "flux": lambda: {**_PROMPT, **_SIZE, "max_sequence_length": TOKENS},
+}
+
+
+def arguments(name: str) -> dict[str, Any]:
+    """Arguments for a call with two images, without ``num_inference_steps`` and ``generator``.
+
+    The output is the latents (``output_type="latent"``) where the pipeline offers them, else an array.
+    """
+    return _CALLS.get(name, lambda: {**_PROMPT, **_SIZE})()

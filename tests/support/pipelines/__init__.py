@@ -21,6 +21,7 @@ from diffusers import DiffusionPipeline
 from diffusers.utils import logging as diffusers_logging
 from transformers.utils import logging as transformers_logging
 
+from .adapters import ADAPTERS
 from .calls import arguments
 from .families import FAMILIES
 
@@ -66,6 +67,8 @@ def pipeline(
 
 def _loaded(name: str, folder: Path, dtype: torch.dtype) -> DiffusionPipeline:
     made = DiffusionPipeline.from_pretrained(folder, dtype=dtype, local_files_only=True)
+    if name in ADAPTERS:
+        ADAPTERS[name][1](made, folder)
     made.set_progress_bar_config(disable=True)
     return made
 
@@ -77,5 +80,8 @@ def _built(name: str, seed: int) -> Path:
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        FAMILIES[name]().save_pretrained(folder)
+        made = FAMILIES[name]()
+        made.save_pretrained(folder)
+        if name in ADAPTERS:
+            ADAPTERS[name][0](made, folder)
     return folder

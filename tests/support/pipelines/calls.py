@@ -21,8 +21,24 @@ def _images(seed: int = 0) -> torch.Tensor:
     return torch.rand(2, 3, _SIDE, _SIDE, generator=torch.Generator().manual_seed(seed))
 
 
+def _mask() -> torch.Tensor:
+    """The right half of each image is to be filled, (2, 1, 16, 16)."""
+    mask = torch.zeros(2, 1, _SIDE, _SIDE)
+    mask[..., LATENT:] = 1
+    return mask
+
+
 _CALLS: dict[str, Callable[[], dict[str, Any]]] = {
     "sdxl-refiner": lambda: {**_PROMPT, "image": _images()},
+    "pixart": lambda: {**_PROMPT, **_SIZE, "use_resolution_binning": False, "clean_caption": False},
+    "dit": lambda: {"class_labels": [1, 2], "output_type": "np"},
+    "img2img": lambda: {**_PROMPT, "image": _images()},
+    "inpaint": lambda: {**_PROMPT, **_SIZE, "image": _images(), "mask_image": _mask()},
+    "inpaint-9": lambda: {**_PROMPT, **_SIZE, "image": _images(), "mask_image": _mask()},
+    "controlnet": lambda: {**_PROMPT, "image": _images()},
+    "ddpm": lambda: {"batch_size": 2, "output_type": "np"},
+    "ddim": lambda: {"batch_size": 2, "output_type": "np"},
+    "ip-adapter": lambda: {**_PROMPT, **_SIZE, "ip_adapter_image": _images()},
     "sd3": lambda: {**_PROMPT, **_SIZE, "max_sequence_length": TOKENS},
     "flux": lambda: {**_PROMPT, **_SIZE, "max_sequence_length": TOKENS},
 }

@@ -6,20 +6,33 @@ from collections.abc import Callable
 from typing import Any
 
 from diffusers import (
+    ControlNetModel,
+    DDIMPipeline,
     DDIMScheduler,
+    DDPMPipeline,
+    DDPMScheduler,
     DiffusionPipeline,
+    DiTPipeline,
+    DiTTransformer2DModel,
+    DPMSolverMultistepScheduler,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
     FluxPipeline,
     FluxTransformer2DModel,
+    PixArtAlphaPipeline,
+    PixArtTransformer2DModel,
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
+    StableDiffusionControlNetPipeline,
+    StableDiffusionImg2ImgPipeline,
+    StableDiffusionInpaintPipeline,
     StableDiffusionPipeline,
     StableDiffusionXLImg2ImgPipeline,
     StableDiffusionXLPipeline,
+    UNet2DModel,
 )
 
-from .parts import LATENT, WIDTH, clip, clip_tokenizer, drawn, t5, t5_tokenizer, unet, vae
+from .parts import LATENT, WIDTH, clip, clip_tokenizer, clip_vision, drawn, t5, t5_tokenizer, unet, vae
 
 __all__ = ["FAMILIES"]
 
@@ -123,6 +136,64 @@ def _flux() -> DiffusionPipeline:
     )
 
 
+def _pixart() -> DiffusionPipeline:
+    network = PixArtTransformer2DModel(
+        sample_size=LATENT,
+        patch_size=2,
+        in_channels=4,
+        out_channels=8,  # the second half, the variance, is not used by the pipeline
+        num_layers=2,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        cross_attention_dim=16,
+        caption_channels=2 * WIDTH,
+        use_additional_conditions=False,
+    )
+    return PixArtAlphaPipeline(
+        transformer=drawn(network),
+        scheduler=DPMSolverMultistepScheduler(beta_end=0.02, beta_schedule="linear"),
+        vae=vae(),
+        text_encoder=t5(),
+        tokenizer=t5_tokenizer(),
+    )
+
+
+def _dit() -> DiffusionPipeline:
+    network = DiTTransformer2DModel(
+        sample_size=LATENT,
+        patch_size=2,
+        in_channels=4,
+        out_channels=8,
+        num_layers=2,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        num_embeds_ada_norm=1000,  # classes: the pipeline takes class 1000 for none
+    )
+    scheduler = DDIMScheduler(beta_end=0.02, beta_schedule="linear", clip_sample=False)
+    return DiTPipeline(transformer=drawn(network), vae=vae(), scheduler=scheduler)
+
+
+def _controlnet() -> DiffusionPipeline:
+    base = unet()
+    network = ControlNetModel.from_unet(base, conditioning_embedding_out_channels=(8, 16))
+    return _sd(StableDiffusionControlNetPipeline, unet=base, controlnet=drawn(network))
+
+
+def _images_only() -> UNet2DModel:
+    network = UNet2DModel(
+        sample_size=LATENT,
+        in_channels=3,
+        out_channels=3,
+        down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+        block_out_channels=(16, 32),
+        layers_per_block=1,
+        norm_num_groups=4,
+        attention_head_dim=8,
+    )
+    return drawn(network)
+
+
 FAMILIES: dict[str, Callable[[], DiffusionPipeline]] = {
     "sd1": _sd,
     "sd2-v": lambda: _sd(scheduler=_ddim(prediction_type="v_prediction")),
@@ -130,4 +201,14 @@ FAMILIES: dict[str, Callable[[], DiffusionPipeline]] = {
     "sdxl-refiner": lambda: _sdxl(refiner=True),
     "sd3": _sd3,
     "flux": _flux,
+    "pixart": _pixart,
+    "dit": _dit,
+    "img2img": lambda: _sd(StableDiffusionImg2ImgPipeline),
+    "inpaint": lambda: _sd(StableDiffusionInpaintPipeline),
+    "inpaint-9": lambda: _sd(StableDiffusionInpaintPipeline, unet=unet(in_channels=9)),
+    "controlnet": _controlnet,
+    "ddpm": lambda: DDPMPipeline(_images_only(), DDPMScheduler()),
+    "ddim": lambda: DDIMPipeline(_images_only(), DDIMScheduler()),
+    "ip-adapter": lambda: _sd(image_encoder=clip_vision()),
+    "lora": _sd,
 }

@@ -13,12 +13,14 @@ from transformers import (
     CLIPTextModel,
     CLIPTextModelWithProjection,
     CLIPTokenizer,
+    CLIPVisionConfig,
+    CLIPVisionModelWithProjection,
     T5Config,
     T5EncoderModel,
     T5Tokenizer,
 )
 
-__all__ = ["LATENT", "TOKENS", "WIDTH", "clip", "clip_tokenizer", "drawn", "t5", "t5_tokenizer", "unet", "vae"]
+__all__ = ["LATENT", "TOKENS", "WIDTH", "clip", "clip_tokenizer", "clip_vision", "drawn", "t5", "t5_tokenizer", "unet", "vae"]
 
 LATENT = 8  # height and width of the latents
 WIDTH = 16  # of a text embedding of CLIP
@@ -69,6 +71,20 @@ def clip(*, projection: bool = False) -> CLIPTextModel | CLIPTextModelWithProjec
         max_position_embeddings=TOKENS,
     )
     return drawn((CLIPTextModelWithProjection if projection else CLIPTextModel)(config))
+
+
+def clip_vision() -> CLIPVisionModelWithProjection:
+    """The encoder of images that an IP-Adapter uses; its images are as large as those of the pipelines."""
+    config = CLIPVisionConfig(
+        image_size=2 * LATENT,
+        patch_size=LATENT,
+        hidden_size=WIDTH,
+        intermediate_size=2 * WIDTH,
+        projection_dim=WIDTH,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+    )
+    return drawn(CLIPVisionModelWithProjection(config))
 
 
 def t5_tokenizer() -> T5Tokenizer:

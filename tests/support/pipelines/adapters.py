@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 from diffusers import DiffusionPipeline
+from diffusers.utils import logging
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 from safetensors.torch import save_file
@@ -36,9 +37,12 @@ def _save_ip_adapter(pipe: DiffusionPipeline, folder: Path) -> None:
 
 
 def _load_ip_adapter(pipe: DiffusionPipeline, folder: Path) -> None:
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # it would say that no modules are kept in float32
     pipe.load_ip_adapter(
         folder, subfolder="", weight_name=_IP_ADAPTER, image_encoder_folder=None, local_files_only=True
     )
+    logging.set_verbosity(verbosity)
 
 
 def _save_lora(pipe: DiffusionPipeline, folder: Path) -> None:

@@ -29,24 +29,26 @@ def _mask() -> torch.Tensor:
 
 
 _CALLS: dict[str, Callable[[], dict[str, Any]]] = {
-    "sdxl-refiner": lambda: {**_PROMPT, "image": _images()},
+    "sdxl-refiner": lambda: {**_PROMPT, "image": _images(), "strength": 0.6},
     "pixart": lambda: {**_PROMPT, **_SIZE, "use_resolution_binning": False, "clean_caption": False},
     "dit": lambda: {"class_labels": [1, 2], "output_type": "np"},
     "img2img": lambda: {**_PROMPT, "image": _images()},
     "inpaint": lambda: {**_PROMPT, **_SIZE, "image": _images(), "mask_image": _mask()},
     "inpaint-9": lambda: {**_PROMPT, **_SIZE, "image": _images(), "mask_image": _mask()},
     "controlnet": lambda: {**_PROMPT, "image": _images()},
-    "ddpm": lambda: {"batch_size": 2, "output_type": "np"},
-    "ddim": lambda: {"batch_size": 2, "output_type": "np"},
+    "ddpm": lambda: {"batch_size": 2, "output_type": "pt"},
+    "ddim": lambda: {"batch_size": 2, "output_type": "pt"},
     "ip-adapter": lambda: {**_PROMPT, **_SIZE, "ip_adapter_image": _images()},
     "sd3": lambda: {**_PROMPT, **_SIZE, "max_sequence_length": TOKENS},
     "flux": lambda: {**_PROMPT, **_SIZE, "max_sequence_length": TOKENS},
+    "flux-schnell": lambda: {**_PROMPT, **_SIZE, "max_sequence_length": TOKENS},
 }
 
 
 def arguments(name: str) -> dict[str, Any]:
     """Arguments for a call with two images, without ``num_inference_steps`` and ``generator``.
 
-    The output is the latents (``output_type="latent"``) where the pipeline offers them, else an array.
+    The output is the latents (``output_type="latent"``) where the pipeline offers them, else images: a tensor, or the
+    array that is all that DiT has.
     """
     return _CALLS.get(name, lambda: {**_PROMPT, **_SIZE})()

@@ -112,7 +112,7 @@ def _sd3() -> DiffusionPipeline:
     )
 
 
-def _flux() -> DiffusionPipeline:
+def _flux(*, distilled_guidance: bool = True) -> DiffusionPipeline:
     network = FluxTransformer2DModel(
         patch_size=1,
         in_channels=16,  # the four channels of the latents, in patches of two by two
@@ -122,12 +122,14 @@ def _flux() -> DiffusionPipeline:
         num_attention_heads=2,
         joint_attention_dim=2 * WIDTH,
         pooled_projection_dim=WIDTH,
-        guidance_embeds=True,
+        guidance_embeds=distilled_guidance,
         axes_dims_rope=(4, 6, 6),
     )
     return FluxPipeline(
         transformer=drawn(network),
-        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True),
+        scheduler=FlowMatchEulerDiscreteScheduler(
+            shift=3.0 if distilled_guidance else 1.0, use_dynamic_shifting=distilled_guidance
+        ),
         vae=vae(scaling_factor=0.3611, shift_factor=0.1159, use_quant_conv=False, use_post_quant_conv=False),
         text_encoder=clip(),
         tokenizer=clip_tokenizer(),
@@ -144,8 +146,8 @@ def _pixart() -> DiffusionPipeline:
         out_channels=8,  # the second half, the variance, is not used by the pipeline
         num_layers=2,
         attention_head_dim=8,
-        num_attention_heads=2,
-        cross_attention_dim=16,
+        num_attention_heads=4,
+        cross_attention_dim=32,
         caption_channels=2 * WIDTH,
         use_additional_conditions=False,
     )
@@ -166,7 +168,7 @@ def _dit() -> DiffusionPipeline:
         out_channels=8,
         num_layers=2,
         attention_head_dim=8,
-        num_attention_heads=2,
+        num_attention_heads=4,
         num_embeds_ada_norm=1000,  # classes: the pipeline takes class 1000 for none
     )
     scheduler = DDIMScheduler(beta_end=0.02, beta_schedule="linear", clip_sample=False)
@@ -211,4 +213,5 @@ FAMILIES: dict[str, Callable[[], DiffusionPipeline]] = {
     "ddim": lambda: DDIMPipeline(_images_only(), DDIMScheduler()),
     "ip-adapter": lambda: _sd(image_encoder=clip_vision()),
     "lora": _sd,
+    "flux-schnell": lambda: _flux(distilled_guidance=False),
 }

@@ -20,7 +20,19 @@ from transformers import (
     T5Tokenizer,
 )
 
-__all__ = ["LATENT", "TOKENS", "WIDTH", "clip", "clip_tokenizer", "clip_vision", "drawn", "t5", "t5_tokenizer", "unet", "vae"]
+__all__ = [
+    "LATENT",
+    "TOKENS",
+    "WIDTH",
+    "clip",
+    "clip_tokenizer",
+    "clip_vision",
+    "drawn",
+    "t5",
+    "t5_tokenizer",
+    "unet",
+    "vae",
+]
 
 LATENT = 8  # height and width of the latents
 WIDTH = 16  # of a text embedding of CLIP

@@ -46,7 +46,6 @@ def test_two_images_by_a_generator(name):
     assert moved(images[0], images[1]) > 0.1
     assert torch.equal(images, sampled(pipe, given))
     assert moved(images, sampled(pipe, given, seed=2)) > 0.01
-    assert moved(images, sampled(pipeline(name, seed=1), given)) > 0.01
 
 
 @pytest.mark.parametrize("name", EVERY)
@@ -73,6 +72,11 @@ def test_prompt_matters_to_its_own_image(name):
     images, others = (sampled(pipe, {**given, "prompt": ["a cat", other]}) for other in ("two dogs", "a red car"))
     assert moved(images[0], others[0]) < 1e-4
     assert moved(images[1], others[1]) > 0.02
+
+
+@pytest.mark.parametrize("name", ["sd1", "flux"])
+def test_seed_of_the_weights_matters(name):
+    assert moved(*(sampled(pipeline(name, seed=seed), arguments(name)) for seed in (0, 1))) > 0.1
 
 
 def test_class_matters():
@@ -152,7 +156,7 @@ def test_small_changes_of_the_start_stay_small():
             for timestep in pipe.scheduler.timesteps:
                 state = pipe.scheduler.step(pipe.unet(state, timestep).sample, timestep, state).prev_sample
         ends.append(state)
-    assert moved(*ends) < 5e-3
+    assert moved(*ends) < 0.1  # between 0.4 and 1 where the last layer is random, too
 
 
 @pytest.mark.parametrize("name", ["sd1", "sd3", "ip-adapter", "lora"])

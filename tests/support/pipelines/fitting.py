@@ -1,9 +1,9 @@
 """The last layer of a random network, fitted so that sampling is not chaotic.
 
 Noise that is predicted by random weights alone has nothing to do with the input. Samples are then larger than need be,
-and chaotic where the scheduler clips: a relative change of the start grew by 229 in 50 steps of DDIM. Here the last layer is the ridge regression, on what
-the random layers before it give, of the best prediction for data that are normal with standard deviation ``s``, plus a
-part of its random weights, by which the prompt has its effect.
+and chaotic where the scheduler clips: 50 steps of DDIM multiply a small change of the start by hundreds. Here the last
+layer is the ridge regression, on what the random layers before it give, of the best prediction for data that are normal
+with standard deviation ``s``, plus a part of its random weights, by which the prompt has its effect.
 
 For ``x = a x_0 + b e`` the best predictions are ``E[x_0 | x] = a s^2 x / v`` and ``E[e | x] = b x / v`` where
 ``v = a^2 s^2 + b^2``. That of ``a e - b x_0`` follows from them.

@@ -16,7 +16,7 @@ from fixedpoint_diffusion.fashion_mnist import CLASSES, DENOISER
 __all__ = ["FashionMNISTPipeline"]
 
 
-class FashionMNISTPipeline(DiffusionPipeline):
+class FashionMNISTPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers has no types
     """Samples images of clothes, 32 x 32 pixels, one channel; there is no autoencoder.
 
     Parameters

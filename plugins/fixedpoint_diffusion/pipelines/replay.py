@@ -34,7 +34,17 @@ _LOCKS_LOCK = threading.Lock()
 
 
 class LoopEnded(BaseException):
-    """Ends a replay once it has told all it can. Not an ``Exception``, so that no pipeline catches it."""
+    """Ends a replay once it has told all it can. Not an ``Exception``, so that no pipeline catches it.
+
+    Attributes
+    ----------
+    decoder, decoded
+        The autoencoder that was about to decode, and what it was given; None if the replay ended in the loop.
+    """
+
+    def __init__(self, decoder: torch.nn.Module | None = None, decoded: Any = None) -> None:
+        super().__init__()
+        self.decoder, self.decoded = decoder, decoded
 
 
 class StepCall:
@@ -92,6 +102,10 @@ class Replay:
         self.remembered: dict[str, list[Any]] = {}
         # Networks that are called before the loop alone, such as adapters; known after the first replay.
         self.encoders: set[str] = set()
+        # What takes the steps in place of the pipeline's scheduler; None: that.
+        self.scheduler: Any = None
+        # How the last replay ended, if the pipeline did not end it.
+        self.ended: LoopEnded | None = None
 
     def play(self, script: Script, *, deliver: bool = False, **instead: Any) -> Any:
         """Carry the call out; return its result, or None if it was ended.
@@ -111,14 +125,16 @@ class Replay:
         pipe = self.pipe
         with _lock_of(pipe):
             own, before = dict(vars(pipe)), RandomStates((self.args, self.kwargs))
+            dtypes = {part: part.dtype for part in own.values() if _is_autoencoder(part)}
             self.random.restore()
+            self.ended = None
             stands_in = self._stand_ins(script, deliver)
             vars(pipe).update(stands_in)
             result, keep = None, deliver
             try:
                 result = self.call(pipe, *self.args, **{**self.kwargs, **instead})
-            except LoopEnded:
-                pass
+            except LoopEnded as ended:
+                self.ended = ended
             except BaseException:
                 keep = True
                 raise
@@ -129,6 +145,9 @@ class Replay:
                     vars(pipe).clear()
                     vars(pipe).update(own)
                     before.restore()
+                    for part, dtype in dtypes.items():
+                        if part.dtype != dtype:  # some pipelines decode in float32, and were ended before they were done
+                            part.to(dtype)
             return result
 
     def _stand_ins(self, script: Script, deliver: bool) -> dict[str, Any]:
@@ -136,13 +155,13 @@ class Replay:
         for name, part in vars(self.pipe).items():
             if not isinstance(part, torch.nn.Module):
                 continue
-            if hasattr(part, "encode") and hasattr(part, "decode"):
+            if _is_autoencoder(part):
                 found[name] = _Autoencoder(part, self._memory(name), deliver)
             elif name in self.encoders or type(part).__module__.partition(".")[0] == "transformers":
                 found[name] = _Encoder(part, self._memory(name))
             else:
                 found[name] = _Network(part, functools.partial(script.network, name, part))
-        found["scheduler"] = _scheduler(self.pipe.scheduler, script)
+        found["scheduler"] = _scheduler(self.scheduler or self.pipe.scheduler, script)
         found["_progress_bar_config"] = {"disable": True}  # the rounds have a bar of their own
         return found
 
@@ -164,6 +183,10 @@ class Replay:
                     now[name] = own[name]
                 else:
                     del now[name]
+
+
+def _is_autoencoder(part: Any) -> bool:
+    return isinstance(part, torch.nn.Module) and hasattr(part, "encode") and hasattr(part, "decode")
 
 
 def _lock_of(pipe: Any) -> threading.RLock:
@@ -258,7 +281,7 @@ class _Autoencoder(_StandsIn):
     def decode(self, *args: Any, **kwargs: Any) -> Any:
         if self._deliver or self._elsewhere:
             return self._part.decode(*args, **kwargs)
-        raise LoopEnded
+        raise LoopEnded(self._part, next(iter((*args, *kwargs.values())), None))
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self._part(*args, **kwargs)

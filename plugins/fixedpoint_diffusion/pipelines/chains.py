@@ -211,7 +211,7 @@ def formed(examined: Examined, wanted: Form | None, opaque: bool = False) -> For
     """Return the problem of a loop in the first form that fits it, or in the form that is asked for.
 
     Predictions need fewer rounds than steps do, since a step contains more than the network (20 steps of Euler's with
-    Karras sigmas: 12 against 14). Steps have what the others need that are asked for by ``opaque``: gradients by the adjoint
+    Karras sigmas: 12 against 14). Steps have what is asked for by ``opaque``: gradients by the adjoint
     chain, inversion, and windows.
 
     Raises

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 from fixedpoint_diffusion.denoisers.networks import LATENT_PARTS, check_config, check_index, is_dit
+from fixedpoint_diffusion.models.places import FolderError, located
 from fixedpoint_diffusion.schedules.by_name import SchedulerError, own_scheduler
 from fixedpoint_diffusion.schedules.schedulers import SUPPORTED_SCHEDULERS, DDIMSchedule, schedule_of_config
 
@@ -28,10 +29,6 @@ __all__ = ["FolderError", "ModelFolder"]
 _PARTS = ("unet", "transformer")
 _INDEX = "model_index.json"
 _WEIGHTS = "diffusion_pytorch_model"
-
-
-class FolderError(ValueError):
-    """Raised for a folder that cannot be used as a model; the message says what was found and what is required."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +61,7 @@ class ModelFolder:
 
     @classmethod
     def open(cls, path: str | Path) -> ModelFolder:
-        """Read the configurations in a folder.
+        """Read the configurations in a folder, or in that of a model in the cache of Hugging Face.
 
         Raises
         ------
@@ -72,7 +69,7 @@ class ModelFolder:
             If the folder does not exist, if it holds no model of ``diffusers`` with weights in safetensors, or if the
             model is conditioned on anything other than classes.
         """
-        root = Path(path)
+        root = located(path)
         if not root.is_dir():
             raise FolderError(f"there is no folder {root}; a model is a folder as diffusers' save_pretrained writes it")
         # The folder of a part is read as its pipeline, which has the scheduler and names the other parts.

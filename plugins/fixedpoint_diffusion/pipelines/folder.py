@@ -16,7 +16,7 @@ import torch
 
 from fixedpoint_diffusion.schedules.by_name import SchedulerChoice
 
-__all__ = ["PipelineFolderError", "load_pipeline", "read_index"]
+__all__ = ["PipelineFolderError", "load_pipeline", "pipeline_class", "read_index"]
 
 _INDEX = "model_index.json"
 # Files that torch unpickles.
@@ -62,7 +62,7 @@ def load_pipeline(
     instead = None if scheduler is None else _scheduler(root, scheduler)
     try:
         # The low-memory mode requires accelerate, and warns without it.
-        pipe = _pipeline_class(root, index).from_pretrained(
+        pipe = pipeline_class(root, index).from_pretrained(
             root,
             dtype=torch.float32 if dtype is None else dtype,
             variant=_variant(root),
@@ -176,7 +176,7 @@ def _scheduler(root: Path, wanted: SchedulerChoice | str) -> Any:
     return choice.build(own)
 
 
-def _pipeline_class(root: Path, index: Mapping[str, Any]) -> Any:
+def pipeline_class(root: Path, index: Mapping[str, Any]) -> Any:
     """The class of a pipeline: one of diffusers, or the bundled model's."""
     try:
         import diffusers

@@ -191,6 +191,25 @@ class ParallelPipeline:
             raise ValueError("the problem was not made by the method problem of this object")
         return made
 
+    def serial(self, problem: ChainProblem) -> Solution:
+        """Return the states of the pipeline's own loop, for a problem that this object made.
+
+        The loop runs with the pipeline's own network calls, without its decoder. The solution is that of the problem:
+        :meth:`samples` and :meth:`finish` take it.
+        """
+        made = self._made(problem)
+        loop, script = made.loop, Pass(Call.run, noise=made.loop.told_noise, last=made.loop.length - 1)
+        loop.replay.play(script)
+        found = [loop.layout.rows(step.next) for step in script.steps if step.next is not None]
+        for row, prediction in enumerate(loop.layout.rows(script.steps[-1].prediction)):
+            loop.note(loop.length - 1, row, prediction)
+        states = torch.stack(found, dim=1).to(loop.start.dtype)
+        return api.solve(ChainProblem(_Played(made.states(states)), loop.start), solver="serial")
+
+    def samples(self, problem: ChainProblem, solution: Solution) -> Float[Tensor, "B K *row"]:
+        """Return the samples after each step of the scheduler, of a solution of a problem that this object made."""
+        return self._made(problem).samples(solution.z)
+
     def _replay(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Replay:
         check_parts(self.pipe)
         replay = Replay(self.pipe, args, kwargs)

@@ -52,7 +52,7 @@ def test_what_the_cache_lacks_is_a_sentence_with_the_command(cache: Path) -> Non
         "DiffusersModel: path cannot be used: there is no folder google/ddpm-cifar10-32, and no model of this name in "
         "the cache of Hugging Face; nothing is downloaded here: hf download google/ddpm-cifar10-32"
     )
-    with pytest.raises(FolderError, match="hf download my/clothes --revision old$"):
+    with pytest.raises(FolderError, match=r"hf download my/clothes --revision old$"):
         located("my/clothes@old")
 
 
@@ -73,5 +73,5 @@ def test_home_and_variables_are_followed(cache: Path, monkeypatch: pytest.Monkey
 def test_what_is_no_name_on_the_hub_is_a_folder_that_is_missing(cache: Path) -> None:
     assert located("a/b/c") == Path("a/b/c")
     assert located("my/clothes", hub=False) == Path("my/clothes")
-    with pytest.raises(FolderError, match="^there is no folder a/b/c; a model is a folder as diffusers"):
+    with pytest.raises(FolderError, match=r"^there is no folder a/b/c; a model is a folder as diffusers"):
         ModelFolder.open("a/b/c")

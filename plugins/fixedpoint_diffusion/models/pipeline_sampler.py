@@ -18,7 +18,7 @@ from fixedpoint.core.solution import Solution
 from fixedpoint_diffusion.models.pipelines import PipelineModel
 from fixedpoint_diffusion.pipelines.parallel import ParallelPipeline, parallel
 from fixedpoint_diffusion.samplers.request import RequestError
-from fixedpoint_diffusion.schedules.by_name import SchedulerChoice, SchedulerError, own_scheduler
+from fixedpoint_diffusion.schedules.by_name import SchedulerChoice, own_scheduler
 from fixedpoint_diffusion.schedules.timesteps import DEFAULT_STEPS, quadratic_timesteps
 from fixedpoint_diffusion.schedules.training import other_than_trained
 

@@ -170,7 +170,7 @@ class PipelineModel(Options):
         BUNDLED,
         path=True,
         help="the folder that save_pretrained wrote, relative to the run file or to the working directory, or "
-        "owner/name of a model in the cache of Hugging Face; nothing is downloaded; fashion-mnist: the bundled pipeline",
+        "owner/name of a model in the cache of Hugging Face; nothing is downloaded; fashion-mnist: the bundled one",
     )
     prompt: str | tuple[str, ...] | None = option(None, help="what is to be seen, in words; of fashion-mnist: classes")
     negative_prompt: str | tuple[str, ...] | None = option(None, help="what is not to be seen, in words")

@@ -13,9 +13,11 @@ generators are put back before each replay. Afterwards the pipeline is as it was
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 import inspect
+import logging
 import threading
 import weakref
 from abc import ABC, abstractmethod
@@ -94,6 +96,7 @@ class Replay:
         # Without the decorator ``torch.no_grad``: whether autograd records is decided here.
         self.call = inspect.unwrap(type(pipe).__call__)
         self.random = RandomStates((args, self.kwargs))
+        self._heard = False
         self.remembered: dict[str, list[Any]] = {}
         self._constants: dict[str, dict[str, Any]] = {}
         # Networks that are called before the loop alone, such as adapters; known after the first replay.
@@ -128,13 +131,15 @@ class Replay:
             vars(pipe).update(stands_in)
             result, keep = None, deliver
             try:
-                result = self.call(pipe, *self.args, **{**self.kwargs, **instead})
+                with _unheard() if self._heard else contextlib.nullcontext():
+                    result = self.call(pipe, *self.args, **{**self.kwargs, **instead})
             except LoopEnded as ended:
                 self.ended = ended
             except BaseException:
                 keep = True
                 raise
             finally:
+                self._heard = True
                 if keep:
                     self._keep(own, stands_in)
                 else:
@@ -190,6 +195,23 @@ def _is_autoencoder(part: Any) -> bool:
 def _dtype(part: torch.nn.Module) -> torch.dtype | None:
     """The dtype of the first parameter: the attribute ``dtype`` of diffusers walks through all of them."""
     return next((each.dtype for each in part.parameters()), None)
+
+
+@contextlib.contextmanager
+def _unheard() -> Iterator[None]:
+    """Keep from the log what a pipeline says of its arguments, which it has said in the first replay."""
+    thread, handlers = threading.get_ident(), list(logging.getLogger("diffusers").handlers)
+
+    def is_of_others(record: logging.LogRecord) -> bool:
+        return record.thread != thread
+
+    for handler in handlers:
+        handler.addFilter(is_of_others)
+    try:
+        yield
+    finally:
+        for handler in handlers:
+            handler.removeFilter(is_of_others)
 
 
 def _lock_of(pipe: Any) -> threading.RLock:

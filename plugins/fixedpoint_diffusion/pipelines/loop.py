@@ -254,6 +254,8 @@ class Loop:
         for path, leaf in leaves(output):
             if not isinstance(leaf, Tensor) or not leaf.is_floating_point() or leaf.ndim < 2:
                 continue
+            if not bool(leaf.isfinite().all()):
+                continue  # the solve says so
             merged = torch.stack([_leaf(rows[image], path) for image in range(self.layout.count)], dim=1).flatten(0, 1)
             off = float((merged.double() - leaf.double()).norm() / leaf.double().norm().clamp(min=1e-30))
             if merged.shape != leaf.shape or not off <= _MERGES:

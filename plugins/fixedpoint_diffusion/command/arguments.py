@@ -17,7 +17,7 @@ from fixedpoint_diffusion.command.image_format import ImageFormat
 from fixedpoint_diffusion.command.model import ChosenModel, choose
 from fixedpoint_diffusion.command.work import Job
 
-__all__ = ["Arguments", "job_of"]
+__all__ = ["Arguments", "check_device", "job_of"]
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def job_of(arguments: Arguments, quiet: bool = False) -> Job:
     ignore = _one_of("--clip", arguments.clip, ("refuse", "ignore")) == "ignore"
     if not (math.isfinite(arguments.tolerance) and arguments.tolerance > 0):
         raise CommandError(f"--tolerance: must be positive, got {arguments.tolerance:g}")
-    _check_device(arguments.device)
+    check_device(arguments.device)
     chosen = choose(
         arguments.model,
         arguments.no_class,
@@ -124,7 +124,7 @@ def _one_of(flag: str, value: str, known: tuple[str, ...]) -> str:
     return value
 
 
-def _check_device(name: str) -> None:
+def check_device(name: str) -> None:
     """Raise a ``CommandError`` if torch cannot compute on the device."""
     try:
         # ``item`` waits for the device, so that errors of asynchronous devices are raised here.

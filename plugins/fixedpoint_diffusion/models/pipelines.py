@@ -110,7 +110,8 @@ class PipelineFolder:
             raise FolderError(str(error)) from None
         parts = [root / name for name, value in index.items() if isinstance(value, list) and any(value)]
         files = [file for part in parts if part.is_dir() for file in _of_folder(part)]
-        return cls(root, kind, False, (root / "model_index.json", *files))
+        beside = [file for file in sorted(root.iterdir()) if file.suffix in _FILES and file.is_file()]
+        return cls(root, kind, False, (*beside, *files))
 
     @property
     def name(self) -> str:

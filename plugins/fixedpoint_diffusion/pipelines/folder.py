@@ -1,11 +1,12 @@
 """``load_pipeline``: a pipeline of diffusers from a folder; nothing is downloaded, and nothing is unpickled.
 
 The folder is that of ``save_pretrained``: ``model_index.json`` names the class and its parts, and every part has a
-folder of its own. What is missing is found out before any weights are read.
+folder of its own, or is in the same folder. What is missing is found out before any weights are read.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Iterable, Mapping
@@ -131,7 +132,7 @@ def _check_part(root: Path, part: str, library: str, name: str) -> None:
             f"{root} has a {part} of the class {name} in {library}; parts are read that are of diffusers or of "
             "transformers, and no other code is run"
         )
-    folder = root / part
+    folder = _folder_of(root, part, name)
     if not folder.is_dir():
         raise PipelineFolderError(f"{root} names a {part} ({name}), and has no folder {part}")
     files = [file.name for file in folder.iterdir()]
@@ -145,6 +146,18 @@ def _check_part(root: Path, part: str, library: str, name: str) -> None:
         )
     if _has_weights(library, name):
         raise PipelineFolderError(f"{folder} has no weights in safetensors")
+
+
+def _folder_of(root: Path, part: str, name: str) -> Path:
+    """The folder of a part: the first models on the hub have network and scheduler in the pipeline's own folder."""
+    folder = root / part
+    for file in ("config.json", "scheduler_config.json"):
+        if folder.is_dir() or not (root / file).is_file():
+            continue
+        with contextlib.suppress(OSError, ValueError):
+            if json.loads((root / file).read_text(encoding="utf-8")).get("_class_name") == name:
+                return root
+    return folder
 
 
 def _has_weights(library: str, name: str) -> bool:
@@ -168,7 +181,8 @@ def _names(root: Path) -> Iterable[str]:
 
 def _scheduler(root: Path, wanted: SchedulerChoice | str) -> Any:
     choice = SchedulerChoice(wanted) if isinstance(wanted, str) else wanted
-    file = root / _SCHEDULER / "scheduler_config.json"
+    name = read_index(root).get(_SCHEDULER, [None, None])[-1]
+    file = _folder_of(root, _SCHEDULER, str(name)) / "scheduler_config.json"
     try:
         own = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

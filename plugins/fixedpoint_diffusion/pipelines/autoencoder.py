@@ -88,7 +88,8 @@ def decoding_of(loop: Loop) -> Decoding | None:
         given = zeros + values.to(zeros).view(1, *like.shape[1:])
         found = _ended(loop, given)
         assert isinstance(found, tuple)
-        return found[1][0].double().flatten()
+        flat: Tensor = found[1][0].double().flatten()
+        return flat
 
     low = shift[0].double().flatten()
     factor = told(torch.ones(count, device=like.device)) - low
@@ -111,7 +112,7 @@ def decoding_of(loop: Loop) -> Decoding | None:
 
 
 def _ended(loop: Loop, samples: Tensor) -> tuple[torch.nn.Module, Tensor] | Any:
-    """Play the pipeline's end with some samples; return its decoder and what it was given, else the pipeline's result."""
+    """Play the end with some samples; return the decoder and what that is given, or the pipeline's output."""
     dtype = loop.steps[0].sample.dtype
 
     def told(step: Step) -> Tensor | None:
@@ -119,7 +120,7 @@ def _ended(loop: Loop, samples: Tensor) -> tuple[torch.nn.Module, Tensor] | Any:
 
     # The end is that of images, also where the call asks for latents.
     named = inspect.signature(loop.replay.call).parameters
-    instead = {"output_type": "np"} if "output_type" in named else {}
+    instead: dict[str, Any] = {"output_type": "np"} if "output_type" in named else {}
     result = loop.replay.play(Pass(loop.template, told=told, noise=loop.told_noise), **instead)
     ended = loop.replay.ended
     if ended is None or ended.decoder is None:
@@ -158,12 +159,11 @@ def encoded(decoding: Decoding, pixels: Float[Tensor, "B C H W"]) -> Float[Tenso
         if upcast:
             model.to(dtype)
     if hasattr(found, "latent_dist"):
-        latents: Tensor = found.latent_dist.mode()
+        latents: Any = found.latent_dist.mode()
+    else:
+        latents = next((getattr(found, name) for name in ("latents", "latent") if hasattr(found, name)), None)
+    if isinstance(latents, Tensor):
         return latents
-    for name in ("latents", "latent"):
-        if isinstance(getattr(found, name, None), Tensor):
-            latents = getattr(found, name)
-            return latents
     raise ValueError(f"{type(model).__name__} encodes images as {type(found).__name__}, which has no latents")
 
 

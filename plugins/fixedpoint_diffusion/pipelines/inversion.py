@@ -268,7 +268,9 @@ def _other_size(pixels: Tensor, latents: Tensor, wanted: tuple[int, ...]) -> str
     height, width = pixels.shape[2:]
     if latents.ndim != 4 or latents.shape[1] != wanted[0]:
         return f"the autoencoder encodes images as {tuple(latents.shape[1:])}, and decodes {wanted}"
-    tall, wide = (size * to // own for size, to, own in zip((height, width), wanted[1:], latents.shape[2:], strict=True))
+    tall, wide = (
+        size * to // own for size, to, own in zip((height, width), wanted[1:], latents.shape[2:], strict=True)
+    )
     return (
         f"images have {width} x {height} pixels, and this call makes {wide} x {tall}; pass height={height} and "
         f"width={width} if the pipeline takes them, or resize the images"
@@ -283,11 +285,14 @@ def _checked(loop: Loop, samples: Any) -> Float[Tensor, "B *event"]:
         raise TypeError(f"samples must be a floating-point tensor, got one {said}")
     samples = samples.detach().unsqueeze(0) if tuple(samples.shape) == event else samples.detach()
     if tuple(samples.shape[1:]) != event:
-        raise ValueError(f"this call has samples of shape (B, {', '.join(map(str, event))}), got {tuple(samples.shape)}")
+        raise ValueError(
+            f"this call has samples of shape (B, {', '.join(map(str, event))}), got {tuple(samples.shape)}"
+        )
     _check_count(loop, len(samples))
     if not bool(samples.isfinite().all()):
         raise ValueError("images must be finite, got NaN or Inf")
-    return samples.to(loop.start.device, loop.start.dtype)
+    made: Tensor = samples.to(loop.start.device, loop.start.dtype)
+    return made
 
 
 def _check_count(loop: Loop, count: int) -> None:

@@ -249,9 +249,7 @@ class ParallelPipeline:
             _check_noise(noise, loop)
             loop.noise = noise
 
-        return invert_call(
-            self._replay(args, kwargs), images, options, self._most, self._form, told, self._delivered
-        )
+        return invert_call(self._replay(args, kwargs), images, options, self._most, self._form, told, self._delivered)
 
     def form_of(self, problem: ChainProblem) -> Form:
         """Which form a problem of this object has: ``"affine"``, ``"tables"``, ``"steps"`` or ``"predictions"``."""

@@ -37,7 +37,7 @@ from typer.testing import CliRunner
 import fixedpoint
 from fixedpoint.cli.main import app
 from fixedpoint_diffusion import DDIMSchedule, ddim_problem, quadratic_timesteps, sampling_problem
-from fixedpoint_diffusion.command import console, work
+from fixedpoint_diffusion.command import console, model, work
 from fixedpoint_diffusion.command.model import choose
 from fixedpoint_diffusion.command.pictures import as_png, drawn
 from fixedpoint_diffusion.fashion_mnist import DENOISER
@@ -449,7 +449,7 @@ def test_a_model_that_wants_classes_or_has_none(here: Path) -> None:
 
 def stopping_at(batch: int, error: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:
     """Have the inversion of that batch raise something."""
-    kept, count = work.invert, [0]
+    kept, count = model.invert, [0]
 
     def invert(*arguments: Any, **options: Any) -> Any:
         count[0] += 1
@@ -457,7 +457,7 @@ def stopping_at(batch: int, error: BaseException, monkeypatch: pytest.MonkeyPatc
             raise error
         return kept(*arguments, **options)
 
-    monkeypatch.setattr(work, "invert", invert)
+    monkeypatch.setattr(model, "invert", invert)
 
 
 @pytest.mark.parametrize(
@@ -549,7 +549,7 @@ def test_the_table_fits(columns: int, capsys: pytest.CaptureFixture[str], monkey
         work.Row("corrupt.png", "skipped", "cannot be read"),
     ]
     called: Callable[[int | None], str] = lambda label: "" if label is None else "T-shirt/top"  # noqa: E731
-    console.print_table(rows, called, classes=True)
+    console.print_table(rows, called, "class")
     printed = capsys.readouterr().out
     assert max(map(len, printed.splitlines())) <= columns
     for text in ("1.2e-03", "T-shirt/top ?", "skipped", *(("2.5e-04", "3.8e-04", "88") if columns == 80 else ())):

@@ -20,6 +20,7 @@ from fixedpoint_diffusion.denoisers.networks import check_index
 from fixedpoint_diffusion.inversion.invert import InversionProgress
 from fixedpoint_diffusion.models.folder import digest_of
 from fixedpoint_diffusion.pipelines.folder import PipelineFolderError, load_pipeline, read_index
+from fixedpoint_diffusion.pipelines.inversion import NoInverseError
 from fixedpoint_diffusion.pipelines.parallel import ParallelPipeline, parallel
 from fixedpoint_diffusion.schedules.by_name import SchedulerChoice, SchedulerError, own_scheduler
 from fixedpoint_diffusion.schedules.training import other_than_trained
@@ -132,6 +133,9 @@ class ChosenPipeline:
                 tolerance=tolerance,
                 on_round=told,
             )
+        except NoInverseError as error:
+            said = error.reason.partition(";")[0]
+            raise CommandError(f"--scheduler: {said}; {error.instead} can be inverted") from None
         except (TypeError, ValueError) as error:
             raise CommandError(f"--model {self.name}: {' '.join(str(error).split())}") from None
         return Found(found.latents.float(), _pixels(found.output), found.inversion)

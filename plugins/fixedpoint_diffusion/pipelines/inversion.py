@@ -32,9 +32,25 @@ from fixedpoint_diffusion.pipelines.replay import Replay
 from fixedpoint_diffusion.samplers.chains import SamplerChain
 from fixedpoint_diffusion.schedules.by_name import settings_of
 
-__all__ = ["InvertOptions", "PipelineInversion", "invert_call"]
+__all__ = ["InvertOptions", "NoInverseError", "PipelineInversion", "invert_call"]
 
 _CLIPS = ("clip_sample", "thresholding", "clip_denoised")
+
+
+class NoInverseError(ValueError):
+    """Raised for a scheduler that has no inverse; the message says which scheduler to take in its place.
+
+    Attributes
+    ----------
+    reason
+        The sentence without what to take.
+    instead
+        The class that can be inverted and has the same noise levels.
+    """
+
+    def __init__(self, reason: str, instead: str) -> None:
+        super().__init__(f"{reason}; pipe.scheduler = {instead}.from_config(pipe.scheduler.config) can be inverted")
+        self.reason, self.instead = reason, instead
 
 
 @dataclass(frozen=True)
@@ -223,19 +239,18 @@ def _invertible(made: Formed, replay: Replay, known: bool) -> Chain:
     chain, scheduler = made.problem.chain, type(replay.pipe.scheduler).__name__
     flows = "Flow" in scheduler or replay.pipe.scheduler.config.get("use_flow_sigmas", False)
     instead = "FlowMatchEulerDiscreteScheduler" if flows else "DDIMScheduler"
-    take = f"pipe.scheduler = {instead}.from_config(pipe.scheduler.config) can be inverted"
     if not isinstance(chain, Chain):
-        raise ValueError(f"{scheduler} remembers more than its last sample, so an image has not one start; {take}")
+        raise NoInverseError(f"{scheduler} remembers more than its last sample, so an image has not one start", instead)
     if made.loop.drawn_noise() is not None and not known:
-        raise ValueError(
-            f"{scheduler} as it is set adds noise at every step, which is another one in each call; give noise=, or a "
-            f"generator, or take another scheduler: {take}"
+        said = (
+            f"{scheduler} as it is set adds noise at every step, another one in each call; give noise= or a generator"
         )
+        raise NoInverseError(said, instead)
     if made.tables is not None:
         try:
             check_invertible(made.tables, noise=True)
         except ValueError as error:
-            raise ValueError(f"{error}; {take}") from None
+            raise NoInverseError(str(error), instead) from None
     why = chain.no_inverse() if isinstance(chain, HasNoInverse) else None
     if why is not None:
         raise ValueError(why)

@@ -191,7 +191,7 @@ VAE = ("diffusers", "AutoencoderKL")
 def test_a_pipeline_of_more_than_a_network_is_refused_by_its_index(
     tmp_path: Path, name: str, parts: dict[str, Any], sentence: str
 ) -> None:
-    """Before weights are looked for: there are none here. In Python and in a run file; the command asks for a prompt."""
+    """Before weights are looked for: there are none here. In Python and run files; the command asks for a prompt."""
     index_of(tmp_path, name, scheduler=("diffusers", "DDIMScheduler"), safety_checker=(None, None), **parts)
     for place in (tmp_path, *([tmp_path / "unet"] if "unet" in parts else [])):
         place.mkdir(exist_ok=True)

@@ -19,7 +19,7 @@ from diffusers import (
 from PIL import Image
 from torch import Tensor
 
-from fixedpoint.chains import StepwiseInversion
+from fixedpoint.chains import Identity, StepwiseInversion
 from fixedpoint_diffusion import held_out_images, parallel
 from fixedpoint_diffusion.fashion_mnist.pipeline import FashionMNISTPipeline
 from tests.support.pipelines import arguments, pipeline
@@ -28,6 +28,8 @@ from tests.support.pipelines import arguments, pipeline
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
 STEPS = 20
+# One evaluation a step, for what does not depend on the method.
+ROUGH = StepwiseInversion(preconditioner=Identity())
 
 
 def rms(difference: Tensor) -> float:
@@ -90,15 +92,26 @@ def test_its_own_samples_come_back(name: str, scale: float, steps: int) -> None:
 
 
 def test_the_start_is_found() -> None:
+    """Where the steps are well conditioned: those of the tiny network with random weights."""
+    pipe, latents = invertible("sd1"), torch.randn(2, 4, 8, 8, generator=seeded())
+    for scale in (1.0, 7.5):
+        call = guided("sd1", scale)
+        own = pipe(**call, latents=latents).images
+        inversion = parallel(pipe).invert(own, **call)
+        assert rms(inversion.latents - latents) <= 1e-3
+
+
+@pytest.mark.parametrize("scale", [1.0, 2.0])
+def test_samples_of_a_trained_network_come_back(scale: float) -> None:
+    """Its last steps nearly project, so that many starts lead to a sample; one of them is found."""
     pipe = FashionMNISTPipeline.bundled(DDIMScheduler, clip_sample=False)
     pipe.set_progress_bar_config(disable=True)
-    latents = torch.randn(2, 1, 32, 32, generator=seeded())
-    for scale in (1.0, 2.0):
-        call = {"prompt": ["bag", "coat"], "num_inference_steps": STEPS, "guidance_scale": scale}
-        own = pipe(**call, latents=latents, output_type="latent").images
-        inversion = parallel(pipe).invert(own, **call, input_type="latent")
-        assert inversion.succeeded.all(), inversion.message
-        assert rms(inversion.latents - latents) <= 0.02 if scale == 1.0 else 0.3
+    call = {"prompt": "bag", "num_inference_steps": 10, "guidance_scale": scale}
+    own = pipe(**call, generator=seeded(), output_type="latent").images
+    inversion = parallel(pipe).invert(own, **call, input_type="latent")
+    assert inversion.succeeded.all(), inversion.message
+    again = pipe(**call, latents=inversion.latents, output_type="latent").images
+    assert rms(again - own) <= 1e-3
 
 
 def test_an_image_is_edited_by_another_prompt() -> None:
@@ -125,7 +138,7 @@ def test_an_image_is_encoded_as_the_pipeline_decodes(name: str) -> None:
         pipe.vae.register_to_config(latents_mean=[0.1, -0.2, 0.3, 0.0], latents_std=[0.5, 1.0, 2.0, 0.7])
     call = {**guided(name, 1.0, 2), "output_type": "pt"}
     images = torch.rand(2, 3, 16, 16, generator=seeded())
-    inversion = parallel(pipe).invert(images, **call)
+    inversion = parallel(pipe).invert(images, **call, method=ROUGH)
     with torch.no_grad():
         wanted = pipe.vae.decode(pipe.vae.encode(2 * images - 1).latent_dist.mode()).sample / 2 + 0.5
     sampler = parallel(pipe)
@@ -141,7 +154,7 @@ def test_a_foreign_image_says_so() -> None:
     pipe = FashionMNISTPipeline.bundled(DDIMScheduler, clip_sample=False)
     pipe.set_progress_bar_config(disable=True)
     noise = torch.rand(1, 1, 32, 32, generator=seeded())
-    inversion = parallel(pipe).invert(noise, "bag", num_inference_steps=STEPS, guidance_scale=7.5, output_type="pt")
+    inversion = parallel(pipe).invert(noise, "bag", num_inference_steps=5, guidance_scale=7.5, output_type="pt")
     assert not inversion.succeeded.any()
     assert float(inversion.round_trip) > 1e-3
     assert "missed by rms" in inversion.sentences[0]
@@ -151,14 +164,17 @@ def test_a_foreign_image_says_so() -> None:
 def test_known_noise_is_inverted() -> None:
     pipe = invertible("sd1")
     pipe.scheduler = EulerAncestralDiscreteScheduler.from_config(pipe.scheduler.config)
-    call = guided("sd1", 1.0, 10)
+    call = guided("sd1", 1.0, 6)
     own = pipe(**call, generator=seeded()).images
     sampler = parallel(pipe)
     by_generator = sampler.invert(own, **call, generator=seeded())
-    assert by_generator.noise is not None
-    by_noise = sampler.invert(own, **call, noise=by_generator.noise)
-    torch.testing.assert_close(by_noise.latents, by_generator.latents)
-    again = sampler(**call, latents=by_generator.latents, noise=by_generator.noise).images
+    noise = by_generator.noise
+    assert noise is not None
+    rough = (
+        sampler.invert(own, **call, method=ROUGH, **known) for known in ({"generator": seeded()}, {"noise": noise})
+    )
+    torch.testing.assert_close(*(each.latents for each in rough))
+    again = sampler(**call, latents=by_generator.latents, noise=noise).images
     assert rms(again - own) <= max(2e-3, 3 * float(by_generator.round_trip.max()))
 
 
@@ -168,11 +184,12 @@ def test_clipping_is_refused_or_left_out() -> None:
     images = (held_out_images()[0][:1] + 1) / 2
     with pytest.raises(ValueError, match=r"clips the predicted image \(clip_sample=True\).*clipping='ignore'"):
         parallel(pipe).invert(images, 0, num_inference_steps=10)
-    ignored = parallel(pipe).invert(images, 0, num_inference_steps=10, clipping="ignore")
+    ignored = parallel(pipe).invert(images, 0, num_inference_steps=10, clipping="ignore", method=ROUGH)
     assert pipe.scheduler.config.clip_sample
     free = FashionMNISTPipeline.bundled(DDIMScheduler, clip_sample=False)
     free.set_progress_bar_config(disable=True)
-    assert torch.equal(ignored.latents, parallel(free).invert(images, 0, num_inference_steps=10).latents)
+    wanted = parallel(free).invert(images, 0, num_inference_steps=10, method=ROUGH)
+    assert torch.equal(ignored.latents, wanted.latents)
 
 
 @pytest.mark.parametrize(
@@ -222,8 +239,6 @@ def test_what_a_pipeline_does_not_take_is_refused() -> None:
         sampler.invert(images, **call, input_type="pil")  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="method must be an Inverter"):
         sampler.invert(images, **call, method="joint")  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match="unexpected keyword argument"):
-        sampler.invert(images, **call, prompts="a cat")
     for name in ("dit", "ddim", "img2img"):
         pipe = invertible(name)
         with pytest.raises(ValueError, match="takes no latents to begin with"):
@@ -232,7 +247,7 @@ def test_what_a_pipeline_does_not_take_is_refused() -> None:
 
 def test_images_of_any_kind_are_the_same() -> None:
     pipe = invertible("sd1")
-    sampler, call = parallel(pipe), guided("sd1", 1.0, 2)
+    sampler, call = parallel(pipe), {**guided("sd1", 1.0, 2), "method": ROUGH}
     levels = torch.randint(0, 256, (2, 16, 16, 3), generator=seeded()).byte().numpy()
     pictures = [Image.fromarray(each) for each in levels]
     array = levels.astype(np.float32) / 255
@@ -260,9 +275,9 @@ def test_float16() -> None:
     """States are found in float32; the latents are the pipeline's, in its dtype."""
     pipe = invertible("sd1", dtype=torch.float16)
     pipe.vae.register_to_config(force_upcast=True)
-    call = {**guided("sd1", 1.0, 10), "output_type": "pt"}
+    call = {**guided("sd1", 1.0, 4), "output_type": "pt"}
     images = torch.rand(2, 3, 16, 16, generator=seeded())
-    inversion = parallel(pipe).invert(images, **call)
+    inversion = parallel(pipe).invert(images, **call, method=ROUGH)
     assert pipe.vae.dtype == torch.float16
     assert inversion.latents.dtype == torch.float16
     assert inversion.output.images.isfinite().all()
@@ -274,7 +289,5 @@ def test_a_method_of_ones_own() -> None:
     pipe.set_progress_bar_config(disable=True)
     images, call = (held_out_images()[0][:1] + 1) / 2, {"prompt": 0, "num_inference_steps": STEPS}
     ours = parallel(pipe).invert(images, **call)
-    from fixedpoint.chains import Identity
-
-    theirs = parallel(pipe).invert(images, **call, method=StepwiseInversion(preconditioner=Identity()))
+    theirs = parallel(pipe).invert(images, **call, method=ROUGH)
     assert float(theirs.round_trip) > 20 * float(ours.round_trip)

@@ -221,7 +221,7 @@ class ParallelPipeline:
             As for :meth:`__call__`. A scheduler that adds noise can be inverted with this, or with the numbers of a
             ``generator`` in the call.
         method
-            The method of inversion; default: ``JointInversion(rescue=True)``.
+            The method of inversion; default: ``JointInversion(clean_rounds=60, rescue=True)``.
         clipping
             What to do if the scheduler clips or thresholds, in which case there is no inverse. ``"refuse"`` raises a
             ``ValueError``; ``"ignore"`` inverts the chain without clipping, and judges the result by that chain.

@@ -13,6 +13,7 @@ from tests.support.pipelines import arguments, pipeline
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
 
+@pytest.mark.filterwarnings("ignore:`upcast_vae` is deprecated:FutureWarning")
 def test_an_autoencoder_decoded_in_float32_is_in_float16_afterwards() -> None:
     """As that of Stable Diffusion XL in float16, whose pipeline takes it to float32 before it decodes, and back."""
     pipe = pipeline("sdxl", dtype=torch.float16)

@@ -20,7 +20,7 @@ from fixedpoint.registry import CommandError
 from fixedpoint_diffusion.command.sampling.request import Entry, SampleJob
 from fixedpoint_diffusion.models.folder import FolderError
 from fixedpoint_diffusion.models.pipeline_sampler import pictures_of
-from fixedpoint_diffusion.pipelines.loop import Layout
+from fixedpoint_diffusion.pipelines.layout import Layout
 from fixedpoint_diffusion.pipelines.parallel import ParallelPipeline, parallel
 
 __all__ = ["Batch", "Row", "sampled"]

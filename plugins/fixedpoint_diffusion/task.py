@@ -27,14 +27,14 @@ from fixedpoint.tasks.forming import HasDrawing
 from fixedpoint.tasks.task import Context, HasNotes, Images, Judgement, SolveTask
 from fixedpoint_diffusion.models.choices import DiffusersModel, FashionMNISTModel, MixtureModel, Model, ShapesModel
 from fixedpoint_diffusion.models.frechet import FrechetDistance
-from fixedpoint_diffusion.models.pipeline_sampler import (
+from fixedpoint_diffusion.pipelines.model import PipelineModel
+from fixedpoint_diffusion.pipelines.sampler import (
     PipelineSampler,
     is_of_pipeline,
     last_samples,
     own_loop,
     pictures,
 )
-from fixedpoint_diffusion.models.pipelines import PipelineModel
 from fixedpoint_diffusion.samplers.noise import draw_noise, row_seeds
 from fixedpoint_diffusion.samplers.request import DDIM_PROVIDES, RequestedSampler, RequestError, requested
 from fixedpoint_diffusion.schedules.by_name import SchedulerChoice, SchedulerError, own_scheduler

@@ -21,7 +21,7 @@ from fixedpoint_diffusion import held_out_images, load_classifier
 from fixedpoint_diffusion.command.pictures import as_png, drawn
 from fixedpoint_diffusion.models.choices import FashionMNISTModel, MixtureModel, ShapesModel
 from fixedpoint_diffusion.models.frechet import FrechetDistance
-from fixedpoint_diffusion.models.pipelines import PipelineModel
+from fixedpoint_diffusion.pipelines.model import PipelineModel
 from fixedpoint_diffusion.task import Sampling
 
 NETWORK = """

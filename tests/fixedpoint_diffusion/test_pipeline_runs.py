@@ -25,7 +25,7 @@ from fixedpoint.tasks.task import Context, Result
 from fixedpoint_diffusion import row_seeds
 from fixedpoint_diffusion.fashion_mnist.pipeline import FashionMNISTPipeline
 from fixedpoint_diffusion.models.folder import FolderError
-from fixedpoint_diffusion.models.pipelines import PipelineModel
+from fixedpoint_diffusion.pipelines.model import PipelineModel
 from fixedpoint_diffusion.task import Sampling
 
 # Some schedulers compute with numpy as it was.

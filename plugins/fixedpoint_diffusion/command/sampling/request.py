@@ -16,8 +16,8 @@ from fixedpoint.core.options import OptionError
 from fixedpoint.execution.plain import digest, json_text
 from fixedpoint.registry import CommandError
 from fixedpoint_diffusion.command.arguments import check_device
-from fixedpoint_diffusion.models.pipeline_sampler import PipelineSampler
-from fixedpoint_diffusion.models.pipelines import PipelineModel
+from fixedpoint_diffusion.pipelines.model import PipelineModel
+from fixedpoint_diffusion.pipelines.sampler import PipelineSampler
 from fixedpoint_diffusion.samplers.request import RequestError
 from fixedpoint_diffusion.schedules.by_name import SchedulerChoice, SchedulerError
 
@@ -144,7 +144,7 @@ def job_of(arguments: Arguments) -> SampleJob:
     sampler = _sampler(arguments)
     settings = _settings(arguments, sampler, solver)
     whats = _whats(sampler.model)
-    entries = []
+    entries: list[Entry] = []
     for condition, what in enumerate(whats):
         for place in range(arguments.count):
             seed = arguments.seed + place
@@ -172,7 +172,7 @@ def _sampler(arguments: Arguments) -> PipelineSampler:
     labels = [text for text in arguments.classes if not text.isdecimal()]
     if labels:
         raise CommandError(f'--class: must be a number, got "{labels[0]}"; classes by name are prompts')
-    options = {
+    options: dict[str, Any] = {
         "prompt": arguments.prompts or None,
         "negative_prompt": arguments.negative_prompt,
         "class_labels": tuple(map(int, arguments.classes)) or None,

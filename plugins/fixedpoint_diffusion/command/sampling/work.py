@@ -19,9 +19,9 @@ from fixedpoint.core.solution import Solution
 from fixedpoint.registry import CommandError
 from fixedpoint_diffusion.command.sampling.request import Entry, SampleJob
 from fixedpoint_diffusion.models.folder import FolderError
-from fixedpoint_diffusion.models.pipeline_sampler import pictures_of
 from fixedpoint_diffusion.pipelines.layout import Layout
 from fixedpoint_diffusion.pipelines.parallel import ParallelPipeline, parallel
+from fixedpoint_diffusion.pipelines.sampler import pictures_of
 
 __all__ = ["Batch", "Row", "sampled"]
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fixedpoint.chains.problem import ChainProblem
 from fixedpoint.core.solution import Solution
-from fixedpoint_diffusion.models.pipelines import PipelineModel
+from fixedpoint_diffusion.pipelines.model import PipelineModel
 from fixedpoint_diffusion.pipelines.parallel import ParallelPipeline, parallel
 from fixedpoint_diffusion.samplers.request import RequestError
 from fixedpoint_diffusion.schedules.by_name import SchedulerChoice, own_scheduler

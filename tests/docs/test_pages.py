@@ -20,6 +20,7 @@ PAGES = (
     "docs/index.md",
     "docs/tutorials/first-solve.md",
     "docs/tutorials/diffusion-chain.md",
+    "docs/tutorials/your-pipeline.md",
     "docs/how-to/states.md",
     "docs/how-to/your-own-model.md",
     "docs/concepts/fixed-points.md",

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from fixedpoint_diffusion.pipelines.trees import leaves
-from fixedpoint_diffusion.recognition import is_pipeline
+from fixedpoint_diffusion.recognition import is_guider, is_pipeline
 
 __all__ = ["check_arguments", "check_is_pipeline", "check_parts"]
 
@@ -56,6 +56,17 @@ def check_parts(pipe: Any) -> None:
     for part, module in vars(pipe).items():
         if isinstance(module, torch.nn.Module):
             _check_network(f"{name}.{part}", module)
+        elif is_guider(module):
+            _check_guider(f"{name}.{part}", module)
+
+
+def _check_guider(name: str, guider: Any) -> None:
+    base = next(each for each in type(guider).__mro__ if each.__name__ == "BaseGuidance")
+    if any(getattr(type(guider), each) is not getattr(base, each) for each in ("prepare_models", "cleanup_models")):
+        raise ValueError(
+            f"{name} is a {type(guider).__name__}, which changes layers of the network between its calls, so that they "
+            "cannot be evaluated together; take a guider that only combines outputs, such as ClassifierFreeGuidance"
+        )
 
 
 def _check_network(name: str, module: torch.nn.Module) -> None:

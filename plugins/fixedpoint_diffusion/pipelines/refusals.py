@@ -11,7 +11,7 @@ import torch
 from fixedpoint_diffusion.pipelines.trees import leaves
 from fixedpoint_diffusion.recognition import is_guider, is_pipeline
 
-__all__ = ["check_arguments", "check_is_pipeline", "check_parts"]
+__all__ = ["check_arguments", "check_is_pipeline", "check_options", "check_parts"]
 
 
 def check_is_pipeline(given: Any) -> None:
@@ -35,6 +35,20 @@ def check_is_pipeline(given: Any) -> None:
         raise TypeError(f"parallel requires a pipeline of diffusers, got {name}")
     if any(base.__name__ == "ModularPipeline" for base in type(given).__mro__):
         raise TypeError(f"{name} is made of blocks, and has no loop of its own to replay; parallel takes pipelines")
+
+
+def check_options(rtol: float, max_batch: int | None) -> None:
+    """Check the tolerance and the size of batches.
+
+    Raises
+    ------
+    ValueError
+        If one of them is not as ``parallel`` describes it.
+    """
+    if isinstance(rtol, bool) or not isinstance(rtol, (int, float)) or not 0 < rtol < 1:
+        raise ValueError(f"rtol must be between 0 and 1, got {rtol!r}")
+    if max_batch is not None and (isinstance(max_batch, bool) or not isinstance(max_batch, int) or max_batch < 1):
+        raise ValueError(f"max_batch must be an integer of at least 1, got {max_batch!r}")
 
 
 def check_parts(pipe: Any) -> None:

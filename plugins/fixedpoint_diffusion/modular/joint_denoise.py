@@ -170,7 +170,7 @@ class JointDenoise(LoopSequentialPipelineBlocks):  # type: ignore[misc]  # diffu
         _check(**options)
         leaves = list(self.sub_blocks.values())
         loop = LeafLoop(components, leaves, self._prepare, self.progress_bar, **options)
-        block_state = loop(**values)
+        block_state = loop(values)
         block_state.solution = loop.solution
         self.set_block_state(state, block_state)
         return components, state

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fixedpoint.core.solver import Solver
 from fixedpoint_diffusion.pipelines.parallel import ParallelPipeline
-from fixedpoint_diffusion.pipelines.refusals import check_arguments, check_parts
+from fixedpoint_diffusion.pipelines.refusals import check_finite, check_parts
 from fixedpoint_diffusion.pipelines.replay import Replay
 from fixedpoint_diffusion.pipelines.trees import mapped
 
@@ -18,7 +18,7 @@ __all__ = ["LeafLoop"]
 
 
 class LeafLoop(ParallelPipeline):
-    """The loop over the leaf blocks, called with the values of a block state; it returns the block state at the end.
+    """The loop over the leaf blocks, called with the values of a block state by name. It returns the block state at the end.
 
     Parameters
     ----------
@@ -50,16 +50,17 @@ class LeafLoop(ParallelPipeline):
 
     def _replay(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Replay:
         check_parts(self.pipe)
-        replay = Replay(self.pipe, args, kwargs, self._run)
-        check_arguments(replay.call, self.pipe, args, kwargs)
-        return replay
+        check_finite(args[0])
+        return Replay(self.pipe, args, kwargs, self._run)
 
     def _progress_bar(self, total: int) -> Any:
         return self._own_bar(total=total)
 
-    def _run(self, components: Any, *, latents: Tensor, **values: Any) -> Any:
+    def _run(self, components: Any, values: Mapping[str, Any], latents: Tensor | None = None) -> Any:
         # Anew for every replay: blocks write into the block state, and may write into its lists.
-        block_state = BlockState(latents=latents, **mapped(values, lambda _path, leaf: leaf))
+        block_state = BlockState(**mapped(values, lambda _path, leaf: leaf))
+        if latents is not None:
+            block_state.latents = latents
         self._prepare(components)
         for i, t in enumerate(block_state.timesteps):
             for block in self._leaves:

@@ -11,7 +11,7 @@ import torch
 from fixedpoint_diffusion.pipelines.trees import leaves
 from fixedpoint_diffusion.recognition import is_guider, is_pipeline
 
-__all__ = ["check_arguments", "check_is_pipeline", "check_options", "check_parts"]
+__all__ = ["check_arguments", "check_finite", "check_is_pipeline", "check_options", "check_parts"]
 
 
 def check_is_pipeline(given: Any) -> None:
@@ -110,7 +110,18 @@ def check_arguments(call: Any, pipe: Any, args: tuple[Any, ...], kwargs: Mapping
         As the pipeline would raise it.
     """
     inspect.signature(call).bind(pipe, *args, **kwargs)
-    for path, leaf in leaves(kwargs):
+    check_finite(kwargs)
+
+
+def check_finite(given: Mapping[str, Any]) -> None:
+    """Check that the tensors in some arguments are finite.
+
+    Raises
+    ------
+    ValueError
+        If one is not; the message names it.
+    """
+    for path, leaf in leaves(given):
         if isinstance(leaf, torch.Tensor) and leaf.is_floating_point() and not bool(leaf.isfinite().all()):
             raise ValueError(
                 f"{path[0]} must be finite, got {int((~leaf.isfinite()).sum())} entries that are NaN or Inf"

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import copy
+import json
 import re
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -436,3 +439,34 @@ def test_embeddings_must_be_finite() -> None:
     latents = torch.full((2, 16, 16), torch.nan)
     with pytest.raises(ValueError, match="latents must be finite, got 512 entries that are NaN or Inf"):
         Run(JointDenoise.of(text_to_image("flux")), "flux", inputs={"latents": latents})
+
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "joint_denoise"
+FOLDERS = {"sdxl": "stable-diffusion-xl", "sd3": "stable-diffusion-3", "flux": "flux"}
+
+
+@pytest.mark.parametrize("family", FOLDERS)
+def test_the_example_is_loaded_as_a_custom_block(family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("diffusers.utils.dynamic_modules_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(sys, "modules", dict(sys.modules))
+    loaded = ModularPipelineBlocks.from_pretrained(
+        EXAMPLE / FOLDERS[family], trust_remote_code=True, local_files_only=True, rtol=RTOL, solver=JOINT
+    )
+    blocks = text_to_image(family)
+    own = Run(blocks, family)
+    blocks.sub_blocks["denoise.denoise"] = loaded
+    joint = Run(blocks, family)
+    assert off(joint.state.latents, own.state.latents) <= 3 * RTOL
+    assert all(joint.state.solution.converged)
+    assert joint.state.solution.rounds.max() < STEPS
+
+    # What is committed is what diffusers writes.
+    loaded.save_pretrained(tmp_path / "saved")
+    saved, committed = (
+        json.loads((folder / "modular_config.json").read_text())
+        for folder in (tmp_path / "saved", EXAMPLE / FOLDERS[family])
+    )
+    for each in (saved, committed):
+        each.pop("_diffusers_version")
+    assert saved == committed

@@ -9,7 +9,7 @@ found = pipe(prompt="a cat", num_inference_steps=50, rtol=1e-3, output=["images"
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ from fixedpoint import __version__
 from fixedpoint.core.solution import Solution
 from fixedpoint.core.solver import Solver
 from fixedpoint.registry import registry
-from fixedpoint_diffusion.modular.families import FAMILIES, preparation_of
+from fixedpoint_diffusion.modular.families import preparation_of
 from fixedpoint_diffusion.modular.loop import LeafLoop
 from fixedpoint_diffusion.pipelines.refusals import check_options
 from fixedpoint_diffusion.recognition import is_pipeline
@@ -144,7 +144,7 @@ class JointDenoise(LoopSequentialPipelineBlocks):  # type: ignore[misc]  # diffu
         return [
             *self._loop.loop_inputs,
             InputParam("rtol", type_hint=float, default=self._rtol, description=_INPUTS["rtol"]),
-            InputParam("solver", default=self._solver, description=_INPUTS["solver"]),
+            InputParam("solver", type_hint=str, default=self._solver, description=_INPUTS["solver"]),
             InputParam("max_batch", type_hint=int, default=self._most, description=_INPUTS["max_batch"]),
         ]
 

@@ -18,7 +18,9 @@ __all__ = ["LeafLoop"]
 
 
 class LeafLoop(ParallelPipeline):
-    """The loop over the leaf blocks, called with the values of a block state by name. It returns the block state at the end.
+    """The loop over the leaf blocks, called with the values of a block state by name.
+
+    It returns the block state at the end.
 
     Parameters
     ----------

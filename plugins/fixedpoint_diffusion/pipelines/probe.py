@@ -18,7 +18,8 @@ from torch import Tensor
 
 from fixedpoint_diffusion.pipelines.batches import most_rows, spending
 from fixedpoint_diffusion.pipelines.calls import Call
-from fixedpoint_diffusion.pipelines.loop import Layout, Loop, kind_of
+from fixedpoint_diffusion.pipelines.layout import Layout
+from fixedpoint_diffusion.pipelines.loop import Loop, kind_of
 from fixedpoint_diffusion.pipelines.passes import Pass, Step
 from fixedpoint_diffusion.pipelines.replay import Replay, StepCall
 from fixedpoint_diffusion.pipelines.trees import Path, mapped

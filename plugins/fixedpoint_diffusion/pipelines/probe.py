@@ -237,6 +237,11 @@ def remembers(examined: Examined) -> bool:
     """Return whether a step depends on more than the state before it and the outputs of its own networks.
 
     Also finds out which calls have to wait for others (``loop.levels``), and whether passes may leave out steps.
+
+    Raises
+    ------
+    ValueError
+        If what the scheduler is given in a step depends on more than the state before it and the networks of the step.
     """
     loop = examined.loop
     generator = torch.Generator().manual_seed(3)
@@ -259,7 +264,7 @@ def remembers(examined: Examined) -> bool:
 
     base = passed(states)
     loop.skips = _skips(base, lambda: passed(states, known=loop.steps))
-    changed = False
+    changed = recalled = False
     for some in (chosen, ~chosen):
         outputs = passed(states, some)
         others = states.clone()
@@ -268,10 +273,18 @@ def remembers(examined: Examined) -> bool:
         for number, step in enumerate(base):
             if not some[number]:
                 changed |= not torch.equal(_next(step), _next(outputs[number]))
+                recalled |= not torch.equal(step.prediction, outputs[number].prediction)
             else:
                 _note_levels(loop, step, outputs[number])
             if number > 0 and not some[number - 1]:
                 changed |= not torch.equal(_next(step), _next(moved[number]))
+                recalled |= not torch.equal(step.prediction, moved[number].prediction)
+    if recalled:
+        raise ValueError(
+            f"{type(loop.replay.pipe).__name__} mixes outputs or states of earlier steps into what it gives to its "
+            "scheduler, so that the steps cannot be evaluated together; a guider with a momentum, or a callback that "
+            "keeps what it sees, may be the reason"
+        )
     return changed
 
 

@@ -170,9 +170,9 @@ class ParallelPipeline:
             return loop.layout.samples(states[:, step.number]).to(dtype)
 
         def prediction(step: Step) -> Tensor:
-            if step.number < loop.length - 1 or len(loop.last) < loop.layout.count:
+            if step.number < loop.length - 1 or loop.last is None:
                 return step.prediction
-            return loop.layout.samples(torch.stack([loop.last[row] for row in range(loop.layout.count)])).to(dtype)
+            return loop.layout.samples(loop.last[:-1]).to(dtype)
 
         return loop.replay.play(
             Pass(loop.template, told=told, prediction=prediction, noise=loop.told_noise), deliver=True

@@ -6,6 +6,7 @@ several samples (a pipeline that guides by a doubled batch of latents), they are
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,6 +19,7 @@ from fixedpoint_diffusion.pipelines.calls import Call, evaluated, merged_groups
 from fixedpoint_diffusion.pipelines.layout import Layout
 from fixedpoint_diffusion.pipelines.passes import Pass, Step
 from fixedpoint_diffusion.pipelines.replay import Replay
+from fixedpoint_diffusion.pipelines.sweep import BareSteps, Sweep
 from fixedpoint_diffusion.pipelines.trees import Path, first_of, mapped
 
 __all__ = ["Loop", "kind_of"]
@@ -57,6 +59,8 @@ class Loop:
         Shape ``(d, M, *row)``: what the steps draw, in place of the generator's numbers; None: those.
     first
         The first network call of the pipeline and its output, which a merged batch has to reproduce; None once it has.
+    bare
+        The scheduler's steps alone, if the pipeline leaves the samples between two steps as they are; else None.
     last
         Shape ``(d + 1, *row)``: the prediction that the last step was given at its latest evaluation, row by row, and
         that of any other step; None before the first evaluation.
@@ -74,6 +78,7 @@ class Loop:
     scale: float | None = None
     noise: Float[Tensor, "d M *row"] | None = None
     first: tuple[Call, Any] | None = None
+    bare: BareSteps | None = None
     last: Tensor | None = None
 
     @property
@@ -111,21 +116,18 @@ class Loop:
         respond
             Given the number of a step and what the step before it returned, what is added to its prediction.
         """
-        before = [self.start]
+        sweep = Sweep(self.layout, self.start, predictions, respond, self._known_outputs, self.told_noise)
+        if self.bare is not None:
+            with self.replay.drawing(self.bare.random):
+                self.bare.carry_out(sweep, self.steps)
+        else:
+            self.replay.play(sweep)
+        return sweep.states
 
-        def prediction(step: Step) -> Tensor:
-            found = predictions[step.number]
-            if respond is not None and step.number > 0:
-                found = found + respond(step.number, before[-1])
-            return self.layout.samples(found)
-
-        def told(step: Step) -> None:
-            assert step.next is not None
-            before.append(self.layout.rows(step.next).to(self.start.dtype))
-
-        script = Pass(self.template, prediction=prediction, told=told, noise=self.told_noise, last=len(predictions) - 1)
-        self.replay.play(script)
-        return [self.layout.rows(step.next).to(self.start.dtype) for step in script.steps if step.next is not None]
+    @functools.cached_property
+    def _known_outputs(self) -> list[list[Any]]:
+        """An output for every network call of every step."""
+        return [[self.template(call) for call in step.calls] for step in self.steps]
 
     def _at(
         self,
@@ -280,7 +282,7 @@ class Loop:
 
     def _joined(self, call: Call, rows: dict[int, Any] | None) -> Any:
         """Return the output of a whole call from those of its images; the template's for images that are not known."""
-        template = self.template(call)
+        template = self._known_outputs[call.step][call.place]
         if not rows:
             return template
         total, count = call.rows, self.layout.count

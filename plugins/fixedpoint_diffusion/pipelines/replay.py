@@ -14,6 +14,7 @@ generators are put back before each replay. Afterwards the pipeline is as it was
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 import inspect
@@ -133,6 +134,17 @@ class Replay:
                     vars(pipe).update(own)
                     before.restore()
             return result
+
+    @contextlib.contextmanager
+    def drawing(self, random: RandomStates) -> Iterator[None]:
+        """Draw from these states within, and put all generators back at the end."""
+        with _lock_of(self.pipe):
+            before = RandomStates((self.args, self.kwargs))
+            random.restore()
+            try:
+                yield
+            finally:
+                before.restore()
 
     def _stand_ins(self, script: Script, deliver: bool) -> dict[str, Any]:
         found: dict[str, Any] = {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from diffusers import DPMSolverMultistepScheduler
 from pipelines import arguments, pipeline
 
 from fixedpoint.chains import BlockSecant, ChainSolver
@@ -21,3 +22,14 @@ def test_a_network_that_returns_nan_is_said_to_do_so(form: str) -> None:
         sampler(**arguments("sd1"), num_inference_steps=3)
     assert sampler.form_of(problem) == form
     assert [status.label for status in sampler.solution.status] == ["nonfinite"] * 2
+
+
+def test_a_network_that_also_returns_a_variance_is_compared_as_a_whole() -> None:
+    """In the affine form only the first half of its channels is used."""
+    pipe = pipeline("dit")
+    pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)
+    sampler = parallel(pipe, solver=ChainSolver(accelerator=BlockSecant()), rtol=1e-4, form="affine")
+    call = {**arguments("dit"), "num_inference_steps": 4}
+    found = sampler(**call, generator=torch.Generator().manual_seed(0)).images
+    own = pipe(**call, generator=torch.Generator().manual_seed(0)).images
+    assert abs(found - own).max() < 1e-3

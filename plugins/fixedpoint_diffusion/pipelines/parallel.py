@@ -268,8 +268,8 @@ class ParallelPipeline:
         loop, script = made.loop, Pass(Call.run, noise=made.loop.told_noise, last=made.loop.length - 1)
         loop.replay.play(script)
         found = [loop.layout.rows(step.next) for step in script.steps if step.next is not None]
-        for row, prediction in enumerate(loop.layout.rows(script.steps[-1].prediction)):
-            loop.note(loop.length - 1, row, prediction)
+        rows = torch.arange(loop.layout.count, device=loop.start.device)
+        loop.note(torch.full_like(rows, loop.length - 1), rows, loop.layout.rows(script.steps[-1].prediction))
         states = torch.stack(found, dim=1).to(loop.start.dtype)
         return api.solve(ChainProblem(_Played(made.states(states)), loop.start), solver="serial")
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from fixedpoint_diffusion.fashion_mnist.classifier import load_classifier as load_classifier
     from fixedpoint_diffusion.fashion_mnist.classifier import reference as reference
     from fixedpoint_diffusion.fashion_mnist.images import held_out_images as held_out_images
+    from fixedpoint_diffusion.fashion_mnist.pipeline import FashionMNISTPipeline as FashionMNISTPipeline
     from fixedpoint_diffusion.inversion.invert import invert as invert
     from fixedpoint_diffusion.inversion.invert import slerp as slerp
     from fixedpoint_diffusion.inversion.latent_gradients import Exact as Exact
@@ -40,6 +41,8 @@ if TYPE_CHECKING:
     from fixedpoint_diffusion.models.choices import ShapesModel as ShapesModel
     from fixedpoint_diffusion.models.folder import FolderError as FolderError
     from fixedpoint_diffusion.models.folder import ModelFolder as ModelFolder
+    from fixedpoint_diffusion.pipelines.folder import load_pipeline as load_pipeline
+    from fixedpoint_diffusion.pipelines.inversion import PipelineInversion as PipelineInversion
     from fixedpoint_diffusion.pipelines.parallel import ParallelPipeline as ParallelPipeline
     from fixedpoint_diffusion.pipelines.parallel import parallel as parallel
     from fixedpoint_diffusion.samplers.chains import MultistepChain as MultistepChain
@@ -75,6 +78,7 @@ __getattr__, __dir__, __all__ = exported(
             "reference",
         ),
         "fixedpoint_diffusion.fashion_mnist.images": ("held_out_images",),
+        "fixedpoint_diffusion.fashion_mnist.pipeline": ("FashionMNISTPipeline",),
         "fixedpoint_diffusion.models.folder": ("FolderError", "ModelFolder"),
         "fixedpoint_diffusion.inversion.invert": (
             "invert",
@@ -97,6 +101,8 @@ __getattr__, __dir__, __all__ = exported(
             "ShapesModel",
         ),
         "fixedpoint_diffusion.denoisers.network": ("NetworkDenoiser",),
+        "fixedpoint_diffusion.pipelines.folder": ("load_pipeline",),
+        "fixedpoint_diffusion.pipelines.inversion": ("PipelineInversion",),
         "fixedpoint_diffusion.pipelines.parallel": (
             "ParallelPipeline",
             "parallel",

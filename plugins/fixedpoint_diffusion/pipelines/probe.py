@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,7 +22,9 @@ from fixedpoint_diffusion.pipelines.calls import Call
 from fixedpoint_diffusion.pipelines.layout import Layout
 from fixedpoint_diffusion.pipelines.loop import Loop, kind_of
 from fixedpoint_diffusion.pipelines.passes import Pass, Step
+from fixedpoint_diffusion.pipelines.randomness import RandomStates
 from fixedpoint_diffusion.pipelines.replay import Replay, StepCall
+from fixedpoint_diffusion.pipelines.sweep import BareSteps
 from fixedpoint_diffusion.pipelines.trees import Path, mapped
 
 __all__ = ["Examined", "arbitrary", "examine", "remembers"]
@@ -52,8 +55,10 @@ class Examined:
 class _First(Pass):
     """The first pass: it calls each network once, to see what its outputs are like."""
 
-    def __init__(self) -> None:
+    def __init__(self, replay: Replay) -> None:
         super().__init__(self._first)
+        self.replay = replay
+        self.random: RandomStates | None = None
         self.templates: dict[Any, Any] = {}
         self.dtypes: dict[tuple[str, Path], torch.dtype] = {}
         self.scheduler: Any = None
@@ -78,6 +83,7 @@ class _First(Pass):
             made = copy.copy(call.scheduler)
             vars(made).pop("step", None)
             self.scheduler = copy.deepcopy(made)
+            self.random = RandomStates((self.replay.args, self.replay.kwargs))
         return super().step(call)
 
 
@@ -90,7 +96,7 @@ def examine(replay: Replay, most: int | None) -> Examined:
         If the pipeline takes no step of its scheduler, or if its loop is not the same each time.
     """
     name = type(replay.pipe).__name__
-    first = _First()
+    first = _First(replay)
     replay.play(first)
     if not first.steps:
         raise ValueError(f"{name} took no step of its scheduler, so there is nothing to solve")
@@ -117,7 +123,15 @@ def examine(replay: Replay, most: int | None) -> Examined:
     if most is None:
         loop.most = most_rows(sample.device, call.rows, first.spent)
     loop.scale = _scale(loop)
+    assert first.random is not None
+    if all(_leaves_samples_alone(each) for each in (steps, other)):
+        loop.bare = BareSteps(first.scheduler, first.random)
     return Examined(loop, other, first.scheduler)
+
+
+def _leaves_samples_alone(steps: Sequence[Step]) -> bool:
+    """Whether every step is given what the step before it returned."""
+    return all(torch.equal(_next(one), two.sample) for one, two in itertools.pairwise(steps))
 
 
 def _check_same(name: str, first: Pass, steps: Sequence[Step], encoders: bool) -> None:
@@ -237,6 +251,11 @@ def remembers(examined: Examined) -> bool:
     """Return whether a step depends on more than the state before it and the outputs of its own networks.
 
     Also finds out which calls have to wait for others (``loop.levels``), and whether passes may leave out steps.
+
+    Raises
+    ------
+    ValueError
+        If what the scheduler is given in a step depends on more than the state before it and the networks of the step.
     """
     loop = examined.loop
     generator = torch.Generator().manual_seed(3)
@@ -259,7 +278,7 @@ def remembers(examined: Examined) -> bool:
 
     base = passed(states)
     loop.skips = _skips(base, lambda: passed(states, known=loop.steps))
-    changed = False
+    changed = recalled = False
     for some in (chosen, ~chosen):
         outputs = passed(states, some)
         others = states.clone()
@@ -268,10 +287,18 @@ def remembers(examined: Examined) -> bool:
         for number, step in enumerate(base):
             if not some[number]:
                 changed |= not torch.equal(_next(step), _next(outputs[number]))
+                recalled |= not torch.equal(step.prediction, outputs[number].prediction)
             else:
                 _note_levels(loop, step, outputs[number])
             if number > 0 and not some[number - 1]:
                 changed |= not torch.equal(_next(step), _next(moved[number]))
+                recalled |= not torch.equal(step.prediction, moved[number].prediction)
+    if recalled:
+        raise ValueError(
+            f"{type(loop.replay.pipe).__name__} mixes outputs or states of earlier steps into what it gives to its "
+            "scheduler, so that the steps cannot be evaluated together; a guider with a momentum, or a callback that "
+            "keeps what it sees, may be the reason"
+        )
     return changed
 
 

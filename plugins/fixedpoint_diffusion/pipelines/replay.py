@@ -5,7 +5,8 @@ For the length of a replay the pipeline's networks, encoders and scheduler are r
 - networks by objects that hand every call to a ``Script``, which records the inputs and returns an output it knows,
 - encoders, whose results are the same in every replay, by objects that remember them,
 - the decoder by one that ends the replay,
-- the scheduler by a fresh copy, whose counters and history begin anew and whose ``step`` goes through the script.
+- the scheduler by a fresh copy, whose counters and history begin anew and whose ``step`` goes through the script,
+- guiders by fresh copies, which count steps and may keep what they were given.
 
 Guidance, blends, callbacks and whatever else a pipeline does between two network calls is its own code. All random
 generators are put back before each replay. Afterwards the pipeline is as it was, whatever was raised.
@@ -13,6 +14,7 @@ generators are put back before each replay. Afterwards the pipeline is as it was
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 import inspect
@@ -25,6 +27,7 @@ from typing import Any
 import torch
 
 from fixedpoint_diffusion.pipelines.randomness import RandomStates
+from fixedpoint_diffusion.recognition import is_guider
 
 __all__ = ["LoopEnded", "Replay", "Script", "StepCall"]
 
@@ -87,12 +90,17 @@ class Replay:
         The pipeline.
     args, kwargs
         The arguments of its ``__call__``.
+    call
+        What is carried out instead of ``__call__``: a function of the pipeline and these arguments, which finds the
+        networks and the scheduler as the pipeline's attributes.
     """
 
-    def __init__(self, pipe: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+    def __init__(
+        self, pipe: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], call: Callable[..., Any] | None = None
+    ) -> None:
         self.pipe, self.args, self.kwargs = pipe, args, dict(kwargs)
         # Without the decorator ``torch.no_grad``: whether autograd records is decided here.
-        self.call = inspect.unwrap(type(pipe).__call__)
+        self.call = inspect.unwrap(type(pipe).__call__) if call is None else call
         self.random = RandomStates((args, self.kwargs))
         self.remembered: dict[str, list[Any]] = {}
         self._constants: dict[str, dict[str, Any]] = {}
@@ -147,9 +155,22 @@ class Replay:
                             part.to(dtype)
             return result
 
+    @contextlib.contextmanager
+    def drawing(self, random: RandomStates) -> Iterator[None]:
+        """Draw from these states within, and put all generators back at the end."""
+        with _lock_of(self.pipe):
+            before = RandomStates((self.args, self.kwargs))
+            random.restore()
+            try:
+                yield
+            finally:
+                before.restore()
+
     def _stand_ins(self, script: Script, deliver: bool) -> dict[str, Any]:
         found: dict[str, Any] = {}
         for name, part in vars(self.pipe).items():
+            if is_guider(part):
+                found[name] = copy.deepcopy(part)
             if not isinstance(part, torch.nn.Module):
                 continue
             constants = self._constants.setdefault(name, {})
@@ -169,14 +190,10 @@ class Replay:
     def _keep(self, own: dict[str, Any], stands_in: dict[str, Any]) -> None:
         """Leave the pipeline as its own call would: new attributes stay, what stood in for its parts goes."""
         now = vars(self.pipe)
-        scheduler = own["scheduler"]
-        if now.get("scheduler") is stands_in["scheduler"]:
-            known = {name: value for name, value in vars(stands_in["scheduler"]).items() if name != "step"}
-            for name in vars(scheduler).keys() - known.keys():
-                del vars(scheduler)[name]
-            vars(scheduler).update(known)
         for name, stand_in in stands_in.items():
             if now.get(name) is stand_in:
+                if name == "scheduler" or is_guider(stand_in):
+                    _hand_on(stand_in, own[name])
                 if name in own:
                     now[name] = own[name]
                 else:
@@ -190,6 +207,14 @@ def _is_autoencoder(part: Any) -> bool:
 def _dtype(part: torch.nn.Module) -> torch.dtype | None:
     """The dtype of the first parameter: the attribute ``dtype`` of diffusers walks through all of them."""
     return next((each.dtype for each in part.parameters()), None)
+
+
+def _hand_on(copied: Any, original: Any) -> None:
+    """Give a scheduler or guider the counters and the history of the copy that stood in for it."""
+    known = {name: value for name, value in vars(copied).items() if name != "step"}
+    for name in vars(original).keys() - known.keys():
+        del vars(original)[name]
+    vars(original).update(known)
 
 
 def _lock_of(pipe: Any) -> threading.RLock:

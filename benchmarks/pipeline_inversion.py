@@ -24,9 +24,8 @@ from diffusers import DDIMInverseScheduler, DDIMScheduler
 from PIL import Image
 from torch import Tensor
 
-from fixedpoint_diffusion import held_out_images, parallel
+from fixedpoint_diffusion import FashionMNISTPipeline, held_out_images, parallel
 from fixedpoint_diffusion.fashion_mnist import CLASSES
-from fixedpoint_diffusion.fashion_mnist.pipeline import FashionMNISTPipeline
 
 
 def pipeline(scheduler: Any) -> Any:

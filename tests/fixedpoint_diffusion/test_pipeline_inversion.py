@@ -20,8 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from fixedpoint.chains import Identity, StepwiseInversion
-from fixedpoint_diffusion import held_out_images, parallel
-from fixedpoint_diffusion.fashion_mnist.pipeline import FashionMNISTPipeline
+from fixedpoint_diffusion import FashionMNISTPipeline, held_out_images, parallel
 from tests.support.pipelines import arguments, pipeline
 
 # diffusers' own, about its use of numpy
@@ -93,20 +92,20 @@ def test_its_own_samples_come_back(name: str, scale: float, steps: int) -> None:
 
 def test_the_start_is_found() -> None:
     """Where the steps are well conditioned: those of the tiny network with random weights."""
-    pipe, latents = invertible("sd1"), torch.randn(2, 4, 8, 8, generator=seeded())
+    latents, name = torch.randn(2, 4, 8, 8, generator=seeded()), "sd3"
     for scale in (1.0, 7.5):
-        call = guided("sd1", scale)
+        pipe, call = invertible(name), guided(name, scale)
         own = pipe(**call, latents=latents).images
         inversion = parallel(pipe).invert(own, **call)
-        assert rms(inversion.latents - latents) <= 1e-3
+        assert rms(inversion.latents - latents) <= 5e-3
 
 
-@pytest.mark.parametrize("scale", [1.0, 2.0])
+@pytest.mark.parametrize("scale", [1.0, pytest.param(2.0, marks=pytest.mark.slow)])
 def test_samples_of_a_trained_network_come_back(scale: float) -> None:
     """Its last steps nearly project, so that many starts lead to a sample; one of them is found."""
     pipe = FashionMNISTPipeline.bundled(DDIMScheduler, clip_sample=False)
     pipe.set_progress_bar_config(disable=True)
-    call = {"prompt": "bag", "num_inference_steps": 10, "guidance_scale": scale}
+    call = {"prompt": "bag", "num_inference_steps": STEPS, "guidance_scale": scale}
     own = pipe(**call, generator=seeded(), output_type="latent").images
     inversion = parallel(pipe).invert(own, **call, input_type="latent")
     assert inversion.succeeded.all(), inversion.message

@@ -91,7 +91,8 @@ class Mixed:
 
     def __post_init__(self) -> None:
         calls = [step.calls[0] for step in self.loop.steps]
-        self.calls = MergedCalls(calls, self.path, self.loop.layout.count)
+        dtype = self.loop.dtypes[calls[0].network, self.path]
+        self.calls = MergedCalls(calls, self.path, self.loop.layout.count, dtype)
 
     @property
     def each(self) -> int:

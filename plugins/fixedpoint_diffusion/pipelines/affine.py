@@ -46,6 +46,8 @@ def tables_of(examined: Examined) -> SamplerTables | None:
         return None
     if tables.state_factors is None or not all(_follows(tables, steps) for steps in (loop.steps, examined.other)):
         return None
+    if any(step.next is None or not made_of(step.next, step.sample, step.prediction, *step.noise) for step in loop.steps):
+        return None  # a setting of the scheduler is to have a gradient
     return replace(tables, timesteps=torch.arange(loop.length))
 
 
@@ -161,6 +163,24 @@ def first_tensor(output: Any) -> Tensor:
     return next(leaf for _, leaf in leaves(output) if isinstance(leaf, Tensor))
 
 
+def made_of(value: Tensor, *parts: Tensor) -> bool:
+    """Return whether everything that autograd knows a value to depend on is among some tensors, or behind them."""
+    known = {id(part) for part in parts}, {part.grad_fn for part in parts}
+    nodes, seen = [value.grad_fn], set()
+    if value.requires_grad and value.grad_fn is None:
+        return id(value) in known[0]
+    while nodes:
+        node = nodes.pop()
+        if node is None or node in seen or node in known[1]:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):
+            if id(node.variable) not in known[0]:
+                return False
+        nodes.extend(each for each, _ in node.next_functions)
+    return True
+
+
 def direct_calls(examined: Examined, tables: SamplerTables) -> Mixed | None:
     """Return how inputs and outputs of the loop's network calls are mixed; None where its own code is needed.
 
@@ -208,7 +228,7 @@ def _mix(loop: Loop, step: Step, path: Path, factor: float, seed: int) -> tuple[
     call, layout = step.calls[0], loop.layout
     given = dict(call.leaves)[path]
     samples = step.sample.double() / factor
-    if not isinstance(given, Tensor) or given.shape[1:] != samples.shape[1:]:
+    if not isinstance(given, Tensor) or given.shape[1:] != samples.shape[1:] or not made_of(given, step.sample):
         return None
     output = first_tensor(arbitrary(loop.template(call), call, seed)).double()
     if output.ndim != samples.ndim or output.shape[2:] != samples.shape[2:] or output.shape[1] < samples.shape[1]:
@@ -216,14 +236,15 @@ def _mix(loop: Loop, step: Step, path: Path, factor: float, seed: int) -> tuple[
     output = output[:, : samples.shape[1]]
     count = layout.count
     inside, outside = (part.unflatten(0, (-1, count)).flatten(1) for part in (samples, output))
-    into = _combination(inside, given.double().unflatten(0, (-1, count)).flatten(1))
+    # Without gradients: what the weights multiply has that by the samples already.
+    into = _combination(inside.detach(), given.detach().double().unflatten(0, (-1, count)).flatten(1))
     out = _combination(outside, step.prediction.double().unflatten(0, (-1, count)).flatten(1))
     return None if into is None or out is None else (into, out)
 
 
 def _combination(of: Float[Tensor, "n e"], made: Float[Tensor, "m e"]) -> Float[Tensor, "m n"] | None:
     """Return the weights by which rows are combinations of other rows; None if they are not."""
-    weights = made @ torch.linalg.pinv(of.detach())
+    weights = made @ torch.linalg.pinv(of)
     off = (made - weights @ of).abs().amax()
     size = (weights.abs() @ of.abs()).amax()
     return weights if bool(off <= _AGREES * size) else None

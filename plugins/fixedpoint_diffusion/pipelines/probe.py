@@ -221,9 +221,10 @@ def _scale(loop: Loop) -> float | None:
     """Return the number by which the pipeline multiplies ``latents``; None if it takes none, or does anything else."""
     if "latents" not in inspect.signature(loop.replay.call).parameters:
         return None
-    start = loop.layout.samples(loop.start)
+    start = loop.layout.samples(loop.start.detach())
     script = Pass(loop.template, last=0)
-    loop.replay.play(script, latents=start.to(loop.steps[0].sample.dtype))
+    with torch.no_grad():
+        loop.replay.play(script, latents=start.to(loop.steps[0].sample.dtype))
     began = script.steps[0].sample.to(start.dtype)
     if began.shape != start.shape:
         return None

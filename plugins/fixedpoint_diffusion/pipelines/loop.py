@@ -148,7 +148,7 @@ class Loop:
             assert step.next is not None
             before.append(self.layout.rows(step.next).to(self.start.dtype))
 
-        script = Pass(self.template, prediction=prediction, told=told, noise=self.drawn, last=len(predictions) - 1)
+        script = Pass(self.template, prediction=prediction, told=told, noise=self.told_noise, last=len(predictions) - 1)
         self.replay.play(script)
         return [self.layout.rows(step.next).to(self.start.dtype) for step in script.steps if step.next is not None]
 
@@ -191,7 +191,7 @@ class Loop:
                 return self.layout.samples(states[step.number + 1]) if step.number + 1 < self.length else None
 
             known = self.steps if self.skips and not real else None
-            script = Pass(answer, told=told, noise=self.drawn, known=known, last=last)
+            script = Pass(answer, told=told, noise=self.told_noise, known=known, last=last)
             self.replay.play(script, **self._started(states[0]))
             return script
 
@@ -303,10 +303,13 @@ class Loop:
 
         return mapped(template, change)
 
-    def drawn(self, step: int, place: int, drawn: Tensor) -> Tensor:
-        """Return the noise that a step gets for one of its draws."""
-        if self.noise is None:
-            return drawn
+    @property
+    def told_noise(self) -> Callable[[int, int, Tensor], Tensor] | None:
+        """Given a step, the number of its draw and what was drawn, the noise that it gets; None: what was drawn."""
+        return None if self.noise is None else self._told_noise
+
+    def _told_noise(self, step: int, place: int, drawn: Tensor) -> Tensor:
+        assert self.noise is not None
         samples = self.layout.count * self.layout.each
         # With a list of generators a step draws for one sample after another.
         split = samples // len(drawn)

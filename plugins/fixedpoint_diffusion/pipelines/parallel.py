@@ -179,7 +179,9 @@ class ParallelPipeline:
                 return step.prediction
             return loop.layout.samples(torch.stack([loop.last[row] for row in range(loop.layout.count)])).to(dtype)
 
-        return loop.replay.play(Pass(loop.template, told=told, prediction=prediction, noise=loop.drawn), deliver=True)
+        return loop.replay.play(
+            Pass(loop.template, told=told, prediction=prediction, noise=loop.told_noise), deliver=True
+        )
 
     def _replay(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Replay:
         check_parts(self.pipe)

@@ -140,7 +140,7 @@ def _name_encoders(replay: Replay, first: _First) -> None:
 
 
 def _passed(replay: Replay, templates: dict[Any, Any], seed: int, **options: Any) -> list[Step]:
-    script = Pass(lambda call: arbitrary(templates[kind_of(call)], call, seed), **options)
+    script = Pass(lambda call: arbitrary(templates[kind_of(call)], call, seed), watches=True, **options)
     replay.play(script)
     return script.steps
 
@@ -253,7 +253,7 @@ def remembers(examined: Examined) -> bool:
         def told(step: Step) -> Tensor | None:
             return loop.layout.samples(states[step.number + 1]) if step.number + 1 < loop.length else None
 
-        script = Pass(answer, told=told, noise=loop.drawn, **options)
+        script = Pass(answer, told=told, noise=loop.told_noise, **options)
         loop.replay.play(script)
         return script.steps
 

@@ -19,7 +19,7 @@ import inspect
 import threading
 import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -48,17 +48,12 @@ class StepCall:
         The arguments by name.
     """
 
-    def __init__(self, scheduler: Any, real: Callable[..., Any], bound: inspect.BoundArguments) -> None:
-        self.scheduler, self._real, self._bound = scheduler, real, bound
+    def __init__(self, scheduler: Any, real: Callable[..., Any], arguments: dict[str, Any]) -> None:
+        self.scheduler, self._real, self.arguments = scheduler, real, arguments
 
-    @property
-    def arguments(self) -> dict[str, Any]:
-        return self._bound.arguments
-
-    def take(self, **instead: Any) -> Any:
-        """Take the step, with some of the arguments replaced."""
-        self._bound.arguments.update(instead)
-        return self._real(*self._bound.args, **self._bound.kwargs)
+    def take(self, prediction: Any) -> Any:
+        """Take the step with another ``model_output``."""
+        return self._real(**{**self.arguments, "model_output": prediction})
 
 
 class Script(ABC):
@@ -90,6 +85,7 @@ class Replay:
         self.call = inspect.unwrap(type(pipe).__call__)
         self.random = RandomStates((args, self.kwargs))
         self.remembered: dict[str, list[Any]] = {}
+        self._constants: dict[str, dict[str, Any]] = {}
         # Networks that are called before the loop alone, such as adapters; known after the first replay.
         self.encoders: set[str] = set()
 
@@ -136,12 +132,13 @@ class Replay:
         for name, part in vars(self.pipe).items():
             if not isinstance(part, torch.nn.Module):
                 continue
+            constants = self._constants.setdefault(name, {})
             if hasattr(part, "encode") and hasattr(part, "decode"):
-                found[name] = _Autoencoder(part, self._memory(name), deliver)
+                found[name] = _Autoencoder(part, constants, self._memory(name), deliver)
             elif name in self.encoders or type(part).__module__.partition(".")[0] == "transformers":
-                found[name] = _Encoder(part, self._memory(name))
+                found[name] = _Encoder(part, constants, self._memory(name))
             else:
-                found[name] = _Network(part, functools.partial(script.network, name, part))
+                found[name] = _Network(part, constants, functools.partial(script.network, name, part))
         found["scheduler"] = _scheduler(self.pipe.scheduler, script)
         found["_progress_bar_config"] = {"disable": True}  # the rounds have a bar of their own
         return found
@@ -175,13 +172,13 @@ def _scheduler(original: Any, script: Script) -> Any:
     """Return a copy of a scheduler whose ``step`` goes through the script."""
     made = copy.deepcopy(original)
     real, thread = made.step, threading.get_ident()
-    signature = inspect.signature(real)
+    names = tuple(inspect.signature(real).parameters)
 
     @functools.wraps(real)  # pipelines look at the signature
     def step(*args: Any, **kwargs: Any) -> Any:
         if threading.get_ident() != thread:
             return real(*args, **kwargs)
-        return script.step(StepCall(made, real, signature.bind(*args, **kwargs)))
+        return script.step(StepCall(made, real, {**dict(zip(names, args, strict=False)), **kwargs}))
 
     made.step = step
     return made
@@ -201,11 +198,16 @@ class _Memory:
         return self.results[self._next - 1]
 
 
+# What is the same in every replay of a call, and takes a walk through all of a network to be told.
+_CONSTANT = ("device", "dtype")
+
+
 class _StandsIn:
     """Stands in for a part of a pipeline: of the same class by ``isinstance``, and with its attributes."""
 
-    def __init__(self, part: torch.nn.Module) -> None:
+    def __init__(self, part: torch.nn.Module, constants: dict[str, Any]) -> None:
         object.__setattr__(self, "_part", part)
+        object.__setattr__(self, "_constants", constants)
         object.__setattr__(self, "_thread", threading.get_ident())
 
     @property  # type: ignore[misc]  # so that ``isinstance`` holds
@@ -213,7 +215,17 @@ class _StandsIn:
         return type(self._part)
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(object.__getattribute__(self, "_part"), name)
+        if name not in _CONSTANT:
+            return getattr(object.__getattribute__(self, "_part"), name)
+        if name not in self._constants:
+            self._constants[name] = getattr(self._part, name)
+        return self._constants[name]
+
+    def modules(self) -> Iterator[torch.nn.Module]:
+        """Those of the part, which pipelines walk through at every question for their device."""
+        if "modules" not in self._constants:
+            self._constants["modules"] = list(self._part.modules())
+        return iter(self._constants["modules"])
 
     def __setattr__(self, name: str, value: Any) -> None:
         setattr(self._part, name, value)
@@ -225,8 +237,13 @@ class _StandsIn:
 
 
 class _Network(_StandsIn):
-    def __init__(self, part: torch.nn.Module, ask: Callable[[tuple[Any, ...], dict[str, Any]], Any]) -> None:
-        super().__init__(part)
+    def __init__(
+        self,
+        part: torch.nn.Module,
+        constants: dict[str, Any],
+        ask: Callable[[tuple[Any, ...], dict[str, Any]], Any],
+    ) -> None:
+        super().__init__(part, constants)
         object.__setattr__(self, "_ask", ask)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -234,8 +251,8 @@ class _Network(_StandsIn):
 
 
 class _Encoder(_StandsIn):
-    def __init__(self, part: torch.nn.Module, memory: _Memory) -> None:
-        super().__init__(part)
+    def __init__(self, part: torch.nn.Module, constants: dict[str, Any], memory: _Memory) -> None:
+        super().__init__(part, constants)
         object.__setattr__(self, "_memory", memory)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -246,8 +263,8 @@ class _Encoder(_StandsIn):
 class _Autoencoder(_StandsIn):
     """Remembers what it encoded, and ends the replay where it would decode."""
 
-    def __init__(self, part: torch.nn.Module, memory: _Memory, deliver: bool) -> None:
-        super().__init__(part)
+    def __init__(self, part: torch.nn.Module, constants: dict[str, Any], memory: _Memory, deliver: bool) -> None:
+        super().__init__(part, constants)
         object.__setattr__(self, "_memory", memory)
         object.__setattr__(self, "_deliver", deliver)
 

@@ -46,7 +46,8 @@ def tables_of(examined: Examined) -> SamplerTables | None:
         return None
     if tables.state_factors is None or not all(_follows(tables, steps) for steps in (loop.steps, examined.other)):
         return None
-    if any(step.next is None or not made_of(step.next, step.sample, step.prediction, *step.noise) for step in loop.steps):
+    parts = [part for step in loop.steps for part in (step.sample, step.prediction, *step.noise)]
+    if any(step.next is None or not made_of(step.next, *parts) for step in loop.steps):
         return None  # a setting of the scheduler is to have a gradient
     return replace(tables, timesteps=torch.arange(loop.length))
 
@@ -101,6 +102,11 @@ class Mixed:
     def each(self) -> int:
         """``R``, the number of rows of a call for an image."""
         return self.into.shape[1]
+
+    def given(self, step: Step) -> set[Any]:
+        """Return the identities of the tensors with gradients that the pipeline gives to the network before a step."""
+        passed = [leaf for path, leaf in step.calls[0].leaves if path != self.path and isinstance(leaf, Tensor)]
+        return {(leaf.grad_fn or id(leaf), leaf.output_nr) for leaf in passed if leaf.requires_grad}
 
     def predictions(self, u: Tensor, index: Tensor, row: Tensor) -> Tensor:
         """Return the predictions for network inputs ``u``, shape ``(P, *row)``."""
@@ -174,9 +180,8 @@ def made_of(value: Tensor, *parts: Tensor) -> bool:
         if node is None or node in seen or node in known[1]:
             continue
         seen.add(node)
-        if hasattr(node, "variable"):
-            if id(node.variable) not in known[0]:
-                return False
+        if hasattr(node, "variable") and id(node.variable) not in known[0]:
+            return False
         nodes.extend(each for each, _ in node.next_functions)
     return True
 

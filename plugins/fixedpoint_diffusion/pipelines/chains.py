@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
-from fixedpoint.chains.capabilities import HasNoInverse, HasReferenceSlopes
+from fixedpoint.chains.capabilities import HasNoInverse, HasReferenceSlopes, HasRepresentativeSteps
 from fixedpoint.chains.chain import Chain, PredictionChain
 from fixedpoint.chains.planning.costs import HasCostKey
 from fixedpoint.chains.problem import ChainProblem
@@ -37,7 +37,7 @@ Form: TypeAlias = Literal["affine", "tables", "steps", "predictions"]
 FORMS: tuple[Form, ...] = ("affine", "tables", "steps", "predictions")
 
 
-class PipelineDenoiser(Denoiser):
+class PipelineDenoiser(Denoiser, HasRepresentativeSteps):
     """What a pipeline predicts, guidance included, as a denoiser whose timesteps are the numbers of the steps.
 
     Parameters
@@ -62,12 +62,16 @@ class PipelineDenoiser(Denoiser):
         factors = self.factors.to(x)[index].view(-1, *[1] * (x.ndim - 1))
         return self.loop.predictions(x * factors, index, row)
 
+    def representative_steps(self) -> tuple[int, ...]:
+        """Steps that together call every network in every way, with all that the user may have a gradient by."""
+        return self.loop.representative_steps(None if self.mixed is None else self.mixed.given)
+
     def cost_key(self) -> tuple[object, Hashable]:
         """The pipeline, and how it is called."""
         return self.loop.replay.pipe, (self.mixed is None, self.loop.layout)
 
 
-class ReplayedSteps(Chain, HasCostKey, HasNoInverse, HasReferenceSlopes):
+class ReplayedSteps(Chain, HasCostKey, HasNoInverse, HasReferenceSlopes, HasRepresentativeSteps):
     """A loop without memory as a chain of steps: the states are the samples that the scheduler's steps return.
 
     Parameters
@@ -88,6 +92,10 @@ class ReplayedSteps(Chain, HasCostKey, HasNoInverse, HasReferenceSlopes):
     def reference_slopes(self) -> Float[Tensor, " N"]:
         """One: a step is taken to keep a change of its state. What it really does is learned as secants."""
         return torch.ones(self.length, dtype=torch.float64)
+
+    def representative_steps(self) -> tuple[int, ...]:
+        """Steps that together call every network in every way."""
+        return self.loop.representative_steps()
 
     def cost_key(self) -> tuple[object, Hashable]:
         """The pipeline."""
@@ -245,6 +253,7 @@ def formed(examined: Examined, wanted: Form | None, opaque: bool = False) -> For
         _check_shapes(examined)
         chain, form = ReplayedPredictions(loop), "predictions"
     else:
+        _check_start(loop)
         chain, form = ReplayedSteps(loop), "steps"
     return Formed(ChainProblem(chain, loop.start), form, loop)
 
@@ -255,9 +264,19 @@ _PLAIN = {
 }
 
 
+def _check_start(loop: Loop) -> None:
+    """Check that the gradient by the start of a loop, if there is any, is not lost in replays."""
+    if loop.start.requires_grad and loop.scale is None:
+        raise ValueError(
+            f"the start of {type(loop.replay.pipe).__name__} requires a gradient, and replays can begin at given "
+            "latents alone, which it does not take; detach what the start is made of"
+        )
+
+
 def _of_tables(examined: Examined, tables: SamplerTables, mixed: Mixed | None) -> Formed:
     loop = examined.loop
     if mixed is None:
+        _check_start(loop)
         remembers(examined)  # finds out which calls have to wait
     denoiser = PipelineDenoiser(loop, input_factors(tables), mixed)
     noise = (loop.drawn_noise() if loop.noise is None else loop.noise) if tables.stochastic else None

@@ -79,6 +79,8 @@ class Loop:
         The largest number of rows in one batch of a network; None: no limit.
     scale
         What the pipeline multiplies its argument ``latents`` by to get the start; None where it takes no ``latents``.
+    keeps_latents
+        Whether steps after the first one use the argument ``latents``, too.
     noise
         Shape ``(d, M, *row)``: what the steps draw, in place of the generator's numbers; None: those.
     first
@@ -97,6 +99,7 @@ class Loop:
     skips: bool = False
     most: int | None = None
     scale: float | None = None
+    keeps_latents: bool = False
     noise: Float[Tensor, "d M *row"] | None = None
     first: tuple[Call, Any] | None = None
     last: dict[int, Tensor] = field(default_factory=dict, repr=False)
@@ -109,6 +112,25 @@ class Loop:
     def template(self, call: Call) -> Any:
         """Return an output of the kind that a call has."""
         return self.templates[kind_of(call)]
+
+    def representative_steps(self, own: Callable[[Step], set[Any]] | None = None) -> tuple[int, ...]:
+        """Return numbers of steps that together use all that any step uses.
+
+        Parameters
+        ----------
+        own
+            Returns what a step uses in addition to its networks and its noise.
+        """
+        found: list[int] = []
+        used: set[Any] = set()
+        for step in self.steps:
+            uses = {kind_of(call) for call in step.calls} | {bool(step.noise)} | (own(step) if own else set())
+            if self.keeps_latents:
+                uses.add(("latents", step.number > 0))
+            if not uses <= used:
+                found.append(step.number)
+                used |= uses
+        return tuple(found)
 
     def predictions(
         self, x: Float[Tensor, "P *row"], index: Int[Tensor, " P"], row: Int[Tensor, " P"]
@@ -169,9 +191,20 @@ class Loop:
             for number in left:
                 taken.setdefault(pairs[number], number)
             left = sorted(set(left) - set(taken.values()))
-            for number, value in self._replayed(x, taken, take, real):
-                found[number] = value
+            for part in self._apart(taken) if x.requires_grad else (taken,):
+                for number, value in self._replayed(x, part, take, real):
+                    found[number] = value
         return torch.stack([each for each in found if each is not None]).to(x.dtype)
+
+    def _apart(self, taken: dict[tuple[int, int], int]) -> list[dict[tuple[int, int], int]]:
+        """Return the pairs of each replay for a gradient.
+
+        The first step is given its state as ``latents``. Other steps that use these must see the user's own ones.
+        """
+        first = {pair: number for pair, number in taken.items() if pair[0] == 0}
+        if not self.keeps_latents or len(first) in (0, len(taken)):
+            return [taken]
+        return [first, {pair: number for pair, number in taken.items() if pair[0] > 0}]
 
     def _replayed(
         self, x: Tensor, taken: dict[tuple[int, int], int], take: Callable[[Step], Tensor | None], real: bool
@@ -192,7 +225,7 @@ class Loop:
 
             known = self.steps if self.skips and not real else None
             script = Pass(answer, told=told, noise=self.told_noise, known=known, last=last)
-            self.replay.play(script, **self._started(states[0]))
+            self.replay.play(script, **(self._started(states[0]) if 0 in wanted else {}))
             return script
 
         for level in range(1 + max(self.levels.values(), default=0)):
@@ -220,19 +253,16 @@ class Loop:
 
     def _states(self, x: Tensor, taken: dict[tuple[int, int], int]) -> Tensor:
         """Return a state for every step, those that are not asked for at the start."""
-        states = self.start.to(x.dtype).unsqueeze(0).expand(self.length, *self.start.shape)
+        states = self.start.detach().to(x.dtype).unsqueeze(0).expand(self.length, *self.start.shape)
         steps, rows = (torch.tensor(part, device=x.device) for part in zip(*taken, strict=True))
         return states.index_put((steps, rows), x[torch.tensor(list(taken.values()), device=x.device)])
 
     def _started(self, start: Tensor) -> dict[str, Any]:
         """Return the argument with which the pipeline begins at a state; nothing if it does so by itself."""
-        if not start.requires_grad and torch.equal(start, self.start):
+        if torch.equal(start, self.start) and (self.scale is None or not start.requires_grad):
             return {}
         if self.scale is None:
-            raise ValueError(
-                f"{type(self.replay.pipe).__name__} takes no latents to begin with, so its start can be neither "
-                "changed nor differentiated"
-            )
+            raise ValueError(f"{type(self.replay.pipe).__name__} takes no latents to begin with; its start is fixed")
         return {"latents": self.layout.samples(start) / self.scale}
 
     def _evaluate(
@@ -247,6 +277,7 @@ class Loop:
                 outputs[call.step, call.place] = rows
                 self.compare(call, rows)
 
+    @torch.no_grad()
     def compare(self, call: Call, rows: dict[int, Any]) -> None:
         """Compare what a merged batch made of the pipeline's first call with what the call itself returned, once.
 

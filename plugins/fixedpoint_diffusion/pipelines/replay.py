@@ -25,6 +25,7 @@ from typing import Any
 import torch
 
 from fixedpoint_diffusion.pipelines.randomness import RandomStates
+from fixedpoint_diffusion.pipelines.trees import leaves, mapped
 
 __all__ = ["LoopEnded", "Replay", "Script", "StepCall"]
 
@@ -151,7 +152,7 @@ class Replay:
         now = vars(self.pipe)
         scheduler = own["scheduler"]
         if now.get("scheduler") is stands_in["scheduler"]:
-            known = {name: value for name, value in vars(stands_in["scheduler"]).items() if name != "step"}
+            known = {name: _detached(value) for name, value in vars(stands_in["scheduler"]).items() if name != "step"}
             for name in vars(scheduler).keys() - known.keys():
                 del vars(scheduler)[name]
             vars(scheduler).update(known)
@@ -168,9 +169,26 @@ def _lock_of(pipe: Any) -> threading.RLock:
         return _LOCKS.setdefault(pipe, threading.RLock())
 
 
+def copied(scheduler: Any) -> Any:
+    """Return a copy of a scheduler; what it remembers of an earlier run is copied without its gradients."""
+    remembered = [leaf for _, leaf in leaves(vars(scheduler)) if _has_graph(leaf)]
+    return copy.deepcopy(scheduler, {id(each): each.detach().clone() for each in remembered})
+
+
+def _has_graph(leaf: Any) -> bool:
+    return isinstance(leaf, torch.Tensor) and leaf.grad_fn is not None
+
+
+def _detached(value: Any) -> Any:
+    """Return what a scheduler remembers without its gradients: the next call does not use it, and it holds a graph."""
+    if not any(_has_graph(leaf) for _, leaf in leaves(value)):
+        return value
+    return mapped(value, lambda _path, leaf: leaf.detach() if _has_graph(leaf) else leaf)
+
+
 def _scheduler(original: Any, script: Script) -> Any:
     """Return a copy of a scheduler whose ``step`` goes through the script."""
-    made = copy.deepcopy(original)
+    made = copied(original)
     real, thread = made.step, threading.get_ident()
     names = tuple(inspect.signature(real).parameters)
 

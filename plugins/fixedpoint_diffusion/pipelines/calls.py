@@ -85,7 +85,7 @@ class Call:
         if any(key in _SHARED for key in path):
             return False
         if isinstance(leaf, Tensor) and leaf.ndim > 0:
-            return len(leaf) == self.rows
+            return len(leaf) == self.rows or (leaf.shape == (1,) and self.is_time(path))
         return self.is_time(path) and isinstance(leaf, (Tensor, int, float)) and not isinstance(leaf, bool)
 
     def run(self) -> Any:
@@ -188,6 +188,9 @@ def _gathered(calls: Sequence[Call], pairs: Sequence[tuple[int, int]], count: in
         if not calls[0].is_per_row(path, leaf):
             return leaf
         values = [table[path] for table in tables]
+        if isinstance(leaf, Tensor) and leaf.shape == (1,) and calls[0].rows > 1:
+            values = [value[0] for value in values]  # one timestep for all rows
+            leaf = values[0]
         if not isinstance(leaf, Tensor) or leaf.ndim == 0:
             times = [values[place] for place, _ in pairs] * each
             return torch.stack(times) if isinstance(leaf, Tensor) else torch.tensor(times, device=_device(calls[0]))

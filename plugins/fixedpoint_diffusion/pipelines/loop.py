@@ -15,41 +15,15 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from fixedpoint_diffusion.pipelines.calls import Call, evaluated, merged_groups
+from fixedpoint_diffusion.pipelines.layout import Layout
 from fixedpoint_diffusion.pipelines.passes import Pass, Step
 from fixedpoint_diffusion.pipelines.replay import Replay
 from fixedpoint_diffusion.pipelines.trees import Path, leaves, mapped
 
-__all__ = ["Layout", "Loop"]
+__all__ = ["Loop", "kind_of"]
 
 # What the output of a row may differ by between two batches. Kernels for other sizes round otherwise: bfloat16 by 1e-2.
 _MERGES = 5e-2
-
-
-@dataclass(frozen=True)
-class Layout:
-    """How the samples of a pipeline are the rows of a chain: sample ``q count + i`` belongs to row ``i``.
-
-    Attributes
-    ----------
-    count
-        ``d``, the number of rows.
-    each
-        The number of samples of a row.
-    """
-
-    count: int
-    each: int = 1
-
-    def rows(self, samples: Float[Tensor, "n *event"]) -> Float[Tensor, "d *row"]:
-        """Return the rows that some samples make."""
-        if self.each == 1:
-            return samples
-        found: Tensor = samples.unflatten(0, (self.each, self.count)).transpose(0, 1)
-        return found
-
-    def samples(self, rows: Float[Tensor, "d *row"]) -> Float[Tensor, "n *event"]:
-        """Return the samples in some rows."""
-        return rows if self.each == 1 else rows.transpose(0, 1).flatten(0, 1)
 
 
 @dataclass(eq=False)
@@ -191,20 +165,27 @@ class Loop:
             for number in left:
                 taken.setdefault(pairs[number], number)
             left = sorted(set(left) - set(taken.values()))
-            for part in self._apart(taken) if x.requires_grad else (taken,):
+            for part in self._parts(taken, apart=x.requires_grad and self.keeps_latents):
                 for number, value in self._replayed(x, part, take, real):
                     found[number] = value
         return torch.stack([each for each in found if each is not None]).to(x.dtype)
 
-    def _apart(self, taken: dict[tuple[int, int], int]) -> list[dict[tuple[int, int], int]]:
-        """Return the pairs of each replay for a gradient.
+    def _parts(self, taken: dict[tuple[int, int], int], apart: bool) -> list[dict[tuple[int, int], int]]:
+        """Return the pairs of each replay: all, or as many as one batch has.
 
-        The first step is given its state as ``latents``. Other steps that use these must see the user's own ones.
+        Where networks wait for others, what those return (the residuals of a ControlNet) is larger than the states, and
+        is held for one batch of pairs at a time. With ``apart``, the first step is alone: it is given its state as
+        ``latents``, and other steps that use these must see the user's own ones.
         """
-        first = {pair: number for pair, number in taken.items() if pair[0] == 0}
-        if not self.keeps_latents or len(first) in (0, len(taken)):
+        if apart:
+            first = {pair: number for pair, number in taken.items() if pair[0] == 0}
+            others = {pair: number for pair, number in taken.items() if pair[0] > 0}
+            return [part for pairs in (first, others) if pairs for part in self._parts(pairs, apart=False)]
+        if not self.levels or self.most is None:
             return [taken]
-        return [first, {pair: number for pair, number in taken.items() if pair[0] > 0}]
+        rows = max(call.rows for step in self.steps for call in step.calls) // self.layout.count
+        ordered, size = sorted(taken), max(self.most // rows, 1)
+        return [{pair: taken[pair] for pair in ordered[at : at + size]} for at in range(0, len(ordered), size)]
 
     def _replayed(
         self, x: Tensor, taken: dict[tuple[int, int], int], take: Callable[[Step], Tensor | None], real: bool

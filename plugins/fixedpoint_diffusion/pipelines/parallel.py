@@ -8,6 +8,7 @@ sampler.solution                              status, rounds and counts of every
 from __future__ import annotations
 
 import contextlib
+import inspect
 import warnings
 import weakref
 from collections.abc import Mapping
@@ -29,7 +30,13 @@ from fixedpoint_diffusion.pipelines.calls import Call
 from fixedpoint_diffusion.pipelines.chains import FORMS, Form, Formed, formed
 from fixedpoint_diffusion.pipelines.passes import Pass, Step
 from fixedpoint_diffusion.pipelines.probe import examine
-from fixedpoint_diffusion.pipelines.refusals import check_arguments, check_is_pipeline, check_parts
+from fixedpoint_diffusion.pipelines.refusals import (
+    check_arguments,
+    check_is_pipeline,
+    check_options,
+    check_output,
+    check_parts,
+)
 from fixedpoint_diffusion.pipelines.replay import Replay
 
 __all__ = ["ParallelPipeline", "parallel"]
@@ -77,10 +84,7 @@ def parallel(
         If an argument is not as described, or if the pipeline cannot be replayed; the message names what is in the way.
     """
     check_is_pipeline(pipe)
-    if not 0 < rtol < 1:
-        raise ValueError(f"rtol must be between 0 and 1, got {rtol!r}")
-    if max_batch is not None and (isinstance(max_batch, bool) or not isinstance(max_batch, int) or max_batch < 1):
-        raise ValueError(f"max_batch must be an integer of at least 1, got {max_batch!r}")
+    check_options(rtol, max_batch)
     if form is not None and form not in FORMS:
         raise ValueError(f"form must be one of {', '.join(FORMS)}, got {form!r}")
     return ParallelPipeline(pipe, rtol, solver, gradient, max_batch, form)
@@ -135,6 +139,8 @@ class ParallelPipeline:
         with self._grad_mode():
             if self._solver == "serial" and self._gradient is None and noise is None:
                 return self._serial(args, kwargs)
+            if torch.is_grad_enabled():
+                check_output(inspect.unwrap(type(self.pipe).__call__), self.pipe, args, kwargs)
             problem = self.problem(*args, noise=noise, **kwargs)
             with self._bar(problem) as on_round:
                 solution = api.solve(
@@ -165,23 +171,38 @@ class ParallelPipeline:
 
         The pipeline's callbacks see the states of the solution, and its decoder runs.
         """
-        made = self._formed.get(problem)
-        if made is None:
-            raise ValueError("finish requires a problem that this object's method problem has made")
+        made = self._made(problem)
         loop, states = made.loop, made.samples(solution.z)
         dtype = loop.steps[0].sample.dtype
+        last: Tensor | None = None
+        if torch.is_grad_enabled() and states.requires_grad:
+            rows = torch.arange(loop.layout.count, device=states.device)
+            before = states[:, -2] if loop.length > 1 else loop.start
+            last = loop.predictions(before, torch.full_like(rows, loop.length - 1), rows)
+        elif len(loop.last) == loop.layout.count:
+            last = torch.stack([loop.last[row] for row in range(loop.layout.count)])
 
         def told(step: Step) -> Tensor:
             return loop.layout.samples(states[:, step.number]).to(dtype)
 
         def prediction(step: Step) -> Tensor:
-            if step.number < loop.length - 1 or len(loop.last) < loop.layout.count:
-                return step.prediction
-            return loop.layout.samples(torch.stack([loop.last[row] for row in range(loop.layout.count)])).to(dtype)
+            # Some pipelines make their result of the last prediction.
+            known = last is not None and step.number == loop.length - 1
+            return loop.layout.samples(last).to(dtype) if known else step.prediction
 
         return loop.replay.play(
             Pass(loop.template, told=told, prediction=prediction, noise=loop.told_noise), deliver=True
         )
+
+    def form_of(self, problem: ChainProblem) -> Form:
+        """Which form a problem of this object has: ``"affine"``, ``"tables"``, ``"steps"`` or ``"predictions"``."""
+        return self._made(problem).form
+
+    def _made(self, problem: ChainProblem) -> Formed:
+        made = self._formed.get(problem)
+        if made is None:
+            raise ValueError("the problem was not made by the method problem of this object")
+        return made
 
     def _replay(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Replay:
         check_parts(self.pipe)
@@ -201,10 +222,13 @@ class ParallelPipeline:
     def _grad_mode(self) -> contextlib.AbstractContextManager[Any]:
         return torch.no_grad() if self._gradient is None else contextlib.nullcontext()
 
+    def _progress_bar(self, total: int) -> Any:
+        return self.pipe.progress_bar(total=total)
+
     @contextlib.contextmanager
     def _bar(self, problem: ChainProblem) -> Any:
         """Shows the pipeline's own progress bar, a round at a time."""
-        with self.pipe.progress_bar(total=problem.length) as bar:
+        with self._progress_bar(total=problem.length) as bar:
 
             def on_round(progress: Progress) -> None:
                 bar.update(1)

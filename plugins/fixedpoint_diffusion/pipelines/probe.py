@@ -18,7 +18,8 @@ from torch import Tensor
 
 from fixedpoint_diffusion.pipelines.batches import most_rows, spending
 from fixedpoint_diffusion.pipelines.calls import Call
-from fixedpoint_diffusion.pipelines.loop import Layout, Loop, kind_of
+from fixedpoint_diffusion.pipelines.layout import Layout
+from fixedpoint_diffusion.pipelines.loop import Loop, kind_of
 from fixedpoint_diffusion.pipelines.passes import Pass, Step
 from fixedpoint_diffusion.pipelines.replay import Replay, StepCall
 from fixedpoint_diffusion.pipelines.trees import Path, mapped
@@ -237,6 +238,11 @@ def remembers(examined: Examined) -> bool:
     """Return whether a step depends on more than the state before it and the outputs of its own networks.
 
     Also finds out which calls have to wait for others (``loop.levels``), and whether passes may leave out steps.
+
+    Raises
+    ------
+    ValueError
+        If what the scheduler is given in a step depends on more than the state before it and the networks of the step.
     """
     loop = examined.loop
     generator = torch.Generator().manual_seed(3)
@@ -262,7 +268,7 @@ def remembers(examined: Examined) -> bool:
     base = passed(states)
     loop.skips = _skips(base, lambda: passed(states, known=loop.steps))
     loop.keeps_latents = _keeps_latents(loop, base, passed, states)
-    changed = False
+    changed = recalled = False
     for some in (chosen, ~chosen):
         outputs = passed(states, some)
         others = states.clone()
@@ -271,10 +277,18 @@ def remembers(examined: Examined) -> bool:
         for number, step in enumerate(base):
             if not some[number]:
                 changed |= not torch.equal(_next(step), _next(outputs[number]))
+                recalled |= not torch.equal(step.prediction, outputs[number].prediction)
             else:
                 _note_levels(loop, step, outputs[number])
             if number > 0 and not some[number - 1]:
                 changed |= not torch.equal(_next(step), _next(moved[number]))
+                recalled |= not torch.equal(step.prediction, moved[number].prediction)
+    if recalled:
+        raise ValueError(
+            f"{type(loop.replay.pipe).__name__} mixes outputs or states of earlier steps into what it gives to its "
+            "scheduler, so that the steps cannot be evaluated together; a guider with a momentum, or a callback that "
+            "keeps what it sees, may be the reason"
+        )
     return changed
 
 

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 
 from fixedpoint_diffusion.pipelines.trees import leaves
-from fixedpoint_diffusion.recognition import is_pipeline
+from fixedpoint_diffusion.recognition import is_guider, is_pipeline
 
-__all__ = ["check_arguments", "check_is_pipeline", "check_parts"]
+__all__ = ["check_arguments", "check_finite", "check_is_pipeline", "check_options", "check_output", "check_parts"]
 
 
 def check_is_pipeline(given: Any) -> None:
@@ -37,6 +37,20 @@ def check_is_pipeline(given: Any) -> None:
         raise TypeError(f"{name} is made of blocks, and has no loop of its own to replay; parallel takes pipelines")
 
 
+def check_options(rtol: float, max_batch: int | None) -> None:
+    """Check the tolerance and the size of batches.
+
+    Raises
+    ------
+    ValueError
+        If one of them is not as ``parallel`` describes it.
+    """
+    if isinstance(rtol, bool) or not isinstance(rtol, (int, float)) or not 0 < rtol < 1:
+        raise ValueError(f"rtol must be between 0 and 1, got {rtol!r}")
+    if max_batch is not None and (isinstance(max_batch, bool) or not isinstance(max_batch, int) or max_batch < 1):
+        raise ValueError(f"max_batch must be an integer of at least 1, got {max_batch!r}")
+
+
 def check_parts(pipe: Any) -> None:
     """Check that a pipeline's networks and scheduler can be called in any order.
 
@@ -56,6 +70,17 @@ def check_parts(pipe: Any) -> None:
     for part, module in vars(pipe).items():
         if isinstance(module, torch.nn.Module):
             _check_network(f"{name}.{part}", module)
+        elif is_guider(module):
+            _check_guider(f"{name}.{part}", module)
+
+
+def _check_guider(name: str, guider: Any) -> None:
+    base = next(each for each in type(guider).__mro__ if each.__name__ == "BaseGuidance")
+    if any(getattr(type(guider), each) is not getattr(base, each) for each in ("prepare_models", "cleanup_models")):
+        raise ValueError(
+            f"{name} is a {type(guider).__name__}, which changes layers of the network between its calls, so that they "
+            "cannot be evaluated together; take a guider that only combines outputs, such as ClassifierFreeGuidance"
+        )
 
 
 def _check_network(name: str, module: torch.nn.Module) -> None:
@@ -85,7 +110,33 @@ def check_arguments(call: Any, pipe: Any, args: tuple[Any, ...], kwargs: Mapping
         As the pipeline would raise it.
     """
     inspect.signature(call).bind(pipe, *args, **kwargs)
-    for path, leaf in leaves(kwargs):
+    check_finite(kwargs)
+
+
+def check_output(call: Any, pipe: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+    """Check that the pipeline is to return tensors, through which a gradient can go.
+
+    Raises
+    ------
+    ValueError
+        If it is to return anything else.
+    """
+    bound = inspect.signature(call).bind(pipe, *args, **kwargs)
+    bound.apply_defaults()
+    kind = bound.arguments.get("output_type", "pt")
+    if kind not in ("pt", "latent"):
+        raise ValueError(f"a gradient goes through tensors alone: pass output_type='pt' or 'latent', got {kind!r}")
+
+
+def check_finite(given: Mapping[str, Any]) -> None:
+    """Check that the tensors in some arguments are finite.
+
+    Raises
+    ------
+    ValueError
+        If one is not; the message names it.
+    """
+    for path, leaf in leaves(given):
         if isinstance(leaf, torch.Tensor) and leaf.is_floating_point() and not bool(leaf.isfinite().all()):
             raise ValueError(
                 f"{path[0]} must be finite, got {int((~leaf.isfinite()).sum())} entries that are NaN or Inf"

@@ -5,7 +5,8 @@ For the length of a replay the pipeline's networks, encoders and scheduler are r
 - networks by objects that hand every call to a ``Script``, which records the inputs and returns an output it knows,
 - encoders, whose results are the same in every replay, by objects that remember them,
 - the decoder by one that ends the replay,
-- the scheduler by a fresh copy, whose counters and history begin anew and whose ``step`` goes through the script.
+- the scheduler by a fresh copy, whose counters and history begin anew and whose ``step`` goes through the script,
+- guiders by fresh copies, which count steps and may keep what they were given.
 
 Guidance, blends, callbacks and whatever else a pipeline does between two network calls is its own code. All random
 generators are put back before each replay. Afterwards the pipeline is as it was, whatever was raised.
@@ -26,6 +27,7 @@ import torch
 
 from fixedpoint_diffusion.pipelines.randomness import RandomStates
 from fixedpoint_diffusion.pipelines.trees import leaves, mapped
+from fixedpoint_diffusion.recognition import is_guider
 
 __all__ = ["LoopEnded", "Replay", "Script", "StepCall"]
 
@@ -78,12 +80,17 @@ class Replay:
         The pipeline.
     args, kwargs
         The arguments of its ``__call__``.
+    call
+        What is carried out instead of ``__call__``: a function of the pipeline and these arguments, which finds the
+        networks and the scheduler as the pipeline's attributes.
     """
 
-    def __init__(self, pipe: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+    def __init__(
+        self, pipe: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], call: Callable[..., Any] | None = None
+    ) -> None:
         self.pipe, self.args, self.kwargs = pipe, args, dict(kwargs)
         # Without the decorator ``torch.no_grad``: whether autograd records is decided here.
-        self.call = inspect.unwrap(type(pipe).__call__)
+        self.call = inspect.unwrap(type(pipe).__call__) if call is None else call
         self.random = RandomStates((args, self.kwargs))
         self.remembered: dict[str, list[Any]] = {}
         self._constants: dict[str, dict[str, Any]] = {}
@@ -131,6 +138,8 @@ class Replay:
     def _stand_ins(self, script: Script, deliver: bool) -> dict[str, Any]:
         found: dict[str, Any] = {}
         for name, part in vars(self.pipe).items():
+            if is_guider(part):
+                found[name] = copied(part)
             if not isinstance(part, torch.nn.Module):
                 continue
             constants = self._constants.setdefault(name, {})
@@ -150,18 +159,22 @@ class Replay:
     def _keep(self, own: dict[str, Any], stands_in: dict[str, Any]) -> None:
         """Leave the pipeline as its own call would: new attributes stay, what stood in for its parts goes."""
         now = vars(self.pipe)
-        scheduler = own["scheduler"]
-        if now.get("scheduler") is stands_in["scheduler"]:
-            known = {name: _detached(value) for name, value in vars(stands_in["scheduler"]).items() if name != "step"}
-            for name in vars(scheduler).keys() - known.keys():
-                del vars(scheduler)[name]
-            vars(scheduler).update(known)
         for name, stand_in in stands_in.items():
             if now.get(name) is stand_in:
+                if name == "scheduler" or is_guider(stand_in):
+                    _hand_on(stand_in, own[name])
                 if name in own:
                     now[name] = own[name]
                 else:
                     del now[name]
+
+
+def _hand_on(stand_in: Any, original: Any) -> None:
+    """Give a scheduler or guider the counters and the history of the copy that stood in for it."""
+    known = {name: _detached(value) for name, value in vars(stand_in).items() if name != "step"}
+    for name in vars(original).keys() - known.keys():
+        del vars(original)[name]
+    vars(original).update(known)
 
 
 def _lock_of(pipe: Any) -> threading.RLock:
@@ -169,10 +182,10 @@ def _lock_of(pipe: Any) -> threading.RLock:
         return _LOCKS.setdefault(pipe, threading.RLock())
 
 
-def copied(scheduler: Any) -> Any:
-    """Return a copy of a scheduler; what it remembers of an earlier run is copied without its gradients."""
-    remembered = [leaf for _, leaf in leaves(vars(scheduler)) if _has_graph(leaf)]
-    return copy.deepcopy(scheduler, {id(each): each.detach().clone() for each in remembered})
+def copied(part: Any) -> Any:
+    """Return a copy of a scheduler or guider; what it remembers of an earlier run is copied without gradients."""
+    remembered = [leaf for _, leaf in leaves(vars(part)) if _has_graph(leaf)]
+    return copy.deepcopy(part, {id(each): each.detach().clone() for each in remembered})
 
 
 def _has_graph(leaf: Any) -> bool:

@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 from fixedpoint_diffusion.pipelines.trees import Path, leaves, mapped
 
-__all__ = ["Call", "evaluated", "merged_groups"]
+__all__ = ["Call", "called", "evaluated", "merged_groups"]
 
 # Tensors that networks of diffusers share among all rows, whatever their first dimension happens to be.
 _SHARED = ("txt_ids", "img_ids", "image_rotary_emb", "rotary_emb", "freqs_cis", "pos_embed", "cross_attention_kwargs")
@@ -90,10 +90,11 @@ class Call:
 
     def run(self) -> Any:
         """Call the network as the pipeline does."""
-        return _called(self.module, self.arguments)
+        return called(self.module, self.arguments)
 
 
-def _called(module: torch.nn.Module, arguments: Mapping[str | int, Any]) -> Any:
+def called(module: torch.nn.Module, arguments: Mapping[str | int, Any]) -> Any:
+    """Call a network with arguments by place and by name."""
     args = [value for key, value in arguments.items() if isinstance(key, int)]
     return module(*args, **{key: value for key, value in arguments.items() if isinstance(key, str)})
 
@@ -160,9 +161,9 @@ def evaluated(
         arguments = _gathered(calls, part, count, each)
         if torch.is_grad_enabled() and split:
             # The activations of one part at a time: they are computed again when a gradient passes through.
-            output = checkpoint(_called, calls[0].module, arguments, use_reentrant=False)
+            output = checkpoint(called, calls[0].module, arguments, use_reentrant=False)
         else:
-            output = _called(calls[0].module, arguments)
+            output = called(calls[0].module, arguments)
         for number, (place, image) in enumerate(part):
             found[place][image] = mapped(output, _Rows(number, len(part), each))
     return found

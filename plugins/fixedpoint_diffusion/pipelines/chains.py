@@ -31,7 +31,7 @@ from fixedpoint_diffusion.pipelines.probe import Examined, remembers
 from fixedpoint_diffusion.samplers.chains import MultistepChain, SamplerChain
 from fixedpoint_diffusion.samplers.recurrence import SamplerTables
 
-__all__ = ["FORMS", "Form", "Formed", "PipelineDenoiser", "ReplayedPredictions", "ReplayedSteps", "formed"]
+__all__ = ["FORMS", "Form", "Formed", "Known", "PipelineDenoiser", "ReplayedPredictions", "ReplayedSteps", "formed"]
 
 Form: TypeAlias = Literal["affine", "tables", "steps", "predictions"]
 FORMS: tuple[Form, ...] = ("affine", "tables", "steps", "predictions")
@@ -193,13 +193,11 @@ class ReplayedPredictions(PredictionChain, HasCostKey):
 
 
 @dataclass(frozen=True, eq=False)
-class Formed:
-    """A loop as a problem.
+class Known:
+    """What is known of a chain that a loop makes; it does not hold the chain.
 
     Attributes
     ----------
-    problem
-        The problem.
     form
         Which chain it is.
     loop
@@ -208,7 +206,6 @@ class Formed:
         The tables of the scheduler, for the forms ``affine`` and ``tables``.
     """
 
-    problem: ChainProblem
     form: Form
     loop: Loop
     tables: SamplerTables | None = None
@@ -219,6 +216,33 @@ class Formed:
             return z
         assert self.tables.state_factors is not None
         return z * self.tables.state_factors.to(z).view(1, -1, *[1] * (z.ndim - 2))
+
+
+@dataclass(frozen=True, eq=False)
+class Formed:
+    """A loop as a problem.
+
+    Attributes
+    ----------
+    problem
+        The problem.
+    form, loop, tables
+        As for :class:`Known`.
+    """
+
+    problem: ChainProblem
+    form: Form
+    loop: Loop
+    tables: SamplerTables | None = None
+
+    @property
+    def known(self) -> Known:
+        """What is known of the problem's chain."""
+        return Known(self.form, self.loop, self.tables)
+
+    def samples(self, z: Float[Tensor, "B K *row"]) -> Float[Tensor, "B K *row"]:
+        """Return the pipeline's own samples after each step, of the states of a solution."""
+        return self.known.samples(z)
 
 
 def formed(examined: Examined, wanted: Form | None, opaque: bool = False) -> Formed:

@@ -20,14 +20,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fixedpoint import api
-from fixedpoint.chains.chain import Chain
+from fixedpoint.chains.chain import Chain, PredictionChain
 from fixedpoint.chains.problem import ChainProblem
 from fixedpoint.core.progress import Progress
 from fixedpoint.core.solution import Solution
 from fixedpoint.core.solver import Solver
 from fixedpoint.gradients.estimator import GradientEstimator
 from fixedpoint_diffusion.pipelines.calls import Call
-from fixedpoint_diffusion.pipelines.chains import FORMS, Form, Formed, formed
+from fixedpoint_diffusion.pipelines.chains import FORMS, Form, Known, formed
 from fixedpoint_diffusion.pipelines.passes import Pass, Step
 from fixedpoint_diffusion.pipelines.probe import examine
 from fixedpoint_diffusion.pipelines.refusals import (
@@ -112,7 +112,8 @@ class ParallelPipeline:
     ) -> None:
         self.pipe, self.solution = pipe, None
         self._rtol, self._solver, self._gradient, self._most, self._form = rtol, solver, gradient, max_batch, form
-        self._formed: weakref.WeakKeyDictionary[ChainProblem, Formed] = weakref.WeakKeyDictionary()
+        # By the chain, which problems with another start or batch size share.
+        self._known: weakref.WeakKeyDictionary[Chain | PredictionChain, Known] = weakref.WeakKeyDictionary()
 
     solution: Solution | None
 
@@ -163,7 +164,7 @@ class ParallelPipeline:
             _check_noise(noise, examined.loop)
             examined.loop.noise = noise
         made = formed(examined, self._form, opaque=self._gradient is not None)
-        self._formed[made.problem] = made
+        self._known[made.problem.chain] = made.known
         return made.problem
 
     def finish(self, problem: ChainProblem, solution: Solution) -> Any:
@@ -179,8 +180,8 @@ class ParallelPipeline:
             rows = torch.arange(loop.layout.count, device=states.device)
             before = states[:, -2] if loop.length > 1 else loop.start
             last = loop.predictions(before, torch.full_like(rows, loop.length - 1), rows)
-        elif len(loop.last) == loop.layout.count:
-            last = torch.stack([loop.last[row] for row in range(loop.layout.count)])
+        elif loop.last is not None:
+            last = loop.last[:-1]
 
         def told(step: Step) -> Tensor:
             return loop.layout.samples(states[:, step.number]).to(dtype)
@@ -198,8 +199,8 @@ class ParallelPipeline:
         """Which form a problem of this object has: ``"affine"``, ``"tables"``, ``"steps"`` or ``"predictions"``."""
         return self._made(problem).form
 
-    def _made(self, problem: ChainProblem) -> Formed:
-        made = self._formed.get(problem)
+    def _made(self, problem: ChainProblem) -> Known:
+        made = self._known.get(problem.chain)
         if made is None:
             raise ValueError("the problem was not made by the method problem of this object")
         return made

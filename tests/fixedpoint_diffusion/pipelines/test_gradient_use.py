@@ -1,6 +1,9 @@
-"""How gradients through pipelines are used: again, within ``no_grad``, through a problem of one's own; what is refused."""
+"""Gradients through pipelines in use: again, within ``no_grad``, through a problem of one's own; what is refused."""
 
 from __future__ import annotations
+
+import gc
+import weakref
 
 import diffusers
 import pytest
@@ -10,6 +13,7 @@ from pipelines import pipeline
 
 import fixedpoint
 from fixedpoint import Implicit, Termination
+from fixedpoint.chains import ChainProblem
 from fixedpoint_diffusion import parallel
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
@@ -89,7 +93,7 @@ def test_a_loss_of_samples_on_the_way() -> None:
 
 def test_forms_without_an_adjoint_chain_are_refused_and_the_other_gradient_is_right() -> None:
     of = case("sd1", by=("latents", "guidance_scale"))
-    with pytest.raises(TypeError, match="chain-adjoint' requires an affine recurrence, .* take gradient='implicit'"):
+    with pytest.raises(TypeError, match=r"requires an affine recurrence, .* take gradient='implicit'"):
         tight(of.pipe, form="predictions")(**of.arguments(), **of.leaves())
     implicit = Implicit(termination=Termination(rtol=1e-10))
     for argument, off in apart(of, tight(of.pipe, form="predictions", gradient=implicit)).items():
@@ -121,3 +125,27 @@ def test_second_derivatives_are_refused() -> None:
     (first,) = torch.autograd.grad(loss(images), leaves["latents"], create_graph=True)
     with pytest.raises(RuntimeError, match="first derivatives only"):
         first.sum().backward()
+
+
+def test_nothing_is_kept_of_a_call_whose_results_are_gone() -> None:
+    of = case("sd1", by=("latents",))
+    sampler = tight(of.pipe)
+    problem = sampler.problem(**of.arguments(), **of.leaves())
+    solution = fixedpoint.solve(problem, solver="serial", gradient="chain-adjoint")
+    images = sampler.finish(problem, solution).images
+    chain = weakref.ref(problem.chain)
+    assert images.requires_grad
+    del problem, solution, images
+    gc.collect()
+    assert chain() is None
+
+
+def test_a_problem_may_start_from_another_solution() -> None:
+    of = case("sd1", by=("latents",))
+    leaves, sampler = of.leaves(), tight(of.pipe)
+    problem = sampler.problem(**of.arguments(), **leaves)
+    first = fixedpoint.solve(problem, solver="block-secant", rtol=1e-8)
+    problem = ChainProblem(problem.chain, problem.x0, max_batch=problem.max_batch, start=first.z.detach())
+    again = fixedpoint.solve(problem, solver="block-secant", rtol=1e-6, gradient="chain-adjoint")
+    assert again.counts.rounds < first.counts.rounds
+    assert torch.allclose(sampler.finish(problem, again).images, serially(of, leaves))

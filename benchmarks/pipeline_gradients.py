@@ -6,7 +6,8 @@ The pipeline is a tiny one of the tests with random weights (float32, two images
 backpropagation through the undecorated ``__call__``, without and with a checkpoint around every network call. Each line
 is a process of its own. "peak" is the largest resident size during the gradient beyond that before it, "ratio" that of
 the peaks. "sequential" are the network calls that wait for others: forward, and backward with each evaluation that it
-repeats; a round of a joint solve is one. "calls" are all calls of the network, of at most ``--rows`` rows each. "off"
+repeats; a round of a joint solve is one. "calls" are all calls of the network, repeated
+ones included, of at most ``--rows`` rows each. "off"
 is the relative difference from backpropagation.
 
 Large tensors are returned to the system at once (MALLOC_MMAP_THRESHOLD_), so that peaks are those of tensors in use.
@@ -52,10 +53,13 @@ class Gradient:
             if isinstance(part, torch.nn.Module):
                 part.requires_grad_(False)
         self.network = getattr(self.pipe, "unet", None) or self.pipe.transformer
-        self.network.register_forward_hook(self._count)
+        network = self.network.forward
 
-    def _count(self, *_: Any) -> None:
-        self.calls += 1
+        def counted(*args: Any, **given: Any) -> Any:
+            self.calls += 1
+            return network(*args, **given)
+
+        self.network.forward = counted
 
     def __call__(self, steps: int) -> tuple[Tensor, int]:
         """The gradient, and the number of sequential network calls."""

@@ -105,7 +105,7 @@ class Mixed:
         """``R``, the number of rows of a call for an image."""
         return self.into.shape[1]
 
-    def given(self, step: Step) -> set[Any]:
+    def given(self, step: Step) -> set[object]:
         """Return what stands for the tensors that the pipeline gives to the network: tables, one for every group."""
         return {int(self.calls.group_of[step.number])}
 

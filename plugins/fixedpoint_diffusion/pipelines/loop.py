@@ -88,14 +88,8 @@ class Loop:
         """Return an output of the kind that a call has."""
         return self.templates[kind_of(call)]
 
-    def representative_steps(self, own: Callable[[Step], set[Any]] | None = None) -> tuple[int, ...]:
-        """Return numbers of steps that together use all that any step uses.
-
-        Parameters
-        ----------
-        own
-            Returns what a step uses in addition to its networks and its noise.
-        """
+    def representative_steps(self, own: Callable[[Step], set[object]] | None = None) -> tuple[int, ...]:
+        """Return numbers of steps that together use all that any step uses, and what ``own`` says of them."""
         found: list[int] = []
         used: set[Any] = set()
         for step in self.steps:

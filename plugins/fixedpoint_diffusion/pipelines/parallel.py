@@ -188,8 +188,9 @@ class ParallelPipeline:
 
         def prediction(step: Step) -> Tensor:
             # Some pipelines make their result of the last prediction.
-            known = last is not None and step.number == loop.length - 1
-            return loop.layout.samples(last).to(dtype) if known else step.prediction
+            if last is None or step.number < loop.length - 1:
+                return step.prediction
+            return loop.layout.samples(last).to(dtype)
 
         return loop.replay.play(
             Pass(loop.template, told=told, prediction=prediction, noise=loop.told_noise), deliver=True

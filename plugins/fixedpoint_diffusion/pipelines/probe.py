@@ -262,7 +262,8 @@ def remembers(examined: Examined) -> bool:
             return loop.layout.samples(states[step.number + 1]) if step.number + 1 < loop.length else None
 
         script = Pass(answer, told=told, noise=loop.told_noise, **options)
-        loop.replay.play(script, **({} if latents is None else {"latents": latents}))
+        instead: dict[str, Any] = {} if latents is None else {"latents": latents}
+        loop.replay.play(script, **instead)
         return script.steps
 
     base = passed(states)

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from fixedpoint.chains.capabilities import HasJacobians as HasJacobians
     from fixedpoint.chains.capabilities import HasNoInverse as HasNoInverse
     from fixedpoint.chains.capabilities import HasReferenceSlopes as HasReferenceSlopes
+    from fixedpoint.chains.capabilities import HasRepresentativeSteps as HasRepresentativeSteps
     from fixedpoint.chains.capabilities import HasSampleFactors as HasSampleFactors
     from fixedpoint.chains.capabilities import HasSlopes as HasSlopes
     from fixedpoint.chains.capabilities import step_jacobians as step_jacobians
@@ -78,6 +79,7 @@ __getattr__, __dir__, __all__ = exported(
             "HasJacobians",
             "HasNoInverse",
             "HasReferenceSlopes",
+            "HasRepresentativeSteps",
             "HasSampleFactors",
             "HasSlopes",
             "step_jacobians",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from jaxtyping import Float, Int
@@ -16,6 +16,7 @@ __all__ = [
     "HasJacobians",
     "HasNoInverse",
     "HasReferenceSlopes",
+    "HasRepresentativeSteps",
     "HasSampleFactors",
     "HasSlopes",
     "step_jacobians",
@@ -65,6 +66,18 @@ class HasReferenceSlopes(ABC):
         The error of a trajectory is measured with them, and the preconditioner ``identity`` uses them. Without this
         ability they are 1.
         """
+
+
+class HasRepresentativeSteps(ABC):
+    """A chain some of whose steps depend on tensors that its first step does not depend on.
+
+    A gradient needs to know beforehand which tensors it goes to. Without this ability they are those that the first
+    step depends on, and a backward pass raises an error if another step depends on more.
+    """
+
+    @abstractmethod
+    def representative_steps(self) -> Sequence[int]:
+        """Return numbers of steps that together depend on every tensor that any step depends on, its state apart."""
 
 
 class HasSampleFactors(ABC):

@@ -17,6 +17,7 @@ from torch.autograd import forward_ad
 
 import fixedpoint as fp
 from fixedpoint.chains.adjoint.gradient import ChainAdjoint
+from fixedpoint.chains.capabilities import HasRepresentativeSteps
 from fixedpoint.chains.chain import Chain
 from fixedpoint.chains.joint.solver import BlockSecant
 from fixedpoint.chains.problem import ChainProblem
@@ -221,6 +222,23 @@ def test_a_gradient_that_would_be_lost_is_refused() -> None:
     solution = solved(Late(*leaves[:3]), leaves[-1], max_batch=1)
     with pytest.raises(RuntimeError, match="depend on tensors that its first one does not"):
         solution.z[:, -1].sum().backward()
+
+
+class Declared(Late, HasRepresentativeSteps):
+    """The same, which says so."""
+
+    def representative_steps(self) -> tuple[int, ...]:
+        return 0, self.length - 1
+
+
+def test_a_chain_may_declare_steps_that_depend_on_more() -> None:
+    _, leaves = network()
+    chain, of = Declared(*leaves[:3]), (Late.late, *leaves)
+    exact = torch.autograd.grad(serially(chain, leaves[-1])[:, -1].square().sum(), of)
+    solution = solved(chain, leaves[-1], max_batch=1)
+    found = torch.autograd.grad(solution.z[:, -1].square().sum(), of)
+    for one, other in zip(found, exact, strict=True):
+        assert gap(one, other) <= 1e-10
 
 
 def test_what_is_no_chain_is_refused() -> None:

@@ -23,6 +23,7 @@ PAGES = (
     "docs/tutorials/your-pipeline.md",
     "docs/how-to/states.md",
     "docs/how-to/your-own-model.md",
+    "docs/how-to/reward-gradient.md",
     "docs/concepts/fixed-points.md",
     "docs/concepts/chains.md",
     "docs/concepts/glossary.md",

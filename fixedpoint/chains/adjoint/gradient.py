@@ -11,6 +11,7 @@ one micro-batch.
 from __future__ import annotations
 
 from abc import ABC
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -23,7 +24,13 @@ from torch import Tensor
 from fixedpoint.chains.adjoint.adjoint import AdjointChain
 from fixedpoint.chains.adjoint.affine import AffineAdjointChain
 from fixedpoint.chains.adjoint.recording import recorded_constants, recorded_steps, times_rows
-from fixedpoint.chains.capabilities import CHAIN_ABILITIES, HasCoefficients, HasGaussianSlopes, undeclared
+from fixedpoint.chains.capabilities import (
+    CHAIN_ABILITIES,
+    HasCoefficients,
+    HasGaussianSlopes,
+    HasRepresentativeSteps,
+    undeclared,
+)
 from fixedpoint.chains.joint.solver import ChainSolver
 from fixedpoint.chains.problem import ChainProblem, chain_of
 from fixedpoint.chains.recurrence.affine import Affine
@@ -94,18 +101,25 @@ class ChainAdjoint(GradientEstimator):
         problem = chain_of(f.problem, "chain-adjoint")
         report = AdjointReport()
         solution.extras["adjoint"] = report
-        edge = _depends_on(problem)
+        steps = _representatives(problem)
+        edge = _depends_on(problem, steps)
         f.counts.rounds += 1
-        f.counts.evaluations += 1
-        f.counts.calls += problem.calls(len(problem.x0))
-        f.counts.computed += len(problem.x0)
+        f.counts.evaluations += len(steps)
+        f.counts.calls += problem.calls(len(problem.x0) * len(steps))
+        f.counts.computed += len(problem.x0) * len(steps)
         rule = _Rule(self, problem, edge, report)
         attached: Tensor = _Attached.apply(rule, solution.state.detach(), problem.x0, *edge.values())  # type: ignore[no-untyped-call]  # torch leaves it untyped
         return attached
 
 
-def _depends_on(problem: ChainProblem) -> Edge:
-    """Return the tensors that steps depend on in addition to their states, found from the first step of every row.
+def _representatives(problem: ChainProblem) -> Sequence[int]:
+    """Return numbers of steps that depend on everything that any step depends on."""
+    chain = problem.chain
+    return chain.representative_steps() if isinstance(chain, HasRepresentativeSteps) else (0,)
+
+
+def _depends_on(problem: ChainProblem, steps: Sequence[int]) -> Edge:
+    """Return the tensors that steps depend on in addition to their states, found from some steps of every row.
 
     Raises
     ------
@@ -114,7 +128,12 @@ def _depends_on(problem: ChainProblem) -> Edge:
     """
     rows = torch.arange(len(problem.x0), device=problem.x0.device)
     ambient = Ambient.of(problem.x0)
-    _, _, edge = recorded_steps(problem, problem.x0, torch.zeros_like(rows), rows, ambient)
+    at, of = torch.tensor(steps, device=rows.device).repeat(len(rows)), rows.repeat_interleave(len(steps))
+    size = problem.max_batch or len(at)
+    edge: Edge | None = {}
+    for some, its in zip(at.split(size), of.split(size), strict=True):
+        _, _, found = recorded_steps(problem, problem.x0[its], some, its, ambient)
+        edge = None if found is None or edge is None else {**edge, **found}
     index = torch.arange(problem.length, device=rows.device)
     _, other = recorded_constants(problem, index.repeat(len(rows)), rows.repeat_interleave(len(index)), ambient)
     if edge is None or other is None:

@@ -81,7 +81,8 @@ class Gradients:
         """
         if known is None or not known.keys() <= self.edge.keys():
             raise RuntimeError(
-                "steps of this chain depend on tensors that its first one does not; their gradient would be lost"
+                "steps of this chain depend on tensors that its first one does not; their gradient would be lost "
+                "(a chain can declare which steps depend on them: HasRepresentativeSteps)"
             )
         if not value.requires_grad:
             return None

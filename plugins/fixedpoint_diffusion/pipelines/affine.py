@@ -47,6 +47,9 @@ def tables_of(examined: Examined) -> SamplerTables | None:
         return None
     if tables.state_factors is None or not all(_follows(tables, steps) for steps in (loop.steps, examined.other)):
         return None
+    parts = [part for step in loop.steps for part in (step.sample, step.prediction, *step.noise)]
+    if any(step.next is None or not made_of(step.next, *parts) for step in loop.steps):
+        return None  # a setting of the scheduler is to have a gradient
     return replace(tables, timesteps=torch.arange(loop.length))
 
 
@@ -99,6 +102,10 @@ class Mixed:
         """``R``, the number of rows of a call for an image."""
         return self.into.shape[1]
 
+    def given(self, step: Step) -> set[object]:
+        """Return what stands for the tensors that the pipeline gives to the network: tables, one for every group."""
+        return {int(self.calls.group_of[step.number])}
+
     def predictions(
         self, u: Float[Tensor, "P *row"], index: Int[Tensor, " P"], row: Int[Tensor, " P"]
     ) -> Float[Tensor, "P *row"]:
@@ -134,6 +141,23 @@ def _mixed(weights: Float[Tensor, "P m n"], of: Float[Tensor, "P n *event"]) -> 
     for number in range(1, of.shape[1]):
         total = torch.addcmul(total, parts[:, :, number], of[:, number : number + 1])
     return total
+
+
+def made_of(value: Tensor, *parts: Tensor) -> bool:
+    """Return whether everything that autograd knows a value to depend on is among some tensors, or behind them."""
+    known = {id(part) for part in parts}, {part.grad_fn for part in parts}
+    nodes, seen = [value.grad_fn], set()
+    if value.requires_grad and value.grad_fn is None:
+        return id(value) in known[0]
+    while nodes:
+        node = nodes.pop()
+        if node is None or node in seen or node in known[1]:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable") and id(node.variable) not in known[0]:
+            return False
+        nodes.extend(each for each, _ in node.next_functions)
+    return True
 
 
 def direct_calls(examined: Examined, tables: SamplerTables) -> Mixed | None:
@@ -183,7 +207,7 @@ def _mix(loop: Loop, step: Step, path: Path, factor: float, seed: int) -> tuple[
     call, layout = step.calls[0], loop.layout
     given = dict(call.leaves)[path]
     samples = step.sample.double() / factor
-    if not isinstance(given, Tensor) or given.shape[1:] != samples.shape[1:]:
+    if not isinstance(given, Tensor) or given.shape[1:] != samples.shape[1:] or not made_of(given, step.sample):
         return None
     output = first_of(arbitrary(loop.template(call), call, seed)).double()
     if output.ndim != samples.ndim or output.shape[2:] != samples.shape[2:] or output.shape[1] < samples.shape[1]:
@@ -191,7 +215,8 @@ def _mix(loop: Loop, step: Step, path: Path, factor: float, seed: int) -> tuple[
     output = output[:, : samples.shape[1]]
     count = layout.count
     inside, outside = (part.unflatten(0, (-1, count)).flatten(1) for part in (samples, output))
-    into = _combination(inside, given.double().unflatten(0, (-1, count)).flatten(1))
+    # Without gradients: what the weights multiply has that by the samples already.
+    into = _combination(inside.detach(), given.detach().double().unflatten(0, (-1, count)).flatten(1))
     out = _combination(outside, step.prediction.double().unflatten(0, (-1, count)).flatten(1))
     return None if into is None or out is None else (into, out)
 

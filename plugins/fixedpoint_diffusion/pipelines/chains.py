@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
-from fixedpoint.chains.capabilities import HasNoInverse, HasReferenceSlopes
+from fixedpoint.chains.capabilities import HasNoInverse, HasReferenceSlopes, HasRepresentativeSteps
 from fixedpoint.chains.chain import Chain, PredictionChain
 from fixedpoint.chains.planning.costs import HasCostKey
 from fixedpoint.chains.problem import ChainProblem
@@ -31,13 +31,13 @@ from fixedpoint_diffusion.pipelines.probe import Examined, remembers
 from fixedpoint_diffusion.samplers.chains import MultistepChain, SamplerChain
 from fixedpoint_diffusion.samplers.recurrence import SamplerTables
 
-__all__ = ["FORMS", "Form", "Formed", "PipelineDenoiser", "ReplayedPredictions", "ReplayedSteps", "formed"]
+__all__ = ["FORMS", "Form", "Formed", "Known", "PipelineDenoiser", "ReplayedPredictions", "ReplayedSteps", "formed"]
 
 Form: TypeAlias = Literal["affine", "tables", "steps", "predictions"]
 FORMS: tuple[Form, ...] = ("affine", "tables", "steps", "predictions")
 
 
-class PipelineDenoiser(Denoiser):
+class PipelineDenoiser(Denoiser, HasRepresentativeSteps):
     """What a pipeline predicts, guidance included, as a denoiser whose timesteps are the numbers of the steps.
 
     Parameters
@@ -62,12 +62,16 @@ class PipelineDenoiser(Denoiser):
         factors = self.factors.to(x)[index].view(-1, *[1] * (x.ndim - 1))
         return self.loop.predictions(x * factors, index, row)
 
+    def representative_steps(self) -> tuple[int, ...]:
+        """Steps that together call every network in every way, with all that the user may have a gradient by."""
+        return self.loop.representative_steps(None if self.mixed is None else self.mixed.given)
+
     def cost_key(self) -> tuple[object, Hashable]:
         """The pipeline, and how it is called."""
         return self.loop.replay.pipe, (self.mixed is None, self.loop.layout)
 
 
-class ReplayedSteps(Chain, HasCostKey, HasNoInverse, HasReferenceSlopes):
+class ReplayedSteps(Chain, HasCostKey, HasNoInverse, HasReferenceSlopes, HasRepresentativeSteps):
     """A loop without memory as a chain of steps: the states are the samples that the scheduler's steps return.
 
     Parameters
@@ -88,6 +92,10 @@ class ReplayedSteps(Chain, HasCostKey, HasNoInverse, HasReferenceSlopes):
     def reference_slopes(self) -> Float[Tensor, " N"]:
         """One: a step is taken to keep a change of its state. What it really does is learned as secants."""
         return torch.ones(self.length, dtype=torch.float64)
+
+    def representative_steps(self) -> tuple[int, ...]:
+        """Steps that together call every network in every way."""
+        return self.loop.representative_steps()
 
     def cost_key(self) -> tuple[object, Hashable]:
         """The pipeline."""
@@ -185,13 +193,11 @@ class ReplayedPredictions(PredictionChain, HasCostKey):
 
 
 @dataclass(frozen=True, eq=False)
-class Formed:
-    """A loop as a problem.
+class Known:
+    """What is known of a chain that a loop makes; it does not hold the chain.
 
     Attributes
     ----------
-    problem
-        The problem.
     form
         Which chain it is.
     loop
@@ -200,7 +206,6 @@ class Formed:
         The tables of the scheduler, for the forms ``affine`` and ``tables``.
     """
 
-    problem: ChainProblem
     form: Form
     loop: Loop
     tables: SamplerTables | None = None
@@ -217,6 +222,33 @@ class Formed:
         assert self.tables is not None
         assert self.tables.state_factors is not None
         return self.tables.state_factors.to(like).view(1, -1, *[1] * (like.ndim - 2))
+
+
+@dataclass(frozen=True, eq=False)
+class Formed:
+    """A loop as a problem.
+
+    Attributes
+    ----------
+    problem
+        The problem.
+    form, loop, tables
+        As for :class:`Known`.
+    """
+
+    problem: ChainProblem
+    form: Form
+    loop: Loop
+    tables: SamplerTables | None = None
+
+    @property
+    def known(self) -> Known:
+        """What is known of the problem's chain."""
+        return Known(self.form, self.loop, self.tables)
+
+    def samples(self, z: Float[Tensor, "B K *row"]) -> Float[Tensor, "B K *row"]:
+        """Return the pipeline's own samples after each step, of the states of a solution."""
+        return self.known.samples(z)
 
 
 def formed(examined: Examined, wanted: Form | None, opaque: bool = False) -> Formed:
@@ -251,6 +283,7 @@ def formed(examined: Examined, wanted: Form | None, opaque: bool = False) -> For
         _check_shapes(examined)
         chain, form = ReplayedPredictions(loop), "predictions"
     else:
+        _check_start(loop)
         chain, form = ReplayedSteps(loop), "steps"
     return Formed(ChainProblem(chain, loop.start), form, loop)
 
@@ -261,9 +294,19 @@ _PLAIN = {
 }
 
 
+def _check_start(loop: Loop) -> None:
+    """Check that the gradient by the start of a loop, if there is any, is not lost in replays."""
+    if loop.start.requires_grad and loop.scale is None:
+        raise ValueError(
+            f"the start of {type(loop.replay.pipe).__name__} requires a gradient, and replays can begin at given "
+            "latents alone, which it does not take; detach what the start is made of"
+        )
+
+
 def _of_tables(examined: Examined, tables: SamplerTables, mixed: Mixed | None) -> Formed:
     loop = examined.loop
     if mixed is None:
+        _check_start(loop)
         remembers(examined)  # finds out which calls have to wait
     denoiser = PipelineDenoiser(loop, input_factors(tables), mixed)
     noise = (loop.drawn_noise() if loop.noise is None else loop.noise) if tables.stochastic else None

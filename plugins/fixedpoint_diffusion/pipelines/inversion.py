@@ -25,7 +25,7 @@ from fixedpoint.chains.inversion.invert import Inversion, InversionProgress, Inv
 from fixedpoint.chains.inversion.methods import Inverter, JointInversion
 from fixedpoint_diffusion.inversion.invertible import check_invertible
 from fixedpoint_diffusion.pipelines.autoencoder import decoding_of, encoded, pixels_of
-from fixedpoint_diffusion.pipelines.chains import Form, Formed, PipelineDenoiser, formed
+from fixedpoint_diffusion.pipelines.chains import Form, Formed, Known, PipelineDenoiser, formed
 from fixedpoint_diffusion.pipelines.loop import Loop
 from fixedpoint_diffusion.pipelines.probe import examine
 from fixedpoint_diffusion.pipelines.replay import Replay
@@ -154,7 +154,7 @@ def invert_call(
     most: int | None,
     form: Form | None,
     told_noise: Callable[[Loop, Tensor], None],
-    deliver: Callable[[Formed, Tensor], Any],
+    deliver: Callable[[Known, Tensor], Any],
 ) -> PipelineInversion:
     """Invert the call of a pipeline.
 
@@ -212,7 +212,7 @@ def invert_call(
         noise=loop.drawn_noise() if loop.noise is None else loop.noise,
         target=target,
         reconstruction=inversion.reconstruction,
-        output=deliver(made, states),
+        output=deliver(made.known, states),
         inversion=inversion,
     )
 

@@ -55,6 +55,8 @@ class Loop:
         The largest number of rows in one batch of a network; None: no limit.
     scale
         What the pipeline multiplies its argument ``latents`` by to get the start; None where it takes no ``latents``.
+    keeps_latents
+        Whether steps after the first one use the argument ``latents``, too.
     noise
         Shape ``(d, M, *row)``: what the steps draw, in place of the generator's numbers; None: those.
     first
@@ -76,6 +78,7 @@ class Loop:
     skips: bool = False
     most: int | None = None
     scale: float | None = None
+    keeps_latents: bool = False
     noise: Float[Tensor, "d M *row"] | None = None
     first: tuple[Call, Any] | None = None
     bare: BareSteps | None = None
@@ -89,6 +92,19 @@ class Loop:
     def template(self, call: Call) -> Any:
         """Return an output of the kind that a call has."""
         return self.templates[kind_of(call)]
+
+    def representative_steps(self, own: Callable[[Step], set[object]] | None = None) -> tuple[int, ...]:
+        """Return numbers of steps that together use all that any step uses, and what ``own`` says of them."""
+        found: list[int] = []
+        used: set[Any] = set()
+        for step in self.steps:
+            uses = {kind_of(call) for call in step.calls} | {bool(step.noise)} | (own(step) if own else set())
+            if self.keeps_latents:
+                uses.add(("latents", step.number > 0))
+            if not uses <= used:
+                found.append(step.number)
+                used |= uses
+        return tuple(found)
 
     def predictions(
         self, x: Float[Tensor, "P *row"], index: Int[Tensor, " P"], row: Int[Tensor, " P"]
@@ -146,17 +162,22 @@ class Loop:
             for number in left:
                 taken.setdefault(pairs[number], number)
             left = sorted(set(left) - set(taken.values()))
-            for part in self._parts(taken):
+            for part in self._parts(taken, apart=x.requires_grad and self.keeps_latents):
                 for number, value in self._replayed(x, part, take, real):
                     found[number] = value
         return torch.stack([each for each in found if each is not None]).to(x.dtype)
 
-    def _parts(self, taken: dict[tuple[int, int], int]) -> list[dict[tuple[int, int], int]]:
+    def _parts(self, taken: dict[tuple[int, int], int], apart: bool) -> list[dict[tuple[int, int], int]]:
         """Return the pairs of each replay: all, or as many as one batch has.
 
         Where networks wait for others, what those return (the residuals of a ControlNet) is larger than the states, and
-        is held for one batch of pairs at a time.
+        is held for one batch of pairs at a time. With ``apart``, the first step is alone: it is given its state as
+        ``latents``, and other steps that use these must see the user's own ones.
         """
+        if apart:
+            first = {pair: number for pair, number in taken.items() if pair[0] == 0}
+            others = {pair: number for pair, number in taken.items() if pair[0] > 0}
+            return [part for pairs in (first, others) if pairs for part in self._parts(pairs, apart=False)]
         if not self.levels or self.most is None:
             return [taken]
         rows = max(call.rows for step in self.steps for call in step.calls) // self.layout.count
@@ -182,7 +203,7 @@ class Loop:
 
             known = self.steps if self.skips and not real else None
             script = Pass(answer, told=told, noise=self.told_noise, known=known, last=last)
-            self.replay.play(script, **self._started(states[0]))
+            self.replay.play(script, **(self._started(states[0]) if 0 in wanted else {}))
             return script
 
         for level in range(1 + max(self.levels.values(), default=0)):
@@ -215,19 +236,16 @@ class Loop:
 
     def _states(self, x: Tensor, taken: dict[tuple[int, int], int]) -> Tensor:
         """Return a state for every step, those that are not asked for at the start."""
-        states = self.start.to(x.dtype).unsqueeze(0).expand(self.length, *self.start.shape)
+        states = self.start.detach().to(x.dtype).unsqueeze(0).expand(self.length, *self.start.shape)
         steps, rows = (torch.tensor(part, device=x.device) for part in zip(*taken, strict=True))
         return states.index_put((steps, rows), x[torch.tensor(list(taken.values()), device=x.device)])
 
     def _started(self, start: Tensor) -> dict[str, Any]:
         """Return the argument with which the pipeline begins at a state; nothing if it does so by itself."""
-        if not start.requires_grad and torch.equal(start, self.start):
+        if torch.equal(start, self.start) and (self.scale is None or not start.requires_grad):
             return {}
         if self.scale is None:
-            raise ValueError(
-                f"{type(self.replay.pipe).__name__} takes no latents to begin with, so its start can be neither "
-                "changed nor differentiated"
-            )
+            raise ValueError(f"{type(self.replay.pipe).__name__} takes no latents to begin with; its start is fixed")
         return {"latents": self.layout.samples(start) / self.scale}
 
     def _evaluate(
@@ -242,6 +260,7 @@ class Loop:
                 outputs[call.step, call.place] = rows
                 self.compare(call, {image: first_of(output) for image, output in rows.items()})
 
+    @torch.no_grad()
     def compare(self, call: Call, rows: dict[int, Tensor]) -> None:
         """Compare what a merged batch made of the pipeline's first call with what the call itself returned, once.
 

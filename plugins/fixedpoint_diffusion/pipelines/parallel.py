@@ -8,6 +8,7 @@ sampler.solution                              status, rounds and counts of every
 from __future__ import annotations
 
 import contextlib
+import inspect
 import warnings
 import weakref
 from collections.abc import Callable, Mapping
@@ -19,7 +20,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fixedpoint import api
-from fixedpoint.chains.chain import Chain
+from fixedpoint.chains.chain import Chain, PredictionChain
 from fixedpoint.chains.inversion.invert import InversionProgress
 from fixedpoint.chains.inversion.methods import Inverter
 from fixedpoint.chains.problem import ChainProblem
@@ -28,12 +29,18 @@ from fixedpoint.core.solution import Solution
 from fixedpoint.core.solver import Solver
 from fixedpoint.gradients.estimator import GradientEstimator
 from fixedpoint_diffusion.pipelines.calls import Call
-from fixedpoint_diffusion.pipelines.chains import FORMS, Form, Formed, formed
+from fixedpoint_diffusion.pipelines.chains import FORMS, Form, Known, formed
 from fixedpoint_diffusion.pipelines.inversion import InvertOptions, PipelineInversion, invert_call
 from fixedpoint_diffusion.pipelines.loop import Loop
 from fixedpoint_diffusion.pipelines.passes import Pass, Step
 from fixedpoint_diffusion.pipelines.probe import examine
-from fixedpoint_diffusion.pipelines.refusals import check_arguments, check_is_pipeline, check_options, check_parts
+from fixedpoint_diffusion.pipelines.refusals import (
+    check_arguments,
+    check_is_pipeline,
+    check_options,
+    check_output,
+    check_parts,
+)
 from fixedpoint_diffusion.pipelines.replay import Replay
 
 __all__ = ["ParallelPipeline", "parallel"]
@@ -109,7 +116,8 @@ class ParallelPipeline:
     ) -> None:
         self.pipe, self.solution = pipe, None
         self._rtol, self._solver, self._gradient, self._most, self._form = rtol, solver, gradient, max_batch, form
-        self._formed: weakref.WeakKeyDictionary[ChainProblem, Formed] = weakref.WeakKeyDictionary()
+        # By the chain, which problems with another start or batch size share.
+        self._known: weakref.WeakKeyDictionary[Chain | PredictionChain, Known] = weakref.WeakKeyDictionary()
 
     solution: Solution | None
 
@@ -136,6 +144,8 @@ class ParallelPipeline:
         with self._grad_mode():
             if self._solver == "serial" and self._gradient is None and noise is None:
                 return self._serial(args, kwargs)
+            if torch.is_grad_enabled():
+                check_output(inspect.unwrap(type(self.pipe).__call__), self.pipe, args, kwargs)
             problem = self.problem(*args, noise=noise, **kwargs)
             with self._bar(problem) as on_round:
                 solution = api.solve(
@@ -158,7 +168,7 @@ class ParallelPipeline:
             _check_noise(noise, examined.loop)
             examined.loop.noise = noise
         made = formed(examined, self._form, opaque=self._gradient is not None)
-        self._formed[made.problem] = made
+        self._known[made.problem.chain] = made.known
         return made.problem
 
     def finish(self, problem: ChainProblem, solution: Solution) -> Any:
@@ -169,18 +179,26 @@ class ParallelPipeline:
         made = self._made(problem)
         return self._delivered(made, made.samples(solution.z))
 
-    def _delivered(self, made: Formed, states: Float[Tensor, "B K *row"]) -> Any:
+    def _delivered(self, made: Known, states: Float[Tensor, "B K *row"]) -> Any:
         """Return what the pipeline returns if its steps return these samples."""
         loop = made.loop
         dtype = loop.steps[0].sample.dtype
+        last: Tensor | None = None
+        if torch.is_grad_enabled() and states.requires_grad:
+            rows = torch.arange(loop.layout.count, device=states.device)
+            before = states[:, -2] if loop.length > 1 else loop.start
+            last = loop.predictions(before, torch.full_like(rows, loop.length - 1), rows)
+        elif loop.last is not None:
+            last = loop.last[:-1]
 
         def told(step: Step) -> Tensor:
             return loop.layout.samples(states[:, step.number]).to(dtype)
 
         def prediction(step: Step) -> Tensor:
-            if step.number < loop.length - 1 or loop.last is None:
+            # Some pipelines make their result of the last prediction.
+            if last is None or step.number < loop.length - 1:
                 return step.prediction
-            return loop.layout.samples(loop.last[:-1]).to(dtype)
+            return loop.layout.samples(last).to(dtype)
 
         return loop.replay.play(
             Pass(loop.template, told=told, prediction=prediction, noise=loop.told_noise), deliver=True
@@ -252,8 +270,8 @@ class ParallelPipeline:
         """Which form a problem of this object has: ``"affine"``, ``"tables"``, ``"steps"`` or ``"predictions"``."""
         return self._made(problem).form
 
-    def _made(self, problem: ChainProblem) -> Formed:
-        made = self._formed.get(problem)
+    def _made(self, problem: ChainProblem) -> Known:
+        made = self._known.get(problem.chain)
         if made is None:
             raise ValueError("the problem was not made by the method problem of this object")
         return made

@@ -236,9 +236,10 @@ def _scale(loop: Loop) -> float | None:
     """Return the number by which the pipeline multiplies ``latents``; None if it takes none, or does anything else."""
     if "latents" not in inspect.signature(loop.replay.call).parameters:
         return None
-    start = loop.layout.samples(loop.start)
+    start = loop.layout.samples(loop.start.detach())
     script = Pass(loop.template, last=0)
-    loop.replay.play(script, latents=start.to(loop.steps[0].sample.dtype))
+    with torch.no_grad():
+        loop.replay.play(script, latents=start.to(loop.steps[0].sample.dtype))
     began = script.steps[0].sample.to(start.dtype)
     if began.shape != start.shape:
         return None
@@ -264,7 +265,9 @@ def remembers(examined: Examined) -> bool:
     states = torch.randn(shape, generator=generator, dtype=loop.start.dtype).to(loop.start.device) * size
     chosen = torch.rand(loop.length, generator=generator) < 0.5
 
-    def passed(states: Tensor, moved: Tensor | None = None, **options: Any) -> list[Step]:
+    def passed(
+        states: Tensor, moved: Tensor | None = None, latents: Tensor | None = None, **options: Any
+    ) -> list[Step]:
         def answer(call: Call) -> Any:
             grown = moved is not None and bool(moved[min(call.step, loop.length - 1)])
             return arbitrary(loop.template(call), call, _SEEDS[0], (lambda own: 1.5 * own) if grown else None)
@@ -273,11 +276,13 @@ def remembers(examined: Examined) -> bool:
             return loop.layout.samples(states[step.number + 1]) if step.number + 1 < loop.length else None
 
         script = Pass(answer, told=told, noise=loop.told_noise, **options)
-        loop.replay.play(script)
+        instead: dict[str, Any] = {} if latents is None else {"latents": latents}
+        loop.replay.play(script, **instead)
         return script.steps
 
     base = passed(states)
     loop.skips = _skips(base, lambda: passed(states, known=loop.steps))
+    loop.keeps_latents = _keeps_latents(loop, base, passed, states)
     changed = recalled = False
     for some in (chosen, ~chosen):
         outputs = passed(states, some)
@@ -300,6 +305,19 @@ def remembers(examined: Examined) -> bool:
             "keeps what it sees, may be the reason"
         )
     return changed
+
+
+def _keeps_latents(loop: Loop, base: Sequence[Step], passed: Callable[..., list[Step]], states: Tensor) -> bool:
+    """Whether steps after the first one change with the argument ``latents``, where they are given the same states."""
+    if loop.scale is None:
+        return False
+    other = loop.layout.samples(loop.start.detach()) * (1.5 / loop.scale)
+    moved = passed(states, latents=other.to(loop.steps[0].sample.dtype))
+    return any(
+        not torch.equal(_next(one), _next(two))
+        or not all(_equal_calls(mine, its) for mine, its in zip(one.calls, two.calls, strict=True))
+        for one, two in zip(base[1:], moved[1:], strict=True)
+    )
 
 
 def _skips(base: Sequence[Step], play: Callable[[], list[Step]]) -> bool:

@@ -11,7 +11,7 @@ import torch
 from fixedpoint_diffusion.pipelines.trees import leaves
 from fixedpoint_diffusion.recognition import is_guider, is_pipeline
 
-__all__ = ["check_arguments", "check_finite", "check_is_pipeline", "check_options", "check_parts"]
+__all__ = ["check_arguments", "check_finite", "check_is_pipeline", "check_options", "check_output", "check_parts"]
 
 
 def check_is_pipeline(given: Any) -> None:
@@ -111,6 +111,21 @@ def check_arguments(call: Any, pipe: Any, args: tuple[Any, ...], kwargs: Mapping
     """
     inspect.signature(call).bind(pipe, *args, **kwargs)
     check_finite(kwargs)
+
+
+def check_output(call: Any, pipe: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+    """Check that the pipeline is to return tensors, through which a gradient can go.
+
+    Raises
+    ------
+    ValueError
+        If it is to return anything else.
+    """
+    bound = inspect.signature(call).bind(pipe, *args, **kwargs)
+    bound.apply_defaults()
+    kind = bound.arguments.get("output_type", "pt")
+    if kind not in ("pt", "latent"):
+        raise ValueError(f"a gradient goes through tensors alone: pass output_type='pt' or 'latent', got {kind!r}")
 
 
 def check_finite(given: Mapping[str, Any]) -> None:

@@ -28,6 +28,7 @@ import torch
 
 from fixedpoint_diffusion.pipelines.log import unheard
 from fixedpoint_diffusion.pipelines.randomness import RandomStates
+from fixedpoint_diffusion.pipelines.trees import leaves, mapped
 from fixedpoint_diffusion.recognition import is_guider
 
 __all__ = ["LoopEnded", "Replay", "Script", "StepCall"]
@@ -174,7 +175,7 @@ class Replay:
         found: dict[str, Any] = {}
         for name, part in vars(self.pipe).items():
             if is_guider(part):
-                found[name] = copy.deepcopy(part)
+                found[name] = copied(part)
             if not isinstance(part, torch.nn.Module):
                 continue
             constants = self._constants.setdefault(name, {})
@@ -213,9 +214,9 @@ def _dtype(part: torch.nn.Module) -> torch.dtype | None:
     return next((each.dtype for each in part.parameters()), None)
 
 
-def _hand_on(copied: Any, original: Any) -> None:
+def _hand_on(stand_in: Any, original: Any) -> None:
     """Give a scheduler or guider the counters and the history of the copy that stood in for it."""
-    known = {name: value for name, value in vars(copied).items() if name != "step"}
+    known = {name: _detached(value) for name, value in vars(stand_in).items() if name != "step"}
     for name in vars(original).keys() - known.keys():
         del vars(original)[name]
     vars(original).update(known)
@@ -226,9 +227,26 @@ def _lock_of(pipe: Any) -> threading.RLock:
         return _LOCKS.setdefault(pipe, threading.RLock())
 
 
+def copied(part: Any) -> Any:
+    """Return a copy of a scheduler or guider; what it remembers of an earlier run is copied without gradients."""
+    remembered = [leaf for _, leaf in leaves(vars(part)) if _has_graph(leaf)]
+    return copy.deepcopy(part, {id(each): each.detach().clone() for each in remembered})
+
+
+def _has_graph(leaf: Any) -> bool:
+    return isinstance(leaf, torch.Tensor) and leaf.grad_fn is not None
+
+
+def _detached(value: Any) -> Any:
+    """Return what a scheduler remembers without its gradients: the next call does not use it, and it holds a graph."""
+    if not any(_has_graph(leaf) for _, leaf in leaves(value)):
+        return value
+    return mapped(value, lambda _path, leaf: leaf.detach() if _has_graph(leaf) else leaf)
+
+
 def _scheduler(original: Any, script: Script) -> Any:
     """Return a copy of a scheduler whose ``step`` goes through the script."""
-    made = copy.deepcopy(original)
+    made = copied(original)
     real, thread = made.step, threading.get_ident()
     names = tuple(inspect.signature(real).parameters)
 

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from fixedpoint.chains.capabilities import HasGaussianSlopes, HasReferenceSlopes, HasSampleFactors
+from fixedpoint.chains.capabilities import (
+    HasGaussianSlopes,
+    HasReferenceSlopes,
+    HasRepresentativeSteps,
+    HasSampleFactors,
+)
 from fixedpoint.chains.chain import AffineChain
 from fixedpoint.chains.coarse import HasJumps
 from fixedpoint.chains.planning.costs import HasCostKey
@@ -28,7 +33,7 @@ __all__ = ["MultistepChain", "SamplerChain"]
 _FORGETS = 1e-3
 
 
-class SamplerChain(MemorylessChain, HasReferenceSlopes):
+class SamplerChain(MemorylessChain, HasReferenceSlopes, HasRepresentativeSteps):
     """A sampler without memory as a chain of steps, ``u_{j+1} = a_j u_j + b_j m_j + c_j n``.
 
     The states are the inputs of the network, and then the sample. Where the noise levels are not known, jumps hold the
@@ -72,6 +77,10 @@ class SamplerChain(MemorylessChain, HasReferenceSlopes):
         """Those for Gaussian data of variance 1, float64; 1 where the noise levels are not known."""
         return torch.ones(self.length, dtype=torch.float64) if self.levels is None else self.gaussian_slopes(1.0)
 
+    def representative_steps(self) -> Sequence[int]:
+        """Those that the denoiser declares; else the first."""
+        return _representative(self.denoiser)
+
     def no_inverse(self) -> str | None:
         """Why the chain has no inverse: its first step keeps only the predicted image. None if it keeps more."""
         if self.length == 1 or abs(float(self.steps.keep[0])) >= _FORGETS:
@@ -79,7 +88,7 @@ class SamplerChain(MemorylessChain, HasReferenceSlopes):
         return "its steps keep nothing of their state but the predicted image; take a sampler such as DDIM"
 
 
-class MultistepChain(AffineChain, HasJumps, HasGaussianSlopes, HasSampleFactors, HasCostKey):
+class MultistepChain(AffineChain, HasJumps, HasGaussianSlopes, HasSampleFactors, HasCostKey, HasRepresentativeSteps):
     """A sampler with memory as predictions joined by its recurrence.
 
     The states are the inputs of the network, and then the sample. The recurrence is the local form of the sampler, or
@@ -116,6 +125,10 @@ class MultistepChain(AffineChain, HasJumps, HasGaussianSlopes, HasSampleFactors,
     def cost_key(self) -> tuple[object, Hashable]:
         """The key of the denoiser: chains of the same network take the same time per prediction."""
         return self.denoiser.cost_key()
+
+    def representative_steps(self) -> Sequence[int]:
+        """Those that the denoiser declares; else the first."""
+        return _representative(self.denoiser)
 
     def sample_factors(self) -> Float[Tensor, " K"] | None:
         """The numbers by which the states have to be multiplied to give the scheduler's own, float64."""
@@ -186,6 +199,10 @@ class MultistepChain(AffineChain, HasJumps, HasGaussianSlopes, HasSampleFactors,
         )
         solved = torch.linalg.solve_triangular(system, given, upper=False, unitriangular=True)[1:]
         return solved[:, 0], solved[:, 1], solved[:, 2:]
+
+
+def _representative(denoiser: Denoiser) -> Sequence[int]:
+    return denoiser.representative_steps() if isinstance(denoiser, HasRepresentativeSteps) else (0,)
 
 
 def _clean(tables: SamplerTables) -> tuple[Float[Tensor, " K"], Float[Tensor, " K"]]:

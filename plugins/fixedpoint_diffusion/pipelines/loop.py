@@ -108,7 +108,29 @@ class Loop:
 
     def template(self, call: Call) -> Any:
         """Return an output of the kind that a call has."""
-        return self.templates[kind_of(call)]
+        kind = kind_of(call)
+        if kind not in self.templates:
+            raise self.changed()
+        return self.templates[kind]
+
+    def check_length(self, steps: Sequence[Step], length: int) -> None:
+        """Check that a pass took the steps that it had to take.
+
+        Raises
+        ------
+        ValueError
+            If it did not.
+        """
+        if len(steps) != length:
+            raise self.changed()
+
+    def changed(self) -> ValueError:
+        """Return the error of a pass that went otherwise than those before it."""
+        return ValueError(
+            f"{type(self.replay.pipe).__name__} took other steps, or called its networks otherwise, with these images "
+            f"than with others ({self.length} steps); a loop that depends on its images in this way is not one fixed "
+            "point"
+        )
 
     def predictions(
         self, x: Float[Tensor, "P *row"], index: Int[Tensor, " P"], row: Int[Tensor, " P"]
@@ -150,6 +172,7 @@ class Loop:
 
         script = Pass(self.template, prediction=prediction, told=told, noise=self.drawn, last=len(predictions) - 1)
         self.replay.play(script)
+        self.check_length(script.steps, len(predictions))
         return [self.layout.rows(step.next).to(self.start.dtype) for step in script.steps if step.next is not None]
 
     def _at(
@@ -193,6 +216,7 @@ class Loop:
             known = self.steps if self.skips and not real else None
             script = Pass(answer, told=told, noise=self.drawn, known=known, last=last)
             self.replay.play(script, **self._started(states[0]))
+            self.check_length(script.steps, last + 1)
             return script
 
         for level in range(1 + max(self.levels.values(), default=0)):
@@ -205,6 +229,8 @@ class Loop:
             ]
             self._evaluate(calls, wanted, outputs)
         final = played(real)
+        if any((step, call.place) not in outputs for step in wanted for call in final.steps[step].calls):
+            raise self.changed()
         following: list[tuple[int, Tensor]] = []
         for (step, row), number in taken.items():
             value = take(final.steps[step])

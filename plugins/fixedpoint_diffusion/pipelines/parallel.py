@@ -30,7 +30,7 @@ from fixedpoint_diffusion.pipelines.chains import FORMS, Form, Formed, formed
 from fixedpoint_diffusion.pipelines.passes import Pass, Step
 from fixedpoint_diffusion.pipelines.probe import examine
 from fixedpoint_diffusion.pipelines.refusals import check_arguments, check_is_pipeline, check_parts
-from fixedpoint_diffusion.pipelines.replay import Replay
+from fixedpoint_diffusion.pipelines.replay import Replay, turn
 
 __all__ = ["ParallelPipeline", "parallel"]
 
@@ -172,6 +172,8 @@ class ParallelPipeline:
         dtype = loop.steps[0].sample.dtype
 
         def told(step: Step) -> Tensor:
+            if step.number >= loop.length:
+                raise loop.changed()
             return loop.layout.samples(states[:, step.number]).to(dtype)
 
         def prediction(step: Step) -> Tensor:
@@ -179,10 +181,14 @@ class ParallelPipeline:
                 return step.prediction
             return loop.layout.samples(torch.stack([loop.last[row] for row in range(loop.layout.count)])).to(dtype)
 
-        return loop.replay.play(Pass(loop.template, told=told, prediction=prediction, noise=loop.drawn), deliver=True)
+        script = Pass(loop.template, told=told, prediction=prediction, noise=loop.drawn)
+        output = loop.replay.play(script, deliver=True)
+        loop.check_length(script.steps, loop.length)
+        return output
 
     def _replay(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Replay:
-        check_parts(self.pipe)
+        with turn(self.pipe):
+            check_parts(self.pipe)
         replay = Replay(self.pipe, args, kwargs)
         check_arguments(replay.call, self.pipe, args, kwargs)
         return replay

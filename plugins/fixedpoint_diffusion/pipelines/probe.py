@@ -21,12 +21,13 @@ from fixedpoint_diffusion.pipelines.calls import Call
 from fixedpoint_diffusion.pipelines.loop import Layout, Loop, kind_of
 from fixedpoint_diffusion.pipelines.passes import Pass, Step
 from fixedpoint_diffusion.pipelines.replay import Replay, StepCall
-from fixedpoint_diffusion.pipelines.trees import Path, mapped
+from fixedpoint_diffusion.pipelines.trees import Path, leaves, mapped
 
 __all__ = ["Examined", "arbitrary", "examine", "remembers"]
 
 # The seeds of the arbitrary outputs.
 _SEEDS = (1, 2)
+_NARROW = (torch.float16, torch.bfloat16)
 
 
 @dataclass(eq=False)
@@ -58,6 +59,13 @@ class _First(Pass):
         self.scheduler: Any = None
         self.first: tuple[Call, Any] | None = None
         self.spent: int | None = None
+        self.own: dict[Any, Any] = {}
+
+    @property
+    def narrow(self) -> bool:
+        """Whether a network returns numbers of low precision."""
+        outputs = (leaf for output in self.own.values() for _, leaf in leaves(output))
+        return any(isinstance(leaf, Tensor) and leaf.dtype in _NARROW for leaf in outputs)
 
     def _first(self, call: Call) -> Any:
         kind = kind_of(call)
@@ -69,8 +77,9 @@ class _First(Pass):
                 output, self.spent = spending(call)
             if self.first is None:
                 self.first = call, output
-            self.templates[kind] = _widened(output)
-        return arbitrary(self.templates[kind], call, _SEEDS[0])
+            self.own[kind], self.templates[kind] = output, _widened(output)
+            _check_keeps_nothing(call)
+        return arbitrary(self.own[kind], call, _SEEDS[0])
 
     def step(self, call: StepCall) -> Any:
         if self.scheduler is None:
@@ -78,6 +87,17 @@ class _First(Pass):
             vars(made).pop("step", None)
             self.scheduler = copy.deepcopy(made)
         return super().step(call)
+
+
+def _check_keeps_nothing(call: Call) -> None:
+    """Check that a network's attention leaves nothing behind for the pipeline, which would be of a merged batch."""
+    for processor in getattr(call.module, "attn_processors", {}).values():
+        kept = [name for name, value in vars(processor).items() if isinstance(value, Tensor)]
+        if kept and not isinstance(processor, torch.nn.Module):
+            raise ValueError(
+                f"the {type(processor).__name__} in {call.network} keeps {kept[0]} for the pipeline to read after the "
+                "call; calls of several steps are evaluated in one batch, so this pipeline cannot be replayed"
+            )
 
 
 def examine(replay: Replay, most: int | None) -> Examined:
@@ -96,8 +116,11 @@ def examine(replay: Replay, most: int | None) -> Examined:
     if not any(step.calls for step in first.steps):
         raise ValueError(f"{name} called no network of its own between the steps of its scheduler")
     _name_encoders(replay, first)
+    replay.length = len(first.steps)
     steps = _passed(replay, first.templates, _SEEDS[0])
-    _check_same(name, first, steps, bool(replay.encoders))
+    # The first pass calls networks on what others returned, and so has their dtypes.
+    again = _passed(replay, first.templates, _SEEDS[0]) if first.narrow else first.steps
+    _check_same(name, again, steps, bool(replay.encoders))
     other = _passed(replay, first.templates, _SEEDS[1])
     if len(steps) != len(other) or [len(step.calls) for step in steps] != [len(step.calls) for step in other]:
         raise ValueError(
@@ -119,10 +142,10 @@ def examine(replay: Replay, most: int | None) -> Examined:
     return Examined(loop, other, first.scheduler)
 
 
-def _check_same(name: str, first: Pass, steps: Sequence[Step], encoders: bool) -> None:
+def _check_same(name: str, first: Sequence[Step], steps: Sequence[Step], encoders: bool) -> None:
     """Check that two passes with the same outputs and generators are the same."""
-    same = len(first.steps) == len(steps) and (
-        encoders or all(torch.equal(_next(one), _next(two)) for one, two in zip(first.steps, steps, strict=True))
+    same = len(first) == len(steps) and (
+        encoders or all(torch.equal(_next(one), _next(two)) for one, two in zip(first, steps, strict=True))
     )
     if not same:
         raise ValueError(
@@ -169,8 +192,7 @@ def _widened(output: Any) -> Any:
     """Return an output whose numbers of low precision are in float32."""
 
     def change(_path: Path, leaf: Any) -> Any:
-        narrow = isinstance(leaf, Tensor) and leaf.dtype in (torch.float16, torch.bfloat16)
-        return leaf.float() if narrow else leaf
+        return leaf.float() if isinstance(leaf, Tensor) and leaf.dtype in _NARROW else leaf
 
     return mapped(output, change)
 

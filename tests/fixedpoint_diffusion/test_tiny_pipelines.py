@@ -15,6 +15,9 @@ from torch import Tensor
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
 EVERY = (*NAMES, *MORE)
+# Built of the same parts as another one; the longest tests have them only in the slow suite.
+VARIANTS = ("sd2-v", "sdxl-refiner", "img2img", "inpaint", "inpaint-9", "flux-schnell")
+KINDS = [pytest.param(name, marks=pytest.mark.slow) if name in VARIANTS else name for name in EVERY]
 GIVEN_BY = {
     "image": ("sdxl-refiner", "img2img", "inpaint", "inpaint-9", "controlnet"),
     "ip_adapter_image": ("ip-adapter",),
@@ -48,7 +51,7 @@ def test_two_images_by_a_generator(name):
     assert moved(images, sampled(pipe, given, seed=2)) > 0.01
 
 
-@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("name", KINDS)
 def test_samples_neither_vanish_nor_grow_without_bound(name):
     pipe, given = pipeline(name), arguments(name)
     states: list[Tensor] = []
@@ -64,6 +67,21 @@ def test_samples_neither_vanish_nor_grow_without_bound(name):
     assert sampled(pipe, decoded, steps=50 if name in ("sd1", "ddim") else 20).isfinite().all()
     assert len(states) >= 12  # 20 steps at a strength of 0.6
     assert 0.05 < float(states[-1].square().mean().sqrt()) < 500
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_timestep_matters(name):
+    pipe, given = pipeline(name), arguments(name)
+    images = sampled(pipe, given)
+
+    def halved(_: Any, args: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, Any]:
+        if "timestep" in named:
+            return args, {**named, "timestep": named["timestep"] / 2}
+        return (args[0], args[1] / 2, *args[2:]), named
+
+    network = pipe.unet if hasattr(pipe, "unet") else pipe.transformer
+    network.register_forward_pre_hook(halved, with_kwargs=True)
+    assert moved(images, sampled(pipe, given)) > 0.01
 
 
 @pytest.mark.parametrize("name", [name for name in EVERY if "prompt" in arguments(name)])
@@ -110,7 +128,7 @@ def test_flux_has_both_kinds_of_guidance():
     assert moved(images, sampled(pipe, {**given, "negative_prompt": ["blurred"] * 2, "true_cfg_scale": 3.0})) > 0.01
 
 
-@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("name", KINDS)
 def test_same_from_a_folder(name, tmp_path):
     images = sampled(pipeline(name), arguments(name))
     assert torch.equal(images, sampled(pipeline(name, folder=tmp_path / "first"), arguments(name)))

@@ -113,6 +113,7 @@ class ReplayedRecurrence(Recurrence):
 
     def __init__(self, loop: Loop) -> None:
         self.loop, self.history = loop, loop.length
+        self._latest: tuple[Tensor, int, Tensor] | None = None
 
     def next_input(
         self, index: int, inputs: Sequence[Float[Tensor, "B d"]], predictions: Sequence[Float[Tensor, "B d"]]
@@ -121,8 +122,13 @@ class ReplayedRecurrence(Recurrence):
         return self.loop.sweep([self._shaped(each) for each in known])[index].flatten(1)
 
     def values(self, held: Held) -> Float[Tensor, "B p d"]:
-        found = self.loop.sweep([self._shaped(each) for each in held.predictions.unbind(1)])
-        return torch.stack([each.flatten(1) for each in found], dim=1)
+        # Asked for several times in a round, with the same predictions.
+        version = held.predictions._version
+        if self._latest is None or self._latest[0] is not held.predictions or self._latest[1] != version:
+            found = self.loop.sweep([self._shaped(each) for each in held.predictions.unbind(1)])
+            values = torch.stack([each.flatten(1) for each in found], dim=1)
+            self._latest = held.predictions, version, values
+        return self._latest[2].clone()
 
     def carried(
         self,
@@ -211,7 +217,7 @@ def formed(examined: Examined, wanted: Form | None, opaque: bool = False) -> For
     """Return the problem of a loop in the first form that fits it, or in the form that is asked for.
 
     Predictions need fewer rounds than steps do, since a step contains more than the network (20 steps of Euler's with
-    Karras sigmas: 12 against 14). Steps have what the others need that are asked for by ``opaque``: gradients by the adjoint
+    Karras sigmas: 12 against 14). Steps have what is asked for by ``opaque``: gradients by the adjoint
     chain, inversion, and windows.
 
     Raises

@@ -15,41 +15,15 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from fixedpoint_diffusion.pipelines.calls import Call, evaluated, merged_groups
+from fixedpoint_diffusion.pipelines.layout import Layout
 from fixedpoint_diffusion.pipelines.passes import Pass, Step
 from fixedpoint_diffusion.pipelines.replay import Replay
 from fixedpoint_diffusion.pipelines.trees import Path, leaves, mapped
 
-__all__ = ["Layout", "Loop"]
+__all__ = ["Loop", "kind_of"]
 
 # What the output of a row may differ by between two batches. Kernels for other sizes round otherwise: bfloat16 by 1e-2.
 _MERGES = 5e-2
-
-
-@dataclass(frozen=True)
-class Layout:
-    """How the samples of a pipeline are the rows of a chain: sample ``q count + i`` belongs to row ``i``.
-
-    Attributes
-    ----------
-    count
-        ``d``, the number of rows.
-    each
-        The number of samples of a row.
-    """
-
-    count: int
-    each: int = 1
-
-    def rows(self, samples: Float[Tensor, "n *event"]) -> Float[Tensor, "d *row"]:
-        """Return the rows that some samples make."""
-        if self.each == 1:
-            return samples
-        found: Tensor = samples.unflatten(0, (self.each, self.count)).transpose(0, 1)
-        return found
-
-    def samples(self, rows: Float[Tensor, "d *row"]) -> Float[Tensor, "n *event"]:
-        """Return the samples in some rows."""
-        return rows if self.each == 1 else rows.transpose(0, 1).flatten(0, 1)
 
 
 @dataclass(eq=False)
@@ -128,8 +102,7 @@ class Loop:
         """Return the error of a pass that went otherwise than those before it."""
         return ValueError(
             f"{type(self.replay.pipe).__name__} took other steps, or called its networks otherwise, with these images "
-            f"than with others ({self.length} steps); a loop that depends on its images in this way is not one fixed "
-            "point"
+            f"than with others ({self.length} steps); such a loop is not one fixed point"
         )
 
     def predictions(
@@ -170,7 +143,7 @@ class Loop:
             assert step.next is not None
             before.append(self.layout.rows(step.next).to(self.start.dtype))
 
-        script = Pass(self.template, prediction=prediction, told=told, noise=self.drawn, last=len(predictions) - 1)
+        script = Pass(self.template, prediction=prediction, told=told, noise=self.told_noise, last=len(predictions) - 1)
         self.replay.play(script)
         self.check_length(script.steps, len(predictions))
         return [self.layout.rows(step.next).to(self.start.dtype) for step in script.steps if step.next is not None]
@@ -192,9 +165,22 @@ class Loop:
             for number in left:
                 taken.setdefault(pairs[number], number)
             left = sorted(set(left) - set(taken.values()))
-            for number, value in self._replayed(x, taken, take, real):
-                found[number] = value
+            for part in self._parts(taken):
+                for number, value in self._replayed(x, part, take, real):
+                    found[number] = value
         return torch.stack([each for each in found if each is not None]).to(x.dtype)
+
+    def _parts(self, taken: dict[tuple[int, int], int]) -> list[dict[tuple[int, int], int]]:
+        """Return the pairs of each replay: all, or as many as one batch has.
+
+        Where networks wait for others, what those return (the residuals of a ControlNet) is larger than the states, and
+        is held for one batch of pairs at a time.
+        """
+        if not self.levels or self.most is None:
+            return [taken]
+        rows = max(call.rows for step in self.steps for call in step.calls) // self.layout.count
+        ordered, size = sorted(taken), max(self.most // rows, 1)
+        return [{pair: taken[pair] for pair in ordered[at : at + size]} for at in range(0, len(ordered), size)]
 
     def _replayed(
         self, x: Tensor, taken: dict[tuple[int, int], int], take: Callable[[Step], Tensor | None], real: bool
@@ -214,7 +200,7 @@ class Loop:
                 return self.layout.samples(states[step.number + 1]) if step.number + 1 < self.length else None
 
             known = self.steps if self.skips and not real else None
-            script = Pass(answer, told=told, noise=self.drawn, known=known, last=last)
+            script = Pass(answer, told=told, noise=self.told_noise, known=known, last=last)
             self.replay.play(script, **self._started(states[0]))
             self.check_length(script.steps, last + 1)
             return script
@@ -329,10 +315,13 @@ class Loop:
 
         return mapped(template, change)
 
-    def drawn(self, step: int, place: int, drawn: Tensor) -> Tensor:
-        """Return the noise that a step gets for one of its draws."""
-        if self.noise is None:
-            return drawn
+    @property
+    def told_noise(self) -> Callable[[int, int, Tensor], Tensor] | None:
+        """Given a step, the number of its draw and what was drawn, the noise that it gets; None: what was drawn."""
+        return None if self.noise is None else self._told_noise
+
+    def _told_noise(self, step: int, place: int, drawn: Tensor) -> Tensor:
+        assert self.noise is not None
         samples = self.layout.count * self.layout.each
         # With a list of generators a step draws for one sample after another.
         split = samples // len(drawn)

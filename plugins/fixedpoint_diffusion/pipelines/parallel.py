@@ -165,9 +165,7 @@ class ParallelPipeline:
 
         The pipeline's callbacks see the states of the solution, and its decoder runs.
         """
-        made = self._formed.get(problem)
-        if made is None:
-            raise ValueError("finish requires a problem that this object's method problem has made")
+        made = self._made(problem)
         loop, states = made.loop, made.samples(solution.z)
         dtype = loop.steps[0].sample.dtype
 
@@ -181,10 +179,20 @@ class ParallelPipeline:
                 return step.prediction
             return loop.layout.samples(torch.stack([loop.last[row] for row in range(loop.layout.count)])).to(dtype)
 
-        script = Pass(loop.template, told=told, prediction=prediction, noise=loop.drawn)
+        script = Pass(loop.template, told=told, prediction=prediction, noise=loop.told_noise)
         output = loop.replay.play(script, deliver=True)
         loop.check_length(script.steps, loop.length)
         return output
+
+    def form_of(self, problem: ChainProblem) -> Form:
+        """Which form a problem of this object has: ``"affine"``, ``"tables"``, ``"steps"`` or ``"predictions"``."""
+        return self._made(problem).form
+
+    def _made(self, problem: ChainProblem) -> Formed:
+        made = self._formed.get(problem)
+        if made is None:
+            raise ValueError("the problem was not made by the method problem of this object")
+        return made
 
     def _replay(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Replay:
         with turn(self.pipe):

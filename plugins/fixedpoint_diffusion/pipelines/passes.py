@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from fixedpoint_diffusion.pipelines.calls import Call
 from fixedpoint_diffusion.pipelines.randomness import Noise
-from fixedpoint_diffusion.pipelines.replay import LoopEnded, Script, Stage, StepCall
+from fixedpoint_diffusion.pipelines.stand_ins import LoopEnded, Script, Stage, StepCall
 
 __all__ = ["Pass", "Step", "previous_of", "with_previous"]
 
@@ -70,6 +69,8 @@ class Pass(Script):
         Returns what the scheduler gets as ``model_output`` in a step, in place of the pipeline's own; None: that.
     noise
         Returns what step ``j`` gets for its draw ``k``, given both and what was drawn; None: what was drawn.
+    watches
+        Whether what is drawn is recorded. Watching costs as much as the steps of some schedulers do.
     known
         The steps of an earlier pass, if steps need not be taken: their results tell what kind of object to return.
     last
@@ -83,11 +84,12 @@ class Pass(Script):
         told: Callable[[Step], Tensor | None] | None = None,
         prediction: Callable[[Step], Tensor] | None = None,
         noise: Callable[[int, int, Tensor], Tensor] | None = None,
+        watches: bool = False,
         known: Sequence[Step] | None = None,
         last: int | None = None,
     ) -> None:
         self.answer, self.told, self.prediction, self.noise = answer, told, prediction, noise
-        self.known, self.last = known, last
+        self.watches, self.known, self.last = watches or noise is not None, known, last
         self.steps: list[Step] = []
         self.calls: list[Call] = []  # since the last step
         self._timesteps: Any = None  # all that the scheduler has
@@ -127,19 +129,21 @@ class Pass(Script):
             _advance(call.scheduler, given["timestep"])
             result = self.known[number].result
         else:
-            with self._drawing(number) as noise:
-                result = step.result = call.take(model_output=step.prediction)
-            step.next, step.noise = previous_of(result), noise.drawn
+            result = step.result = self._taken(call, step)
+            step.next = previous_of(result)
             if number == self.last:
                 raise LoopEnded
         told = None if self.told is None else self.told(step)
         return result if told is None else with_previous(result, told)
 
-    @contextlib.contextmanager
-    def _drawing(self, number: int) -> Iterator[Noise]:
+    def _taken(self, call: StepCall, step: Step) -> Any:
+        if not self.watches:
+            return call.take(step.prediction)
         told = self.noise
-        with Noise(None if told is None else lambda place, drawn: told(number, place, drawn)) as noise:
-            yield noise
+        with Noise(None if told is None else lambda place, drawn: told(step.number, place, drawn)) as noise:
+            result = call.take(step.prediction)
+        step.noise = noise.drawn
+        return result
 
 
 def _advance(scheduler: Any, timestep: Any) -> None:

@@ -18,9 +18,11 @@ from torch import Tensor
 
 from fixedpoint_diffusion.pipelines.batches import most_rows, spending
 from fixedpoint_diffusion.pipelines.calls import Call
-from fixedpoint_diffusion.pipelines.loop import Layout, Loop, kind_of
+from fixedpoint_diffusion.pipelines.layout import Layout
+from fixedpoint_diffusion.pipelines.loop import Loop, kind_of
 from fixedpoint_diffusion.pipelines.passes import Pass, Step
-from fixedpoint_diffusion.pipelines.replay import Replay, StepCall
+from fixedpoint_diffusion.pipelines.replay import Replay
+from fixedpoint_diffusion.pipelines.stand_ins import StepCall
 from fixedpoint_diffusion.pipelines.trees import Path, leaves, mapped
 
 __all__ = ["Examined", "arbitrary", "examine", "remembers"]
@@ -163,7 +165,7 @@ def _name_encoders(replay: Replay, first: _First) -> None:
 
 
 def _passed(replay: Replay, templates: dict[Any, Any], seed: int, **options: Any) -> list[Step]:
-    script = Pass(lambda call: arbitrary(templates[kind_of(call)], call, seed), **options)
+    script = Pass(lambda call: arbitrary(templates[kind_of(call)], call, seed), watches=True, **options)
     replay.play(script)
     return script.steps
 
@@ -274,7 +276,7 @@ def remembers(examined: Examined) -> bool:
         def told(step: Step) -> Tensor | None:
             return loop.layout.samples(states[step.number + 1]) if step.number + 1 < loop.length else None
 
-        script = Pass(answer, told=told, noise=loop.drawn, **options)
+        script = Pass(answer, told=told, noise=loop.told_noise, **options)
         loop.replay.play(script)
         return script.steps
 

@@ -64,7 +64,9 @@ def check_parts(pipe: Any) -> None:
     lacking = [each for each in _STEP if each not in given]
     if lacking:
         raise ValueError(f"the step of {name}'s {type(scheduler).__name__} takes no {lacking[0]}")
-    more = [key for key, each in given.items() if each.default is each.empty and key not in _STEP and each.kind in _PLAIN]
+    more = [
+        key for key, each in given.items() if each.default is each.empty and key not in _STEP and each.kind in _PLAIN
+    ]
     if more:
         raise ValueError(
             f"the step of {name}'s {type(scheduler).__name__} requires {' and '.join(more)}, too; a step that can be "

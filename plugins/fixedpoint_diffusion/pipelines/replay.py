@@ -14,21 +14,27 @@ generators are put back before each replay. Afterwards the pipeline is as it was
 from __future__ import annotations
 
 import contextlib
-import copy
-import functools
 import inspect
 import threading
 import weakref
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, ClassVar, Literal, TypeAlias
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar
 
 import torch
 
 from fixedpoint_diffusion.pipelines.randomness import RandomStates
+from fixedpoint_diffusion.pipelines.stand_ins import (
+    REPLACED,
+    Known,
+    Later,
+    LoopEnded,
+    Place,
+    Script,
+    scheduler_copy,
+    stand_in,
+)
 
-__all__ = ["LoopEnded", "Replay", "Script", "Stage", "StepCall", "turn"]
-
+__all__ = ["Replay", "turn"]
 
 
 class _Turns:
@@ -59,10 +65,6 @@ class _Turns:
                 self._playing = False
 
 
-class LoopEnded(BaseException):
-    """Ends a replay once it has told all it can. Not an ``Exception``, so that no pipeline catches it."""
-
-
 def turn(pipe: Any) -> contextlib.AbstractContextManager[None]:
     """Wait until no replay of a pipeline is on in another thread, and keep others from beginning.
 
@@ -72,57 +74,6 @@ def turn(pipe: Any) -> contextlib.AbstractContextManager[None]:
         If one is on in this thread.
     """
     return _Turns.of(pipe).take(pipe)
-
-
-Stage: TypeAlias = Literal["before", "within", "after"]
-
-
-class StepCall:
-    """One call of a scheduler's ``step``.
-
-    Attributes
-    ----------
-    scheduler
-        The copy of the scheduler that takes the step.
-    arguments
-        The arguments by name.
-    """
-
-    def __init__(self, scheduler: Any, real: Callable[..., Any], bound: inspect.BoundArguments) -> None:
-        self.scheduler, self._real, self._bound = scheduler, real, bound
-
-    @property
-    def arguments(self) -> dict[str, Any]:
-        return self._bound.arguments
-
-    def take(self, **instead: Any) -> Any:
-        """Take the step, with some of the arguments replaced."""
-        self._bound.arguments.update(instead)
-        return self._real(*self._bound.args, **self._bound.kwargs)
-
-
-class Script(ABC):
-    """What the networks and the steps of a replay return.
-
-    Attributes
-    ----------
-    disturbed
-        Whether another thread called the pipeline meanwhile.
-    """
-
-    disturbed = False
-
-    @abstractmethod
-    def stage(self, length: int | None) -> Stage:
-        """Return where the replay is in its loop, of so many steps; None: their number is not known yet."""
-
-    @abstractmethod
-    def network(self, name: str, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Return what a call of a network returns."""
-
-    @abstractmethod
-    def step(self, call: StepCall) -> Any:
-        """Return what a step of the scheduler returns."""
 
 
 class Replay:
@@ -143,7 +94,7 @@ class Replay:
         with turn(pipe):
             self.random = RandomStates((args, self.kwargs))
         self.length: int | None = None
-        self.remembered: dict[str, list[Any]] = {}
+        self._known: dict[str, Known] = {}
         # Networks that are called before the loop alone, such as adapters; known after the first replay.
         self.encoders: set[str] = set()
 
@@ -166,10 +117,10 @@ class Replay:
         with turn(pipe):
             own, before = dict(vars(pipe)), RandomStates((self.args, self.kwargs))
             self.random.restore()
-            stands_in = self._stand_ins(script, deliver)
-            vars(pipe).update(stands_in)
+            stands_in = self._stand_ins(Place(script, self.length, deliver))
             result, keep = None, deliver
             try:
+                vars(pipe).update(stands_in)
                 result = self.call(pipe, *self.args, **{**self.kwargs, **instead})
             except LoopEnded:
                 pass
@@ -193,188 +144,27 @@ class Replay:
                 pipe.maybe_free_model_hooks()
             return result
 
-    def _stand_ins(self, script: Script, deliver: bool) -> dict[str, Any]:
-        found: dict[str, Any] = {}
-        place = _Place(script, self.length, deliver)
+    def _stand_ins(self, place: Place) -> dict[str, Any]:
+        found: dict[str, Any] = {"scheduler": scheduler_copy(self.pipe, place.script)}
         for name, part in vars(self.pipe).items():
-            if not isinstance(part, torch.nn.Module):
-                continue
-            if hasattr(part, "encode") and hasattr(part, "decode"):
-                found[name] = _Autoencoder(part, place, self._memory(name))
-            elif name in self.encoders or _is_of_transformers(part):
-                found[name] = _Encoder(part, place, self._memory(name))
-            else:
-                found[name] = _Network(part, place, functools.partial(script.network, name, part))
-        found["scheduler"] = _scheduler(self.pipe, script)
+            if isinstance(part, torch.nn.Module):
+                found[name] = stand_in(name, part, place, self._known.setdefault(name, Known()), name in self.encoders)
         found["_progress_bar_config"] = {"disable": True}  # the rounds have a bar of their own
-        found["maybe_free_model_hooks"] = _Later()
+        found["maybe_free_model_hooks"] = Later()
         return found
-
-    def _memory(self, name: str) -> _Memory:
-        return _Memory(self.remembered.setdefault(name, []))
 
     def _keep(self, own: dict[str, Any], stands_in: dict[str, Any]) -> None:
         """Leave the pipeline as its own call would: new attributes stay, what stood in for its parts goes."""
         now = vars(self.pipe)
         scheduler = own["scheduler"]
         if now.get("scheduler") is stands_in["scheduler"]:
-            ours = ("step", "set_timesteps")
-            known = {name: value for name, value in vars(stands_in["scheduler"]).items() if name not in ours}
-            for name in vars(scheduler).keys() - {*known, *ours}:
+            known = {name: value for name, value in vars(stands_in["scheduler"]).items() if name not in REPLACED}
+            for name in vars(scheduler).keys() - {*known, *REPLACED}:
                 del vars(scheduler)[name]
             vars(scheduler).update(known)
-        for name, stand_in in stands_in.items():
-            if now.get(name) is stand_in:
+        for name, ours in stands_in.items():
+            if now.get(name) is ours:
                 if name in own:
                     now[name] = own[name]
                 else:
                     del now[name]
-
-
-def _is_of_transformers(part: torch.nn.Module) -> bool:
-    """Whether a part is an encoder of text or images, or a class derived from one, such as a safety checker."""
-    return any(base.__module__.partition(".")[0] == "transformers" for base in type(part).__mro__)
-
-
-def _scheduler(pipe: Any, script: Script) -> Any:
-    """Return a copy of a pipeline's scheduler whose ``step`` goes through the script."""
-    made = copy.deepcopy(pipe.scheduler)
-    real, begin, thread = made.step, made.set_timesteps, threading.get_ident()
-    signature = inspect.signature(real)
-
-    def check_thread() -> None:
-        if threading.get_ident() != thread:
-            script.disturbed = True
-            raise RuntimeError(
-                f"{type(pipe).__name__} is being sampled jointly in another thread; a pipeline serves one call at a time"
-            )
-
-    @functools.wraps(real)  # pipelines look at the signature
-    def step(*args: Any, **kwargs: Any) -> Any:
-        check_thread()
-        return script.step(StepCall(made, real, signature.bind(*args, **kwargs)))
-
-    @functools.wraps(begin)
-    def set_timesteps(*args: Any, **kwargs: Any) -> Any:
-        check_thread()
-        return begin(*args, **kwargs)
-
-    made.step, made.set_timesteps = step, set_timesteps
-    return made
-
-
-class _Later:
-    """Notes that the pipeline wanted to move its parts: hooks would be put on what stands in for them."""
-
-    called = False
-
-    def __call__(self) -> None:
-        self.called = True
-
-
-class _Place:
-    """Where a replay is.
-
-    Parameters
-    ----------
-    script
-        Of the replay.
-    length
-        The number of the loop's steps; None if it is not known yet.
-    deliver
-        Whether its result is wanted.
-    """
-
-    def __init__(self, script: Script, length: int | None, deliver: bool) -> None:
-        self._script, self._length, self._deliver = script, length, deliver
-
-    @property
-    def known(self) -> bool:
-        """Whether the number of the loop's steps is known."""
-        return self._length is not None
-
-    def stage(self) -> Stage:
-        """Return where it is. Raises ``LoopEnded`` after the last step if the result is not wanted."""
-        stage = self._script.stage(self._length)
-        if stage == "after" and not self._deliver:
-            raise LoopEnded
-        return stage
-
-
-class _Memory:
-    """The results of an encoder's calls, in their order; a replay gets them in the same order."""
-
-    def __init__(self, results: list[Any]) -> None:
-        self.results, self._next = results, 0
-
-    def result(self, call: Callable[[], Any]) -> Any:
-        if self._next == len(self.results):
-            with torch.no_grad():
-                self.results.append(call())
-        self._next += 1
-        return self.results[self._next - 1]
-
-
-class _StandsIn:
-    """Stands in for a part of a pipeline: of the same class by ``isinstance``, and with its attributes."""
-
-    def __init__(self, part: torch.nn.Module, place: _Place) -> None:
-        object.__setattr__(self, "_part", part)
-        object.__setattr__(self, "_place", place)
-        object.__setattr__(self, "_thread", threading.get_ident())
-
-    @property  # type: ignore[misc]  # so that ``isinstance`` holds
-    def __class__(self) -> type:
-        return type(self._part)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(object.__getattribute__(self, "_part"), name)
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        setattr(self._part, name, value)
-
-    @property
-    def _elsewhere(self) -> bool:
-        """Whether another thread, which knows of no replay, uses the part."""
-        return bool(threading.get_ident() != self._thread)
-
-
-class _Network(_StandsIn):
-    def __init__(
-        self, part: torch.nn.Module, place: _Place, ask: Callable[[tuple[Any, ...], dict[str, Any]], Any]
-    ) -> None:
-        super().__init__(part, place)
-        object.__setattr__(self, "_ask", ask)
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        # As long as the number of steps is not known, calls of networks tell how far the loop goes.
-        own = self._elsewhere or (self._place.known and self._place.stage() == "after")
-        return self._part(*args, **kwargs) if own else self._ask(args, kwargs)
-
-
-class _Encoder(_StandsIn):
-    def __init__(self, part: torch.nn.Module, place: _Place, memory: _Memory) -> None:
-        super().__init__(part, place)
-        object.__setattr__(self, "_memory", memory)
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self._remembered(functools.partial(self._part, *args, **kwargs))
-
-    def _remembered(self, call: Callable[[], Any]) -> Any:
-        # Later calls may be about the samples.
-        return call() if self._elsewhere or self._place.stage() != "before" else self._memory.result(call)
-
-
-class _Autoencoder(_Encoder):
-    """Remembers what it encoded, and ends the replay where it would decode."""
-
-    def encode(self, *args: Any, **kwargs: Any) -> Any:
-        return self._remembered(functools.partial(self._part.encode, *args, **kwargs))
-
-    def decode(self, *args: Any, **kwargs: Any) -> Any:
-        if not self._elsewhere:
-            self._place.stage()
-        return self._part.decode(*args, **kwargs)
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self._part(*args, **kwargs)

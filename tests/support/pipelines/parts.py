@@ -44,9 +44,9 @@ _BYTES = 256
 def drawn(network: nn.Module) -> nn.Module:
     """The network in evaluation mode, with every parameter drawn from torch's generator.
 
-    Initial weights will not do: the layers that DiT, PixArt, SD3, Flux and ControlNet set to zero make the prediction
-    independent of the timestep or of the prompt, and biases of zero hide an input of zero. Here a layer of ``n`` inputs
-    has weights of variance ``1 / n``, so that every layer, hence the prediction, is about as large as its input.
+    Initial weights will not do: ControlNet begins with layers of zeros and so without effect, embeddings of tokens that
+    are nearly alike give prompts little, and biases of zero hide an input of zero. Here a layer of ``n`` inputs has
+    weights of variance ``1 / n``, so that every layer, hence the prediction, is about as large as its input.
     """
     for module in network.modules():
         for name, parameter in module.named_parameters(recurse=False):

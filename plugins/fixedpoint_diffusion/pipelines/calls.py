@@ -94,6 +94,7 @@ class Call:
 
 
 def _called(module: torch.nn.Module, arguments: Mapping[str | int, Any]) -> Any:
+    arguments = mapped(arguments, lambda _path, leaf: leaf)  # some networks empty the lists that they are given
     args = [value for key, value in arguments.items() if isinstance(key, int)]
     return module(*args, **{key: value for key, value in arguments.items() if isinstance(key, str)})
 

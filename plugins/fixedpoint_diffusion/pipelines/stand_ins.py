@@ -12,6 +12,9 @@ from collections.abc import Callable, Iterator
 from typing import Any, Literal, TypeAlias
 
 import torch
+from torch import Tensor
+
+from fixedpoint_diffusion.pipelines.trees import mapped
 
 __all__ = [
     "REPLACED",
@@ -164,7 +167,8 @@ class Known:
         if number == len(self._results):
             with torch.no_grad():
                 self._results.append(call())
-        return self._results[number]
+        # A copy: some pipelines change what an encoder has returned in place.
+        return mapped(self._results[number], lambda _path, leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf)
 
 
 # What is the same in every replay of a call, and takes a walk through all of a network to be told.

@@ -1,4 +1,4 @@
-"""Tiny pipelines of ``diffusers`` for tests: the real classes with random weights, built offline in less than a second.
+"""Tiny pipelines of ``diffusers`` for tests and benchmarks: the real classes with random weights, built offline.
 
 ``pipeline("sd1")`` builds the pipeline once per process and loads it again from its folder at every call, so that a
 caller may change what it gets; ``pipeline("sd1")(**arguments("sd1"), num_inference_steps=4)`` samples two images.
@@ -25,10 +25,11 @@ from transformers.utils import logging as transformers_logging
 
 from .adapters import ADAPTERS
 from .calls import arguments
+from .comparing import distance, doubled, generators, images_of
 from .families import FAMILIES
 from .fitting import fit
 
-__all__ = ["MORE", "NAMES", "arguments", "pipeline"]
+__all__ = ["MORE", "NAMES", "arguments", "distance", "doubled", "generators", "images_of", "pipeline"]
 
 NAMES = (
     "sd1",

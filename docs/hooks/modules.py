@@ -32,6 +32,7 @@ MODULES = (
     "fixedpoint.plugin",
     "fixedpoint.testing",
     "fixedpoint_diffusion",
+    "fixedpoint_diffusion.modular",
     "fixedpoint_sequences",
     "fixedpoint_torchdeq",
 )
@@ -83,6 +84,7 @@ _HEADINGS = {
     "fixedpoint_diffusion.models": "Models",
     "fixedpoint_diffusion.inversion": "Inversion",
     "fixedpoint_diffusion.fashion_mnist": "Fashion-MNIST",
+    "fixedpoint_diffusion.modular": "Modular Diffusers",
     "fixedpoint_sequences": "Sequences",
     "fixedpoint_torchdeq": "torchdeq",
 }

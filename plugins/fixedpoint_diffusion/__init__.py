@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from fixedpoint_diffusion.fashion_mnist.classifier import load_classifier as load_classifier
     from fixedpoint_diffusion.fashion_mnist.classifier import reference as reference
     from fixedpoint_diffusion.fashion_mnist.images import held_out_images as held_out_images
+    from fixedpoint_diffusion.fashion_mnist.pipeline import FashionMNISTPipeline as FashionMNISTPipeline
     from fixedpoint_diffusion.inversion.invert import invert as invert
     from fixedpoint_diffusion.inversion.invert import slerp as slerp
     from fixedpoint_diffusion.inversion.latent_gradients import Exact as Exact
@@ -75,6 +76,7 @@ __getattr__, __dir__, __all__ = exported(
             "reference",
         ),
         "fixedpoint_diffusion.fashion_mnist.images": ("held_out_images",),
+        "fixedpoint_diffusion.fashion_mnist.pipeline": ("FashionMNISTPipeline",),
         "fixedpoint_diffusion.models.folder": ("FolderError", "ModelFolder"),
         "fixedpoint_diffusion.inversion.invert": (
             "invert",

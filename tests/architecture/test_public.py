@@ -21,6 +21,7 @@ FACADES = {
     "fixedpoint.plugin": "fixedpoint/plugin.py",
     "fixedpoint.testing": "fixedpoint/testing/__init__.py",
     "fixedpoint_diffusion": "plugins/fixedpoint_diffusion/__init__.py",
+    "fixedpoint_diffusion.modular": "plugins/fixedpoint_diffusion/modular/__init__.py",
     "fixedpoint_sequences": "plugins/fixedpoint_sequences/__init__.py",
     "fixedpoint_torchdeq": "plugins/fixedpoint_torchdeq/__init__.py",
 }

@@ -20,6 +20,7 @@ PAGES = (
     "docs/index.md",
     "docs/tutorials/first-solve.md",
     "docs/tutorials/diffusion-chain.md",
+    "docs/tutorials/your-pipeline.md",
     "docs/how-to/states.md",
     "docs/how-to/your-own-model.md",
     "docs/concepts/fixed-points.md",
@@ -35,6 +36,7 @@ PAGES = (
     "docs/how-to/sequences.md",
     "docs/how-to/deep-equilibrium.md",
     "docs/how-to/inversion.md",
+    "docs/how-to/modular-diffusers.md",
 )
 PAGES_THERE_ARE = [path for path in ROOT.glob("docs/**/*.md") if "assets" not in path.parts]
 LEFT_OUT = {

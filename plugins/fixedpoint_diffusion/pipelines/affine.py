@@ -7,20 +7,19 @@ decided on random numbers, in two passes.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from fixedpoint_diffusion.pipelines.calls import Call, evaluated, merged_groups
+from fixedpoint_diffusion.pipelines.calls import Call
 from fixedpoint_diffusion.pipelines.loop import Loop
+from fixedpoint_diffusion.pipelines.merged import MergedCalls
 from fixedpoint_diffusion.pipelines.passes import Step
 from fixedpoint_diffusion.pipelines.probe import Examined, arbitrary
-from fixedpoint_diffusion.pipelines.trees import Path, leaves, mapped
+from fixedpoint_diffusion.pipelines.trees import Path, first_of, mapped
 from fixedpoint_diffusion.samplers.probe import tables_as_set
 from fixedpoint_diffusion.samplers.recurrence import SamplerTables
 
@@ -28,6 +27,8 @@ __all__ = ["Mixed", "direct_calls", "tables_of"]
 
 # What float32 may differ by, relative to the numbers that are added up.
 _AGREES = 2e-4
+# What a weight of 0 or 1 may be off by where it was fitted to float32.
+_WHOLE = 1e-6
 
 
 def tables_of(examined: Examined) -> SamplerTables | None:
@@ -38,7 +39,7 @@ def tables_of(examined: Examined) -> SamplerTables | None:
     """
     loop = examined.loop
     first = loop.steps[0]
-    if any(step.settings != first.settings for step in loop.steps):
+    if loop.bare is None or any(step.settings != first.settings for step in loop.steps):
         return None
     try:
         tables = tables_as_set(examined.scheduler, [step.timestep for step in loop.steps], first.settings)
@@ -50,10 +51,7 @@ def tables_of(examined: Examined) -> SamplerTables | None:
 
 
 def _follows(tables: SamplerTables, steps: Sequence[Step]) -> bool:
-    """Whether the samples of a pass are those of the tables, and what a step returns is what the next one is given."""
-    for one, two in itertools.pairwise(steps):
-        if one.next is None or not torch.equal(one.next, two.sample):
-            return False
+    """Whether the samples of a pass are those of the tables."""
     if any(step.prediction.shape != step.sample.shape for step in steps):
         return False
     drawn = [each for step in steps for each in step.noise]
@@ -93,72 +91,47 @@ class Mixed:
 
     def __post_init__(self) -> None:
         calls = [step.calls[0] for step in self.loop.steps]
-        self.groups = {number: group for group in merged_groups(calls) for number in group}
+        self.calls = MergedCalls(calls, self.path, self.loop.layout.count)
 
     @property
     def each(self) -> int:
         """``R``, the number of rows of a call for an image."""
         return self.into.shape[1]
 
-    def predictions(self, u: Tensor, index: Tensor, row: Tensor) -> Tensor:
-        """Return the predictions for network inputs ``u``, shape ``(P, *row)``."""
-        loop, layout = self.loop, self.loop.layout
-        u = u.unsqueeze(1) if layout.each == 1 else u
-        pairs = list(zip(index.tolist(), row.tolist(), strict=True))
-        found: list[Tensor | None] = [None] * len(pairs)
-        left = list(range(len(pairs)))
-        while left:
-            taken: dict[tuple[int, int], int] = {}
-            for number in left:
-                taken.setdefault(pairs[number], number)
-            left = sorted(set(left) - set(taken.values()))
-            for group in {id(self.groups[step]): self.groups[step] for step, _ in taken}.values():
-                steps = [step for step in group if any(step == each for each, _ in taken)]
-                images = [[image for each, image in taken if each == step] for step in steps]
-                calls = [self._call(u, step, some, taken) for step, some in zip(steps, images, strict=True)]
-                outputs_of = evaluated(calls, images, layout.count, loop.most)
-                for step, some, outputs in zip(steps, images, outputs_of, strict=True):
-                    for image in some:
-                        value = self._prediction(outputs[image], step, u)
-                        loop.note(step, image, value)
-                        found[taken[step, image]] = value
-                if 0 in steps:
-                    loop.compare(calls[steps.index(0)], outputs_of[steps.index(0)])
-        return torch.stack([each for each in found if each is not None])
+    def predictions(
+        self, u: Float[Tensor, "P *row"], index: Int[Tensor, " P"], row: Int[Tensor, " P"]
+    ) -> Float[Tensor, "P *row"]:
+        """Return the predictions for network inputs ``u``."""
+        single = self.loop.layout.each == 1
+        samples = u.unsqueeze(1) if single else u
+        rows = _mixed(self.into.to(u)[index], samples)
+        outputs = self.calls.outputs(rows, index, row)[:, :, : samples.shape[2]].to(u.dtype)
+        found = _mixed(self.out.to(u)[index], outputs)
+        self.loop.note(index, row, found[:, 0] if single else found)
+        if self.loop.first is not None:
+            self._compare(rows, outputs, index, row)
+        return found[:, 0] if single else found
 
-    def _call(self, u: Tensor, step: int, images: Sequence[int], taken: dict[tuple[int, int], int]) -> Call:
-        """Return the call of a step with the inputs of some images; rows of the others are not used."""
-        own, count = self.loop.steps[step].calls[0], self.loop.layout.count
-        places = torch.tensor([taken[step, image] for image in images], device=u.device)
-        samples = u[places]  # (n, k, *event)
-        weights = self.into[step].to(u)
-        rows = sum(
-            weights[:, p].view(-1, 1, *[1] * (samples.ndim - 2)) * samples[:, p].unsqueeze(0)
-            for p in range(samples.shape[1])
-        )
-        assert isinstance(rows, Tensor)
-        dtype = self.loop.dtypes[own.network, self.path]
-        whole = rows.new_zeros(rows.shape[0], count, *rows.shape[2:])
-        whole = whole.index_copy(1, torch.tensor(images, device=u.device), rows).flatten(0, 1).to(dtype)
-        return Call(own.network, own.module, step, 0, mapped(own.arguments, self._put(whole)))
-
-    def _put(self, sample: Tensor) -> Any:
-        return lambda path, leaf: sample if path == self.path else leaf
-
-    def _prediction(self, output: Any, step: int, like: Tensor) -> Tensor:
-        rows = first_tensor(output).to(like.dtype)[:, : like.shape[2]]
-        weights = self.out[step].to(like)
-        mixed = [
-            sum(weights[p, q] * rows[q] for q in range(len(rows)))  # elementwise: the same bits in any batch
-            for p in range(weights.shape[0])
-        ]
-        parts = [each for each in mixed if isinstance(each, Tensor)]
-        return parts[0] if self.loop.layout.each == 1 else torch.stack(parts)
+    def _compare(self, rows: Tensor, outputs: Tensor, index: Tensor, row: Tensor) -> None:
+        """Compare the outputs of the first step with what the pipeline's own first call returned."""
+        places = {int(row[place]): place for place in torch.nonzero(index == 0).flatten().tolist()}
+        if len(places) < self.loop.layout.count:
+            return
+        order = [places[image] for image in range(self.loop.layout.count)]
+        own = self.loop.steps[0].calls[0]
+        whole = rows[order].transpose(0, 1).flatten(0, 1).to(dict(own.leaves)[self.path])
+        given = mapped(own.arguments, lambda path, leaf: whole if path == self.path else leaf)
+        call = Call(own.network, own.module, 0, 0, given)
+        self.loop.compare(call, {image: outputs[place] for image, place in places.items()})
 
 
-def first_tensor(output: Any) -> Tensor:
-    """Return the prediction in the output of a network."""
-    return next(leaf for _, leaf in leaves(output) if isinstance(leaf, Tensor))
+def _mixed(weights: Float[Tensor, "P m n"], of: Float[Tensor, "P n *event"]) -> Float[Tensor, "P m *event"]:
+    """Return combinations of rows, pair by pair; elementwise, so that a pair has the same bits in any batch."""
+    parts = weights.view(*weights.shape, *[1] * (of.ndim - 2))
+    total = parts[:, :, 0] * of[:, :1]
+    for number in range(1, of.shape[1]):
+        total = torch.addcmul(total, parts[:, :, number], of[:, number : number + 1])
+    return total
 
 
 def direct_calls(examined: Examined, tables: SamplerTables) -> Mixed | None:
@@ -210,7 +183,7 @@ def _mix(loop: Loop, step: Step, path: Path, factor: float, seed: int) -> tuple[
     samples = step.sample.double() / factor
     if not isinstance(given, Tensor) or given.shape[1:] != samples.shape[1:]:
         return None
-    output = first_tensor(arbitrary(loop.template(call), call, seed)).double()
+    output = first_of(arbitrary(loop.template(call), call, seed)).double()
     if output.ndim != samples.ndim or output.shape[2:] != samples.shape[2:] or output.shape[1] < samples.shape[1]:
         return None
     output = output[:, : samples.shape[1]]
@@ -224,6 +197,9 @@ def _mix(loop: Loop, step: Step, path: Path, factor: float, seed: int) -> tuple[
 def _combination(of: Float[Tensor, "n e"], made: Float[Tensor, "m e"]) -> Float[Tensor, "m n"] | None:
     """Return the weights by which rows are combinations of other rows; None if they are not."""
     weights = made @ torch.linalg.pinv(of.detach())
+    if not weights.requires_grad:
+        whole = weights.round()  # so that a copy is a copy, bit for bit
+        weights = torch.where((weights - whole).abs() <= _WHOLE, whole, weights)
     off = (made - weights @ of).abs().amax()
     size = (weights.abs() @ of.abs()).amax()
     return weights if bool(off <= _AGREES * size) else None

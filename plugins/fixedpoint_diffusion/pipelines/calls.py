@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 from fixedpoint_diffusion.pipelines.trees import Path, leaves, mapped
 
-__all__ = ["Call", "evaluated", "merged_groups"]
+__all__ = ["Call", "called", "evaluated", "merged_groups"]
 
 # Tensors that networks of diffusers share among all rows, whatever their first dimension happens to be.
 _SHARED = ("txt_ids", "img_ids", "image_rotary_emb", "rotary_emb", "freqs_cis", "pos_embed", "cross_attention_kwargs")
@@ -85,15 +85,16 @@ class Call:
         if any(key in _SHARED for key in path):
             return False
         if isinstance(leaf, Tensor) and leaf.ndim > 0:
-            return len(leaf) == self.rows
+            return len(leaf) == self.rows or (leaf.shape == (1,) and self.is_time(path))
         return self.is_time(path) and isinstance(leaf, (Tensor, int, float)) and not isinstance(leaf, bool)
 
     def run(self) -> Any:
         """Call the network as the pipeline does."""
-        return _called(self.module, self.arguments)
+        return called(self.module, self.arguments)
 
 
-def _called(module: torch.nn.Module, arguments: Mapping[str | int, Any]) -> Any:
+def called(module: torch.nn.Module, arguments: Mapping[str | int, Any]) -> Any:
+    """Call a network with arguments by place and by name."""
     arguments = mapped(arguments, lambda _path, leaf: leaf)  # some networks empty the lists that they are given
     args = [value for key, value in arguments.items() if isinstance(key, int)]
     return module(*args, **{key: value for key, value in arguments.items() if isinstance(key, str)})
@@ -161,9 +162,9 @@ def evaluated(
         arguments = _gathered(calls, part, count, each)
         if torch.is_grad_enabled() and split:
             # The activations of one part at a time: they are computed again when a gradient passes through.
-            output = checkpoint(_called, calls[0].module, arguments, use_reentrant=False)
+            output = checkpoint(called, calls[0].module, arguments, use_reentrant=False)
         else:
-            output = _called(calls[0].module, arguments)
+            output = called(calls[0].module, arguments)
         for number, (place, image) in enumerate(part):
             found[place][image] = mapped(output, _Rows(number, len(part), each))
     return found
@@ -189,6 +190,9 @@ def _gathered(calls: Sequence[Call], pairs: Sequence[tuple[int, int]], count: in
         if not calls[0].is_per_row(path, leaf):
             return leaf
         values = [table[path] for table in tables]
+        if isinstance(leaf, Tensor) and leaf.shape == (1,) and calls[0].rows > 1:
+            values = [value[0] for value in values]  # one timestep for all rows
+            leaf = values[0]
         if not isinstance(leaf, Tensor) or leaf.ndim == 0:
             times = [values[place] for place, _ in pairs] * each
             return torch.stack(times) if isinstance(leaf, Tensor) else torch.tensor(times, device=_device(calls[0]))

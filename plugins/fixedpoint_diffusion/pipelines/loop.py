@@ -6,6 +6,7 @@ several samples (a pipeline that guides by a doubled batch of latents), they are
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,7 +19,8 @@ from fixedpoint_diffusion.pipelines.calls import Call, evaluated, merged_groups
 from fixedpoint_diffusion.pipelines.layout import Layout
 from fixedpoint_diffusion.pipelines.passes import Pass, Step
 from fixedpoint_diffusion.pipelines.replay import Replay
-from fixedpoint_diffusion.pipelines.trees import Path, leaves, mapped
+from fixedpoint_diffusion.pipelines.sweep import BareSteps, Sweep
+from fixedpoint_diffusion.pipelines.trees import Path, first_of, mapped
 
 __all__ = ["Loop", "kind_of"]
 
@@ -57,8 +59,11 @@ class Loop:
         Shape ``(d, M, *row)``: what the steps draw, in place of the generator's numbers; None: those.
     first
         The first network call of the pipeline and its output, which a merged batch has to reproduce; None once it has.
+    bare
+        The scheduler's steps alone, if the pipeline leaves the samples between two steps as they are; else None.
     last
-        The prediction that the last step was given, row by row, at its latest evaluation.
+        Shape ``(d + 1, *row)``: the prediction that the last step was given at its latest evaluation, row by row, and
+        that of any other step; None before the first evaluation.
     """
 
     replay: Replay
@@ -73,7 +78,8 @@ class Loop:
     scale: float | None = None
     noise: Float[Tensor, "d M *row"] | None = None
     first: tuple[Call, Any] | None = None
-    last: dict[int, Tensor] = field(default_factory=dict, repr=False)
+    bare: BareSteps | None = None
+    last: Tensor | None = None
 
     @property
     def length(self) -> int:
@@ -131,22 +137,18 @@ class Loop:
         respond
             Given the number of a step and what the step before it returned, what is added to its prediction.
         """
-        before = [self.start]
+        sweep = Sweep(self.layout, self.start, predictions, respond, self._known_outputs, self.told_noise)
+        if self.bare is not None:
+            with self.replay.drawing(self.bare.random):
+                self.bare.carry_out(sweep, self.steps)
+        else:
+            self.replay.play(sweep)
+        return sweep.states
 
-        def prediction(step: Step) -> Tensor:
-            found = predictions[step.number]
-            if respond is not None and step.number > 0:
-                found = found + respond(step.number, before[-1])
-            return self.layout.samples(found)
-
-        def told(step: Step) -> None:
-            assert step.next is not None
-            before.append(self.layout.rows(step.next).to(self.start.dtype))
-
-        script = Pass(self.template, prediction=prediction, told=told, noise=self.told_noise, last=len(predictions) - 1)
-        self.replay.play(script)
-        self.check_length(script.steps, len(predictions))
-        return [self.layout.rows(step.next).to(self.start.dtype) for step in script.steps if step.next is not None]
+    @functools.cached_property
+    def _known_outputs(self) -> list[list[Any]]:
+        """An output for every network call of every step."""
+        return [[self.template(call) for call in step.calls] for step in self.steps]
 
     def _at(
         self,
@@ -218,17 +220,22 @@ class Loop:
         if any((step, call.place) not in outputs for step in wanted for call in final.steps[step].calls):
             raise self.changed()
         following: list[tuple[int, Tensor]] = []
+        noted: list[Tensor] = []
         for (step, row), number in taken.items():
             value = take(final.steps[step])
             assert value is not None
             following.append((number, self.layout.rows(value)[row]))
-            self.note(step, row, self.layout.rows(final.steps[step].prediction)[row])
+            noted.append(self.layout.rows(final.steps[step].prediction)[row])
+        steps, rows = (torch.tensor(part, device=x.device) for part in zip(*taken, strict=True))
+        self.note(steps, rows, torch.stack(noted))
         return following
 
-    def note(self, step: int, row: int, prediction: Tensor) -> None:
-        """Keep a prediction of the last step: some pipelines make their result of it."""
-        if step == self.length - 1:
-            self.last[row] = prediction.detach()
+    def note(self, index: Int[Tensor, " P"], row: Int[Tensor, " P"], prediction: Float[Tensor, "P *row"]) -> None:
+        """Keep the predictions of the last step: some pipelines make their result of them."""
+        if self.last is None:
+            self.last = prediction.new_zeros(1 + self.layout.count, *prediction.shape[1:]).detach()
+        place = torch.where(index == self.length - 1, row, self.layout.count)
+        self.last = self.last.index_copy(0, place, prediction.detach())
 
     def _states(self, x: Tensor, taken: dict[tuple[int, int], int]) -> Tensor:
         """Return a state for every step, those that are not asked for at the start."""
@@ -257,9 +264,9 @@ class Loop:
             found = evaluated(some, [wanted[call.step] for call in some], self.layout.count, self.most)
             for call, rows in zip(some, found, strict=True):
                 outputs[call.step, call.place] = rows
-                self.compare(call, rows)
+                self.compare(call, {image: first_of(output) for image, output in rows.items()})
 
-    def compare(self, call: Call, rows: dict[int, Any]) -> None:
+    def compare(self, call: Call, rows: dict[int, Tensor]) -> None:
         """Compare what a merged batch made of the pipeline's first call with what the call itself returned, once.
 
         Raises
@@ -276,17 +283,15 @@ class Loop:
         ):
             return  # at another start
         self.first = None
-        for path, leaf in leaves(output):
-            if not isinstance(leaf, Tensor) or not leaf.is_floating_point() or leaf.ndim < 2:
-                continue
-            merged = torch.stack([_leaf(rows[image], path) for image in range(self.layout.count)], dim=1).flatten(0, 1)
-            off = float((merged.double() - leaf.double()).norm() / leaf.double().norm().clamp(min=1e-30))
-            if merged.shape != leaf.shape or not off <= _MERGES:
-                raise ValueError(
-                    f"{type(call.module).__name__} returns another output in a larger batch, off by {off:.1e} of its "
-                    "size, so that the steps of a chain cannot be evaluated together; a cache, or layers that mix the "
-                    "rows of a batch, may be the reason"
-                )
+        leaf = first_of(output).double()
+        merged = torch.stack([rows[image] for image in range(self.layout.count)], dim=1).flatten(0, 1).double()
+        off = float((merged - leaf).norm() / leaf.norm().clamp(min=1e-30))
+        if not off <= _MERGES:
+            raise ValueError(
+                f"{type(call.module).__name__} returns another output in a larger batch, off by {off:.1e} of its size, "
+                "so that the steps of a chain cannot be evaluated together; a cache, or layers that mix the rows of a "
+                "batch, may be the reason"
+            )
 
     def _restore_dtypes(self, call: Call) -> None:
         """Give a network its tensors in the pipeline's dtypes: states are held in a wider one."""
@@ -301,7 +306,7 @@ class Loop:
 
     def _joined(self, call: Call, rows: dict[int, Any] | None) -> Any:
         """Return the output of a whole call from those of its images; the template's for images that are not known."""
-        template = self.template(call)
+        template = self._known_outputs[call.step][call.place]
         if not rows:
             return template
         total, count = call.rows, self.layout.count

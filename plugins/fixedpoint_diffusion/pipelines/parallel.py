@@ -29,7 +29,7 @@ from fixedpoint_diffusion.pipelines.calls import Call
 from fixedpoint_diffusion.pipelines.chains import FORMS, Form, Formed, formed
 from fixedpoint_diffusion.pipelines.passes import Pass, Step
 from fixedpoint_diffusion.pipelines.probe import examine
-from fixedpoint_diffusion.pipelines.refusals import check_arguments, check_is_pipeline, check_parts
+from fixedpoint_diffusion.pipelines.refusals import check_arguments, check_is_pipeline, check_options, check_parts
 from fixedpoint_diffusion.pipelines.replay import Replay, turn
 
 __all__ = ["ParallelPipeline", "parallel"]
@@ -77,10 +77,7 @@ def parallel(
         If an argument is not as described, or if the pipeline cannot be replayed; the message names what is in the way.
     """
     check_is_pipeline(pipe)
-    if not 0 < rtol < 1:
-        raise ValueError(f"rtol must be between 0 and 1, got {rtol!r}")
-    if max_batch is not None and (isinstance(max_batch, bool) or not isinstance(max_batch, int) or max_batch < 1):
-        raise ValueError(f"max_batch must be an integer of at least 1, got {max_batch!r}")
+    check_options(rtol, max_batch)
     if form is not None and form not in FORMS:
         raise ValueError(f"form must be one of {', '.join(FORMS)}, got {form!r}")
     return ParallelPipeline(pipe, rtol, solver, gradient, max_batch, form)
@@ -175,9 +172,9 @@ class ParallelPipeline:
             return loop.layout.samples(states[:, step.number]).to(dtype)
 
         def prediction(step: Step) -> Tensor:
-            if step.number < loop.length - 1 or len(loop.last) < loop.layout.count:
+            if step.number < loop.length - 1 or loop.last is None:
                 return step.prediction
-            return loop.layout.samples(torch.stack([loop.last[row] for row in range(loop.layout.count)])).to(dtype)
+            return loop.layout.samples(loop.last[:-1]).to(dtype)
 
         script = Pass(loop.template, told=told, prediction=prediction, noise=loop.told_noise)
         output = loop.replay.play(script, deliver=True)
@@ -213,10 +210,13 @@ class ParallelPipeline:
     def _grad_mode(self) -> contextlib.AbstractContextManager[Any]:
         return torch.no_grad() if self._gradient is None else contextlib.nullcontext()
 
+    def _progress_bar(self, total: int) -> Any:
+        return self.pipe.progress_bar(total=total)
+
     @contextlib.contextmanager
     def _bar(self, problem: ChainProblem) -> Any:
         """Shows the pipeline's own progress bar, a round at a time."""
-        with self.pipe.progress_bar(total=problem.length) as bar:
+        with self._progress_bar(total=problem.length) as bar:
 
             def on_round(progress: Progress) -> None:
                 bar.update(1)

@@ -35,8 +35,8 @@ class Step:
         ``sample``, as the pipeline gave it.
     timestep
         ``timestep``.
-    settings
-        The other arguments, such as ``eta``.
+    arguments
+        All arguments by name.
     result
         What the step returned; None where it was not taken.
     next
@@ -50,10 +50,15 @@ class Step:
     prediction: Tensor
     sample: Tensor
     timestep: Any
-    settings: dict[str, Any]
+    arguments: dict[str, Any]
     result: Any = None
     next: Tensor | None = None
     noise: list[Tensor] = field(default_factory=list)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The arguments that are settings of the sampler, such as ``eta``."""
+        return {name: value for name, value in self.arguments.items() if name not in _OWN}
 
 
 class Pass(Script):
@@ -117,8 +122,7 @@ class Pass(Script):
 
     def step(self, call: StepCall) -> Any:
         number, given = len(self.steps), call.arguments
-        settings = {name: value for name, value in given.items() if name not in _OWN}
-        step = Step(number, self.calls, given["model_output"], given["sample"], given["timestep"], settings)
+        step = Step(number, self.calls, given["model_output"], given["sample"], given["timestep"], given)
         if self.prediction is not None:
             step.prediction = self.prediction(step)
         self.steps.append(step)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,8 +22,11 @@ from fixedpoint_diffusion.pipelines.calls import Call
 from fixedpoint_diffusion.pipelines.layout import Layout
 from fixedpoint_diffusion.pipelines.loop import Loop, kind_of
 from fixedpoint_diffusion.pipelines.passes import Pass, Step
+from fixedpoint_diffusion.pipelines.randomness import RandomStates
+from fixedpoint_diffusion.pipelines.refusals import check_keeps_nothing
 from fixedpoint_diffusion.pipelines.replay import Replay
 from fixedpoint_diffusion.pipelines.stand_ins import StepCall
+from fixedpoint_diffusion.pipelines.sweep import BareSteps
 from fixedpoint_diffusion.pipelines.trees import Path, leaves, mapped
 
 __all__ = ["Examined", "arbitrary", "examine", "remembers"]
@@ -54,8 +58,10 @@ class Examined:
 class _First(Pass):
     """The first pass: it calls each network once, to see what its outputs are like."""
 
-    def __init__(self) -> None:
+    def __init__(self, replay: Replay) -> None:
         super().__init__(self._first)
+        self.replay = replay
+        self.random: RandomStates | None = None
         self.templates: dict[Any, Any] = {}
         self.dtypes: dict[tuple[str, Path], torch.dtype] = {}
         self.scheduler: Any = None
@@ -80,7 +86,7 @@ class _First(Pass):
             if self.first is None:
                 self.first = call, output
             self.own[kind], self.templates[kind] = output, _widened(output)
-            _check_keeps_nothing(call)
+            check_keeps_nothing(call.network, call.module)
         return arbitrary(self.own[kind], call, _SEEDS[0])
 
     def step(self, call: StepCall) -> Any:
@@ -88,18 +94,8 @@ class _First(Pass):
             made = copy.copy(call.scheduler)
             vars(made).pop("step", None)
             self.scheduler = copy.deepcopy(made)
+            self.random = RandomStates((self.replay.args, self.replay.kwargs))
         return super().step(call)
-
-
-def _check_keeps_nothing(call: Call) -> None:
-    """Check that a network's attention leaves nothing behind for the pipeline, which would be of a merged batch."""
-    for processor in getattr(call.module, "attn_processors", {}).values():
-        kept = [name for name, value in vars(processor).items() if isinstance(value, Tensor)]
-        if kept and not isinstance(processor, torch.nn.Module):
-            raise ValueError(
-                f"the {type(processor).__name__} in {call.network} keeps {kept[0]} for the pipeline to read after the "
-                "call; calls of several steps are evaluated in one batch, so this pipeline cannot be replayed"
-            )
 
 
 def examine(replay: Replay, most: int | None) -> Examined:
@@ -111,7 +107,7 @@ def examine(replay: Replay, most: int | None) -> Examined:
         If the pipeline takes no step of its scheduler, or if its loop is not the same each time.
     """
     name = type(replay.pipe).__name__
-    first = _First()
+    first = _First(replay)
     replay.play(first)
     if not first.steps:
         raise ValueError(f"{name} took no step of its scheduler, so there is nothing to solve")
@@ -141,7 +137,15 @@ def examine(replay: Replay, most: int | None) -> Examined:
     if most is None:
         loop.most = most_rows(sample.device, call.rows, first.spent)
     loop.scale = _scale(loop)
+    assert first.random is not None
+    if all(_leaves_samples_alone(each) for each in (steps, other)):
+        loop.bare = BareSteps(first.scheduler, first.random)
     return Examined(loop, other, first.scheduler)
+
+
+def _leaves_samples_alone(steps: Sequence[Step]) -> bool:
+    """Whether every step is given what the step before it returned."""
+    return all(torch.equal(_next(one), two.sample) for one, two in itertools.pairwise(steps))
 
 
 def _check_same(name: str, first: Sequence[Step], steps: Sequence[Step], encoders: bool) -> None:
@@ -260,6 +264,11 @@ def remembers(examined: Examined) -> bool:
     """Return whether a step depends on more than the state before it and the outputs of its own networks.
 
     Also finds out which calls have to wait for others (``loop.levels``), and whether passes may leave out steps.
+
+    Raises
+    ------
+    ValueError
+        If what the scheduler is given in a step depends on more than the state before it and the networks of the step.
     """
     loop = examined.loop
     generator = torch.Generator().manual_seed(3)
@@ -282,7 +291,7 @@ def remembers(examined: Examined) -> bool:
 
     base = passed(states)
     loop.skips = _skips(base, lambda: passed(states, known=loop.steps))
-    changed = False
+    changed = recalled = False
     for some in (chosen, ~chosen):
         outputs = passed(states, some)
         others = states.clone()
@@ -291,10 +300,18 @@ def remembers(examined: Examined) -> bool:
         for number, step in enumerate(base):
             if not some[number]:
                 changed |= not torch.equal(_next(step), _next(outputs[number]))
+                recalled |= not torch.equal(step.prediction, outputs[number].prediction)
             else:
                 _note_levels(loop, step, outputs[number])
             if number > 0 and not some[number - 1]:
                 changed |= not torch.equal(_next(step), _next(moved[number]))
+                recalled |= not torch.equal(step.prediction, moved[number].prediction)
+    if recalled:
+        raise ValueError(
+            f"{type(loop.replay.pipe).__name__} mixes outputs or states of earlier steps into what it gives to its "
+            "scheduler, so that the steps cannot be evaluated together; a guider with a momentum, or a callback that "
+            "keeps what it sees, may be the reason"
+        )
     return changed
 
 

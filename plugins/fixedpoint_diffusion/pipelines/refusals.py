@@ -11,9 +11,16 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
 from fixedpoint_diffusion.pipelines.trees import leaves
-from fixedpoint_diffusion.recognition import is_pipeline
+from fixedpoint_diffusion.recognition import is_guider, is_pipeline
 
-__all__ = ["check_arguments", "check_is_pipeline", "check_parts"]
+__all__ = [
+    "check_arguments",
+    "check_finite",
+    "check_is_pipeline",
+    "check_keeps_nothing",
+    "check_options",
+    "check_parts",
+]
 
 _STEP = ("model_output", "timestep", "sample")
 _PLAIN = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
@@ -40,6 +47,20 @@ def check_is_pipeline(given: Any) -> None:
         raise TypeError(f"parallel requires a pipeline of diffusers, got {name}")
     if any(base.__name__ == "ModularPipeline" for base in type(given).__mro__):
         raise TypeError(f"{name} is made of blocks, and has no loop of its own to replay; parallel takes pipelines")
+
+
+def check_options(rtol: float, max_batch: int | None) -> None:
+    """Check the tolerance and the size of batches.
+
+    Raises
+    ------
+    ValueError
+        If one of them is not as ``parallel`` describes it.
+    """
+    if isinstance(rtol, bool) or not isinstance(rtol, (int, float)) or not 0 < rtol < 1:
+        raise ValueError(f"rtol must be between 0 and 1, got {rtol!r}")
+    if max_batch is not None and (isinstance(max_batch, bool) or not isinstance(max_batch, int) or max_batch < 1):
+        raise ValueError(f"max_batch must be an integer of at least 1, got {max_batch!r}")
 
 
 def check_parts(pipe: Any) -> None:
@@ -75,6 +96,17 @@ def check_parts(pipe: Any) -> None:
     for part, module in vars(pipe).items():
         if isinstance(module, torch.nn.Module):
             _check_network(f"{name}.{part}", module)
+        elif is_guider(module):
+            _check_guider(f"{name}.{part}", module)
+
+
+def _check_guider(name: str, guider: Any) -> None:
+    base = next(each for each in type(guider).__mro__ if each.__name__ == "BaseGuidance")
+    if any(getattr(type(guider), each) is not getattr(base, each) for each in ("prepare_models", "cleanup_models")):
+        raise ValueError(
+            f"{name} is a {type(guider).__name__}, which changes layers of the network between its calls, so that they "
+            "cannot be evaluated together; take a guider that only combines outputs, such as ClassifierFreeGuidance"
+        )
 
 
 def _check_network(name: str, module: torch.nn.Module) -> None:
@@ -98,6 +130,23 @@ def _random(module: torch.nn.Module) -> Iterator[torch.nn.Module]:
     return (each for each in module.modules() if isinstance(each, (_DropoutNd, _BatchNorm)))
 
 
+def check_keeps_nothing(name: str, module: torch.nn.Module) -> None:
+    """Check that a network's attention leaves nothing behind for the pipeline, which would be of a merged batch.
+
+    Raises
+    ------
+    ValueError
+        If it does; the message names it.
+    """
+    for processor in getattr(module, "attn_processors", {}).values():
+        kept = [key for key, value in vars(processor).items() if isinstance(value, torch.Tensor)]
+        if kept and not isinstance(processor, torch.nn.Module):
+            raise ValueError(
+                f"the {type(processor).__name__} in {name} keeps {kept[0]} for the pipeline to read after the call; "
+                "calls of several steps are evaluated in one batch, so this pipeline cannot be replayed"
+            )
+
+
 def check_arguments(call: Any, pipe: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
     """Check that arguments go with the pipeline's own signature.
 
@@ -107,7 +156,18 @@ def check_arguments(call: Any, pipe: Any, args: tuple[Any, ...], kwargs: Mapping
         As the pipeline would raise it.
     """
     inspect.signature(call).bind(pipe, *args, **kwargs)
-    for path, leaf in leaves(kwargs):
+    check_finite(kwargs)
+
+
+def check_finite(given: Mapping[str, Any]) -> None:
+    """Check that the tensors in some arguments are finite.
+
+    Raises
+    ------
+    ValueError
+        If one is not; the message names it.
+    """
+    for path, leaf in leaves(given):
         if isinstance(leaf, torch.Tensor) and leaf.is_floating_point() and not bool(leaf.isfinite().all()):
             raise ValueError(
                 f"{path[0]} must be finite, got {int((~leaf.isfinite()).sum())} entries that are NaN or Inf"

@@ -5,7 +5,8 @@ For the length of a replay the pipeline's networks, encoders and scheduler are r
 - networks by objects that hand every call to a ``Script``, which records the inputs and returns an output it knows,
 - encoders, whose results before the first step are the same in every replay, by objects that remember them,
 - the decoder by one that, after the last step, ends the replay,
-- the scheduler by a fresh copy, whose counters and history begin anew and whose ``step`` goes through the script.
+- the scheduler by a fresh copy, whose counters and history begin anew and whose ``step`` goes through the script,
+- guiders by fresh copies, which count steps and may keep what they were given.
 
 Guidance, blends, callbacks and whatever else a pipeline does between two network calls is its own code. All random
 generators are put back before each replay. Afterwards the pipeline is as it was, whatever was raised.
@@ -14,10 +15,11 @@ generators are put back before each replay. Afterwards the pipeline is as it was
 from __future__ import annotations
 
 import contextlib
+import copy
 import inspect
 import threading
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -33,6 +35,7 @@ from fixedpoint_diffusion.pipelines.stand_ins import (
     scheduler_copy,
     stand_in,
 )
+from fixedpoint_diffusion.recognition import is_guider
 
 __all__ = ["Replay", "turn"]
 
@@ -85,12 +88,17 @@ class Replay:
         The pipeline.
     args, kwargs
         The arguments of its ``__call__``.
+    call
+        What is carried out instead of ``__call__``: a function of the pipeline and these arguments, which finds the
+        networks and the scheduler as the pipeline's attributes.
     """
 
-    def __init__(self, pipe: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+    def __init__(
+        self, pipe: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], call: Callable[..., Any] | None = None
+    ) -> None:
         self.pipe, self.args, self.kwargs = pipe, args, dict(kwargs)
         # Without the decorator ``torch.no_grad``: whether autograd records is decided here.
-        self.call = inspect.unwrap(type(pipe).__call__)
+        self.call = inspect.unwrap(type(pipe).__call__) if call is None else call
         with turn(pipe):
             self.random = RandomStates((args, self.kwargs))
         self.length: int | None = None
@@ -144,9 +152,22 @@ class Replay:
                 pipe.maybe_free_model_hooks()
             return result
 
+    @contextlib.contextmanager
+    def drawing(self, random: RandomStates) -> Iterator[None]:
+        """Draw from these states within, and put all generators back at the end."""
+        with turn(self.pipe):
+            before = RandomStates((self.args, self.kwargs))
+            random.restore()
+            try:
+                yield
+            finally:
+                before.restore()
+
     def _stand_ins(self, place: Place) -> dict[str, Any]:
         found: dict[str, Any] = {"scheduler": scheduler_copy(self.pipe, place.script)}
         for name, part in vars(self.pipe).items():
+            if is_guider(part):
+                found[name] = copy.deepcopy(part)
             if isinstance(part, torch.nn.Module):
                 found[name] = stand_in(name, part, place, self._known.setdefault(name, Known()), name in self.encoders)
         found["_progress_bar_config"] = {"disable": True}  # the rounds have a bar of their own
@@ -156,15 +177,19 @@ class Replay:
     def _keep(self, own: dict[str, Any], stands_in: dict[str, Any]) -> None:
         """Leave the pipeline as its own call would: new attributes stay, what stood in for its parts goes."""
         now = vars(self.pipe)
-        scheduler = own["scheduler"]
-        if now.get("scheduler") is stands_in["scheduler"]:
-            known = {name: value for name, value in vars(stands_in["scheduler"]).items() if name not in REPLACED}
-            for name in vars(scheduler).keys() - {*known, *REPLACED}:
-                del vars(scheduler)[name]
-            vars(scheduler).update(known)
         for name, ours in stands_in.items():
             if now.get(name) is ours:
+                if name == "scheduler" or is_guider(ours):
+                    _hand_on(ours, own[name])
                 if name in own:
                     now[name] = own[name]
                 else:
                     del now[name]
+
+
+def _hand_on(copied: Any, original: Any) -> None:
+    """Give a scheduler or guider the counters and the history of the copy that stood in for it."""
+    known = {name: value for name, value in vars(copied).items() if name not in REPLACED}
+    for name in vars(original).keys() - {*known, *REPLACED}:
+        del vars(original)[name]
+    vars(original).update(known)

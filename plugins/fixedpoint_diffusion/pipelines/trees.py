@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeAlias
 
-__all__ = ["Path", "leaves", "mapped"]
+from torch import Tensor
+
+__all__ = ["Path", "first_of", "leaves", "mapped"]
 
 Path: TypeAlias = "tuple[str | int, ...]"
 
@@ -35,3 +37,8 @@ def mapped(value: Any, change: Callable[[Path, Any], Any], path: Path = ()) -> A
     if isinstance(value, (list, tuple)):
         return type(value)(mapped(each, change, (*path, place)) for place, each in enumerate(value))
     return change(path, value)
+
+
+def first_of(value: Any) -> Tensor:
+    """Return the first tensor; in the output of a network, that is its prediction."""
+    return next(leaf for _, leaf in leaves(value) if isinstance(leaf, Tensor))

@@ -93,14 +93,8 @@ class Loop:
             raise self.changed()
         return self.templates[kind]
 
-    def check_length(self, steps: Sequence[Step], length: int) -> None:
-        """Check that a pass took the steps that it had to take.
-
-        Raises
-        ------
-        ValueError
-            If it did not.
-        """
+    def check_length(self, steps: Sequence[Any], length: int) -> None:
+        """Raise an error if a pass took other steps than it had to."""
         if len(steps) != length:
             raise self.changed()
 
@@ -143,6 +137,7 @@ class Loop:
                 self.bare.carry_out(sweep, self.steps)
         else:
             self.replay.play(sweep)
+        self.check_length(sweep.states, len(predictions))
         return sweep.states
 
     @functools.cached_property
@@ -245,13 +240,11 @@ class Loop:
 
     def _started(self, start: Tensor) -> dict[str, Any]:
         """Return the argument with which the pipeline begins at a state; nothing if it does so by itself."""
-        if not start.requires_grad and torch.equal(start, self.start):
+        if not start.requires_grad and torch.allclose(start, self.start, rtol=1e-5, atol=1e-6):
             return {}
         if self.scale is None:
-            raise ValueError(
-                f"{type(self.replay.pipe).__name__} takes no latents to begin with, so its start can be neither "
-                "changed nor differentiated"
-            )
+            name = type(self.replay.pipe).__name__
+            raise ValueError(f"{name} takes no latents to begin with: its start is neither changed nor differentiated")
         return {"latents": self.layout.samples(start) / self.scale}
 
     def _evaluate(
@@ -284,6 +277,8 @@ class Loop:
             return  # at another start
         self.first = None
         leaf = first_of(output).double()
+        if not bool(leaf.isfinite().all()):
+            return  # the solve will say so
         merged = torch.stack([rows[image] for image in range(self.layout.count)], dim=1).flatten(0, 1).double()
         off = float((merged - leaf).norm() / leaf.norm().clamp(min=1e-30))
         if not off <= _MERGES:

@@ -7,7 +7,6 @@ something else does, and combinations that hold on random numbers.
 from __future__ import annotations
 
 import copy
-import inspect
 import itertools
 import math
 from collections.abc import Callable, Sequence
@@ -26,6 +25,7 @@ from fixedpoint_diffusion.pipelines.randomness import RandomStates
 from fixedpoint_diffusion.pipelines.refusals import check_keeps_nothing
 from fixedpoint_diffusion.pipelines.replay import Replay
 from fixedpoint_diffusion.pipelines.stand_ins import StepCall
+from fixedpoint_diffusion.pipelines.starts import scale_of
 from fixedpoint_diffusion.pipelines.sweep import BareSteps
 from fixedpoint_diffusion.pipelines.trees import Path, leaves, mapped
 
@@ -136,7 +136,7 @@ def examine(replay: Replay, most: int | None) -> Examined:
         loop.first = call, output
     if most is None:
         loop.most = most_rows(sample.device, call.rows, first.spent)
-    loop.scale = _scale(loop)
+    loop.scale = scale_of(loop, lambda latents: _passed(replay, first.templates, _SEEDS[0], latents=latents))
     assert first.random is not None
     if all(_leaves_samples_alone(each) for each in (steps, other)):
         loop.bare = BareSteps(first.scheduler, first.random)
@@ -168,9 +168,9 @@ def _name_encoders(replay: Replay, first: _First) -> None:
         replay.encoders.update(early)
 
 
-def _passed(replay: Replay, templates: dict[Any, Any], seed: int, **options: Any) -> list[Step]:
-    script = Pass(lambda call: arbitrary(templates[kind_of(call)], call, seed), watches=True, **options)
-    replay.play(script)
+def _passed(replay: Replay, templates: dict[Any, Any], seed: int, **instead: Any) -> list[Step]:
+    script = Pass(lambda call: arbitrary(templates[kind_of(call)], call, seed), watches=True)
+    replay.play(script, **instead)
     return script.steps
 
 
@@ -243,21 +243,6 @@ def _bits(rows: int, count: int, bit: int, device: torch.device) -> Tensor:
 def _next(step: Step) -> Tensor:
     assert step.next is not None
     return step.next
-
-
-def _scale(loop: Loop) -> float | None:
-    """Return the number by which the pipeline multiplies ``latents``; None if it takes none, or does anything else."""
-    if "latents" not in inspect.signature(loop.replay.call).parameters:
-        return None
-    start = loop.layout.samples(loop.start)
-    script = Pass(loop.template, last=0)
-    loop.replay.play(script, latents=start.to(loop.steps[0].sample.dtype))
-    began = script.steps[0].sample.to(start.dtype)
-    if began.shape != start.shape:
-        return None
-    scale = float((began * start).sum() / start.square().sum())
-    off = (began - scale * start).abs().max()
-    return scale if float(off) <= 1e-2 * abs(scale) * float(start.abs().max()) else None
 
 
 def remembers(examined: Examined) -> bool:

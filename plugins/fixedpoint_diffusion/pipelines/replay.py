@@ -101,6 +101,8 @@ class Replay:
         self.call = inspect.unwrap(type(pipe).__call__) if call is None else call
         with turn(pipe):
             self.random = RandomStates((args, self.kwargs))
+        # Where the generators are when the pipeline is given its latents, and so draws none.
+        self.given = self.random
         self.length: int | None = None
         self._known: dict[str, Known] = {}
         # Networks that are called before the loop alone, such as adapters; known after the first replay.
@@ -124,7 +126,8 @@ class Replay:
         pipe = self.pipe
         with turn(pipe):
             own, before = dict(vars(pipe)), RandomStates((self.args, self.kwargs))
-            self.random.restore()
+            given = "latents" in instead and self.kwargs.get("latents") is None
+            (self.given if given else self.random).restore()
             stands_in = self._stand_ins(Place(script, self.length, deliver))
             result, keep = None, deliver
             try:

@@ -53,7 +53,7 @@ def global_states() -> tuple[Any, ...]:
 
 
 def described(value: Any) -> Any:
-    """What is compared of an attribute. Of images that a scheduler remembers it is the shape: the next call drops them."""
+    """What is compared of an attribute. Of images that a scheduler remembers it is the shape: they are dropped."""
     if isinstance(value, Tensor):
         return (value.dtype, value.shape) if value.ndim > 2 else (value.dtype, value.tolist())
     if isinstance(value, (list, tuple)):

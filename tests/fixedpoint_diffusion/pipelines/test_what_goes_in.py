@@ -352,3 +352,26 @@ def test_none_of_the_arguments_is_changed():
     jointly(made("img2img"))(**given, generator=generators())
     for key, value in before.items():
         assert torch.equal(given[key], value) if isinstance(value, Tensor) else given[key] == value
+
+
+@pytest.mark.parametrize("form", ["tables", slow("steps"), slow("predictions")])
+def test_noise_that_a_pipeline_draws_after_its_latents(form):
+    """It encodes the masked image by a draw. A pipeline that is given latents draws that noise first."""
+    make = lambda: made("inpaint-9", "EulerDiscreteScheduler")  # noqa: E731
+    assert assert_goes_in(make, "inpaint-9", form=form) == form
+
+
+@pytest.mark.parametrize("generator", [generators, one])
+def test_chain_from_another_start_draws_the_noise_of_the_call(generator):
+    kind = "EulerAncestralDiscreteScheduler"
+    sampler = jointly(made("sd1", kind), form="steps")
+    problem = called(sampler.problem, "sd1", generator=generator())
+    with torch.no_grad():
+        states = [problem.x0]
+        for number in range(problem.length):
+            # From a start that is not bit for bit the pipeline's, so that it is given as latents.
+            x = states[-1] * (1 + 1e-4) if number == 0 else states[-1]
+            rows = torch.arange(2)
+            states.append(problem.chain.step(x, torch.full((2,), number), rows))
+    own = images_of(called(made("sd1", kind), "sd1", generator=generator()))
+    assert distance(states[-1], own) < 3e-3

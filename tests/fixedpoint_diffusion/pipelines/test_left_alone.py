@@ -27,7 +27,13 @@ SAMPLERS = {
     "steps": lambda pipe: jointly(pipe, form="steps"),
     "predictions": lambda pipe: jointly(pipe, form="predictions"),
 }
-FEW = ("serial", "joint", "predictions")
+
+
+def slow(*values: Any) -> Any:
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
+FEW = (slow("serial"), "joint", slow("predictions"))
 
 
 @pytest.fixture(autouse=True)
@@ -88,8 +94,8 @@ def assert_untouched(pipe: Any, parts: dict[str, Any]) -> None:
         assert getattr(pipe, name) is part
 
 
-@pytest.mark.parametrize("kind", ["EulerAncestralDiscreteScheduler", "EulerDiscreteScheduler"])
-@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("kind", ["EulerAncestralDiscreteScheduler", slow("EulerDiscreteScheduler")])
+@pytest.mark.parametrize("sampler", [slow(each) if each == "tables" else each for each in SAMPLERS])
 def test_attributes_counters_and_generators(sampler, kind):
     own, other = made("sd1", kind), made("sd1", kind)
     parts = dict(other.components)
@@ -107,15 +113,15 @@ def test_attributes_counters_and_generators(sampler, kind):
 @pytest.mark.parametrize(
     ("name", "kind"),
     [
-        ("sd1", "PNDMScheduler"),
-        ("sd1", "DPMSolverMultistepScheduler"),
+        slow("sd1", "PNDMScheduler"),
+        slow("sd1", "DPMSolverMultistepScheduler"),
         ("sd1", "UniPCMultistepScheduler"),
-        ("sd1", "HeunDiscreteScheduler"),
+        slow("sd1", "HeunDiscreteScheduler"),
         ("flux", None),
-        ("sd3", None),
+        slow("sd3", None),
         ("img2img", None),
-        ("ddpm", None),
-        ("controlnet", None),
+        slow("ddpm", None),
+        slow("controlnet", None),
     ],
 )
 def test_of_other_pipelines_and_schedulers(name, kind):
@@ -133,8 +139,8 @@ class StoppedError(Exception):
     pass
 
 
-@pytest.mark.parametrize("error", [StoppedError, KeyboardInterrupt])
-@pytest.mark.parametrize("sampler", FEW)
+@pytest.mark.parametrize("error", [slow(StoppedError), KeyboardInterrupt])
+@pytest.mark.parametrize("sampler", ["serial", "joint", slow("predictions")])
 def test_callback_that_raises(sampler, error):
     def stops(pipe: Any, index: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
         if index == 3:
@@ -160,7 +166,7 @@ def test_callback_that_raises(sampler, error):
 
 
 @pytest.mark.parametrize("sampler", FEW)
-@pytest.mark.parametrize("number", [0, 4])
+@pytest.mark.parametrize("number", [slow(0), 4])
 def test_network_that_raises(sampler, number):
     pipe = made("sd1", "EulerAncestralDiscreteScheduler")
     calls: list[int] = []

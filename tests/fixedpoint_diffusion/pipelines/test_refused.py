@@ -123,7 +123,7 @@ def test_step_that_was_replaced():
 
 
 CACHES = {
-    "FBCHeadBlockHook": lambda pipe: diffusers.FirstBlockCacheConfig(threshold=0.2),
+    "FBCHeadBlockHook": lambda _: diffusers.FirstBlockCacheConfig(threshold=0.2),
     "PyramidAttentionBroadcastHook": lambda pipe: diffusers.PyramidAttentionBroadcastConfig(
         spatial_attention_block_skip_range=2,
         current_timestep_callback=lambda: pipe.current_timestep,
@@ -135,9 +135,9 @@ CACHES = {
         is_guidance_distilled=True,
         tensor_format="BCHW",
     ),
-    "TaylorSeerCacheHook": lambda pipe: diffusers.TaylorSeerCacheConfig(),
-    "MagCacheHeadHook": lambda pipe: diffusers.MagCacheConfig(mag_ratios=[1.0] * 8, num_inference_steps=8),
-    "TextKVCacheTransformerHook": lambda pipe: diffusers.TextKVCacheConfig(),
+    "TaylorSeerCacheHook": lambda _: diffusers.TaylorSeerCacheConfig(),
+    "MagCacheHeadHook": lambda _: diffusers.MagCacheConfig(mag_ratios=[1.0] * 8, num_inference_steps=8),
+    "TextKVCacheTransformerHook": lambda _: diffusers.TextKVCacheConfig(),
 }
 
 
@@ -260,7 +260,10 @@ def test_callback_that_keeps_count():
         called(jointly(made("sd1")), "sd1", callback_on_step_end=counts)
 
 
-@pytest.mark.parametrize(("form", "bound"), itertools.product([None, "predictions", "steps"], [3.0, 8.0]))
+@pytest.mark.parametrize("bound", [3.0, pytest.param(8.0, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "form", [None, *(pytest.param(form, marks=pytest.mark.slow) for form in ("predictions", "steps"))]
+)
 def test_loop_whose_length_depends_on_the_images(form, bound):
     def ends(pipe: Any, index: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
         # Samples that are large go on, small ones end.
@@ -326,7 +329,7 @@ def test_unknown_argument():
 
 def test_network_that_returns_nan():
     pipe = made("ddpm")
-    pipe.unet.register_forward_hook(lambda module, given, output: type(output)(sample=output.sample * torch.nan))
+    pipe.unet.register_forward_hook(lambda _, __, output: type(output)(sample=output.sample * torch.nan))
     with pytest.warns(UserWarning, match="DDPMPipeline: "):
         output = called(jointly(pipe), "ddpm")
     assert images_of(output).shape == (2, 3, 8, 8)

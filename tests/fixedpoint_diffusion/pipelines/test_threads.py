@@ -34,7 +34,7 @@ def together(*calls: Callable[[], Any]) -> list[Any]:
     return results
 
 
-@pytest.mark.parametrize("second", ["joint", "serial"])
+@pytest.mark.parametrize("second", ["joint", pytest.param("serial", marks=pytest.mark.slow)])
 def test_two_samplers_of_one_pipeline(second):
     pipe = made("sd1", "EulerAncestralDiscreteScheduler")
     given: list[dict[str, Any]] = [{"prompt": ["a cat", "a dog"], "steps": 8}, {"guidance_scale": 3.0, "steps": 7}]
@@ -96,6 +96,7 @@ def test_sampler_in_a_callback_of_its_own_pipeline_is_refused(solver):
     assert images_of(called(sampler, "sd1")).isfinite().all()
 
 
+@pytest.mark.slow
 def test_sampler_of_another_pipeline_in_a_callback():
     other = jointly(made("flux"))
 

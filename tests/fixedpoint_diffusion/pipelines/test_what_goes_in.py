@@ -34,7 +34,7 @@ def slow(*values: Any) -> Any:
         slow("ddpm", torch.bfloat16),
         slow("sd1", torch.float16),
         slow("flux", torch.float16),
-        ("ddpm", torch.float16),
+        slow("ddpm", torch.float16),
     ],
 )
 def test_networks_of_low_precision(name, dtype):
@@ -80,11 +80,11 @@ def changes_prompt(pipe: Any, index: int, timestep: Any, tensors: dict[str, Any]
 @pytest.mark.parametrize(
     ("callback", "tensors", "form"),
     [
-        (reads, ["latents"], "affine"),
+        slow(reads, ["latents"], "affine"),
         (moves, ["latents"], "predictions"),
         (ends, ["latents"], "affine"),
         (stops_guidance, ["latents", "prompt_embeds"], "tables"),
-        (changes_prompt, ["latents", "prompt_embeds"], "affine"),
+        slow(changes_prompt, ["latents", "prompt_embeds"], "affine"),
         (previews, ["latents"], "predictions"),
     ],
 )
@@ -107,6 +107,7 @@ def test_callback_that_ends_the_loop_early_ends_the_joint_loop():
     assert problem.length == 5
 
 
+@pytest.mark.slow
 def test_cutoff_of_guidance_by_diffusers():
     callback = diffusers.callbacks.SDCFGCutoffCallback(cutoff_step_ratio=0.4)
     given = {"prompt": "a cat", "generator": one, "callback_on_step_end": callback}
@@ -143,7 +144,7 @@ ARGUMENTS: dict[str, tuple[str, dict[str, Any]]] = {
     "inpainting": ("inpaint", {}),
     "encoded image": ("img2img", {}),
 }
-QUICK = ("rescaled guidance", "several images for a prompt", "true guidance of Flux", "control by guessing", "sigmas")
+QUICK = ("several images for a prompt", "true guidance of Flux", "control by guessing")
 
 
 @pytest.mark.parametrize("what", [each if each in QUICK else slow(each) for each in ARGUMENTS])
@@ -152,7 +153,7 @@ def test_arguments(what):
     assert_goes_in(lambda: made(name), name, **given)
 
 
-@pytest.mark.parametrize("kind", ["EulerDiscreteScheduler", slow("DPMSolverMultistepScheduler")])
+@pytest.mark.parametrize("kind", [slow("EulerDiscreteScheduler"), slow("DPMSolverMultistepScheduler")])
 def test_timesteps_by_hand(kind):
     assert_goes_in(lambda: made("sd1", kind), "sd1", timesteps=[900, 700, 500, 200, 50], steps=None)
 
@@ -161,13 +162,14 @@ def from_torch() -> None:
     torch.manual_seed(7)
 
 
-@pytest.mark.parametrize("generator", [generators, one, from_torch])
+@pytest.mark.parametrize("generator", [slow(generators), slow(one), from_torch])
 @pytest.mark.parametrize("form", [None, slow("predictions")])
 def test_generators(generator, form):
     with torch.random.fork_rng(devices=[]):
         assert_goes_in(lambda: made("sd1", "EulerAncestralDiscreteScheduler"), "sd1", form=form, generator=generator)
 
 
+@pytest.mark.slow
 def test_flow_that_draws_from_the_generator_of_torch():
     with torch.random.fork_rng(devices=[]):
         scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0, stochastic_sampling=True)
@@ -275,7 +277,18 @@ PARTS: dict[Any, tuple[str, dict[str, Any]]] = {
     offloaded_in_groups: ("sd1", {}),
     stored_in_eight_bits: ("sd1", {}),
 }
-RARE = (sliced, compiled, compiled_in_place, freed, fused, offloaded_in_turn, offloaded_in_groups, stored_in_eight_bits)
+RARE = (
+    sliced,
+    compiled,
+    two_controls,
+    perturbed_attention,
+    compiled_in_place,
+    freed,
+    fused,
+    offloaded_in_turn,
+    offloaded_in_groups,
+    stored_in_eight_bits,
+)
 
 
 @pytest.mark.parametrize("make", [slow(each) if each in RARE else each for each in PARTS])
@@ -313,7 +326,7 @@ def test_safety_checker_sees_the_images_of_the_solution():
     assert distance(seen[1], seen[0]) < 0.02
 
 
-@pytest.mark.parametrize("kind", ["latent", "pt", "np", "pil"])
+@pytest.mark.parametrize("kind", [slow("latent"), slow("pt"), slow("np"), "pil"])
 @pytest.mark.parametrize("as_tuple", [False, slow(True)])
 def test_output(kind, as_tuple):
     given = {"output_type": kind, "return_dict": not as_tuple}
@@ -326,16 +339,19 @@ def test_output(kind, as_tuple):
         assert distance(images_of(found), images_of(own)) < 3e-3
 
 
+@pytest.mark.slow
 def test_single_prompt():
     assert_goes_in(lambda: made("sd1"), "sd1", prompt="a cat", generator=one)
 
 
+@pytest.mark.slow
 def test_two_calls_of_a_sampler_do_not_know_of_one_another():
     sampler = jointly(made("sd1", "DPMSolverMultistepScheduler"))
     first, _, again = (called(sampler, "sd1", prompt=[prompt, "a cow"]) for prompt in ("a cat", "a dog", "a cat"))
     assert torch.equal(images_of(first), images_of(again))
 
 
+@pytest.mark.slow
 def test_base_and_refiner():
     def both(wrap: Any) -> Tensor:
         latents = called(wrap(made("sdxl")), "sdxl", steps=12, denoising_end=0.6).images
@@ -361,7 +377,7 @@ def test_noise_that_a_pipeline_draws_after_its_latents(form):
     assert assert_goes_in(make, "inpaint-9", form=form) == form
 
 
-@pytest.mark.parametrize("generator", [generators, one])
+@pytest.mark.parametrize("generator", [slow(generators), one])
 def test_chain_from_another_start_draws_the_noise_of_the_call(generator):
     kind = "EulerAncestralDiscreteScheduler"
     sampler = jointly(made("sd1", kind), form="steps")

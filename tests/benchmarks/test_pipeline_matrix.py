@@ -1,4 +1,4 @@
-"""Pairs of ``benchmarks/pipeline_matrix.py``: serial runs have the pipeline's own bits, joint ones are within the limit."""
+"""Pairs of ``benchmarks/pipeline_matrix.py``: serial runs have the own bits, joint ones are within the limit."""
 
 from __future__ import annotations
 

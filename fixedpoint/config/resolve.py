@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+import os
 import typing
 from collections.abc import Callable, Mapping
+from pathlib import Path as FilePath
 from typing import Any
 
 from fixedpoint.config.choice import Choice, resolved_options
-from fixedpoint.config.document import Document
+from fixedpoint.config.document import OVERRIDE, Document
 from fixedpoint.config.errors import Mistake, Path, where
 from fixedpoint.config.makers import ComponentCode
 from fixedpoint.config.models import wrong_options
@@ -93,6 +96,7 @@ class Resolver:
     ) -> tuple[Options, dict[str, Any]] | None:
         """An instance of ``cls`` and all its options as plain values, or None if there are mistakes."""
         before = len(self.mistakes)
+        given = self._beside(cls, given, path)
         for inner_path, sentence in wrong_options(cls, given, self.document, path).items():
             # Of an unknown option the key is the mistake, of a known one the value.
             unknown = len(inner_path) == 1 and inner_path[0] not in option_types(cls)
@@ -117,6 +121,19 @@ class Resolver:
             self.refuse(path, " ".join(str(error).split()) or type(error).__name__)
             return None
         return instance, resolved_options(instance, resolved)
+
+    def _beside(self, cls: type[Options], given: Mapping[str, Any], path: Path) -> dict[str, Any]:
+        """The options, with the names of files that lie beside the run file as paths from the working directory."""
+        paths = {each.name for each in dataclasses.fields(cls) if each.metadata.get("path")}  # type: ignore[arg-type]
+        found = dict(given)
+        for key in paths & found.keys():
+            value, file = found[key], self.document.place((*path, key)).file
+            if not isinstance(value, str) or file in ("", OVERRIDE):
+                continue
+            beside = os.path.normpath(FilePath(file).parent / value)
+            if not os.path.isabs(value) and os.path.exists(beside):
+                found[key] = beside
+        return found
 
     def _nested(self, cls: type[Options], key: str, value: Any, path: Path, parts: list[ComponentCode]) -> Any:
         inner = nested(cls, key)

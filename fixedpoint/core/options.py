@@ -50,6 +50,7 @@ def option(
     le: float | None = None,
     lt: float | None = None,
     added: bool = False,
+    path: bool = False,
 ) -> Any:
     """Declare one option of a component.
 
@@ -64,6 +65,9 @@ def option(
     added
         Whether the option joined a component that run files used before. Where it has its default, the configuration
         of a cell leaves it out, so that cells keep their hashes.
+    path
+        Whether a string names a file or folder. In a run file it may be relative to the file: where there is such a
+        file or folder, the option gets its path from the working directory.
 
     Returns
     -------
@@ -74,6 +78,8 @@ def option(
     metadata: dict[str, Any] = {"help": help, **{key: value for key, value in bounds.items() if value is not None}}
     if added:
         metadata["added"] = True
+    if path:
+        metadata["path"] = True
     if factory is not None:
         return dataclasses.field(default_factory=factory, metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)

@@ -178,18 +178,22 @@ class SolveTask(Task):
     def judge(self, problem: Problem, solution: Solution, context: Context) -> Judgement:
         """Measure the quality of the solution, if possible against an answer that the solver has not seen."""
 
+    def solved(
+        self, problem: Problem, solver: Solver, context: Context, on_round: Callable[[Progress], None] | None
+    ) -> Solution:
+        """Return the solution of the problem. The time that this takes is that of the cell."""
+        evaluator = Evaluator(problem, norm=context.termination.yardstick)
+        return solver.solve(evaluator, problem.initial(), context.termination, on_round)
+
     def run(self, context: Context) -> Result:
         problem = self.problem(context.seed)
         solver = solver_for(problem, context.solver)
         drawing = self.drawing(problem) if isinstance(self, HasDrawing) else None
         recorder = None if drawing is None else Recorder(drawing, problem.layout.rows, context.on_round)
         with torch.no_grad():
-            evaluator = Evaluator(problem, norm=context.termination.yardstick)
             _wait(problem)
             began = time.perf_counter()
-            solution = solver.solve(
-                evaluator, problem.initial(), context.termination, context.on_round if recorder is None else recorder
-            )
+            solution = self.solved(problem, solver, context, context.on_round if recorder is None else recorder)
             _wait(problem)
             seconds = time.perf_counter() - began
             judgement = self.judge(problem, solution, context)

@@ -41,6 +41,8 @@ if TYPE_CHECKING:
     from fixedpoint_diffusion.models.choices import ShapesModel as ShapesModel
     from fixedpoint_diffusion.models.folder import FolderError as FolderError
     from fixedpoint_diffusion.models.folder import ModelFolder as ModelFolder
+    from fixedpoint_diffusion.pipelines.folder import load_pipeline as load_pipeline
+    from fixedpoint_diffusion.pipelines.inversion import PipelineInversion as PipelineInversion
     from fixedpoint_diffusion.pipelines.parallel import ParallelPipeline as ParallelPipeline
     from fixedpoint_diffusion.pipelines.parallel import parallel as parallel
     from fixedpoint_diffusion.samplers.chains import MultistepChain as MultistepChain
@@ -99,6 +101,8 @@ __getattr__, __dir__, __all__ = exported(
             "ShapesModel",
         ),
         "fixedpoint_diffusion.denoisers.network": ("NetworkDenoiser",),
+        "fixedpoint_diffusion.pipelines.folder": ("load_pipeline",),
+        "fixedpoint_diffusion.pipelines.inversion": ("PipelineInversion",),
         "fixedpoint_diffusion.pipelines.parallel": (
             "ParallelPipeline",
             "parallel",

@@ -1,4 +1,4 @@
-"""Registers the task ``sampling`` and the command ``invert``."""
+"""Registers the task ``sampling`` and the commands ``invert`` and ``sample``."""
 
 from __future__ import annotations
 
@@ -26,6 +26,14 @@ def fixedpoint_commands() -> list[Command]:
             "fixedpoint_diffusion.command.invert:invert",
             "find the noise that a diffusion model turns into given images",
             ("Song, Meng & Ermon 2021", "Pokle, Geng & Kolter 2022"),
+            requires=("diffusers", "safetensors", "PIL"),
+            extra="diffusion",
+        ),
+        Command(
+            "sample",
+            "fixedpoint_diffusion.command.sample:sample",
+            "sample a diffusion pipeline, with all steps solved at once",
+            ("Pokle, Geng & Kolter 2022",),
             requires=("diffusers", "safetensors", "PIL"),
             extra="diffusion",
         ),

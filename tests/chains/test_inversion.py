@@ -269,3 +269,30 @@ def test_it_reads_well() -> None:
     assert found.message == "2 of 2 rows inverted: the chain makes the end of it, to the tolerance"
     assert found.sentences[0].startswith("inverted: rms ")
     assert np.array_equal(found.succeeded, [True, True])
+
+
+class Expanding(Chain):
+    """Linear steps in three dimensions that stretch and turn: no plain round of their inverse contracts."""
+
+    def __init__(self, length: int, good: int) -> None:
+        self.length, self.good = length, good
+
+    def step(self, x: Tensor, index: Tensor, row: Tensor) -> Tensor:
+        slopes = torch.tensor([1.4, -0.9, 0.6], dtype=x.dtype)
+        turned = x @ torch.linalg.matrix_exp(torch.tensor([[0.0, 1, 0], [-1, 0, 0.5], [0, -0.5, 0]], dtype=x.dtype))
+        return torch.where((row < self.good).unsqueeze(1), 0.9 * x, slopes * turned)
+
+
+def test_rows_that_the_joint_part_leaves_are_rescued_step_by_step() -> None:
+    """The other rows stay what they were, to the bit, and cost no evaluation more."""
+    chain, x_0 = Expanding(12, good=1), draw(5, 3, 3)
+    end = serially(chain, x_0)
+    left = invert_chain(chain, end, method=JointInversion(rtol=1e-10))
+    assert left.succeeded.tolist() == [True, False, False]
+    rescued = invert_chain(chain, end, method=JointInversion(rtol=1e-10, rescue=True))
+    assert rescued.succeeded.all(), rescued.message
+    torch.testing.assert_close(rescued.latents, x_0, rtol=1e-6, atol=1e-6)
+    assert torch.equal(rescued.states[0], left.states[0])
+    assert rescued.evaluations[0] == left.evaluations[0]
+    assert (rescued.residuals[1:] <= 1e-8).all()
+    assert "step by step" in rescued.stages

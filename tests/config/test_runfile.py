@@ -182,3 +182,21 @@ def test_labels_show_in_what_nested_settings_differ(tmp_path: Path) -> None:
         "sampling (EulerDiscreteScheduler use_karras_sigmas=true)",
         "sampling (UniPCMultistepScheduler)",
     ]
+
+
+def test_files_beside_the_run_file_are_found_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "studies").mkdir()
+    (tmp_path / "studies" / "data").mkdir()
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path)
+    text = "tasks: [toy, {{name: toy, data: {}}}]\nsolvers: [picard]\n"
+    file = written(tmp_path / "studies", text.format("data"))
+    found = [load(given).tasks[1].config["data"] for given in ("studies/study.yaml", file)]
+    assert found == ["studies/data", str(tmp_path / "studies" / "data")]
+    monkeypatch.chdir(tmp_path / "studies")
+    assert load("study.yaml").tasks[1].config["data"] == "data"
+    monkeypatch.chdir(tmp_path)
+    for given in ("here", "nowhere", str(tmp_path / "here"), "~/data"):
+        assert loaded(tmp_path / "studies", text.format(given)).tasks[1].config["data"] == given
+    written(tmp_path / "studies", text.format("data"))
+    assert load("studies/study.yaml", ["tasks[1].data=data"]).tasks[1].config["data"] == "data"  # typed in this folder

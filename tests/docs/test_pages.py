@@ -36,6 +36,8 @@ PAGES = (
     "docs/how-to/sequences.md",
     "docs/how-to/deep-equilibrium.md",
     "docs/how-to/inversion.md",
+    "docs/how-to/sample-a-pipeline.md",
+    "docs/how-to/pipeline-inversion.md",
     "docs/how-to/modular-diffusers.md",
 )
 PAGES_THERE_ARE = [path for path in ROOT.glob("docs/**/*.md") if "assets" not in path.parts]

@@ -191,11 +191,13 @@ VAE = ("diffusers", "AutoencoderKL")
 def test_a_pipeline_of_more_than_a_network_is_refused_by_its_index(
     tmp_path: Path, name: str, parts: dict[str, Any], sentence: str
 ) -> None:
-    """Before weights are looked for: there are none here. In Python, in a run file and on the command line alike."""
+    """Before weights are looked for: there are none here. In Python and run files; the command asks for a prompt."""
     index_of(tmp_path, name, scheduler=("diffusers", "DDIMScheduler"), safety_checker=(None, None), **parts)
     for place in (tmp_path, *([tmp_path / "unet"] if "unet" in parts else [])):
         place.mkdir(exist_ok=True)
-        with pytest.raises(OptionError, match=f"is a {name}, .*{sentence}.*NetworkDenoiser"):
+        with pytest.raises(
+            OptionError, match=f"is a {name}, .*{sentence}.*(NetworkDenoiser|fixedpoint_diffusion.parallel)"
+        ):
             DiffusersModel(path=str(place))
     (tmp_path / "run.yaml").write_text(
         f"tasks: [{{name: ddim-sampling, model: {{name: diffusers, path: {tmp_path}}}}}]\nsolvers: [serial]\n"
@@ -204,7 +206,7 @@ def test_a_pipeline_of_more_than_a_network_is_refused_by_its_index(
         load(tmp_path / "run.yaml", [])
     done = CliRunner().invoke(app, ["invert", "a.png", "--model", str(tmp_path)], catch_exceptions=False)
     assert done.exit_code == 2
-    assert f"is a {name}" in done.stderr
+    assert f"is a {name}, conditioned on texts; --prompt says on which" in done.stderr
 
 
 @pytest.mark.parametrize(

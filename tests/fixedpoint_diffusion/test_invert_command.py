@@ -37,13 +37,15 @@ from typer.testing import CliRunner
 import fixedpoint
 from fixedpoint.cli.main import app
 from fixedpoint_diffusion import DDIMSchedule, ddim_problem, quadratic_timesteps, sampling_problem
-from fixedpoint_diffusion.command import console, work
+from fixedpoint_diffusion.command import console, model, work
 from fixedpoint_diffusion.command.model import choose
 from fixedpoint_diffusion.command.pictures import as_png, drawn
 from fixedpoint_diffusion.fashion_mnist import DENOISER
 from fixedpoint_diffusion.fashion_mnist.images import held_out_images
+from fixedpoint_diffusion.fashion_mnist.pipeline import FashionMNISTPipeline
 from fixedpoint_diffusion.inversion.invert import InversionProgress, slerp
 from fixedpoint_diffusion.models.choices import DiffusersModel, FashionMNISTModel
+from tests.support.pipelines import pipeline
 
 # Some schedulers compute with numpy as it was.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
@@ -449,7 +451,7 @@ def test_a_model_that_wants_classes_or_has_none(here: Path) -> None:
 
 def stopping_at(batch: int, error: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:
     """Have the inversion of that batch raise something."""
-    kept, count = work.invert, [0]
+    kept, count = model.invert, [0]
 
     def invert(*arguments: Any, **options: Any) -> Any:
         count[0] += 1
@@ -457,7 +459,7 @@ def stopping_at(batch: int, error: BaseException, monkeypatch: pytest.MonkeyPatc
             raise error
         return kept(*arguments, **options)
 
-    monkeypatch.setattr(work, "invert", invert)
+    monkeypatch.setattr(model, "invert", invert)
 
 
 @pytest.mark.parametrize(
@@ -549,9 +551,89 @@ def test_the_table_fits(columns: int, capsys: pytest.CaptureFixture[str], monkey
         work.Row("corrupt.png", "skipped", "cannot be read"),
     ]
     called: Callable[[int | None], str] = lambda label: "" if label is None else "T-shirt/top"  # noqa: E731
-    console.print_table(rows, called, classes=True)
+    console.print_table(rows, called, "class")
     printed = capsys.readouterr().out
     assert max(map(len, printed.splitlines())) <= columns
     for text in ("1.2e-03", "T-shirt/top ?", "skipped", *(("2.5e-04", "3.8e-04", "88") if columns == 80 else ())):
         assert text in printed
     assert "".join(re.findall(r"^\S+", printed, flags=re.MULTILINE)).count(name) == 2
+
+
+def pipelines(folder: Path) -> None:
+    """The bundled model as the folder of a pipeline, and a tiny Stable Diffusion with one of its own images."""
+    FashionMNISTPipeline.bundled().save_pretrained(folder / "clothes")
+    pipe = pipeline("sd1", folder=folder / "sd1", scheduler=PNDMScheduler(skip_prk_steps=True, steps_offset=1))
+    made = pipe("a cat", height=16, width=16, num_inference_steps=4, generator=torch.Generator().manual_seed(0))
+    made.images[0].save(folder / "cat.png")
+
+
+def test_a_pipeline_is_inverted_with_a_prompt_for_each_image_and_edited(here: Path) -> None:
+    """By the pipeline's own call: its images of the latents that were written are the pictures that were written."""
+    pipelines(here)
+    lay_out(here)
+    done = invoke(
+        *("photos/a-shirt.png", "photos/b-trouser.png", "--model", "clothes", "--clip", "ignore", *QUICK),
+        *("--prompt", "T-shirt/top", "--prompt", "trouser", "--edit-prompt", "bag", "--interpolate", 1, "-o", "out"),
+    )
+    assert "prompt" in done.stdout
+    assert "in between: the prompt of the nearer image" in done.stdout
+    report = json.loads(Path("out/report.json").read_text())
+    assert [row["prompt"] for row in report["images"]] == ["T-shirt/top", "trouser"]
+    assert report["edit"] == {"prompt": "bag", "guidance_scale": None}
+    assert report["ok"]
+    with safe_open("out/latents.safetensors", "pt") as file:
+        assert json.loads(file.metadata()["prompts"]) == ["T-shirt/top", "trouser"]
+    latents = load_file("out/latents.safetensors")["latents"]
+    pipe = FashionMNISTPipeline.bundled(DDIMScheduler, clip_sample=False)
+    pipe.set_progress_bar_config(disable=True)
+    for kind, prompts in (("reconstructions", ["T-shirt/top", "trouser"]), ("edits", ["bag", "bag"])):
+        made = pipe(prompts, latents=latents, num_inference_steps=STEPS).images
+        written = [np.asarray(Image.open(file)) for file in sorted(Path("out", kind).iterdir())]
+        for one, two in zip(made, written, strict=True):
+            assert np.abs(np.asarray(one).astype(int) - two.astype(int)).max() <= 2
+
+
+def test_a_pipeline_of_texts_has_its_scheduler_replaced(here: Path) -> None:
+    """One with a memory, as most folders have; the image that was made with another one is missed or inverted."""
+    pipelines(here)
+    options = ("--steps", 2, "--tolerance", 10)
+    done = invoke("cat.png", "--model", "sd1", "--prompt", "a cat", "--negative-prompt", "a dog", *options)
+    assert "sd1: its PNDMScheduler has no inverse; the DDIMScheduler with its noise levels is inverted" in done.stderr
+    report = json.loads(Path("runs/invert/report.json").read_text())
+    assert (report["schedule"]["name"], report["negative_prompt"]) == ("DDIMScheduler", "a dog")
+    assert load_file("runs/invert/latents.safetensors")["latents"].shape == (1, 4, 8, 8)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ("--model sd1", "is a StableDiffusionPipeline, conditioned on texts; --prompt says on which"),
+        ("--model sd1 --prompt a --prompt b", "--prompt: 2 prompts for 1 image; one for all, or one for each"),
+        ("--model sd1 --prompt a --class 3", "--class: sd1 is a pipeline, which is told what to make by --prompt"),
+        ("--model sd1 --prompt a --edit-class 3", "--edit-class: sd1 is a pipeline"),
+        ("--model sd1 --prompt a --timesteps 5,3", "--timesteps: sd1 is a pipeline"),
+        ("--model sd1 --prompt a --steps 0", "--steps: must be at least 1, got 0"),
+        ("--model sd1 --prompt a --guidance nan", "--guidance: must be finite"),
+        ("--model sd1 --prompt a --scheduler PNDM", "did you mean PNDMScheduler"),
+        ("--model sd1 --prompt a --scheduler FlowMatchEulerDiscreteScheduler", "--scheduler: must have noise levels"),
+        ("--model sd1 --prompt a --scheduler PNDMScheduler", "--scheduler: PNDMScheduler remembers more than its last"),
+        ("--model clothes --prompt bag --negative-prompt a", "--negative-prompt: FashionMNISTPipeline takes no"),
+        ("--model clothes --prompt bag --height 8", "--height: FashionMNISTPipeline takes no height"),
+        ("--model clothes --prompt bags", "prompt must be among T-shirt/top"),
+        ("--model clothes --prompt bag", "clips the predicted image (clip_sample=True)"),
+        ("--prompt bag", "--prompt: fashion-mnist is not conditioned on texts; this is for pipelines"),
+        ("--edit-prompt bag", "--edit-prompt: fashion-mnist is not conditioned on texts"),
+        ("--model nothing --prompt bag", "--model nothing: there is no folder nothing"),
+    ],
+)
+def test_mistakes_about_pipelines(here: Path, options: str, sentence: str) -> None:
+    if "sd1" in options or "clothes" in options:
+        pipelines(here)
+    picture = "cat.png"
+    if "sd1" not in options:
+        (here / picture).write_bytes(as_png(drawn(SHIRT)))
+    scheduler = here / "clothes" / "scheduler" / "scheduler_config.json"
+    if "bag" in options and scheduler.is_file():
+        scheduler.write_text(json.dumps({**json.loads(scheduler.read_text()), "clip_sample": "bags" not in options}))
+    done = invoke(picture, *options.split(), status=2)
+    assert sentence in " ".join(done.stderr.split())

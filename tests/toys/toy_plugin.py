@@ -34,6 +34,7 @@ class ToyTask(SolveTask):
     colour: bool = option(False, help="whether to draw in colour")
     error: str = option("", help="raise this")
     nan: bool = option(False, help="report a metric that is NaN")
+    data: str = option("", path=True, added=True, help="a file, which is not read")
     seconds: float = option(0.0, ge=0.0, help="sleep before solving")
     seconds_a_round: float = option(0.0, ge=0.0, help="sleep in every evaluation")
 

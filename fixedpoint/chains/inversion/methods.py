@@ -4,7 +4,9 @@ r"""Methods of inversion: they find the states of a chain that lead to a given l
 removed. The inverse equation ``Phi_i(x) = x_{i+1}`` then hardly determines these directions, or has no solution. The
 residual of these steps is carried to every earlier step. So the *clean end* is inverted first, one step after another,
 each by an accelerated fixed point that keeps its best point. All steps before it are then inverted as one joint fixed
-point (``fixedpoint.chains.inversion.problem``), which contracts.
+point (``fixedpoint.chains.inversion.problem``), which contracts. Where it does not (much guidance), ``rescue`` inverts
+the rows that are left step by step, all steps like those of the clean end: an accelerated fixed point of one step finds
+what that of all steps does not.
 
 The chain itself provides which steps these are (``HasGaussianSlopes``). For data with zero variance, the slope of a
 step is the share of a change off the data that the step passes on. Where this share is below two fifths, plain rounds
@@ -21,6 +23,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+
+import numpy as np
 
 from fixedpoint.chains.capabilities import HasGaussianSlopes
 from fixedpoint.chains.chain import Chain
@@ -76,6 +80,7 @@ class JointInversion(Inverter):
     preconditioner: AnySlope = option(factory=Identity, help="slopes of the steps, by which defects are swept back")
     rtol: float = option(1e-5, ge=0.0, lt=1.0, help="relative change of any state at which a row is done")
     max_rounds: int = option(40, ge=1, help="largest number of rounds of the joint part")
+    rescue: bool = option(False, help="invert rows that the joint part leaves unfinished step by step")
 
     def check(self) -> None:
         for name in ("clean_solver", "solver"):
@@ -96,6 +101,11 @@ class JointInversion(Inverter):
             rule = Termination(rtol=self.rtol, max_rounds=self.max_rounds)
             steps = range(work.chain.length - clean)
             work.joint = work.solve("joint", steps, self.solver, rule, self.preconditioner)
+            left = np.flatnonzero(~work.joint.converged)
+            if self.rescue and len(left):
+                rule = Termination(rtol=self.rtol, max_rounds=self.clean_rounds, patience=_PATIENCE)
+                for step in reversed(steps):
+                    work.solve_again("step by step", step, self.clean_solver, rule, self.preconditioner, left)
 
 
 @dataclass(frozen=True)

@@ -128,6 +128,23 @@ class Workbench:
         self.states[:, step] = state.view_as(self.end)
         self._note(problem.defects(state, value), steps)
 
+    def solve_again(
+        self,
+        stage: str,
+        step: int,
+        solver: Solver,
+        rule: Termination,
+        preconditioner: AnySlope,
+        rows: NDArray[np.int64],
+    ) -> None:
+        """Find the state before one step anew in some rows, from the state after it; arguments as for :meth:`solve`."""
+        steps, places = range(step, step + 1), to_device(rows, self.end.device)
+        problem = self.problem(steps, preconditioner).take(places)
+        solution = self._solved(stage, problem, solver, rule, rows=rows)
+        self.states[places, step] = solution.z[:, 0]
+        defects = problem.defects(solution.state, solution.fstate)
+        self.residuals[places, step] = defects[:, 0].double().square().mean(dim=1).sqrt()
+
     def step_on(self, stage: str, step: int, solver: Solver, rule: Termination, preconditioner: AnySlope) -> None:
         """Find the state before one step, and store the value of the map at the best point.
 

@@ -87,8 +87,10 @@ def reporting(total: int, quiet: bool) -> Iterator[ProgressReporter]:
         yield _Bar(total, bar)
 
 
-def print_table(rows: Sequence[Row], called: Callable[[int | None], str], classes: bool) -> None:
+def print_table(rows: Sequence[Row], called: Callable[[int | None], str], conditioned: str) -> None:
     """Print a table with one row per image; names may wrap, numbers do not.
+
+    ``conditioned`` heads the column of what the images are conditioned on; empty for none.
 
     On terminals narrower than 72 columns the only number is the round trip.
     """
@@ -96,14 +98,14 @@ def print_table(rows: Sequence[Row], called: Callable[[int | None], str], classe
     numbers = _NUMBERS if out.width >= _WIDE else _NUMBERS[:1]
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("image", overflow="fold", min_width=10, max_width=30)
-    if classes:
-        table.add_column("class", overflow="fold", max_width=13)
+    if conditioned:
+        table.add_column(conditioned, overflow="fold", max_width=13)
     table.add_column("status", overflow="fold", min_width=8, max_width=11)
     for header, width, _ in numbers:
         table.add_column(header, justify="right", no_wrap=True, min_width=width)
     for row in rows:
         status = Text(row.status.replace("_", " "), style="" if row.ok else "red")
-        said = [f"{called(row.label)}{' ?' * row.guessed}"] if classes else []
+        said = [f"{called(row.label)}{' ?' * row.guessed}"] if conditioned else []
         table.add_row(Text(row.name), *map(Text, said), status, *(shown(row) for _, _, shown in numbers))
     out.print(table)
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from fixedpoint.config.files import write_atomically
 from fixedpoint.execution.plain import json_text
 from fixedpoint_diffusion.command.pictures import as_png, drawn, sheet
+from fixedpoint_diffusion.command.pipeline import ChosenPipeline
 from fixedpoint_diffusion.command.work import Done, Interpolation, Job, Row
 
 __all__ = ["Results"]
@@ -59,7 +60,7 @@ class Results:
 
     @property
     def latents(self) -> list[Tensor]:
-        """The latent of every row of :attr:`inverted`, shape ``(C, H, W)``."""
+        """The latent of every row of :attr:`inverted`."""
         return self._latents
 
     def add(self, done: Done) -> None:
@@ -133,10 +134,12 @@ class Results:
         """The content of the file of latents."""
         tensors = {"latents": torch.stack(self._latents)}
         labels = [row.label for row in self.inverted if row.label is not None]
-        if labels:
+        if labels and self.job.chosen.conditioned == "class":
             tensors["classes"] = torch.tensor(labels)
         tensors |= {kind: torch.stack(images) for kind, images in self._tensors.items() if kind != "images"}
         told = {**self._settings(), "names": [row.name for row in self.inverted]}
+        if self.job.chosen.conditioned == "prompt":
+            told["prompts"] = [self.job.chosen.called(row.label) for row in self.inverted]
         return save(tensors, {key: json_text(value) for key, value in told.items()})
 
     def _sheets(self) -> dict[str, list[Any]]:
@@ -155,16 +158,22 @@ class Results:
         job = self.job
         return {
             "model": job.chosen.name,
-            "sha256": job.chosen.model.sha256,
+            "sha256": job.chosen.sha256,
             "schedule": job.chosen.told,
             "num_inference_steps": job.chosen.steps,
             "timesteps": None if job.chosen.timesteps is None else list(job.chosen.timesteps),
             "guidance_scale": job.guidance,
+            **({"negative_prompt": job.chosen.negative_prompt} if isinstance(job.chosen, ChosenPipeline) else {}),
         }
 
     def _report(self, interrupted: bool) -> dict[str, Any]:
         job = self.job
-        edit = {"class": job.edit_label, "guidance_scale": job.edit_guidance} if job.edits else None
+        edit: dict[str, Any] | None = None
+        if job.edits:
+            to: dict[str, Any] = {job.chosen.conditioned or "class": job.edit_label}
+            if job.chosen.conditioned == "prompt":
+                to = {"prompt": job.chosen.called(job.edit_label) or None}
+            edit = {**to, "guidance_scale": job.edit_guidance}
         return {
             **self._settings(),
             "tolerance": job.tolerance,
@@ -190,12 +199,12 @@ class Results:
                 kind: None if skipped or place >= len(self.files.get(kind, [])) else self.files[kind][place]
                 for kind in ("reconstructions", "edits")
             }
+            guessed, called = told.pop("guessed"), self.job.chosen.called(label) or None
+            of = {"class": label, "class_name": called, "class_guessed": guessed}
             yield {
                 "name": told.pop("name"),
                 "latent": None if skipped else place,
-                "class": label,
-                "class_name": self.job.chosen.called(label) or None,
-                "class_guessed": told.pop("guessed"),
+                **({"prompt": called} if self.job.chosen.conditioned == "prompt" else of),
                 **told,
                 "reconstruction": made["reconstructions"],
                 "edit": made["edits"],

@@ -13,11 +13,25 @@ __all__ = ["invert"]
 _Images = Annotated[
     list[Path], typer.Argument(metavar="IMAGES", help="Image files, and folders of them.", show_default=False)
 ]
-_Model = Annotated[str, typer.Option("--model", metavar="MODEL", help="fashion-mnist, or a diffusers model folder.")]
+_Model = Annotated[
+    str, typer.Option("--model", metavar="MODEL", help="fashion-mnist, or a folder of a model or pipeline.")
+]
 _Label = Annotated[
     list[str] | None,
     typer.Option("--class", metavar="CLASS", help="Class of the images: one, or one for each, by commas."),
 ]
+_Prompt = Annotated[
+    list[str] | None,
+    typer.Option("--prompt", metavar="TEXT", help="What the images show, for a pipeline; repeat it for each image."),
+]
+_NegativePrompt = Annotated[
+    str | None, typer.Option("--negative-prompt", metavar="TEXT", help="What guidance leads away from.")
+]
+_EditPrompt = Annotated[
+    str | None, typer.Option("--edit-prompt", metavar="TEXT", help="Sample the latents with this prompt, too.")
+]
+_Height = Annotated[int | None, typer.Option("--height", metavar="H", min=1, help="Height of a pipeline's images.")]
+_Width = Annotated[int | None, typer.Option("--width", metavar="W", min=1, help="Width of a pipeline's images.")]
 _NoClass = Annotated[
     int | None, typer.Option("--no-class", metavar="CLASS", help="Label for no class of a model in a folder.")
 ]
@@ -37,7 +51,9 @@ _Timesteps = Annotated[
     str | None,
     typer.Option("--timesteps", metavar="LIST", help="Timesteps from noise to image, by commas, or quadratic."),
 ]
-_Guidance = Annotated[float, typer.Option("--guidance", metavar="S", help="Classifier-free guidance; 1: none.")]
+_Guidance = Annotated[
+    float, typer.Option("--guidance", "--guidance-scale", metavar="S", help="Classifier-free guidance; 1: none.")
+]
 _EditClass = Annotated[
     str | None, typer.Option("--edit-class", metavar="CLASS", help="Sample the latents with this class, too.")
 ]
@@ -60,15 +76,20 @@ def invert(
     images: _Images,
     model: _Model = "fashion-mnist",
     label: _Label = None,
+    prompt: _Prompt = None,
+    negative_prompt: _NegativePrompt = None,
     no_class: _NoClass = None,
     scheduler: _Scheduler = None,
     steps: _Steps = None,
     timesteps: _Timesteps = None,
     guidance: _Guidance = 1.0,
     edit_class: _EditClass = None,
+    edit_prompt: _EditPrompt = None,
     edit_guidance: _EditGuidance = None,
     interpolate: _Interpolate = 0,
     output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Output folder.")] = Path("runs/invert"),
+    height: _Height = None,
+    width: _Width = None,
     resize: Annotated[bool, typer.Option("--resize", help="Resize images of another size (Lanczos).")] = False,
     pad: Annotated[bool, typer.Option("--pad", help="Pad smaller images with the background.")] = False,
     background: _Background = "black",
@@ -82,8 +103,9 @@ def invert(
     """Find the noise that a diffusion model turns into given images.
 
     All states of the chain are solved for at once. Each latent is sampled and
-    the result compared with its image. Sampling the latents with another class
-    or guidance edits the images; sampling between two latents interpolates.
+    the result compared with its image. Sampling the latents with another class,
+    prompt or guidance edits the images; sampling between two latents
+    interpolates.
 
     \b
     Examples:
@@ -92,6 +114,7 @@ def invert(
       fixedpoint invert a.png b.png --interpolate 6
       fixedpoint invert photos --model my/folder --class 3
       fixedpoint invert . --scheduler EulerDiscreteScheduler
+      fixedpoint invert cat.png --model sd --prompt "cat" --edit-prompt "dog"
 
     \b
     Exit status:
@@ -108,6 +131,11 @@ def invert(
         images=tuple(images),
         model=model,
         classes=tuple(part.strip() for text in label or () for part in text.split(",")),
+        prompts=tuple(prompt or ()),
+        negative_prompt=negative_prompt,
+        edit_prompt=edit_prompt,
+        height=height,
+        width=width,
         no_class=no_class,
         steps=steps,
         timesteps=timesteps,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fixedpoint.chains.problem import ChainProblem
+import fixedpoint
 from fixedpoint.config.document import Document
 from fixedpoint.config.errors import ConfigError
 from fixedpoint.config.overrides import apply_overrides
@@ -18,6 +18,7 @@ from fixedpoint.core.options import OptionError, nearest
 from fixedpoint.registry import CommandError
 from fixedpoint_diffusion.denoisers.network import NetworkDenoiser
 from fixedpoint_diffusion.fashion_mnist import CLASSES
+from fixedpoint_diffusion.inversion.invert import Inversion, InversionProgress, invert
 from fixedpoint_diffusion.inversion.invertible import check_invertible
 from fixedpoint_diffusion.models.choices import DiffusersModel, FashionMNISTModel
 from fixedpoint_diffusion.models.folder import FolderError
@@ -27,9 +28,28 @@ from fixedpoint_diffusion.schedules.by_name import SchedulerChoice, SchedulerErr
 from fixedpoint_diffusion.schedules.schedulers import SUPPORTED_SCHEDULERS, DDIMSchedule, schedule_of
 from fixedpoint_diffusion.schedules.training import other_than_trained
 
-__all__ = ["BUNDLED", "ChosenModel", "choose"]
+__all__ = ["BUNDLED", "ChosenModel", "Found", "choose", "typed_scheduler"]
 
 BUNDLED = "fashion-mnist"
+
+
+@dataclass(frozen=True)
+class Found:
+    """What was found for a batch of images.
+
+    Attributes
+    ----------
+    latents
+        Their latents.
+    reconstruction
+        The images that the model makes of these, in [-1, 1].
+    inversion
+        The states and the status of every image.
+    """
+
+    latents: Float[Tensor, "B *latent"]
+    reconstruction: Float[Tensor, "B C H W"]
+    inversion: Inversion
 
 
 @dataclass(frozen=True)
@@ -74,9 +94,47 @@ class ChosenModel:
         config = {key: value for key, value in self.schedule.config.items() if not key.startswith("_")}
         return {"name": type(self.schedule).__name__, **config}
 
-    def sampling(self, denoiser: NetworkDenoiser, latents: Float[Tensor, "B C H W"]) -> ChainProblem:
-        """The problem whose solution are the samples of some latents."""
-        return requested(self.schedule, **self.route).problem(denoiser, latents, None, None)
+    @property
+    def event_shape(self) -> tuple[int, ...]:
+        """Shape of its images, ``(C, H, W)``."""
+        return self.model.event_shape
+
+    @property
+    def latent(self) -> str:
+        """Name of the part of its pipeline that decodes samples; empty if these are images."""
+        return self.model.folder.latent
+
+    @property
+    def conditioned(self) -> str:
+        """What the images are conditioned on, as the table heads it; empty for a model conditioned on nothing."""
+        return "" if self.classes is None else "class"
+
+    @property
+    def sha256(self) -> str | None:
+        """Digest of the files of the model."""
+        return self.model.sha256
+
+    def invert(
+        self,
+        images: Float[Tensor, "B C H W"],
+        labels: Sequence[int] | None,
+        guidance: float,
+        tolerance: float,
+        told: Callable[[InversionProgress], None] | None,
+    ) -> Found:
+        """Invert a batch of images with pixels in [-1, 1]; ``labels`` are their classes."""
+        denoiser = self.denoiser(labels, len(images), guidance, str(images.device))
+        found = invert(denoiser, self.schedule, images, **self.route, tolerance=tolerance, on_round=told)
+        return Found(found.latents, found.reconstruction, found)
+
+    def sample(
+        self, latents: Float[Tensor, "B C H W"], labels: Sequence[int] | None, guidance: float, device: str
+    ) -> Float[Tensor, "B C H W"]:
+        """The samples of some latents with some classes and a guidance scale, by the serial solver."""
+        denoiser = self.denoiser(labels, len(latents), guidance, device)
+        problem = requested(self.schedule, **self.route).problem(denoiser, latents.to(device), None, None)
+        images: Tensor = fixedpoint.solve(problem, solver="serial").z[:, -1]
+        return images
 
     @property
     def bundled(self) -> bool:
@@ -184,7 +242,7 @@ def choose(
         schedule, notes = model.schedule_and_notes()
         assert schedule is not None  # there is a scheduler, of DDIM or DDPM
     else:
-        schedule, notes = schedule_of(SchedulerChoice(_typed(scheduler)).build(own)), model.notes
+        schedule, notes = schedule_of(SchedulerChoice(typed_scheduler(scheduler)).build(own)), model.notes
     if ignore_clipping:
         schedule = without_clipping(schedule)
     try:
@@ -207,7 +265,7 @@ def _stepping(own: Mapping[str, Any], scheduler: str | None, name: str) -> Any |
         if scheduler is None:
             ours = own.get("_class_name") in SUPPORTED_SCHEDULERS
             return None if ours else own_scheduler(own)
-        chosen = SchedulerChoice(_typed(scheduler)).build(own)
+        chosen = SchedulerChoice(typed_scheduler(scheduler)).build(own)
         why = other_than_trained(chosen, own_scheduler(own))
     except SchedulerError as error:
         flag = f"--model {name}: its scheduler" if scheduler is None else ".".join(("--scheduler", *error.within))
@@ -246,8 +304,14 @@ def _by_scheduler(
     return ChosenModel(name, model, scheduler, count, None if given is None else tuple(given), model.notes)
 
 
-def _typed(text: str) -> Any:
-    """A value as it is typed on the command line: a name, or a YAML mapping in braces."""
+def typed_scheduler(text: str) -> Any:
+    """A scheduler as it is typed on the command line: a name, or a YAML mapping in braces.
+
+    Raises
+    ------
+    CommandError
+        If it is neither.
+    """
     document = Document({}, file="")
     try:
         apply_overrides(document, [f"scheduler={text}"])

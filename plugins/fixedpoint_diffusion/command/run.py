@@ -82,7 +82,7 @@ def _say(results: Results, report: dict[str, Any], quiet: bool, as_json: bool) -
     if quiet:
         return
     job, rows = results.job, results.rows
-    print_table(rows, job.chosen.called, job.chosen.classes is not None)
+    print_table(rows, job.chosen.called, job.chosen.conditioned)
     typer.echo()
     good, skipped = sum(row.ok for row in rows), len(rows) - len(results.inverted)
     missed = len(rows) - good - skipped
@@ -90,7 +90,7 @@ def _say(results: Results, report: dict[str, Any], quiet: bool, as_json: bool) -
     typer.echo("; ".join([verdict, *([f"{missed} missed"] * bool(missed)), *([f"{skipped} skipped"] * bool(skipped))]))
     if any(row.guessed for row in rows):
         typer.echo("class ?: guessed by the bundled classifier; --class says which")
-    if job.interpolate and job.chosen.classes is not None and len(results.inverted) > 1:
-        typer.echo("in between: the class of the nearer image, in the middle that of the first")
+    if job.interpolate and job.chosen.conditioned and len(results.inverted) > 1:
+        typer.echo(f"in between: the {job.chosen.conditioned} of the nearer image, in the middle that of the first")
     for sentence in results.written():
         typer.echo(sentence)

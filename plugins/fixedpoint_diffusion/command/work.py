@@ -9,12 +9,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-import fixedpoint
 from fixedpoint.registry import CommandError
 from fixedpoint_diffusion.command.files import Entry, read
 from fixedpoint_diffusion.command.image_format import ImageFormat, RefusedError
 from fixedpoint_diffusion.command.model import ChosenModel
-from fixedpoint_diffusion.inversion.invert import Inversion, InversionProgress, invert, slerp
+from fixedpoint_diffusion.command.pipeline import ChosenPipeline
+from fixedpoint_diffusion.inversion.invert import Inversion, InversionProgress, slerp
 
 __all__ = ["Done", "Interpolation", "Job", "Row", "between", "inverted"]
 
@@ -30,14 +30,14 @@ class Job:
     entries
         The images.
     labels
-        The class of each image; None if the classes are guessed or the model has none.
+        The class of each image, or the number of its prompt; None if the classes are guessed or the model has none.
     image_format
         The images that the model requires.
     guidance
         Guidance scale of the inversion.
     edit_label, edit_guidance
-        Class and guidance scale of the edits; None stands for those of the inversion. If both are None, there are no
-        edits.
+        Class or prompt, and guidance scale of the edits; None stands for those of the inversion. If both are None,
+        there are no edits.
     interpolate
         Number of images between two neighbours.
     tolerance
@@ -48,7 +48,7 @@ class Job:
         Device of the model.
     """
 
-    chosen: ChosenModel
+    chosen: ChosenModel | ChosenPipeline
     entries: tuple[Entry, ...]
     labels: tuple[int, ...] | None
     image_format: ImageFormat
@@ -81,7 +81,7 @@ class Row:
     notices
         Sentences on how the image was changed when it was read.
     label, guessed
-        Its class, and whether the classifier guessed it.
+        Its class or the number of its prompt, and whether the classifier guessed it.
     round_trip
         Rms of the difference between reconstruction and image.
     misfit
@@ -119,7 +119,7 @@ class Done:
 
     rows: tuple[Row, ...]
     images: Float[Tensor, "B C H W"]
-    latents: Float[Tensor, "B C H W"]
+    latents: Float[Tensor, "B *latent"]
     reconstructions: Float[Tensor, "B C H W"]
     edits: Float[Tensor, "B C H W"] | None
 
@@ -174,23 +174,16 @@ def _batch(
     guess = not given and job.chosen.bundled
     labels = job.chosen.guessed(images) if guess else list(given) or None
     try:
-        inversion = invert(
-            job.chosen.denoiser(labels, len(images), job.guidance, job.device),
-            job.chosen.schedule,
-            images.to(job.device),
-            **job.chosen.route,
-            tolerance=job.tolerance,
-            on_round=told,
-        )
-        edits = _edited(job, inversion.latents, labels) if job.edits else None
+        found = job.chosen.invert(images.to(job.device), labels, job.guidance, job.tolerance, told)
+        edits = _edited(job, found.latents, labels) if job.edits else None
     except torch.cuda.OutOfMemoryError:
         said = f"{job.device} has not enough memory for {len(images)} images at once; take a smaller --batch"
         raise CommandError(said, status=1) from None
     return Done(
-        tuple(_rows(rows, labels, guess, inversion)),
+        tuple(_rows(rows, labels, guess, found.inversion)),
         images,
-        inversion.latents.cpu(),
-        inversion.reconstruction.cpu(),
+        found.latents.cpu(),
+        found.reconstruction.cpu(),
         None if edits is None else edits.cpu(),
     )
 
@@ -225,15 +218,8 @@ def _edited(job: Job, latents: Tensor, labels: Sequence[int] | None) -> Tensor:
     """The samples of the latents with the class and the guidance of the edit."""
     if job.edit_label is not None:
         labels = [job.edit_label] * len(latents)
-    return _sampled(job, latents, labels, job.guidance if job.edit_guidance is None else job.edit_guidance)
-
-
-def _sampled(job: Job, latents: Tensor, labels: Sequence[int] | None, guidance: float) -> Tensor:
-    """The samples of the latents with some classes and a guidance scale, by the serial solver."""
-    denoiser = job.chosen.denoiser(labels, len(latents), guidance, job.device)
-    problem = job.chosen.sampling(denoiser, latents.to(job.device))
-    images: Tensor = fixedpoint.solve(problem, solver="serial").z[:, -1]
-    return images
+    guidance = job.guidance if job.edit_guidance is None else job.edit_guidance
+    return job.chosen.sample(latents, labels, guidance, job.device)
 
 
 def between(job: Job, latents: Sequence[Tensor], labels: Sequence[int | None]) -> Iterator[Interpolation]:
@@ -246,7 +232,7 @@ def between(job: Job, latents: Sequence[Tensor], labels: Sequence[int | None]) -
         nearer = [labels[place] if share <= 0.5 else labels[place + 1] for share in shares]
         known = [label for label in nearer if label is not None]
         images = [
-            _sampled(job, part, known[at : at + job.batch] or None, job.guidance).cpu()
+            job.chosen.sample(part, known[at : at + job.batch] or None, job.guidance, job.device).cpu()
             for at, part in _parts(torch.cat(mixed), job.batch)
         ]
         yield Interpolation(place, place + 1, tuple(nearer), torch.cat(images))

@@ -21,6 +21,8 @@ _IN_PYTHON = (
     "in Python: NetworkDenoiser(network, conditioning={...}) with a DDIMScheduler, if the model has one's noise levels"
 )
 
+_AS_PIPELINE = "the whole pipeline: fixedpoint_diffusion.parallel(pipe) in Python, fixedpoint invert --prompt"
+
 
 def is_dit(config: Mapping[str, Any]) -> bool:
     """Whether a configuration is that of a class-conditional DiT, under its current or its former class name."""
@@ -74,7 +76,7 @@ def check_index(index: Mapping[str, Any]) -> None:
         return
     what = f"is a {index.get('_class_name', 'pipeline')}"
     if any("text" in part or "token" in part or part == "bert" for part in others):
-        raise ValueError(f"{what}, conditioned on texts ({', '.join(others)}), which is not read here; {_IN_PYTHON}")
+        raise ValueError(f"{what}, conditioned on texts ({', '.join(others)}), which is not read here; {_AS_PIPELINE}")
     raise ValueError(f"{what}, whose {', '.join(others)} have a say in its samples, too; {_IN_PYTHON}")
 
 

@@ -263,7 +263,11 @@ class DiffusersModel(_NetworkModel):
 
     variant = "diffusers"
 
-    path: str = option(help="the folder, relative to the working directory; nothing is downloaded")
+    path: str = option(
+        path=True,
+        help="the folder, relative to the run file or to the working directory, or owner/name of a model in the cache "
+        "of Hugging Face; ~ and variables of the environment are followed; nothing is downloaded",
+    )
     classes: tuple[int, ...] | None = option(None, help="classes of the samples, repeated in turn; default: all")
     guidance_scale: float = option(1.0, ge=0.0, help="classifier-free guidance; 1: none")
     no_class: int | None = option(

@@ -12,7 +12,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,18 +20,15 @@ from typing import Any
 import torch
 
 from fixedpoint_diffusion.denoisers.networks import LATENT_PARTS, check_config, check_index, is_dit
+from fixedpoint_diffusion.models.places import FolderError, located
 from fixedpoint_diffusion.schedules.by_name import SchedulerError, own_scheduler
 from fixedpoint_diffusion.schedules.schedulers import SUPPORTED_SCHEDULERS, DDIMSchedule, schedule_of_config
 
-__all__ = ["FolderError", "ModelFolder"]
+__all__ = ["FolderError", "ModelFolder", "digest_of"]
 
 _PARTS = ("unet", "transformer")
 _INDEX = "model_index.json"
 _WEIGHTS = "diffusion_pytorch_model"
-
-
-class FolderError(ValueError):
-    """Raised for a folder that cannot be used as a model; the message says what was found and what is required."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +61,7 @@ class ModelFolder:
 
     @classmethod
     def open(cls, path: str | Path) -> ModelFolder:
-        """Read the configurations in a folder.
+        """Read the configurations in a folder, or in that of a model in the cache of Hugging Face.
 
         Raises
         ------
@@ -72,7 +69,7 @@ class ModelFolder:
             If the folder does not exist, if it holds no model of ``diffusers`` with weights in safetensors, or if the
             model is conditioned on anything other than classes.
         """
-        root = Path(path)
+        root = located(path)
         if not root.is_dir():
             raise FolderError(f"there is no folder {root}; a model is a folder as diffusers' save_pretrained writes it")
         # The folder of a part is read as its pipeline, which has the scheduler and names the other parts.
@@ -197,7 +194,7 @@ class ModelFolder:
 
     def sha256(self) -> str:
         """The hexadecimal SHA-256 digest of all its files."""
-        return _digest(tuple((file, file.stat().st_mtime_ns, file.stat().st_size) for file in self.files))
+        return digest_of(self.files)
 
     def load(self, dtype: torch.dtype, device: torch.device) -> torch.nn.Module:
         """The network, in evaluation mode, without gradients of its parameters.
@@ -244,6 +241,11 @@ def _load(path: Path, class_name: str, dtype: torch.dtype, device: torch.device)
     except Exception as error:  # diffusers raises errors of any type for a configuration that makes no network
         raise FolderError(f"{path} cannot be loaded: {type(error).__name__}: {error}") from error
     return network.to(device).eval().requires_grad_(False)
+
+
+def digest_of(files: Iterable[Path]) -> str:
+    """The hexadecimal SHA-256 digest of some files, in their order; computed again only if one has changed."""
+    return _digest(tuple((file, file.stat().st_mtime_ns, file.stat().st_size) for file in files))
 
 
 @functools.lru_cache(maxsize=8)

@@ -91,7 +91,8 @@ class Mixed:
 
     def __post_init__(self) -> None:
         calls = [step.calls[0] for step in self.loop.steps]
-        self.calls = MergedCalls(calls, self.path, self.loop.layout.count)
+        dtype = self.loop.dtypes[calls[0].network, self.path]
+        self.calls = MergedCalls(calls, self.path, self.loop.layout.count, dtype)
 
     @property
     def each(self) -> int:
@@ -105,8 +106,9 @@ class Mixed:
         single = self.loop.layout.each == 1
         samples = u.unsqueeze(1) if single else u
         rows = _mixed(self.into.to(u)[index], samples)
-        outputs = self.calls.outputs(rows, index, row)[:, :, : samples.shape[2]].to(u.dtype)
-        found = _mixed(self.out.to(u)[index], outputs)
+        outputs = self.calls.outputs(rows, index, row)
+        # Some networks also return a variance, in further channels.
+        found = _mixed(self.out.to(u)[index], outputs[:, :, : samples.shape[2]].to(u.dtype))
         self.loop.note(index, row, found[:, 0] if single else found)
         if self.loop.first is not None:
             self._compare(rows, outputs, index, row)

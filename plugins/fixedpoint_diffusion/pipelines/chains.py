@@ -207,10 +207,16 @@ class Formed:
 
     def samples(self, z: Float[Tensor, "B K *row"]) -> Float[Tensor, "B K *row"]:
         """Return the pipeline's own samples after each step, of the states of a solution."""
-        if self.tables is None:
-            return z
+        return z if self.tables is None else z * self._factors(z)
+
+    def states(self, samples: Float[Tensor, "B K *row"]) -> Float[Tensor, "B K *row"]:
+        """Return the states of a solution whose samples these are."""
+        return samples if self.tables is None else samples / self._factors(samples)
+
+    def _factors(self, like: Tensor) -> Tensor:
+        assert self.tables is not None
         assert self.tables.state_factors is not None
-        return z * self.tables.state_factors.to(z).view(1, -1, *[1] * (z.ndim - 2))
+        return self.tables.state_factors.to(like).view(1, -1, *[1] * (like.ndim - 2))
 
 
 def formed(examined: Examined, wanted: Form | None, opaque: bool = False) -> Formed:

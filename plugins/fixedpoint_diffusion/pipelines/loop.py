@@ -278,7 +278,7 @@ class Loop:
         self.first = None
         leaf = first_of(output).double()
         if not bool(leaf.isfinite().all()):
-            return  # the solve will say so
+            return  # the solve says so
         merged = torch.stack([rows[image] for image in range(self.layout.count)], dim=1).flatten(0, 1).double()
         off = float((merged - leaf).norm() / leaf.norm().clamp(min=1e-30))
         if not off <= _MERGES:

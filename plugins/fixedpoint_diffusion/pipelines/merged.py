@@ -33,11 +33,15 @@ class MergedCalls:
         Where a call has the sample among its arguments.
     count
         The number of images in the pipeline's batch.
+    dtype
+        The dtype in which the pipeline gives the sample to its network: recorded calls may have a wider one.
     """
 
-    def __init__(self, calls: Sequence[Call], sample: Path, count: int) -> None:
+    def __init__(self, calls: Sequence[Call], sample: Path, count: int, dtype: torch.dtype) -> None:
         groups = merged_groups(calls)
-        self.groups = [_Group.of([calls[step] for step in group], group, len(calls), sample, count) for group in groups]
+        self.groups = [
+            _Group.of([calls[step] for step in group], group, len(calls), sample, count, dtype) for group in groups
+        ]
         self.group_of = np.empty(len(calls), dtype=np.int64)
         for number, group in enumerate(groups):
             self.group_of[group] = number
@@ -84,7 +88,9 @@ class _Group:
     tables: dict[Path, _Table]
 
     @classmethod
-    def of(cls, calls: Sequence[Call], steps: Sequence[int], length: int, sample: Path, count: int) -> _Group:
+    def of(
+        cls, calls: Sequence[Call], steps: Sequence[int], length: int, sample: Path, count: int, dtype: torch.dtype
+    ) -> _Group:
         first = calls[0]
         known = [dict(call.leaves) for call in calls]
         tables = {
@@ -92,7 +98,7 @@ class _Group:
             for path, leaf in first.leaves
             if path != sample and first.is_per_row(path, leaf)
         }
-        return cls(first, sample, dict(first.leaves)[sample].dtype, count, first.rows // count, tables)
+        return cls(first, sample, dtype, count, first.rows // count, tables)
 
     def outputs(self, rows: Tensor, index: Tensor, row: Tensor) -> Tensor:
         pairs = len(rows)

@@ -10,8 +10,8 @@ from __future__ import annotations
 import contextlib
 import warnings
 import weakref
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -20,6 +20,8 @@ from torch import Tensor
 
 from fixedpoint import api
 from fixedpoint.chains.chain import Chain
+from fixedpoint.chains.inversion.invert import InversionProgress
+from fixedpoint.chains.inversion.methods import Inverter
 from fixedpoint.chains.problem import ChainProblem
 from fixedpoint.core.progress import Progress
 from fixedpoint.core.solution import Solution
@@ -27,6 +29,8 @@ from fixedpoint.core.solver import Solver
 from fixedpoint.gradients.estimator import GradientEstimator
 from fixedpoint_diffusion.pipelines.calls import Call
 from fixedpoint_diffusion.pipelines.chains import FORMS, Form, Formed, formed
+from fixedpoint_diffusion.pipelines.inversion import InvertOptions, PipelineInversion, invert_call
+from fixedpoint_diffusion.pipelines.loop import Loop
 from fixedpoint_diffusion.pipelines.passes import Pass, Step
 from fixedpoint_diffusion.pipelines.probe import examine
 from fixedpoint_diffusion.pipelines.refusals import check_arguments, check_is_pipeline, check_options, check_parts
@@ -163,7 +167,11 @@ class ParallelPipeline:
         The pipeline's callbacks see the states of the solution, and its decoder runs.
         """
         made = self._made(problem)
-        loop, states = made.loop, made.samples(solution.z)
+        return self._delivered(made, made.samples(solution.z))
+
+    def _delivered(self, made: Formed, states: Float[Tensor, "B K *row"]) -> Any:
+        """Return what the pipeline returns if its steps return these samples."""
+        loop = made.loop
         dtype = loop.steps[0].sample.dtype
 
         def told(step: Step) -> Tensor:
@@ -181,6 +189,68 @@ class ParallelPipeline:
         loop.check_length(script.steps, loop.length)
         return output
 
+    def invert(
+        self,
+        images: Any,
+        /,
+        *args: Any,
+        input_type: Literal["image", "latent"] | None = None,
+        noise: Float[Tensor, "B M *event"] | None = None,
+        method: Inverter | None = None,
+        clipping: Literal["refuse", "ignore"] = "refuse",
+        tolerance: float = 1e-3,
+        on_round: Callable[[InversionProgress], None] | None = None,
+        **kwargs: Any,
+    ) -> PipelineInversion:
+        """Find the latents from which a call of the pipeline makes given images.
+
+        With the same call and another prompt, ``latents=inversion.latents`` gives the images edited.
+
+        Parameters
+        ----------
+        images
+            One image for every one that the call makes: PIL images, numpy arrays or tensors with pixels in [0, 1], as
+            the pipelines of diffusers take and return them; the pipeline's autoencoder encodes them. A tensor of the
+            shape that ``output_type="latent"`` returns holds samples, which are not encoded.
+        *args, **kwargs
+            The arguments of the pipeline's ``__call__``: prompt, guidance, size, number of steps; no ``latents``.
+        input_type
+            Whether ``images`` are images or samples; default: what their shape says, and images where a pipeline has no
+            autoencoder. Samples are pixels in [-1, 1] there.
+        noise
+            As for :meth:`__call__`. A scheduler that adds noise can be inverted with this, or with the numbers of a
+            ``generator`` in the call.
+        method
+            The method of inversion; default: ``JointInversion(clean_rounds=60, rescue=True)``.
+        clipping
+            What to do if the scheduler clips or thresholds, in which case there is no inverse. ``"refuse"`` raises a
+            ``ValueError``; ``"ignore"`` inverts the chain without clipping, and judges the result by that chain.
+        tolerance
+            The rms of ``reconstruction - target``, in units of the pipeline's samples, up to which an image counts as
+            inverted; positive.
+        on_round
+            Called after every round.
+
+        Returns
+        -------
+        PipelineInversion
+            The latents, and for every image the round trip and a status.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If an argument is not as described; before any work also for a pipeline that takes no ``latents``, and for a
+            scheduler whose start an image does not determine: one with a memory, one that replaces the noise at every
+            step, and one that adds unknown noise. The message says which scheduler to take.
+        """
+        options = InvertOptions(input_type, noise, method, clipping, tolerance, on_round)
+
+        def told(loop: Loop, noise: Tensor) -> None:
+            _check_noise(noise, loop)
+            loop.noise = noise
+
+        return invert_call(self._replay(args, kwargs), images, options, self._most, self._form, told, self._delivered)
+
     def form_of(self, problem: ChainProblem) -> Form:
         """Which form a problem of this object has: ``"affine"``, ``"tables"``, ``"steps"`` or ``"predictions"``."""
         return self._made(problem).form
@@ -190,6 +260,25 @@ class ParallelPipeline:
         if made is None:
             raise ValueError("the problem was not made by the method problem of this object")
         return made
+
+    def serial(self, problem: ChainProblem) -> Solution:
+        """Return the states of the pipeline's own loop, for a problem that this object made.
+
+        The loop runs with the pipeline's own network calls, without its decoder. The solution is that of the problem:
+        :meth:`samples` and :meth:`finish` take it.
+        """
+        made = self._made(problem)
+        loop, script = made.loop, Pass(Call.run, noise=made.loop.told_noise, last=made.loop.length - 1)
+        loop.replay.play(script)
+        found = [loop.layout.rows(step.next) for step in script.steps if step.next is not None]
+        rows = torch.arange(loop.layout.count, device=loop.start.device)
+        loop.note(torch.full_like(rows, loop.length - 1), rows, loop.layout.rows(script.steps[-1].prediction))
+        states = torch.stack(found, dim=1).to(loop.start.dtype)
+        return api.solve(ChainProblem(_Played(made.states(states)), loop.start), solver="serial")
+
+    def samples(self, problem: ChainProblem, solution: Solution) -> Float[Tensor, "B K *row"]:
+        """Return the samples after each step of the scheduler, of a solution of a problem that this object made."""
+        return self._made(problem).samples(solution.z)
 
     def _replay(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Replay:
         with turn(self.pipe):

@@ -24,6 +24,7 @@ from typing import Any, ClassVar
 
 import torch
 
+from fixedpoint_diffusion.pipelines.log import unheard
 from fixedpoint_diffusion.pipelines.randomness import RandomStates
 from fixedpoint_diffusion.pipelines.stand_ins import (
     REPLACED,
@@ -32,6 +33,7 @@ from fixedpoint_diffusion.pipelines.stand_ins import (
     LoopEnded,
     Place,
     Script,
+    is_autoencoder,
     scheduler_copy,
     stand_in,
 )
@@ -104,9 +106,14 @@ class Replay:
         # Where the generators are when the pipeline is given its latents, and so draws none.
         self.given = self.random
         self.length: int | None = None
+        self._heard = False
         self._known: dict[str, Known] = {}
         # Networks that are called before the loop alone, such as adapters; known after the first replay.
         self.encoders: set[str] = set()
+        # What takes the steps in place of the pipeline's scheduler; None: that.
+        self.scheduler: Any = None
+        # How the last replay ended, if the pipeline did not end it.
+        self.ended: LoopEnded | None = None
 
     def play(self, script: Script, *, deliver: bool = False, **instead: Any) -> Any:
         """Carry the call out; return its result, or None if it was ended.
@@ -126,19 +133,23 @@ class Replay:
         pipe = self.pipe
         with turn(pipe):
             own, before = dict(vars(pipe)), RandomStates((self.args, self.kwargs))
+            dtypes = {part: _dtype(part) for part in own.values() if is_autoencoder(part)}
             given = "latents" in instead and self.kwargs.get("latents") is None
             (self.given if given else self.random).restore()
+            self.ended = None
             stands_in = self._stand_ins(Place(script, self.length, deliver))
             result, keep = None, deliver
             try:
                 vars(pipe).update(stands_in)
-                result = self.call(pipe, *self.args, **{**self.kwargs, **instead})
-            except LoopEnded:
-                pass
+                with unheard() if self._heard else contextlib.nullcontext():
+                    result = self.call(pipe, *self.args, **{**self.kwargs, **instead})
+            except LoopEnded as ended:
+                self.ended = ended
             except BaseException:
                 keep = True
                 raise
             finally:
+                self._heard = True
                 if keep:
                     self._keep(own, stands_in)
                 else:
@@ -146,6 +157,10 @@ class Replay:
                         del vars(pipe)[name]
                     vars(pipe).update(own)
                     before.restore()
+                    for part, dtype in dtypes.items():
+                        # Some pipelines decode in float32, and this one was ended before it was done.
+                        if _dtype(part) != dtype:
+                            part.to(dtype)
             if script.disturbed:
                 raise RuntimeError(
                     f"another thread called {type(pipe).__name__} in the middle of a joint call; a pipeline serves one "
@@ -167,7 +182,7 @@ class Replay:
                 before.restore()
 
     def _stand_ins(self, place: Place) -> dict[str, Any]:
-        found: dict[str, Any] = {"scheduler": scheduler_copy(self.pipe, place.script)}
+        found: dict[str, Any] = {"scheduler": scheduler_copy(self.pipe, self.scheduler, place.script)}
         for name, part in vars(self.pipe).items():
             if is_guider(part):
                 found[name] = copy.deepcopy(part)
@@ -188,6 +203,11 @@ class Replay:
                     now[name] = own[name]
                 else:
                     del now[name]
+
+
+def _dtype(part: torch.nn.Module) -> torch.dtype | None:
+    """The dtype of the first parameter: the attribute ``dtype`` of diffusers walks through all of them."""
+    return next((each.dtype for each in part.parameters()), None)
 
 
 def _hand_on(copied: Any, original: Any) -> None:

@@ -25,6 +25,7 @@ __all__ = [
     "Script",
     "Stage",
     "StepCall",
+    "is_autoencoder",
     "scheduler_copy",
     "stand_in",
 ]
@@ -35,7 +36,17 @@ REPLACED = ("step", "set_timesteps")
 
 
 class LoopEnded(BaseException):
-    """Ends a replay once it has told all it can. Not an ``Exception``, so that no pipeline catches it."""
+    """Ends a replay once it has told all it can. Not an ``Exception``, so that no pipeline catches it.
+
+    Attributes
+    ----------
+    decoder, decoded
+        The autoencoder that was about to decode, and what it was given; None if the replay ended in the loop.
+    """
+
+    def __init__(self, decoder: torch.nn.Module | None = None, decoded: Any = None) -> None:
+        super().__init__()
+        self.decoder, self.decoded = decoder, decoded
 
 
 Stage: TypeAlias = Literal["before", "within", "after"]
@@ -89,9 +100,14 @@ def _is_of_transformers(part: torch.nn.Module) -> bool:
     return any(base.__module__.partition(".")[0] == "transformers" for base in type(part).__mro__)
 
 
-def scheduler_copy(pipe: Any, script: Script) -> Any:
-    """Return a copy of a pipeline's scheduler whose ``step`` goes through the script."""
-    made = copy.deepcopy(pipe.scheduler)
+def is_autoencoder(part: Any) -> bool:
+    """Whether a part encodes and decodes."""
+    return isinstance(part, torch.nn.Module) and hasattr(part, "encode") and hasattr(part, "decode")
+
+
+def scheduler_copy(pipe: Any, other: Any, script: Script) -> Any:
+    """Return a copy of a pipeline's scheduler, or of another in its place, whose ``step`` goes through the script."""
+    made = copy.deepcopy(other or pipe.scheduler)
     real, begin, thread = made.step, made.set_timesteps, threading.get_ident()
     names = tuple(inspect.signature(real).parameters)
 
@@ -147,11 +163,11 @@ class Place:
         """Whether the number of the loop's steps is known."""
         return self._length is not None
 
-    def stage(self) -> Stage:
+    def stage(self, decoder: torch.nn.Module | None = None, decoded: Any = None) -> Stage:
         """Return where it is. Raises ``LoopEnded`` after the last step if the result is not wanted."""
         stage = self.script.stage(self._length)
         if stage == "after" and not self._deliver:
-            raise LoopEnded
+            raise LoopEnded(decoder, decoded)
         return stage
 
 
@@ -249,7 +265,7 @@ class _Autoencoder(_Encoder):
 
     def decode(self, *args: Any, **kwargs: Any) -> Any:
         if not self._elsewhere:
-            self._place.stage()
+            self._place.stage(self._part, next(iter((*args, *kwargs.values())), None))
         return self._part.decode(*args, **kwargs)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -272,7 +288,7 @@ def stand_in(name: str, part: torch.nn.Module, place: Place, known: Known, encod
     encodes
         Whether it is known to be called before the first step alone.
     """
-    if hasattr(part, "encode") and hasattr(part, "decode"):
+    if is_autoencoder(part):
         return _Autoencoder(part, place, known)
     if encodes or _is_of_transformers(part):
         return _Encoder(part, place, known)

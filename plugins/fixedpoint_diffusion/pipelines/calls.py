@@ -76,6 +76,12 @@ class Call:
         """The number of rows, which is that of the first tensor."""
         return next(len(leaf) for _, leaf in self.leaves if isinstance(leaf, Tensor) and leaf.ndim > 1)
 
+    @property
+    def kind(self) -> tuple[object, ...]:
+        """What the structure of the output depends on."""
+        first = next(leaf for _, leaf in self.leaves if isinstance(leaf, Tensor) and leaf.ndim > 1)
+        return self.network, self.place, tuple(first.shape), self.arguments.get("return_dict", True)
+
     def is_time(self, path: Path) -> bool:
         """Whether an argument is the timestep."""
         return path[0] in _TIMES or (path == (1,) and not any(key in _TIMES for key in self.arguments))
@@ -95,6 +101,7 @@ class Call:
 
 def called(module: torch.nn.Module, arguments: Mapping[str | int, Any]) -> Any:
     """Call a network with arguments by place and by name."""
+    arguments = mapped(arguments, lambda _path, leaf: leaf)  # some networks empty the lists that they are given
     args = [value for key, value in arguments.items() if isinstance(key, int)]
     return module(*args, **{key: value for key, value in arguments.items() if isinstance(key, str)})
 

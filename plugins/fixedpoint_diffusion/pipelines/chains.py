@@ -279,7 +279,9 @@ def formed(examined: Examined, wanted: Form | None, opaque: bool = False) -> For
         )
     chain: Chain | PredictionChain
     form: Form
-    if remembered or wanted == "predictions" or (wanted is None and not opaque):
+    # Learned variances are outputs that are no predictions of a sample.
+    alike = loop.steps[0].prediction.shape == loop.steps[0].sample.shape
+    if remembered or wanted == "predictions" or (wanted is None and not opaque and alike):
         _check_shapes(examined)
         chain, form = ReplayedPredictions(loop), "predictions"
     else:
@@ -323,5 +325,5 @@ def _check_shapes(examined: Examined) -> None:
     if step.prediction.shape != step.sample.shape:
         raise ValueError(
             f"{type(examined.scheduler).__name__} is given outputs of shape {tuple(step.prediction.shape)} for samples "
-            f"of shape {tuple(step.sample.shape)}, and remembers them; such a sampler cannot be solved jointly"
+            f"of shape {tuple(step.sample.shape)}, which cannot be unknowns in their place"
         )

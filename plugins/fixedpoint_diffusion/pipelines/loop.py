@@ -15,17 +15,16 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from fixedpoint_diffusion.pipelines.batches import check_merged, same_tensors
 from fixedpoint_diffusion.pipelines.calls import Call, evaluated, merged_groups
 from fixedpoint_diffusion.pipelines.layout import Layout
+from fixedpoint_diffusion.pipelines.noise import check_noise, drawn, instead
 from fixedpoint_diffusion.pipelines.passes import Pass, Step
 from fixedpoint_diffusion.pipelines.replay import Replay
 from fixedpoint_diffusion.pipelines.sweep import BareSteps, Sweep
-from fixedpoint_diffusion.pipelines.trees import Path, first_of, mapped
+from fixedpoint_diffusion.pipelines.trees import Path, first_of, leaf_at, mapped
 
-__all__ = ["Loop", "kind_of"]
-
-# What the output of a row may differ by between two batches. Kernels for other sizes round otherwise: bfloat16 by 1e-2.
-_MERGES = 5e-2
+__all__ = ["Loop"]
 
 
 @dataclass(eq=False)
@@ -91,14 +90,29 @@ class Loop:
 
     def template(self, call: Call) -> Any:
         """Return an output of the kind that a call has."""
-        return self.templates[kind_of(call)]
+        kind = call.kind
+        if kind not in self.templates:
+            raise self.changed()
+        return self.templates[kind]
+
+    def check_length(self, steps: Sequence[Any], length: int) -> None:
+        """Raise an error if a pass took other steps than it had to."""
+        if len(steps) != length:
+            raise self.changed()
+
+    def changed(self) -> ValueError:
+        """Return the error of a pass that went otherwise than those before it."""
+        return ValueError(
+            f"{type(self.replay.pipe).__name__} took other steps, or called its networks otherwise, with these images "
+            f"than with others ({self.length} steps); such a loop is not one fixed point"
+        )
 
     def representative_steps(self, own: Callable[[Step], set[object]] | None = None) -> tuple[int, ...]:
         """Return numbers of steps that together use all that any step uses, and what ``own`` says of them."""
         found: list[int] = []
         used: set[Any] = set()
         for step in self.steps:
-            uses = {kind_of(call) for call in step.calls} | {bool(step.noise)} | (own(step) if own else set())
+            uses = {call.kind for call in step.calls} | {bool(step.noise)} | (own(step) if own else set())
             if self.keeps_latents:
                 uses.add(("latents", step.number > 0))
             if not uses <= used:
@@ -138,6 +152,7 @@ class Loop:
                 self.bare.carry_out(sweep, self.steps)
         else:
             self.replay.play(sweep)
+        self.check_length(sweep.states, len(predictions))
         return sweep.states
 
     @functools.cached_property
@@ -204,6 +219,7 @@ class Loop:
             known = self.steps if self.skips and not real else None
             script = Pass(answer, told=told, noise=self.told_noise, known=known, last=last)
             self.replay.play(script, **(self._started(states[0]) if 0 in wanted else {}))
+            self.check_length(script.steps, last + 1)
             return script
 
         for level in range(1 + max(self.levels.values(), default=0)):
@@ -216,6 +232,8 @@ class Loop:
             ]
             self._evaluate(calls, wanted, outputs)
         final = played(real)
+        if any((step, call.place) not in outputs for step in wanted for call in final.steps[step].calls):
+            raise self.changed()
         following: list[tuple[int, Tensor]] = []
         noted: list[Tensor] = []
         for (step, row), number in taken.items():
@@ -242,10 +260,12 @@ class Loop:
 
     def _started(self, start: Tensor) -> dict[str, Any]:
         """Return the argument with which the pipeline begins at a state; nothing if it does so by itself."""
-        if torch.equal(start, self.start) and (self.scale is None or not start.requires_grad):
+        same = torch.allclose(start, self.start, rtol=1e-5, atol=1e-6)
+        if same and (self.scale is None or not start.requires_grad):
             return {}
         if self.scale is None:
-            raise ValueError(f"{type(self.replay.pipe).__name__} takes no latents to begin with; its start is fixed")
+            name = type(self.replay.pipe).__name__
+            raise ValueError(f"{name} takes no latents to begin with: its start is neither changed nor differentiated")
         return {"latents": self.layout.samples(start) / self.scale}
 
     def _evaluate(
@@ -271,24 +291,10 @@ class Loop:
         """
         if self.first is None or (call.step, call.place) != (0, 0) or len(rows) < self.layout.count:
             return
-        own, output = self.first
-        if any(
-            isinstance(mine, Tensor) and not torch.equal(mine, theirs.to(mine.dtype))
-            for (_, mine), (_, theirs) in zip(own.leaves, call.leaves, strict=True)
-        ):
-            return  # at another start
-        self.first = None
-        leaf = first_of(output).double()
-        if not bool(leaf.isfinite().all()):
-            return  # the solve says so
-        merged = torch.stack([rows[image] for image in range(self.layout.count)], dim=1).flatten(0, 1).double()
-        off = float((merged - leaf).norm() / leaf.norm().clamp(min=1e-30))
-        if not off <= _MERGES:
-            raise ValueError(
-                f"{type(call.module).__name__} returns another output in a larger batch, off by {off:.1e} of its size, "
-                "so that the steps of a chain cannot be evaluated together; a cache, or layers that mix the rows of a "
-                "batch, may be the reason"
-            )
+        if same_tensors(self.first[0], call):  # else it is at another start
+            merged = torch.stack([rows[image] for image in range(self.layout.count)], dim=1).flatten(0, 1)
+            check_merged(call, merged, first_of(self.first[1]))
+            self.first = None
 
     def _restore_dtypes(self, call: Call) -> None:
         """Give a network its tensors in the pipeline's dtypes: states are held in a wider one."""
@@ -311,42 +317,29 @@ class Loop:
         def change(path: Path, leaf: Any) -> Any:
             if not isinstance(leaf, Tensor) or leaf.ndim == 0 or len(leaf) != total:
                 return leaf
-            parts = [_leaf(rows[image], path) if image in rows else leaf[image::count] for image in range(count)]
+            parts = [leaf_at(rows[image], path) if image in rows else leaf[image::count] for image in range(count)]
             joined = torch.stack([part.to(leaf.dtype) for part in parts], dim=1)
             return joined.flatten(0, 1)
 
         return mapped(template, change)
 
+    def draw(self, noise: Float[Tensor, "d M *row"]) -> None:
+        """Let the steps draw other noise than the generator's.
+
+        Raises
+        ------
+        ValueError
+            If it has another shape, or if the steps draw none.
+        """
+        check_noise(noise, self.drawn_noise())
+        self.noise = noise
+
     @property
     def told_noise(self) -> Callable[[int, int, Tensor], Tensor] | None:
         """Given a step, the number of its draw and what was drawn, the noise that it gets; None: what was drawn."""
-        return None if self.noise is None else self._told_noise
-
-    def _told_noise(self, step: int, place: int, drawn: Tensor) -> Tensor:
-        assert self.noise is not None
-        samples = self.layout.count * self.layout.each
-        # With a list of generators a step draws for one sample after another.
-        split = samples // len(drawn)
-        first = sum(len(each.noise) for each in self.steps[:step]) + place
-        told = self.layout.samples(self.noise[:, first // split]).to(drawn.dtype)
-        return told if split == 1 else told[first % split : first % split + 1]
+        return None if self.noise is None else functools.partial(instead, self.noise, self.steps, self.layout)
 
     def drawn_noise(self) -> Float[Tensor, "d M *row"] | None:
         """Return what the steps draw, in their order; None if they draw nothing."""
-        drawn = [each for step in self.steps for each in step.noise]
-        if not drawn:
-            return None
-        whole = torch.cat(drawn).unflatten(0, (-1, self.layout.count * self.layout.each))
-        return torch.stack([self.layout.rows(each) for each in whole], dim=1).to(self.start.dtype)
-
-
-def kind_of(call: Call) -> Any:
-    """Return what the structure of a call's output depends on."""
-    first = next(leaf for _, leaf in call.leaves if isinstance(leaf, Tensor) and leaf.ndim > 1)
-    return call.network, call.place, tuple(first.shape), call.arguments.get("return_dict", True)
-
-
-def _leaf(tree: Any, path: Path) -> Any:
-    for key in path:
-        tree = tree[key]
-    return tree
+        found = drawn(self.steps, self.layout)
+        return None if found is None else found.to(self.start.dtype)

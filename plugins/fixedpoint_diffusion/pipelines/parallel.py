@@ -41,7 +41,7 @@ from fixedpoint_diffusion.pipelines.refusals import (
     check_output,
     check_parts,
 )
-from fixedpoint_diffusion.pipelines.replay import Replay
+from fixedpoint_diffusion.pipelines.replay import Replay, turn
 
 __all__ = ["ParallelPipeline", "parallel"]
 
@@ -165,8 +165,7 @@ class ParallelPipeline:
         replay = self._replay(args, kwargs)
         examined = examine(replay, self._most)
         if noise is not None:
-            _check_noise(noise, examined.loop)
-            examined.loop.noise = noise
+            examined.loop.draw(noise)
         made = formed(examined, self._form, opaque=self._gradient is not None)
         self._known[made.problem.chain] = made.known
         return made.problem
@@ -192,6 +191,8 @@ class ParallelPipeline:
             last = loop.last[:-1]
 
         def told(step: Step) -> Tensor:
+            if step.number >= loop.length:
+                raise loop.changed()
             return loop.layout.samples(states[:, step.number]).to(dtype)
 
         def prediction(step: Step) -> Tensor:
@@ -200,9 +201,10 @@ class ParallelPipeline:
                 return step.prediction
             return loop.layout.samples(last).to(dtype)
 
-        return loop.replay.play(
-            Pass(loop.template, told=told, prediction=prediction, noise=loop.told_noise), deliver=True
-        )
+        script = Pass(loop.template, told=told, prediction=prediction, noise=loop.told_noise)
+        output = loop.replay.play(script, deliver=True)
+        loop.check_length(script.steps, loop.length)
+        return output
 
     def invert(
         self,
@@ -260,11 +262,9 @@ class ParallelPipeline:
         """
         options = InvertOptions(input_type, noise, method, clipping, tolerance, on_round)
 
-        def told(loop: Loop, noise: Tensor) -> None:
-            _check_noise(noise, loop)
-            loop.noise = noise
-
-        return invert_call(self._replay(args, kwargs), images, options, self._most, self._form, told, self._delivered)
+        return invert_call(
+            self._replay(args, kwargs), images, options, self._most, self._form, Loop.draw, self._delivered
+        )
 
     def form_of(self, problem: ChainProblem) -> Form:
         """Which form a problem of this object has: ``"affine"``, ``"tables"``, ``"steps"`` or ``"predictions"``."""
@@ -296,7 +296,8 @@ class ParallelPipeline:
         return self._made(problem).samples(solution.z)
 
     def _replay(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Replay:
-        check_parts(self.pipe)
+        with turn(self.pipe):
+            check_parts(self.pipe)
         replay = Replay(self.pipe, args, kwargs)
         check_arguments(replay.call, self.pipe, args, kwargs)
         return replay
@@ -336,13 +337,3 @@ class _Played(Chain):
 
     def step(self, x: Tensor, index: Tensor, row: Tensor) -> Tensor:
         return self.states[row, index]
-
-
-def _check_noise(noise: Any, loop: Any) -> None:
-    drawn = loop.drawn_noise()
-    wanted = None if drawn is None else tuple(drawn.shape)
-    got = tuple(noise.shape) if isinstance(noise, Tensor) else type(noise).__name__
-    if wanted is None:
-        raise ValueError("noise is for schedulers that draw some, and this one draws none")
-    if got != wanted:
-        raise ValueError(f"noise must have shape {wanted}, one image for every draw of every sample, got {got}")

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fixedpoint_diffusion.pipelines.calls import Call
 from fixedpoint_diffusion.pipelines.randomness import Noise
-from fixedpoint_diffusion.pipelines.replay import LoopEnded, Script, StepCall
+from fixedpoint_diffusion.pipelines.stand_ins import LoopEnded, Script, Stage, StepCall
 
 __all__ = ["Pass", "Step", "previous_of", "with_previous"]
 
@@ -97,6 +97,23 @@ class Pass(Script):
         self.watches, self.known, self.last = watches or noise is not None, known, last
         self.steps: list[Step] = []
         self.calls: list[Call] = []  # since the last step
+        self._timesteps: Any = None  # all that the scheduler has
+
+    def stage(self, length: int | None) -> Stage:
+        if not self.steps:
+            return "before"
+        if length is not None:
+            return "after" if len(self.steps) >= length else "within"
+        if self._timesteps is None:
+            return "within"
+        if not isinstance(self._timesteps, list):
+            self._timesteps = torch.as_tensor(self._timesteps).tolist()
+        last = self._timesteps[-1]
+        if float(self.steps[-1].timestep) != last:
+            return "within"
+        # Some schedulers take two steps at a timestep.
+        taken = sum(float(step.timestep) == last for step in self.steps)
+        return "after" if taken >= self._timesteps.count(last) else "within"
 
     def network(self, name: str, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         call = Call.of(name, module, len(self.steps), len(self.calls), args, kwargs)
@@ -109,7 +126,7 @@ class Pass(Script):
         if self.prediction is not None:
             step.prediction = self.prediction(step)
         self.steps.append(step)
-        self.calls = []
+        self.calls, self._timesteps = [], getattr(call.scheduler, "timesteps", None)
         if self.known is not None and number < len(self.known):
             if number == self.last:
                 raise LoopEnded

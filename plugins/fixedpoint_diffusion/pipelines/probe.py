@@ -7,7 +7,6 @@ something else does, and combinations that hold on random numbers.
 from __future__ import annotations
 
 import copy
-import inspect
 import itertools
 import math
 from collections.abc import Callable, Sequence
@@ -20,17 +19,21 @@ from torch import Tensor
 from fixedpoint_diffusion.pipelines.batches import most_rows, spending
 from fixedpoint_diffusion.pipelines.calls import Call
 from fixedpoint_diffusion.pipelines.layout import Layout
-from fixedpoint_diffusion.pipelines.loop import Loop, kind_of
+from fixedpoint_diffusion.pipelines.loop import Loop
 from fixedpoint_diffusion.pipelines.passes import Pass, Step
 from fixedpoint_diffusion.pipelines.randomness import RandomStates
-from fixedpoint_diffusion.pipelines.replay import Replay, StepCall
+from fixedpoint_diffusion.pipelines.refusals import check_keeps_nothing
+from fixedpoint_diffusion.pipelines.replay import Replay
+from fixedpoint_diffusion.pipelines.stand_ins import StepCall
+from fixedpoint_diffusion.pipelines.starts import scale_of
 from fixedpoint_diffusion.pipelines.sweep import BareSteps
-from fixedpoint_diffusion.pipelines.trees import Path, mapped
+from fixedpoint_diffusion.pipelines.trees import Path, leaves, mapped
 
 __all__ = ["Examined", "arbitrary", "examine", "remembers"]
 
 # The seeds of the arbitrary outputs.
 _SEEDS = (1, 2)
+_NARROW = (torch.float16, torch.bfloat16)
 
 
 @dataclass(eq=False)
@@ -64,9 +67,16 @@ class _First(Pass):
         self.scheduler: Any = None
         self.first: tuple[Call, Any] | None = None
         self.spent: int | None = None
+        self.own: dict[Any, Any] = {}
+
+    @property
+    def narrow(self) -> bool:
+        """Whether a network returns numbers of low precision."""
+        outputs = (leaf for output in self.own.values() for _, leaf in leaves(output))
+        return any(isinstance(leaf, Tensor) and leaf.dtype in _NARROW for leaf in outputs)
 
     def _first(self, call: Call) -> Any:
-        kind = kind_of(call)
+        kind = call.kind
         if kind not in self.templates:
             for path, leaf in call.leaves:
                 if isinstance(leaf, Tensor) and leaf.is_floating_point():
@@ -75,8 +85,9 @@ class _First(Pass):
                 output, self.spent = spending(call)
             if self.first is None:
                 self.first = call, output
-            self.templates[kind] = _widened(output)
-        return arbitrary(self.templates[kind], call, _SEEDS[0])
+            self.own[kind], self.templates[kind] = output, _widened(output)
+            check_keeps_nothing(call.network, call.module)
+        return arbitrary(self.own[kind], call, _SEEDS[0])
 
     def step(self, call: StepCall) -> Any:
         if self.scheduler is None:
@@ -103,8 +114,11 @@ def examine(replay: Replay, most: int | None) -> Examined:
     if not any(step.calls for step in first.steps):
         raise ValueError(f"{name} called no network of its own between the steps of its scheduler")
     _name_encoders(replay, first)
+    replay.length = len(first.steps)
     steps = _passed(replay, first.templates, _SEEDS[0])
-    _check_same(name, first, steps, bool(replay.encoders))
+    # The first pass calls networks on what others returned, and so has their dtypes.
+    again = _passed(replay, first.templates, _SEEDS[0]) if first.narrow else first.steps
+    _check_same(name, again, steps, bool(replay.encoders))
     other = _passed(replay, first.templates, _SEEDS[1])
     if len(steps) != len(other) or [len(step.calls) for step in steps] != [len(step.calls) for step in other]:
         raise ValueError(
@@ -122,7 +136,7 @@ def examine(replay: Replay, most: int | None) -> Examined:
         loop.first = call, output
     if most is None:
         loop.most = most_rows(sample.device, call.rows, first.spent)
-    loop.scale = _scale(loop)
+    loop.scale = scale_of(loop, lambda latents: _passed(replay, first.templates, _SEEDS[0], latents=latents))
     assert first.random is not None
     if all(_leaves_samples_alone(each) for each in (steps, other)):
         loop.bare = BareSteps(first.scheduler, first.random)
@@ -134,10 +148,10 @@ def _leaves_samples_alone(steps: Sequence[Step]) -> bool:
     return all(torch.equal(_next(one), two.sample) for one, two in itertools.pairwise(steps))
 
 
-def _check_same(name: str, first: Pass, steps: Sequence[Step], encoders: bool) -> None:
+def _check_same(name: str, first: Sequence[Step], steps: Sequence[Step], encoders: bool) -> None:
     """Check that two passes with the same outputs and generators are the same."""
-    same = len(first.steps) == len(steps) and (
-        encoders or all(torch.equal(_next(one), _next(two)) for one, two in zip(first.steps, steps, strict=True))
+    same = len(first) == len(steps) and (
+        encoders or all(torch.equal(_next(one), _next(two)) for one, two in zip(first, steps, strict=True))
     )
     if not same:
         raise ValueError(
@@ -154,9 +168,9 @@ def _name_encoders(replay: Replay, first: _First) -> None:
         replay.encoders.update(early)
 
 
-def _passed(replay: Replay, templates: dict[Any, Any], seed: int, **options: Any) -> list[Step]:
-    script = Pass(lambda call: arbitrary(templates[kind_of(call)], call, seed), watches=True, **options)
-    replay.play(script)
+def _passed(replay: Replay, templates: dict[Any, Any], seed: int, **instead: Any) -> list[Step]:
+    script = Pass(lambda call: arbitrary(templates[call.kind], call, seed), watches=True)
+    replay.play(script, **instead)
     return script.steps
 
 
@@ -184,8 +198,7 @@ def _widened(output: Any) -> Any:
     """Return an output whose numbers of low precision are in float32."""
 
     def change(_path: Path, leaf: Any) -> Any:
-        narrow = isinstance(leaf, Tensor) and leaf.dtype in (torch.float16, torch.bfloat16)
-        return leaf.float() if narrow else leaf
+        return leaf.float() if isinstance(leaf, Tensor) and leaf.dtype in _NARROW else leaf
 
     return mapped(output, change)
 
@@ -210,7 +223,7 @@ def _are_independent(replay: Replay, templates: dict[Any, Any], steps: Sequence[
                     grown = _bits(len(own), count, bit, own.device) == value
                     return torch.where(grown.view(-1, *[1] * (own.ndim - 1)), 1.5 * own, own)
 
-                return arbitrary(templates[kind_of(call)], call, _SEEDS[0], change)
+                return arbitrary(templates[call.kind], call, _SEEDS[0], change)
 
             script = Pass(answer)
             replay.play(script)
@@ -230,22 +243,6 @@ def _bits(rows: int, count: int, bit: int, device: torch.device) -> Tensor:
 def _next(step: Step) -> Tensor:
     assert step.next is not None
     return step.next
-
-
-def _scale(loop: Loop) -> float | None:
-    """Return the number by which the pipeline multiplies ``latents``; None if it takes none, or does anything else."""
-    if "latents" not in inspect.signature(loop.replay.call).parameters:
-        return None
-    start = loop.layout.samples(loop.start.detach())
-    script = Pass(loop.template, last=0)
-    with torch.no_grad():
-        loop.replay.play(script, latents=start.to(loop.steps[0].sample.dtype))
-    began = script.steps[0].sample.to(start.dtype)
-    if began.shape != start.shape:
-        return None
-    scale = float((began * start).sum() / start.square().sum())
-    off = (began - scale * start).abs().max()
-    return scale if float(off) <= 1e-2 * abs(scale) * float(start.abs().max()) else None
 
 
 def remembers(examined: Examined) -> bool:

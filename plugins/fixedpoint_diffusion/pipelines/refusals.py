@@ -3,15 +3,28 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
 
 from fixedpoint_diffusion.pipelines.trees import leaves
 from fixedpoint_diffusion.recognition import is_guider, is_pipeline
 
-__all__ = ["check_arguments", "check_finite", "check_is_pipeline", "check_options", "check_output", "check_parts"]
+__all__ = [
+    "check_arguments",
+    "check_finite",
+    "check_is_pipeline",
+    "check_keeps_nothing",
+    "check_options",
+    "check_output",
+    "check_parts",
+]
+
+_STEP = ("model_output", "timestep", "sample")
+_PLAIN = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 
 
 def check_is_pipeline(given: Any) -> None:
@@ -63,10 +76,24 @@ def check_parts(pipe: Any) -> None:
     scheduler = getattr(pipe, "scheduler", None)
     if scheduler is None or not callable(getattr(scheduler, "step", None)):
         raise ValueError(f"{name} has no scheduler with a step, so that its loop cannot be told from other code")
+    own = vars(scheduler).get("step")
+    if own is not None and not inspect.ismethod(own):
+        raise ValueError(
+            f"the step of {name}'s {type(scheduler).__name__} has been replaced by {getattr(own, '__name__', own)!r}, "
+            "which would go on with this scheduler where a copy of it takes the step; derive a class instead"
+        )
     given = inspect.signature(scheduler.step).parameters
-    lacking = [each for each in ("model_output", "timestep", "sample") if each not in given]
+    lacking = [each for each in _STEP if each not in given]
     if lacking:
         raise ValueError(f"the step of {name}'s {type(scheduler).__name__} takes no {lacking[0]}")
+    more = [
+        key for key, each in given.items() if each.default is each.empty and key not in _STEP and each.kind in _PLAIN
+    ]
+    if more:
+        raise ValueError(
+            f"the step of {name}'s {type(scheduler).__name__} requires {' and '.join(more)}, too; a step that can be "
+            f"replayed requires {', '.join(_STEP[:-1])} and {_STEP[-1]} alone"
+        )
     for part, module in vars(pipe).items():
         if isinstance(module, torch.nn.Module):
             _check_network(f"{name}.{part}", module)
@@ -84,9 +111,10 @@ def _check_guider(name: str, guider: Any) -> None:
 
 
 def _check_network(name: str, module: torch.nn.Module) -> None:
-    if module.training and any(isinstance(each, _RANDOM) for each in module.modules()):
+    if any(each.training and (getattr(each, "p", 0) > 0 or isinstance(each, _BatchNorm)) for each in _random(module)):
         raise ValueError(
-            f"{name} is in training mode, where dropout makes every evaluation another function; call eval() first"
+            f"{name} is in training mode, where dropout and batch norm make every evaluation another function; call "
+            "eval() first"
         )
     for inner in module.modules():
         hooks = getattr(getattr(inner, "_diffusers_hook", None), "hooks", {})
@@ -98,7 +126,26 @@ def _check_network(name: str, module: torch.nn.Module) -> None:
                 )
 
 
-_RANDOM = (torch.nn.modules.dropout._DropoutNd, torch.nn.modules.batchnorm._BatchNorm)
+def _random(module: torch.nn.Module) -> Iterator[torch.nn.Module]:
+    """Yield the layers that are no functions of a row in training mode."""
+    return (each for each in module.modules() if isinstance(each, (_DropoutNd, _BatchNorm)))
+
+
+def check_keeps_nothing(name: str, module: torch.nn.Module) -> None:
+    """Check that a network's attention leaves nothing behind for the pipeline, which would be of a merged batch.
+
+    Raises
+    ------
+    ValueError
+        If it does; the message names it.
+    """
+    for processor in getattr(module, "attn_processors", {}).values():
+        kept = [key for key, value in vars(processor).items() if isinstance(value, torch.Tensor)]
+        if kept and not isinstance(processor, torch.nn.Module):
+            raise ValueError(
+                f"the {type(processor).__name__} in {name} keeps {kept[0]} for the pipeline to read after the call; "
+                "calls of several steps are evaluated in one batch, so this pipeline cannot be replayed"
+            )
 
 
 def check_arguments(call: Any, pipe: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 from fixedpoint_diffusion.pipelines.layout import Layout
 from fixedpoint_diffusion.pipelines.passes import Step, previous_of
 from fixedpoint_diffusion.pipelines.randomness import Noise, RandomStates
-from fixedpoint_diffusion.pipelines.replay import LoopEnded, Script, StepCall
+from fixedpoint_diffusion.pipelines.stand_ins import LoopEnded, Script, Stage, StepCall
 
 __all__ = ["BareSteps", "Sweep"]
 
@@ -53,8 +53,15 @@ class Sweep(Script):
         self.states: list[Tensor] = []
         self._place = 0
 
+    def stage(self, length: int | None) -> Stage:
+        if not self.states:
+            return "before"
+        return "within" if length is None or len(self.states) < length else "after"
+
     def network(self, name: str, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         self._place += 1
+        if len(self.states) == len(self.outputs) or self._place > len(self.outputs[len(self.states)]):
+            raise LoopEnded  # more calls than there should be
         return self.outputs[len(self.states)][self._place - 1]
 
     def step(self, call: StepCall) -> Any:

@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 
 from torch import Tensor
 
-__all__ = ["Path", "first_of", "leaves", "mapped"]
+__all__ = ["Path", "first_of", "leaf_at", "leaves", "mapped"]
 
 Path: TypeAlias = "tuple[str | int, ...]"
 
@@ -42,3 +42,10 @@ def mapped(value: Any, change: Callable[[Path, Any], Any], path: Path = ()) -> A
 def first_of(value: Any) -> Tensor:
     """Return the first tensor; in the output of a network, that is its prediction."""
     return next(leaf for _, leaf in leaves(value) if isinstance(leaf, Tensor))
+
+
+def leaf_at(value: Any, path: Path) -> Any:
+    """Return what keys and places lead to."""
+    for key in path:
+        value = value[key]
+    return value

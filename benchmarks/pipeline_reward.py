@@ -1,6 +1,6 @@
 """Noise of a pipeline optimised for a classifier's logit: the joint solve with chain-adjoint against backpropagation.
 
-    python benchmarks/pipeline_reward.py [--steps 15] [--updates 30] [--images 2] [--plot reward.png]
+    python benchmarks/pipeline_reward.py [--steps 10] [--updates 30] [--images 2] [--plot reward.png]
 
 The pipeline is ``FashionMNISTPipeline`` with DDIM, eta = 1; its prompt is one class, and the reward the bundled
 classifier's logit of another one. ``x_T`` and the noise of all steps of every image go along their gradient, by updates
@@ -42,7 +42,7 @@ from fixedpoint_diffusion.fashion_mnist import CLASSES
 
 WAYS = ("checkpointed", "joint", "warm")
 # The length of an update, relative to that of the noise of an image.
-RATE = 0.005
+RATE = 0.002
 # The tolerance of the joint solves, forward and backward.
 RTOL = 1e-4
 
@@ -171,7 +171,7 @@ def plot(found: dict[str, dict[str, Any]], to: Path, names: tuple[str, str]) -> 
 def main() -> None:
     """Print the table and save the picture."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=15)
+    parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--updates", type=int, default=30)
     parser.add_argument("--images", type=int, default=2)
     parser.add_argument("--prompt", default="sneaker", choices=CLASSES)

@@ -44,8 +44,7 @@ class Gradient:
     """One way to compute the gradient, with what it counts."""
 
     def __init__(self, way: str, name: str, rows: int) -> None:
-        sys.path.insert(0, str(ROOT / "tests" / "support"))
-        from pipelines import arguments, pipeline
+        from tiny_pipelines import arguments, pipeline
 
         self.way, self.rows, self.calls = way, rows, 0
         self.pipe, self.given = pipeline(name), arguments(name)

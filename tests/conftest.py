@@ -14,6 +14,7 @@ import filelock
 import jaxtyping
 
 sys.path.insert(0, str(Path(__file__).parent / "support"))  # the hook finds the checker by its import name
+sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))  # for the tiny pipelines, which benchmarks use, too
 
 import draws
 import typechecker

@@ -32,6 +32,7 @@ from PIL import Image
 from rich.console import Console
 from safetensors import safe_open
 from safetensors.torch import load_file
+from tiny_pipelines import pipeline
 from typer.testing import CliRunner
 
 import fixedpoint
@@ -45,7 +46,6 @@ from fixedpoint_diffusion.fashion_mnist.images import held_out_images
 from fixedpoint_diffusion.fashion_mnist.pipeline import FashionMNISTPipeline
 from fixedpoint_diffusion.inversion.invert import InversionProgress, slerp
 from fixedpoint_diffusion.models.choices import DiffusersModel, FashionMNISTModel
-from tests.support.pipelines import pipeline
 
 # Some schedulers compute with numpy as it was.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")

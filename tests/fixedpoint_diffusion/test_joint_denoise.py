@@ -38,12 +38,12 @@ from diffusers.modular_pipelines.stable_diffusion_xl.denoise import (
 )
 from diffusers.utils import logging as diffusers_logging
 from PIL import Image
+from tiny_pipelines import arguments, pipeline
+from tiny_pipelines.parts import drawn
 
 from fixedpoint.chains import BlockSecant, ChainSolver
 from fixedpoint_diffusion import parallel
 from fixedpoint_diffusion.modular import JointDenoise
-from tests.support.pipelines import arguments, pipeline
-from tests.support.pipelines.parts import drawn
 
 # diffusers' own, about its use of numpy
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from tiny_pipelines import arguments, pipeline
 
 from fixedpoint.chains import BlockSecant, ChainSolver
 from fixedpoint_diffusion import parallel
-from tests.support.pipelines import arguments, pipeline
 
 # diffusers' own, about its use of numpy
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from diffusers import DPMSolverMultistepScheduler
-from pipelines import arguments, pipeline
+from tiny_pipelines import arguments, pipeline
 
 from fixedpoint.chains import BlockSecant, ChainSolver
 from fixedpoint_diffusion import parallel

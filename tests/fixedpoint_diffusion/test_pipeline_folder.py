@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny_pipelines import arguments, pipeline
 
 from fixedpoint_diffusion.fashion_mnist.pipeline import FashionMNISTPipeline
 from fixedpoint_diffusion.pipelines.folder import PipelineFolderError, load_pipeline
 from fixedpoint_diffusion.schedules.by_name import SchedulerChoice, SchedulerError
-from tests.support.pipelines import arguments, pipeline
 
 # diffusers' own, about its use of numpy
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")

@@ -17,11 +17,11 @@ from diffusers import (
     PNDMScheduler,
 )
 from PIL import Image
+from tiny_pipelines import arguments, pipeline
 from torch import Tensor
 
 from fixedpoint.chains import Identity, StepwiseInversion
 from fixedpoint_diffusion import FashionMNISTPipeline, held_out_images, parallel
-from tests.support.pipelines import arguments, pipeline
 
 # diffusers' own, about its use of numpy
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")

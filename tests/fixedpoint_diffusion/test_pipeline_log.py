@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from pipelines import arguments, pipeline
+from tiny_pipelines import arguments, pipeline
 
 from fixedpoint.chains import BlockSecant, ChainSolver
 from fixedpoint_diffusion import parallel

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 from diffusers import DDIMScheduler
+from tiny_pipelines import arguments, pipeline
 
 from fixedpoint.chains import BlockSecant, ChainSolver
 from fixedpoint_diffusion import parallel
-from tests.support.pipelines import arguments, pipeline
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

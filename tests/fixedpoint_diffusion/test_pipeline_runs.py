@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from pipelines import pipeline
+from tiny_pipelines import pipeline
 
 import fixedpoint
 from fixedpoint.chains import BlockSecant, ChainSolver

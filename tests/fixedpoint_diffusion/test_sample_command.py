@@ -17,8 +17,8 @@ import torch
 from click.testing import Result
 from diffusers import DPMSolverMultistepScheduler
 from PIL import Image
-from pipelines import pipeline
 from safetensors.torch import load_file, save_file
+from tiny_pipelines import pipeline
 from typer.testing import CliRunner
 
 from fixedpoint.cli.main import app

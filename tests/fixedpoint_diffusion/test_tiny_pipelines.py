@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import DiffusionPipeline, EulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler
-from pipelines import MORE, NAMES, arguments, pipeline
+from tiny_pipelines import MORE, NAMES, arguments, pipeline
 from torch import Tensor
 
 # diffusers' own, about its use of numpy

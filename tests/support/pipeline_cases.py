@@ -7,7 +7,7 @@ from typing import Any
 
 import diffusers
 import torch
-from pipelines import arguments, distance, doubled, generators, images_of, pipeline
+from tiny_pipelines import arguments, distance, doubled, generators, images_of, pipeline
 
 from fixedpoint.chains import BlockSecant, ChainSolver
 from fixedpoint_diffusion import ParallelPipeline, parallel
@@ -54,5 +54,5 @@ def assert_goes_in(make: Callable[[], Any], name: str, *, form: Any = None, step
         # A pipeline of low precision rounds at every step: its own distance from float32 is another measure.
         exact = distance(own, images_of(called(make().to(torch.float32), name, steps=steps, **given)))
         assert off <= max(3 * distance(moved, own), 1.5 * exact)
-    (problem,) = sampler._formed
-    return sampler.form_of(problem)
+    assert sampler.form is not None
+    return sampler.form

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from pipelines import arguments, pipeline
+from tiny_pipelines import arguments, pipeline
 from torch import Tensor
 
 from fixedpoint import Termination

@@ -103,6 +103,8 @@ class ParallelPipeline:
         The pipeline.
     solution
         The solution of the last call: a status for every image, rounds, counts and plan; None before the first call.
+    form
+        The form of the last joint call, see :meth:`form_of`; None before it.
     """
 
     def __init__(
@@ -114,12 +116,13 @@ class ParallelPipeline:
         max_batch: int | None,
         form: Form | None,
     ) -> None:
-        self.pipe, self.solution = pipe, None
+        self.pipe, self.solution, self.form = pipe, None, None
         self._rtol, self._solver, self._gradient, self._most, self._form = rtol, solver, gradient, max_batch, form
         # By the chain, which problems with another start or batch size share.
         self._known: weakref.WeakKeyDictionary[Chain | PredictionChain, Known] = weakref.WeakKeyDictionary()
 
     solution: Solution | None
+    form: Form | None
 
     def __call__(self, *args: Any, noise: Float[Tensor, "B M *event"] | None = None, **kwargs: Any) -> Any:
         """Call the pipeline, with its own arguments, and return what it returns.
@@ -151,7 +154,7 @@ class ParallelPipeline:
                 solution = api.solve(
                     problem, solver=self._solver, gradient=self._gradient, rtol=self._rtol, on_round=on_round
                 )
-            self.solution = solution
+            self.solution, self.form = solution, self.form_of(problem)
             if not all(solution.converged):
                 warnings.warn(f"{type(self.pipe).__name__}: {solution.message}", stacklevel=2)
             return self.finish(problem, solution)

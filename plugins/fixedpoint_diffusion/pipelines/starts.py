@@ -75,5 +75,5 @@ def _nearly(one: Step, other: Step) -> bool:
         pairs += [(mine, theirs) for (_, mine), (_, theirs) in leaves_of if isinstance(mine, Tensor)]
     return all(
         mine.shape == theirs.shape and float((mine - theirs).norm()) <= 5e-2 * float(mine.norm())
-        for mine, theirs in ((mine.double(), theirs.double()) for mine, theirs in pairs)
+        for mine, theirs in ((mine.detach().double(), theirs.detach().double()) for mine, theirs in pairs)
     )

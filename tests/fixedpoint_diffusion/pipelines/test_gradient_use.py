@@ -9,7 +9,7 @@ import diffusers
 import pytest
 import torch
 from pipeline_gradients import apart, case, drawn, loss, serially, tight
-from pipelines import pipeline
+from tiny_pipelines import pipeline
 
 import fixedpoint
 from fixedpoint import Implicit, Termination

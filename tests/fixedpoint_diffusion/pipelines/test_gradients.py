@@ -8,8 +8,8 @@ import diffusers
 import pytest
 import torch
 from pipeline_gradients import apart, case, drawn, tight
-from pipelines import pipeline
-from pipelines.parts import unet
+from tiny_pipelines import pipeline
+from tiny_pipelines.parts import unet
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from pipeline_cases import called, jointly, made
-from pipelines import distance, generators, images_of
+from tiny_pipelines import distance, generators, images_of
 from torch import Tensor, nn
 
 import fixedpoint

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from pipeline_cases import called, jointly, made
-from pipelines import distance, images_of, pipeline
+from tiny_pipelines import distance, images_of, pipeline
 from torch import nn
 
 from fixedpoint_diffusion import parallel

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from pipeline_cases import called, jointly, made
-from pipelines import distance, images_of
+from tiny_pipelines import distance, images_of
 
 from fixedpoint_diffusion import parallel
 

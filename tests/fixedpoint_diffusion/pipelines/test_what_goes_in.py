@@ -11,7 +11,7 @@ import torch
 import transformers
 from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
 from pipeline_cases import assert_goes_in, called, jointly, made
-from pipelines import arguments, distance, generators, images_of, pipeline
+from tiny_pipelines import arguments, distance, generators, images_of, pipeline
 from torch import Tensor
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")

@@ -32,7 +32,7 @@ from fixedpoint_diffusion.pipelines.calls import Call
 from fixedpoint_diffusion.pipelines.chains import FORMS, Form, Known, formed
 from fixedpoint_diffusion.pipelines.inversion import InvertOptions, PipelineInversion, invert_call
 from fixedpoint_diffusion.pipelines.loop import Loop
-from fixedpoint_diffusion.pipelines.passes import Pass, Step
+from fixedpoint_diffusion.pipelines.passes import Pass, Step, moved
 from fixedpoint_diffusion.pipelines.probe import examine
 from fixedpoint_diffusion.pipelines.refusals import (
     check_arguments,
@@ -207,6 +207,13 @@ class ParallelPipeline:
         script = Pass(loop.template, told=told, prediction=prediction, noise=loop.told_noise)
         output = loop.replay.play(script, deliver=True)
         loop.check_length(script.steps, loop.length)
+        if loop.bare is not None and moved(script.steps, told):
+            warnings.warn(
+                f"{type(self.pipe).__name__} changed its samples between two steps, which it did not do with random "
+                "outputs of its network; a callback that acts on some samples only may be the reason. What is returned "
+                "is not what its own call returns; take solver='serial'",
+                stacklevel=3,
+            )
         return output
 
     def invert(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,7 +14,7 @@ from fixedpoint_diffusion.pipelines.calls import Call
 from fixedpoint_diffusion.pipelines.randomness import Noise
 from fixedpoint_diffusion.pipelines.stand_ins import LoopEnded, Script, Stage, StepCall
 
-__all__ = ["Pass", "Step", "previous_of", "with_previous"]
+__all__ = ["Pass", "Step", "moved", "previous_of", "with_previous"]
 
 # Step arguments that differ from step to step and are no settings of the sampler.
 _OWN = ("model_output", "timestep", "sample", "generator", "return_dict")
@@ -148,6 +149,12 @@ class Pass(Script):
             result = call.take(step.prediction)
         step.noise = noise.drawn
         return result
+
+
+def moved(steps: Sequence[Step], told: Callable[[Step], Tensor]) -> bool:
+    """Whether any step was given another sample than the step before it was told to return."""
+    changes = [(two.sample != told(one)).any() for one, two in itertools.pairwise(steps)]
+    return bool(torch.stack(changes).any()) if changes else False
 
 
 def _advance(scheduler: Any, timestep: Any) -> None:

@@ -35,6 +35,7 @@ from fixedpoint_diffusion.pipelines.stand_ins import (
     copied,
     detached,
     is_autoencoder,
+    prompt_encoder,
     scheduler_copy,
     stand_in,
 )
@@ -189,6 +190,9 @@ class Replay:
                 found[name] = copied(part)
             if isinstance(part, torch.nn.Module):
                 found[name] = stand_in(name, part, place, self._known.setdefault(name, Known()), name in self.encoders)
+        if callable(getattr(self.pipe, "encode_prompt", None)):
+            known = self._known.setdefault("encode_prompt", Known())
+            found["encode_prompt"] = prompt_encoder(self.pipe.encode_prompt, place, known)
         found["_progress_bar_config"] = {"disable": True}  # the rounds have a bar of their own
         found["maybe_free_model_hooks"] = Later()
         return found

@@ -28,6 +28,7 @@ __all__ = [
     "copied",
     "detached",
     "is_autoencoder",
+    "prompt_encoder",
     "scheduler_copy",
     "stand_in",
 ]
@@ -289,6 +290,22 @@ class _Autoencoder(_Encoder):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self._part(*args, **kwargs)
+
+
+def prompt_encoder(encode: Callable[..., Any], place: Place, known: Known) -> Callable[..., Any]:
+    """Return what stands in for ``encode_prompt``, tokenizers included, which takes as long as many a replay.
+
+    With gradients the prompt's embeddings are made anew in each replay: several backward passes would go through them.
+    """
+    results, thread = itertools.count(), threading.get_ident()
+
+    @functools.wraps(encode)
+    def remembered(*args: Any, **kwargs: Any) -> Any:
+        call = functools.partial(encode, *args, **kwargs)
+        own = threading.get_ident() != thread or torch.is_grad_enabled() or place.stage() != "before"
+        return call() if own else known.result(next(results), call)
+
+    return remembered
 
 
 def stand_in(name: str, part: torch.nn.Module, place: Place, known: Known, encodes: bool) -> Any:

@@ -391,3 +391,16 @@ def test_chain_from_another_start_draws_the_noise_of_the_call(generator):
             states.append(problem.chain.step(x, torch.full((2,), number), rows))
     own = images_of(called(made("sd1", kind), "sd1", generator=generator()))
     assert distance(states[-1], own) < 3e-3
+
+
+def test_a_pipeline_that_changes_some_samples_only_is_told():
+    """Passes with random outputs cannot find it out; the last one, with the solution, does."""
+    pipe = made("sd1", "DDIMScheduler")
+    own = images_of(called(pipe, "sd1"))
+
+    def moves_own(pipe: Any, index: int, timestep: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        near = (tensors["latents"] - own).norm() < 0.5 * own.norm()
+        return {"latents": 1.1 * tensors["latents"]} if near else tensors
+
+    with pytest.warns(UserWarning, match="changed its samples between two steps.*solver='serial'"):
+        called(jointly(pipe), "sd1", callback_on_step_end=moves_own)

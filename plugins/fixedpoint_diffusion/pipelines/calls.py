@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 from fixedpoint_diffusion.pipelines.trees import Path, leaves, mapped
 
-__all__ = ["Call", "called", "evaluated", "merged_groups"]
+__all__ = ["Call", "called", "equal_calls", "evaluated", "merged_groups"]
 
 # Tensors that networks of diffusers share among all rows, whatever their first dimension happens to be.
 _SHARED = ("txt_ids", "img_ids", "image_rotary_emb", "rotary_emb", "freqs_cis", "pos_embed", "cross_attention_kwargs")
@@ -104,6 +104,15 @@ def called(module: torch.nn.Module, arguments: Mapping[str | int, Any]) -> Any:
     arguments = mapped(arguments, lambda _path, leaf: leaf)  # some networks empty the lists that they are given
     args = [value for key, value in arguments.items() if isinstance(key, int)]
     return module(*args, **{key: value for key, value in arguments.items() if isinstance(key, str)})
+
+
+def equal_calls(one: Call, two: Call) -> bool:
+    """Whether two calls have equal arguments."""
+    pairs = zip(one.leaves, two.leaves, strict=True)
+    return all(
+        torch.equal(mine, theirs) if isinstance(mine, Tensor) else mine is theirs or mine == theirs
+        for (_, mine), (_, theirs) in pairs
+    )
 
 
 def merged_groups(calls: Sequence[Call]) -> list[list[int]]:

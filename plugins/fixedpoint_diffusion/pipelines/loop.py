@@ -96,8 +96,9 @@ class Loop:
         return self.templates[kind]
 
     def check_length(self, steps: Sequence[Any], length: int) -> None:
-        """Raise an error if a pass took other steps than it had to."""
-        if len(steps) != length:
+        """Raise an error if a pass took other steps than it had to, or made more or fewer calls before one."""
+        pairs = zip(steps, self.steps, strict=False)
+        if len(steps) != length or any(isinstance(a, Step) and len(a.calls) != len(b.calls) for a, b in pairs):
             raise self.changed()
 
     def changed(self) -> ValueError:
@@ -309,6 +310,8 @@ class Loop:
 
     def _joined(self, call: Call, rows: dict[int, Any] | None) -> Any:
         """Return the output of a whole call from those of its images; the template's for images that are not known."""
+        if call.place >= len(self._known_outputs[call.step]):
+            raise self.changed()
         template = self._known_outputs[call.step][call.place]
         if not rows:
             return template

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fixedpoint_diffusion.pipelines.calls import Call
+from fixedpoint_diffusion.pipelines.calls import Call, equal_calls
 from fixedpoint_diffusion.pipelines.randomness import Noise
-from fixedpoint_diffusion.pipelines.stand_ins import LoopEnded, Script, Stage, StepCall
+from fixedpoint_diffusion.pipelines.stand_ins import LoopEnded, Script, Stage, StepCall, cloned
 
-__all__ = ["Pass", "Step", "moved", "previous_of", "with_previous"]
+__all__ = ["Pass", "Step", "moved", "previous_of", "recalls", "with_previous"]
 
 # Step arguments that differ from step to step and are no settings of the sampler.
 _OWN = ("model_output", "timestep", "sample", "generator", "return_dict")
@@ -117,11 +117,15 @@ class Pass(Script):
         return "after" if taken >= self._timesteps.count(last) else "within"
 
     def network(self, name: str, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        call = Call.of(name, module, len(self.steps), len(self.calls), args, kwargs)
+        given = cloned((args, kwargs)) if self.copies else (args, kwargs)
+        call = Call.of(name, module, len(self.steps), len(self.calls), *given)
         self.calls.append(call)
-        return self.answer(call)
+        output = self.answer(call)
+        return cloned(output) if self.copies else output
 
     def step(self, call: StepCall) -> Any:
+        if self.copies:
+            call.arguments = cloned(call.arguments)
         number, given = len(self.steps), call.arguments
         step = Step(number, self.calls, given["model_output"], given["sample"], given["timestep"], given)
         if self.prediction is not None:
@@ -139,7 +143,10 @@ class Pass(Script):
             if number == self.last:
                 raise LoopEnded
         told = None if self.told is None else self.told(step)
-        return result if told is None else with_previous(result, told)
+        if told is None and not self.copies:
+            return result
+        told = previous_of(result) if told is None else told
+        return with_previous(result, told.clone() if self.copies else told)
 
     def _taken(self, call: StepCall, step: Step) -> Any:
         if not self.watches:
@@ -164,6 +171,15 @@ def _advance(scheduler: Any, timestep: Any) -> None:
     if scheduler._step_index is None:
         scheduler._init_step_index(timestep)
     scheduler._step_index += 1
+
+
+def recalls(one: Step, other: Step) -> bool:
+    """Whether a step's prediction, or what its networks are asked, differs between two passes.
+
+    The outputs are random numbers here, so that a prediction does not show what a network was asked.
+    """
+    pairs = zip(one.calls, other.calls, strict=True)
+    return not torch.equal(one.prediction, other.prediction) or not all(equal_calls(*pair) for pair in pairs)
 
 
 def previous_of(result: Any) -> Tensor:

@@ -17,23 +17,22 @@ import torch
 from torch import Tensor
 
 from fixedpoint_diffusion.pipelines.batches import most_rows, spending
-from fixedpoint_diffusion.pipelines.calls import Call
+from fixedpoint_diffusion.pipelines.calls import Call, equal_calls
 from fixedpoint_diffusion.pipelines.layout import Layout
 from fixedpoint_diffusion.pipelines.loop import Loop
-from fixedpoint_diffusion.pipelines.passes import Pass, Step
+from fixedpoint_diffusion.pipelines.passes import Pass, Step, previous_of, recalls
 from fixedpoint_diffusion.pipelines.randomness import RandomStates
 from fixedpoint_diffusion.pipelines.refusals import check_keeps_nothing
 from fixedpoint_diffusion.pipelines.replay import Replay
-from fixedpoint_diffusion.pipelines.stand_ins import StepCall
+from fixedpoint_diffusion.pipelines.stand_ins import REPLACED, StepCall
 from fixedpoint_diffusion.pipelines.starts import scale_of
 from fixedpoint_diffusion.pipelines.sweep import BareSteps
-from fixedpoint_diffusion.pipelines.trees import Path, leaves, mapped
+from fixedpoint_diffusion.pipelines.trees import NARROW, Path, leaves, mapped, widened
 
 __all__ = ["Examined", "arbitrary", "examine", "remembers"]
 
 # The seeds of the arbitrary outputs.
 _SEEDS = (1, 2)
-_NARROW = (torch.float16, torch.bfloat16)
 
 
 @dataclass(eq=False)
@@ -65,15 +64,17 @@ class _First(Pass):
         self.templates: dict[Any, Any] = {}
         self.dtypes: dict[tuple[str, Path], torch.dtype] = {}
         self.scheduler: Any = None
+        self.schedulers: set[Any] = set()  # those that take steps: some pipelines make copies
         self.first: tuple[Call, Any] | None = None
         self.spent: int | None = None
+        self._versions: list[tuple[Tensor, int]] = []
         self.own: dict[Any, Any] = {}
 
     @property
     def narrow(self) -> bool:
         """Whether a network returns numbers of low precision."""
         outputs = (leaf for output in self.own.values() for _, leaf in leaves(output))
-        return any(isinstance(leaf, Tensor) and leaf.dtype in _NARROW for leaf in outputs)
+        return any(isinstance(leaf, Tensor) and leaf.dtype in NARROW for leaf in outputs)
 
     def _first(self, call: Call) -> Any:
         kind = call.kind
@@ -85,17 +86,33 @@ class _First(Pass):
                 output, self.spent = spending(call)
             if self.first is None:
                 self.first = call, output
-            self.own[kind], self.templates[kind] = output, _widened(output)
+            self.own[kind], self.templates[kind] = output, widened(output)
             check_keeps_nothing(call.network, call.module)
-        return arbitrary(self.own[kind], call, _SEEDS[0])
+        found = arbitrary(self.own[kind], call, _SEEDS[0])
+        self._note((call.arguments, found))
+        return found
+
+    def _note(self, values: Any) -> None:
+        tensors = (leaf for _, leaf in leaves(values) if isinstance(leaf, Tensor) and not leaf.is_inference())
+        self._versions.extend((leaf, leaf._version) for leaf in tensors)
+
+    @property
+    def changed(self) -> bool:
+        """Whether the pipeline changed in place what networks and steps were given or returned."""
+        return any(leaf._version != version for leaf, version in self._versions)
 
     def step(self, call: StepCall) -> Any:
+        self.schedulers.add(call.scheduler)
         if self.scheduler is None:
             made = copy.copy(call.scheduler)
-            vars(made).pop("step", None)
+            for name in REPLACED:
+                vars(made).pop(name, None)
             self.scheduler = copy.deepcopy(made)
             self.random = RandomStates((self.replay.args, self.replay.kwargs))
-        return super().step(call)
+        self._note(call.arguments)
+        result = super().step(call)
+        self._note(previous_of(result))
+        return result
 
 
 def examine(replay: Replay, most: int | None) -> Examined:
@@ -114,10 +131,10 @@ def examine(replay: Replay, most: int | None) -> Examined:
     if not any(step.calls for step in first.steps):
         raise ValueError(f"{name} called no network of its own between the steps of its scheduler")
     _name_encoders(replay, first)
-    replay.length = len(first.steps)
+    replay.length, replay.copies = len(first.steps), first.changed
     steps = _passed(replay, first.templates, _SEEDS[0])
-    # The first pass calls networks on what others returned, and so has their dtypes.
-    again = _passed(replay, first.templates, _SEEDS[0]) if first.narrow else first.steps
+    # The first pass calls networks on what others returned, and so has their dtypes; it copies nothing.
+    again = _passed(replay, first.templates, _SEEDS[0]) if first.narrow or replay.copies else first.steps
     _check_same(name, again, steps, bool(replay.encoders))
     other = _passed(replay, first.templates, _SEEDS[1])
     if len(steps) != len(other) or [len(step.calls) for step in steps] != [len(step.calls) for step in other]:
@@ -138,7 +155,7 @@ def examine(replay: Replay, most: int | None) -> Examined:
         loop.most = most_rows(sample.device, call.rows, first.spent)
     loop.scale = scale_of(loop, lambda latents: _passed(replay, first.templates, _SEEDS[0], latents=latents))
     assert first.random is not None
-    if all(_leaves_samples_alone(each) for each in (steps, other)):
+    if len(first.schedulers) == 1 and all(_leaves_samples_alone(each) for each in (steps, other)):
         loop.bare = BareSteps(first.scheduler, first.random)
     return Examined(loop, other, first.scheduler)
 
@@ -194,15 +211,6 @@ def arbitrary(template: Any, call: Call, seed: int, changed: Callable[[Tensor], 
     return mapped(template, change)
 
 
-def _widened(output: Any) -> Any:
-    """Return an output whose numbers of low precision are in float32."""
-
-    def change(_path: Path, leaf: Any) -> Any:
-        return leaf.float() if isinstance(leaf, Tensor) and leaf.dtype in _NARROW else leaf
-
-    return mapped(output, change)
-
-
 def _independent(replay: Replay, templates: dict[Any, Any], steps: Sequence[Step]) -> int:
     """Return the largest number of images that do not depend on one another, image ``i`` owning rows ``i + q d``."""
     samples = len(steps[0].sample)
@@ -253,7 +261,8 @@ def remembers(examined: Examined) -> bool:
     Raises
     ------
     ValueError
-        If what the scheduler is given in a step depends on more than the state before it and the networks of the step.
+        If what is given to the scheduler or a network in a step depends on more than the state before it and the
+        networks of the step.
     """
     loop = examined.loop
     generator = torch.Generator().manual_seed(3)
@@ -289,17 +298,17 @@ def remembers(examined: Examined) -> bool:
         for number, step in enumerate(base):
             if not some[number]:
                 changed |= not torch.equal(_next(step), _next(outputs[number]))
-                recalled |= not torch.equal(step.prediction, outputs[number].prediction)
+                recalled |= recalls(step, outputs[number])
             else:
                 _note_levels(loop, step, outputs[number])
             if number > 0 and not some[number - 1]:
                 changed |= not torch.equal(_next(step), _next(moved[number]))
-                recalled |= not torch.equal(step.prediction, moved[number].prediction)
+                recalled |= recalls(step, moved[number])
     if recalled:
         raise ValueError(
             f"{type(loop.replay.pipe).__name__} mixes outputs or states of earlier steps into what it gives to its "
-            "scheduler, so that the steps cannot be evaluated together; a guider with a momentum, or a callback that "
-            "keeps what it sees, may be the reason"
+            "networks or its scheduler, so that the steps cannot be evaluated together; a guider with a momentum, or a "
+            "callback that keeps what it sees, may be the reason"
         )
     return changed
 
@@ -312,7 +321,7 @@ def _keeps_latents(loop: Loop, base: Sequence[Step], passed: Callable[..., list[
     moved = passed(states, latents=other.to(loop.steps[0].sample.dtype))
     return any(
         not torch.equal(_next(one), _next(two))
-        or not all(_equal_calls(mine, its) for mine, its in zip(one.calls, two.calls, strict=True))
+        or not all(equal_calls(mine, its) for mine, its in zip(one.calls, two.calls, strict=True))
         for one, two in zip(base[1:], moved[1:], strict=True)
     )
 
@@ -326,22 +335,14 @@ def _skips(base: Sequence[Step], play: Callable[[], list[Step]]) -> bool:
     if len(bare) != len(base):
         return False
     return all(
-        _equal_calls(one, two)
+        equal_calls(one, two)
         for step, its in zip(base, bare, strict=True)
         for one, two in zip(step.calls, its.calls, strict=True)
-    )
-
-
-def _equal_calls(one: Call, two: Call) -> bool:
-    pairs = zip(one.leaves, two.leaves, strict=True)
-    return all(
-        torch.equal(mine, theirs) if isinstance(mine, Tensor) else mine is theirs or mine == theirs
-        for (_, mine), (_, theirs) in pairs
     )
 
 
 def _note_levels(loop: Loop, base: Step, outputs: Step) -> None:
     """A call whose input changes with the outputs of this step's calls waits for those before it."""
     for call, its in zip(base.calls, outputs.calls, strict=True):
-        if not _equal_calls(call, its):
+        if not equal_calls(call, its):
             loop.levels[call.step, call.place] = call.place

@@ -108,6 +108,8 @@ class Replay:
         # Where the generators are when the pipeline is given its latents, and so draws none.
         self.given = self.random
         self.length: int | None = None
+        # Whether the pipeline changes in place what its networks and its scheduler were given or returned.
+        self.copies = False
         self._heard = False
         self._known: dict[str, Known] = {}
         # Networks that are called before the loop alone, such as adapters; known after the first replay.
@@ -138,7 +140,7 @@ class Replay:
             dtypes = {part: _dtype(part) for part in own.values() if is_autoencoder(part)}
             given = "latents" in instead and self.kwargs.get("latents") is None
             (self.given if given else self.random).restore()
-            self.ended = None
+            self.ended, script.copies = None, self.copies
             stands_in = self._stand_ins(Place(script, self.length, deliver))
             result, keep = None, deliver
             try:

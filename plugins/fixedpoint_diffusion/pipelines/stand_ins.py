@@ -7,6 +7,7 @@ import functools
 import inspect
 import itertools
 import threading
+import types
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from typing import Any, Literal, TypeAlias
@@ -25,6 +26,7 @@ __all__ = [
     "Script",
     "Stage",
     "StepCall",
+    "cloned",
     "copied",
     "detached",
     "is_autoencoder",
@@ -81,9 +83,12 @@ class Script(ABC):
     ----------
     disturbed
         Whether another thread called the pipeline meanwhile.
+    copies
+        Whether what the pipeline gives and gets is copied, since it changes some of it in place.
     """
 
     disturbed = False
+    copies = False
 
     @abstractmethod
     def stage(self, length: int | None) -> Stage:
@@ -121,6 +126,11 @@ def detached(value: Any) -> Any:
     return mapped(value, lambda _path, leaf: leaf.detach() if _has_graph(leaf) else leaf)
 
 
+def cloned(value: Any) -> Any:
+    """Return a value with copies of its tensors."""
+    return mapped(value, lambda _path, leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf)
+
+
 def _has_graph(leaf: Any) -> bool:
     return isinstance(leaf, Tensor) and leaf.grad_fn is not None
 
@@ -128,8 +138,8 @@ def _has_graph(leaf: Any) -> bool:
 def scheduler_copy(pipe: Any, other: Any, script: Script) -> Any:
     """Return a copy of a pipeline's scheduler, or of another in its place, whose ``step`` goes through the script."""
     made = copied(other or pipe.scheduler)
-    real, begin, thread = made.step, made.set_timesteps, threading.get_ident()
-    names = tuple(inspect.signature(real).parameters)
+    kind, thread = type(made), threading.get_ident()
+    names = tuple(inspect.signature(made.step).parameters)
 
     def check_thread() -> None:
         if threading.get_ident() != thread:
@@ -139,17 +149,19 @@ def scheduler_copy(pipe: Any, other: Any, script: Script) -> Any:
                 "time"
             )
 
-    @functools.wraps(real)  # pipelines look at the signature
-    def step(*args: Any, **kwargs: Any) -> Any:
+    @functools.wraps(kind.step)  # pipelines look at the signature
+    def step(self: Any, *args: Any, **kwargs: Any) -> Any:
         check_thread()
-        return script.step(StepCall(made, real, {**dict(zip(names, args, strict=False)), **kwargs}))
+        given = {**dict(zip(names, args, strict=False)), **kwargs}
+        return script.step(StepCall(self, functools.partial(kind.step, self), given))
 
-    @functools.wraps(begin)
-    def set_timesteps(*args: Any, **kwargs: Any) -> Any:
+    @functools.wraps(kind.set_timesteps)
+    def set_timesteps(self: Any, *args: Any, **kwargs: Any) -> Any:
         check_thread()
-        return begin(*args, **kwargs)
+        return kind.set_timesteps(self, *args, **kwargs)
 
-    made.step, made.set_timesteps = step, set_timesteps
+    # Methods, so that those of a deep copy, which some pipelines make, belong to the copy.
+    made.step, made.set_timesteps = types.MethodType(step, made), types.MethodType(set_timesteps, made)
     return made
 
 
@@ -204,7 +216,7 @@ class Known:
             with torch.no_grad():
                 self._results.append(call())
         # A copy: some pipelines change what an encoder has returned in place.
-        return mapped(self._results[number], lambda _path, leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf)
+        return cloned(self._results[number])
 
 
 # What is the same in every replay of a call, and takes a walk through all of a network to be told.

@@ -13,9 +13,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fixedpoint_diffusion.pipelines.layout import Layout
-from fixedpoint_diffusion.pipelines.passes import Step, previous_of
+from fixedpoint_diffusion.pipelines.passes import Step, previous_of, with_previous
 from fixedpoint_diffusion.pipelines.randomness import Noise, RandomStates
-from fixedpoint_diffusion.pipelines.stand_ins import LoopEnded, Script, Stage, StepCall
+from fixedpoint_diffusion.pipelines.stand_ins import LoopEnded, Script, Stage, StepCall, cloned
 
 __all__ = ["BareSteps", "Sweep"]
 
@@ -62,14 +62,15 @@ class Sweep(Script):
         self._place += 1
         if len(self.states) == len(self.outputs) or self._place > len(self.outputs[len(self.states)]):
             raise LoopEnded  # more calls than there should be
-        return self.outputs[len(self.states)][self._place - 1]
+        output = self.outputs[len(self.states)][self._place - 1]
+        return cloned(output) if self.copies else output
 
     def step(self, call: StepCall) -> Any:
         self._place = 0
         result = self.taken(call.take)
         if len(self.states) == len(self.predictions):
             raise LoopEnded
-        return result
+        return with_previous(result, previous_of(result).clone()) if self.copies else result
 
     def taken(self, take: Callable[[Tensor], Any]) -> Any:
         """Take a step with its prediction, and note the state after it."""

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeAlias
 
+import torch
 from torch import Tensor
 
-__all__ = ["Path", "first_of", "leaf_at", "leaves", "mapped"]
+__all__ = ["NARROW", "Path", "first_of", "leaf_at", "leaves", "mapped", "widened"]
 
 Path: TypeAlias = "tuple[str | int, ...]"
+NARROW = (torch.float16, torch.bfloat16)
 
 
 def leaves(value: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:
@@ -49,3 +51,12 @@ def leaf_at(value: Any, path: Path) -> Any:
     for key in path:
         value = value[key]
     return value
+
+
+def widened(output: Any) -> Any:
+    """Return an output whose numbers of low precision are in float32."""
+
+    def change(_path: Path, leaf: Any) -> Any:
+        return leaf.float() if isinstance(leaf, Tensor) and leaf.dtype in NARROW else leaf
+
+    return mapped(output, change)

@@ -1,0 +1,138 @@
+"""Loops of a user's own: changes in place, deep copies of the scheduler, steps taken twice."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from diffusers import DDIMScheduler, DDPMPipeline, DPMSolverMultistepScheduler
+from tiny_pipelines import pipeline
+from torch import Tensor
+
+from fixedpoint_diffusion import parallel
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+
+STEPS = 8
+
+
+class Own(DDPMPipeline):
+    """Begins at given numbers and goes on as a loop of a subclass does; returns the samples."""
+
+    def __call__(self, generator: torch.Generator) -> tuple[Tensor]:
+        size = self.unet.config.sample_size
+        sample = torch.randn(2, self.unet.config.in_channels, size, size, generator=generator)
+        self.scheduler.set_timesteps(STEPS)
+        for t in self.scheduler.timesteps:
+            sample = self.after(sample, t)
+        return (sample,)
+
+    def after(self, sample: Tensor, t: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+class ChangesOutput(Own):
+    def after(self, sample, t):
+        output = self.unet(sample, t).sample
+        output *= 0.9
+        return self.scheduler.step(output, t, sample).prev_sample
+
+
+class ChangesSample(Own):
+    def after(self, sample, t):
+        sample[:, :, :2] = 0.3
+        return self.scheduler.step(self.unet(sample, t).sample, t, sample).prev_sample
+
+
+class KeepsOneBuffer(Own):
+    def after(self, sample, t):
+        moved = self.scheduler.step(self.unet(sample, t).sample, t, sample).prev_sample
+        return sample.copy_(moved).clamp_(-2, 2)
+
+
+class CopiesItsScheduler(Own):
+    """Every step by a scheduler without history."""
+
+    def after(self, sample, t):
+        scheduler = copy.deepcopy(self.scheduler)
+        return scheduler.step(self.unet(sample, t).sample, t, sample).prev_sample
+
+
+class SamplesByACopy(Own):
+    def __call__(self, generator):
+        own, self.scheduler = self.scheduler, copy.deepcopy(self.scheduler)
+        try:
+            return super().__call__(generator)
+        finally:
+            self.scheduler = own
+
+    after = ChangesOutput.after
+
+
+class PredictsAndCorrects(Own):
+    """The second step of two begins where the first one did."""
+
+    def after(self, sample, t):
+        first = self.scheduler.step(self.unet(sample, t).sample, t, sample).prev_sample
+        second = self.scheduler.step(self.unet(first, t).sample, t, sample).prev_sample
+        return (first + second) / 2
+
+
+def made(kind: Callable[..., Any], scheduler: Callable[..., Any]) -> Any:
+    settings = {"clip_sample": False} if scheduler is DDIMScheduler else {}
+    own = kind(pipeline("ddpm").unet, scheduler(**settings))
+    own.set_progress_bar_config(disable=True)
+    return own
+
+
+@pytest.mark.parametrize("scheduler", [DDIMScheduler, DPMSolverMultistepScheduler])
+@pytest.mark.parametrize(
+    "kind", [ChangesOutput, ChangesSample, KeepsOneBuffer, CopiesItsScheduler, SamplesByACopy], ids=lambda k: k.__name__
+)
+def test_output_is_that_of_the_pipelines_own_call(kind, scheduler):
+    pipe = made(kind, scheduler)
+    with torch.no_grad():
+        own = pipe(torch.Generator().manual_seed(3))[0]
+    joint = parallel(pipe, solver="block-secant", rtol=1e-3)
+    found = joint(torch.Generator().manual_seed(3))[0]
+    assert joint.solution.converged.all()
+    assert (found - own).norm() < 3e-3 * own.norm()
+    serial = parallel(pipe, solver="serial")(torch.Generator().manual_seed(3))[0]
+    assert torch.equal(serial, own)
+
+
+def test_networks_that_are_given_earlier_states_are_refused():
+    sampler = parallel(made(PredictsAndCorrects, DDIMScheduler), solver="block-secant")
+    with pytest.raises(ValueError, match="mixes outputs or states of earlier steps into what it gives to its networks"):
+        sampler(torch.Generator().manual_seed(3))
+
+
+class ReusesOutputs(Own):
+    """Calls its network again only where the sample has moved."""
+
+    bound = 0.4
+
+    def __call__(self, generator):
+        self.seen: Tensor | None = None
+        return super().__call__(generator)
+
+    def after(self, sample, t):
+        if self.seen is None or (sample - self.seen).norm() > self.bound * self.seen.norm():
+            self.seen, self.output = sample, self.unet(sample, t).sample
+        return self.scheduler.step(self.output, t, sample).prev_sample
+
+
+@pytest.mark.parametrize("scheduler", [DDIMScheduler, DPMSolverMultistepScheduler])
+def test_calls_that_depend_on_the_images_are_refused(scheduler):
+    pipe = made(ReusesOutputs, scheduler)
+    calls = []
+    handle = pipe.unet.register_forward_pre_hook(lambda *_: calls.append(1))
+    with torch.no_grad():
+        pipe(torch.Generator().manual_seed(3))
+    handle.remove()
+    assert len(calls) < STEPS
+    with pytest.raises(ValueError, match="images"):
+        parallel(pipe, solver="block-secant")(torch.Generator().manual_seed(3))

@@ -22,7 +22,7 @@ from fixedpoint_diffusion.pipelines.layout import Layout
 from fixedpoint_diffusion.pipelines.loop import Loop
 from fixedpoint_diffusion.pipelines.passes import Pass, Step, previous_of, recalls
 from fixedpoint_diffusion.pipelines.randomness import RandomStates
-from fixedpoint_diffusion.pipelines.refusals import check_keeps_nothing
+from fixedpoint_diffusion.pipelines.refusals import check_keeps_nothing, check_one_shape
 from fixedpoint_diffusion.pipelines.replay import Replay
 from fixedpoint_diffusion.pipelines.stand_ins import REPLACED, StepCall
 from fixedpoint_diffusion.pipelines.starts import scale_of
@@ -130,6 +130,7 @@ def examine(replay: Replay, most: int | None) -> Examined:
         raise ValueError(f"{name} took no step of its scheduler, so there is nothing to solve")
     if not any(step.calls for step in first.steps):
         raise ValueError(f"{name} called no network of its own between the steps of its scheduler")
+    check_one_shape(name, (step.sample for step in first.steps))
     _name_encoders(replay, first)
     replay.length, replay.copies = len(first.steps), first.changed
     steps = _passed(replay, first.templates, _SEEDS[0])
@@ -155,7 +156,8 @@ def examine(replay: Replay, most: int | None) -> Examined:
         loop.most = most_rows(sample.device, call.rows, first.spent)
     loop.scale = scale_of(loop, lambda latents: _passed(replay, first.templates, _SEEDS[0], latents=latents))
     assert first.random is not None
-    if len(first.schedulers) == 1 and all(_leaves_samples_alone(each) for each in (steps, other)):
+    alone = len(first.schedulers) == 1 and "step" not in vars(replay.scheduler or replay.pipe.scheduler)
+    if alone and all(_leaves_samples_alone(each) for each in (steps, other)):
         loop.bare = BareSteps(first.scheduler, first.random)
     return Examined(loop, other, first.scheduler)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ __all__ = [
     "check_finite",
     "check_is_pipeline",
     "check_keeps_nothing",
+    "check_one_shape",
     "check_options",
     "check_output",
     "check_parts",
@@ -76,6 +77,8 @@ def check_parts(pipe: Any) -> None:
     scheduler = getattr(pipe, "scheduler", None)
     if scheduler is None or not callable(getattr(scheduler, "step", None)):
         raise ValueError(f"{name} has no scheduler with a step, so that its loop cannot be told from other code")
+    if "scheduler" not in vars(pipe):
+        raise ValueError(f"{name}.scheduler is a property; register the scheduler under this name")
     own = vars(scheduler).get("step")
     if own is not None and not inspect.ismethod(own):
         raise ValueError(
@@ -173,6 +176,22 @@ def check_output(call: Any, pipe: Any, args: tuple[Any, ...], kwargs: Mapping[st
     kind = bound.arguments.get("output_type", "pt")
     if kind not in ("pt", "latent"):
         raise ValueError(f"a gradient goes through tensors alone: pass output_type='pt' or 'latent', got {kind!r}")
+
+
+def check_one_shape(name: str, samples: Iterable[torch.Tensor]) -> None:
+    """Check that all samples of a loop have one shape.
+
+    Raises
+    ------
+    ValueError
+        If they have not; the message names two of the shapes.
+    """
+    found = list(dict.fromkeys(tuple(each.shape) for each in samples))
+    if len(found) > 1:
+        raise ValueError(
+            f"{name} gives samples of shape {found[0]} to its scheduler, and later of {found[1]}; the states of one "
+            "fixed point have one shape, so call the pipeline itself"
+        )
 
 
 def check_finite(given: Mapping[str, Any]) -> None:

@@ -137,8 +137,7 @@ def _has_graph(leaf: Any) -> bool:
 
 def scheduler_copy(pipe: Any, other: Any, script: Script) -> Any:
     """Return a copy of a pipeline's scheduler, or of another in its place, whose ``step`` goes through the script."""
-    made = copied(other or pipe.scheduler)
-    kind, thread = type(made), threading.get_ident()
+    made, thread = copied(other or pipe.scheduler), threading.get_ident()
     names = tuple(inspect.signature(made.step).parameters)
 
     def check_thread() -> None:
@@ -149,20 +148,28 @@ def scheduler_copy(pipe: Any, other: Any, script: Script) -> Any:
                 "time"
             )
 
-    @functools.wraps(kind.step)  # pipelines look at the signature
-    def step(self: Any, *args: Any, **kwargs: Any) -> Any:
+    def step(owner: Any, real: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         check_thread()
-        given = {**dict(zip(names, args, strict=False)), **kwargs}
-        return script.step(StepCall(self, functools.partial(kind.step, self), given))
+        return script.step(StepCall(owner, real, {**dict(zip(names, args, strict=False)), **kwargs}))
 
-    @functools.wraps(kind.set_timesteps)
-    def set_timesteps(self: Any, *args: Any, **kwargs: Any) -> Any:
+    def begin(_owner: Any, real: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         check_thread()
-        return kind.set_timesteps(self, *args, **kwargs)
+        return real(*args, **kwargs)
 
-    # Methods, so that those of a deep copy, which some pipelines make, belong to the copy.
-    made.step, made.set_timesteps = types.MethodType(step, made), types.MethodType(set_timesteps, made)
+    _replace(made, "step", step)
+    _replace(made, "set_timesteps", begin)
     return made
+
+
+def _replace(made: Any, name: str, instead: Callable[..., Any]) -> None:
+    """Replace a method of a scheduler, so that the one of a deep copy of it belongs to the copy."""
+    real = getattr(made, name)
+    if getattr(real, "__self__", None) is not made:
+        setattr(made, name, functools.wraps(real)(lambda *args, **kwargs: instead(made, real, args, kwargs)))
+        return
+    own = real.__func__
+    method = functools.wraps(own)(lambda self, *args, **kwargs: instead(self, own.__get__(self), args, kwargs))
+    setattr(made, name, types.MethodType(method, made))
 
 
 class Later:

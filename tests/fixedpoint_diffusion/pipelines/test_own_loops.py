@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import types
 from collections.abc import Callable
 from typing import Any
 
@@ -136,3 +137,28 @@ def test_calls_that_depend_on_the_images_are_refused(scheduler):
     assert len(calls) < STEPS
     with pytest.raises(ValueError, match="images"):
         parallel(pipe, solver="block-secant")(torch.Generator().manual_seed(3))
+
+
+class Grows(Own):
+    def after(self, sample, t):
+        moved = self.scheduler.step(self.unet(sample, t).sample, t, sample).prev_sample
+        return moved if len(moved) > 2 else torch.cat([moved, -moved])
+
+
+def test_samples_of_two_shapes_are_refused():
+    with pytest.raises(ValueError, match=r"Grows gives samples of shape .2, .* to its scheduler, and later of .4, "):
+        parallel(made(Grows, DDIMScheduler), solver="block-secant")(torch.Generator().manual_seed(3))
+
+
+def test_method_that_replaces_the_step_is_taken():
+    pipe = made(ChangesOutput, DDIMScheduler)
+
+    def half(self: Any, model_output: Tensor, timestep: Any, sample: Tensor) -> Any:
+        return DDIMScheduler.step(self, 0.5 * model_output, timestep, sample)
+
+    pipe.scheduler.step = types.MethodType(half, pipe.scheduler)
+    with torch.no_grad():
+        own = pipe(torch.Generator().manual_seed(3))[0]
+    for solver, most in (("serial", 0.0), ("block-secant", 3e-3)):
+        found = parallel(pipe, solver=solver)(torch.Generator().manual_seed(3))[0]
+        assert (found - own).norm() <= most * own.norm()

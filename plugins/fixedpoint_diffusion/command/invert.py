@@ -114,7 +114,8 @@ def invert(
       fixedpoint invert a.png b.png --interpolate 6
       fixedpoint invert photos --model my/folder --class 3
       fixedpoint invert . --scheduler EulerDiscreteScheduler
-      fixedpoint invert cat.png --model sd --prompt "cat" --edit-prompt "dog"
+      fixedpoint invert cat.png --model sd --prompt cat \\
+        --edit-prompt dog
 
     \b
     Exit status:

@@ -88,9 +88,9 @@ def sample(
     Examples:
       fixedpoint sample --prompt bag --prompt dress --steps 20
       fixedpoint sample my/folder --prompt "a cat" --count 4
-      fixedpoint sample my/folder --prompt "a cat" \\
-        --scheduler DPMSolverMultistepScheduler,use_karras_sigmas=true
-      fixedpoint sample my/folder --prompt "a cat" --beside-serial
+      fixedpoint sample sd --prompt "a cat" \\
+        --scheduler EulerDiscreteScheduler,use_karras_sigmas=true
+      fixedpoint sample sd --prompt "a cat" --beside-serial
       fixedpoint sample owner/name --class 207 --device cuda
 
     \b

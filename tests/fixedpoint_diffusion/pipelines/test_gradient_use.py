@@ -8,7 +8,7 @@ import weakref
 import diffusers
 import pytest
 import torch
-from pipeline_gradients import apart, case, drawn, loss, serially, tight
+from gradients_of_pipelines import apart, case, drawn, loss, serially, tight
 from tiny_pipelines import pipeline
 
 import fixedpoint

@@ -7,7 +7,7 @@ from typing import Any
 import diffusers
 import pytest
 import torch
-from pipeline_gradients import apart, case, drawn, tight
+from gradients_of_pipelines import apart, case, drawn, tight
 from tiny_pipelines import pipeline
 from tiny_pipelines.parts import unet
 

@@ -89,7 +89,7 @@ def sample(
       fixedpoint sample --prompt bag --prompt dress --steps 20
       fixedpoint sample my/folder --prompt "a cat" --count 4
       fixedpoint sample sd --prompt "a cat" \\
-        --scheduler EulerDiscreteScheduler,use_karras_sigmas=true
+        --scheduler UniPCMultistepScheduler,solver_order=3
       fixedpoint sample sd --prompt "a cat" --beside-serial
       fixedpoint sample owner/name --class 207 --device cuda
 

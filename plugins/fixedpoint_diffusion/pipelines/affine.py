@@ -116,7 +116,7 @@ class Mixed:
         outputs = self.calls.outputs(rows, index, row)
         # Some networks also return a variance, in further channels.
         found = _mixed(self.out.to(u)[index], outputs[:, :, : samples.shape[2]].to(u.dtype))
-        self.loop.note(index, row, found[:, 0] if single else found)
+        self.loop.latest.note(index, row, found[:, 0] if single else found, outputs)
         if self.loop.first is not None:
             self._compare(rows, outputs, index, row)
         return found[:, 0] if single else found

@@ -218,6 +218,11 @@ class Known:
         """Return the states of a solution whose samples these are."""
         return samples if self.tables is None else samples / self._factors(samples)
 
+    def begins(self, start: Float[Tensor, "B *row"]) -> bool:
+        """Whether a chain begins where the pipeline does."""
+        own = self.loop.start if self.tables is None else self.loop.start / float(input_factors(self.tables)[0])
+        return own.shape == start.shape and torch.allclose(start.detach(), own.to(start), rtol=1e-3, atol=1e-4)
+
     def _factors(self, like: Tensor) -> Tensor:
         assert self.tables is not None
         assert self.tables.state_factors is not None

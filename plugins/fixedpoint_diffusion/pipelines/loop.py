@@ -17,6 +17,7 @@ from torch import Tensor
 
 from fixedpoint_diffusion.pipelines.batches import check_merged, same_tensors
 from fixedpoint_diffusion.pipelines.calls import Call, evaluated, merged_groups
+from fixedpoint_diffusion.pipelines.latest import Latest
 from fixedpoint_diffusion.pipelines.layout import Layout
 from fixedpoint_diffusion.pipelines.noise import check_noise, drawn, instead
 from fixedpoint_diffusion.pipelines.passes import Pass, Step
@@ -62,9 +63,8 @@ class Loop:
         The first network call of the pipeline and its output, which a merged batch has to reproduce; None once it has.
     bare
         The scheduler's steps alone, if the pipeline leaves the samples between two steps as they are; else None.
-    last
-        Shape ``(d + 1, *row)``: the prediction that the last step was given at its latest evaluation, row by row, and
-        that of any other step; None before the first evaluation.
+    latest
+        The predictions and outputs of the latest evaluations.
     """
 
     replay: Replay
@@ -81,7 +81,10 @@ class Loop:
     noise: Float[Tensor, "d M *row"] | None = None
     first: tuple[Call, Any] | None = None
     bare: BareSteps | None = None
-    last: Tensor | None = None
+    latest: Latest = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.latest = Latest(self.length, self.layout.count, self.start.device)
 
     @property
     def length(self) -> int:
@@ -155,6 +158,12 @@ class Loop:
             self.replay.play(sweep)
         self.check_length(sweep.states, len(predictions))
         return sweep.states
+
+    @functools.cached_property
+    def single_calls(self) -> bool:
+        """Whether every step has one network call, all of as many rows."""
+        rows = {call.rows for step in self.steps for call in step.calls}
+        return len(rows) == 1 and all(len(step.calls) == 1 for step in self.steps)
 
     @functools.cached_property
     def _known_outputs(self) -> list[list[Any]]:
@@ -243,15 +252,9 @@ class Loop:
             following.append((number, self.layout.rows(value)[row]))
             noted.append(self.layout.rows(final.steps[step].prediction)[row])
         steps, rows = (torch.tensor(part, device=x.device) for part in zip(*taken, strict=True))
-        self.note(steps, rows, torch.stack(noted))
+        seen = [outputs[step, 0][row] for step, row in taken] if self.single_calls else []
+        self.latest.note(steps, rows, torch.stack(noted), torch.stack(list(map(first_of, seen))) if seen else None)
         return following
-
-    def note(self, index: Int[Tensor, " P"], row: Int[Tensor, " P"], prediction: Float[Tensor, "P *row"]) -> None:
-        """Keep the predictions of the last step: some pipelines make their result of them."""
-        if self.last is None:
-            self.last = prediction.new_zeros(1 + self.layout.count, *prediction.shape[1:]).detach()
-        place = torch.where(index == self.length - 1, row, self.layout.count)
-        self.last = self.last.index_copy(0, place, prediction.detach())
 
     def _states(self, x: Tensor, taken: dict[tuple[int, int], int]) -> Tensor:
         """Return a state for every step, those that are not asked for at the start."""

@@ -30,9 +30,10 @@ from fixedpoint.core.solver import Solver
 from fixedpoint.gradients.estimator import GradientEstimator
 from fixedpoint_diffusion.pipelines.calls import Call
 from fixedpoint_diffusion.pipelines.chains import FORMS, Form, Known, formed
+from fixedpoint_diffusion.pipelines.delivery import delivered
 from fixedpoint_diffusion.pipelines.inversion import InvertOptions, PipelineInversion, invert_call
 from fixedpoint_diffusion.pipelines.loop import Loop
-from fixedpoint_diffusion.pipelines.passes import Pass, Step, moved
+from fixedpoint_diffusion.pipelines.passes import Pass
 from fixedpoint_diffusion.pipelines.probe import examine
 from fixedpoint_diffusion.pipelines.refusals import (
     check_arguments,
@@ -179,39 +180,16 @@ class ParallelPipeline:
         The pipeline's callbacks see the states of the solution, and its decoder runs.
         """
         made = self._made(problem)
-        return self._delivered(made, made.samples(solution.z))
+        solved = bool(solution.converged.all()) and made.begins(problem.x0)
+        return self._delivered(made, made.samples(solution.z), solved)
 
-    def _delivered(self, made: Known, states: Float[Tensor, "B K *row"]) -> Any:
+    def _delivered(self, made: Known, states: Float[Tensor, "B K *row"], solved: bool = False) -> Any:
         """Return what the pipeline returns if its steps return these samples."""
-        loop = made.loop
-        dtype = loop.steps[0].sample.dtype
-        last: Tensor | None = None
-        if torch.is_grad_enabled() and states.requires_grad:
-            rows = torch.arange(loop.layout.count, device=states.device)
-            before = states[:, -2] if loop.length > 1 else loop.start
-            last = loop.predictions(before, torch.full_like(rows, loop.length - 1), rows)
-        elif loop.last is not None:
-            last = loop.last[:-1]
-
-        def told(step: Step) -> Tensor:
-            if step.number >= loop.length:
-                raise loop.changed()
-            return loop.layout.samples(states[:, step.number]).to(dtype)
-
-        def prediction(step: Step) -> Tensor:
-            # Some pipelines make their result of the last prediction.
-            if last is None or step.number < loop.length - 1:
-                return step.prediction
-            return loop.layout.samples(last).to(dtype)
-
-        script = Pass(loop.template, told=told, prediction=prediction, noise=loop.told_noise)
-        output = loop.replay.play(script, deliver=True)
-        loop.check_length(script.steps, loop.length)
-        if loop.bare is not None and moved(script.steps, told):
+        output, otherwise = delivered(made.loop, states, solved)
+        if otherwise:
             warnings.warn(
-                f"{type(self.pipe).__name__} changed its samples between two steps, which it did not do with random "
-                "outputs of its network; a callback that acts on some samples only may be the reason. What is returned "
-                "is not what its own call returns; take solver='serial'",
+                f"{type(self.pipe).__name__}'s own code does otherwise with the solution than with random outputs of "
+                f"its network: {otherwise}. What is returned is not what its own call returns; take solver='serial'",
                 stacklevel=3,
             )
         return output
@@ -297,7 +275,9 @@ class ParallelPipeline:
         loop.replay.play(script)
         found = [loop.layout.rows(step.next) for step in script.steps if step.next is not None]
         rows = torch.arange(loop.layout.count, device=loop.start.device)
-        loop.note(torch.full_like(rows, loop.length - 1), rows, loop.layout.rows(script.steps[-1].prediction))
+        for step in script.steps:
+            prediction = loop.layout.rows(step.prediction)
+            loop.latest.note(torch.full_like(rows, step.number), rows, prediction, None)
         states = torch.stack(found, dim=1).to(loop.start.dtype)
         return api.solve(ChainProblem(_Played(made.states(states)), loop.start), solver="serial")
 

@@ -162,3 +162,28 @@ def test_method_that_replaces_the_step_is_taken():
     for solver, most in (("serial", 0.0), ("block-secant", 3e-3)):
         found = parallel(pipe, solver=solver)(torch.Generator().manual_seed(3))[0]
         assert (found - own).norm() <= most * own.norm()
+
+
+class HoldsBack(Own):
+    """Reduces its predictions near some samples, which random outputs do not lead to."""
+
+    def __init__(self, *parts):
+        super().__init__(*parts)
+        self.near: Tensor | None = None
+
+    def after(self, sample, t):
+        output = self.unet(sample, t).sample
+        if self.near is not None and (sample - self.near).norm() < 0.5 * self.near.norm():
+            output = 0.7 * output
+        return self.scheduler.step(output, t, sample).prev_sample
+
+
+@pytest.mark.parametrize("scheduler", [DDIMScheduler(clip_sample=False), DPMSolverMultistepScheduler()])
+def test_a_branch_that_the_solution_takes_alone_is_told(scheduler: Any):
+    pipe = HoldsBack(pipeline("ddpm").unet, scheduler)
+    pipe.set_progress_bar_config(disable=True)
+    solver = {"name": "chain", "accelerator": "block-secant"}
+    (pipe.near,) = pipe(generator=torch.Generator().manual_seed(0))
+    sampler = parallel(pipe, solver=solver)
+    with pytest.warns(UserWarning, match="own code does otherwise with the solution.*predictions of step.*'serial'"):
+        sampler(generator=torch.Generator().manual_seed(0))

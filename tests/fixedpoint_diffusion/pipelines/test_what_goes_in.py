@@ -402,5 +402,5 @@ def test_a_pipeline_that_changes_some_samples_only_is_told():
         near = (tensors["latents"] - own).norm() < 0.5 * own.norm()
         return {"latents": 1.1 * tensors["latents"]} if near else tensors
 
-    with pytest.warns(UserWarning, match="changed its samples between two steps.*solver='serial'"):
+    with pytest.warns(UserWarning, match="changes its samples between two steps.*solver='serial'"):
         called(jointly(pipe), "sd1", callback_on_step_end=moves_own)

@@ -162,8 +162,7 @@ class Loop:
     @functools.cached_property
     def single_calls(self) -> bool:
         """Whether every step has one network call, all of as many rows."""
-        rows = {call.rows for step in self.steps for call in step.calls}
-        return len(rows) == 1 and all(len(step.calls) == 1 for step in self.steps)
+        return [len(rows) for rows in {tuple(call.rows for call in step.calls) for step in self.steps}] == [1]
 
     @functools.cached_property
     def _known_outputs(self) -> list[list[Any]]:

@@ -148,7 +148,7 @@ class Replay:
                 with unheard() if self._heard else contextlib.nullcontext():
                     result = self.call(pipe, *self.args, **{**self.kwargs, **instead})
             except LoopEnded as ended:
-                self.ended = ended
+                self.ended = ended.with_traceback(None)  # whose frames hold all that the replay made
             except BaseException:
                 keep = True
                 raise

@@ -60,14 +60,16 @@ class _Unloaded(TyperCommand):
 
     def loaded(self) -> Any:
         """Return the loaded command; exit with a message and status 2 if it cannot be used."""
-        from fixedpoint.registry.faults import LoadError, one_line
+        from fixedpoint.core.foreign import guarded, one_line
+        from fixedpoint.registry.faults import LoadError
 
         name = self.command.name
         # typer builds a command from a function only as part of an app.
         alone = typer.Typer(add_completion=False, rich_markup_mode=None)
         try:
-            alone.command(name, cls=_Loaded)(self.command.load())
-            found = get_command(alone)
+            with guarded():
+                alone.command(name, cls=_Loaded)(self.command.load())
+                found = get_command(alone)
         except Exception as error:  # third-party code may raise anything
             lacks = isinstance(error, ImportError) and self.command.missing()
             said = error.reason if isinstance(error, LoadError) else one_line(error)

@@ -6,6 +6,7 @@ import random
 import traceback
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 from fixedpoint.config.files import SCHEMA
 from fixedpoint.config.folder import CellRow
 from fixedpoint.config.record import Failure, Record
+from fixedpoint.core.foreign import foreign
 from fixedpoint.core.problem import AbilityError
 from fixedpoint.core.progress import Progress
 from fixedpoint.core.termination import Termination
@@ -49,17 +51,23 @@ class Work:
 
     def __call__(self, cell: Cell) -> Finished:
         """Compute a cell and return its record and arrays, whether it fails or not."""
-        started = host.now()
+        notices: dict[str, None] = {}
         with _threads(self.threads):
-            try:
-                return self._finished(cell, started)
-            except AbilityError as error:  # only the solve can tell: tasks need not declare all abilities
-                return Finished(_record(cell, started, "skipped", reason=str(error)))
-            except Exception as error:  # a task may raise anything; the record says what, and the run goes on
-                return Finished(_record(cell, started, "failed", error=_failure(error)))
+            finished = self._ended(cell, host.now(), notices)
+        return replace(finished, notices=tuple(notices))
 
-    def _finished(self, cell: Cell, started: str) -> Finished:
-        result = self._result(cell)
+    def _ended(self, cell: Cell, started: str, notices: dict[str, None]) -> Finished:
+        """The result of a cell, whether it fails or not."""
+        try:
+            with foreign():
+                return self._finished(cell, started, notices)
+        except AbilityError as error:  # only the solve can tell: tasks need not declare all abilities
+            return Finished(_record(cell, started, "skipped", reason=str(error)))
+        except Exception as error:  # a task may raise anything; the record says what, and the run goes on
+            return Finished(_record(cell, started, "failed", error=_failure(error)))
+
+    def _finished(self, cell: Cell, started: str, notices: dict[str, None]) -> Finished:
+        result = self._result(cell, notices)
         record = _record(
             cell,
             started,
@@ -73,14 +81,14 @@ class Work:
         )
         return Finished(record, _arrays(result))
 
-    def _result(self, cell: Cell) -> Result:
+    def _result(self, cell: Cell, notices: dict[str, None]) -> Result:
         task: Task = registry.create("task", cell.task)
         context = Context(
             solver=registry.create("solver", cell.solver),
             termination=Termination(**cell.termination),
             seed=cell.seed,
             gradient=registry.create("gradient", cell.gradient) if cell.gradient else None,
-            on_round=_teller(cell),
+            on_round=_teller(cell, notices),
             shared=self._shared_of(cell),
         )
         # A record must not depend on the cells that were computed before it, so every generator is seeded.
@@ -128,18 +136,28 @@ def _failure(error: Exception) -> Failure:
     return Failure(type=type(error).__name__, message=message, traceback="".join(traceback.format_exception(error)))
 
 
-def _teller(cell: Cell) -> Callable[[Progress], None] | None:
+def _teller(cell: Cell, notices: dict[str, None]) -> Callable[[Progress], None] | None:
     """The function that calls the hook ``fixedpoint_round``; None if no plugin implements it.
 
-    It is left out if possible, because reporting a round costs a synchronisation with the device.
+    It is left out if possible, because reporting a round costs a synchronisation with the device. A plugin that raises
+    an exception adds to ``notices``, and is not called again for this cell.
     """
-    hook = registry.hook.fixedpoint_round
-    if not hook.get_hookimpls():
+    listeners = registry.listeners("round")
+    if not listeners:
         return None
     label = CellRow.of(cell).label
 
     def tell(progress: Progress) -> None:
-        hook(cell=label, round=progress.round, running=progress.running, relative_error=progress.relative_error)
+        for listener in list(listeners):
+            said = listener(
+                cell=label,
+                round=progress.round,
+                running=progress.running,
+                relative_error=progress.relative_error,
+            )
+            if said:
+                notices[said] = None
+                listeners.remove(listener)
 
     return tell
 

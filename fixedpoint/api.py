@@ -18,6 +18,7 @@ from fixedpoint.chains.choice import solver_for
 from fixedpoint.core.compiling import outside_of_graphs
 from fixedpoint.core.counts import Counts
 from fixedpoint.core.evaluator import Evaluator
+from fixedpoint.core.foreign import foreign
 from fixedpoint.core.layout import Layout, Rows
 from fixedpoint.core.problem import AbilityError, FunctionProblem, Problem
 from fixedpoint.core.progress import Progress
@@ -290,7 +291,8 @@ def _provides(component: Component, needs: frozenset[str]) -> bool:
     """Whether a registered solver, possibly of a plugin, can be loaded and provides all of ``needs``."""
     try:
         solver = registry.create("solver", component.name)
-        return "chain" not in solver.needs and needs <= solver.provides
+        with foreign():
+            return "chain" not in solver.needs and needs <= solver.provides
     except Exception:  # importing a plugin's module may raise anything
         return False
 

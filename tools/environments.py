@@ -35,7 +35,7 @@ TESTS = (
     "tests/test_bad_input.py",
 )
 # What these tests import besides the library and its extra ``testing``.
-REQUIRED = ("jsonschema", "pytest-timeout", "safetensors", "scipy")
+REQUIRED = ("beartype", "jsonschema", "pytest-timeout", "safetensors", "scipy")
 _SHOWN = ("torch", "numpy", "pydantic", "typer", "jaxtyping")
 
 

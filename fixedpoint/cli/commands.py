@@ -8,6 +8,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 from typer.main import get_command
 
+from fixedpoint.cli.output import kept_clean
 from fixedpoint.cli.sentences import BAD_INPUT, INTERRUPTED, complain
 from fixedpoint.cli.spelling import CheckedCommand
 
@@ -45,7 +46,9 @@ class Commands(TyperGroup):
         """Add the commands of plugins."""
         from fixedpoint.registry import registry
 
-        for name, command in registry.commands().items():
+        with kept_clean():
+            commands = registry.commands()
+        for name, command in commands.items():
             if name not in self.commands:
                 self.add_command(_Unloaded(command), name)
 
@@ -67,7 +70,7 @@ class _Unloaded(TyperCommand):
         # typer builds a command from a function only as part of an app.
         alone = typer.Typer(add_completion=False, rich_markup_mode=None)
         try:
-            with guarded():
+            with kept_clean(), guarded():
                 alone.command(name, cls=_Loaded)(self.command.load())
                 found = get_command(alone)
         except Exception as error:  # third-party code may raise anything

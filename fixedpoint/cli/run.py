@@ -8,6 +8,7 @@ from typing import Annotated, NamedTuple
 
 import typer
 
+from fixedpoint.cli.output import kept_clean
 from fixedpoint.cli.sentences import FAILED, INTERRUPTED, complain, in_sentences
 
 __all__ = ["run"]
@@ -77,11 +78,12 @@ def _run(file: Path, overrides: list[str], output: Path | None, fresh: bool, sai
     from fixedpoint.runs.lock import BusyFolderError
     from fixedpoint.runs.run import execute
 
-    with in_sentences():
+    with kept_clean(said.as_json), in_sentences():
         config = load(file, overrides, output)
     folder = output or run_folder(config.name)
     try:
-        with contextlib.nullcontext() if said.quiet else shown_progress(console(stderr=True)):
+        shown = contextlib.nullcontext() if said.quiet else shown_progress(console(stderr=True))
+        with kept_clean(said.as_json), shown:
             outcome = execute(config, folder, fresh, second_interrupt_exits=True)
         for notice in outcome.notices:
             complain(notice)

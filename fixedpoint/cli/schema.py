@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from fixedpoint.cli.output import kept_clean
 from fixedpoint.cli.sentences import FAILED, complain
 
 __all__ = ["schema"]
@@ -32,7 +33,8 @@ def schema(
     from fixedpoint.config.files import write_atomically
     from fixedpoint.config.schema import run_file_schema
 
-    text = json.dumps(run_file_schema(), indent=1) + "\n"
+    with kept_clean():
+        text = json.dumps(run_file_schema(), indent=1) + "\n"
     if output is None:
         typer.echo(text, nl=False)
         return

@@ -48,8 +48,11 @@ def one_line(error: BaseException) -> str:
     """Return the type and message of an exception in one line that can be printed and encoded."""
     name = type(error).__name__
     try:
-        said = " ".join(str(error).split())
+        with foreign():
+            said = " ".join(str(error).split())
     except Exception:
         return f"{name}, whose message cannot be printed"
     text = said.encode("utf-8", "backslashreplace").decode("utf-8")
+    if isinstance(error, ExitRequestedError):  # its message names the class that was raised
+        return text
     return f"{name}: {text}" if text else name

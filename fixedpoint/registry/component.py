@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from fixedpoint.core.foreign import one_line
+from fixedpoint.core.foreign import guarded, one_line
 from fixedpoint.core.options import Options, option_types, undecorated
 from fixedpoint.registry.entry import RegistryEntry
 
-__all__ = ["KINDS", "Component", "Kind"]
+__all__ = ["KINDS", "Component", "Kind", "fault_of_abilities"]
 
 Kind = Literal["solver", "gradient", "task", "executor"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -73,6 +73,19 @@ class Component(RegistryEntry):
             if not isinstance(abilities, frozenset) and not hasattr(type(abilities), "__get__"):
                 return f"must have a frozenset of names as {name}, got {abilities!r:.80}"
         return ""
+
+
+def fault_of_abilities(instance: Any) -> str:
+    """Return what is wrong with what a built component says that it needs and provides; empty if nothing is."""
+    for name in ("needs", "provides"):
+        try:
+            with guarded():
+                abilities: Any = getattr(instance, name, frozenset())
+        except Exception as error:  # they may depend on the options, by code of others
+            return f"{name} cannot be had: {one_line(error)}"
+        if not isinstance(abilities, frozenset):
+            return f"{name} must be a frozenset of names, got {abilities!r:.80}"
+    return ""
 
 
 def _base_of(kind: str) -> type | None:

@@ -249,7 +249,7 @@ class Registry:
             try:
                 with guarded():
                     hook = getattr(plugin, f"fixedpoint_{kind}s", None)
-                    brought = [] if hook is None else list(hook())
+                    brought = list(hook()) if callable(hook) else []
             except Exception as error:  # as above
                 self._broken.append(found.broken(one_line(error), f"{kind}s"))
                 continue

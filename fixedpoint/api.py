@@ -19,6 +19,7 @@ from fixedpoint.core.compiling import outside_of_graphs
 from fixedpoint.core.counts import Counts
 from fixedpoint.core.evaluator import Evaluator
 from fixedpoint.core.foreign import foreign
+from fixedpoint.core.inference import ordinary, outside_of_inference_mode
 from fixedpoint.core.layout import Layout, Rows
 from fixedpoint.core.problem import AbilityError, FunctionProblem, Problem
 from fixedpoint.core.progress import Progress
@@ -37,6 +38,7 @@ __all__ = ["find_root", "solve"]
 
 
 @outside_of_graphs
+@outside_of_inference_mode
 def solve(
     f: Callable[[Any], Any] | Problem,
     z0: Any = None,
@@ -129,7 +131,7 @@ def solve(
     estimator = _estimator(gradient, problem.layout)
     rule, yardstick = _rule(problem.layout, termination, rtol, atol, per=per, max_rounds=max_rounds)
     method = solver_for(problem, method)
-    evaluator, start = Evaluator(problem, yardstick, max_batch), problem.initial()
+    evaluator, start = Evaluator(problem, yardstick, max_batch), ordinary(problem.initial())
     if start.is_complex():
         raise TypeError(
             "the states of a problem are real; its layout packs complex values into one (layout.pack), and so does "

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fixedpoint.core.counts import Counts
+from fixedpoint.core.inference import writes
 from fixedpoint.core.memory import REFILLED, Receiver
 from fixedpoint.core.point import Evaluated
 from fixedpoint.core.problem import (
@@ -288,11 +289,11 @@ class Calls:
     def _call(self, problem: Problem, z: Tensor) -> Tensor:
         """Call a problem once, count the call, and return the value in memory that nothing else overwrites."""
         self._count(problem, z.shape[0])
-        theirs, version = self._receive.gave(z), z._version
+        theirs, version = self._receive.gave(z), writes(z)
         try:
             fz = self._receive(lambda: self._checked(problem, z))
         except ValueError:
-            if theirs and z._version != version:
+            if theirs and writes(z) != version:
                 raise ValueError(f"{REFILLED}, and leave its argument as it is") from None
             raise
         if self._receive.copied:  # f writes into memory it keeps, which torch.func refuses: start with dual numbers

@@ -20,6 +20,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from fixedpoint.core.inference import writes
 from fixedpoint.core.layout import Layout, Rows
 
 __all__ = [
@@ -220,8 +221,8 @@ class FunctionProblem(Problem):
         TypeError, ValueError
             If the returned value does not match ``z0``, or ``f`` changed its argument in place.
         """
-        # torch counts in-place writes in `_version`: comparing it afterwards shows whether f changed its argument.
-        version = z._version
+        # torch counts in-place writes: comparing their number afterwards shows whether f changed its argument.
+        version = writes(z)
         try:
             value = self.function(self.layout.unpack(z))
         except ValueError as error:
@@ -238,7 +239,7 @@ class FunctionProblem(Problem):
                 raise TypeError(f"with has_aux=True {self.called} must return a tuple (value, aux), got {came}")
             value, aux = value
         state = self.layout.pack(value, f"{self.called}(z)")
-        if z._version != version:
+        if writes(z) != version:
             raise ValueError(f"{self.called} changed its argument in place; it must return a new value")
         return state, aux
 
@@ -267,7 +268,7 @@ def check_row_independence(problem: Problem, seed: int = 0) -> Bool[Tensor, " B"
     generator = torch.Generator().manual_seed(seed)
     z = problem.initial()
     size = z.abs().amax().clamp(min=1.0)
-    noise = torch.randn(z.shape, generator=generator, dtype=torch.float64).to(z) * size * 0.1
+    noise = torch.randn(z.shape, generator=generator, dtype=torch.float64, device="cpu").to(z) * size * 0.1
     with torch.no_grad():
         value = problem(z.clone())
         kept = []

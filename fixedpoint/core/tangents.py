@@ -73,4 +73,4 @@ def _prepare_forward_mode() -> None:
     """Make torch load its forward mode, whose first use issues a deprecation warning of torch's own code."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
-        torch.func.jvp(torch.sin, (torch.zeros(1),), (torch.zeros(1),))
+        torch.func.jvp(torch.sin, (torch.zeros(1, device="cpu"),), (torch.zeros(1, device="cpu"),))

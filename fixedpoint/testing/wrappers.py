@@ -139,7 +139,7 @@ class Counted(Wrapper):
         return replace(self, inner=self.inner.take(rows), rows=self._rows()[rows])
 
     def _rows(self) -> Int[Tensor, " B"]:
-        return torch.arange(self.layout.rows) if self.rows is None else self.rows
+        return torch.arange(self.layout.rows, device="cpu") if self.rows is None else self.rows
 
 
 @dataclass(eq=False)

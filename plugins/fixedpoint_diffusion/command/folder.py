@@ -135,7 +135,7 @@ class Results:
         tensors = {"latents": torch.stack(self._latents)}
         labels = [row.label for row in self.inverted if row.label is not None]
         if labels and self.job.chosen.conditioned == "class":
-            tensors["classes"] = torch.tensor(labels)
+            tensors["classes"] = torch.tensor(labels, device="cpu")
         tensors |= {kind: torch.stack(images) for kind, images in self._tensors.items() if kind != "images"}
         told = {**self._settings(), "names": [row.name for row in self.inverted]}
         if self.job.chosen.conditioned == "prompt":

@@ -159,7 +159,7 @@ def inverted(job: Job, told: Callable[[InversionProgress], None] | None = None) 
             rows, pixels, labels = [], [], []
     # Images at the end of the list that were all skipped belong to no batch yet.
     if rows:
-        none = torch.empty(0, *job.image_format.shape)
+        none = torch.empty(0, *job.image_format.shape, device="cpu")
         yield Done(tuple(rows), none, none, none, none if job.edits else None)
 
 

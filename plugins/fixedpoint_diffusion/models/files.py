@@ -50,7 +50,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     try:
         if not path.is_file():
-            raise FolderError(f"{path} is no file")
+            raise FolderError(f"{path} is no file" if path.exists() else f"there is no file {path}")
         size = path.stat().st_size
         if size > _LARGEST_JSON:
             raise FolderError(f"{path} has {size / 2**20:.0f} MiB, which no configuration has")

@@ -87,7 +87,8 @@ class ModelFolder:
         _ask(network, check_config, config)
         check_numbers(network / "config.json", config)
         sharded = shards_of(network)
-        weights = sorted({*network.glob(f"{_WEIGHTS}*.safetensors"), *sharded})
+        # A pipe would wait for ever, and a device has no end.
+        weights = sorted({*(file for file in network.glob(f"{_WEIGHTS}*.safetensors") if file.is_file()), *sharded})
         if not weights:
             pickled = " (pickled weights are not read; save them again as safetensors)" * any(network.glob("*.bin"))
             raise FolderError(f"{network} has no {_WEIGHTS}.safetensors{pickled}")

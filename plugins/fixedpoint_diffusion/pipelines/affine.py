@@ -50,7 +50,7 @@ def tables_of(examined: Examined) -> SamplerTables | None:
     parts = [part for step in loop.steps for part in (step.sample, step.prediction, *step.noise)]
     if any(step.next is None or not made_of(step.next, *parts) for step in loop.steps):
         return None  # a setting of the scheduler is to have a gradient
-    return replace(tables, timesteps=torch.arange(loop.length))
+    return replace(tables, timesteps=torch.arange(loop.length, device="cpu"))
 
 
 def _follows(tables: SamplerTables, steps: Sequence[Step]) -> bool:

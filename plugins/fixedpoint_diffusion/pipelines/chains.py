@@ -24,6 +24,7 @@ from fixedpoint.chains.chain import Chain, PredictionChain
 from fixedpoint.chains.planning.costs import HasCostKey
 from fixedpoint.chains.problem import ChainProblem
 from fixedpoint.chains.recurrence.recurrence import Held, Recurrence, Respond
+from fixedpoint.core.inference import writes
 from fixedpoint_diffusion.denoisers.denoiser import Denoiser
 from fixedpoint_diffusion.pipelines.affine import Mixed, direct_calls, input_factors, tables_of
 from fixedpoint_diffusion.pipelines.loop import Loop
@@ -91,7 +92,7 @@ class ReplayedSteps(Chain, HasCostKey, HasNoInverse, HasReferenceSlopes, HasRepr
 
     def reference_slopes(self) -> Float[Tensor, " N"]:
         """One: a step is taken to keep a change of its state. What it really does is learned as secants."""
-        return torch.ones(self.length, dtype=torch.float64)
+        return torch.ones(self.length, dtype=torch.float64, device="cpu")
 
     def representative_steps(self) -> tuple[int, ...]:
         """Steps that together call every network in every way."""
@@ -131,7 +132,7 @@ class ReplayedRecurrence(Recurrence):
 
     def values(self, held: Held) -> Float[Tensor, "B p d"]:
         # Asked for several times in a round, with the same predictions.
-        version = held.predictions._version
+        version = writes(held.predictions)
         if self._latest is None or self._latest[0] is not held.predictions or self._latest[1] != version:
             found = self.loop.sweep([self._shaped(each) for each in held.predictions.unbind(1)])
             values = torch.stack([each.flatten(1) for each in found], dim=1)
@@ -185,7 +186,7 @@ class ReplayedPredictions(PredictionChain, HasCostKey):
 
     def reference_slopes(self) -> Float[Tensor, " K"]:
         """Zero: predictions are taken to stay what they are."""
-        return torch.zeros(self.length, dtype=torch.float64)
+        return torch.zeros(self.length, dtype=torch.float64, device="cpu")
 
     def cost_key(self) -> tuple[object, Hashable]:
         """The pipeline."""

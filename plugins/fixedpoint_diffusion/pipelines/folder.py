@@ -240,7 +240,7 @@ def _check_class(root: Path, part: str, library: str, name: str) -> None:
 def _network(kind: Any, folder: Path, variant: str | None, dtype: torch.dtype) -> torch.nn.Module:
     """A part with weights. Those of all shards are checked, and those of a precision are preferred, as by diffusers."""
     shards = [file for file in shards_of(folder) if file.suffix != ".json"]
-    single = sorted(file for file in folder.glob("*.safetensors") if _WEIGHTS.match(file.name))
+    single = sorted(file for file in folder.glob("*.safetensors") if _WEIGHTS.match(file.name) and file.is_file())
     if not shards and not single:
         raise FolderError(f"{folder} has no weights in safetensors")
     own = variant if any(_of(file.name) == variant for file in (*shards, *single)) else None

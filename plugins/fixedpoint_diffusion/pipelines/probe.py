@@ -201,7 +201,7 @@ def arbitrary(template: Any, call: Call, seed: int, changed: Callable[[Tensor], 
         if not isinstance(leaf, Tensor) or not leaf.is_floating_point():
             return leaf
         own = torch.Generator().manual_seed(number)
-        random = torch.randn(leaf.shape, generator=own, dtype=leaf.dtype).to(leaf.device)
+        random = torch.randn(leaf.shape, generator=own, dtype=leaf.dtype, device="cpu").to(leaf.device)
         if seed == _SEEDS[1] and random.ndim > 0:
             # So that no combination of rows is a fixed multiple of another by chance.
             size = torch.linspace(1.0, 2.0, len(random), dtype=random.dtype, device=random.device)
@@ -270,8 +270,8 @@ def remembers(examined: Examined) -> bool:
     generator = torch.Generator().manual_seed(3)
     shape = (loop.length, *loop.start.shape)
     size = loop.start.square().mean().sqrt()
-    states = torch.randn(shape, generator=generator, dtype=loop.start.dtype).to(loop.start.device) * size
-    chosen = torch.rand(loop.length, generator=generator) < 0.5
+    states = torch.randn(shape, generator=generator, dtype=loop.start.dtype, device="cpu").to(loop.start.device) * size
+    chosen = torch.rand(loop.length, generator=generator, device="cpu") < 0.5
 
     def passed(
         states: Tensor, moved: Tensor | None = None, latents: Tensor | None = None, **options: Any

@@ -170,7 +170,7 @@ CONFIGS: tuple[tuple[dict[str, Any], str], ...] = (
     ({"in_channels": 0, "out_channels": 0}, "must say in_channels"),
     ({"in_channels": "3"}, "must say in_channels"),
     ({"in_channels": 3.5}, "must say in_channels"),
-    ({"in_channels": True}, "must say in_channels"),
+    ({"in_channels": True}, "is given True channels"),
     ({"in_channels": None}, "must say in_channels"),
     ({"out_channels": 7}, "predicts 7"),
     ({"out_channels": "3"}, "cannot be loaded"),
@@ -274,7 +274,11 @@ FILES: tuple[tuple[str, Callable[[Path], None], str], ...] = (
     ("weights: a link to nothing", partial(link, name=WEIGHTS, to="/nowhere/x"), "has no|cannot be|no file"),
     ("weights: a link to itself", partial(link, name=WEIGHTS, to=WEIGHTS), "has no|cannot be|no file"),
     ("weights: a device", partial(link, name=WEIGHTS, to="/dev/zero"), "has no|no file|which is what is loaded"),
-    ("weights: only of another precision", partial(renamed, name=WEIGHTS, to=WEIGHTS.replace(".s", ".fp16.s")), ""),
+    (
+        "weights: only of another precision",
+        partial(renamed, name=WEIGHTS, to=WEIGHTS.replace(".s", ".fp16.s")),
+        "which is what is loaded",
+    ),
     (
         "weights: only pickled",
         lambda f: (renamed(f, WEIGHTS, "diffusion_pytorch_model.bin"), write("x.bin", pickle.dumps(Bomb()), f)),  # type: ignore[func-returns-value,arg-type,return-value]
@@ -301,7 +305,7 @@ FILES: tuple[tuple[str, Callable[[Path], None], str], ...] = (
     (
         "shards: one short",
         lambda f: (sharded(f), weights(f, lambda t: t.popitem(), WEIGHTS.replace(".s", "-00002-of-00002.s"))),  # type: ignore[func-returns-value,arg-type,return-value]
-        "lack|cannot be loaded",
+        "the shards of .* lack .*, which it names",
     ),
     (
         "shards: beside whole weights",
@@ -332,3 +336,168 @@ SCHEDULERS: tuple[tuple[dict[str, Any], str], ...] = (
     ({"clip_sample": "no"}, "."),
 )
 """Settings of a scheduler; whether all of them are refused is the matter of other tests."""
+
+
+def within(part: str, spoil: Callable[[Path], Any]) -> Callable[[Path], Any]:
+    """The same, done to a part of a pipeline."""
+    return lambda folder: spoil(folder / part)
+
+
+def named(**parts: Any) -> Callable[[Path], None]:
+    """A function that changes the parts in ``model_index.json``."""
+    return setting("model_index.json", **parts)
+
+
+TEXT = "model.safetensors"
+
+INDEXES: tuple[tuple[dict[str, Any], str], ...] = (
+    ({"unet": ["diffusers", "os.system"]}, "names the class os.system for the unet, which diffusers has not"),
+    ({"unet": ["diffusers", ""]}, "names the class  for the unet"),
+    ({"unet": ["os", "system"]}, "has a unet of the class system in os; parts are read"),
+    ({"unet": ["../x", "UNet"]}, "in ../x; parts are read"),
+    ({"unet": ["__class__", "mro"]}, "in __class__; parts are read|which __class__ has not"),
+    ({"unet": ["__init__", "x"]}, "parts are read|has not"),
+    ({"unet": ["stable_diffusion", "Nothing"]}, "names the class Nothing for the unet, which stable_diffusion has not"),
+    ({"unet": ["diffusers", "DDIMScheduler"]}, "cannot be loaded"),
+    ({"unet": ["diffusers", "StableDiffusionPipeline"]}, "cannot be loaded"),
+    ({"unet": ["diffusers", "AutoencoderKL"]}, "cannot be loaded|lack|have"),
+    ({"unet": [None, None]}, "cannot be loaded|"),
+    ({"unet": None}, "cannot be loaded|"),
+    ({"unet": 3}, "cannot be loaded|"),
+    ({"unet": "UNet2DConditionModel"}, "cannot be loaded|"),
+    ({"unet": ...}, "cannot be loaded"),
+    ({"unet": ["diffusers", "UNet2DConditionModel", "x"]}, "unet must be a library and a class"),
+    ({"unet": [["diffusers"], "UNet2DConditionModel"]}, "unet must be a library and a class"),
+    ({"text_encoder": ["transformers", "AutoModel"]}, "names AutoModel for the text_encoder, which looks for a class"),
+    ({"text_encoder": ["transformers", "pipeline"]}, "names the class pipeline for the text_encoder"),
+    ({"text_encoder": ["transformers", "Nothing"]}, "names the class Nothing for the text_encoder, which transformers"),
+    ({"text_encoder": ["transformers", "T5EncoderModel"]}, "cannot be loaded|lack|have"),
+    ({"tokenizer": ["transformers", "AutoTokenizer"]}, "names AutoTokenizer for the tokenizer"),
+    ({"tokenizer": ["transformers", "CLIPTextModel"]}, "has no weights|cannot be|there is no file"),
+    ({"scheduler": ["diffusers", "UNet2DModel"]}, "has no weights|cannot be loaded|there is no file"),
+    ({"scheduler": ["diffusers", "Nothing"]}, "names the class Nothing for the scheduler"),
+    ({"../outside": ["diffusers", "UNet2DModel"]}, "has a part '../outside', which is no name of one"),
+    ({"/etc": ["diffusers", "UNet2DModel"]}, "has a part '/etc', which is no name of one"),
+    ({"further": ["diffusers", "UNet2DModel"]}, r"names a further \(UNet2DModel\), and has no folder further"),
+    ({"_class_name": "DDPMPipeline"}, "cannot be loaded|"),
+    ({"_class_name": "UNet2DModel"}, "which is no pipeline of diffusers"),
+    ({"_class_name": "DiffusionPipeline"}, "cannot be loaded|"),
+    ({"_class_name": "AutoPipelineForText2Image"}, "which is no pipeline of diffusers"),
+    ({"_class_name": "StableDiffusionXLPipeline"}, "cannot be loaded"),
+    ({"requires_safety_checker": "no"}, "|cannot be loaded"),
+    ({"_diffusers_version": [1]}, "|cannot be loaded"),
+    ({"_module": "evil"}, "|cannot be loaded"),
+)
+"""Settings of ``model_index.json``."""
+
+PARTS: tuple[tuple[str, Callable[[Path], Any], str], ...] = (
+    ("text encoder: no weights", lambda f: (f / "text_encoder" / TEXT).unlink(), "has no weights in safetensors"),
+    (
+        "text encoder: missing tensor",
+        within("text_encoder", lambda f: weights(f, lambda t: t.popitem(), TEXT)),
+        "the weights in .*text_encoder lack",
+    ),
+    (
+        "text encoder: unexpected tensor",
+        within("text_encoder", lambda f: weights(f, lambda t: t.update({"more.weight": torch.zeros(2)}), TEXT)),
+        "the weights in .*text_encoder have .*more.weight that CLIPTextModel has not",
+    ),
+    ("text encoder: shards", within("text_encoder", partial(sharded, name=TEXT)), ""),
+    (
+        "text encoder: pickled shard",
+        within("text_encoder", partial(sharded, name=TEXT, rename=lambda n: n.replace(".safetensors", ".bin"))),
+        "which is no safetensors file",
+    ),
+    (
+        "text encoder: shard around the folder",
+        within("text_encoder", partial(sharded, name=TEXT, rename=lambda n: f"../{n}")),
+        "which is no file in its own folder",
+    ),
+    (
+        "text encoder: adapter",
+        within("text_encoder", partial(write, "adapter_config.json", '{"base_model_name_or_path": "/etc"}')),
+        "has an adapter_config.json",
+    ),
+    (
+        "text encoder: terabytes",
+        within("text_encoder", setting(hidden_size=2**23)),
+        "cannot be loaded: config.json asks",
+    ),
+    (
+        "text encoder: many layers",
+        within("text_encoder", setting(num_hidden_layers=10**6)),
+        "config.json asks for more",
+    ),
+    ("text encoder: one more layer", within("text_encoder", setting(num_hidden_layers=9)), "lack"),
+    ("text encoder: huge", within("text_encoder", setting(hidden_size=HUGE)), "no size of a network"),
+    (
+        "text encoder: words",
+        within("text_encoder", setting(vocab_size=10**7)),
+        "config.json asks|have other shapes|cannot",
+    ),
+    ("text encoder: negative", within("text_encoder", setting(hidden_size=-8)), "cannot be loaded"),
+    ("text encoder: text", within("text_encoder", setting(hidden_size="x")), "cannot be loaded"),
+    ("text encoder: no heads", within("text_encoder", setting(num_attention_heads=0)), "cannot be loaded"),
+    ("text encoder: activation", within("text_encoder", setting(hidden_act="eval")), "cannot be loaded"),
+    ("text encoder: of another kind", within("text_encoder", setting(model_type="bert")), "|cannot be loaded|lack"),
+    ("text encoder: code", within("text_encoder", setting(auto_map={"AutoModel": "x.Y"})), "has the setting auto_map"),
+    (
+        "text encoder: attention from elsewhere",
+        within("text_encoder", setting(attn_implementation="someone/kernel")),
+        "by which other code would be loaded",
+    ),
+    (
+        "text encoder: other weights",
+        within("text_encoder", setting(transformers_weights="x.bin")),
+        "has the setting transformers_weights",
+    ),
+    ("text encoder: dtype", within("text_encoder", setting(dtype="os.system")), "|cannot be loaded"),
+    (
+        "text encoder: quantised",
+        within("text_encoder", setting(quantization_config={"quant_method": "gptq"})),
+        "cannot",
+    ),
+    (
+        "text encoder: a file",
+        lambda f: (shutil.rmtree(f / "text_encoder"), (f / "text_encoder").touch()),
+        "has no folder",
+    ),
+    ("tokenizer: empty", lambda f: [file.unlink() for file in (f / "tokenizer").iterdir()], "cannot be loaded"),
+    (
+        "tokenizer: code",
+        within("tokenizer", setting("tokenizer_config.json", auto_map={"AutoTokenizer": ["x.Y", None]})),
+        "|cannot be loaded",
+    ),
+    (
+        "tokenizer: class",
+        within("tokenizer", setting("tokenizer_config.json", tokenizer_class="Evil")),
+        "|cannot be loaded",
+    ),
+    (
+        "tokenizer: length",
+        within("tokenizer", setting("tokenizer_config.json", model_max_length="x")),
+        "|cannot be load",
+    ),
+    ("tokenizer: text", within("tokenizer", partial(write, "tokenizer_config.json", "x")), "cannot be loaded"),
+    ("tokenizer: words", within("tokenizer", partial(write, "vocab.json", "[]")), "|cannot be loaded"),
+    ("vae: terabytes", within("vae", setting(block_out_channels=[2**20] * 4)), "cannot be loaded"),
+    ("vae: latents", within("vae", setting(latent_channels=HUGE)), "no size of a network"),
+    ("vae: factor", within("vae", setting(scaling_factor=float("nan"))), "no size of a network"),
+    ("vae: text", within("vae", partial(write, "config.json", "x")), "cannot be read"),
+    ("scheduler: text", within("scheduler", partial(write, "scheduler_config.json", "x")), "cannot be read"),
+    ("scheduler: none", lambda f: (f / "scheduler" / "scheduler_config.json").unlink(), "cannot be loaded"),
+    *(
+        (f"scheduler: {each}", within("scheduler", setting("scheduler_config.json", **each)), "|.")
+        for each, _ in SCHEDULERS
+    ),
+    ("safety checker: pickled", lambda f: pickled_part(f, "safety_checker"), "would be unpickled"),
+)
+"""Parts of a pipeline."""
+
+
+def pickled_part(folder: Path, part: str) -> None:
+    """A further part whose weights are pickled."""
+    (folder / part).mkdir(exist_ok=True)
+    (folder / part / "pytorch_model.bin").write_bytes(pickle.dumps(Bomb()))
+    (folder / part / "config.json").write_text("{}")
+    configured(folder, "model_index.json", **{part: ["transformers", "CLIPTextModel"]})

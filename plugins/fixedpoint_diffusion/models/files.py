@@ -16,7 +16,7 @@ from typing import Any
 from fixedpoint.core.foreign import one_line
 from fixedpoint_diffusion.models.places import FolderError
 
-__all__ = ["Stored", "check_numbers", "read_json", "shards_of", "stored_in"]
+__all__ = ["Stored", "check_numbers", "check_shards", "read_json", "shards_of", "stored_in"]
 
 # Bytes. Vocabularies are the largest of these files.
 _LARGEST_JSON = 256 * 2**20
@@ -34,10 +34,15 @@ _FOREIGN = ("auto_map", "transformers_weights", "custom_pipelines")
 
 @dataclass(frozen=True)
 class Stored:
-    """What the files of a network's weights hold: the number of tensors, and of numbers in them."""
+    """What the files of a network's weights hold: the names of the tensors, and how many numbers are in them."""
 
-    tensors: int
+    names: frozenset[str]
     numbers: int
+
+    @property
+    def tensors(self) -> int:
+        """The number of tensors."""
+        return len(self.names)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -72,6 +77,9 @@ def check_numbers(path: Path, config: Mapping[str, Any]) -> None:
     FolderError
         If it does; the message names the setting.
     """
+    kind = config.get("_class_name")
+    if isinstance(kind, str) and not kind.isidentifier():
+        raise FolderError(f"{path} names the class {kind!r:.80}, which is no name of a class")
     for name in _FOREIGN:
         if config.get(name):
             raise FolderError(f"{path} has the setting {name}, by which other code or files would be loaded")
@@ -128,6 +136,26 @@ def shards_of(folder: Path) -> list[Path]:
     return found
 
 
+def check_shards(folder: Path, stored: Stored) -> None:
+    """Check that shards hold the tensors that their index names, and no others; a library takes the index's word.
+
+    Raises
+    ------
+    FolderError
+        If they do not.
+    """
+    for index in (file for file in shards_of(folder) if file.suffix == ".json"):
+        named = read_json(index)["weight_map"].keys()
+        lacking, further = sorted(named - stored.names), sorted(stored.names - named)
+        if lacking or further:
+            said = (
+                f"lack {lacking[0]!r:.200}, which it names"
+                if lacking
+                else f"have {further[0]!r:.200}, which it does not"
+            )
+            raise FolderError(f"the shards of {index} {said}")
+
+
 def _shard(folder: Path, index: Path, name: str) -> Path:
     if not name.endswith(".safetensors"):
         raise FolderError(f"{index} names {name!r:.200}, which is no safetensors file; other files are not read")
@@ -161,14 +189,16 @@ def stored_in(files: Iterable[Path]) -> Stored:
     """
     from safetensors import safe_open
 
-    tensors = numbers = 0
+    names: set[str] = set()
+    numbers = 0
     for path in files:
         try:
             opened: Any = safe_open(path, "pt")
             with opened as file:
-                shapes = [file.get_slice(name).get_shape() for name in file.keys()]  # noqa: SIM118 -- it is no mapping
+                own = list(file.keys())
+                shapes = [file.get_slice(name).get_shape() for name in own]
         except Exception as error:  # the reader raises errors of several types of its own
             raise FolderError(f"{path} cannot be read as safetensors: {one_line(error)}") from None
-        tensors += len(shapes)
+        names.update(own)
         numbers += sum(math.prod(shape) for shape in shapes)
-    return Stored(tensors, numbers)
+    return Stored(frozenset(names), numbers)

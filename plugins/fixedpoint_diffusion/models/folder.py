@@ -84,8 +84,8 @@ class ModelFolder:
         config = read_json(network / "config.json")
         if not isinstance(config.get("_class_name"), str):
             raise FolderError(f"{network / 'config.json'} does not name the model's class (_class_name)")
-        _ask(network, check_config, config)
         check_numbers(network / "config.json", config)
+        _ask(network, check_config, config)
         sharded = shards_of(network)
         # A pipe would wait for ever, and a device has no end.
         weights = sorted({*(file for file in network.glob(f"{_WEIGHTS}*.safetensors") if file.is_file()), *sharded})
@@ -250,8 +250,7 @@ class ModelFolder:
             there = next(file.name for file in self.files if file.suffix == ".safetensors")
             raise FolderError(f"{self.path} has {there} and no {_WEIGHTS}.safetensors, which is what is loaded")
         # The low-memory mode requires accelerate, and warns without it.
-        options = {"low_cpu_mem_usage": False, "torch_dtype": dtype}
-        network = load_network(kind, self.path, files, self.config, **options)
+        network = load_network(kind, self.path, files, self.config, dtype, low_cpu_mem_usage=False)
         return network.to(device).eval().requires_grad_(False)
 
 

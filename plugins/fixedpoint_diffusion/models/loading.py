@@ -20,7 +20,7 @@ from torch.nn.modules.module import (
 )
 
 from fixedpoint.core.foreign import foreign, one_line
-from fixedpoint_diffusion.models.files import Stored, check_numbers, stored_in
+from fixedpoint_diffusion.models.files import Stored, check_numbers, check_shards, stored_in
 from fixedpoint_diffusion.models.places import FolderError
 
 __all__ = ["load_network"]
@@ -36,7 +36,7 @@ class _TooLargeError(Exception):
 
 
 def load_network(
-    kind: Any, path: Path, files: list[Path], config: Mapping[str, Any], **options: Any
+    kind: Any, path: Path, files: list[Path], config: Mapping[str, Any], dtype: torch.dtype, **options: Any
 ) -> torch.nn.Module:
     """Load a network, and refuse one that its files do not determine.
 
@@ -50,8 +50,10 @@ def load_network(
         Its weights.
     config
         The content of its ``config.json``.
+    dtype
+        To which the weights are converted.
     options
-        Further arguments of ``from_pretrained``, such as the dtype.
+        Further arguments of ``from_pretrained``.
 
     Raises
     ------
@@ -61,6 +63,9 @@ def load_network(
     """
     check_numbers(path / "config.json", config)
     stored = stored_in(files)
+    check_shards(path, stored)
+    of_diffusers = hasattr(kind, "from_config")
+    options["torch_dtype" if of_diffusers else "dtype"] = dtype
     try:
         with foreign(), _at_most(stored), _quiet():
             _try_on_meta(kind, config)
@@ -82,7 +87,9 @@ def load_network(
             unlike = f" that {kind.__name__} has not" if key == "unexpected_keys" else ""
             raise FolderError(f"the weights in {path} {said} {', '.join(names[:_LISTED])}{further}{unlike}")
     network: torch.nn.Module = made
-    return network
+    # diffusers leaves a tensor as it is stored.
+    mixed = any(each.is_floating_point() and each.dtype != dtype for each in network.parameters())
+    return network.to(dtype) if of_diffusers and mixed else network
 
 
 def _try_on_meta(kind: Any, config: Mapping[str, Any]) -> None:

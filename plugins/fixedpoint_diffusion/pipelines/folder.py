@@ -102,6 +102,9 @@ def read_index(root: Path) -> dict[str, Any]:
     index = _read(root / _INDEX)
     if not isinstance(index.get("_class_name"), str):
         raise PipelineFolderError(f"{root / _INDEX} does not name the pipeline's class (_class_name) in diffusers")
+    if not index["_class_name"].isidentifier():
+        named = f"names the class {index['_class_name']!r:.80}"
+        raise PipelineFolderError(f"{root / _INDEX} {named}, which is no name of a class")
     return index
 
 
@@ -245,8 +248,8 @@ def _network(kind: Any, folder: Path, variant: str | None, dtype: torch.dtype) -
         raise FolderError(f"{folder} has no weights in safetensors")
     own = variant if any(_of(file.name) == variant for file in (*shards, *single)) else None
     config = read_json(folder / "config.json")
-    options = {} if hasattr(kind, "config_class") and kind.config_class is not None else {"low_cpu_mem_usage": False}
-    return load_network(kind, folder, shards or single, config, variant=own, dtype=dtype, **options)
+    options = {"low_cpu_mem_usage": False} if hasattr(kind, "from_config") else {}
+    return load_network(kind, folder, shards or single, config, dtype, variant=own, **options)
 
 
 def _of(name: str) -> str | None:

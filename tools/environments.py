@@ -31,6 +31,8 @@ TESTS = (
     "tests/solvers",
     "tests/registry",
     "tests/config",
+    "tests/cli/test_plugin_commands.py",
+    "tests/cli/test_spelling.py",
     "tests/test_api.py",
     "tests/test_bad_input.py",
 )

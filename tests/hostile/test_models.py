@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import resource
 import shutil
@@ -17,11 +18,13 @@ from diffusers import DDIMScheduler, UNet2DModel
 sys.path.append(str(Path(__file__).parent))
 
 import models
-from models import CLASSES, CONFIGS, FILES, JSONS, SCHEDULERS, Odd, setting, write
+from models import CLASSES, CONFIGS, FILES, JSONS, SCHEDULERS, Odd, configured, setting, sharded, write
+from tiny_pipelines import pipeline
 
 from fixedpoint.core.options import OptionError
 from fixedpoint_diffusion.models.choices import DiffusersModel
-from fixedpoint_diffusion.models.folder import FolderError
+from fixedpoint_diffusion.models.folder import FolderError, ModelFolder
+from fixedpoint_diffusion.pipelines.folder import PipelineFolderError, load_pipeline
 from fixedpoint_diffusion.schedules.by_name import SchedulerError
 from fixedpoint_diffusion.schedules.schedulers import DDIMSchedule
 from fixedpoint_diffusion.task import Sampling

@@ -159,6 +159,8 @@ def _check_part(root: Path, part: str, library: str, name: str) -> None:
         raise PipelineFolderError(f"{root} names a {part} ({name}), and has no folder {part}")
     _check_class(root, part, library, name)
     files = [file.name for file in folder.iterdir()]
+    if not files:  # a tokenizer without words would be made of it
+        raise PipelineFolderError(f"{folder} is empty")
     try:
         shards_of(folder)
         for file in ("config.json", "scheduler_config.json"):

@@ -124,7 +124,7 @@ def _swept(size: int) -> tuple[Callable[[Vector], Vector], csc_array]:
 
 
 def sweep_poisson() -> Map:
-    """A sweep of Gauss and Seidel for Poisson's equation with unit source, 20 x 20 (Golub & Van Loan 2013, section 11.2)."""
+    """A sweep of Gauss and Seidel for Poisson's equation with unit source, 20 x 20 (Golub & Van Loan 2013, 11.2)."""
     size = 20
     solve, upper = _swept(size)
     source = np.full(size**2, 1 / (size + 1) ** 2)

@@ -128,8 +128,8 @@ def factors() -> Map:
 def scaling() -> Map:
     """Multidimensional scaling of 60 digits to two dimensions by majorisation (SMACOF).
 
-    (De Leeuw 1977; Borg & Groenen 2005, section 8.6, the Guttman transform with unit weights.) Solutions may be rotated.
-    The reference start is classical scaling (Borg & Groenen 2005, section 12.1).
+    (De Leeuw 1977; Borg & Groenen 2005, section 8.6, the Guttman transform with unit weights.) Solutions may be
+    rotated. The reference start is classical scaling (Borg & Groenen 2005, section 12.1).
     """
     x = load_digits().data[:60] / 16
     wanted = np.linalg.norm(x[:, None] - x[None], axis=2)
@@ -178,7 +178,7 @@ def median() -> Map:
 def sinkhorn() -> Map:
     """Entropic transport between the mean images of the digits 0 and 1, in logarithms.
 
-    (Cuturi 2013, "Sinkhorn distances", algorithm 1; Peyre & Cuturi 2019, eq. 4.43.) The state is the first potential
+    (Cuturi 2013, "Sinkhorn distances", algorithm 1; Peyre & Cuturi 2019, section 4.4.) The state is the first potential
     in units of the regularisation, 0.01 of the largest squared distance, normalised to mean zero so that it is unique.
     """
     digits = load_digits()

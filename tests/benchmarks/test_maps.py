@@ -74,7 +74,7 @@ def test_the_hidden_markov_models_are_the_published_ones() -> None:
 
 
 def test_the_mixture_of_iris_has_the_published_likelihood() -> None:
-    """Fraley & Raftery 2002, model VVV of mclust: three Gaussians with covariances of their own have the log-likelihood -180.19."""
+    """Fraley & Raftery 2002, mclust: three Gaussians with covariances of their own (VVV) reach -180.19."""
     z, x = MAPS["em-iris"].solution, load_iris().data
     weights, means, covariances = z[:3], z[3:15].reshape(3, 4), z[15:].reshape(3, 4, 4)
     total = np.zeros(len(x))

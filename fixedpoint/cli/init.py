@@ -64,7 +64,7 @@ def init(
     import importlib.util
     import json
 
-    from fixedpoint.config.files import write_atomically
+    from fixedpoint.config.writing import write_atomically
 
     if file.exists() and not force:
         complain(f"{file} is there already; --force replaces it")

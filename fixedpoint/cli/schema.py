@@ -29,7 +29,7 @@ def schema(
     and as the first line of a run file:
       # yaml-language-server: $schema=run.schema.json
     """
-    from fixedpoint.config.files import write_atomically
+    from fixedpoint.config.writing import write_atomically
     from fixedpoint.config.schema import run_file_schema
 
     text = json.dumps(run_file_schema(), indent=1) + "\n"

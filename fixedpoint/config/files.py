@@ -1,12 +1,9 @@
-"""Writes files atomically, and reads and writes JSON files that carry a checksum."""
+"""Reads and writes JSON files that carry a checksum, the records and the description of a run."""
 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
-from contextlib import suppress
-from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ValidationError
@@ -15,23 +12,17 @@ from fixedpoint.execution.plain import digest, json_text
 
 __all__ = [
     "SCHEMA",
-    "TEMPORARY",
     "DamagedError",
     "Number",
     "parse_model",
     "sealed",
     "unsealed",
-    "write_atomically",
 ]
 
 SCHEMA = 1
 """Version of the format of records and of ``run.json``."""
 
 M = TypeVar("M", bound=BaseModel)
-
-TEMPORARY = ".*.fixedpoint-part"
-"""Glob pattern of temporary files, which remain only if the process that wrote them was killed."""
-
 
 def _number(value: Any) -> Any:
     return float(value) if value in ("nan", "inf", "-inf") else value
@@ -43,37 +34,6 @@ Number = Annotated[float, BeforeValidator(_number)]
 
 class DamagedError(ValueError):
     """A file of a run folder cannot be used; the message says why."""
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file atomically: a reader sees the old content or the new content, never a part of it.
-
-    Parameters
-    ----------
-    path
-        The file. Missing folders are created.
-    content
-        Its new content.
-
-    Raises
-    ------
-    OSError
-        If any part of writing fails. The error names ``path``, not the temporary file.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.fixedpoint-part")
-    try:
-        with temporary.open("wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())  # before the rename: a crash must not leave the name with no content
-        os.replace(temporary, path)
-    except BaseException as error:  # also an interrupt must not leave the temporary file
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.errno is not None:
-            raise OSError(error.errno, error.strerror, str(path)) from error
-        raise
 
 
 def sealed(data: Mapping[str, Any]) -> bytes:
@@ -100,7 +60,7 @@ def unsealed(content: bytes, version: int) -> dict[str, Any]:
         raise DamagedError("is empty")
     try:
         data = json.loads(content)
-    except ValueError:  # no JSON, or no UTF-8
+    except (ValueError, RecursionError):  # no JSON, no UTF-8, or nested without end
         raise DamagedError("is cut off or no JSON") from None
     if not isinstance(data, dict):
         raise DamagedError("does not have the right form (no mapping)")

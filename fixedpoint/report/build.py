@@ -8,7 +8,7 @@ import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
-from fixedpoint.config.files import write_atomically
+from fixedpoint.config.writing import write_atomically
 from fixedpoint.report.curves import solvers_with_curve
 from fixedpoint.report.palette import strokes
 from fixedpoint.report.reading import RunData

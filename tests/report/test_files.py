@@ -109,7 +109,7 @@ def test_a_record_from_before_these_arrays_is_reported_as_it_was(chains: Path) -
         assert old.keys() < entry.arrays.keys() or (entry.cell.solver, entry.cell.task) == ("serial", "points")
         content = arrays_bytes(old)
         run.folder.arrays(entry.cell.hash).write_bytes(content)
-        write_record(run.folder.record(entry.cell.hash), entry.record.model_copy(update={"arrays": digest(content)}))
+        write_record(run.folder, entry.record.model_copy(update={"arrays": digest(content)}))
     written = build(read_run(chains))
     assert {path.name for path in written.files} == {
         "table.md",

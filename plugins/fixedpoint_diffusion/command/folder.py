@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from safetensors.torch import save
 from torch import Tensor
 
-from fixedpoint.config.files import write_atomically
+from fixedpoint.config.writing import write_atomically
 from fixedpoint.execution.plain import json_text
 from fixedpoint_diffusion.command.pictures import as_png, drawn, sheet
 from fixedpoint_diffusion.command.pipeline import ChosenPipeline

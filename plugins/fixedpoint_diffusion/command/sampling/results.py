@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from fixedpoint.config.files import write_atomically
+from fixedpoint.config.writing import write_atomically
 from fixedpoint.execution.plain import json_text
 from fixedpoint_diffusion.command.pictures import as_png, sheet
 from fixedpoint_diffusion.command.sampling.request import Entry, SampleJob

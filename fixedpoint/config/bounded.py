@@ -48,7 +48,7 @@ def check_regular(path: Path) -> None:
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path)) from None
 
 
-def read_bytes(path: Path, most: int) -> bytes:
+def read_bytes(path: Path, most: int, cut: bool = False) -> bytes:
     """Return the content of a regular file.
 
     Parameters
@@ -57,6 +57,8 @@ def read_bytes(path: Path, most: int) -> bytes:
         The file.
     most
         Number of bytes that it may have.
+    cut
+        Whether only so many bytes are returned of a larger file, which is an error otherwise.
 
     Raises
     ------
@@ -70,6 +72,8 @@ def read_bytes(path: Path, most: int) -> bytes:
     with os.fdopen(descriptor, "rb", closefd=True) as stream:
         _check_mode(os.fstat(stream.fileno()).st_mode, path)
         content = stream.read(most + 1)
+    if len(content) > most and cut:
+        return content[:most]
     if len(content) > most:
         raise OSError(errno.EFBIG, f"has more than {_megabytes(most)}", str(path))
     return content

@@ -8,11 +8,13 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ValidationError
 
-from fixedpoint.execution.plain import digest, json_text
+from fixedpoint.execution.plain import digest, json_text, one_line, printable
 
 __all__ = [
     "SCHEMA",
     "DamagedError",
+    "Label",
+    "Lines",
     "Number",
     "parse_model",
     "sealed",
@@ -24,12 +26,31 @@ SCHEMA = 1
 
 M = TypeVar("M", bound=BaseModel)
 
+
 def _number(value: Any) -> Any:
     return float(value) if value in ("nan", "inf", "-inf") else value
 
 
 Number = Annotated[float, BeforeValidator(_number)]
 """A float. JSON has no NaN and infinities, so ``json_text`` writes them as ``"nan"``, ``"inf"`` and ``"-inf"``."""
+
+
+_LONGEST_LABEL = 1000
+
+
+def _label(value: Any) -> Any:
+    return one_line(value, _LONGEST_LABEL) if isinstance(value, str) else value
+
+
+def _lines(value: Any) -> Any:
+    return printable(value) if isinstance(value, str) else value
+
+
+Label = Annotated[str, BeforeValidator(_label)]
+"""A text that is shown in one line: control characters are written as escapes, and its end is cut off if it is long."""
+
+Lines = Annotated[str, BeforeValidator(_lines)]
+"""A text of several lines: other control characters are written as escapes."""
 
 
 class DamagedError(ValueError):

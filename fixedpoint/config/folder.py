@@ -13,41 +13,18 @@ import re
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict
 
 from fixedpoint.config.bounded import read_bytes
-
-from fixedpoint.config.files import SCHEMA, DamagedError, Number, parse_model, sealed, unsealed
+from fixedpoint.config.files import SCHEMA, DamagedError, Label, Number, parse_model, sealed, unsealed
 from fixedpoint.config.writing import write_atomically
 from fixedpoint.execution.cell import Cell
-from fixedpoint.execution.plain import one_line, printable
 
-__all__ = ["MOST_JSON", "NAMES", "CellRow", "Folder", "Hash", "Label", "Lines", "RunInfo", "holds_run"]
+__all__ = ["MOST_JSON", "NAMES", "CellRow", "Folder", "RunInfo", "holds_run"]
 
 MOST_JSON = 2**26
 """Bytes that a record, ``run.json`` or ``config.yaml`` may have."""
-
-_LONGEST_LABEL = 1000
-
-
-def _label(value: Any) -> Any:
-    return one_line(value, _LONGEST_LABEL) if isinstance(value, str) else value
-
-
-def _lines(value: Any) -> Any:
-    return printable(value) if isinstance(value, str) else value
-
-
-Label = Annotated[str, BeforeValidator(_label)]
-"""A text that is shown in one line: control characters are written as escapes, and its end is cut off if it is long."""
-
-Lines = Annotated[str, BeforeValidator(_lines)]
-"""A text of several lines: other control characters are written as escapes."""
-
-Hash = Annotated[str, Field(pattern=r"\A[0-9a-f]{64}\z")]
-"""The sha256 that names a record. It is a part of a path, so it is nothing else."""
 
 
 class CellRow(BaseModel):
@@ -65,7 +42,7 @@ class CellRow(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
-    hash: Hash
+    hash: str
     task: Label
     solver: Label
     gradient: Label | None
@@ -153,7 +130,7 @@ NAMES = re.compile(
     r"config\.yaml|run\.json|table\.(md|csv)|convergence\.(png|svg)|report\.html"
     r"|(learning|steps|samples|forming)-[^/]*\.(png|svg)|(records|arrays)(/.*)?"
 )
-_RECORD = re.compile(r"[0-9a-f]{64}\.json")
+_HASH = re.compile(r"[0-9a-f]{64}")
 
 
 def holds_run(path: Path) -> bool:
@@ -164,7 +141,7 @@ def holds_run(path: Path) -> bool:
         if b'"schema_version"' in content and b'"cells"' in content:
             return True
     with suppress(OSError):
-        return any(_RECORD.fullmatch(name) for name in os.listdir(path / "records"))
+        return any(_HASH.fullmatch(name.removesuffix(".json")) for name in os.listdir(path / "records"))
     return False
 
 
@@ -221,7 +198,10 @@ class Folder:
             If it is missing or cannot be used.
         """
         try:
-            return parse_model(RunInfo, unsealed(read_bytes(self.info, MOST_JSON), SCHEMA))
+            info = parse_model(RunInfo, unsealed(read_bytes(self.info, MOST_JSON), SCHEMA))
+            if not all(_HASH.fullmatch(cell.hash) for cell in info.cells):  # each is a part of a path
+                raise DamagedError("does not have the right form (a hash is none)")
+            return info
         except (FileNotFoundError, NotADirectoryError):
             raise DamagedError(f"{self.path} holds no run (it has no run.json)") from None
         except OSError as error:

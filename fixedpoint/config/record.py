@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import io
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,12 +21,14 @@ from fixedpoint.config.bounded import MOST_ARRAYS, read_bytes, read_npz
 from fixedpoint.config.files import (
     SCHEMA,
     DamagedError,
+    Label,
+    Lines,
     Number,
     parse_model,
     sealed,
     unsealed,
 )
-from fixedpoint.config.folder import MOST_JSON, Folder, Hash, Label, Lines
+from fixedpoint.config.folder import MOST_JSON, Folder
 from fixedpoint.config.makers import Maker
 from fixedpoint.execution.plain import digest
 
@@ -104,7 +107,7 @@ class Record(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     schema_version: int
-    hash: Hash
+    hash: str
     labels: dict[str, Label]
     config: dict[str, Any]
     seed: int
@@ -124,6 +127,15 @@ class Record(BaseModel):
     machine: dict[Label, Label | int]
     started: Label
     finished: Label
+
+    @property
+    def rtol(self) -> float | None:
+        """The relative tolerance; None if the record has no such number."""
+        termination = self.config.get("termination")
+        value = termination.get("rtol") if isinstance(termination, dict) else None
+        if not isinstance(value, (int, float)) or isinstance(value, bool):
+            return None
+        return float(value) if 0 <= value < math.inf else None
 
 
 def write_record(folder: Folder, record: Record) -> None:

@@ -11,13 +11,24 @@ from pathlib import Path
 from fixedpoint.config.bounded import read_bytes
 from fixedpoint.config.writing import WriteError
 
-__all__ = ["check_folder", "same_content"]
+__all__ = ["check_folder", "holds_text", "same_content"]
+
+# Bytes that tell what a file is.
+_HEAD = 2**16
 
 
 def same_content(path: Path, content: bytes) -> bool:
     """Return whether a file has this content."""
     try:
         return read_bytes(path, len(content)) == content
+    except OSError:
+        return False
+
+
+def holds_text(path: Path, text: bytes) -> bool:
+    """Return whether a text stands near the beginning of a file; False if it cannot be read."""
+    try:
+        return text in read_bytes(path, _HEAD, cut=True)
     except OSError:
         return False
 
@@ -46,9 +57,13 @@ def check_folder(
         If a file would be replaced. The error names it.
     """
     place = os.path.realpath(folder)
+    parents: dict[Path, str] = {}
     for path in inputs:
+        parent = parents.setdefault(path.parent, "") or os.path.realpath(path.parent)
+        parents[path.parent] = parent
         # Of a link both are meant: its own place, and that of the file.
-        for found in (os.path.join(os.path.realpath(path.parent), path.name), os.path.realpath(path)):
+        own = os.path.join(parent, path.name)
+        for found in (own, os.path.realpath(path)) if os.path.islink(path) else (own,):
             inside = os.path.relpath(found, place)
             if names.fullmatch(inside):
                 said = "it is what is read, and is not replaced; choose another output folder"

@@ -7,6 +7,8 @@ import typing
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+from fixedpoint.execution.plain import is_printable
+
 __all__ = ["label_broken", "name_broken", "range_words", "type_words", "value_words"]
 
 _PLAIN: dict[Any, str] = {
@@ -76,7 +78,7 @@ def label_broken(label: str) -> str:
     """Return what a label violates, as a sentence; empty if it can be shown in one line everywhere."""
     if len(label) > _LONGEST_LABEL:
         return f"must have at most {_LONGEST_LABEL} characters, got {len(label):,}"
-    odd = next((c for c in label if not c.isprintable()), None)
+    odd = next((c for c in label if not is_printable(c)), None)
     return f"must be one line of printable characters, got {ascii(odd)[1:-1]} in it" if odd is not None else ""
 
 

@@ -9,6 +9,7 @@ import errno
 import os
 import secrets
 import stat
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
@@ -25,7 +26,9 @@ class WriteError(OSError):
     """A file cannot be written. ``filename`` is the file that was wanted, ``strerror`` says why."""
 
 
-def write_atomically(path: Path, content: bytes, within: Path | None = None, replace: bool = True) -> None:
+def write_atomically(
+    path: Path, content: bytes | Iterable[bytes], within: Path | None = None, replace: bool = True
+) -> None:
     """Write a file atomically: a reader sees the old content or the new content, never a part of it.
 
     The content goes to a new file, which then takes the name. A link that bears the name is replaced; the file that it
@@ -36,7 +39,7 @@ def write_atomically(path: Path, content: bytes, within: Path | None = None, rep
     path
         The file. Missing folders are created.
     content
-        Its new content.
+        Its new content, or the pieces of it, which need not be in memory at once.
     within
         The folder that must not be left: folders between it and the file must not be links.
     replace
@@ -45,15 +48,16 @@ def write_atomically(path: Path, content: bytes, within: Path | None = None, rep
     Raises
     ------
     WriteError
-        If any part of writing fails, or if there is a file and ``replace`` is False. The error names ``path``, not the
-        temporary file.
+        If any part of writing fails. The error names ``path``, not the temporary file.
+    FileExistsError
+        If there is a file or link of this name, and ``replace`` is False.
     """
     temporary: Path | None = None
     try:
         make_folder(path.parent, within)
         temporary, descriptor = _created(path)
         with os.fdopen(descriptor, "wb") as stream:
-            stream.write(content)
+            stream.writelines((content,) if isinstance(content, bytes) else content)
             stream.flush()
             os.fsync(stream.fileno())  # before the rename: a crash must not leave the name with no content
         if replace or not _linked(temporary, path):
@@ -62,6 +66,8 @@ def write_atomically(path: Path, content: bytes, within: Path | None = None, rep
         if temporary is not None:
             with suppress(OSError):
                 temporary.unlink(missing_ok=True)
+        if isinstance(error, FileExistsError) and not replace:
+            raise
         if isinstance(error, OSError) and error.errno is not None:
             raise WriteError(error.errno, error.strerror, str(path)) from error
         if isinstance(error, ValueError):  # a NUL character in the name

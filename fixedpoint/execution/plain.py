@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import unicodedata
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["cut", "digest", "json_text", "one_line", "printable", "said"]
+__all__ = ["cut", "digest", "is_printable", "json_text", "one_line", "printable", "said"]
 
 # Characters of a message that are kept.
 _LONGEST = 20_000
@@ -28,22 +29,29 @@ def json_text(data: Any, canonical: bool = True) -> str:
     return json.dumps(_finite(data), sort_keys=canonical, indent=indent, ensure_ascii=False, allow_nan=False)
 
 
-def printable(text: str) -> str:
-    """Return a text that any terminal, file and parser takes as text.
+def is_printable(text: str) -> bool:
+    """Return whether a text is one line of characters that any terminal, file and parser takes as text."""
+    return text.isprintable() or all(map(_is_shown, text))
 
-    Control characters other than line feeds and tabs, marks that reorder a line, and halves of surrogate pairs become
-    escapes such as ``\\x1b``. Names of files that are not UTF-8 contain such halves.
+
+def printable(text: str) -> str:
+    r"""Return a text with everything but line feeds, tabs and printable characters as escapes such as ``\x1b``.
+
+    These are control characters, marks that reorder a line, and halves of surrogate pairs, which the names of files
+    that are not UTF-8 contain.
     """
-    if text.isprintable():
-        return text
-    # A line feed and a tab are no printable characters, but harmless.
-    return "".join(c if c in "\n\t" or c.isprintable() else repr(c)[1:-1] for c in text)
+    return text if text.isprintable() else "".join(c if c in "\n\t" or _is_shown(c) else ascii(c)[1:-1] for c in text)
 
 
 def one_line(text: str, longest: int | None = None) -> str:
     """Return a text in one line, printable, and cut off after ``longest`` characters if that is given."""
     line = printable(text if text.isprintable() else text.replace("\n", "\\n").replace("\t", "\\t"))
     return line if longest is None or len(line) <= longest else f"{line[: longest - 1]}…"
+
+
+def _is_shown(character: str) -> bool:
+    # Python counts spaces other than its own, and the joiners that scripts and emoji need, as not printable.
+    return character.isprintable() or character in "\u200c\u200d" or unicodedata.category(character) == "Zs"
 
 
 def said(error: BaseException) -> str:

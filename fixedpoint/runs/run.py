@@ -19,6 +19,7 @@ from fixedpoint.config.runfile import RunConfig, to_yaml
 from fixedpoint.config.targets import check_folder, same_content
 from fixedpoint.execution.cell import Cell, Finished
 from fixedpoint.execution.executor import Executor
+from fixedpoint.execution.plain import said
 from fixedpoint.registry import registry
 from fixedpoint.runs import host
 from fixedpoint.runs.interrupts import remembered
@@ -197,5 +198,5 @@ def _tell(hook: str, **values: Any) -> list[str]:
     try:
         getattr(registry.hook, f"fixedpoint_{hook}")(**values)
     except Exception as error:  # third-party code may raise anything
-        return [f"a plugin's hook fixedpoint_{hook} raised {type(error).__name__}: {error}"]
+        return [f"a plugin's hook fixedpoint_{hook} raised {type(error).__name__}: {said(error)}"]
     return []

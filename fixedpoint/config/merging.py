@@ -36,7 +36,7 @@ def _load(
     key: Path = ("extends",)
     place = document.place(key)
     base = document.data.pop("extends")
-    if not isinstance(base, str) or not base:
+    if not isinstance(base, str) or not base or "\0" in base:
         raise ConfigError.at(place, "must be the path of another run file", key)
     above = (*above, (FilePath(os.path.realpath(path)), shown))
     target = path.parent / base

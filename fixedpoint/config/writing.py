@@ -32,7 +32,7 @@ def write_atomically(
     """Write a file atomically: a reader sees the old content or the new content, never a part of it.
 
     The content goes to a new file, which then takes the name. A link that bears the name is replaced; the file that it
-    points to is left as it is.
+    points to is left as it is. Devices, pipes and sockets are not replaced.
 
     Parameters
     ----------
@@ -55,6 +55,7 @@ def write_atomically(
     temporary: Path | None = None
     try:
         make_folder(path.parent, within)
+        _check_replaceable(path)
         temporary, descriptor = _created(path)
         with os.fdopen(descriptor, "wb") as stream:
             stream.writelines((content,) if isinstance(content, bytes) else content)
@@ -116,6 +117,26 @@ def _created(path: Path) -> tuple[Path, int]:
     shown = path.name.encode(errors="surrogateescape")[:100].decode(errors="ignore")  # names have at most 255 bytes
     temporary = path.with_name(f".{shown}.{os.getpid()}-{secrets.token_hex(4)}.fixedpoint-part")
     return temporary, os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _NO_FOLLOW, 0o666)
+
+
+def _check_replaceable(path: Path) -> None:
+    """Refuse to replace a device, pipe or socket, and a link to one: ``/dev/stdout`` is a link of the system's."""
+    try:
+        found = path.lstat().st_mode
+    except FileNotFoundError:
+        return
+    if stat.S_ISLNK(found):
+        if os.readlink(path).startswith("/proc/"):
+            raise OSError(errno.EINVAL, "is a link of the system, wanted a file")
+        try:
+            found = path.stat().st_mode
+        except OSError:
+            return  # a link to nothing, or to itself
+        if stat.S_ISDIR(found):
+            return
+    if not stat.S_ISREG(found):
+        what = "a folder" if stat.S_ISDIR(found) else "a device, pipe or socket"
+        raise OSError(errno.EISDIR if stat.S_ISDIR(found) else errno.EINVAL, f"is {what}, wanted a file")
 
 
 def _linked(temporary: Path, path: Path) -> bool:

@@ -80,7 +80,19 @@ def test_memory_is_flat_and_bytes_are_written_once(tmp_path: Path, count: int) -
     batch = max(20, count // 200)
     done = subprocess.run(
         [
-            *(sys.executable, "-c", PROGRAM, "invert", "images", "--model", "model", "--steps", "2", "--clip", "ignore"),
+            *(
+                sys.executable,
+                "-c",
+                PROGRAM,
+                "invert",
+                "images",
+                "--model",
+                "model",
+                "--steps",
+                "2",
+                "--clip",
+                "ignore",
+            ),
             *("--tolerance", "9", "--batch", str(batch), "-o", "out", "--quiet"),
         ],
         cwd=tmp_path,
@@ -99,6 +111,8 @@ def test_memory_is_flat_and_bytes_are_written_once(tmp_path: Path, count: int) -
     assert len(list((tmp_path / "out" / "reconstructions").iterdir())) == count
     held = told["held"]
     begun = max(held[: len(held) // 3])  # with the network and several batches
-    print(f"{count} images: {begun / 2**20:.0f} MB after a third, {max(held) / 2**20:.0f} MB at most, "
-          f"{told['written'] / result:.3f} bytes written for each of the result")
+    print(
+        f"{count} images: {begun / 2**20:.0f} MB after a third, {max(held) / 2**20:.0f} MB at most, "
+        f"{told['written'] / result:.3f} bytes written for each of the result"
+    )
     assert max(held) - begun < 64 * 2**20 if count > 1000 else begun > 0

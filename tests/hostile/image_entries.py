@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
-
 from hostile.table import Entry, Sandbox
 from hostile.texts import FILES, TEXTS
+from PIL import Image
 
 __all__ = ["files", "names", "outputs"]
 

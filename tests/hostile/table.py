@@ -168,7 +168,7 @@ def problems(entry: Entry, status: int, said: str, before: Mapping[str, Any], af
         found.append(f"status {status}, wanted one of {entry.statuses}")
     if "Traceback (most recent call last)" in said or "Exception ignored" in said:
         found.append("a traceback")
-    if any(ord(c) < 32 and c not in "\n\t\r" or "\ud800" <= c <= "\udfff" for c in said):
+    if any((ord(c) < 32 and c not in "\n\t\r") or "\ud800" <= c <= "\udfff" for c in said):
         found.append("control characters in what it says")
     if entry.says not in said:
         found.append(f"does not say {entry.says!r}")

@@ -34,7 +34,21 @@ seeds: [0, 1, 2, 3]
 CELLS, IMAGES = 8, 12
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 RUN = ("run", "study.yaml", "-o")
-INVERT = ("invert", "images", "--model", "model", "--steps", "2", "--tolerance", "9", "--clip", "ignore", "--batch", "2", "-o")
+INVERT = (
+    "invert",
+    "images",
+    "--model",
+    "model",
+    "--steps",
+    "2",
+    "--tolerance",
+    "9",
+    "--clip",
+    "ignore",
+    "--batch",
+    "2",
+    "-o",
+)
 TIMINGS = ("seconds", "started", "finished", "checksum")
 
 

@@ -167,7 +167,7 @@ def _changes() -> dict[str, Callable[[dict[str, Any], dict[str, Any]], Any]]:
         "extra": of_record(nonsense=1),
         "hash": of_record(hash="../../outside/precious"),
         "cells-none": lambda info, record: info.update(cells=[]),
-        "cells-many": lambda info, record: info.update(cells=info["cells"] * 2000),
+        "cells-many": lambda info, record: info.update(cells=info["cells"] * 300),
         "cells-path": lambda info, record: info["cells"][0].update(hash="../../../outside/precious"),
         "cells-labels": lambda info, record: info["cells"][0].update(task="\x1b[31m\n|x", solver="=1+1\r\n"),
         "cells-seed": lambda info, record: info["cells"][0].update(seed=-(10**300)),
@@ -291,12 +291,14 @@ def _bomb(size: int) -> bytes:
     """An archive of some megabytes that unpacks to ``size`` bytes."""
     stream = io.BytesIO()
     text = f"{{'descr': '|u1', 'fortran_order': False, 'shape': ({size},)}}".ljust(117) + "\n"
-    with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as archive:
-        with archive.open("trace.relative_error.npy", "w", force_zip64=True) as member:
-            member.write(b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text.encode())
-            block = bytes(2**24)
-            for _ in range(size // len(block)):
-                member.write(block)
+    with (
+        zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as archive,
+        archive.open("trace.relative_error.npy", "w", force_zip64=True) as member,
+    ):
+        member.write(b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text.encode())
+        block = bytes(2**24)
+        for _ in range(size // len(block)):
+            member.write(block)
     return stream.getvalue()
 
 

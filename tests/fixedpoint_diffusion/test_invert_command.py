@@ -529,6 +529,12 @@ def test_a_folder_that_cannot_be_written_is_a_sentence(here: Path) -> None:
     Path("out").write_text("a file")
     assert invoke("a.png", *QUICK, "-o", "out", status=1).stderr == "cannot write out: File exists\n"
     Path("half/reconstructions").mkdir(parents=True)
+    done = invoke("a.png", *QUICK, "-o", "half", status=1)
+    assert done.stderr == (
+        "cannot write half/reconstructions: it is there already, and the folder is not that of an inversion; "
+        "choose another output folder\n"
+    )
+    Path("half/report.json").write_text('{"num_inference_steps": 5}')
     Path("half/reconstructions/0001-a.png").mkdir()
     done = invoke("a.png", *QUICK, "-o", "half", status=1)
     assert done.stderr.startswith("cannot write half/reconstructions/0001-a.png: ")

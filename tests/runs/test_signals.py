@@ -137,25 +137,26 @@ def images(out: Path) -> dict[str, bytes]:
     return found
 
 
-@pytest.mark.slow
+@pytest.mark.parametrize("count", [4, pytest.param(100, marks=[pytest.mark.slow, pytest.mark.timeout(3000)])])
 @pytest.mark.parametrize(("command", "look", "total"), [(RUN, records, CELLS), (INVERT, images, IMAGES)])
-def test_a_hundred_signals(
+def test_signals_at_random_moments(
     place: Path,
     monkeypatch: pytest.MonkeyPatch,
     command: tuple[str, ...],
     look: Callable[[Path], dict[str, Any]],
     total: int,
+    count: int,
 ) -> None:
     monkeypatch.chdir(place)
     name = command[0]
-    complete(*command, f"{name}-warm")  # the first one imports what is imported late
-    seconds = complete(*command, f"{name}-whole")
-    whole = look(place / f"{name}-whole")
+    complete(*command, f"{name}-{count}-warm")  # the first one imports what is imported late
+    seconds = complete(*command, f"{name}-{count}-whole")
+    whole = look(place / f"{name}-{count}-whole")
     assert len(whole) == total
     chance = random.Random(7)
     statuses: dict[int, int] = {}
-    out, kept = place / f"{name}-0", {}
-    for number in range(100):
+    out, kept = place / f"{name}-{count}-0", {}
+    for number in range(count):
         process = forked((*command, out.name))
         time.sleep(chance.random() * 1.05 * seconds)
         os.kill(process, chance.choice(SIGNALS))
@@ -167,9 +168,9 @@ def test_a_hundred_signals(
         if name == "run":  # an inversion begins anew
             assert kept.items() <= found.items()
             kept = found
-        if number % 10 == 9:
+        if number % 10 == 9 or number == count - 1:
             complete(*command, out.name)
             assert look(out) == whole
             assert not [path for path in out.rglob(".*") if path.is_file()]  # nothing half written is left
-            out, kept = place / f"{name}-{number}", {}
-    assert len(statuses) >= 4, statuses
+            out, kept = place / f"{name}-{count}-{number + 1}", {}
+    assert count < 100 or len(statuses) >= 4, statuses

@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import matplotlib
+
 __all__ = ["GOOD", "Entry", "Sandbox", "problems", "snapshot", "started"]
 
 DRIVER = Path(__file__).with_name("driver.py")
@@ -140,6 +142,7 @@ def started(entry: Entry, box: Sandbox, python: str) -> subprocess.CompletedProc
     environment = {
         **os.environ,
         "HOME": str(box.root / "home"),
+        "MPLCONFIGDIR": matplotlib.get_configdir(),  # its cache of fonts, which takes a minute to make
         "OMP_NUM_THREADS": "1",
         "PYTHONDONTWRITEBYTECODE": "1",
         "COLUMNS": "100",

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import matplotlib.font_manager  # noqa: F401 -- while HOME is what it is, where it keeps its cache
 import pytest
 import torch
 from diffusers import DDIMScheduler, UNet2DModel

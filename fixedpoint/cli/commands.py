@@ -63,7 +63,7 @@ class _Unloaded(TyperCommand):
 
     def loaded(self) -> Any:
         """Return the loaded command; exit with a message and status 2 if it cannot be used."""
-        from fixedpoint.core.foreign import guarded, one_line
+        from fixedpoint.core.foreign import brief, guarded
         from fixedpoint.registry.faults import LoadError
 
         name = self.command.name
@@ -75,7 +75,7 @@ class _Unloaded(TyperCommand):
                 found = get_command(alone)
         except Exception as error:  # third-party code may raise anything
             lacks = isinstance(error, ImportError) and self.command.missing()
-            said = error.reason if isinstance(error, LoadError) else one_line(error)
+            said = error.reason if isinstance(error, LoadError) else brief(error)
             complain(str(error) if lacks else f"the command {name!r} of {self.command.origin()} cannot be used: {said}")
             raise typer.Exit(BAD_INPUT) from None
         found.no_args_is_help = any(parameter.required for parameter in found.params)

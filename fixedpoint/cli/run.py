@@ -74,6 +74,7 @@ def _run(file: Path, overrides: list[str], output: Path | None, fresh: bool, sai
     from fixedpoint.cli.summary import print_report
     from fixedpoint.cli.tables import console
     from fixedpoint.config.runfile import load, run_folder
+    from fixedpoint.config.writing import WriteError
     from fixedpoint.report.reading import read_run
     from fixedpoint.runs.lock import BusyFolderError
     from fixedpoint.runs.run import execute
@@ -96,8 +97,8 @@ def _run(file: Path, overrides: list[str], output: Path | None, fresh: bool, sai
     except BusyFolderError as error:
         complain(str(error))
         raise typer.Exit(FAILED) from None
-    except OSError as error:
-        complain(f"cannot write {error.filename or folder}: {error.strerror or error}")
+    except WriteError as error:
+        complain(f"cannot write {error.filename}: {error.strerror}")
         raise typer.Exit(FAILED) from None
     if not outcome.ok:
         raise typer.Exit(FAILED)

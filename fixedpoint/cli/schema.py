@@ -30,8 +30,8 @@ def schema(
     and as the first line of a run file:
       # yaml-language-server: $schema=run.schema.json
     """
-    from fixedpoint.config.files import write_atomically
     from fixedpoint.config.schema import run_file_schema
+    from fixedpoint.config.writing import WriteError, write_atomically
 
     with kept_clean():
         text = json.dumps(run_file_schema(), indent=1) + "\n"
@@ -40,7 +40,7 @@ def schema(
         return
     try:
         write_atomically(output, text.encode())
-    except OSError as error:
-        complain(f"cannot write {error.filename or output}: {error.strerror or error}")
+    except WriteError as error:
+        complain(f"cannot write {error.filename}: {error.strerror}")
         raise typer.Exit(FAILED) from None
     typer.echo(f"wrote {output}")

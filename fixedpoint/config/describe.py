@@ -9,7 +9,7 @@ from typing import Any
 
 from fixedpoint.config.choice import UnplainError, plain
 from fixedpoint.config.words import range_words, type_words, value_words
-from fixedpoint.core.foreign import guarded, one_line
+from fixedpoint.core.foreign import brief, guarded
 from fixedpoint.core.options import option_types
 from fixedpoint.registry import Kind, registry
 from fixedpoint.registry.component import Component
@@ -91,7 +91,7 @@ def describe(kind: Kind, name: str) -> Description:
                 if isinstance(inner, Choices):
                     choices |= {f"{key}: {variant}": option_rows(cls) for variant, cls in sorted(inner.classes.items())}
     except Exception as error:  # defaults and types are code of others
-        reason = f"{component.where()} has options that cannot be described: {one_line(error)}"
+        reason = f"{component.where()} has options that cannot be described: {brief(error)}"
         raise LoadError(name, component.origin(), reason) from error
     return Description(kind, component, inspect.getdoc(factory) or "", options, choices, _example(kind, name, options))
 

@@ -14,7 +14,7 @@ from fixedpoint.config.document import OVERRIDE, Document
 from fixedpoint.config.errors import Mistake, Path, where
 from fixedpoint.config.makers import ComponentCode
 from fixedpoint.config.models import wrong_options
-from fixedpoint.core.foreign import foreign, one_line
+from fixedpoint.core.foreign import brief, foreign
 from fixedpoint.core.options import OptionError, Options, nearest, option_types
 from fixedpoint.registry import Kind, registry
 from fixedpoint.registry.building import build
@@ -91,7 +91,7 @@ class Resolver:
                 fault = fault_of_abilities(instance)
                 code = ComponentCode.of(instance, f"{kind} {name}", component.source, component.version)
         except Exception as error:  # types and defaults of options are code of others, too
-            fault = one_line(error)
+            fault = brief(error)
         if fault:
             self.refuse(name_path, f"the {kind} {name} of {component.origin()} cannot be used: {fault}")
             return None
@@ -129,7 +129,7 @@ class Resolver:
                 self.refuse(path, str(error))
             return None
         except Exception as error:  # third-party code may raise anything for a bad option; it is reported as a mistake
-            self.refuse(path, one_line(error).removeprefix(f"{type(error).__name__}: "))
+            self.refuse(path, brief(error).removeprefix(f"{type(error).__name__}: "))
             return None
         return instance, resolved_options(instance, resolved)
 

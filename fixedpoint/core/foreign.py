@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, redirect_stdout
 from types import TracebackType
 
-__all__ = ["ExitRequestedError", "foreign", "guarded", "one_line"]
+__all__ = ["ExitRequestedError", "brief", "foreign", "guarded"]
 
 
 class ExitRequestedError(RuntimeError):
@@ -31,7 +31,7 @@ class foreign(AbstractContextManager[None]):  # noqa: N801 -- a context manager,
     ) -> None:
         """Replace the exception where it is none that ``except Exception`` catches."""
         if error is not None and not isinstance(error, (Exception, KeyboardInterrupt)):
-            raise ExitRequestedError(f"{one_line(error)}, which would have ended the program") from error
+            raise ExitRequestedError(f"{brief(error)}, which would have ended the program") from error
 
 
 @contextmanager
@@ -44,7 +44,7 @@ def guarded() -> Iterator[None]:
         yield
 
 
-def one_line(error: BaseException) -> str:
+def brief(error: BaseException) -> str:
     """Return the type and message of an exception in one line that can be printed and encoded."""
     name = type(error).__name__
     try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from fixedpoint.core.foreign import guarded, one_line
+from fixedpoint.core.foreign import brief, guarded
 from fixedpoint.core.options import Options, option_types, undecorated
 from fixedpoint.registry.entry import RegistryEntry
 
@@ -67,7 +67,7 @@ class Component(RegistryEntry):
         try:
             option_types(factory)
         except Exception as error:  # an annotation is code of others
-            return f"has options whose types cannot be read: {one_line(error)}"
+            return f"has options whose types cannot be read: {brief(error)}"
         for name in ("needs", "provides"):
             abilities: Any = getattr(factory, name, frozenset())
             if not isinstance(abilities, frozenset) and not hasattr(type(abilities), "__get__"):
@@ -82,7 +82,7 @@ def fault_of_abilities(instance: Any) -> str:
             with guarded():
                 abilities: Any = getattr(instance, name, frozenset())
         except Exception as error:  # they may depend on the options, by code of others
-            return f"{name} cannot be had: {one_line(error)}"
+            return f"{name} cannot be had: {brief(error)}"
         if not isinstance(abilities, frozenset):
             return f"{name} must be a frozenset of names, got {abilities!r:.80}"
     return ""

@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from fixedpoint.core.foreign import guarded, one_line
+from fixedpoint.core.foreign import brief, guarded
 from fixedpoint.registry import hookspecs
 from fixedpoint.registry.faults import Broken
 from fixedpoint.registry.hookspecs import PROJECT
@@ -93,7 +93,7 @@ def _entry_points() -> tuple[list[importlib.metadata.EntryPoint], list[Broken]]:
             with suppress(Exception):
                 if f"[{PROJECT}]" not in (distribution.read_text("entry_points.txt") or ""):
                     continue
-            broken.append(Broken(name or "?", "plugin", name, f"its entry points cannot be read: {one_line(error)}"))
+            broken.append(Broken(name or "?", "plugin", name, f"its entry points cannot be read: {brief(error)}"))
     return entries, broken
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from fixedpoint.core.foreign import guarded, one_line
+from fixedpoint.core.foreign import brief, guarded
 from fixedpoint.registry.faults import LoadError
 
 __all__ = ["RegistryEntry"]
@@ -53,7 +53,7 @@ class RegistryEntry:
             with guarded():
                 fault = self.fault(factory)
         except Exception as error:  # what a class of others is asked may raise anything
-            fault = f"cannot be used: {one_line(error)}"
+            fault = f"cannot be used: {brief(error)}"
         if fault:
             raise LoadError(self.name, self.origin(), f"{self.where()} {fault}")
         return factory
@@ -82,7 +82,7 @@ class RegistryEntry:
             with guarded():
                 loaded = importlib.import_module(module)
         except Exception as error:  # third-party code may raise anything when it is imported
-            raise LoadError(self.name, self.origin(), f"{written}: {one_line(error)}") from error
+            raise LoadError(self.name, self.origin(), f"{written}: {brief(error)}") from error
         try:
             with guarded():
                 factory: Callable[..., Any] = getattr(loaded, attribute)
@@ -92,7 +92,7 @@ class RegistryEntry:
             reason = f"{module} has no {attribute}" if attribute else f"{written} is not package.module:Class"
             raise LoadError(self.name, self.origin(), reason + advice) from error
         except Exception as error:  # a module may define what its attributes are
-            raise LoadError(self.name, self.origin(), f"{written}: {one_line(error)}") from error
+            raise LoadError(self.name, self.origin(), f"{written}: {brief(error)}") from error
         return factory
 
     def missing(self) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pluggy
 
-from fixedpoint.core.foreign import foreign, guarded, one_line
+from fixedpoint.core.foreign import brief, foreign, guarded
 from fixedpoint.registry import builtin, hookspecs
 from fixedpoint.registry.building import build
 from fixedpoint.registry.command import NAME, Command
@@ -70,7 +70,7 @@ class Registry:
                         alone(**values)
                 except Exception as error:  # third-party code may raise anything
                     label = self._manager.get_name(plugin)
-                    return f"the hook {caller.name} of the plugin {label} raised {one_line(error)}"
+                    return f"the hook {caller.name} of the plugin {label} raised {brief(error)}"
                 return ""
 
             return tell
@@ -109,7 +109,7 @@ class Registry:
                 except LoadError as error:
                     found.append(Broken(name, kind, entry.origin(), error.reason))
                 except ImportError as error:  # what it requires was there a moment ago
-                    found.append(Broken(name, kind, entry.origin(), one_line(error)))
+                    found.append(Broken(name, kind, entry.origin(), brief(error)))
         return found
 
     def get(self, kind: Kind, name: str) -> Component:
@@ -222,7 +222,7 @@ class Registry:
                 with guarded():
                     plugin = each.load()
             except Exception as error:  # third-party code may raise anything, and must not disable the other plugins
-                self._broken.append(each.broken(one_line(error)))
+                self._broken.append(each.broken(brief(error)))
                 continue
             if plugin is not builtin:  # already added, so that it is there even if the library is not installed
                 self._add(plugin, each)
@@ -239,7 +239,7 @@ class Registry:
                 faults = hook_faults(plugin)
                 self._manager.register(plugin, name=label)
         except Exception as error:  # as above
-            reason = str(error) if isinstance(error, RegistryError) else one_line(error)
+            reason = str(error) if isinstance(error, RegistryError) else brief(error)
             self._broken.append(found.broken(reason))
             if self._manager.has_plugin(label):  # some of its hooks were accepted before one was refused
                 self._manager.unregister(name=label)
@@ -251,7 +251,7 @@ class Registry:
                     hook = getattr(plugin, f"fixedpoint_{kind}s", None)
                     brought = list(hook()) if callable(hook) else []
             except Exception as error:  # as above
-                self._broken.append(found.broken(one_line(error), f"{kind}s"))
+                self._broken.append(found.broken(brief(error), f"{kind}s"))
                 continue
             for entry in brought:
                 self._take(kind, entry, found, label)
@@ -269,7 +269,7 @@ class Registry:
                     raise RegistryError(f"a {kind} of fixedpoint_{kind}s is misstated: {fault}")
                 entry = replace(entry, source=found.source[0], version=found.source[1], kind=kind)
         except Exception as error:  # as above
-            reason = str(error) if isinstance(error, RegistryError) else one_line(error)
+            reason = str(error) if isinstance(error, RegistryError) else brief(error)
             self._broken.append(found.broken(reason, f"{kind}s"))
             return
         if self._accept(kind, entry) is None:

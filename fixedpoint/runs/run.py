@@ -12,11 +12,12 @@ import torch
 
 from fixedpoint.config.expectations import broken_expectations
 from fixedpoint.config.files import SCHEMA
-from fixedpoint.config.folder import CellRow, Folder, RunInfo
+from fixedpoint.config.folder import NAMES, CellRow, Folder, RunInfo, holds_run
 from fixedpoint.config.makers import Makers
 from fixedpoint.config.record import Record
 from fixedpoint.config.runfile import RunConfig, to_yaml
-from fixedpoint.core.foreign import foreign, one_line
+from fixedpoint.config.targets import check_folder, same_content
+from fixedpoint.core.foreign import brief, foreign
 from fixedpoint.execution.cell import Cell, Finished
 from fixedpoint.execution.executor import Executor
 from fixedpoint.registry import registry
@@ -105,12 +106,22 @@ def execute(config: RunConfig, path: Path, fresh: bool = False, second_interrupt
         On a keyboard interrupt. The next run in the folder continues from there.
     BusyFolderError
         If another run is using the folder.
-    OSError
-        If the folder cannot be written.
+    WriteError
+        If the folder cannot be written, or holds the run file or other files that the run would replace.
     """
     cells = plan(config)
+    _check_folder(config, path)
     with locked(path):
         return _execute(config, cells, path, fresh, second_interrupt_exits)
+
+
+def _check_folder(config: RunConfig, path: Path) -> None:
+    """Refuse a folder in which the run file, or a file that no run wrote, would be replaced.
+
+    The ``config.yaml`` of a run may be run in its own folder: it is left as it is.
+    """
+    inputs = [file for file in config.files if not same_content(file, to_yaml(config.plain()).encode())]
+    check_folder(path, NAMES, inputs, holds_run, "a run")
 
 
 def _execute(config: RunConfig, cells: list[Cell], path: Path, fresh: bool, second_exits: bool) -> Outcome:
@@ -150,7 +161,7 @@ def _notes(config: RunConfig) -> list[str]:
                 task: Task = registry.create("task", choice.config)
                 notes += [str(note) for note in task.notes()] if isinstance(task, HasNotes) else []
         except Exception as error:  # a task may be of a plugin; its cells say what they lack
-            notes.append(f"the notes of the task {choice.label} cannot be had: {one_line(error)}")
+            notes.append(f"the notes of the task {choice.label} cannot be had: {brief(error)}")
     return notes
 
 
@@ -213,7 +224,7 @@ def _results(executor: Executor, cells: list[Cell], work: Work, notices: list[st
                 raise TypeError(f"{type(finished).__name__} is no result of a cell of this run")
             yield finished
     except Exception as error:  # an executor may be of a plugin
-        notices.append(f"the executor {whose} raised {one_line(error)}")
+        notices.append(f"the executor {whose} raised {brief(error)}")
     finally:  # closing the generator ends what the executor started, also when an interrupt leaves the loop
         with foreign(), contextlib.suppress(AttributeError):
             results.close()  # type: ignore[union-attr]

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from fixedpoint.config.files import SCHEMA
 from fixedpoint.config.folder import CellRow
@@ -21,10 +20,11 @@ from fixedpoint.core.problem import AbilityError
 from fixedpoint.core.progress import Progress
 from fixedpoint.core.termination import Termination
 from fixedpoint.execution.cell import Cell, Finished
-from fixedpoint.execution.plain import json_text
+from fixedpoint.execution.plain import cut, json_text, printable, said
 from fixedpoint.registry import registry
 from fixedpoint.runs import host
-from fixedpoint.tasks.task import Context, Images, Result, Task
+from fixedpoint.runs.results import arrays_of, numbers_and_message
+from fixedpoint.tasks.task import Context, Result, Task
 
 __all__ = ["Work", "skipped"]
 
@@ -62,24 +62,16 @@ class Work:
             with foreign():
                 return self._finished(cell, started, notices)
         except AbilityError as error:  # only the solve can tell: tasks need not declare all abilities
-            return Finished(_record(cell, started, "skipped", reason=str(error)))
+            return Finished(_record(cell, started, "skipped", reason=said(error)))
         except Exception as error:  # a task may raise anything; the record says what, and the run goes on
             return Finished(_record(cell, started, "failed", error=_failure(error)))
 
     def _finished(self, cell: Cell, started: str, notices: dict[str, None]) -> Finished:
         result = self._result(cell, notices)
-        record = _record(
-            cell,
-            started,
-            "ok",
-            metrics={name: float(value) for name, value in result.metrics.items()},
-            rows=dict(result.status),
-            rounds=int(result.rounds),
-            evaluations=int(result.evaluations),
-            seconds=float(result.seconds),
-            message=result.message,
-        )
-        return Finished(record, _arrays(result))
+        told = numbers_and_message(result)
+        arrays, notes = arrays_of(result)
+        told["message"] = "\n".join(filter(None, [told["message"], *notes]))
+        return Finished(_record(cell, started, "ok", **told), arrays)
 
     def _result(self, cell: Cell, notices: dict[str, None]) -> Result:
         task: Task = registry.create("task", cell.task)
@@ -131,9 +123,11 @@ def _record(cell: Cell, started: str, status: str, **more: Any) -> Record:
 
 
 def _failure(error: Exception) -> Failure:
-    notes = getattr(error, "__notes__", [])
-    message = "; ".join([str(error), *notes]) or "no message"
-    return Failure(type=type(error).__name__, message=message, traceback="".join(traceback.format_exception(error)))
+    try:
+        trace = "".join(traceback.format_exception(error))
+    except Exception:  # its class may do anything when it is asked for a text
+        trace = "no traceback"
+    return Failure(type=type(error).__name__, message=said(error), traceback=cut(printable(trace)))
 
 
 def _teller(cell: Cell, notices: dict[str, None]) -> Callable[[Progress], None] | None:
@@ -160,22 +154,6 @@ def _teller(cell: Cell, notices: dict[str, None]) -> Callable[[Progress], None] 
                 listeners.remove(listener)
 
     return tell
-
-
-def _arrays(result: Result) -> dict[str, NDArray[Any]]:
-    """Traces, epochs and images, by their names in the arrays file."""
-    arrays: dict[str, NDArray[Any]] = {f"trace.{name}": np.asarray(trace) for name, trace in result.trace.items()}
-    arrays |= {f"epochs.{name}": np.asarray(values) for name, values in result.epochs.items()}
-    forming = result.forming
-    images: dict[str, Images | None] = {"images": result.images, "reference": result.reference}
-    if forming is not None:
-        images["forming"] = forming.images
-        arrays["forming.rounds"] = np.asarray(forming.rounds)
-    for name, pictures in images.items():
-        if pictures is not None:
-            arrays[f"{name}.pixels"] = np.asarray(pictures.pixels)
-            arrays[f"{name}.range"] = np.array([pictures.low, pictures.high])
-    return arrays
 
 
 @contextmanager

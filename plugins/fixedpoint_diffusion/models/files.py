@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fixedpoint.core.foreign import one_line
+from fixedpoint.core.foreign import brief
 from fixedpoint_diffusion.models.places import FolderError
 
 __all__ = ["Stored", "check_numbers", "check_shards", "read_json", "shards_of", "stored_in"]
@@ -198,7 +198,7 @@ def stored_in(files: Iterable[Path]) -> Stored:
                 own = list(file.keys())
                 shapes = [file.get_slice(name).get_shape() for name in own]
         except Exception as error:  # the reader raises errors of several types of its own
-            raise FolderError(f"{path} cannot be read as safetensors: {one_line(error)}") from None
+            raise FolderError(f"{path} cannot be read as safetensors: {brief(error)}") from None
         names.update(own)
         numbers += sum(math.prod(shape) for shape in shapes)
     return Stored(frozenset(names), numbers)

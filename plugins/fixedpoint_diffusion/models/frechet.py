@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fixedpoint.core.foreign import foreign, guarded, one_line
+from fixedpoint.core.foreign import brief, foreign, guarded
 from fixedpoint.core.options import OptionError, Options, option
 from fixedpoint_diffusion.fashion_mnist import CLASSIFIER
 from fixedpoint_diffusion.fashion_mnist.classifier import Gaussian, frechet_distance, load_classifier
@@ -156,7 +156,7 @@ class FrechetDistance(Options):
                 module = _imported(where)
                 found = getattr(module, function)
         except Exception as error:  # a module may raise anything when it is imported
-            reason = f"cannot be imported: {self.features}: {one_line(error)}"
+            reason = f"cannot be imported: {self.features}: {brief(error)}"
             raise OptionError(name, "features", reason) from None
         if not callable(found) or not getattr(module, "__file__", None):
             raise OptionError(name, "features", f"must name a function in a file, {self.features} is none")

@@ -19,7 +19,7 @@ from torch.nn.modules.module import (
     register_module_parameter_registration_hook,
 )
 
-from fixedpoint.core.foreign import foreign, one_line
+from fixedpoint.core.foreign import brief, foreign
 from fixedpoint_diffusion.models.files import Stored, check_numbers, check_shards, stored_in
 from fixedpoint_diffusion.models.places import FolderError
 
@@ -75,7 +75,7 @@ def load_network(
     except _TooLargeError as error:
         raise FolderError(f"{path} cannot be loaded: {error}") from None
     except Exception as error:  # the libraries raise errors of any type for a configuration that makes no network
-        raise FolderError(f"{path} cannot be loaded: {one_line(error)}") from error
+        raise FolderError(f"{path} cannot be loaded: {brief(error)}") from error
     for key, said in (
         ("missing_keys", "lack"),
         ("unexpected_keys", "have"),

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from fixedpoint.core.foreign import foreign, one_line
+from fixedpoint.core.foreign import brief, foreign
 from fixedpoint_diffusion.models.files import check_numbers, read_json, shards_of
 from fixedpoint_diffusion.models.loading import load_network
 from fixedpoint_diffusion.models.places import FolderError
@@ -80,7 +80,7 @@ def load_pipeline(
     except FolderError as error:
         raise PipelineFolderError(str(error)) from error
     except Exception as error:  # diffusers and transformers raise errors of any type for what makes no pipeline
-        raise PipelineFolderError(f"{root} cannot be loaded: {one_line(error)}") from error
+        raise PipelineFolderError(f"{root} cannot be loaded: {brief(error)}") from error
     for part in vars(pipe).values():
         if isinstance(part, torch.nn.Module):
             part.eval().requires_grad_(False)

@@ -31,6 +31,7 @@ from fixedpoint.core.whole import AssumesIndependentRows, checked_jointly
 from fixedpoint.core.yardstick import Yardstick
 from fixedpoint.gradients.estimator import GradientEstimator
 from fixedpoint.registry import Component, registry
+from fixedpoint.solvers.roots import Roots
 
 __all__ = ["find_root", "solve"]
 
@@ -195,6 +196,7 @@ def find_root(
     g: Callable[[Any], Any],
     z0: Any,
     *,
+    solver: str | Mapping[str, Any] | Solver = "auto",
     sign: float | None = None,
     rows: Rows | None = None,
     termination: Termination | None = None,
@@ -247,7 +249,7 @@ def find_root(
         raise ValueError("sign must not be zero")
     rule, _ = _rule(Layout.of(z0, rows), termination, rtol, atol, max_rounds=max_rounds)
     problem = RootProblem(g, z0, rows, sign, rule, has_aux)
-    solution = solve(problem, **{"solver": "broyden", "termination": rule, **options})
+    solution = solve(problem, solver=Roots() if solver == "auto" else solver, termination=rule, **options)
     solution = _unless_flat(problem, solution)
     doubtful = ~solution.converged & (solution.relative_error <= rule.rtol)
     return replace(solution, notes={int(row): ROOT_DOUBTED for row in np.flatnonzero(doubtful)})

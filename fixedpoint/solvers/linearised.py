@@ -109,7 +109,10 @@ class Factors:
     @staticmethod
     def of(matrix: Float[Tensor, "B D D"], scale: Float[Tensor, "B D"], eps: float) -> Factors:
         """Factorise the scaled Jacobians; ``eps`` is the precision to which they are known."""
-        left, values, right = torch.linalg.svd(matrix / scale.unsqueeze(1))
+        scaled = matrix / scale.unsqueeze(1)
+        sound = scaled.isfinite().all(dim=2).all(dim=1)  # updates and units may overflow
+        plain = -torch.eye(matrix.shape[1], dtype=matrix.dtype, device=matrix.device)
+        left, values, right = torch.linalg.svd(torch.where(sound[:, None, None], scaled, plain))
         top = values[:, :1]
         values = values / torch.where(top > 0, top, 1.0)
         kept = values > matrix.shape[1] * eps

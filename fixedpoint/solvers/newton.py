@@ -131,7 +131,7 @@ class Newton(StepSolver[NewtonState]):
             linear=linear,
             damping=torch.where(rejected, shorter, damping),
             begun=rejected,
-            last=torch.where(moved, damping.unsqueeze(1) * full, state.last),
+            last=torch.where(probing.unsqueeze(1), 0.0, torch.where(moved, step, state.last)),
             simplified=torch.where(moved, simplified, state.simplified),
             over=ended & new.finite,
         )

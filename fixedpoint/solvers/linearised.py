@@ -1,7 +1,7 @@
 """What Newton's method and the trust region share: the Jacobian of every row, kept, renewed or updated.
 
-The Jacobian ``B`` of ``r(z) = f(z) - z`` is computed anew where it is stale. Between two computations, a step ``s`` that
-changed ``r`` by ``dr`` may update it (Broyden 1965, "A class of methods for solving nonlinear simultaneous equations",
+The Jacobian ``B`` of ``r(z) = f(z) - z`` is computed anew where it is stale. Between two computations, a step ``s``
+that changed ``r`` by ``dr`` may update it (Broyden 1965, "A class of methods for solving nonlinear simultaneous equations",
 eq. 4.5):
 
     B <- B + (dr - B s) s^T / (s^T s)
@@ -75,9 +75,7 @@ class Linearised:
         matrix = torch.where(rows[:, None, None], found, self.matrix)
         return Linearised(matrix, self.stale & ~rows, self.fresh | rows)
 
-    def updated(
-        self, rows: Bool[Tensor, " B"], step: Float[Tensor, "B D"], change: Float[Tensor, "B D"]
-    ) -> Linearised:
+    def updated(self, rows: Bool[Tensor, " B"], step: Float[Tensor, "B D"], change: Float[Tensor, "B D"]) -> Linearised:
         """Apply Broyden's update in ``rows``: ``change`` is what the residual changed by along ``step``."""
         square = row_norms(step).square()
         sound = rows & (square > 0) & change.isfinite().all(dim=1)
@@ -136,8 +134,8 @@ def probe(at: Evaluated, step: Float[Tensor, "B D"]) -> tuple[Float[Tensor, "B D
     """Lengthen steps that are lost to rounding in rows that only lack the proof that they are solved.
 
     A measure may accept a point only beside another one (``Evaluated.settled``). Where the step is within rounding of
-    ``z``, there is no second point: such a row steps away by ``sqrt(eps) ||z||`` once, and comes back. Returns the steps
-    and the rows that were lengthened.
+    ``z``, there is no second point: such a row steps away by ``sqrt(eps) ||z||`` once, and comes back. Returns the
+    steps and the rows that were lengthened.
     """
     if at.settled is None:
         return step, torch.zeros_like(at.finite)

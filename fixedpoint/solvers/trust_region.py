@@ -70,9 +70,7 @@ class TrustRegion(StepSolver[TrustRegionState]):
 
     def init(self, f: Evaluator, at: Evaluated) -> TrustRegionState:
         unknown = torch.full_like(row_norms(at.z), torch.nan)
-        return TrustRegionState(
-            Linearised.begin(at), torch.zeros_like(at.z, dtype=torch.float64), unknown, unknown > 0
-        )
+        return TrustRegionState(Linearised.begin(at), torch.zeros_like(at.z, dtype=torch.float64), unknown, unknown > 0)
 
     def reset(self, state: TrustRegionState, rows: Bool[Tensor, " B"]) -> TrustRegionState:
         linear = replace(state.linear, stale=state.linear.stale | rows)

@@ -215,7 +215,8 @@ def find_root(
     A minimum of ``||g||`` that is no root is not reported as converged.
 
     Any other solver works on the fixed point of ``z + sign * g(z)``. Picard and Anderson require that this map
-    contracts: use ``sign=-1`` for a ``g`` that increases with ``z``, such as the gradient of a function to be minimised.
+    contracts: use ``sign=-1`` for a ``g`` that increases with ``z``, such as the gradient of a function to be
+    minimised.
 
     A row has converged to a root if ``||g(z)||`` is at most ``rtol`` times its value at the start *and* the step that
     the last slope of ``g`` implies is at most ``rtol * ||z||``; or if ``||g(z)|| <= atol``. The result therefore does

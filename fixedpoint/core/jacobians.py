@@ -1,4 +1,4 @@
-"""Whole Jacobians of the residual, for problems of few unknowns: by one batched product, by products, or differences."""
+"""Whole Jacobians of the residual, for few unknowns: by products in one call, one by one, or by differences."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ class Jacobians(Calls):
         In forward mode, the ``D`` products of a row are made by one call where ``torch.func.vmap`` supports all
         operations of ``f``: a round, and ``D`` products of each row. Elsewhere each product is a call and a round
         (:meth:`product`). Where forward mode fails, column ``j`` is the difference of two residuals at a distance of
-        ``sqrt(eps) |z_j|`` (``sqrt(eps)`` times the root mean square of ``z``, or 1, where ``z_j`` is zero): a round and
-        an evaluation each.
+        ``sqrt(eps) |z_j|`` (``sqrt(eps)`` times the root mean square of ``z``, or 1, where ``z_j`` is zero): a round
+        and an evaluation each. A failed attempt counts as evaluations.
 
         Parameters
         ----------

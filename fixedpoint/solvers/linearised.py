@@ -1,8 +1,8 @@
 """What Newton's method and the trust region share: the Jacobian of every row, kept, renewed or updated.
 
 The Jacobian ``B`` of ``r(z) = f(z) - z`` is computed anew where it is stale. Between two computations, a step ``s``
-that changed ``r`` by ``dr`` may update it (Broyden 1965, "A class of methods for solving nonlinear simultaneous equations",
-eq. 4.5):
+that changed ``r`` by ``dr`` may update it (Broyden 1965, "A class of methods for solving nonlinear simultaneous
+equations", eq. 4.5):
 
     B <- B + (dr - B s) s^T / (s^T s)
 

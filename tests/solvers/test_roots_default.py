@@ -17,6 +17,7 @@ from roots import SMALL, false_roots, outcome
 import fixedpoint as fp
 from fixedpoint import find_root
 from fixedpoint.core.evaluator import Evaluator
+from fixedpoint.core.problem import AbilityError
 from fixedpoint.core.root import RootProblem
 
 # Where the tolerance, which is relative to a g of 1e6 at the start, is met sooner.
@@ -63,7 +64,7 @@ def test_finds_the_root_that_scipy_finds(name: str, solver: Any) -> None:
 
 
 def test_random_equations_get_no_false_roots() -> None:
-    told = false_roots(300, seed=3)
+    told = false_roots(300, seed=3, rows=15)
     assert told["false"] == 0
     assert told["with a root"] < told["equations"]
     assert told["claimed"] >= 0.8 * told["with a root"]
@@ -82,7 +83,7 @@ def test_a_minimum_that_is_no_root_is_not_called_one() -> None:
         assert float(solution.error) == pytest.approx(1.0, abs=1e-3)
     ended = find_root(g, torch.tensor([1.0, 2.0], dtype=torch.float64), solver="trust-region")
     assert ended.status[0] is fp.Status.STALLED
-    assert ended.counts.rounds < 100
+    assert ended.counts.rounds < 200
 
 
 @examples(10, 40)
@@ -168,5 +169,5 @@ def test_unrolling_is_refused_and_the_default_does_it_by_broyden() -> None:
         (slope,) = torch.autograd.grad(solution.z.sum(), a)
         assert float(slope) == pytest.approx(1 / (3 * 5 ** (2 / 3)), rel=0.2 if gradient == "shine" else 1e-4)
     for solver in ("newton", "trust-region"):
-        with pytest.raises(fp.AbilityError if hasattr(fp, "AbilityError") else TypeError):
+        with pytest.raises(AbilityError):
             find_root(lambda x: x**3 - a, torch.full_like(a, 1.8).detach(), gradient="unrolled", solver=solver)

@@ -147,8 +147,9 @@ def false_roots(count: int, seed: int, rows: int = 50, solver: Any = "auto") -> 
         z = solution.z
         has = ~roots.isnan().any(dim=1)
         off = (z - roots).abs().amin(dim=1)
-        # At a double root the distance is twice the step. A g that is 0 in all digits has as many roots.
-        near = has & ((off <= 1e-4 * z[:, 0].abs()) | (g(z)[:, 0] == 0))
+        # At a double root the distance is twice the step. A g that is 0 in all digits has as many roots. A g that has
+        # underflowed at the start already is no equation.
+        near = (has & ((off <= 1e-4 * z[:, 0].abs()) | (g(z)[:, 0] == 0))) | (g(z0)[:, 0] == 0)
         told["equations"] += len(z)
         told["with a root"] += int(has.sum())
         told["claimed"] += int(solution.converged.sum())

@@ -1,13 +1,10 @@
 """Roots: the default of ``find_root``; members of different strength, one after another, for the rows still unsolved.
 
-For up to ``dense`` unknowns in a row, these are
-
-1. :class:`.Newton`, damped by a test that knows neither units nor signs of the equations;
-2. :class:`.TrustRegion`, which cannot be led away from a residual once reached;
-3. :class:`.Newton` without damping, which jumps out of the minima of the residual that end both others;
-4. :class:`.Broyden`, from the best point, for what has no useful Jacobian;
-
-and for more unknowns :class:`.NewtonKrylov`, then :class:`.Broyden`, then :class:`.NewtonKrylov` from the best point.
+For up to ``dense`` unknowns in a row, the first is Newton's method, damped by a test that knows neither units nor signs
+of the equations. The second is a trust region, which cannot be led away from a residual once reached. The third is
+Newton's method without damping, which jumps out of the minima of the residual that end both others. The last is
+Broyden's method from the best point, for what has no useful Jacobian. For more unknowns they are Newton-Krylov,
+Broyden's method, and Newton-Krylov from the best point.
 (Rice 1969, "On the construction of polyalgorithms for automatic numerical analysis"; with Newton's method and trust
 regions in this order: Pal et al. 2024, "NonlinearSolve.jl: High-performance and robust solvers for systems of
 nonlinear equations in Julia", section 3.4.)
@@ -58,7 +55,7 @@ class Roots(Solver):
     """Newton's method, a trust region, and Broyden's method in turn: what ``find_root`` uses by default.
 
     While autograd records the iterations, and where a gradient estimator asks for an estimate of the inverse Jacobian
-    or for the decisions of the loop, it is :class:`.Broyden` alone.
+    or for the decisions of the loop, it is Broyden's method alone.
     """
 
     dense: int = option(64, ge=0, help="unknowns of a row up to which whole Jacobians are computed")

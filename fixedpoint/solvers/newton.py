@@ -15,9 +15,10 @@ The damping follows from what the last steps showed of the curvature:
                                                                                         at least lambda / 10
 
 Norms are those of the unknowns in units of ``1 / ||B e_j||``, and singular values of ``B`` in
-these units that are below ``D eps`` times the largest count as zero. A row ends where ``lambda`` falls below ``least``. Where we differ: a full step that leaves less than ``slow`` of the step updates the Jacobian by Broyden's
-formula; a rejected step with such a Jacobian computes it anew, before ``lambda`` is reduced. A singular ``B_k`` has the
-shortest step. With ``damping="none"`` every finite trial is accepted.
+these units that are below ``D eps`` times the largest count as zero. A row ends where ``lambda`` falls below ``least``.
+Where we differ: a full step that leaves less than ``slow`` of the step updates the Jacobian by Broyden's formula; a
+rejected step with such a Jacobian computes it anew, before ``lambda`` is reduced. A singular ``B_k`` has the shortest
+step. With ``damping="none"`` every finite trial is accepted.
 """
 
 from __future__ import annotations

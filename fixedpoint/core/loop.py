@@ -136,6 +136,10 @@ class StepSolver(Solver, Generic[S]):
         """
         return state
 
+    def exhausted(self, state: S) -> Bool[Tensor, " B"] | None:
+        """Return the rows for which the solver knows no further step: they end as stalled. None: it always knows."""
+        return None
+
     def extras(self, state: S) -> dict[str, Any]:
         """Return the entries for ``solution.extras`` from the final state."""
         return {}
@@ -206,6 +210,9 @@ def iterate(
     final = status.copy()
     while True:
         judged, again = judge(at)
+        exhausted = solver.exhausted(state)
+        if exhausted is not None:
+            judged = judged.masked_fill((judged == Status.RUNNING) & exhausted, Status.STALLED)
         host = _to_host(judged, again, f.improved if f.tracks_best else again)
         if f.tracks_best:
             f.settle(everywhere=bool(host[2].all()) and not torch.is_grad_enabled())

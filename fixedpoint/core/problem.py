@@ -140,6 +140,14 @@ class HasExactResidual(ABC):
     def exact_residual(self) -> Float[Tensor, "B D"]:
         """Return ``f(z) - z``, shape ``(B, D)``, at the point evaluated last."""
 
+    def residual(self, z: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
+        """Return ``f(z) - z`` at ``z``, by one evaluation; its derivatives are those of the residual.
+
+        By default this is the difference. Override it where derivatives, too, would lose digits to it.
+        """
+        difference: Tensor = self(z) - z  # type: ignore[operator]
+        return difference
+
 
 class HasProduct(ABC):
     """A problem that computes Jacobian-vector products itself, in place of forward mode."""

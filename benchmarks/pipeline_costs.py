@@ -55,7 +55,7 @@ def main(
         return
     if memory:
         print("form         peak MB  call MB  rest, in states")
-        for form in ("affine", "predictions"):
+        for form in FORMS:
             found = fresh(form, steps, latents)
             rest = (found["peak"] - 1.3 * found["call"]) / found["states"]
             print(f"{form:12} {found['peak'] / 2**20:7.0f}  {found['call'] / 2**20:7.0f}  {rest:15.1f}")

@@ -268,6 +268,12 @@ def formed(examined: Examined, wanted: Form | None, opaque: bool = False) -> For
     ValueError
         If the loop has not the form that is asked for.
     """
+    made = _formed(examined, wanted, opaque)
+    made.loop.forget()
+    return made
+
+
+def _formed(examined: Examined, wanted: Form | None, opaque: bool) -> Formed:
     loop = examined.loop
     tables = tables_of(examined) if wanted in (None, "affine", "tables") else None
     if tables is not None:

@@ -277,7 +277,7 @@ class ParallelPipeline:
         rows = torch.arange(loop.layout.count, device=loop.start.device)
         for step in script.steps:
             prediction = loop.layout.rows(step.prediction)
-            loop.latest.note(torch.full_like(rows, step.number), rows, prediction, None)
+            loop.latest.note(torch.full_like(rows, step.number), rows, prediction)
         states = torch.stack(found, dim=1).to(loop.start.dtype)
         return api.solve(ChainProblem(_Played(made.states(states)), loop.start), solver="serial")
 

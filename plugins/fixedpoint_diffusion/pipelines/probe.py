@@ -158,7 +158,7 @@ def examine(replay: Replay, most: int | None) -> Examined:
     assert first.random is not None
     alone = len(first.schedulers) == 1 and "step" not in vars(replay.scheduler or replay.pipe.scheduler)
     if alone and all(_leaves_samples_alone(each) for each in (steps, other)):
-        loop.bare = BareSteps(first.scheduler, first.random)
+        loop.bare = BareSteps.of(first.scheduler, first.random, steps)
     return Examined(loop, other, first.scheduler)
 
 

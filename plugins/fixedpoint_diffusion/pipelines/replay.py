@@ -141,7 +141,8 @@ class Replay:
             given = "latents" in instead and self.kwargs.get("latents") is None
             (self.given if given else self.random).restore()
             self.ended, script.copies = None, self.copies
-            stands_in = self._stand_ins(Place(script, self.length, deliver))
+            place = Place(script, self.length, deliver)
+            stands_in = self._stand_ins(place)
             result, keep = None, deliver
             try:
                 vars(pipe).update(stands_in)
@@ -154,6 +155,7 @@ class Replay:
                 raise
             finally:
                 self._heard = True
+                place.end()
                 if keep:
                     self._keep(own, stands_in)
                 else:
@@ -186,7 +188,7 @@ class Replay:
                 before.restore()
 
     def _stand_ins(self, place: Place) -> dict[str, Any]:
-        found: dict[str, Any] = {"scheduler": scheduler_copy(self.pipe, self.scheduler, place.script)}
+        found: dict[str, Any] = {"scheduler": scheduler_copy(self.pipe, self.scheduler, place)}
         for name, part in vars(self.pipe).items():
             if is_guider(part):
                 found[name] = copied(part)

@@ -26,8 +26,10 @@ from fixedpoint.chains.problem import ChainProblem
 from fixedpoint.chains.recurrence.recurrence import Held, Recurrence, Respond
 from fixedpoint_diffusion.denoisers.denoiser import Denoiser
 from fixedpoint_diffusion.pipelines.affine import Mixed, direct_calls, input_factors, tables_of
+from fixedpoint_diffusion.pipelines.evaluation import nexts, predictions
 from fixedpoint_diffusion.pipelines.loop import Loop
-from fixedpoint_diffusion.pipelines.probe import Examined, remembers
+from fixedpoint_diffusion.pipelines.memory import remembers
+from fixedpoint_diffusion.pipelines.probe import Examined
 from fixedpoint_diffusion.samplers.chains import MultistepChain, SamplerChain
 from fixedpoint_diffusion.samplers.recurrence import SamplerTables
 
@@ -60,7 +62,7 @@ class PipelineDenoiser(Denoiser, HasRepresentativeSteps):
         if self.mixed is not None:
             return self.mixed.predictions(x, index, row)
         factors = self.factors.to(x)[index].view(-1, *[1] * (x.ndim - 1))
-        return self.loop.predictions(x * factors, index, row)
+        return predictions(self.loop, x * factors, index, row)
 
     def representative_steps(self) -> tuple[int, ...]:
         """Steps that together call every network in every way, with all that the user may have a gradient by."""
@@ -87,7 +89,7 @@ class ReplayedSteps(Chain, HasCostKey, HasNoInverse, HasReferenceSlopes, HasRepr
         self, x: Float[Tensor, "P *event"], index: Int[Tensor, " P"], row: Int[Tensor, " P"]
     ) -> Float[Tensor, "P *event"]:
         """Return what the steps return, by two replays."""
-        return self.loop.nexts(x, index, row)
+        return nexts(self.loop, x, index, row)
 
     def reference_slopes(self) -> Float[Tensor, " N"]:
         """One: a step is taken to keep a change of its state. What it really does is learned as secants."""
@@ -181,7 +183,7 @@ class ReplayedPredictions(PredictionChain, HasCostKey):
         self, x: Float[Tensor, "P *event"], index: Int[Tensor, " P"], row: Int[Tensor, " P"]
     ) -> Float[Tensor, "P *event"]:
         """Return what the pipeline gives to the scheduler, by two short replays."""
-        return self.loop.predictions(x, index, row)
+        return predictions(self.loop, x, index, row)
 
     def reference_slopes(self) -> Float[Tensor, " K"]:
         """Zero: predictions are taken to stay what they are."""

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fixedpoint_diffusion.pipelines.calls import Call
+from fixedpoint_diffusion.pipelines.evaluation import predictions
 from fixedpoint_diffusion.pipelines.loop import Loop
 from fixedpoint_diffusion.pipelines.passes import Pass, Step, moved
 
@@ -38,7 +39,7 @@ def delivered(loop: Loop, states: Float[Tensor, "B K *row"], solved: bool) -> tu
     if recorded:
         rows = torch.arange(loop.layout.count, device=states.device)
         before = states[:, -2] if loop.length > 1 else loop.start
-        last = loop.predictions(before, torch.full_like(rows, loop.length - 1), rows)
+        last = predictions(loop, before, torch.full_like(rows, loop.length - 1), rows)
     own: list[Tensor] = []
 
     def answer(call: Call) -> Any:

@@ -1,4 +1,4 @@
-"""``Evaluation``: the predictions or the steps of a loop at given states, by replays and merged network calls.
+"""The predictions or the steps of a loop at given states, by replays and merged network calls.
 
 A first replay records what the networks are asked, and ends after the last step that is wanted. All of that is
 evaluated in merged batches. A second replay gives the pipeline the outputs and records what it makes of them. Calls
@@ -11,23 +11,76 @@ is made, and in the end the values that were asked for.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from fixedpoint_diffusion.pipelines.calls import Call, evaluated, merged_groups
+from fixedpoint_diffusion.pipelines.loop import Loop
 from fixedpoint_diffusion.pipelines.passes import Pass, Step
 from fixedpoint_diffusion.pipelines.trees import Path, first_of, leaf_at, mapped
 
-if TYPE_CHECKING:
-    from fixedpoint_diffusion.pipelines.loop import Loop
-
-__all__ = ["Evaluation"]
+__all__ = ["nexts", "predictions"]
 
 
-class Evaluation:
+def predictions(
+    loop: Loop, x: Float[Tensor, "P *row"], index: Int[Tensor, " P"], row: Int[Tensor, " P"]
+) -> Float[Tensor, "P *row"]:
+    """Return what the pipeline gives to step ``index`` as ``model_output``, if the step before it returns ``x``."""
+    return _at(loop, x, index, row, lambda step: step.prediction, real=False)
+
+
+def nexts(
+    loop: Loop, x: Float[Tensor, "P *row"], index: Int[Tensor, " P"], row: Int[Tensor, " P"]
+) -> Float[Tensor, "P *row"]:
+    """Return what step ``index`` returns, if the step before it returns ``x``."""
+    return _at(loop, x, index, row, lambda step: step.next, real=True)
+
+
+def _at(
+    loop: Loop,
+    x: Tensor,
+    index: Tensor,
+    row: Tensor,
+    take: Callable[[Step], Tensor | None],
+    real: bool,
+) -> Tensor:
+    pairs = list(zip(index.tolist(), row.tolist(), strict=True))
+    found: list[Tensor | None] = [None] * len(pairs)
+    left = list(range(len(pairs)))
+    while left:
+        # A replay has one state for each step and row.
+        taken: dict[tuple[int, int], int] = {}
+        for number in left:
+            taken.setdefault(pairs[number], number)
+        left = sorted(set(left) - set(taken.values()))
+        for part in _parts(loop, taken, apart=x.requires_grad and loop.keeps_latents):
+            for number, value in _Evaluation(loop, x, part).carry_out(take, real):
+                found[number] = value
+    return torch.stack([each for each in found if each is not None]).to(x.dtype)
+
+
+def _parts(loop: Loop, taken: dict[tuple[int, int], int], apart: bool) -> list[dict[tuple[int, int], int]]:
+    """Return the pairs of each replay: all, or as many as one batch has.
+
+    Where networks wait for others, what those return (the residuals of a ControlNet) is larger than the states, and
+    is held for one batch of pairs at a time. With ``apart``, the first step is alone: it is given its state as
+    ``latents``, and other steps that use these must see the user's own ones.
+    """
+    if apart:
+        first = {pair: number for pair, number in taken.items() if pair[0] == 0}
+        others = {pair: number for pair, number in taken.items() if pair[0] > 0}
+        return [part for pairs in (first, others) if pairs for part in _parts(loop, pairs, apart=False)]
+    if not loop.levels or loop.most is None:
+        return [taken]
+    rows = max(call.rows for step in loop.steps for call in step.calls) // loop.layout.count
+    ordered, size = sorted(taken), max(loop.most // rows, 1)
+    return [{pair: taken[pair] for pair in ordered[at : at + size]} for at in range(0, len(ordered), size)]
+
+
+class _Evaluation:
     """An evaluation of a loop.
 
     Parameters

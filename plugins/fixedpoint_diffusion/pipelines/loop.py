@@ -12,12 +12,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from fixedpoint_diffusion.pipelines.batches import check_merged, same_tensors
 from fixedpoint_diffusion.pipelines.calls import Call
-from fixedpoint_diffusion.pipelines.evaluation import Evaluation
 from fixedpoint_diffusion.pipelines.latest import Latest
 from fixedpoint_diffusion.pipelines.layout import Layout
 from fixedpoint_diffusion.pipelines.noise import check_noise, drawn, instead
@@ -142,18 +141,6 @@ class Loop:
                 used |= uses
         return tuple(found)
 
-    def predictions(
-        self, x: Float[Tensor, "P *row"], index: Int[Tensor, " P"], row: Int[Tensor, " P"]
-    ) -> Float[Tensor, "P *row"]:
-        """Return what the pipeline gives to step ``index`` as ``model_output``, if the step before it returns ``x``."""
-        return self._at(x, index, row, lambda step: step.prediction, real=False)
-
-    def nexts(
-        self, x: Float[Tensor, "P *row"], index: Int[Tensor, " P"], row: Int[Tensor, " P"]
-    ) -> Float[Tensor, "P *row"]:
-        """Return what step ``index`` returns, if the step before it returns ``x``."""
-        return self._at(x, index, row, lambda step: step.next, real=True)
-
     def sweep(
         self,
         predictions: Sequence[Float[Tensor, "d *row"]],
@@ -194,45 +181,6 @@ class Loop:
     def known_outputs(self) -> list[list[Any]]:
         """An output for every network call of every step."""
         return [[self.template(call) for call in step.calls] for step in self.steps]
-
-    def _at(
-        self,
-        x: Tensor,
-        index: Tensor,
-        row: Tensor,
-        take: Callable[[Step], Tensor | None],
-        real: bool,
-    ) -> Tensor:
-        pairs = list(zip(index.tolist(), row.tolist(), strict=True))
-        found: list[Tensor | None] = [None] * len(pairs)
-        left = list(range(len(pairs)))
-        while left:
-            # A replay has one state for each step and row.
-            taken: dict[tuple[int, int], int] = {}
-            for number in left:
-                taken.setdefault(pairs[number], number)
-            left = sorted(set(left) - set(taken.values()))
-            for part in self._parts(taken, apart=x.requires_grad and self.keeps_latents):
-                for number, value in Evaluation(self, x, part).carry_out(take, real):
-                    found[number] = value
-        return torch.stack([each for each in found if each is not None]).to(x.dtype)
-
-    def _parts(self, taken: dict[tuple[int, int], int], apart: bool) -> list[dict[tuple[int, int], int]]:
-        """Return the pairs of each replay: all, or as many as one batch has.
-
-        Where networks wait for others, what those return (the residuals of a ControlNet) is larger than the states, and
-        is held for one batch of pairs at a time. With ``apart``, the first step is alone: it is given its state as
-        ``latents``, and other steps that use these must see the user's own ones.
-        """
-        if apart:
-            first = {pair: number for pair, number in taken.items() if pair[0] == 0}
-            others = {pair: number for pair, number in taken.items() if pair[0] > 0}
-            return [part for pairs in (first, others) if pairs for part in self._parts(pairs, apart=False)]
-        if not self.levels or self.most is None:
-            return [taken]
-        rows = max(call.rows for step in self.steps for call in step.calls) // self.layout.count
-        ordered, size = sorted(taken), max(self.most // rows, 1)
-        return [{pair: taken[pair] for pair in ordered[at : at + size]} for at in range(0, len(ordered), size)]
 
     @torch.no_grad()
     def compare(self, call: Call, rows: dict[int, Tensor]) -> None:

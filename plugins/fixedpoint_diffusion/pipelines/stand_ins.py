@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import functools
-import inspect
 import itertools
 import threading
 import types
@@ -116,7 +115,11 @@ def is_autoencoder(part: Any) -> bool:
 def copied(part: Any) -> Any:
     """Return a copy of a scheduler or guider; what it remembers of an earlier run is copied without gradients."""
     remembered = [leaf for _, leaf in leaves(vars(part)) if _has_graph(leaf)]
-    return copy.deepcopy(part, {id(each): each.detach().clone() for each in remembered})
+    known: dict[int, Any] = {id(each): each.detach().clone() for each in remembered}
+    config = vars(part).get("_internal_dict")
+    if config is not None:
+        known[id(config)] = config  # cannot be changed
+    return copy.deepcopy(part, known)
 
 
 def detached(value: Any) -> Any:
@@ -135,10 +138,9 @@ def _has_graph(leaf: Any) -> bool:
     return isinstance(leaf, Tensor) and leaf.grad_fn is not None
 
 
-def scheduler_copy(pipe: Any, other: Any, place: Place) -> Any:
-    """Return a copy of a pipeline's scheduler, or of another in its place, whose ``step`` goes through the script."""
-    made, thread = copied(other or pipe.scheduler), threading.get_ident()
-    names = tuple(inspect.signature(made.step).parameters)
+def scheduler_copy(pipe: Any, own: Any, names: tuple[str, ...], place: Place) -> Any:
+    """Return a copy of a scheduler whose ``step``, with parameters of these names, goes through the script."""
+    made, thread = copied(own), threading.get_ident()
 
     def check_thread() -> None:
         if threading.get_ident() != thread:

@@ -219,7 +219,7 @@ class _Rows:
         self.number, self.pairs, self.each = number, pairs, each
 
     def __call__(self, path: Path, leaf: Any) -> Any:
-        if isinstance(leaf, Tensor) and leaf.ndim > 0 and len(leaf) == self.pairs * self.each:
+        if isinstance(leaf, Tensor) and leaf.ndim > 0 and leaf.shape[0] == self.pairs * self.each:
             return leaf[self.number :: self.pairs]
         return leaf
 

@@ -284,6 +284,7 @@ def _formed(examined: Examined, wanted: Form | None, opaque: bool) -> Formed:
             return _of_tables(examined, tables, mixed)
     if wanted in ("affine", "tables"):
         raise ValueError(f"{type(loop.replay.pipe).__name__}'s loop is not {_PLAIN[wanted]}; leave out form={wanted!r}")
+    examined.other = ()  # of no further use
     remembered = remembers(examined)
     if remembered and wanted == "steps":
         raise ValueError(
@@ -322,6 +323,7 @@ def _of_tables(examined: Examined, tables: SamplerTables, mixed: Mixed | None) -
     loop = examined.loop
     if mixed is None:
         _check_start(loop)
+        examined.other = ()
         remembers(examined)  # finds out which calls have to wait
     denoiser = PipelineDenoiser(loop, input_factors(tables), mixed)
     noise = (loop.drawn_noise() if loop.noise is None else loop.noise) if tables.stochastic else None

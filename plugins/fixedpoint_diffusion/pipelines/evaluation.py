@@ -213,10 +213,11 @@ class _Evaluation:
         template = known[call.place]
         if not rows:
             return template
-        total, count = call.rows, self.loop.layout.count
+        # As before, since asking the call itself takes a walk through its arguments.
+        total, count = self.loop.steps[call.step].calls[call.place].rows, self.loop.layout.count
 
         def change(path: Path, leaf: Any) -> Any:
-            if not isinstance(leaf, Tensor) or leaf.ndim == 0 or len(leaf) != total:
+            if not isinstance(leaf, Tensor) or leaf.ndim == 0 or leaf.shape[0] != total:
                 return leaf
             parts = [leaf_at(rows[image], path) if image in rows else leaf[image::count] for image in range(count)]
             if count == 1:

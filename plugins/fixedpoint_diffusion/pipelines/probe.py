@@ -101,6 +101,12 @@ class _First(Pass):
         """Whether the pipeline changed in place what networks and steps were given or returned."""
         return any(leaf._version != version for leaf, version in self._versions)
 
+    def forget(self) -> None:
+        """Let go of all steps: several passes at once would be larger than a solve is."""
+        self.steps = []
+        self._versions = []
+        del self.answer  # refers to this object
+
     def step(self, call: StepCall) -> Any:
         self.schedulers.add(call.scheduler)
         if self.scheduler is None:
@@ -140,6 +146,8 @@ def examine(replay: Replay, most: int | None) -> Examined:
     # The first pass calls networks on what others returned, and so has their dtypes; it copies nothing.
     again = _passed(replay, first.templates, SEEDS[0]) if first.narrow or replay.copies else first.steps
     _check_same(name, again, steps, bool(replay.encoders))
+    del again
+    first.forget()
     other = _passed(replay, first.templates, SEEDS[1])
     if len(steps) != len(other) or [len(step.calls) for step in steps] != [len(step.calls) for step in other]:
         raise ValueError(

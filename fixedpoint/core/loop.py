@@ -19,6 +19,7 @@ from fixedpoint.core.counts import Decision
 from fixedpoint.core.evaluator import Evaluated, Evaluator
 from fixedpoint.core.inverse_jacobian import InverseEstimate
 from fixedpoint.core.outcome import solution_at
+from fixedpoint.core.pace import Pace
 from fixedpoint.core.problem import HasTake
 from fixedpoint.core.progress import Progress
 from fixedpoint.core.solution import Solution
@@ -181,6 +182,8 @@ def iterate(
     z0: Float[Tensor, "B D"],
     termination: Termination,
     on_round: Callable[[Progress], None] | None = None,
+    pace: Pace | None = None,
+    latest: Float[Tensor, "B D"] | None = None,
 ) -> Solution:
     """Drive a step solver until no row is running.
 
@@ -191,6 +194,11 @@ def iterate(
     ----------
     solver, f, z0, termination, on_round
         As for :meth:`.Solver.solve`.
+    pace
+        Rows slower than this end as stalled; None: however slow they are, they go on.
+    latest
+        Memory for the value ``f(z)`` of the last point of every row, from which the row may go on later, whether or not
+        that point was its best.
 
     Raises
     ------
@@ -198,7 +206,7 @@ def iterate(
         If ``norm`` or ``per`` of the evaluator differ from those of the termination.
     """
     parent, part = f, None
-    judge = _judge(solver, f, termination, z0.dtype)
+    judge = _judge(solver, f, termination, z0.dtype, pace)
     f.limit = limit = termination.max_rounds or solver.rounds_bound(f)  # products within a step are rounds, too
     f.tracks_best = not solver.has_fixed_length
     at = solver.begin(f, z0)
@@ -224,6 +232,9 @@ def iterate(
         finished = running & (final != Status.RUNNING)
         kept = finished & (solver.has_fixed_length | (final == Status.CONVERGED))
         f.keep(kept, at)  # rows that failed return their best point instead
+        if latest is not None and finished.any():
+            ended = to_device(np.flatnonzero(finished), z0.device)
+            latest.index_copy_(0, to_device(rows[finished], z0.device), at.fz.index_select(0, ended))
         running = final == Status.RUNNING
         status[rows] = final
         if "decisions" in f.wanted:
@@ -256,7 +267,9 @@ def iterate(
     return solution_at(parent.answer, tuple(Status(int(code)) for code in status), rounds, parent, solver, extras)
 
 
-def _judge(solver: StepSolver[Any], f: Evaluator, termination: Termination, dtype: torch.dtype) -> Judge:
+def _judge(
+    solver: StepSolver[Any], f: Evaluator, termination: Termination, dtype: torch.dtype, pace: Pace | None
+) -> Judge:
     """Make the judge of a solve; raise ``ValueError`` where evaluator and termination measure differently."""
     measured, wanted = (f.yardstick.norm, f.yardstick.per), (termination.norm, termination.per)
     if measured != wanted:
@@ -266,7 +279,7 @@ def _judge(solver: StepSolver[Any], f: Evaluator, termination: Termination, dtyp
         )
     kind = {"has_fixed_length": solver.has_fixed_length, "affine": solver.affine}
     kind["can_restart"] = type(solver).reset is not StepSolver.reset
-    return Judge(termination, dtype, **kind, origin=f.origin, yardstick=f.yardstick)
+    return Judge(termination, dtype, **kind, origin=f.origin, yardstick=f.yardstick, pace=pace)
 
 
 def _supports_row_selection(solver: StepSolver[Any], f: Evaluator) -> bool:

@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float, Int8
 from torch import Tensor
 
 from fixedpoint.core.options import OptionError, Options, option
+from fixedpoint.core.pace import Pace
 from fixedpoint.core.point import Evaluated
 from fixedpoint.core.runaway import Origin, Runaway
 from fixedpoint.core.status import Status
@@ -128,6 +129,8 @@ class Judge:
     yardstick
         That of the evaluator, which holds the tolerances of every tensor or entry where there are several. By default
         the termination's.
+    pace
+        Rows slower than this are stalled, too; None: however slow they are, they go on.
     """
 
     def __init__(
@@ -139,6 +142,7 @@ class Judge:
         can_restart: bool = True,
         origin: Origin | None = None,
         yardstick: Yardstick | None = None,
+        pace: Pace | None = None,
     ) -> None:
         self.termination = termination
         self.yardstick = yardstick or termination.yardstick
@@ -150,6 +154,7 @@ class Judge:
         self._origin = origin
         self._eps = torch.finfo(dtype).eps
         self._points = 0
+        self._pace = pace
         self._history: _RowHistory | None = None
         self._runaway: Runaway | None = None
 
@@ -181,6 +186,9 @@ class Judge:
         if not self.has_fixed_length:
             status = status.masked_fill(self._stalled(at), Status.STALLED)
             status = status.masked_fill(self._diverged(at, progress), Status.DIVERGED)
+        if self._pace is not None:
+            self._pace = self._pace.updated((at.error / torch.where(at.scale > 0, at.scale, 1.0)).amax(dim=1))
+            status = status.masked_fill((status == Status.RUNNING) & self._pace.slow, Status.STALLED)
         lost = known.broken > self._rescues
         # Converged comes last, so that it overrides every other status.
         status = status.masked_fill(lost, Status.NONFINITE).masked_fill(self.within(at), Status.CONVERGED)
@@ -214,7 +222,7 @@ class Judge:
     def select_rows(self, take: Callable[[Any], Any]) -> Judge:
         """Return the judge of some of the rows; ``take`` selects these rows of every tensor it is given."""
         part = copy.copy(self)
-        part._history, part._runaway = take((self._history, self._runaway))
+        part._history, part._runaway, part._pace = take((self._history, self._runaway, self._pace))
         return part
 
     def _diverged(self, at: Evaluated, progress: Float[Tensor, "B k"]) -> Bool[Tensor, " B"]:

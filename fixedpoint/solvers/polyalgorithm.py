@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fixedpoint.core.evaluator import Evaluator
-from fixedpoint.core.loop import StepSolver
+from fixedpoint.core.loop import StepSolver, iterate
 from fixedpoint.core.options import by_options, option
+from fixedpoint.core.pace import Pace
 from fixedpoint.core.problem import AbilityError, HasCost, HasExactResidual, HasMeasure, HasTake, Measure, Problem
 from fixedpoint.core.progress import Progress
 from fixedpoint.core.root import RootProblem
@@ -76,14 +77,20 @@ def continue_with(
     begin: Float[Tensor, "B D"],
     termination: Termination,
     on_round: Callable[[Progress], None] | None = None,
+    *,
+    pace: Pace | None = None,
+    latest: Float[Tensor, "B D"] | None = None,
+    without: NDArray[np.bool_] | None = None,
 ) -> Solution:
     """Run a solver on the rows of ``found`` that are not solved, each from its row of ``begin``, and join the results.
 
-    ``termination.max_rounds``, which must be set, limits the rounds of both solves together.
+    ``termination.max_rounds``, which must be set, limits the rounds of both solves together. With a ``pace``, rows that
+    are slower end as stalled, and their last values are written to ``latest``; the solver must then be a step solver.
+    Rows ``without`` a chance are left as they are.
     """
     assert termination.max_rounds is not None
     left = termination.max_rounds - found.counts.rounds
-    failed = np.flatnonzero(~found.converged)
+    failed = np.flatnonzero(~found.converged if without is None else ~found.converged & ~without)
     if not len(failed) or left < 1:
         return found
     rule = _continued(replace(termination, max_rounds=left), found, failed)
@@ -94,7 +101,15 @@ def continue_with(
     if f.origin is not None:
         error, scale = f.origin
         part.origin = error[rows], scale[rows]
-    more = solver.solve(part, begin[rows], rule, _shifted(on_round, found.counts.rounds))
+    told = _shifted(on_round, found.counts.rounds)
+    if pace is None:
+        more = solver.solve(part, begin[rows], rule, told)
+    else:
+        assert isinstance(solver, StepSolver)
+        ends = begin[rows]
+        more = iterate(solver, part, begin[rows], rule, told, pace, ends)
+        if latest is not None:
+            latest.index_copy_(0, rows, ends)
     return _joined(found, more, failed, rows, part.yardstick)
 
 

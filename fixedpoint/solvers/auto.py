@@ -18,7 +18,6 @@ least 5 (and at most the number of unknowns of a row).
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -34,6 +33,7 @@ from fixedpoint.core.pace import Pace
 from fixedpoint.core.progress import Progress
 from fixedpoint.core.solution import Solution
 from fixedpoint.core.solver import Solver
+from fixedpoint.core.status import Status
 from fixedpoint.core.termination import Termination, at_rounding_floor
 from fixedpoint.solvers.anderson import Anderson
 from fixedpoint.solvers.newton_krylov import NewtonKrylov
@@ -49,7 +49,9 @@ _PART, _FAST, _STEADY = 0.9, 8, 20
 # Newton-Krylov may use the rounds up to this multiple of those spent so far, and up to this number.
 _NEWTON, _LEAST = 1.5, 200
 # The limit on rounds. It is twice that of other solvers, so that what they solve is solved although turns are shared.
-_MOST = 2000
+# The patience of the last turn exceeds it.
+_MOST, _TURNS = 2000, 8
+_LOST = (Status.DIVERGED, Status.NONFINITE)
 
 
 @dataclass(frozen=True)
@@ -89,8 +91,7 @@ class Auto(Solver):
         ahead = z0.clone()  # where SQUAREM goes on
         found = iterate(anderson, f, z0, rule, on_round, Pace(_FAST, _PART))
         hopeless = np.zeros(len(z0), dtype=np.bool_)
-        for turn in itertools.count():
-            begun = found.counts.rounds
+        for turn in range(_TURNS):
             found = continue_with(
                 f,
                 found,
@@ -112,9 +113,11 @@ class Auto(Solver):
             found = continue_with(f, found, anderson, begin, rule, on_round, pace=pace, without=hopeless)
             # What no method brings below the rounding of f, none will.
             hopeless |= at_rounding_floor(found.error, found.scale, torch.finfo(z0.dtype).eps).cpu().numpy()
-            if (found.converged | hopeless).all() or not begun < found.counts.rounds < limit:
-                return replace(found, solver=self)
-        raise AssertionError("turns end at the limit")
+            if turn > 1:  # every method has been tried, Newton-Krylov from two points
+                hopeless |= np.array([status in _LOST for status in found.status])
+            if (found.converged | hopeless).all() or found.counts.rounds >= limit:
+                break
+        return replace(found, solver=self)
 
     def can_fall_back(self, f: Evaluator) -> bool:
         """Whether failed rows can be passed on: not while autograd records, nor where the rows cannot be separated."""

@@ -7,7 +7,7 @@ OUTPUT ?= runs/demo
 # `make` alone is `make demo`: the two commands of the README are all that a reader types.
 .DEFAULT_GOAL := demo
 
-.PHONY: help demo test test-all test-gpu lint docs wheel clean
+.PHONY: help demo test test-all test-gpu test-environments lint docs wheel clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -23,6 +23,9 @@ test-all: .venv/.dev ## the slow suites, too
 
 test-gpu: .venv/.dev ## what requires CUDA, on a machine that has it
 	$(BIN)/python -m pytest -m gpu
+
+test-environments: ## lowest and highest versions, on every Python that is here
+	$(PYTHON) tools/environments.py
 
 lint: .venv/.dev ## formatting, style, types, arrows
 	$(BIN)/ruff format --check .

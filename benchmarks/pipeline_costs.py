@@ -5,16 +5,27 @@
 
 The pipeline is the tiny Stable Diffusion of the tests, random weights, float32, one image with guidance. The first
 command prints for every form the milliseconds of CPU time that a round takes beside the calls of the network: replays,
-merging, and the solver's own work. In every round all steps are evaluated.
+merging, and the solver's own work. In every round all steps are evaluated. The column "own" is what the pipeline's own
+loop takes for as many steps, its network returning a constant, and "step" the part of that in the scheduler's steps. A
+round of the form predictions takes all of the scheduler's steps twice, and the rest of the loop twice; one of steps
+takes both once, and the rest once more; one of tables takes the rest twice. Numbers are the least of several runs.
 
-The second prints the peak of the resident size during a solve beyond that before it, in MB; that of one call of the
-network with as many rows as the largest merged batch; and what remains of the first when 1.3 times the second is taken
-off, in buffers of the size of all states. Every line is a process of its own. Large tensors are returned to the system
-at once (MALLOC_MMAP_THRESHOLD_), so that peaks are those of tensors in use.
+The second prints the peak of the resident size beyond that before, from the making of the problem to the end of the
+solve, in MB; that of one call of the network with as many rows as the largest merged batch; the limit of 1.3 times the
+second and STATES buffers of the size of all states; and what remains of the first when 1.3 calls are taken off, in such
+buffers. Every line is a process of its own. Large tensors are returned to the system at once
+(MALLOC_MMAP_THRESHOLD_), so that peaks are those of tensors in use.
+
+The buffers: the solver holds its unknowns, the predictions, the values that these imply, the network's inputs in a
+round and in the last one, the predictions of the last one, a move and a miss of every prediction (its secant), and the
+change that it proposes, nine; the check of the result holds the latest predictions and two rows of outputs each, three;
+and what the networks are asked, or have returned for it, is two rows a step, two.
 """
 
 from __future__ import annotations
 
+import functools
+import inspect
 import json
 import os
 import subprocess
@@ -34,8 +45,10 @@ from fixedpoint.chains import BlockSecant, ChainProblem, ChainSolver
 from fixedpoint_diffusion import ParallelPipeline, parallel
 
 FORMS = ("affine", "tables", "steps", "predictions")
+# What a solve holds beside a call of the network, in buffers of all states.
+STATES = 9 + 3 + 2
 SCHEDULERS = ("DDIMScheduler", "PNDMScheduler", "UniPCMultistepScheduler")
-ROUNDS = 8
+ROUNDS, REPEATS = 8, 4
 ROWS = 16
 
 
@@ -54,20 +67,26 @@ def main(
         print(json.dumps(peaks(child, steps, latents)))
         return
     if memory:
-        print("form         peak MB  call MB  rest, in states")
-        for form in ("affine", "predictions"):
+        print("form         peak MB  call MB  limit MB  rest, in states")
+        for form in FORMS:
             found = fresh(form, steps, latents)
             rest = (found["peak"] - 1.3 * found["call"]) / found["states"]
-            print(f"{form:12} {found['peak'] / 2**20:7.0f}  {found['call'] / 2**20:7.0f}  {rest:15.1f}")
+            sizes = "  ".join(
+                f"{found[each] / 2**20:{width}.0f}" for each, width in zip(found, (7, 7, 8), strict=False)
+            )
+            print(f"{form:12} {sizes}  {rest:15.1f}", flush=True)
         return
-    print(f"{'':24} " + " ".join(f"{form:>12}" for form in FORMS) + "   ms a round")
+    print(f"{'':24} " + " ".join(f"{form:>12}" for form in (*FORMS, "own", "step")) + "   ms a round")
     for name in scheduler or SCHEDULERS:
-        print(f"{name:24} " + " ".join(cell(name, form, steps) for form in FORMS), flush=True)
+        cells = " ".join([*(cell(name, form, steps) for form in FORMS), *own(name, steps)])
+        print(f"{name:24} {cells}", flush=True)
 
 
-def made(scheduler: str, form: str, steps: int, size: int = 0) -> tuple[Any, ParallelPipeline, ChainProblem]:
+def made(
+    scheduler: str, form: str, steps: int, size: int = 0, pipe: Any = None
+) -> tuple[Any, ParallelPipeline, ChainProblem]:
     """The pipeline, its sampler and the problem of a call."""
-    pipe = pipeline("sd1")
+    pipe = pipeline("sd1") if pipe is None else pipe
     settings = {"clip_sample": False} if scheduler == "DDIMScheduler" else {}
     pipe.scheduler = getattr(diffusers, scheduler).from_config(pipe.scheduler.config, **settings)
     call = {**arguments("sd1"), "prompt": ["a cat"], "num_inference_steps": steps}
@@ -100,9 +119,49 @@ def cell(scheduler: str, form: str, steps: int) -> str:
 
     pipe.unet.forward = timed
     solved(problem, 3)
-    spent[0], began = 0.0, time.process_time()
-    solved(problem, ROUNDS)
-    return f"{1e3 * (time.process_time() - began - spent[0]) / ROUNDS:12.1f}"
+    least = float("inf")
+    for _ in range(REPEATS):
+        spent[0], began = 0.0, time.process_time()
+        solved(problem, ROUNDS)
+        least = min(least, 1e3 * (time.process_time() - began - spent[0]) / ROUNDS)
+    return f"{least:12.1f}"
+
+
+@torch.no_grad()
+def own(scheduler: str, steps: int) -> list[str]:
+    """Milliseconds of the pipeline's own loop beside the network, and of the scheduler's steps in it."""
+    pipe, _, _ = made(scheduler, "predictions", steps)
+    call = {**arguments("sd1"), "prompt": ["a cat"], "output_type": "latent"}
+    output = torch.randn(2, *made_latents(pipe), generator=torch.Generator().manual_seed(0))
+    pipe.unet.forward = lambda *_args, **_given: (output,)
+    pipe.set_progress_bar_config(disable=True)
+    step, spent = pipe.scheduler.step, [0.0]
+
+    @functools.wraps(step)
+    def timed(*args: Any, **given: Any) -> Any:
+        began = time.process_time()
+        result = step(*args, **given)
+        spent[0] += time.process_time() - began
+        return result
+
+    def loop(count: int) -> tuple[float, float]:
+        """Of the whole call, and of its steps."""
+        found = []
+        for _ in range(REPEATS):
+            spent[0], began = 0.0, time.process_time()
+            inspect.unwrap(type(pipe).__call__)(pipe, **call, num_inference_steps=count)
+            found.append((time.process_time() - began, spent[0]))
+        return min(each[0] for each in found), min(each[1] for each in found)
+
+    whole = loop(steps)[0] - loop(steps // 5)[0]  # without what is done before the loop
+    pipe.scheduler.step = timed
+    return [f"{1e3 * each:12.1f}" for each in (whole * steps / (steps - steps // 5), loop(steps)[1])]
+
+
+def made_latents(pipe: Any) -> tuple[int, int, int]:
+    """The shape of the latents of an image."""
+    size = arguments("sd1")["height"] // pipe.vae_scale_factor
+    return pipe.unet.config.in_channels, size, size
 
 
 def fresh(form: str, steps: int, size: int) -> dict[str, float]:
@@ -119,11 +178,13 @@ def peaks(form: str, steps: int, size: int) -> dict[str, float]:
     """Bytes: the peak of a solve, that of one call of the network, and the size of all states."""
     pipe, _, problem = made("DDIMScheduler", form, steps, size)
     rows = problem.x0.expand(ROWS, -1, -1, -1).clone()
+    states = 4.0 * problem.x0.numel() * problem.length
     text = torch.zeros(ROWS, 77, pipe.unet.config.cross_attention_dim)
-    pipe.unet(rows, torch.tensor(1), encoder_hidden_states=text)  # what is made once
+    solved(problem, 2)  # what is made once
     call = peak(lambda: pipe.unet(rows, torch.tensor(1), encoder_hidden_states=text))
-    solve = peak(lambda: solved(problem, ROUNDS))
-    return {"peak": solve, "call": call, "states": 4.0 * problem.x0.numel() * problem.length}
+    del problem
+    whole = peak(lambda: solved(made("DDIMScheduler", form, steps, size, pipe)[2], ROUNDS))
+    return {"peak": whole, "call": call, "limit": 1.3 * call + STATES * states, "states": states}
 
 
 def peak(run: Any) -> float:

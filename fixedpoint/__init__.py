@@ -51,11 +51,14 @@ if TYPE_CHECKING:
     from fixedpoint.solvers.krylov import Krylov as Krylov
     from fixedpoint.solvers.linear import LinearSolution as LinearSolution
     from fixedpoint.solvers.linear import LinearSolver as LinearSolver
+    from fixedpoint.solvers.newton import Newton as Newton
     from fixedpoint.solvers.newton_krylov import NewtonKrylov as NewtonKrylov
     from fixedpoint.solvers.picard import Picard as Picard
     from fixedpoint.solvers.polyalgorithm import Polyalgorithm as Polyalgorithm
     from fixedpoint.solvers.restarted import Restarted as Restarted
+    from fixedpoint.solvers.roots import Roots as Roots
     from fixedpoint.solvers.squarem import Squarem as Squarem
+    from fixedpoint.solvers.trust_region import TrustRegion as TrustRegion
 
 __version__ = "0.1.0"
 """The version of the package."""
@@ -114,11 +117,14 @@ __getattr__, __dir__, __all__ = exported(
             "LinearSolution",
             "LinearSolver",
         ),
+        "fixedpoint.solvers.newton": ("Newton",),
         "fixedpoint.solvers.newton_krylov": ("NewtonKrylov",),
         "fixedpoint.solvers.picard": ("Picard",),
         "fixedpoint.solvers.polyalgorithm": ("Polyalgorithm",),
         "fixedpoint.solvers.restarted": ("Restarted",),
+        "fixedpoint.solvers.roots": ("Roots",),
         "fixedpoint.solvers.squarem": ("Squarem",),
+        "fixedpoint.solvers.trust_region": ("TrustRegion",),
     },
     also=("__version__",),
 )

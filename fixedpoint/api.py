@@ -18,6 +18,8 @@ from fixedpoint.chains.choice import solver_for
 from fixedpoint.core.compiling import outside_of_graphs
 from fixedpoint.core.counts import Counts
 from fixedpoint.core.evaluator import Evaluator
+from fixedpoint.core.foreign import foreign
+from fixedpoint.core.inference import ordinary, outside_of_inference_mode
 from fixedpoint.core.layout import Layout, Rows
 from fixedpoint.core.problem import AbilityError, FunctionProblem, Problem
 from fixedpoint.core.progress import Progress
@@ -31,11 +33,13 @@ from fixedpoint.core.whole import AssumesIndependentRows, checked_jointly
 from fixedpoint.core.yardstick import Yardstick
 from fixedpoint.gradients.estimator import GradientEstimator
 from fixedpoint.registry import Component, registry
+from fixedpoint.solvers.roots import Roots
 
 __all__ = ["find_root", "solve"]
 
 
 @outside_of_graphs
+@outside_of_inference_mode
 def solve(
     f: Callable[[Any], Any] | Problem,
     z0: Any = None,
@@ -128,7 +132,7 @@ def solve(
     estimator = _estimator(gradient, problem.layout)
     rule, yardstick = _rule(problem.layout, termination, rtol, atol, per=per, max_rounds=max_rounds)
     method = solver_for(problem, method)
-    evaluator, start = Evaluator(problem, yardstick, max_batch), problem.initial()
+    evaluator, start = Evaluator(problem, yardstick, max_batch), ordinary(problem.initial())
     if start.is_complex():
         raise TypeError(
             "the states of a problem are real; its layout packs complex values into one (layout.pack), and so does "
@@ -195,6 +199,7 @@ def find_root(
     g: Callable[[Any], Any],
     z0: Any,
     *,
+    solver: str | Mapping[str, Any] | Solver = "auto",
     sign: float | None = None,
     rows: Rows | None = None,
     termination: Termination | None = None,
@@ -204,11 +209,17 @@ def find_root(
     has_aux: bool = False,
     **options: Any,
 ) -> Solution:
-    """Solve ``g(z) = 0`` as the fixed point of ``z + sign * g(z)``.
+    """Solve ``g(z) = 0``.
 
-    Quasi-Newton solvers (the default is ``"broyden"``) depend little on the sign. Picard and Anderson require that
-    ``z + sign * g(z)`` contracts: use ``sign=-1`` for a ``g`` that increases with ``z``, such as the gradient of a
-    function to be minimised.
+    The default, ``"auto"``, is the solver :class:`.Roots`: for up to 64 unknowns in a row Newton's method with whole
+    Jacobians, then a trust region, then Newton's method without damping, and Broyden's method; for more unknowns
+    Newton-Krylov and Broyden's method. Each gets the rows that those before it did not solve. Jacobians come from
+    forward mode, or from differences where ``g`` is not differentiable. Neither the units nor the sign of ``g`` matter.
+    A minimum of ``||g||`` that is no root is not reported as converged.
+
+    Any other solver works on the fixed point of ``z + sign * g(z)``. Picard and Anderson require that this map
+    contracts: use ``sign=-1`` for a ``g`` that increases with ``z``, such as the gradient of a function to be
+    minimised.
 
     A row has converged to a root if ``||g(z)||`` is at most ``rtol`` times its value at the start *and* the step that
     the last slope of ``g`` implies is at most ``rtol * ||z||``; or if ``||g(z)|| <= atol``. The result therefore does
@@ -222,10 +233,12 @@ def find_root(
         Function of a value like ``z0``, which returns one of the same structure, shapes, dtype and device.
     z0
         The start, as for :func:`solve`.
+    solver
+        ``"auto"``, see above, or a solver as for :func:`solve`.
     sign
-        The factor of ``g``: ``+1``, ``-1`` or a step size; finite and not 0. By default a positive factor for each row,
-        such that the first step is no longer than the start (than 1 per entry from a start at zero) and long enough to
-        estimate a slope.
+        The factor of ``g`` in the map that solvers see: ``+1``, ``-1`` or a step size; finite and not 0. The default
+        solver does not need it. By default a positive factor for each row, such that the first step is no longer than
+        the start (than 1 per entry from a start at zero) and long enough to estimate a slope.
     rows, termination, rtol, atol, max_rounds, has_aux, options
         As for :func:`solve`, with numbers for ``rtol`` and ``atol``; with ``has_aux``, ``g`` returns ``(value, aux)``.
 
@@ -247,7 +260,7 @@ def find_root(
         raise ValueError("sign must not be zero")
     rule, _ = _rule(Layout.of(z0, rows), termination, rtol, atol, max_rounds=max_rounds)
     problem = RootProblem(g, z0, rows, sign, rule, has_aux)
-    solution = solve(problem, **{"solver": "broyden", "termination": rule, **options})
+    solution = solve(problem, solver=Roots() if solver == "auto" else solver, termination=rule, **options)
     solution = _unless_flat(problem, solution)
     doubtful = ~solution.converged & (solution.relative_error <= rule.rtol)
     return replace(solution, notes={int(row): ROOT_DOUBTED for row in np.flatnonzero(doubtful)})
@@ -290,7 +303,8 @@ def _provides(component: Component, needs: frozenset[str]) -> bool:
     """Whether a registered solver, possibly of a plugin, can be loaded and provides all of ``needs``."""
     try:
         solver = registry.create("solver", component.name)
-        return "chain" not in solver.needs and needs <= solver.provides
+        with foreign():
+            return "chain" not in solver.needs and needs <= solver.provides
     except Exception:  # importing a plugin's module may raise anything
         return False
 

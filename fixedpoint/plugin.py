@@ -16,11 +16,11 @@ if TYPE_CHECKING:
     from fixedpoint.core.inverse_jacobian import InverseEstimate as InverseEstimate
     from fixedpoint.core.layout import Layout as Layout
     from fixedpoint.core.loop import StepSolver as StepSolver
-    from fixedpoint.core.loop import solution_at as solution_at
     from fixedpoint.core.options import OptionError as OptionError
     from fixedpoint.core.options import Options as Options
     from fixedpoint.core.options import by_options as by_options
     from fixedpoint.core.options import option as option
+    from fixedpoint.core.outcome import solution_at as solution_at
     from fixedpoint.core.point import Evaluated as Evaluated
     from fixedpoint.core.problem import AbilityError as AbilityError
     from fixedpoint.core.problem import Cost as Cost
@@ -76,7 +76,8 @@ __getattr__, __dir__, __all__ = exported(
         "fixedpoint.core.history": ("History",),
         "fixedpoint.core.inverse_jacobian": ("InverseEstimate",),
         "fixedpoint.core.layout": ("Layout",),
-        "fixedpoint.core.loop": ("StepSolver", "solution_at"),
+        "fixedpoint.core.loop": ("StepSolver",),
+        "fixedpoint.core.outcome": ("solution_at",),
         "fixedpoint.core.options": (
             "OptionError",
             "Options",

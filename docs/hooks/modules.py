@@ -57,6 +57,7 @@ _HEADINGS = {
     "fixedpoint.core.layout": "Problems",
     "fixedpoint.core.loop": "Solvers",
     "fixedpoint.core.options": "Options",
+    "fixedpoint.core.outcome": "Solvers",
     "fixedpoint.core.point": "Evaluation",
     "fixedpoint.core.problem": "Problems",
     "fixedpoint.core.progress": "Evaluation",

@@ -144,4 +144,4 @@ def evenly_kept(length: int, count: int) -> Int[Tensor, " n"]:
     """
     if not 1 <= count <= length:
         raise ValueError(f"from 1 to {length} states of a chain of {length} steps can be kept, got {count}")
-    return -(-torch.arange(1, count + 1) * length // count)
+    return -(-torch.arange(1, count + 1, device="cpu") * length // count)

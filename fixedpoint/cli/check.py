@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from fixedpoint.cli.output import kept_clean
 from fixedpoint.cli.sentences import FAILED, in_sentences
 
 __all__ = ["check"]
@@ -41,7 +42,7 @@ def check(
 
     from fixedpoint.cli.tables import console, plain_table
 
-    with in_sentences():
+    with kept_clean(as_json), in_sentences():
         from fixedpoint.config.single import component_config
         from fixedpoint.registry import Kind, registry
         from fixedpoint.testing import check_gradient, check_solver

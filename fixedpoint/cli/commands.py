@@ -8,6 +8,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 from typer.main import get_command
 
+from fixedpoint.cli.output import kept_clean
 from fixedpoint.cli.sentences import BAD_INPUT, INTERRUPTED, complain
 from fixedpoint.cli.spelling import CheckedCommand
 
@@ -45,7 +46,9 @@ class Commands(TyperGroup):
         """Add the commands of plugins."""
         from fixedpoint.registry import registry
 
-        for name, command in registry.commands().items():
+        with kept_clean():
+            commands = registry.commands()
+        for name, command in commands.items():
             if name not in self.commands:
                 self.add_command(_Unloaded(command), name)
 
@@ -60,17 +63,19 @@ class _Unloaded(TyperCommand):
 
     def loaded(self) -> Any:
         """Return the loaded command; exit with a message and status 2 if it cannot be used."""
-        from fixedpoint.registry.faults import LoadError, one_line
+        from fixedpoint.core.foreign import brief, guarded
+        from fixedpoint.registry.faults import LoadError
 
         name = self.command.name
         # typer builds a command from a function only as part of an app.
         alone = typer.Typer(add_completion=False, rich_markup_mode=None)
         try:
-            alone.command(name, cls=_Loaded)(self.command.load())
-            found = get_command(alone)
+            with kept_clean(), guarded():
+                alone.command(name, cls=_Loaded)(self.command.load())
+                found = get_command(alone)
         except Exception as error:  # third-party code may raise anything
             lacks = isinstance(error, ImportError) and self.command.missing()
-            said = error.reason if isinstance(error, LoadError) else one_line(error)
+            said = error.reason if isinstance(error, LoadError) else brief(error)
             complain(str(error) if lacks else f"the command {name!r} of {self.command.origin()} cannot be used: {said}")
             raise typer.Exit(BAD_INPUT) from None
         found.no_args_is_help = any(parameter.required for parameter in found.params)

@@ -13,6 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
+from fixedpoint.cli.output import kept_clean
 from fixedpoint.cli.sentences import FAILED
 
 __all__ = ["doctor"]
@@ -31,7 +32,8 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] 
     Example:
       fixedpoint doctor
     """
-    found = _examined()
+    with kept_clean(as_json):
+        found = _examined()
     if as_json:
         typer.echo(json.dumps(found, indent=2))
     else:

@@ -63,17 +63,28 @@ def init(
     """
     import importlib.util
     import json
+    import shlex
 
-    from fixedpoint.config.files import write_atomically
+    from fixedpoint.config.words import name_broken
+    from fixedpoint.config.writing import WriteError, write_atomically
+    from fixedpoint.execution.plain import is_printable, one_line
 
-    if file.exists() and not force:
-        complain(f"{file} is there already; --force replaces it")
-        raise typer.Exit(BAD_INPUT)
     # The trained model requires diffusers. Without it the file uses the mixture of drawn shapes, whose score is exact.
     model = "fashion-mnist" if importlib.util.find_spec("diffusers") else "shapes       "
+    wrong = name_broken(file.stem)
+    if wrong:
+        complain(f"{file}: its name is that of the run, which {wrong}")
+        raise typer.Exit(BAD_INPUT)
+    shown = shlex.quote(str(file))
+    if not is_printable(shown):
+        shown = "FILE"  # a line feed in the name of a folder would end the comment
     try:
-        write_atomically(file, _STARTER.format(file=file, name=json.dumps(file.stem), model=model).encode())
-    except OSError as error:
-        complain(f"cannot write {error.filename or file}: {error.strerror or error}")
+        content = _STARTER.format(file=shown, name=json.dumps(file.stem), model=model)
+        write_atomically(file, content.encode(), replace=force)
+    except FileExistsError:
+        complain(f"{file} is there already; --force replaces it")
+        raise typer.Exit(BAD_INPUT) from None
+    except WriteError as error:
+        complain(f"cannot write {error.filename}: {error.strerror}")
         raise typer.Exit(FAILED) from None
-    typer.echo(f"wrote {file}; carry it out with: fixedpoint run {file}")
+    typer.echo(f"wrote {one_line(str(file))}; carry it out with: fixedpoint run {shown}")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fixedpoint.cli.kinds import as_listed
+from fixedpoint.cli.output import kept_clean
 
 if TYPE_CHECKING:
     from fixedpoint.registry import Command, Component
@@ -35,14 +36,15 @@ def list_components(
     from fixedpoint.registry import KINDS, registry
 
     wanted = None if kind is None else as_listed(kind)
-    found: dict[str, list[Component | Command]] = {
-        each: list(registry.components(each).values()) for each in KINDS if wanted in (None, each)
-    }
-    if wanted in (None, "command"):
-        found["command"] = list(registry.commands().values())
-    broken = registry.broken()
-    if as_json:
+    with kept_clean(as_json):
+        found: dict[str, list[Component | Command]] = {
+            each: list(registry.components(each).values()) for each in KINDS if wanted in (None, each)
+        }
+        if wanted in (None, "command"):
+            found["command"] = list(registry.commands().values())
+        broken = registry.broken()
         listed = [_plain(each, component) for each, components in found.items() for component in components]
+    if as_json:
         typer.echo(json.dumps({"components": listed, "broken": [vars(row) for row in broken]}, indent=2))
     else:
         _print(found, broken)

@@ -17,6 +17,7 @@ from fixedpoint.cli.run import run
 from fixedpoint.cli.schema import schema
 from fixedpoint.cli.show import show
 from fixedpoint.cli.spelling import CheckedCommand
+from fixedpoint.cli.streams import guarded
 
 __all__ = ["app", "main"]
 
@@ -66,4 +67,5 @@ def _program(
 
 def main() -> None:
     """Run the program."""
-    app()
+    with guarded():
+        app()

@@ -26,12 +26,13 @@ def report(
       fixedpoint report runs/study
     """
     from fixedpoint.cli.summary import print_report
+    from fixedpoint.config.writing import WriteError
     from fixedpoint.report.reading import read_run
 
     with in_sentences():
         run = read_run(folder)
     try:
         print_report(run, as_json=as_json)
-    except OSError as error:
-        complain(f"cannot write {error.filename or folder}: {error.strerror or error}")
+    except WriteError as error:
+        complain(f"cannot write {error.filename}: {error.strerror}")
         raise typer.Exit(FAILED) from None

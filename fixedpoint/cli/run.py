@@ -8,6 +8,7 @@ from typing import Annotated, NamedTuple
 
 import typer
 
+from fixedpoint.cli.output import kept_clean
 from fixedpoint.cli.sentences import FAILED, INTERRUPTED, complain, in_sentences
 
 __all__ = ["run"]
@@ -73,15 +74,17 @@ def _run(file: Path, overrides: list[str], output: Path | None, fresh: bool, sai
     from fixedpoint.cli.summary import print_report
     from fixedpoint.cli.tables import console
     from fixedpoint.config.runfile import load, run_folder
+    from fixedpoint.config.writing import WriteError
     from fixedpoint.report.reading import read_run
     from fixedpoint.runs.lock import BusyFolderError
     from fixedpoint.runs.run import execute
 
-    with in_sentences():
+    with kept_clean(said.as_json), in_sentences():
         config = load(file, overrides, output)
     folder = output or run_folder(config.name)
     try:
-        with contextlib.nullcontext() if said.quiet else shown_progress(console(stderr=True)):
+        shown = contextlib.nullcontext() if said.quiet else shown_progress(console(stderr=True))
+        with kept_clean(said.as_json), shown:
             outcome = execute(config, folder, fresh, second_interrupt_exits=True)
         for notice in outcome.notices:
             complain(notice)
@@ -94,8 +97,8 @@ def _run(file: Path, overrides: list[str], output: Path | None, fresh: bool, sai
     except BusyFolderError as error:
         complain(str(error))
         raise typer.Exit(FAILED) from None
-    except OSError as error:
-        complain(f"cannot write {error.filename or folder}: {error.strerror or error}")
+    except WriteError as error:
+        complain(f"cannot write {error.filename}: {error.strerror}")
         raise typer.Exit(FAILED) from None
     if not outcome.ok:
         raise typer.Exit(FAILED)

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from fixedpoint.cli.output import kept_clean
 from fixedpoint.cli.sentences import FAILED, complain
 
 __all__ = ["schema"]
@@ -29,16 +30,17 @@ def schema(
     and as the first line of a run file:
       # yaml-language-server: $schema=run.schema.json
     """
-    from fixedpoint.config.files import write_atomically
     from fixedpoint.config.schema import run_file_schema
+    from fixedpoint.config.writing import WriteError, write_atomically
 
-    text = json.dumps(run_file_schema(), indent=1) + "\n"
+    with kept_clean():
+        text = json.dumps(run_file_schema(), indent=1) + "\n"
     if output is None:
         typer.echo(text, nl=False)
         return
     try:
         write_atomically(output, text.encode())
-    except OSError as error:
-        complain(f"cannot write {error.filename or output}: {error.strerror or error}")
+    except WriteError as error:
+        complain(f"cannot write {error.filename}: {error.strerror}")
         raise typer.Exit(FAILED) from None
     typer.echo(f"wrote {output}")

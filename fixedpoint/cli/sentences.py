@@ -15,8 +15,13 @@ INTERRUPTED = 130
 
 
 def complain(text: str) -> None:
-    """Print a message to stderr, neither wrapped nor coloured, so that tools can read it."""
-    typer.echo(text, err=True)
+    """Print a message to stderr, neither wrapped nor coloured, so that tools can read it.
+
+    What it quotes may come from a file: control characters become escapes.
+    """
+    from fixedpoint.execution.plain import printable
+
+    typer.echo(printable(text), err=True)
 
 
 @contextmanager

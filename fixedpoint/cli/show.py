@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fixedpoint.cli.kinds import as_kind
+from fixedpoint.cli.output import kept_clean
 from fixedpoint.cli.sentences import BAD_INPUT, complain, in_sentences
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ def show(
       fixedpoint show anderson
       fixedpoint show sampling --json
     """
-    with in_sentences():
+    with kept_clean(as_json), in_sentences():
         kinds = _kinds_of(name) if kind is None else [as_kind(kind)]
         from fixedpoint.config.describe import describe
 

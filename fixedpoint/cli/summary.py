@@ -32,7 +32,7 @@ def print_report(run: RunData, quiet: bool = False, as_json: bool = False) -> No
     OSError
         If a file cannot be written.
     """
-    from fixedpoint.execution.plain import json_text
+    from fixedpoint.execution.plain import json_text, one_line
     from fixedpoint.report.build import build
     from fixedpoint.report.data import to_data
     from fixedpoint.report.makers import remarks
@@ -49,10 +49,10 @@ def print_report(run: RunData, quiet: bool = False, as_json: bool = False) -> No
         for sentence in remarks(run):
             if sentence != run.info.story:  # `run` has printed it, and `report` need not repeat it
                 complain(sentence)
-    for sentence in (*run.notices, *run.skips, *run.failures, *run.broken_expectations):
+    for sentence in (*run.notices, *written.notices, *run.skips, *run.failures, *run.broken_expectations):
         complain(sentence)
     if written.missing:
         complain(written.missing)
     if not quiet and not as_json:
         for path in written.files:
-            out.print(f"wrote {path}", soft_wrap=True, markup=False)
+            out.print(f"wrote {one_line(str(path))}", soft_wrap=True, markup=False)

@@ -75,7 +75,7 @@ def _table(section: Section, first: bool, columns: Sequence[int]) -> Table:
     if first:
         table.add_column("status", overflow="fold", min_width=_status_width(section))
     for index in columns:
-        header = "\n".join(_header(section, index))
+        header = Text("\n".join(_header(section, index)))  # a name of a metric is no markup
         table.add_column(header, justify="right", no_wrap=True, min_width=_width(section, index), vertical="top")
     for row in section.rows:
         table.add_row(*_cells(row, first, columns))

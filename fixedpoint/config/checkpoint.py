@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
-from fixedpoint.config.files import write_atomically
+from fixedpoint.config.writing import write_atomically
 
 __all__ = ["load_checkpoint", "save_checkpoint"]
 

@@ -9,9 +9,11 @@ from typing import Any
 
 from fixedpoint.config.choice import UnplainError, plain
 from fixedpoint.config.words import range_words, type_words, value_words
+from fixedpoint.core.foreign import brief, guarded
 from fixedpoint.core.options import option_types
 from fixedpoint.registry import Kind, registry
 from fixedpoint.registry.component import Component
+from fixedpoint.registry.faults import LoadError
 from fixedpoint.registry.nesting import Choices, nested
 
 __all__ = ["Description", "OptionRow", "describe", "option_rows"]
@@ -76,16 +78,21 @@ def describe(kind: Kind, name: str) -> Description:
     UnknownComponentError
         If there is no such component.
     ImportError
-        If the component requires an import that is not installed.
+        If the component requires an import that is not installed, or cannot be loaded or described.
     """
     component = registry.get(kind, name)
     factory: Any = component.load()
-    options = option_rows(factory)
     choices: dict[str, tuple[OptionRow, ...]] = {}
-    for key in option_types(factory):
-        inner = nested(factory, key)
-        if isinstance(inner, Choices):
-            choices |= {f"{key}: {variant}": option_rows(cls) for variant, cls in sorted(inner.classes.items())}
+    try:
+        with guarded():
+            options = option_rows(factory)
+            for key in option_types(factory):
+                inner = nested(factory, key)
+                if isinstance(inner, Choices):
+                    choices |= {f"{key}: {variant}": option_rows(cls) for variant, cls in sorted(inner.classes.items())}
+    except Exception as error:  # defaults and types are code of others
+        reason = f"{component.where()} has options that cannot be described: {brief(error)}"
+        raise LoadError(name, component.origin(), reason) from error
     return Description(kind, component, inspect.getdoc(factory) or "", options, choices, _example(kind, name, options))
 
 

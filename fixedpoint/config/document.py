@@ -20,6 +20,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
+from fixedpoint.config.bounded import read_bytes
 from fixedpoint.config.errors import ConfigError, Path, Place, where
 from fixedpoint.config.words import value_words
 
@@ -34,6 +35,8 @@ _AS_WRITTEN = ("str", "timestamp")
 _SCALARS = ("int", "float", "bool", "null")
 # Nested aliases can expand a small file exponentially. No run file has as many values as this.
 _MOST_VALUES = 100_000
+# Bytes of a run file. Reading more would take longer than anybody waits for a message.
+_MOST_BYTES = 2**20
 # Characters of a value that a message quotes.
 _LONGEST_TEXT = 60
 # ``010`` is ten in YAML 1.2, but eight in YAML 1.1, C and Python 2.
@@ -43,6 +46,9 @@ _TIGHT_COMMENT = re.compile(r"(?:\A\s*:|^\s*-)[ \t]+(#[^#\s][^\n]*)", re.MULTILI
 _WRITTEN_INFINITE = re.compile(r"[-+]?\.inf", re.IGNORECASE)
 # Some messages of ruamel.yaml show a token as a tuple with one item; only the item is kept.
 _A_TUPLE = re.compile(r"\(('<[^()]*>'),\)")
+# One half of a character that UTF-16 writes as two.
+_HALF = re.compile("[\ud800-\udfff]")
+_INTEGERS = 2**63
 _SOME_DIGIT = re.compile(r"[1-9]")
 
 
@@ -134,7 +140,7 @@ def read_text(path: FilePath, shown: str, asked: tuple[Place, Path] | None = Non
     """
     place, where = asked or (Place(shown), ())
     try:
-        return path.read_bytes().decode("utf-8-sig")  # some editors on Windows write a byte order mark
+        return read_bytes(path, _MOST_BYTES).decode("utf-8-sig")  # some editors on Windows write a byte order mark
     except FileNotFoundError:
         problem = "no such file" if asked is None else f'no such file "{shown}"'
     except UnicodeDecodeError as error:
@@ -222,7 +228,7 @@ class _Reader:
             if key_node.tag != f"{_TAG}str":
                 shown = key_node.value or "nothing" if isinstance(key_node, ScalarNode) else "a list or mapping"
                 raise ConfigError.at(place, f"a key must be a string, got {shown}", path)
-            key: str = key_node.value
+            key = self._text_of(key_node, path)
             if key in seen:
                 sentence = f"the key stands here twice (first in line {seen[key]})"
                 raise ConfigError.at(place, sentence, (*path, key))
@@ -233,7 +239,7 @@ class _Reader:
     def _scalar(self, node: ScalarNode, path: Path) -> Any:
         kind = str(node.tag).removeprefix(_TAG)
         if kind in _AS_WRITTEN:
-            return str(node.value)
+            return self._text_of(node, path)
         if kind in _SCALARS:
             self._document.texts[path] = node.value
             try:
@@ -245,6 +251,17 @@ class _Reader:
             return value
         said = f"{node.value} has no meaning here" if kind == "merge" else f"the tag {node.tag} has no meaning here"
         raise ConfigError.at(self._place(node), said, path)
+
+    def _text_of(self, node: ScalarNode, path: Path) -> str:
+        """A string. JSON writes a character such as an emoji as a pair of halves, which are put together here."""
+        text = str(node.value)
+        if not _HALF.search(text):
+            return text
+        joined = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        if "\ufffd" in joined and "\ufffd" not in text:
+            sentence = f"has half of a character ({ascii(_HALF.findall(text)[0])[1:-1]}), wanted text"
+            raise ConfigError.at(self._place(node), sentence, path)
+        return joined
 
     def _check_empty(self, node: ScalarNode, path: Path, before: str) -> None:
         """Refuse an empty value before a comment without a space, as in ``label: #1``: the user meant a value."""
@@ -258,6 +275,9 @@ class _Reader:
     def _check_number(self, node: ScalarNode, value: float, path: Path) -> None:
         """Refuse numbers that are ambiguous (``010``) or that overflow to infinity or underflow to zero."""
         typed = node.value
+        if isinstance(value, int) and abs(value) >= _INTEGERS:
+            sentence = f"is an integer of more than 64 bits ({len(typed)} characters)"
+            raise ConfigError.at(self._place(node), sentence, path)
         octal = _LEADING_ZERO.fullmatch(typed)
         if octal:
             digits = typed.replace("_", "").lstrip("+-").lstrip("0") or "0"

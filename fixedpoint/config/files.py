@@ -1,36 +1,30 @@
-"""Writes files atomically, and reads and writes JSON files that carry a checksum."""
+"""Reads and writes JSON files that carry a checksum, the records and the description of a run."""
 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
-from contextlib import suppress
-from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ValidationError
 
-from fixedpoint.execution.plain import digest, json_text
+from fixedpoint.execution.plain import digest, json_text, one_line, printable
 
 __all__ = [
     "SCHEMA",
-    "TEMPORARY",
     "DamagedError",
+    "Label",
+    "Lines",
     "Number",
     "parse_model",
     "sealed",
     "unsealed",
-    "write_atomically",
 ]
 
 SCHEMA = 1
 """Version of the format of records and of ``run.json``."""
 
 M = TypeVar("M", bound=BaseModel)
-
-TEMPORARY = ".*.fixedpoint-part"
-"""Glob pattern of temporary files, which remain only if the process that wrote them was killed."""
 
 
 def _number(value: Any) -> Any:
@@ -41,39 +35,26 @@ Number = Annotated[float, BeforeValidator(_number)]
 """A float. JSON has no NaN and infinities, so ``json_text`` writes them as ``"nan"``, ``"inf"`` and ``"-inf"``."""
 
 
+_LONGEST_LABEL = 1000
+
+
+def _label(value: Any) -> Any:
+    return one_line(value, _LONGEST_LABEL) if isinstance(value, str) else value
+
+
+def _lines(value: Any) -> Any:
+    return printable(value) if isinstance(value, str) else value
+
+
+Label = Annotated[str, BeforeValidator(_label)]
+"""A text that is shown in one line: control characters are written as escapes, and its end is cut off if it is long."""
+
+Lines = Annotated[str, BeforeValidator(_lines)]
+"""A text of several lines: other control characters are written as escapes."""
+
+
 class DamagedError(ValueError):
     """A file of a run folder cannot be used; the message says why."""
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file atomically: a reader sees the old content or the new content, never a part of it.
-
-    Parameters
-    ----------
-    path
-        The file. Missing folders are created.
-    content
-        Its new content.
-
-    Raises
-    ------
-    OSError
-        If any part of writing fails. The error names ``path``, not the temporary file.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.fixedpoint-part")
-    try:
-        with temporary.open("wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())  # before the rename: a crash must not leave the name with no content
-        os.replace(temporary, path)
-    except BaseException as error:  # also an interrupt must not leave the temporary file
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.errno is not None:
-            raise OSError(error.errno, error.strerror, str(path)) from error
-        raise
 
 
 def sealed(data: Mapping[str, Any]) -> bytes:
@@ -100,7 +81,7 @@ def unsealed(content: bytes, version: int) -> dict[str, Any]:
         raise DamagedError("is empty")
     try:
         data = json.loads(content)
-    except ValueError:  # no JSON, or no UTF-8
+    except (ValueError, RecursionError):  # no JSON, no UTF-8, or nested without end
         raise DamagedError("is cut off or no JSON") from None
     if not isinstance(data, dict):
         raise DamagedError("does not have the right form (no mapping)")

@@ -8,15 +8,23 @@ arrays/<hash>.npz      traces and images of the cell
 
 from __future__ import annotations
 
+import os
+import re
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
-from fixedpoint.config.files import SCHEMA, DamagedError, Number, parse_model, sealed, unsealed, write_atomically
+from fixedpoint.config.bounded import read_bytes
+from fixedpoint.config.files import SCHEMA, DamagedError, Label, Number, parse_model, sealed, unsealed
+from fixedpoint.config.writing import write_atomically
 from fixedpoint.execution.cell import Cell
 
-__all__ = ["CellRow", "Folder", "RunInfo"]
+__all__ = ["MOST_JSON", "NAMES", "CellRow", "Folder", "RunInfo", "holds_run"]
+
+MOST_JSON = 2**26
+"""Bytes that a record, ``run.json`` or ``config.yaml`` may have."""
 
 
 class CellRow(BaseModel):
@@ -35,9 +43,9 @@ class CellRow(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     hash: str
-    task: str
-    solver: str
-    gradient: str | None
+    task: Label
+    solver: Label
+    gradient: Label | None
     seed: int
 
     @classmethod
@@ -89,16 +97,16 @@ class RunInfo(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     schema_version: int
-    name: str
+    name: Label
     cells: list[CellRow]
-    expect: dict[str, Number]
+    expect: dict[Label, Number]
     threads: int
-    versions: dict[str, str]
-    machine: dict[str, str | int]
-    started: str
-    finished: str | None
+    versions: dict[Label, Label]
+    machine: dict[Label, Label | int]
+    started: Label
+    finished: Label | None
     reused: int = 0
-    again: dict[str, int] = {}
+    again: dict[Label, int] = {}
 
     @property
     def story(self) -> str:
@@ -115,6 +123,26 @@ class RunInfo(BaseModel):
         said = [reason if len(reasons) == 1 else f"{count} ({reason})" for reason, count in reasons]
         cells = "cell" if total == 1 else "cells"
         return f"{total} {cells}: {self.reused} reused, {run} {'run' if self.finished else 'to run'}: {'; '.join(said)}"
+
+
+# Files and folders of a run folder, and what is in the folders.
+NAMES = re.compile(
+    r"config\.yaml|run\.json|table\.(md|csv)|convergence\.(png|svg)|report\.html"
+    r"|(learning|steps|samples|forming)-[^/]*\.(png|svg)|(records|arrays)(/.*)?"
+)
+_HASH = re.compile(r"[0-9a-f]{64}")
+
+
+def holds_run(path: Path) -> bool:
+    """Return whether a folder is that of a run, though its files may be damaged."""
+    folder = Folder(path)
+    with suppress(OSError):
+        content = read_bytes(folder.info, MOST_JSON)
+        if b'"schema_version"' in content and b'"cells"' in content:
+            return True
+    with suppress(OSError):
+        return any(_HASH.fullmatch(name.removesuffix(".json")) for name in os.listdir(path / "records"))
+    return False
 
 
 @dataclass(frozen=True)
@@ -147,9 +175,19 @@ class Folder:
         """Return the path of the arrays of a cell."""
         return self.path / "arrays" / f"{hash}.npz"
 
+    def write(self, path: Path, content: bytes) -> None:
+        """Write a file of the folder, atomically, and not through links that lead out of it.
+
+        Raises
+        ------
+        WriteError
+            If it cannot be written.
+        """
+        write_atomically(path, content, within=self.path)
+
     def write_info(self, info: RunInfo) -> None:
         """Write ``run.json``, atomically."""
-        write_atomically(self.info, sealed(info.model_dump()))
+        self.write(self.info, sealed(info.model_dump()))
 
     def read_info(self) -> RunInfo:
         """Read ``run.json``.
@@ -160,8 +198,13 @@ class Folder:
             If it is missing or cannot be used.
         """
         try:
-            return parse_model(RunInfo, unsealed(self.info.read_bytes(), SCHEMA))
-        except FileNotFoundError:
+            info = parse_model(RunInfo, unsealed(read_bytes(self.info, MOST_JSON), SCHEMA))
+            if not all(_HASH.fullmatch(cell.hash) for cell in info.cells):  # each is a part of a path
+                raise DamagedError("does not have the right form (a hash is none)")
+            return info
+        except (FileNotFoundError, NotADirectoryError):
             raise DamagedError(f"{self.path} holds no run (it has no run.json)") from None
+        except OSError as error:
+            raise DamagedError(f"{self.info} cannot be read: {error.strerror}") from None
         except DamagedError as error:
             raise DamagedError(f"{self.info} {error}") from None

@@ -22,28 +22,37 @@ def automatic_labels(configs: Sequence[Mapping[str, Any]], written: Sequence[Map
         The options of each component that the run file sets and its label must show (``{}`` for none).
     """
     labels = []
+    namesakes: dict[str, list[Mapping[str, Any]]] = {}
+    for config in configs:
+        namesakes.setdefault(config["name"], []).append(config)
+    # Asked once for all components of a name: a run may have thousands of them.
+    differing = {name: _differing(same) for name, same in namesakes.items()}
     for config, spelt in zip(configs, written, strict=True):
-        same = [other for other in configs if other["name"] == config["name"]]
-        shown = [
-            key
-            for key, value in config.items()
-            if key != "name" and (key in spelt or any(other.get(key) != value for other in same))
-        ]
-        words = ", ".join(_words(key, config[key], spelt.get(key), [each.get(key) for each in same]) for key in shown)
+        same, different = namesakes[config["name"]], differing[config["name"]]
+        shown = [key for key in config if key != "name" and (key in spelt or key in different)]
+        words = ", ".join(_words(key, config[key], spelt.get(key), same) for key in shown)
         labels.append(f"{config['name']} ({words})" if words else str(config["name"]))
     return _unique(labels)
 
 
-def _words(key: str, value: Any, spelt: Any, others: Sequence[Any]) -> str:
+def _differing(configs: Sequence[Mapping[str, Any]]) -> set[str]:
+    """The options that are not the same in all components."""
+    first = configs[0]
+    return {key for config in configs for key in {*config, *first} if config.get(key) != first.get(key)}
+
+
+def _words(key: str, value: Any, spelt: Any, same: Sequence[Mapping[str, Any]]) -> str:
     """One option in a label: a string alone, and a number with the name of its option.
 
-    Of a nested component, what distinguishes it from others of its name is shown, too.
+    Of a nested component, what distinguishes it from others of its name is shown, too; ``same`` are what it may be an
+    option of.
     """
     if isinstance(value, Mapping) and "name" in value:
+        others = [each.get(key) for each in same]
         alike = [other for other in others if isinstance(other, Mapping) and other.get("name") == value["name"]]
         given = spelt if isinstance(spelt, Mapping) else {}
         words = [
-            _words(part, inner, given.get(part), [other.get(part) for other in alike])
+            _words(part, inner, given.get(part), alike)
             for part, inner in value.items()
             if part != "name" and (part in given or any(other.get(part) != inner for other in alike))
         ]

@@ -19,6 +19,7 @@ import torch
 from pydantic import BaseModel, ConfigDict
 
 import fixedpoint
+from fixedpoint.config.files import Label
 from fixedpoint.core.options import Options, option_types
 from fixedpoint.registry.owners import is_released, owner_of, version_of
 from fixedpoint.registry.sources import Unit, digest_of, imports_of, unit_of
@@ -67,10 +68,10 @@ class Maker(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
-    version: str
-    code: str = ""
-    units: dict[str, str] = {}
-    brings: list[str] = []
+    version: Label
+    code: Label = ""
+    units: dict[Label, Label] = {}
+    brings: list[Label] = []
 
 
 @dataclass(frozen=True)

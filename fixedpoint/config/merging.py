@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path as FilePath
 from typing import Any
 
@@ -35,11 +36,11 @@ def _load(
     key: Path = ("extends",)
     place = document.place(key)
     base = document.data.pop("extends")
-    if not isinstance(base, str) or not base:
+    if not isinstance(base, str) or not base or "\0" in base:
         raise ConfigError.at(place, "must be the path of another run file", key)
-    above = (*above, (path.resolve(), shown))
+    above = (*above, (FilePath(os.path.realpath(path)), shown))
     target = path.parent / base
-    if target.resolve() in [known for known, _ in above]:
+    if FilePath(os.path.realpath(target)) in [known for known, _ in above]:
         circle = " -> ".join([*(name for _, name in above), str(target)])
         raise ConfigError.at(place, f"goes in a circle: {circle}", key)
     document.forget(key)

@@ -82,7 +82,10 @@ def _sentence(
     if index is not None and isinstance(value, (list, tuple)):
         annotation, value, path = _member(annotation), value[index], (name, index)
     metadata = next(field.metadata for field in _options(cls) if field.name == name)
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
+    # Of a number that is none of the type, such as 1e5 for an integer, the type is the mistake.
+    members = typing.get_args(annotation) or (annotation,)
+    fits = isinstance(value, int) or float in members or int not in members
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and fits:
         broken = bound_broken(metadata, value)
         if broken:
             return path, f"must be {broken}, got {document.typed((*at, *path), value)}"

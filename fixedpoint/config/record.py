@@ -5,28 +5,37 @@ A record has a checksum of itself and one of its arrays. They reveal records tha
 
 from __future__ import annotations
 
+import errno
 import io
+import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
+from fixedpoint.config.bounded import MOST_ARRAYS, read_bytes, read_npz
 from fixedpoint.config.files import (
     SCHEMA,
     DamagedError,
+    Label,
+    Lines,
     Number,
     parse_model,
     sealed,
     unsealed,
-    write_atomically,
 )
+from fixedpoint.config.folder import MOST_JSON, Folder
 from fixedpoint.config.makers import Maker
 from fixedpoint.execution.plain import digest
 
 __all__ = ["SCHEMA", "Failure", "Record", "arrays_bytes", "read_arrays", "read_record", "write_record"]
+
+Count = Annotated[int, Field(ge=0, lt=2**63)]
+"""A number of rows, rounds or evaluations."""
 
 Arrays = Mapping[str, NDArray[np.generic]]
 
@@ -46,9 +55,9 @@ class Failure(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
-    type: str
-    message: str
-    traceback: str
+    type: Label
+    message: Lines
+    traceback: Lines
 
 
 class Record(BaseModel):
@@ -99,30 +108,39 @@ class Record(BaseModel):
 
     schema_version: int
     hash: str
-    labels: dict[str, str]
+    labels: dict[str, Label]
     config: dict[str, Any]
     seed: int
     status: Literal["ok", "failed", "skipped"]
-    reason: str = ""
+    reason: Lines = ""
     error: Failure | None = None
-    metrics: dict[str, Number] = {}
-    rows: dict[str, int] = {}
-    rounds: int = 0
-    evaluations: int = 0
+    metrics: dict[Label, Number] = {}
+    rows: dict[Label, Count] = {}
+    rounds: Count = 0
+    evaluations: Count = 0
     seconds: Number = 0.0
-    message: str = ""
+    message: Lines = ""
     arrays: str = ""
     threads: int
     made_by: dict[str, Maker] = {}
-    versions: dict[str, str]
-    machine: dict[str, str | int]
-    started: str
-    finished: str
+    versions: dict[Label, Label]
+    machine: dict[Label, Label | int]
+    started: Label
+    finished: Label
+
+    @property
+    def rtol(self) -> float | None:
+        """The relative tolerance; None if the record has no such number."""
+        termination = self.config.get("termination")
+        value = termination.get("rtol") if isinstance(termination, dict) else None
+        if not isinstance(value, (int, float)) or isinstance(value, bool):
+            return None
+        return float(value) if 0 <= value < math.inf else None
 
 
-def write_record(path: Path, record: Record) -> None:
-    """Write a record, atomically, with its checksum."""
-    write_atomically(path, sealed(record.model_dump()))
+def write_record(folder: Folder, record: Record) -> None:
+    """Write the record of a cell into a run folder, atomically, with its checksum."""
+    folder.write(folder.record(record.hash), sealed(record.model_dump()))
 
 
 def read_record(path: Path, hash: str) -> Record:
@@ -135,14 +153,23 @@ def read_record(path: Path, hash: str) -> Record:
     DamagedError
         If the record cannot be used, or belongs to another cell.
     """
-    record = parse_model(Record, unsealed(path.read_bytes(), SCHEMA))
+    try:
+        content = read_bytes(path, MOST_JSON)
+    except (FileNotFoundError, NotADirectoryError):
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path)) from None
+    except OSError as error:
+        raise DamagedError(f"cannot be read: {error.strerror}") from None
+    record = parse_model(Record, unsealed(content, SCHEMA))
     if record.hash != hash:
         raise DamagedError("is that of another cell")
     return record
 
 
 def arrays_bytes(arrays: Arrays) -> bytes:
-    """Return arrays as the content of an ``.npz`` file, compressed."""
+    """Return arrays as the content of an ``.npz`` file, compressed. Arrays of objects raise a ``TypeError``."""
+    for name, array in arrays.items():
+        if array.dtype.hasobject:  # numpy would save it with pickle
+            raise TypeError(f"{name} is an array of objects, wanted numbers")
     stream = io.BytesIO()
     np.savez_compressed(stream, **dict(arrays))  # type: ignore[arg-type]  # names are keywords here
     return stream.getvalue()
@@ -159,10 +186,14 @@ def read_arrays(path: Path, record: Record) -> dict[str, NDArray[Any]]:
     if not record.arrays:
         return {}
     try:
-        content = path.read_bytes()
-    except FileNotFoundError:
+        content = read_bytes(path, MOST_ARRAYS)
+    except (FileNotFoundError, NotADirectoryError):
         raise DamagedError("is missing") from None
+    except OSError as error:
+        raise DamagedError(f"cannot be read: {error.strerror}") from None
     if digest(content) != record.arrays:
         raise DamagedError("was changed after it was written (its checksum does not fit)")
-    with np.load(io.BytesIO(content), allow_pickle=False) as loaded:
-        return {name: loaded[name] for name in loaded.files}
+    try:
+        return read_npz(content)
+    except ValueError as error:
+        raise DamagedError(str(error)) from None

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 
-from fixedpoint.config.folder import Folder
+from fixedpoint.config.bounded import read_bytes
+from fixedpoint.config.folder import MOST_JSON, Folder
 from fixedpoint.registry import Kind
 from fixedpoint.registry.owners import version_of
 
@@ -49,8 +51,9 @@ def remembered(kind: Kind, name: str, folders: Iterable[Path]) -> str:
     """
     what = f"{kind} {name}"
     for path in islice(_records(folders), _MOST_RECORDS):
-        with suppress(OSError, ValueError, AttributeError, TypeError):  # a damaged record, or one of another format
-            for distribution, maker in json.loads(path.read_bytes()).get("made_by", {}).items():
+        # A damaged record, or one of another format.
+        with suppress(OSError, ValueError, AttributeError, TypeError, KeyError, RecursionError):
+            for distribution, maker in json.loads(read_bytes(path, MOST_JSON)).get("made_by", {}).items():
                 if what in maker["brings"]:
                     by = gone(what, distribution, maker["version"])
                     return f"{path.parent.parent} has records made by {by}"
@@ -59,7 +62,7 @@ def remembered(kind: Kind, name: str, folders: Iterable[Path]) -> str:
 
 def _records(folders: Iterable[Path]) -> Iterator[Path]:
     """The records in the folders, then those in the run folders next to them."""
-    own = list(dict.fromkeys(folder.resolve() for folder in folders))
+    own = list(dict.fromkeys(Path(os.path.realpath(folder)) for folder in folders))
     here = Path.cwd()
     for folder in (*own, *(other for each in own for other in _beside(each))):
         shown = folder.relative_to(here) if folder.is_relative_to(here) else folder

@@ -14,9 +14,11 @@ from fixedpoint.config.document import OVERRIDE, Document
 from fixedpoint.config.errors import Mistake, Path, where
 from fixedpoint.config.makers import ComponentCode
 from fixedpoint.config.models import wrong_options
+from fixedpoint.core.foreign import brief, foreign
 from fixedpoint.core.options import OptionError, Options, nearest, option_types
 from fixedpoint.registry import Kind, registry
 from fixedpoint.registry.building import build
+from fixedpoint.registry.component import fault_of_abilities
 from fixedpoint.registry.faults import unknown
 from fixedpoint.registry.nesting import Choices, nested
 
@@ -80,11 +82,20 @@ class Resolver:
         except ImportError as error:
             self.refuse(name_path, " ".join(str(error).split()))
             return None
-        built = self._options(factory, {key: value for key, value in spec.items() if key != "name"}, path, parts)
-        if built is None:
+        try:
+            with foreign():
+                built = self._options(factory, {key: each for key, each in spec.items() if key != "name"}, path, parts)
+                if built is None:
+                    return None
+                instance, options = built
+                fault = fault_of_abilities(instance)
+                code = ComponentCode.of(instance, f"{kind} {name}", component.source, component.version)
+        except Exception as error:  # types and defaults of options are code of others, too
+            fault = brief(error)
+        if fault:
+            self.refuse(name_path, f"the {kind} {name} of {component.origin()} cannot be used: {fault}")
             return None
-        instance, options = built
-        parts.append(ComponentCode.of(instance, f"{kind} {name}", component.source, component.version))
+        parts.append(code)
         return {"name": name, **options}
 
     def _unknown(self, kind: Kind, name: str, known: Mapping[str, Any]) -> str:
@@ -118,7 +129,7 @@ class Resolver:
                 self.refuse(path, str(error))
             return None
         except Exception as error:  # third-party code may raise anything for a bad option; it is reported as a mistake
-            self.refuse(path, " ".join(str(error).split()) or type(error).__name__)
+            self.refuse(path, brief(error).removeprefix(f"{type(error).__name__}: "))
             return None
         return instance, resolved_options(instance, resolved)
 

@@ -12,14 +12,14 @@ from typing import Any
 from ruamel.yaml import YAML
 
 from fixedpoint.config.choice import Choice
-from fixedpoint.config.document import Document
+from fixedpoint.config.document import OVERRIDE, Document
 from fixedpoint.config.errors import ConfigError, Path
 from fixedpoint.config.labels import automatic_labels
 from fixedpoint.config.merging import load_document
 from fixedpoint.config.overrides import apply_overrides
 from fixedpoint.config.remembered import remembered
 from fixedpoint.config.resolve import Resolver
-from fixedpoint.config.words import value_words
+from fixedpoint.config.words import label_broken, name_broken, value_words
 from fixedpoint.core.options import Options, option
 from fixedpoint.core.termination import Termination
 from fixedpoint.registry import Kind
@@ -42,7 +42,7 @@ class RunFile(Options):
     termination: Any = option(factory=dict, help="when a row is done: rtol, atol, max_rounds, ...")
     executor: Any = option("in-process", help="how the cells are carried out")
     expect: Any = option(factory=dict, help="upper bounds on metrics; a cell above one fails the run")
-    threads: int | None = option(None, ge=1, help="number of threads of torch; by default its own choice")
+    threads: int | None = option(None, ge=1, le=1024, help="number of threads of torch; by default its own choice")
     extends: str | None = option(None, help="another run file, whose keys this one overrides")
 
 
@@ -65,7 +65,9 @@ class RunConfig:
     expect
         Upper bounds by metric.
     threads
-        Number of threads of torch, at least 1; None for torch's default.
+        Number of threads of torch, from 1 to 1024; None for torch's default.
+    files
+        The run file and those that it extends, which a run never replaces.
     """
 
     name: str
@@ -77,6 +79,7 @@ class RunConfig:
     executor: Choice
     expect: dict[str, float]
     threads: int | None
+    files: tuple[FilePath, ...] = ()
 
     def plain(self) -> dict[str, Any]:
         """Return the content of a run file that sets every option explicitly."""
@@ -135,10 +138,11 @@ class _Reading:
     def __init__(self, document: Document, file: FilePath, output: FilePath | None) -> None:
         self.document = document
         self.stem = file.stem
+        self.files = {str(file), *(place.file for place in document.values.values())} - {"", OVERRIDE}
         data = document.data
         named = data.get("name") if isinstance(data, dict) else None
-        # The name is not validated yet, and a NUL character cannot occur in a path.
-        folder = output or run_folder(named if isinstance(named, str) and "\0" not in named else file.stem)
+        self.name = named if isinstance(named, str) else file.stem
+        folder = output or run_folder("unnamed" if name_broken(self.name) else self.name)
         self.resolver = Resolver(document, lambda kind, name: remembered(kind, name, (folder, file.parent)))
 
     def config(self) -> RunConfig:
@@ -158,12 +162,11 @@ class _Reading:
         executor = self.resolver.component("executor", data.get("executor", "in-process"), ("executor",))
         expect = self._expect(data.get("expect", {}))
         self._check_seeds(data.get("seeds", ()))
-        if isinstance(data.get("name"), str) and not data["name"].strip():
-            self.resolver.refuse(("name",), "must not be empty; null is that of the file")
+        self._check_name(data.get("name"))
         if self.resolver.mistakes or top is None or termination is None or executor is None:
             raise ConfigError(self.resolver.mistakes)
         return RunConfig(
-            name=top["name"] or self.stem,
+            name=self.name,
             seeds=tuple(top["seeds"]),
             tasks=tasks,
             solvers=solvers,
@@ -172,6 +175,7 @@ class _Reading:
             executor=executor,
             expect=expect,
             threads=top["threads"],
+            files=tuple(map(FilePath, sorted(self.files))),
         )
 
     def _choices(self, kind: Kind, given: Any, required: bool) -> tuple[Choice, ...]:
@@ -201,6 +205,9 @@ class _Reading:
     def _label(self, spec: Mapping[str, Any], automatic: str, path: Path) -> str:
         label = spec.get("label", automatic)
         if isinstance(label, str) and label.strip():
+            wrong = label_broken(label.strip())
+            if wrong:
+                self.resolver.refuse((*path, "label"), wrong)
             return label.strip()
         here, document = (*path, "label"), self.document
         got = document.typed(here, label) if label != "" else "an empty one"
@@ -220,6 +227,17 @@ class _Reading:
                 self.resolver.refuse(
                     (*path, index), f'the label "{choice.label}" is already that of {path[0]}[{namesake}]'
                 )
+
+    def _check_name(self, given: Any) -> None:
+        """Refuse a name that cannot be that of a folder: of the run's own in ``runs``."""
+        if given is None:
+            wrong = name_broken(self.stem)
+            if wrong:
+                self.resolver.refuse(("name",), f"is missing, and that of the file cannot be it: {wrong}")
+        elif isinstance(given, str):
+            wrong = "must not be empty; null is that of the file" if not given.strip() else name_broken(given)
+            if wrong:
+                self.resolver.refuse(("name",), wrong)
 
     def _check_seeds(self, given: Any) -> None:
         if given == []:

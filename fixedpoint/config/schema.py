@@ -12,6 +12,7 @@ from typing import Any
 
 from fixedpoint.config.models import model_of
 from fixedpoint.config.runfile import RunFile
+from fixedpoint.core.foreign import guarded
 from fixedpoint.core.options import Options, option_types
 from fixedpoint.core.termination import Termination
 from fixedpoint.registry import KINDS, Kind, registry
@@ -53,10 +54,11 @@ def _components(kind: Kind, labelled: bool) -> Schema:
         if component.missing():
             continue
         try:
-            factory: Any = component.load()
-        except ImportError:
+            with guarded():
+                factory: Any = component.load()
+                mapping = _named(name, factory)
+        except Exception:  # the options are code of others; ``fixedpoint doctor`` says what is wrong
             continue
-        mapping = _named(name, factory)
         if component.aliases:
             mapping["properties"]["name"] = {"enum": list(component.names)}
         if component.summary:

@@ -7,7 +7,9 @@ import typing
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-__all__ = ["range_words", "type_words", "value_words"]
+from fixedpoint.execution.plain import is_printable
+
+__all__ = ["label_broken", "name_broken", "range_words", "type_words", "value_words"]
 
 _PLAIN: dict[Any, str] = {
     int: "an integer",
@@ -19,6 +21,9 @@ _PLAIN: dict[Any, str] = {
 _BOUNDS = (("gt", ">"), ("ge", ">="), ("lt", "<"), ("le", "<="))
 _BOUND_WORDS = {"ge": "at least", "gt": "greater than", "le": "at most", "lt": "less than"}
 _LONGEST = 60
+_LONGEST_LABEL = 200
+# Names of files have at most 255 bytes; some are made of a name and an ending.
+_LONGEST_NAME = 200
 
 
 def type_words(annotation: Any) -> str:
@@ -67,6 +72,24 @@ def bound_broken(metadata: Mapping[str, Any], value: float) -> str:
         f"{_BOUND_WORDS[key]} {metadata[key]:g}" for key in kept if key in metadata and not kept[key](metadata[key])
     ]
     return " and ".join(broken)
+
+
+def label_broken(label: str) -> str:
+    """Return what a label violates, as a sentence; empty if it can be shown in one line everywhere."""
+    if len(label) > _LONGEST_LABEL:
+        return f"must have at most {_LONGEST_LABEL} characters, got {len(label):,}"
+    odd = next((c for c in label if not is_printable(c)), None)
+    return f"must be one line of printable characters, got {ascii(odd)[1:-1]} in it" if odd is not None else ""
+
+
+def name_broken(name: str) -> str:
+    """Return why a text cannot name a run and its folder in ``runs``, as a sentence; empty if it can."""
+    wrong = label_broken(name)
+    if wrong:
+        return wrong
+    if name in (".", "..") or "/" in name or "\\" in name:
+        return f"must be a name and no path, got {value_words(name)}; --output chooses another folder"
+    return f"must have at most {_LONGEST_NAME} bytes" if len(name.encode()) > _LONGEST_NAME else ""
 
 
 def value_words(value: Any) -> str:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fixedpoint.core.counts import Counts
+from fixedpoint.core.inference import writes
 from fixedpoint.core.memory import REFILLED, Receiver
 from fixedpoint.core.point import Evaluated
 from fixedpoint.core.problem import (
@@ -31,7 +32,7 @@ from fixedpoint.core.reduce import row_norms
 from fixedpoint.core.tangents import Way, tangent
 from fixedpoint.core.transfer import to_device
 
-__all__ = ["Calls"]
+__all__ = ["Calls", "cost_of"]
 
 _ONE = Cost(calls=1, evaluations=1)
 
@@ -85,14 +86,14 @@ class Calls:
     def _evaluate_running(self, z: Tensor) -> Tensor:
         """Return ``f(z)`` in the running rows and ``z`` in the others; costs one round."""
         self.counts.rounds += 1
-        self.counts.evaluations[self._live.host] += _cost(self.problem, self.layout.rows).evaluations
+        self.counts.evaluations[self._live.host] += cost_of(self.problem, self.layout.rows).evaluations
         with self._with_round_note():
             return self._values(z)
 
     def value(self, z: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
         """Return ``f(z)`` of all rows, recorded by autograd: counted as one round, but neither judged nor stored."""
         self.counts.rounds += 1
-        self.counts.evaluations += _cost(self.problem, self.layout.rows).evaluations
+        self.counts.evaluations += cost_of(self.problem, self.layout.rows).evaluations
         with self._with_round_note():
             return self._micro_batches(self.problem, z)
 
@@ -148,7 +149,7 @@ class Calls:
                 self.counts.products += np.where(self._live.host, tried, 0)
                 return found
         self.counts.rounds += 1
-        self.counts.evaluations[self._live.host] += _cost(self.problem, self.layout.rows).evaluations
+        self.counts.evaluations[self._live.host] += cost_of(self.problem, self.layout.rows).evaluations
         reach = row_norms(at.z)
         length = row_norms(v)
         reach = torch.where(reach > 0, reach, torch.where(row_norms(at.fz) > 0, row_norms(at.fz), 1.0))
@@ -288,11 +289,11 @@ class Calls:
     def _call(self, problem: Problem, z: Tensor) -> Tensor:
         """Call a problem once, count the call, and return the value in memory that nothing else overwrites."""
         self._count(problem, z.shape[0])
-        theirs, version = self._receive.gave(z), z._version
+        theirs, version = self._receive.gave(z), writes(z)
         try:
             fz = self._receive(lambda: self._checked(problem, z))
         except ValueError:
-            if theirs and z._version != version:
+            if theirs and writes(z) != version:
                 raise ValueError(f"{REFILLED}, and leave its argument as it is") from None
             raise
         if self._receive.copied:  # f writes into memory it keeps, which torch.func refuses: start with dual numbers
@@ -304,7 +305,7 @@ class Calls:
 
     def _count(self, problem: Problem, rows: int) -> int:
         """Count the calls and computed rows of one evaluation of ``rows`` rows; return the evaluations per row."""
-        cost = _cost(problem, rows)
+        cost = cost_of(problem, rows)
         self.counts.calls += cost.calls
         self.counts.computed += cost.evaluations * rows
         return cost.evaluations
@@ -320,6 +321,6 @@ class Calls:
         return fz
 
 
-def _cost(problem: Problem, rows: int) -> Cost:
+def cost_of(problem: Problem, rows: int) -> Cost:
     """Return the cost of one evaluation; by default one call, and one evaluation per row."""
     return problem.cost(rows) if isinstance(problem, HasCost) else _ONE

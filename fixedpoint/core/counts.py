@@ -57,8 +57,11 @@ class Decision(NamedTuple):
         Rows that go on.
     rescued
         Running rows that are put back to their best point.
+    reset
+        Running rows whose solver begins anew: the rescued ones, and those rescued some rounds ago.
     """
 
     kept: NDArray[np.bool_]
     running: NDArray[np.bool_]
     rescued: NDArray[np.bool_]
+    reset: NDArray[np.bool_]

@@ -8,8 +8,8 @@ from jaxtyping import Bool, Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fixedpoint.core.calls import Calls
 from fixedpoint.core.counts import Decision
+from fixedpoint.core.jacobians import Jacobians
 from fixedpoint.core.point import Best, Evaluated, Point
 from fixedpoint.core.problem import HasExactResidual, HasMeasure, Measure, Problem
 from fixedpoint.core.termination import Termination
@@ -19,7 +19,7 @@ from fixedpoint.core.yardstick import Yardstick
 __all__ = ["Evaluated", "Evaluator"]
 
 
-class Evaluator(Calls):
+class Evaluator(Jacobians):
     """Evaluates a problem: counts and judges every evaluation, and keeps the best point and the trace of every row.
 
     Parameters

@@ -18,17 +18,17 @@ from torch import Tensor
 from fixedpoint.core.counts import Decision
 from fixedpoint.core.evaluator import Evaluated, Evaluator
 from fixedpoint.core.inverse_jacobian import InverseEstimate
-from fixedpoint.core.point import Point
-from fixedpoint.core.problem import HasSamples, HasTake
+from fixedpoint.core.outcome import solution_at
+from fixedpoint.core.problem import HasTake
 from fixedpoint.core.progress import Progress
-from fixedpoint.core.solution import Solution, Trace
+from fixedpoint.core.solution import Solution
 from fixedpoint.core.solver import Solver
 from fixedpoint.core.status import Status
 from fixedpoint.core.subset import RowSubset, is_small, select_rows
 from fixedpoint.core.termination import Judge, Termination
 from fixedpoint.core.transfer import to_device
 
-__all__ = ["StepSolver", "SupportsWindow", "iterate", "solution_at", "stepped"]
+__all__ = ["StepSolver", "SupportsWindow", "iterate", "stepped"]
 
 S = TypeVar("S")
 
@@ -129,8 +129,16 @@ class StepSolver(Solver, Generic[S]):
         """
 
     def reset(self, state: S, rows: Bool[Tensor, " B"]) -> S:
-        """Return the state without the history of ``rows``, which the loop has put back to their best point."""
+        """Return the state without the history of ``rows``, so that their next step is a plain one where there is one.
+
+        The loop calls this for rows that have left the domain of ``f``, when it has put them back to their best point,
+        and in the rounds after that in which they take plain steps.
+        """
         return state
+
+    def exhausted(self, state: S) -> Bool[Tensor, " B"] | None:
+        """Return the rows for which the solver knows no further step: they end as stalled. None: it always knows."""
+        return None
 
     def extras(self, state: S) -> dict[str, Any]:
         """Return the entries for ``solution.extras`` from the final state."""
@@ -201,8 +209,11 @@ def iterate(
     rows = np.arange(z0.shape[0])  # which rows of the solve f still holds; compaction shortens this and `final`
     final = status.copy()
     while True:
-        judged, rescued = judge(at)
-        host = _to_host(judged, rescued, f.improved if f.tracks_best else rescued)
+        judged, again = judge(at)
+        exhausted = solver.exhausted(state)
+        if exhausted is not None:
+            judged = judged.masked_fill((judged == Status.RUNNING) & exhausted, Status.STALLED)
+        host = _to_host(judged, again, f.improved if f.tracks_best else again)
         if f.tracks_best:
             f.settle(everywhere=bool(host[2].all()) and not torch.is_grad_enabled())
         running = final == Status.RUNNING
@@ -216,7 +227,7 @@ def iterate(
         running = final == Status.RUNNING
         status[rows] = final
         if "decisions" in f.wanted:
-            f.decisions.append(Decision(kept, running, host[1].astype(np.bool_) & running))
+            f.decisions.append(Decision(kept, running, (host[1] == 2) & running, (host[1] > 0) & running))
         if on_round is not None:
             on_round(_progress(f, part, running, at))
         if not running.any():
@@ -225,15 +236,16 @@ def iterate(
             if part is not None:
                 part.give_back()
             chosen = np.flatnonzero(running)
-            rows, final, rescued = rows[chosen], final[chosen], rescued[to_device(chosen, z0.device)]
+            rows, final, again = rows[chosen], final[chosen], again[to_device(chosen, z0.device)]
             part = RowSubset(parent, rows)
             at, state, judge = _taken_rows(to_device(chosen, z0.device), at, state, judge)
             f, host, running = part.f, host[:, chosen], running[chosen]
             judge.yardstick = f.yardstick  # tolerances may differ from row to row
         f.narrow(running)
-        if (host[1].astype(np.bool_) & running).any():
-            at = f.best.where(rescued, at)
-            state = solver.reset(state, rescued)
+        if ((host[1] == 2) & running).any():
+            at = f.best.where(again == 2, at)
+        if ((host[1] > 0) & running).any():
+            state = solver.reset(state, again > 0)
         proposal, state = stepped(solver, f, at, state)
         del at  # frees the last value, so that f can allocate the next one in its place
         at = proposal if isinstance(proposal, Evaluated) else f(proposal)
@@ -253,48 +265,8 @@ def _judge(solver: StepSolver[Any], f: Evaluator, termination: Termination, dtyp
             f"the termination requires {' per '.join(wanted)}"
         )
     kind = {"has_fixed_length": solver.has_fixed_length, "affine": solver.affine}
+    kind["can_restart"] = type(solver).reset is not StepSolver.reset
     return Judge(termination, dtype, **kind, origin=f.origin, yardstick=f.yardstick)
-
-
-def solution_at(
-    at: Point,
-    status: tuple[Status, ...],
-    rounds: NDArray[np.int64],
-    f: Evaluator,
-    solver: Any,
-    extras: dict[str, Any] | None = None,
-) -> Solution:
-    """Build the solution for a judged point; also for solvers that own their loop.
-
-    Parameters
-    ----------
-    at
-        The point, with its error and scale.
-    status
-        Of every row.
-    rounds
-        Shape ``(B,)``, int64: rounds that each row was running.
-    f
-        The evaluator of the solve, whose counts, trace and layout the solution gets.
-    solver
-        Stored as ``solution.solver``.
-    extras
-        Stored as ``solution.extras``.
-    """
-    return Solution(
-        state=at.z,
-        fstate=at.fz,
-        error=at.error,
-        scale=at.scale,
-        status=status,
-        rounds=rounds,
-        counts=f.counts,
-        trace=Trace(error=_stack(f.errors), relative=_stack(f.relative), rounds=np.array(f.judged_after)),
-        solver=solver,
-        layout=f.layout,
-        extras=extras or {},
-        sample_map=f.problem.sample_map() if isinstance(f.problem, HasSamples) else None,
-    )
 
 
 def _supports_row_selection(solver: StepSolver[Any], f: Evaluator) -> bool:
@@ -333,9 +305,3 @@ def _to_host(status: Tensor, *masks: Tensor) -> NDArray[np.int8]:
 def _worst(f: Evaluator) -> float:
     """Return the largest relative error of the last point; NaN, a finished row, counts as zero."""
     return float(f.relative[-1].nan_to_num(nan=0.0, posinf=torch.inf).amax())
-
-
-def _stack(rounds: list[Tensor]) -> NDArray[np.float64]:
-    """Copy a trace to the host; it stays on the device during the solve, where copying would synchronise."""
-    stacked: NDArray[np.float64] = torch.stack(rounds).detach().cpu().numpy()
-    return stacked

@@ -18,6 +18,8 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.multiprocessing.reductions import StorageWeakRef
 
+from fixedpoint.core.inference import ordinary
+
 __all__ = ["REFILLED", "Receiver"]
 
 
@@ -52,7 +54,7 @@ class Receiver:
         """
         if torch.is_grad_enabled() or (forward_ad._current_level >= 0 and forward_ad._is_fwd_grad_enabled()):
             return self._recorded(make())
-        value = make()
+        value = ordinary(make())
         alias = value.data  # not detach(), whose view would hold its base
         del value
         if _holders(alias) == _fresh():
@@ -68,6 +70,7 @@ class Receiver:
         """Return a value received while autograd records; raise where its memory was overwritten."""
         if torch._C._functorch.is_functorch_wrapped_tensor(value):  # such a tensor has no storage
             return value
+        value = ordinary(value)
         places = self._versions.setdefault(StorageWeakRef(value.untyped_storage()), {})
         if places.setdefault(int(value.storage_offset()), value._version) != value._version:
             raise ValueError(REFILLED)
@@ -92,7 +95,7 @@ def _holders(value: Tensor) -> tuple[int, int, bool]:
 @functools.cache
 def _fresh() -> tuple[int, int, bool]:
     """Return these numbers for a new tensor; measured, since they depend on the version of torch."""
-    value = torch.empty(1)
+    value = torch.empty(1, device="cpu")
     alias = value.data
     del value
     found = _holders(alias)

@@ -13,6 +13,7 @@ ability the problem does not declare raises :class:`AbilityError`.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -20,7 +21,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from fixedpoint.core.domain import leaves_domain
+from fixedpoint.core.inference import writes
 from fixedpoint.core.layout import Layout, Rows
+from fixedpoint.core.structure import leaves
 
 __all__ = [
     "AbilityError",
@@ -136,6 +140,14 @@ class HasExactResidual(ABC):
     def exact_residual(self) -> Float[Tensor, "B D"]:
         """Return ``f(z) - z``, shape ``(B, D)``, at the point evaluated last."""
 
+    def residual(self, z: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
+        """Return ``f(z) - z`` at ``z``, by one evaluation; its derivatives are those of the residual.
+
+        By default this is the difference. Override it where derivatives, too, would lose digits to it.
+        """
+        difference: Tensor = self(z) - z  # type: ignore[operator]
+        return difference
+
 
 class HasProduct(ABC):
     """A problem that computes Jacobian-vector products itself, in place of forward mode."""
@@ -167,6 +179,10 @@ class HasCost(ABC):
 class FunctionProblem(Problem):
     """A plain function of the user's value, as a problem.
 
+    Arithmetic of Python's floats raises where that of arrays returns NaN: ``math.log(-1)``, ``1 / 0.0``, or
+    ``(-1.0) ** 0.5``, which turns complex. Where a problem of one row raises such an exception at any point but the
+    first, its value is NaN there.
+
     Parameters
     ----------
     function
@@ -180,6 +196,11 @@ class FunctionProblem(Problem):
         Whether ``f`` returns a pair: its value, and anything else, which :meth:`with_aux` also returns.
     called
         The name of the function in error messages.
+
+    Attributes
+    ----------
+    undefined
+        How often the function had no value at a point, for every exception that said so.
 
     Raises
     ------
@@ -201,6 +222,8 @@ class FunctionProblem(Problem):
             raise TypeError(f"{called} must be a function, got {type(function).__name__}")
         self.function = function
         self.has_aux, self.called = has_aux, called
+        self.undefined: Counter[str] = Counter()
+        self._was_defined = False
         self.layout = Layout.of(z0, rows)
         self._start = self.layout.pack(z0, "z0")
         if self._start.is_meta:
@@ -220,27 +243,44 @@ class FunctionProblem(Problem):
         TypeError, ValueError
             If the returned value does not match ``z0``, or ``f`` changed its argument in place.
         """
-        # torch counts in-place writes in `_version`: comparing it afterwards shows whether f changed its argument.
-        version = z._version
+        # torch counts in-place writes: comparing their number afterwards shows whether f changed its argument.
+        version = writes(z)
         try:
             value = self.function(self.layout.unpack(z))
         except ValueError as error:
             if self.layout.namespace != "numpy" or "read-only" not in str(error):
-                raise
+                return self._nowhere(z, error), None
             raise ValueError(
                 f"{self.called} wrote into a read-only array ({error}), as its argument is: it must not change that in "
                 "place, but return a new value"
             ) from error
+        except Exception as error:
+            return self._nowhere(z, error), None
         aux = None
         if self.has_aux:
             if not isinstance(value, tuple) or len(value) != 2:
                 came = f"{len(value)} of them" if isinstance(value, tuple) else type(value).__name__
                 raise TypeError(f"with has_aux=True {self.called} must return a tuple (value, aux), got {came}")
             value, aux = value
+        if self._was_defined and self._turned_complex(value):
+            return self._nowhere(z, ArithmeticError("the value is complex")), aux
         state = self.layout.pack(value, f"{self.called}(z)")
-        if z._version != version:
+        if writes(z) != version:
             raise ValueError(f"{self.called} changed its argument in place; it must return a new value")
+        self._was_defined = True
         return state, aux
+
+    def _turned_complex(self, value: Any) -> bool:
+        """Whether a function of Python floats returned a complex number, as a root of a negative number is."""
+        real = self.layout.namespace == "python" and not self.layout.is_complex
+        return real and any(isinstance(number, complex) for _, number in leaves(value, self.called))
+
+    def _nowhere(self, z: Float[Tensor, "B D"], error: Exception) -> Float[Tensor, "B D"]:
+        """Return NaN for a point at which the function has no value; raise what says something else."""
+        if not (self._was_defined and self.layout.rows == 1 and leaves_domain(error)):
+            raise error
+        self.undefined[f"{type(error).__name__}: {error}"] += 1
+        return torch.full_like(z, torch.nan)
 
     def initial(self) -> Float[Tensor, "B D"]:
         return self._start
@@ -267,7 +307,7 @@ def check_row_independence(problem: Problem, seed: int = 0) -> Bool[Tensor, " B"
     generator = torch.Generator().manual_seed(seed)
     z = problem.initial()
     size = z.abs().amax().clamp(min=1.0)
-    noise = torch.randn(z.shape, generator=generator, dtype=torch.float64).to(z) * size * 0.1
+    noise = torch.randn(z.shape, generator=generator, dtype=torch.float64, device="cpu").to(z) * size * 0.1
     with torch.no_grad():
         value = problem(z.clone())
         kept = []

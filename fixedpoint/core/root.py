@@ -54,6 +54,9 @@ _ROUNDING = 16.0
 # Above this multiplicity of a root, a g that has become zero is taken to vanish far out: at a root of multiplicity m
 # the implied steps fall like |g|^(1/m). The test compares points between which g has fallen by _SAMPLE_RATIO.
 _MULTIPLICITY, _SAMPLE_RATIO = 10.0, 1e-3
+# A slope over a far longer way than the step that it implies, such as the way back from a trial that exploded, is not
+# that of g at the point: it enters no sample. Where g vanishes far out, both are of one size.
+_NONLOCAL = 1e-3
 # Where no two points are that far apart, the test still applies if g has fallen by this factor.
 _TENFOLD_FALL = 0.1
 # The fraction of the way back to the start at which `is_flat` evaluates g: not a simple one, where a root may lie.
@@ -118,6 +121,11 @@ class RootProblem(FunctionProblem, HasExactResidual, HasMeasure):
         """Return ``c g`` at the point evaluated last."""
         assert self._step is not None  # a point that is judged has been evaluated
         return self._step
+
+    def residual(self, z: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
+        """Return ``c g(z)``."""
+        g = super().with_aux(z)[0]
+        return self._factor_at(z, g) * g
 
     def measure(self, z: Float[Tensor, "B D"], fz: Float[Tensor, "B D"], residual: Float[Tensor, "B D"]) -> Measure:
         """Return ``||g||`` as error, ``G`` as scale, and whether the last slope allows the point to be a root."""
@@ -210,8 +218,9 @@ class RootMeasure:
         implied = row_norms(g).unsqueeze(1) / slope  # a length of z, hence Euclidean, whatever the norm of the error
         local = (implied <= self._rtol * length) & (moved <= max(self._rtol, _LOCAL) * length)
         zero, sample = size == 0, (size, implied)
-        apart = told & ~zero & (size <= _SAMPLE_RATIO * seen.recent[0])
-        last, old = _kept(told & ~zero, sample, seen.last), _kept(apart, seen.recent, seen.old)
+        sampled = told & ~zero & (implied >= _NONLOCAL * moved)
+        apart = sampled & (size <= _SAMPLE_RATIO * seen.recent[0])
+        last, old = _kept(sampled, sample, seen.last), _kept(apart, seen.recent, seen.old)
         settled = (zero | local) & ~_vanishes(_kept(old[0].isfinite(), old, seen.recent), last)
         return _Seen(
             z=torch.where(told, z, seen.z),

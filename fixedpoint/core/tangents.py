@@ -11,9 +11,9 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from fixedpoint.core.problem import HasProduct, Problem
+from fixedpoint.core.problem import HasExactResidual, HasProduct, Problem
 
-__all__ = ["Way", "tangent"]
+__all__ = ["Way", "tangent", "tangents"]
 
 
 class Way(enum.IntEnum):
@@ -68,9 +68,41 @@ def tangent(
     return torch.zeros_like(z) if found is None else found
 
 
+def tangents(problem: Problem, z: Float[Tensor, "B D"], strict: bool) -> Float[Tensor, "B D D"]:
+    """Return the Jacobian of ``f(z) - z`` of every row, by one call of the problem with all unit vectors at once.
+
+    Parameters
+    ----------
+    problem
+        The problem, whose rows are independent.
+    z
+        The point, shape ``(B, D)``.
+    strict
+        As for :func:`tangent`.
+
+    Raises
+    ------
+    RuntimeError, NotImplementedError
+        If an operation has no forward mode, or cannot be batched.
+    """
+    _prepare_forward_mode()
+    z = z.detach()
+    units = torch.eye(z.shape[1], dtype=z.dtype, device=z.device).unsqueeze(1).repeat(1, len(z), 1)
+
+    exact = isinstance(problem, HasExactResidual)
+
+    def column(v: Tensor) -> Tensor:
+        function = problem.residual if isinstance(problem, HasExactResidual) else problem
+        transformed: Tensor = torch.func.jvp(function, (z,), (v,), strict=strict)[1]
+        return transformed if exact else transformed - v
+
+    columns: Tensor = torch.func.vmap(column)(units)  # (D, B, D), the unknown first
+    return columns.permute(1, 2, 0).contiguous()
+
+
 @functools.cache
 def _prepare_forward_mode() -> None:
     """Make torch load its forward mode, whose first use issues a deprecation warning of torch's own code."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
-        torch.func.jvp(torch.sin, (torch.zeros(1),), (torch.zeros(1),))
+        torch.func.jvp(torch.sin, (torch.zeros(1, device="cpu"),), (torch.zeros(1, device="cpu"),))

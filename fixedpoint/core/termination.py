@@ -32,6 +32,9 @@ _ONE_WAY = 8
 # A row has diverged only if its error exceeds this multiple of the first scale, which a bounded map does not reach, and
 # this fraction of the current scale, which the error of a diverging map does not fall below.
 _BOUNDED_MAP_FACTOR, _DIVERGING_SHARE = 4.0, 1e-3
+# A row whose point is not finite goes back to its best point and takes 2^k - 1 plain steps, k = 1, 2, ..., this many
+# times at most before it is lost.
+_RESCUES = 6
 # The test for running away applies to relative tolerances up to this one. With a looser tolerance, a state that starts
 # at zero may still be growing when it is accurate enough.
 _LOOSE = 1e-2
@@ -99,6 +102,12 @@ class Judge:
     (:class:`Runaway`; tested where ``rtol`` is at most 1e-2), or the problem's own measure says that the row is not
     ``settled``. Neither applies to a row within the absolute tolerance.
 
+    A row that leaves the domain of ``f`` is **rescued**: it goes back to its best point, and its solver begins anew
+    there, which is a plain step for the solvers that have a history. Where the error rises before it falls, the best
+    point is the start, and the first secants lead out of the domain again: each further rescue, as long as there is no
+    better point, is therefore followed by twice as many plain steps as the last. A row is **nonfinite** when a plain
+    step leaves the domain, too, or after six rescues.
+
     Parameters
     ----------
     termination
@@ -108,6 +117,9 @@ class Judge:
     has_fixed_length
         The solver ends after a known number of rounds. Its error may grow first, so the judge tests for neither
         stalling nor divergence nor running away.
+    can_restart
+        Whether the solver has a history to forget. Otherwise it would take the same steps again, so that nothing is
+        rescued.
     affine
         The solver assumes an affine map and may take one long step to a solution far away, so the judge does not test
         for running away.
@@ -124,12 +136,14 @@ class Judge:
         dtype: torch.dtype,
         has_fixed_length: bool = False,
         affine: bool = False,
+        can_restart: bool = True,
         origin: Origin | None = None,
         yardstick: Yardstick | None = None,
     ) -> None:
         self.termination = termination
         self.yardstick = yardstick or termination.yardstick
         self.has_fixed_length = has_fixed_length
+        self._rescues = _RESCUES if can_restart and not has_fixed_length else 0
         self._tests_runaway = (
             not has_fixed_length and not affine and termination.relative_to == "state" and termination.rtol <= _LOOSE
         )
@@ -139,22 +153,25 @@ class Judge:
         self._history: _RowHistory | None = None
         self._runaway: Runaway | None = None
 
-    def __call__(self, at: Evaluated) -> tuple[Int8[Tensor, " B"], Bool[Tensor, " B"]]:
+    def __call__(self, at: Evaluated) -> tuple[Int8[Tensor, " B"], Int8[Tensor, " B"]]:
         """Judge a point.
 
         Returns
         -------
         status
             Shape ``(B,)``, int8: a :class:`.Status` for every row.
-        rescued
-            Shape ``(B,)``, bool: rows that are not finite at this point and must go back to their best finite point.
+        again
+            Shape ``(B,)``, int8: 2 for rows that are not finite at this point and must go back to their best finite
+            point, where their solver begins anew; 1 for rows whose solver must begin anew at this point, as they were
+            rescued some rounds ago.
         """
         self._points += 1
         progress = self.yardstick.progress(at.error, at.scale)
         self._history = (
             _RowHistory.begin(at, progress) if self._history is None else self._history.updated(at, progress)
         )
-        if self._tests_runaway:
+        # A problem that says itself which rows are settled need not measure by the size of the state.
+        if self._tests_runaway and at.settled is None:
             if self._runaway is None:
                 self._runaway = Runaway.begin(at, self._origin, self._eps)
             else:
@@ -164,11 +181,11 @@ class Judge:
         if not self.has_fixed_length:
             status = status.masked_fill(self._stalled(at), Status.STALLED)
             status = status.masked_fill(self._diverged(at, progress), Status.DIVERGED)
-        # A row gets a second chance from its best point; a solver of fixed length keeps no best point.
-        lost = known.broken >= (1.0 if self.has_fixed_length else 2.0)
+        lost = known.broken > self._rescues
         # Converged comes last, so that it overrides every other status.
         status = status.masked_fill(lost, Status.NONFINITE).masked_fill(self.within(at), Status.CONVERGED)
-        return status, ~at.finite & ~lost
+        again = (known.plain > 0).to(torch.int8) + (~at.finite).to(torch.int8)
+        return status, again.masked_fill(lost, 0)
 
     def tolerance(self, at: Evaluated) -> Float[Tensor, "B m"]:
         """Return the largest error that is accepted."""
@@ -238,7 +255,10 @@ class _RowHistory:
     waited
         Shape ``(B,)``: points without progress.
     broken
-        Shape ``(B,)``: points that were not finite since the best one; 2 from a start that is not finite.
+        Shape ``(B,)``: points that were not finite since the best one; infinite if no rescue can help, since the start
+        is not finite or a plain step led out of the domain.
+    plain
+        Shape ``(B,)``: plain steps that are left of the last rescue.
     """
 
     first: Float[Tensor, "B blocks"]
@@ -251,14 +271,16 @@ class _RowHistory:
     run: Float[Tensor, " B"]
     waited: Float[Tensor, " B"]
     broken: Float[Tensor, " B"]
+    plain: Float[Tensor, " B"]
 
     @staticmethod
     def begin(at: Evaluated, progress: Float[Tensor, "B k"]) -> _RowHistory:
         """Return what is stored after the first point."""
         error = progress[:, 0]
-        broken = torch.where(at.finite, 0.0, 2.0).to(error)  # a start that is not finite cannot be rescued
+        broken = torch.where(at.finite, 0.0, torch.inf).to(error)  # a start that is not finite cannot be rescued
         one = torch.ones_like(error)
-        return _RowHistory(at.error, at.scale, progress, error, error, error, error, 0.0 * one, one, broken)
+        none = torch.zeros_like(error)
+        return _RowHistory(at.error, at.scale, progress, error, error, error, error, none, one, broken, none)
 
     def updated(self, at: Evaluated, progress: Float[Tensor, "B k"]) -> _RowHistory:
         """Return what is stored after a further point."""
@@ -269,6 +291,10 @@ class _RowHistory:
         run = torch.where(up * self.run >= 0, self.run, 0.0) * up.abs() + up
         moved = lower | higher | (at.finite & (run.abs() >= _ONE_WAY))
         low = torch.where(at.finite.unsqueeze(1), torch.minimum(progress, self.low), self.low)
+        # A plain step from a rescued row that is not finite, either, would be repeated for ever.
+        broken = torch.where(better & (self.plain == 0), 0.0, self.broken)
+        broken = torch.where(at.finite, broken, torch.where(self.plain > 0, torch.inf, broken + 1.0))
+        plain = torch.where(at.finite, (self.plain - 1.0).clamp(min=0.0), torch.exp2(broken) - 1.0)
         return _RowHistory(
             first=self.first,
             scale=self.scale,
@@ -279,5 +305,6 @@ class _RowHistory:
             last=error,
             run=run,
             waited=torch.where(moved, 0.0, self.waited + 1.0),
-            broken=torch.where(better, 0.0, self.broken + (~at.finite).to(self.broken)),
+            broken=broken,
+            plain=plain,
         )

@@ -150,7 +150,7 @@ def _checked(name: str, where: str, value: Any, shape: tuple[int, ...]) -> float
     kinds = (int, float, np.ndarray, np.generic, Tensor)
     if isinstance(value, bool) or not isinstance(value, kinds):
         raise TypeError(f"{where} must be a number or one for every entry, got {value!r}")
-    numbers = value.detach().cpu() if isinstance(value, Tensor) else torch.as_tensor(np.asarray(value))
+    numbers = value.detach().cpu() if isinstance(value, Tensor) else torch.as_tensor(np.asarray(value), device="cpu")
     if numbers.is_complex() or numbers.dtype == torch.bool:
         raise TypeError(f"{where} must be real numbers, got {numbers.dtype}")
     numbers = numbers.double()
@@ -171,6 +171,6 @@ def _laid_out(parts: list[float | Tensor], layout: Layout, per: Per) -> Float[Te
             columns.append(part.reshape(layout.rows, -1))
         else:
             count = leaf.size // layout.width if per == "entry" else 1
-            columns.append(torch.full((1, count), part, dtype=torch.float64))
+            columns.append(torch.full((1, count), part, dtype=torch.float64, device="cpu"))
     rows = max(len(column) for column in columns)
     return torch.cat([column.expand(rows, -1) for column in columns], dim=1).to(layout.device)

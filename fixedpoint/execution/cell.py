@@ -69,7 +69,10 @@ class Finished:
         The record, which executors pass on unchanged and the run writes.
     arrays
         Arrays that are stored with the record, by name.
+    notices
+        Sentences for the user that are not stored, e.g. on a plugin whose hook raised an exception.
     """
 
     record: Any
     arrays: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+    notices: tuple[str, ...] = ()

@@ -87,15 +87,15 @@ class _Segment:
         at, state, known = carried
         again = _evaluator(self.f)
         again.recall(known)
-        for kept, running, rescued in self.decisions:
+        for kept, running, rescued, reset in self.decisions:
             again.keep(kept, at)
             if not running.any():
                 break
             again.narrow(running)
             if rescued.any():
-                rows = to_device(rescued, at.z.device)
-                at = again.best.where(rows, at)
-                state = self.solver.reset(state, rows)
+                at = again.best.where(to_device(rescued, at.z.device), at)
+            if reset.any():
+                state = self.solver.reset(state, to_device(reset, at.z.device))
             proposal, state = stepped(self.solver, again, at, state)
             at = proposal if isinstance(proposal, Evaluated) else again(proposal)
         if not self.counted:  # the backward pass calls this again

@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_map
 
 from fixedpoint.api import solve
 from fixedpoint.core.compiling import outside_of_graphs
+from fixedpoint.core.inference import outside_of_inference_mode
 from fixedpoint.core.layout import Layout, Rows
 from fixedpoint.core.progress import Progress
 from fixedpoint.core.solution import Solution
@@ -207,6 +208,7 @@ class EquilibriumLayer(nn.Module):
         """Return the fixed point with its solution; parameters and exceptions as for :meth:`forward`."""
         return self._equilibrium(inputs, keywords, start, samples)
 
+    @outside_of_inference_mode
     def _equilibrium(
         self, inputs: tuple[Any, ...], keywords: Mapping[str, Any], start: Any, samples: Tensor | None
     ) -> Equilibrium:

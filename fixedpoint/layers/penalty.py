@@ -68,7 +68,7 @@ def jacobian_penalty(
         total = value.new_zeros(())
         for _ in range(vectors):
             # Entries of +1 and -1 satisfy E v v^T = I.
-            signs = torch.randint(0, 2, value.shape, generator=generator) * 2 - 1
+            signs = torch.randint(0, 2, value.shape, generator=generator, device="cpu") * 2 - 1
             (product,) = torch.autograd.grad(
                 value, at, signs.to(value), create_graph=True, allow_unused=True, materialize_grads=True
             )

@@ -92,7 +92,7 @@ def spectral_radius(
     problem = FunctionProblem(f, z, rows)
     at, value = watched(problem, problem.initial())
     generator = torch.Generator().manual_seed(seed)
-    start = torch.randn(at.shape, generator=generator, dtype=torch.float64).to(at)
+    start = torch.randn(at.shape, generator=generator, dtype=torch.float64, device="cpu").to(at)
     made, memory = 0, min(memory, at.shape[1])
     with torch.no_grad():
         while True:
@@ -118,7 +118,7 @@ def _cycle(
     small = hessenberg.cpu()
     values, vectors = torch.linalg.eig(small[:, :memory])
     place = values.abs().argmax(dim=1)
-    several = torch.arange(len(place))
+    several = torch.arange(len(place), device="cpu")
     ritz, largest = vectors[several, :, place], values.abs()[several, place]
     # The largest entry can only be zero for J = 0; the residual is zero then.
     size = small.abs().amax(dim=(1, 2)).clamp(min=torch.finfo(torch.float64).tiny)

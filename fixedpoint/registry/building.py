@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Protocol
 
+from fixedpoint.core.foreign import foreign
 from fixedpoint.core.options import nearest
 from fixedpoint.registry.component import Kind
 
@@ -53,4 +54,5 @@ def build(factory: Any, options: Mapping[str, Any], create: Create) -> Any:
             built[key] = build(inner.pick(f"{factory.__name__}: {key}", spec.pop("name", None)), spec, create)
         else:
             built[key] = create(inner, value)
-    return factory(**built)
+    with foreign():  # the checks of its options are code of others, too
+        return factory(**built)

@@ -54,6 +54,18 @@ def _methods() -> list[Component]:
             ("Knoll & Keyes 2004", "Eisenstat & Walker 1996"),
         ),
         Component(
+            "newton",
+            "fixedpoint.solvers.newton:Newton",
+            "Newton's method with whole Jacobians, damped by the natural monotonicity test",
+            ("Deuflhard 2004",),
+        ),
+        Component(
+            "trust-region",
+            "fixedpoint.solvers.trust_region:TrustRegion",
+            "Levenberg and Marquardt's method as a trust region",
+            ("Moré 1978", "Powell 1970"),
+        ),
+        Component(
             "krylov",
             "fixedpoint.solvers.krylov:Krylov",
             "an affine map as one linear system, by GMRES or BiCGSTAB",
@@ -87,6 +99,12 @@ def _combinations() -> list[Component]:
             "fixedpoint.solvers.restarted:Restarted",
             "a step solver that forgets its history regularly",
             ("Fang & Saad 2009",),
+        ),
+        Component(
+            "roots",
+            "fixedpoint.solvers.roots:Roots",
+            "the default of find_root: Newton, a trust region, then Broyden",
+            ("Rice 1969", "Pal et al. 2024"),
         ),
         Component(
             "polyalgorithm",

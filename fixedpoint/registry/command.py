@@ -54,6 +54,8 @@ class Command(RegistryEntry):
         The extra that installs ``requires``, e.g. ``"diffusion"``, of the distribution that brings the command.
     source, version
         Name and version of the distribution that brings the command. The registry sets both.
+    kind
+        ``"command"``, which the registry sets, too.
 
     Raises
     ------

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from fixedpoint.core.options import Options, undecorated
+from fixedpoint.core.foreign import brief, guarded
+from fixedpoint.core.options import Options, option_types, undecorated
 from fixedpoint.registry.entry import RegistryEntry
 
-__all__ = ["KINDS", "Component", "Kind"]
+__all__ = ["KINDS", "Component", "Kind", "fault_of_abilities"]
 
 Kind = Literal["solver", "gradient", "task", "executor"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -38,6 +39,8 @@ class Component(RegistryEntry):
         keep the name that was typed.
     source, version
         Name and version of the distribution that brings the component. The registry sets both.
+    kind
+        What the registry holds it as, which it sets, too.
     """
 
     aliases: tuple[str, ...] = ()
@@ -54,4 +57,53 @@ class Component(RegistryEntry):
             return "is no dataclass of options, so it has none that can be set by name"
         if not parameters.frozen:
             return "is not frozen; write @dataclass(frozen=True) above it"
-        return undecorated(factory)
+        return undecorated(factory) or self._unfit(factory)
+
+    def _unfit(self, factory: type[Options]) -> str:
+        """Why a class of options is none of the kind as which it is registered, or has options that cannot be read."""
+        base = _base_of(self.kind)
+        if base is not None and not issubclass(factory, base):
+            return f"is no {self.kind}: it is not derived from {base.__name__}"
+        try:
+            option_types(factory)
+        except Exception as error:  # an annotation is code of others
+            return f"has options whose types cannot be read: {brief(error)}"
+        for name in ("needs", "provides"):
+            abilities: Any = getattr(factory, name, frozenset())
+            if not isinstance(abilities, frozenset) and not hasattr(type(abilities), "__get__"):
+                return f"must have a frozenset of names as {name}, got {abilities!r:.80}"
+        return ""
+
+
+def fault_of_abilities(instance: Any) -> str:
+    """Return what is wrong with what a built component says that it needs and provides; empty if nothing is."""
+    for name in ("needs", "provides"):
+        try:
+            with guarded():
+                abilities: Any = getattr(instance, name, frozenset())
+        except Exception as error:  # they may depend on the options, by code of others
+            return f"{name} cannot be had: {brief(error)}"
+        if not isinstance(abilities, frozenset):
+            return f"{name} must be a frozenset of names, got {abilities!r:.80}"
+    return ""
+
+
+def _base_of(kind: str) -> type | None:
+    """The class that components of a kind are derived from."""
+    if kind == "solver":
+        from fixedpoint.core.solver import Solver
+
+        return Solver
+    if kind == "gradient":
+        from fixedpoint.gradients.estimator import GradientEstimator
+
+        return GradientEstimator
+    if kind == "task":
+        from fixedpoint.tasks.task import Task
+
+        return Task
+    if kind == "executor":
+        from fixedpoint.execution.executor import Executor
+
+        return Executor
+    return None

@@ -9,7 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from fixedpoint.registry.faults import LoadError, one_line
+from fixedpoint.core.foreign import brief, guarded
+from fixedpoint.registry.faults import LoadError
 
 __all__ = ["RegistryEntry"]
 
@@ -26,6 +27,7 @@ class RegistryEntry:
     extra: str = ""
     source: str = field(default="", compare=False)
     version: str = field(default="", compare=False)
+    kind: str = field(default="", compare=False)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -47,7 +49,11 @@ class RegistryEntry:
         if missing:
             raise ImportError(f"{self.name!r} needs {', '.join(missing)}: {self.install_command()}")
         factory = self._imported(self.factory) if isinstance(self.factory, str) else self.factory
-        fault = self.fault(factory)
+        try:
+            with guarded():
+                fault = self.fault(factory)
+        except Exception as error:  # what a class of others is asked may raise anything
+            fault = f"cannot be used: {brief(error)}"
         if fault:
             raise LoadError(self.name, self.origin(), f"{self.where()} {fault}")
         return factory
@@ -56,24 +62,42 @@ class RegistryEntry:
         """Return why a factory cannot be used, e.g. ``"is no class"``; empty if it can."""
         return ""
 
+    def misstated(self) -> str:
+        """Return which attribute has a value of the wrong type, in a sentence; empty if none has."""
+        values: dict[str, Any] = {**vars(self)}
+        for name in ("name", "summary", "extra"):
+            if not isinstance(values[name], str):
+                return f"{name} must be a string, got {_shown(values[name])}"
+        if not isinstance(values["factory"], str) and not callable(values["factory"]):
+            return f"factory must be an import string, a class or a function, got {_shown(values['factory'])}"
+        for name in values.keys() & {"references", "requires", "aliases"}:
+            value = values[name]
+            if not isinstance(value, (tuple, list)) or not all(isinstance(each, str) and each for each in value):
+                return f"{name} must be a tuple of strings, got {_shown(value)}"
+        return ""
+
     def _imported(self, written: str) -> Callable[..., Any]:
         module, _, attribute = written.partition(":")
         try:
-            loaded = importlib.import_module(module)
+            with guarded():
+                loaded = importlib.import_module(module)
         except Exception as error:  # third-party code may raise anything when it is imported
-            raise LoadError(self.name, self.origin(), f"{written}: {one_line(error)}") from error
+            raise LoadError(self.name, self.origin(), f"{written}: {brief(error)}") from error
         try:
-            factory: Callable[..., Any] = getattr(loaded, attribute)
+            with guarded():
+                factory: Callable[..., Any] = getattr(loaded, attribute)
         except AttributeError as error:
             near = difflib.get_close_matches(attribute, vars(loaded), n=1)
             advice = f"; did you mean {near[0]}?" if near else ""
             reason = f"{module} has no {attribute}" if attribute else f"{written} is not package.module:Class"
             raise LoadError(self.name, self.origin(), reason + advice) from error
+        except Exception as error:  # a module may define what its attributes are
+            raise LoadError(self.name, self.origin(), f"{written}: {brief(error)}") from error
         return factory
 
     def missing(self) -> tuple[str, ...]:
         """Return the required import names that are not installed, without importing any."""
-        return tuple(name for name in self.requires if importlib.util.find_spec(name) is None)
+        return tuple(name for name in self.requires if not _is_there(name))
 
     def install_command(self) -> str:
         """Return the shell command that installs what is missing."""
@@ -91,4 +115,22 @@ class RegistryEntry:
         """Return the import string of the factory."""
         if isinstance(self.factory, str):
             return self.factory
-        return f"{self.factory.__module__}:{getattr(self.factory, '__qualname__', self.factory)}"
+        module = getattr(self.factory, "__module__", None) or type(self.factory).__module__
+        return f"{module}:{getattr(self.factory, '__qualname__', None) or _shown(self.factory)}"
+
+
+def _is_there(name: str) -> bool:
+    try:
+        with guarded():
+            return importlib.util.find_spec(name) is not None
+    except Exception:  # the package around it is not there, or raises
+        return False
+
+
+def _shown(value: object) -> str:
+    """The representation of a value of others, shortened."""
+    try:
+        with guarded():
+            return f"{value!r:.80}"
+    except Exception:
+        return f"a {type(value).__name__}"

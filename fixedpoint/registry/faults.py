@@ -12,7 +12,6 @@ __all__ = [
     "LoadError",
     "RegistryError",
     "UnknownComponentError",
-    "one_line",
     "unknown",
     "unusable_plugins",
 ]
@@ -121,8 +120,3 @@ def unusable_plugins(kind: str, broken: Iterable[Broken]) -> str:
     rows = [row for row in broken if row.is_plugin and (row.kind in kinds or kind == "component")]
     said = [f"{row.said()} cannot be used: {row.reason}" for row in rows]
     return "; ".join([*said, "see fixedpoint doctor"] if said else [])
-
-
-def one_line(error: BaseException) -> str:
-    """Return the type and message of an exception in one line."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"

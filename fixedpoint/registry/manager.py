@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
 import pluggy
 
+from fixedpoint.core.foreign import brief, foreign, guarded
 from fixedpoint.registry import builtin, hookspecs
 from fixedpoint.registry.building import build
 from fixedpoint.registry.command import NAME, Command
 from fixedpoint.registry.component import KINDS, Component, Kind
-from fixedpoint.registry.faults import Broken, LoadError, RegistryError, UnknownComponentError, one_line
+from fixedpoint.registry.discovery import Found, find_plugins, hook_faults
+from fixedpoint.registry.faults import Broken, LoadError, RegistryError, UnknownComponentError
+from fixedpoint.registry.owners import version_of
 
 __all__ = ["Broken", "Registry", "RegistryError", "UnknownComponentError", "registry"]
 
@@ -25,7 +27,7 @@ class Registry:
     """Solvers, gradient estimators, tasks, executors and commands by name.
 
     The first query loads the plugins named by the entry points of the group ``fixedpoint``: those of the library first,
-    then the others sorted by name. The factory of a component is imported only when the component is built.
+    then the others sorted by name and distribution. The factory of a component is imported only when it is built.
 
     Parameters
     ----------
@@ -37,16 +39,43 @@ class Registry:
         self._manager = pluggy.PluginManager(hookspecs.PROJECT)
         self._manager.add_hookspecs(hookspecs)
         self._brought: dict[str, dict[str, Any]] = {kind: {} for kind in _EVERY_KIND}
+        self._owners: dict[tuple[str, str], str] = {}  # the labels of the plugins, by kind and name of what they bring
         self._broken: list[Broken] = []
         self._pending = discover
         if not discover:
-            self._add(builtin, "builtin", _own_source())
+            self._add(builtin, _BUILTIN)
 
     @property
     def hook(self) -> Any:
         """The hooks of all plugins. Call them with keyword arguments."""
         self._discover()
         return self._manager.hook
+
+    def listeners(self, hook: str) -> list[Callable[..., str]]:
+        """Return one function for every plugin that implements the hook of an event, e.g. ``"run_started"``.
+
+        Called with the hook's arguments, it returns an empty string, or a sentence if the plugin raised an exception.
+        No plugin keeps another from being called.
+        """
+        caller = getattr(self.hook, f"fixedpoint_{hook}")
+        plugins = {id(each.plugin): each.plugin for each in caller.get_hookimpls()}
+
+        def listener(plugin: Any) -> Callable[..., str]:
+            others = [other for other in plugins.values() if other is not plugin]
+            alone = self._manager.subset_hook_caller(caller.name, others)
+
+            def tell(**values: Any) -> str:
+                try:
+                    with foreign():
+                        alone(**values)
+                except Exception as error:  # third-party code may raise anything
+                    label = self._manager.get_name(plugin)
+                    return f"the hook {caller.name} of the plugin {label} raised {brief(error)}"
+                return ""
+
+            return tell
+
+        return [listener(plugin) for plugin in reversed(plugins.values())]
 
     def components(self, kind: Kind) -> dict[str, Component]:
         """Return the components of a kind by name, sorted. Some may lack an import they require."""
@@ -79,6 +108,8 @@ class Registry:
                         entry.load()
                 except LoadError as error:
                     found.append(Broken(name, kind, entry.origin(), error.reason))
+                except ImportError as error:  # what it requires was there a moment ago
+                    found.append(Broken(name, kind, entry.origin(), brief(error)))
         return found
 
     def get(self, kind: Kind, name: str) -> Component:
@@ -149,18 +180,16 @@ class Registry:
             raise RegistryError(f"this plugin is already registered, as {self._manager.get_name(plugin)!r}")
         if self._manager.has_plugin(label):
             raise RegistryError(f"a plugin named {label!r} is already registered; pass another name=")
-        collisions = self._add(plugin, label, (label, ""))
-        if collisions:
-            self._manager.unregister(plugin)
-            self._broken = [row for row in self._broken if row not in collisions]
-            self._forget(label)
-            raise RegistryError("; ".join(row.reason for row in collisions))
+        before = list(self._broken)
+        refused = self._add(plugin, Found(label, (label, ""), "", lambda: plugin), label)
+        if refused:
+            self._broken = before
+            self._remove(plugin, label)
+            raise RegistryError("; ".join(row.reason for row in refused))
 
     def unregister(self, plugin: Any) -> None:
         """Remove a plugin that :meth:`register` added, with its components and commands."""
-        label = self._manager.get_name(plugin)
-        self._manager.unregister(plugin)
-        self._forget(label)
+        self._remove(plugin, self._manager.get_name(plugin))
 
     def add(self, kind: Kind, component: Component) -> None:
         """Register one component for the lifetime of this process, e.g. from a notebook.
@@ -172,7 +201,10 @@ class Registry:
             letters, digits and single hyphens.
         """
         self._discover()
-        refused = self._accept(kind, replace(component, source=component.source or "this process"))
+        fault = component.misstated()
+        if fault:
+            raise RegistryError(f"the {kind} is misstated: {fault}")
+        refused = self._accept(kind, replace(component, source=component.source or "this process", kind=kind))
         if refused:
             self._broken.remove(refused)
             raise RegistryError(refused.reason)
@@ -182,44 +214,66 @@ class Registry:
             return
         # Before the imports: a plugin that queries the registry while it is imported must not start this again.
         self._pending = False
-        self._add(builtin, "builtin", _own_source())
-        found = importlib.metadata.entry_points(group=hookspecs.PROJECT)
+        self._add(builtin, _BUILTIN)
+        found, self._broken = find_plugins()
         # The first of two equal names wins: plugins cannot take those of the library, and the order is reproducible.
-        for entry in sorted(found, key=lambda entry: (not _is_own(entry), entry.name)):
-            source = _source_of(entry)
+        for each in sorted(found, key=lambda each: (each.source[0] != _DISTRIBUTION, each.name, each.source)):
             try:
-                plugin = entry.load()
+                with guarded():
+                    plugin = each.load()
             except Exception as error:  # third-party code may raise anything, and must not disable the other plugins
-                self._broken.append(Broken(entry.name, "plugin", " ".join(source), one_line(error)))
+                self._broken.append(each.broken(brief(error)))
                 continue
             if plugin is not builtin:  # already added, so that it is there even if the library is not installed
-                self._add(plugin, entry.name, source)
+                self._add(plugin, each)
 
-    def _add(self, plugin: Any, label: str, source: tuple[str, str]) -> list[Broken]:
+    def _add(self, plugin: Any, found: Found, label: str = "") -> list[Broken]:
         """Add a plugin with all it brings; return what was refused."""
         before = len(self._broken)
+        label = label or found.label
         try:
-            self._manager.register(plugin, name=label)
-        except (ValueError, pluggy.PluginValidationError) as error:
-            self._broken.append(Broken(label, "plugin", " ".join(source), one_line(error)))
+            with guarded():
+                hash(plugin)  # its hooks are found again by it
+                if self._manager.is_registered(plugin):
+                    raise RegistryError(f"it is the plugin {self._manager.get_name(plugin)}, which is there already")
+                faults = hook_faults(plugin)
+                self._manager.register(plugin, name=label)
+        except Exception as error:  # as above
+            reason = str(error) if isinstance(error, RegistryError) else brief(error)
+            self._broken.append(found.broken(reason))
+            if self._manager.has_plugin(label):  # some of its hooks were accepted before one was refused
+                self._manager.unregister(name=label)
             return self._broken[before:]
+        self._broken += [found.broken(fault) for fault in faults]
         for kind in _EVERY_KIND:
-            hook = getattr(plugin, f"fixedpoint_{kind}s", None)
-            if hook is None:
-                continue
             try:
-                brought = list(hook())
+                with guarded():
+                    hook = getattr(plugin, f"fixedpoint_{kind}s", None)
+                    brought = list(hook()) if callable(hook) else []
             except Exception as error:  # as above
-                self._broken.append(Broken(label, f"{kind}s", " ".join(source), one_line(error)))
+                self._broken.append(found.broken(brief(error), f"{kind}s"))
                 continue
-            wanted = Command if kind == "command" else Component
             for entry in brought:
-                if isinstance(entry, wanted):
-                    self._accept(kind, replace(entry, source=source[0], version=source[1]))
-                else:
-                    reason = f"fixedpoint_{kind}s must return {wanted.__name__.lower()}s, got {entry!r}"
-                    self._broken.append(Broken(label, f"{kind}s", " ".join(source), reason))
+                self._take(kind, entry, found, label)
         return self._broken[before:]
+
+    def _take(self, kind: str, entry: Any, found: Found, label: str) -> None:
+        """Add what a hook of a plugin returned, or a row that says why not."""
+        wanted = Command if kind == "command" else Component
+        try:
+            with guarded():
+                if not isinstance(entry, wanted):
+                    raise RegistryError(f"fixedpoint_{kind}s must return {wanted.__name__.lower()}s, got {entry!r:.80}")
+                fault = entry.misstated()
+                if fault:
+                    raise RegistryError(f"a {kind} of fixedpoint_{kind}s is misstated: {fault}")
+                entry = replace(entry, source=found.source[0], version=found.source[1], kind=kind)
+        except Exception as error:  # as above
+            reason = str(error) if isinstance(error, RegistryError) else brief(error)
+            self._broken.append(found.broken(reason, f"{kind}s"))
+            return
+        if self._accept(kind, entry) is None:
+            self._owners[kind, entry.name] = label
 
     def _accept(self, kind: str, entry: Component | Command) -> Broken | None:
         """Add an entry, or return why it is refused: its name is taken, or cannot be typed in files and commands."""
@@ -243,26 +297,16 @@ class Registry:
         self._broken.append(refused)
         return refused
 
-    def _forget(self, label: str | None) -> None:
-        """Remove the entries of a registered plugin, whose source is its label."""
-        for kind, entries in self._brought.items():
-            self._brought[kind] = {name: entry for name, entry in entries.items() if entry.source != label}
+    def _remove(self, plugin: Any, label: str | None) -> None:
+        """Remove a plugin with its components and commands."""
+        if self._manager.is_registered(plugin):
+            self._manager.unregister(plugin)
+        for (kind, name), owner in list(self._owners.items()):
+            if owner == label:
+                del self._owners[kind, name], self._brought[kind][name]
 
 
-def _own_source() -> tuple[str, str]:
-    try:
-        return _DISTRIBUTION, importlib.metadata.version(_DISTRIBUTION)
-    except importlib.metadata.PackageNotFoundError:
-        return _DISTRIBUTION, ""
-
-
-def _source_of(entry: importlib.metadata.EntryPoint) -> tuple[str, str]:
-    return (entry.dist.name, entry.dist.version) if entry.dist else (entry.value, "")
-
-
-def _is_own(entry: importlib.metadata.EntryPoint) -> bool:
-    return entry.dist is not None and entry.dist.name == _DISTRIBUTION
-
+_BUILTIN = Found("builtin", (_DISTRIBUTION, version_of(_DISTRIBUTION)), builtin.__name__, lambda: builtin)
 
 registry = Registry()
 """The registry of this process: components and commands of all plugins, found when first asked for."""

@@ -8,7 +8,7 @@ import sysconfig
 from collections.abc import Mapping
 from pathlib import Path
 
-from fixedpoint.registry.hookspecs import PROJECT
+from fixedpoint.registry.discovery import distributions_of_plugins
 from fixedpoint.registry.sources import Unit, unit_of
 
 __all__ = ["is_released", "owner_of", "version_of"]
@@ -53,12 +53,8 @@ def version_of(distribution: str) -> str:
 @functools.cache
 def _plugins() -> Mapping[str, str]:
     """The distributions of all plugins, by the name of the plugin's unit."""
-    found = {}
-    for entry in importlib.metadata.entry_points(group=PROJECT):
-        unit = unit_of(entry.module)
-        if unit is not None and entry.dist is not None:
-            found[unit.name] = entry.dist.name
-    return found
+    units = ((unit_of(module), distribution) for module, distribution in distributions_of_plugins().items())
+    return {unit.name: distribution for unit, distribution in units if unit is not None}
 
 
 @functools.cache  # reads the metadata of every installed distribution, which is slow

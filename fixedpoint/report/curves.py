@@ -98,6 +98,6 @@ def _filled(trace: NDArray[np.float64], length: int) -> NDArray[np.float64]:
     """A trace ``(rounds, B)`` extended to ``length`` rounds; NaN is replaced by the last value before it, if any."""
     filled = np.full((length, trace.shape[1]), np.nan)
     filled[: len(trace)] = trace
-    for index in range(1, length):
-        filled[index] = np.where(np.isnan(filled[index]), filled[index - 1], filled[index])
-    return filled
+    rounds = np.arange(length)[:, np.newaxis]
+    known = np.maximum.accumulate(np.where(np.isnan(filled), 0, rounds), axis=0)
+    return np.take_along_axis(filled, known, axis=0)

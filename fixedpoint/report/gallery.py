@@ -22,6 +22,8 @@ __all__ = ["Strip", "gallery_figure", "pixels_of", "strip_png", "strips_of", "wr
 _MOST = 10
 # Pixels of the longer side of an enlarged picture, so that small images are visible and ten of them fit in a row.
 _SIDE = 96
+# Pixels of the longer side of a larger picture, so that the page does not grow with it.
+_LARGEST = 256
 _GAP = 4
 
 
@@ -113,9 +115,22 @@ def pixels_of(arrays: Mapping[str, NDArray[Any]], name: str) -> NDArray[np.float
     if pixels is None or pixels.ndim not in (3, 4) or pixels.size == 0:
         return None
     low, high = (float(value) for value in arrays[f"{name}.range"])
-    scaled = (np.nan_to_num(pixels[:_MOST].astype(np.float64), nan=low) - low) / ((high - low) or 1.0)
-    clipped: NDArray[np.float64] = np.clip(scaled, 0.0, 1.0)
-    return clipped if clipped.ndim == 4 else np.repeat(clipped[..., np.newaxis], 3, axis=-1)
+    colours = pixels[:_MOST] if pixels.ndim == 4 else pixels[:_MOST, ..., np.newaxis]
+    small = np.stack([_shrunk(np.nan_to_num(each.astype(np.float64), nan=low)) for each in colours])
+    clipped: NDArray[np.float64] = np.clip((small - low) / (high - low), 0.0, 1.0)
+    return np.broadcast_to(clipped, (*clipped.shape[:3], 3))
+
+
+def _shrunk(picture: NDArray[np.float64]) -> NDArray[np.float64]:
+    """A picture of at most 256 pixels a side: the means of squares of pixels, and of what is left at the edges."""
+    step = -(-max(picture.shape[:2]) // _LARGEST)
+    if step == 1:
+        return picture
+    for axis in (0, 1):
+        starts = np.arange(0, picture.shape[axis], step)
+        counts = np.diff(np.append(starts, picture.shape[axis]))
+        picture = np.add.reduceat(picture, starts, axis=axis) / counts.reshape(-1, *(1,) * (2 - axis))
+    return picture
 
 
 def _enlarged(picture: NDArray[np.float64]) -> NDArray[np.float64]:

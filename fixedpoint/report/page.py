@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import base64
 import re
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
+from fixedpoint.report.drawing import Attempts
 from fixedpoint.report.forming import SampleSequence
 from fixedpoint.report.gallery import Strip, strip_png
 from fixedpoint.report.learning import learning_figure, learnings_of
@@ -18,11 +21,14 @@ from fixedpoint.report.makers import remarks, version_rows
 from fixedpoint.report.palette import Stroke
 from fixedpoint.report.pictures import Pictures
 from fixedpoint.report.plot import NARROW, WIDE, convergence_figure, svg
-from fixedpoint.report.reading import RunData
+from fixedpoint.report.reading import Group, RunData
 from fixedpoint.report.steps import NARROW_GRID, WIDE_GRID, steps_figure
 from fixedpoint.report.table import sections
 
 __all__ = ["page"]
+
+# Cells that a sentence names, and failures whose traceback is shown; the records have all.
+_MOST_CELLS, _MOST_ERRORS = 50, 100
 
 _TEMPLATE = Path(__file__).with_name("page.html.j2")
 
@@ -45,32 +51,52 @@ class _Shown:
     forming: list[tuple[str, list[_Picture]]]
 
 
-def page(run: RunData, strokes: Mapping[str, Stroke], pictures: Sequence[Pictures]) -> str:
+def page(
+    run: RunData,
+    groups: Sequence[Group],
+    strokes: Mapping[str, Stroke],
+    pictures: Sequence[Pictures],
+    attempts: Attempts,
+) -> str:
     """Return the report as HTML.
 
     Parameters
     ----------
     run
         The run.
+    groups
+        The groups that are drawn.
     strokes
         The stroke of every solver, by its label.
     pictures
         The pictures of each group.
+    attempts
+        Makes the drawings, and has the notices on what is left out.
     """
+    info_name = run.info.name
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    shown = [_shown(each, number) for number, each in enumerate(pictures)]
+    shown = [
+        attempts.make(f"what is drawn of {each.title}", partial(_shown, each, number))
+        for number, each in enumerate(pictures)
+    ]
+    plots = attempts.make("the convergence plot", lambda: _plots(groups, strokes)) or []
+    learning = attempts.make("the progress of training", lambda: _learning(groups, strokes)) or []
     errors = [(e.cell.label, e.record.error) for e in run.entries if e.record is not None and e.record.error]
     return environment.from_string(_TEMPLATE.read_text(encoding="utf-8")).render(
         run=run,
         info=run.info,
         sections=sections(run),
         strokes=strokes,
-        plots=_plots(run, strokes),
-        shown=shown,
-        learning=_learning(run, strokes),
+        plots=plots,
+        shown=[each for each in shown if each is not None],
+        learning=learning,
         messages=_messages(run),
         notes=_notes(run),
-        errors=errors,
+        errors=errors[:_MOST_ERRORS],
+        more_errors=max(0, len(errors) - _MOST_ERRORS),
+        most=_MOST_CELLS,
+        left_out=attempts.notices,
+        folder_again=shlex.quote(f"{info_name.replace(' ', '-')}-again"),
         done=sum(entry.record is not None for entry in run.entries),
         rtol=_rtol(run),
         compared=_compared(run),
@@ -79,17 +105,17 @@ def page(run: RunData, strokes: Mapping[str, Stroke], pictures: Sequence[Picture
     )
 
 
-def _plots(run: RunData, strokes: Mapping[str, Stroke]) -> list[Markup]:
+def _plots(groups: Sequence[Group], strokes: Mapping[str, Stroke]) -> list[Markup]:
     """The convergence plot for wide and for narrow screens; the style sheet of the page shows one of them."""
-    figures = [convergence_figure(run.groups, strokes, size) for size in (WIDE, NARROW)]
+    figures = [convergence_figure(list(groups), strokes, size) for size in (WIDE, NARROW)]
     # Exempt from escaping: matplotlib made the SVG, and escapes the labels in it.
     return [Markup(svg(f, f"figure {i}", bare=True)) for i, f in enumerate(figures) if f is not None]
 
 
-def _learning(run: RunData, strokes: Mapping[str, Stroke]) -> list[tuple[str, list[Markup]]]:
+def _learning(groups: Sequence[Group], strokes: Mapping[str, Stroke]) -> list[tuple[str, list[Markup]]]:
     """For every task that trains its label and its figure, for wide and for narrow screens."""
     found = []
-    for number, learning in enumerate(learnings_of(run.groups)):
+    for number, learning in enumerate(learnings_of(groups)):
         figures = [learning_figure(learning, strokes, columns) for columns in (4, 2)]
         drawn = [Markup(svg(figure, f"learning {number} {i}", bare=True)) for i, figure in enumerate(figures)]
         found.append((learning.task, drawn))
@@ -149,14 +175,13 @@ def _compared(run: RunData) -> str:
     def counted(count: int, noun: str) -> str:
         return f"{count} {noun}{'' if count == 1 else 's'}"
 
-    tasks = list(dict.fromkeys(group.task for group in run.groups))
+    tasks = list(dict.fromkeys(entry.cell.task for entry in run.entries))
     shown = ", ".join(tasks) if len(tasks) <= 3 else counted(len(tasks), "task")
     return f"{counted(len(run.solvers), 'solver')} on {shown}, {counted(len(run.seeds), 'seed')}"
 
 
 def _rtol(run: RunData) -> float | None:
-    found = (entry.record for entry in run.entries if entry.record is not None)
-    return next((record.config.get("termination", {}).get("rtol") for record in found), None)
+    return next((entry.record.rtol for entry in run.entries if entry.record is not None), None)
 
 
 def _data_uri(content: bytes) -> str:

@@ -46,12 +46,12 @@ def strokes(solvers: Iterable[str], with_curve: Iterable[str]) -> dict[str, Stro
     with_curve
         Labels of the solvers that have a curve in some plot; all others are grey.
     """
-    curved = list(with_curve)
+    curved = {solver: index for index, solver in enumerate(with_curve)}
     found: dict[str, Stroke] = {}
     for solver in solvers:
         if solver not in curved:
             found[solver] = Stroke(REFERENCE, (0, (2, 2)))
             continue
-        index = curved.index(solver)
+        index = curved[solver]
         found[solver] = Stroke(_COLOURS[index % len(_COLOURS)], _DASHES[index // len(_COLOURS) % len(_DASHES)])
     return found

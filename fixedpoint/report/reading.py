@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from numpy.typing import NDArray
 
+from fixedpoint.config.arrays import usable
+from fixedpoint.config.bounded import read_bytes
 from fixedpoint.config.expectations import broken_expectations
 from fixedpoint.config.files import DamagedError
-from fixedpoint.config.folder import CellRow, Folder, RunInfo
+from fixedpoint.config.folder import MOST_JSON, CellRow, Folder, RunInfo
 from fixedpoint.config.record import Record, read_arrays, read_record
+from fixedpoint.execution.plain import one_line, printable
 
 __all__ = ["Entry", "Group", "RunData", "read_run"]
+
+# Bytes of traces and images that are held for a report.
+_MOST_BYTES = 2**30
+_PICTURE = re.compile(r"(images|reference|forming)\.")
 
 
 @dataclass(frozen=True)
@@ -65,7 +73,7 @@ class Group:
         """The relative tolerance of the run; 0 if no cell has a record."""
         for entry in self.entries:
             if entry.record is not None:
-                return float(entry.record.config.get("termination", {}).get("rtol", 0.0))
+                return entry.record.rtol or 0.0
         return 0.0
 
 
@@ -96,11 +104,10 @@ class RunData:
     @property
     def groups(self) -> list[Group]:
         """The entries by task and gradient estimator, in the order of the run."""
-        keys = list(dict.fromkeys((entry.cell.task, entry.cell.gradient) for entry in self.entries))
-        return [
-            Group(task, gradient, tuple(e for e in self.entries if (e.cell.task, e.cell.gradient) == (task, gradient)))
-            for task, gradient in keys
-        ]
+        found: dict[tuple[str, str | None], list[Entry]] = {}
+        for entry in self.entries:
+            found.setdefault((entry.cell.task, entry.cell.gradient), []).append(entry)
+        return [Group(task, gradient, tuple(entries)) for (task, gradient), entries in found.items()]
 
     @property
     def solvers(self) -> list[str]:
@@ -148,13 +155,31 @@ def read_run(path: Path) -> RunData:
     folder = Folder(path)
     info = folder.read_info()
     notices: list[str] = []
-    entries = tuple(_entry(folder, cell, notices) for cell in info.cells)
+    entries = tuple(_entries(folder, info, notices))
     try:
-        config = folder.config.read_text()
+        config = printable(read_bytes(folder.config, MOST_JSON).decode())
     except (OSError, UnicodeDecodeError):
         config = ""
         notices.append(f"{folder.config} cannot be read")
     return RunData(folder, info, config, entries, tuple(notices))
+
+
+def _entries(folder: Folder, info: RunInfo, notices: list[str]) -> Iterator[Entry]:
+    """The entries; of each group only those of the first seed with pictures, which alone are drawn."""
+    seeds: dict[tuple[str, str | None], int] = {}
+    left, without = _MOST_BYTES, 0
+    for cell in info.cells:
+        entry = _entry(folder, cell, notices)
+        first = seeds.setdefault((cell.task, cell.gradient), cell.seed) == cell.seed
+        arrays = {name: array for name, array in entry.arrays.items() if first or not _PICTURE.match(name)}
+        size = sum(array.nbytes for array in arrays.values())
+        if size > left:
+            arrays, size, without = {}, 0, without + 1
+        left -= size
+        yield replace(entry, arrays=arrays)
+    if without:
+        more = f"more than {_MOST_BYTES // 2**20} MB of them"
+        notices.append(f"the traces and images of {without} cells are left out of the report: there are {more}")
 
 
 def _entry(folder: Folder, cell: CellRow, notices: list[str]) -> Entry:
@@ -170,4 +195,6 @@ def _entry(folder: Folder, cell: CellRow, notices: list[str]) -> Entry:
     except DamagedError as error:
         notices.append(f"{cell.label}: the file of traces and images {error}; run again to compute it anew")
         return Entry(cell, record)
-    return Entry(cell, record, arrays=arrays)
+    kept, wrong = usable(arrays)
+    notices += [f"{cell.label}: {one_line(name, 200)} is left out: it {reason}" for name, reason in wrong.items()]
+    return Entry(cell, record, arrays=kept)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,12 @@ import torch
 
 from fixedpoint.config.expectations import broken_expectations
 from fixedpoint.config.files import SCHEMA
-from fixedpoint.config.folder import CellRow, Folder, RunInfo
+from fixedpoint.config.folder import NAMES, CellRow, Folder, RunInfo, holds_run
 from fixedpoint.config.makers import Makers
 from fixedpoint.config.record import Record
 from fixedpoint.config.runfile import RunConfig, to_yaml
+from fixedpoint.config.targets import check_folder, same_content
+from fixedpoint.core.foreign import brief, foreign
 from fixedpoint.execution.cell import Cell, Finished
 from fixedpoint.execution.executor import Executor
 from fixedpoint.registry import registry
@@ -104,12 +106,22 @@ def execute(config: RunConfig, path: Path, fresh: bool = False, second_interrupt
         On a keyboard interrupt. The next run in the folder continues from there.
     BusyFolderError
         If another run is using the folder.
-    OSError
-        If the folder cannot be written.
+    WriteError
+        If the folder cannot be written, or holds the run file or other files that the run would replace.
     """
     cells = plan(config)
+    _check_folder(config, path)
     with locked(path):
         return _execute(config, cells, path, fresh, second_interrupt_exits)
+
+
+def _check_folder(config: RunConfig, path: Path) -> None:
+    """Refuse a folder in which the run file, or a file that no run wrote, would be replaced.
+
+    The ``config.yaml`` of a run may be run in its own folder: it is left as it is.
+    """
+    inputs = [file for file in config.files if not same_content(file, to_yaml(config.plain()).encode())]
+    check_folder(path, NAMES, inputs, holds_run, "a run")
 
 
 def _execute(config: RunConfig, cells: list[Cell], path: Path, fresh: bool, second_exits: bool) -> Outcome:
@@ -142,8 +154,15 @@ def _execute(config: RunConfig, cells: list[Cell], path: Path, fresh: bool, seco
 
 def _notes(config: RunConfig) -> list[str]:
     """The notes of all tasks."""
-    tasks: list[Task] = [registry.create("task", task.config) for task in config.tasks]
-    return [note for task in tasks if isinstance(task, HasNotes) for note in task.notes()]
+    notes: list[str] = []
+    for choice in config.tasks:
+        try:
+            with foreign():
+                task: Task = registry.create("task", choice.config)
+                notes += [str(note) for note in task.notes()] if isinstance(task, HasNotes) else []
+        except Exception as error:  # a task may be of a plugin; its cells say what they lack
+            notes.append(f"the notes of the task {choice.label} cannot be had: {brief(error)}")
+    return notes
 
 
 def _carry_out(
@@ -156,12 +175,11 @@ def _carry_out(
     pending = [cell for cell in cells if cell.hash not in records]
     executor: Executor = registry.create("executor", config.executor.config)
     notices = _tell("run_started", folder=store.folder.path, cells=len(pending))
-    # Closing the generator ends what the executor started, also when an interrupt leaves the loop.
-    with contextlib.closing(executor.run(pending, Work(config.threads))) as results:
+    with contextlib.closing(_results(executor, pending, Work(config.threads), notices)) as results:
         for finished in results:
             record = store.keep(finished)
             records[record.hash] = record
-            notices += _tell("cell_finished", record=record.model_dump())
+            notices += [*finished.notices, *_tell("cell_finished", record=record.model_dump())]
             check()
     return notices
 
@@ -183,8 +201,30 @@ def _info(config: RunConfig, cells: list[Cell]) -> RunInfo:
 
 def _tell(hook: str, **values: Any) -> list[str]:
     """Call a hook of all plugins. An exception becomes a notice and does not end the run."""
+    return [said for listener in registry.listeners(hook) if (said := listener(**values))]
+
+
+def _results(executor: Executor, cells: list[Cell], work: Work, notices: list[str]) -> Generator[Finished, None, None]:
+    """The results of an executor, those of the cells of this run alone. What it raises becomes a notice.
+
+    Cells that are left without a record then count as failed.
+    """
+    hashes = {cell.hash for cell in cells}
+    whose = type(executor).__name__
+    results: Iterator[Finished] | None = None
     try:
-        getattr(registry.hook, f"fixedpoint_{hook}")(**values)
-    except Exception as error:  # third-party code may raise anything
-        return [f"a plugin's hook fixedpoint_{hook} raised {type(error).__name__}: {error}"]
-    return []
+        with foreign():
+            results = iter(executor.run(cells, work))
+        while True:
+            with foreign():
+                finished = next(results, None)
+            if finished is None:
+                return
+            if not isinstance(finished, Finished) or getattr(finished.record, "hash", None) not in hashes:
+                raise TypeError(f"{type(finished).__name__} is no result of a cell of this run")
+            yield finished
+    except Exception as error:  # an executor may be of a plugin
+        notices.append(f"the executor {whose} raised {brief(error)}")
+    finally:  # closing the generator ends what the executor started, also when an interrupt leaves the loop
+        with foreign(), contextlib.suppress(AttributeError):
+            results.close()  # type: ignore[union-attr]

@@ -8,10 +8,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from fixedpoint.config.files import TEMPORARY, DamagedError, write_atomically
+from fixedpoint.config.files import DamagedError
 from fixedpoint.config.folder import CellRow, Folder, RunInfo
 from fixedpoint.config.makers import changes
 from fixedpoint.config.record import Record, arrays_bytes, read_arrays, read_record, write_record
+from fixedpoint.config.targets import same_content
+from fixedpoint.config.writing import make_folder, remove_leftovers
 from fixedpoint.execution.cell import Cell, Finished
 from fixedpoint.execution.plain import digest
 
@@ -53,10 +55,11 @@ class Store:
     def __init__(self, path: Path, fresh: bool = False) -> None:
         self.folder = Folder(path)
         if fresh:
-            for file in (*path.glob("records/*.json"), *path.glob("arrays/*.npz")):
-                if _HASH.fullmatch(file.stem):  # the user may have given any folder: delete only files of a run
-                    file.unlink(missing_ok=True)
-        path.mkdir(parents=True, exist_ok=True)
+            for place, kind in ((path / "records", "*.json"), (path / "arrays", "*.npz")):
+                for file in place.glob(kind) if not place.is_symlink() else ():
+                    if _HASH.fullmatch(file.stem):  # the user may have given any folder: delete only files of a run
+                        file.unlink(missing_ok=True)
+        make_folder(path)
 
     def begin(self, config: str, info: RunInfo) -> None:
         """Write ``config.yaml`` and ``run.json``, and delete the temporary files of a run that was killed.
@@ -70,10 +73,10 @@ class Store:
         """
         path = self.folder.path
         for place in (path, path / "records", path / "arrays"):
-            for leftover in place.glob(TEMPORARY):
-                leftover.unlink(missing_ok=True)
-        write_atomically(self.folder.config, config.encode())
-        self.folder.write_info(info)
+            remove_leftovers(place)
+        self.folder.write_info(info)  # first: it tells the folder of a run from any other
+        if not same_content(self.folder.config, config.encode()):  # it may be the run file
+            self.folder.write(self.folder.config, config.encode())
 
     def keep(self, finished: Finished) -> Record:
         """Write the record of a finished cell and return it.
@@ -83,9 +86,9 @@ class Store:
         record: Record = finished.record
         if finished.arrays:
             content = arrays_bytes(finished.arrays)
-            write_atomically(self.folder.arrays(record.hash), content)
+            self.folder.write(self.folder.arrays(record.hash), content)
             record = record.model_copy(update={"arrays": digest(content)})
-        write_record(self.folder.record(record.hash), record)
+        write_record(self.folder, record)
         return record
 
     def done(self, cells: Iterable[Cell]) -> Done:

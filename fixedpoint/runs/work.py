@@ -6,23 +6,25 @@ import random
 import traceback
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from fixedpoint.config.files import SCHEMA
 from fixedpoint.config.folder import CellRow
 from fixedpoint.config.record import Failure, Record
+from fixedpoint.core.foreign import foreign
 from fixedpoint.core.problem import AbilityError
 from fixedpoint.core.progress import Progress
 from fixedpoint.core.termination import Termination
 from fixedpoint.execution.cell import Cell, Finished
-from fixedpoint.execution.plain import json_text
+from fixedpoint.execution.plain import cut, json_text, printable, said
 from fixedpoint.registry import registry
 from fixedpoint.runs import host
-from fixedpoint.tasks.task import Context, Images, Result, Task
+from fixedpoint.runs.results import arrays_of, numbers_and_message
+from fixedpoint.tasks.task import Context, Result, Task
 
 __all__ = ["Work", "skipped"]
 
@@ -49,38 +51,36 @@ class Work:
 
     def __call__(self, cell: Cell) -> Finished:
         """Compute a cell and return its record and arrays, whether it fails or not."""
-        started = host.now()
+        notices: dict[str, None] = {}
         with _threads(self.threads):
-            try:
-                return self._finished(cell, started)
-            except AbilityError as error:  # only the solve can tell: tasks need not declare all abilities
-                return Finished(_record(cell, started, "skipped", reason=str(error)))
-            except Exception as error:  # a task may raise anything; the record says what, and the run goes on
-                return Finished(_record(cell, started, "failed", error=_failure(error)))
+            finished = self._ended(cell, host.now(), notices)
+        return replace(finished, notices=tuple(notices))
 
-    def _finished(self, cell: Cell, started: str) -> Finished:
-        result = self._result(cell)
-        record = _record(
-            cell,
-            started,
-            "ok",
-            metrics={name: float(value) for name, value in result.metrics.items()},
-            rows=dict(result.status),
-            rounds=int(result.rounds),
-            evaluations=int(result.evaluations),
-            seconds=float(result.seconds),
-            message=result.message,
-        )
-        return Finished(record, _arrays(result))
+    def _ended(self, cell: Cell, started: str, notices: dict[str, None]) -> Finished:
+        """The result of a cell, whether it fails or not."""
+        try:
+            with foreign():
+                return self._finished(cell, started, notices)
+        except AbilityError as error:  # only the solve can tell: tasks need not declare all abilities
+            return Finished(_record(cell, started, "skipped", reason=said(error)))
+        except Exception as error:  # a task may raise anything; the record says what, and the run goes on
+            return Finished(_record(cell, started, "failed", error=_failure(error)))
 
-    def _result(self, cell: Cell) -> Result:
+    def _finished(self, cell: Cell, started: str, notices: dict[str, None]) -> Finished:
+        result = self._result(cell, notices)
+        told = numbers_and_message(result)
+        arrays, notes = arrays_of(result)
+        told["message"] = "\n".join(filter(None, [told["message"], *notes]))
+        return Finished(_record(cell, started, "ok", **told), arrays)
+
+    def _result(self, cell: Cell, notices: dict[str, None]) -> Result:
         task: Task = registry.create("task", cell.task)
         context = Context(
             solver=registry.create("solver", cell.solver),
             termination=Termination(**cell.termination),
             seed=cell.seed,
             gradient=registry.create("gradient", cell.gradient) if cell.gradient else None,
-            on_round=_teller(cell),
+            on_round=_teller(cell, notices),
             shared=self._shared_of(cell),
         )
         # A record must not depend on the cells that were computed before it, so every generator is seeded.
@@ -123,41 +123,37 @@ def _record(cell: Cell, started: str, status: str, **more: Any) -> Record:
 
 
 def _failure(error: Exception) -> Failure:
-    notes = getattr(error, "__notes__", [])
-    message = "; ".join([str(error), *notes]) or "no message"
-    return Failure(type=type(error).__name__, message=message, traceback="".join(traceback.format_exception(error)))
+    try:
+        trace = "".join(traceback.format_exception(error))
+    except Exception:  # its class may do anything when it is asked for a text
+        trace = "no traceback"
+    return Failure(type=type(error).__name__, message=said(error), traceback=cut(printable(trace)))
 
 
-def _teller(cell: Cell) -> Callable[[Progress], None] | None:
+def _teller(cell: Cell, notices: dict[str, None]) -> Callable[[Progress], None] | None:
     """The function that calls the hook ``fixedpoint_round``; None if no plugin implements it.
 
-    It is left out if possible, because reporting a round costs a synchronisation with the device.
+    It is left out if possible, because reporting a round costs a synchronisation with the device. A plugin that raises
+    an exception adds to ``notices``, and is not called again for this cell.
     """
-    hook = registry.hook.fixedpoint_round
-    if not hook.get_hookimpls():
+    listeners = registry.listeners("round")
+    if not listeners:
         return None
     label = CellRow.of(cell).label
 
     def tell(progress: Progress) -> None:
-        hook(cell=label, round=progress.round, running=progress.running, relative_error=progress.relative_error)
+        for listener in list(listeners):
+            said = listener(
+                cell=label,
+                round=progress.round,
+                running=progress.running,
+                relative_error=progress.relative_error,
+            )
+            if said:
+                notices[said] = None
+                listeners.remove(listener)
 
     return tell
-
-
-def _arrays(result: Result) -> dict[str, NDArray[Any]]:
-    """Traces, epochs and images, by their names in the arrays file."""
-    arrays: dict[str, NDArray[Any]] = {f"trace.{name}": np.asarray(trace) for name, trace in result.trace.items()}
-    arrays |= {f"epochs.{name}": np.asarray(values) for name, values in result.epochs.items()}
-    forming = result.forming
-    images: dict[str, Images | None] = {"images": result.images, "reference": result.reference}
-    if forming is not None:
-        images["forming"] = forming.images
-        arrays["forming.rounds"] = np.asarray(forming.rounds)
-    for name, pictures in images.items():
-        if pictures is not None:
-            arrays[f"{name}.pixels"] = np.asarray(pictures.pixels)
-            arrays[f"{name}.range"] = np.array([pictures.low, pictures.high])
-    return arrays
 
 
 @contextmanager

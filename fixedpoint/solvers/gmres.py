@@ -49,7 +49,7 @@ class GMRES(LinearSolver):
         solution_tolerance: SolutionTolerance | None = None,
     ) -> LinearSolution:
         size = row_norms(b)
-        wanted = torch.as_tensor(rtol * size)
+        wanted = rtol * size
         left = 10 * b.shape[1] if max_products is None else max_products
         made, x, rest, length = 0, torch.zeros_like(b), b, size
         residual: NDArray[np.float64] | None = None

@@ -122,6 +122,9 @@ class _MeasuredRows(_Rows, HasExactResidual, HasMeasure):
     def exact_residual(self) -> Float[Tensor, "k D"]:
         return self._root.exact_residual()[self.rows]
 
+    def residual(self, z: Float[Tensor, "k D"]) -> Float[Tensor, "k D"]:
+        return self._root.residual(self.rest.index_copy(0, self.rows, z))[self.rows]
+
     def measure(self, z: Float[Tensor, "k D"], fz: Float[Tensor, "k D"], residual: Float[Tensor, "k D"]) -> Measure:
         return self._measure(z)
 

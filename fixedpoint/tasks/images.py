@@ -18,9 +18,10 @@ class Images:
     Attributes
     ----------
     pixels
-        Shape ``(count, height, width)`` or ``(count, height, width, 3)``, float, nominally within ``[low, high]``.
+        Shape ``(count, height, width)``, ``(count, height, width, 1)`` or ``(count, height, width, 3)``, float,
+        nominally within ``[low, high]``.
     low, high
-        The values drawn as black and as white.
+        The values drawn as black and as white, ``low < high``.
     """
 
     pixels: NDArray[np.floating[Any]]

@@ -58,7 +58,7 @@ class Bench(ABC):
     def alone(self, problem: Problem, row: int) -> Problem:
         """Return the problem of one row."""
         assert isinstance(problem, HasTake)  # every problem of a bench is
-        return problem.take(torch.tensor([row]))
+        return problem.take(torch.tensor([row], device="cpu"))
 
     @abstractmethod
     def contractions(self, dtype: torch.dtype = torch.float64) -> dict[str, Problem]:

@@ -60,7 +60,9 @@ class ChainBench(Bench):
         return ChainProblem(wave_chain(length=40, seed=5), _noise(4, 3, seed=1).to(dtype))
 
     def solved(self) -> Problem:
-        still = LinearChain(torch.ones(6, dtype=torch.float64), torch.zeros(4, 6, 3, dtype=torch.float64))
+        still = LinearChain(
+            torch.ones(6, dtype=torch.float64, device="cpu"), torch.zeros(4, 6, 3, dtype=torch.float64, device="cpu")
+        )
         return ChainProblem(still, _noise(4, 3, seed=1))
 
     def degenerate(self) -> dict[str, Problem]:
@@ -87,7 +89,9 @@ class ChainBench(Bench):
 
     def poisoned(self, problem: Problem, row: int, value: float, grace: int) -> Problem:
         chain, start = _parts(problem)
-        return ChainProblem(PoisonedChain(chain, torch.tensor([row]), min(grace, chain.length - 1), value), start)
+        return ChainProblem(
+            PoisonedChain(chain, torch.tensor([row], device="cpu"), min(grace, chain.length - 1), value), start
+        )
 
     def counted(self, problem: Problem) -> tuple[Problem, Tally]:
         chain, start = _parts(problem)
@@ -120,7 +124,7 @@ class SerialBench(ChainBench):
 
 def _constant_slope(slope: float, length: int = 8) -> Chain:
     base = linear_chain(length=length, seed=7)
-    return LinearChain(torch.full((length,), slope, dtype=torch.float64), base.shift)
+    return LinearChain(torch.full((length,), slope, dtype=torch.float64, device="cpu"), base.shift)
 
 
 def _parts(problem: Problem) -> tuple[CoefficientChain, Tensor]:
@@ -130,4 +134,4 @@ def _parts(problem: Problem) -> tuple[CoefficientChain, Tensor]:
 
 
 def _noise(rows: int, size: int, seed: int) -> Tensor:
-    return torch.randn(rows, size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return torch.randn(rows, size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64, device="cpu")

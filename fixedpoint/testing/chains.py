@@ -61,7 +61,7 @@ class CoefficientChain(Chain, HasCoefficients, HasJacobians, HasSlopes, HasCoars
     ) -> Float[Tensor, "B N *event"]:
         """Interpolate linearly in the number of the state."""
         known = torch.cat([kept.new_zeros(1), kept])
-        state = torch.arange(1, self.length + 1)
+        state = torch.arange(1, self.length + 1, device="cpu")
         place = torch.searchsorted(kept, state)
         share = ((state - known[place]) / (kept - known[:-1])[place]).to(x0).view(1, -1, *[1] * (x0.ndim - 1))
         before = torch.cat([x0.unsqueeze(1), states], dim=1)[:, place]
@@ -116,7 +116,7 @@ class WaveChain(CoefficientChain):
     phase: Float[Tensor, "B d"]
 
     def coefficients(self) -> Float[Tensor, " N"]:
-        return torch.ones(self.length, dtype=torch.float64)
+        return torch.ones(self.length, dtype=torch.float64, device="cpu")
 
     def step(
         self, x: Float[Tensor, "P *event"], index: Int[Tensor, " P"], row: Int[Tensor, " P"]
@@ -233,20 +233,22 @@ class RaisingChain(_Wrapper):
 def linear_chain(length: int = 12, rows: int = 4, size: int = 3, *, seed: int = 0) -> LinearChain:
     """Make a linear chain with random slopes in ``[.7, 1.1]``, float64."""
     generator = torch.Generator().manual_seed(seed)
-    slope = torch.empty(length, dtype=torch.float64).uniform_(0.7, 1.1, generator=generator)
-    shift = 0.3 * torch.randn(rows, length, size, generator=generator, dtype=torch.float64)
+    slope = torch.empty(length, dtype=torch.float64, device="cpu").uniform_(0.7, 1.1, generator=generator)
+    shift = 0.3 * torch.randn(rows, length, size, generator=generator, dtype=torch.float64, device="cpu")
     return LinearChain(slope, shift)
 
 
 def wave_chain(length: int = 12, rows: int = 4, size: int = 3, *, seed: int = 0) -> WaveChain:
     """Make a nonlinear chain that covers a time of 3 in ``length`` steps, float64."""
     generator = torch.Generator().manual_seed(seed)
-    return WaveChain(length, 3.0 / length, torch.randn(rows, size, generator=generator, dtype=torch.float64))
+    return WaveChain(
+        length, 3.0 / length, torch.randn(rows, size, generator=generator, dtype=torch.float64, device="cpu")
+    )
 
 
 def trajectory(chain: Chain, x0: Float[Tensor, "B *event"]) -> Float[Tensor, "B N *event"]:
     """Return the states of a chain, computed one step after another."""
-    rows = torch.arange(len(x0))
+    rows = torch.arange(len(x0), device="cpu")
     states = [x0]
     for i in range(chain.length):
         states.append(chain.step(states[-1], torch.full_like(rows, i), rows))

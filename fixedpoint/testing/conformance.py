@@ -9,6 +9,7 @@ from typing import Any, Literal, TypeVar
 from fixedpoint.chains.joint.solver import ChainSolver
 from fixedpoint.chains.methods.serial import Serial
 from fixedpoint.core.fault import Fault
+from fixedpoint.core.foreign import foreign
 from fixedpoint.core.options import Options, nearest
 from fixedpoint.core.solver import Solver
 from fixedpoint.gradients.estimator import GradientEstimator
@@ -240,7 +241,8 @@ def _shows(fault: str, error: Exception) -> bool:
 
 def _outcome(check: Check[B], bench: B) -> tuple[CheckRow, Exception | None]:
     try:
-        detail = check.body(bench)
+        with foreign():
+            detail = check.body(bench)
     except NotApplicableError as reason:
         return CheckRow(check.name, "does not apply", str(reason), check.explanation), None
     except CheckFailedError as failure:

@@ -49,8 +49,8 @@ class PlainBench(Bench):
         return problem.solution
 
     def family(self) -> dict[str, Problem]:
-        c = torch.tensor([[0.5], [0.9], [0.99], [1.0 - 1e-8]], dtype=torch.float64)
-        ones = torch.ones(4, 32, dtype=torch.float64)
+        c = torch.tensor([[0.5], [0.9], [0.99], [1.0 - 1e-8]], dtype=torch.float64, device="cpu")
+        ones = torch.ones(4, 32, dtype=torch.float64, device="cpu")
         return {
             **self.contractions(),
             "slow affine map": self.slow(),
@@ -61,7 +61,7 @@ class PlainBench(Bench):
         }
 
     def slow(self, dtype: torch.dtype = torch.float64) -> Problem:
-        spectrum = torch.linspace(-0.9, 0.99, 24).tolist()
+        spectrum = torch.linspace(-0.9, 0.99, 24, device="cpu").tolist()
         return affine_contraction(spectrum, normal=False, bound=0.995, seed=7).astype(dtype)
 
     def solved(self) -> Problem:
@@ -88,14 +88,14 @@ class PlainBench(Bench):
 
     def beside_diverging(self) -> tuple[Problem, Problem, Sequence[int]]:
         whole = affine_contraction(_MILD, seed=1)
-        mask = torch.tensor([False, True, False, True])
+        mask = torch.tensor([False, True, False, True], device="cpu")
         return whole, Mixed(whole, Hopeless(torch.ones_like(whole.start)), mask), (0, 2)
 
     def scaled(self, problem: Problem, factor: float) -> Problem:
         return Scaled(_takeable(problem), factor)
 
     def poisoned(self, problem: Problem, row: int, value: float, grace: int) -> Problem:
-        mask = torch.arange(problem.layout.rows) == row
+        mask = torch.arange(problem.layout.rows, device="cpu") == row
         return Poisoned(_takeable(problem), mask, value, grace)
 
     def walled(self) -> Problem:
@@ -142,8 +142,8 @@ class PlainBench(Bench):
 
     def _partly_solved(self) -> Affine:
         """Return a diagonal map, two of whose unknowns start and stay at zero."""
-        matrix = torch.diag(torch.tensor([0.6, 0.0, -0.4, 0.5], dtype=torch.float64)).expand(4, -1, -1)
-        offset = torch.tensor([1.0, 0.0, 1.0, 0.0], dtype=torch.float64).expand(4, -1)
+        matrix = torch.diag(torch.tensor([0.6, 0.0, -0.4, 0.5], dtype=torch.float64, device="cpu")).expand(4, -1, -1)
+        offset = torch.tensor([1.0, 0.0, 1.0, 0.0], dtype=torch.float64, device="cpu").expand(4, -1)
         solution = offset / (1 - matrix.diagonal(dim1=1, dim2=2))
         return Affine(torch.zeros_like(offset), solution, matrix, offset)
 
@@ -157,4 +157,4 @@ def _takeable(problem: Problem) -> TakeableProblem:
 
 
 def _noise(rows: int, size: int, seed: int) -> Tensor:
-    return torch.randn(rows, size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return torch.randn(rows, size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64, device="cpu")

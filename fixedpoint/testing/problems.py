@@ -219,19 +219,19 @@ def affine_contraction(
         The problem, with its solution.
     """
     generator = torch.Generator().manual_seed(seed)
-    values = torch.tensor(spectrum, dtype=torch.float64)
+    values = torch.tensor(spectrum, dtype=torch.float64, device="cpu")
     size = len(values)
-    basis = torch.linalg.qr(torch.randn(rows, size, size, generator=generator, dtype=torch.float64)).Q
+    basis = torch.linalg.qr(torch.randn(rows, size, size, generator=generator, dtype=torch.float64, device="cpu")).Q
     middle = torch.diag(values).expand(rows, -1, -1)
     if not normal:
-        upper = torch.randn(rows, size, size, generator=generator, dtype=torch.float64).triu(1)
+        upper = torch.randn(rows, size, size, generator=generator, dtype=torch.float64, device="cpu").triu(1)
         room = bound - float(values.abs().max())
         norms = torch.linalg.matrix_norm(upper, 2).clamp(min=1e-300)
         middle = middle + room / norms.view(-1, 1, 1) * upper
     matrix = basis @ middle @ basis.mT
-    offset = torch.randn(rows, size, generator=generator, dtype=torch.float64)
-    solution = torch.linalg.solve(torch.eye(size, dtype=torch.float64) - matrix, offset)
-    start = torch.randn(rows, size, generator=generator, dtype=torch.float64)
+    offset = torch.randn(rows, size, generator=generator, dtype=torch.float64, device="cpu")
+    solution = torch.linalg.solve(torch.eye(size, dtype=torch.float64, device="cpu") - matrix, offset)
+    start = torch.randn(rows, size, generator=generator, dtype=torch.float64, device="cpu")
     return Affine(start, solution, matrix, offset)
 
 
@@ -255,8 +255,8 @@ def tanh_cell(size: int = 6, rows: int = 4, *, gain: float = 0.9, seed: int = 0)
         The problem, with its solution.
     """
     generator = torch.Generator().manual_seed(seed)
-    raw = torch.randn(rows, size, size, generator=generator, dtype=torch.float64)
+    raw = torch.randn(rows, size, size, generator=generator, dtype=torch.float64, device="cpu")
     weight = gain * raw / torch.linalg.matrix_norm(raw, 2).view(-1, 1, 1)
-    solution = torch.empty(rows, size, dtype=torch.float64).uniform_(-0.8, 0.8, generator=generator)
+    solution = torch.empty(rows, size, dtype=torch.float64, device="cpu").uniform_(-0.8, 0.8, generator=generator)
     offset = torch.atanh(solution) - (weight * solution.unsqueeze(1)).sum(-1)
-    return TanhCell(torch.zeros(rows, size, dtype=torch.float64), solution, weight, offset)
+    return TanhCell(torch.zeros(rows, size, dtype=torch.float64, device="cpu"), solution, weight, offset)

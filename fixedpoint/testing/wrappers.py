@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
@@ -132,14 +133,22 @@ class Counted(Wrapper):
     rows: Int[Tensor, " B"] | None = None
 
     def __call__(self, z: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
-        self.tally.note(self._rows(), z.dtype)
+        self.tally.note(self._rows().repeat(_batched_points()), z.dtype)
         return self.inner(z)
 
     def take(self, rows: Int[Tensor, " k"]) -> Self:
         return replace(self, inner=self.inner.take(rows), rows=self._rows()[rows])
 
     def _rows(self) -> Int[Tensor, " B"]:
-        return torch.arange(self.layout.rows) if self.rows is None else self.rows
+        return torch.arange(self.layout.rows, device="cpu") if self.rows is None else self.rows
+
+
+def _batched_points() -> int:
+    """How many points, or vectors of a product, ``torch.func.vmap`` puts into the call that is under way."""
+    functorch = torch._C._functorch
+    levels = functorch.get_interpreter_stack() or []
+    vmaps = [level for level in levels if level.key() == functorch.TransformType.Vmap]
+    return math.prod(functorch.CVmapInterpreterPtr(level).batchSize() for level in vmaps)
 
 
 @dataclass(eq=False)

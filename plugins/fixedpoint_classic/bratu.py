@@ -64,7 +64,7 @@ class BratuProblem(ClassicProblem):
         self.size = math.isqrt(self.start.shape[1])
         if self.size**2 != self.start.shape[1]:
             raise ValueError(f"start must have n^2 unknowns, got {self.start.shape[1]}")
-        order = torch.arange(1, self.size + 1, dtype=torch.float64)
+        order = torch.arange(1, self.size + 1, dtype=torch.float64, device="cpu")
         angles = math.pi / (self.size + 1) * order
         sines = math.sqrt(2 / (self.size + 1)) * (angles.unsqueeze(1) * order).sin()
         single = 2 - 2 * angles.cos()
@@ -128,8 +128,8 @@ class Bratu(ClassicTask):
             raise self.refuse("lam", f"must be one or more numbers above 0 and at most 6.8, got {self.lam}")
 
     def build(self, seed: int) -> BratuProblem:
-        lam = torch.tensor(self.lam, dtype=torch.float64).unsqueeze(1)
-        return BratuProblem(torch.zeros(len(self.lam), self.size**2, dtype=torch.float64), lam, self.form)
+        lam = torch.tensor(self.lam, dtype=torch.float64, device="cpu").unsqueeze(1)
+        return BratuProblem(torch.zeros(len(self.lam), self.size**2, dtype=torch.float64, device="cpu"), lam, self.form)
 
 
 def _neighbours(grid: Float[Tensor, "B n n"]) -> Float[Tensor, "B n n"]:
@@ -145,7 +145,7 @@ def _eliminate(diagonal: Float[Tensor, "B n n"], rhs: Float[Tensor, "B n n"]) ->
     the lower branch, where the matrix is positive definite.
     """
     size = diagonal.shape[1]
-    side = torch.ones(size - 1, dtype=diagonal.dtype)
+    side = torch.ones(size - 1, dtype=diagonal.dtype, device="cpu")
     coupling = torch.diag(side, 1) + torch.diag(side, -1)
     inverses: list[Tensor] = []
     partial: list[Tensor] = []

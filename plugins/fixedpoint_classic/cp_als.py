@@ -89,16 +89,16 @@ class CPALS(RandomTask):
 
     def draw(self, generator: torch.Generator) -> CPProblem:
         # Orthonormal columns mixed by a Cholesky factor of the wanted Gram matrix have exactly these cosines.
-        cosines = (1 - self.collinearity) * torch.eye(self.rank, dtype=torch.float64) + self.collinearity
+        cosines = (1 - self.collinearity) * torch.eye(self.rank, dtype=torch.float64, device="cpu") + self.collinearity
         mixing = torch.linalg.cholesky(cosines).T
         truth, start = [], []
         for size in self.sizes:
-            gaussian = torch.randn(size, self.rank, generator=generator, dtype=torch.float64)
+            gaussian = torch.randn(size, self.rank, generator=generator, dtype=torch.float64, device="cpu")
             truth.append((torch.linalg.qr(gaussian).Q @ mixing).flatten())
-            start.append(torch.randn(size, self.rank, generator=generator, dtype=torch.float64).flatten())
+            start.append(torch.randn(size, self.rank, generator=generator, dtype=torch.float64, device="cpu").flatten())
         problem = CPProblem(
             torch.cat(start).unsqueeze(0),
-            torch.zeros(1, *self.sizes, dtype=torch.float64),
+            torch.zeros(1, *self.sizes, dtype=torch.float64, device="cpu"),
             torch.cat(truth).unsqueeze(0),
             self.rank,
         )

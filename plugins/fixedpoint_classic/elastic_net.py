@@ -81,8 +81,8 @@ class ElasticNet(RandomTask):
     l2: float = option(0.01, ge=0.0, help="the squared penalty; with 0 and fewer samples than unknowns, hard")
 
     def draw(self, generator: torch.Generator) -> ElasticNetProblem:
-        truth = torch.randn(self.size, generator=generator, dtype=torch.float64)
-        truth = truth * (torch.rand(self.size, generator=generator, dtype=torch.float64) < 0.1)
+        truth = torch.randn(self.size, generator=generator, dtype=torch.float64, device="cpu")
+        truth = truth * (torch.rand(self.size, generator=generator, dtype=torch.float64, device="cpu") < 0.1)
         data = draw_regression(generator, self.samples, self.size, self.correlation, truth, self.noise)
         l1 = self.strength * data[1].abs().amax(1, keepdim=True)
         return ElasticNetProblem(torch.zeros_like(data[1]), *data, l1, torch.full_like(l1, self.l2))

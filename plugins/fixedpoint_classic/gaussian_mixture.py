@@ -101,12 +101,14 @@ class GaussianMixtureEM(RandomTask):
         count, size = self.components, self.dimension
         # The centres lie on a line in a random direction, so that the distance of neighbours is exactly ``separation``
         # in every dimension.
-        line = torch.randn(size, generator=generator, dtype=torch.float64)
-        places = self.separation * (torch.arange(count, dtype=torch.float64) - (count - 1) / 2)
+        line = torch.randn(size, generator=generator, dtype=torch.float64, device="cpu")
+        places = self.separation * (torch.arange(count, dtype=torch.float64, device="cpu") - (count - 1) / 2)
         centres = places.unsqueeze(1) * line / line.norm()
-        label = torch.randint(count, (self.samples,), generator=generator)
-        points = centres[label] + torch.randn(self.samples, size, generator=generator, dtype=torch.float64)
-        means = centres + 0.3 * torch.randn(count, size, generator=generator, dtype=torch.float64)
-        weights = torch.full((count,), -math.log(count), dtype=torch.float64)
-        start = torch.cat((weights, means.flatten(), torch.zeros(count * size, dtype=torch.float64)))
+        label = torch.randint(count, (self.samples,), generator=generator, device="cpu")
+        points = centres[label] + torch.randn(
+            self.samples, size, generator=generator, dtype=torch.float64, device="cpu"
+        )
+        means = centres + 0.3 * torch.randn(count, size, generator=generator, dtype=torch.float64, device="cpu")
+        weights = torch.full((count,), -math.log(count), dtype=torch.float64, device="cpu")
+        start = torch.cat((weights, means.flatten(), torch.zeros(count * size, dtype=torch.float64, device="cpu")))
         return GaussianMixtureProblem(start.unsqueeze(0), points.T.unsqueeze(0).contiguous(), count)

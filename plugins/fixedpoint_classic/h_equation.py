@@ -78,5 +78,5 @@ class HEquation(ClassicTask):
             raise self.refuse("c", f"must be one or more numbers from 0 to 1, got {self.c}")
 
     def build(self, seed: int) -> HEquationProblem:
-        c = torch.tensor(self.c, dtype=torch.float64).unsqueeze(1)
-        return HEquationProblem(torch.ones(len(self.c), self.size, dtype=torch.float64), c)
+        c = torch.tensor(self.c, dtype=torch.float64, device="cpu").unsqueeze(1)
+        return HEquationProblem(torch.ones(len(self.c), self.size, dtype=torch.float64, device="cpu"), c)

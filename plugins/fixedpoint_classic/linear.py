@@ -56,7 +56,7 @@ class LinearProblem(ClassicProblem):
 
     def reference(self) -> Float[Tensor, "B D"]:
         """The solution of ``(I - A) z = b``, by elimination."""
-        identity = torch.eye(self.matrix.shape[1], dtype=self.matrix.dtype)
+        identity = torch.eye(self.matrix.shape[1], dtype=self.matrix.dtype, device="cpu")
         solved: Tensor = torch.linalg.solve(identity - self.matrix, self.offset)
         return solved
 
@@ -78,15 +78,15 @@ class LinearContraction(RandomTask):
     departure: float = option(0.0, ge=0.0, help="departure from normality; 0: symmetric")
 
     def draw(self, generator: torch.Generator) -> LinearProblem:
-        gaussian = torch.randn(self.size, self.size, generator=generator, dtype=torch.float64)
+        gaussian = torch.randn(self.size, self.size, generator=generator, dtype=torch.float64, device="cpu")
         values, basis = torch.linalg.eigh(gaussian + gaussian.T)
-        offset = torch.randn(1, self.size, generator=generator, dtype=torch.float64)
+        offset = torch.randn(1, self.size, generator=generator, dtype=torch.float64, device="cpu")
         if self.spectrum != "semicircle":
-            values = torch.rand(self.size, generator=generator, dtype=torch.float64)
+            values = torch.rand(self.size, generator=generator, dtype=torch.float64, device="cpu")
             values = values if self.spectrum == "positive" else 2 * values - 1
         matrix = (basis * (self.radius * values / values.abs().amax())) @ basis.T
         if self.departure and self.size > 1:
-            upper = torch.randn(self.size, self.size, generator=generator, dtype=torch.float64).triu(1)
+            upper = torch.randn(self.size, self.size, generator=generator, dtype=torch.float64, device="cpu").triu(1)
             matrix = matrix + self.departure * basis @ (upper / torch.linalg.matrix_norm(upper, 2)) @ basis.T
         else:
             matrix = (matrix + matrix.T) / 2  # rounding leaves the product slightly asymmetric

@@ -73,6 +73,6 @@ class NNLS(RandomTask):
             raise self.refuse("samples", f"must be at least the size, {self.size}, got {self.samples}")
 
     def draw(self, generator: torch.Generator) -> NNLSProblem:
-        truth = torch.randn(self.size, generator=generator, dtype=torch.float64)
+        truth = torch.randn(self.size, generator=generator, dtype=torch.float64, device="cpu")
         data = draw_regression(generator, self.samples, self.size, self.correlation, truth, self.noise)
         return NNLSProblem(torch.zeros_like(data[1]), *data)

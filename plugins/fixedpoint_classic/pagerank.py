@@ -47,7 +47,7 @@ class PageRankProblem(ClassicProblem):
     def reference(self) -> Float[Tensor, "B D"]:
         """The solution of the linear system, by elimination."""
         size = self.start.shape[1]
-        matrix = torch.eye(size, dtype=self.inflow.dtype) - self.damping * self.inflow
+        matrix = torch.eye(size, dtype=self.inflow.dtype, device="cpu") - self.damping * self.inflow
         solved: Tensor = torch.linalg.solve(matrix, torch.full_like(self.start, (1 - self.damping) / size))
         return solved
 
@@ -72,21 +72,21 @@ class PageRank(RandomTask):
         linked = self._random(generator) if self.graph == "random" else self._preferential(generator)
         degree = linked.sum(1, keepdim=True)
         flow = torch.where(degree > 0, linked / degree.clamp(min=1), 1 / self.pages)
-        start = torch.full((1, self.pages), 1 / self.pages, dtype=torch.float64)
+        start = torch.full((1, self.pages), 1 / self.pages, dtype=torch.float64, device="cpu")
         return PageRankProblem(start, flow.T.contiguous().unsqueeze(0), self.damping)
 
     def _random(self, generator: torch.Generator) -> Float[Tensor, "D D"]:
-        chance = torch.rand(self.pages, self.pages, generator=generator, dtype=torch.float64)
+        chance = torch.rand(self.pages, self.pages, generator=generator, dtype=torch.float64, device="cpu")
         return (chance < min(self.links / (self.pages - 1), 1.0)).double().fill_diagonal_(0)
 
     def _preferential(self, generator: torch.Generator) -> Float[Tensor, "D D"]:
-        linked = torch.zeros(self.pages, self.pages, dtype=torch.float64)
-        popularity = torch.ones(self.pages, dtype=torch.float64)
+        linked = torch.zeros(self.pages, self.pages, dtype=torch.float64, device="cpu")
+        popularity = torch.ones(self.pages, dtype=torch.float64, device="cpu")
         for page in range(1, self.pages):
             targets = torch.multinomial(popularity[:page], min(self.links, page), generator=generator)
             linked[page, targets] = 1
             popularity[targets] += 1
         # With links to earlier pages only, the graph would have no cycle, and the iteration would end after finitely
         # many rounds.
-        back = torch.rand(self.pages, self.pages, generator=generator, dtype=torch.float64) < 0.5
+        back = torch.rand(self.pages, self.pages, generator=generator, dtype=torch.float64, device="cpu") < 0.5
         return torch.maximum(linked, linked.T * back)

@@ -108,9 +108,9 @@ class PoissonMixtureEM(RandomTask):
 
     def draw(self, generator: torch.Generator) -> PoissonMixtureProblem:
         if self.data == "times":
-            counts = torch.tensor([TIMES], dtype=torch.float64)
-            return PoissonMixtureProblem(torch.tensor([[0.3, 1.0, 2.5]], dtype=torch.float64), counts)
-        first = torch.rand(self.samples, generator=generator, dtype=torch.float64) < self.weight
+            counts = torch.tensor([TIMES], dtype=torch.float64, device="cpu")
+            return PoissonMixtureProblem(torch.tensor([[0.3, 1.0, 2.5]], dtype=torch.float64, device="cpu"), counts)
+        first = torch.rand(self.samples, generator=generator, dtype=torch.float64, device="cpu") < self.weight
         rates = torch.where(first, self.means[0], self.means[1]).double()
         drawn = torch.poisson(rates, generator=generator).long()
         # The same number of values for all rows; larger values are drawn with negligible probability.

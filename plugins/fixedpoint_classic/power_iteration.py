@@ -64,11 +64,11 @@ class PowerIteration(RandomTask):
     gap: float = option(0.1, gt=0.0, lt=1.0, help="distance of the second eigenvalue from the first, which is 1")
 
     def draw(self, generator: torch.Generator) -> PowerProblem:
-        gaussian = torch.randn(self.size, self.size, generator=generator, dtype=torch.float64)
+        gaussian = torch.randn(self.size, self.size, generator=generator, dtype=torch.float64, device="cpu")
         basis = torch.linalg.qr(gaussian).Q
-        rest = (1 - self.gap) * torch.rand(self.size - 2, generator=generator, dtype=torch.float64)
-        values = torch.cat((torch.tensor([1.0, 1 - self.gap], dtype=torch.float64), rest))
+        rest = (1 - self.gap) * torch.rand(self.size - 2, generator=generator, dtype=torch.float64, device="cpu")
+        values = torch.cat((torch.tensor([1.0, 1 - self.gap], dtype=torch.float64, device="cpu"), rest))
         matrix = (basis * values) @ basis.T
-        start = torch.randn(1, self.size, generator=generator, dtype=torch.float64)
+        start = torch.randn(1, self.size, generator=generator, dtype=torch.float64, device="cpu")
         # Averaged with its transpose, since rounding leaves the product slightly asymmetric.
         return PowerProblem(start / start.norm(), ((matrix + matrix.T) / 2).unsqueeze(0))

@@ -27,12 +27,12 @@ def draw_regression(
 
     Columns ``i`` and ``j`` of ``A`` are correlated by ``correlation^|i - j|``.
     """
-    drawn = torch.randn(samples, size, generator=generator, dtype=torch.float64)
+    drawn = torch.randn(samples, size, generator=generator, dtype=torch.float64, device="cpu")
     columns = [drawn[:, 0]]
     for j in range(1, size):
         columns.append(correlation * columns[-1] + (1 - correlation**2) ** 0.5 * drawn[:, j])
     design = torch.stack(columns, dim=1)
-    target = design @ truth + noise * torch.randn(samples, generator=generator, dtype=torch.float64)
+    target = design @ truth + noise * torch.randn(samples, generator=generator, dtype=torch.float64, device="cpu")
     gram = design.T @ design / samples
     largest = torch.linalg.eigvalsh(gram)[-1]
     return gram.unsqueeze(0), (design.T @ target / samples).unsqueeze(0), largest.view(1, 1)

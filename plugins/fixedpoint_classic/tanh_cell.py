@@ -62,8 +62,8 @@ class TanhCell(RandomTask):
     input_scale: float = option(1.0, ge=0.0, help="standard deviation of the input")
 
     def draw(self, generator: torch.Generator) -> TanhCellProblem:
-        weight = torch.randn(1, self.size, self.size, generator=generator, dtype=torch.float64)
-        offset = self.input_scale * torch.randn(1, self.size, generator=generator, dtype=torch.float64)
+        weight = torch.randn(1, self.size, self.size, generator=generator, dtype=torch.float64, device="cpu")
+        offset = self.input_scale * torch.randn(1, self.size, generator=generator, dtype=torch.float64, device="cpu")
         return TanhCellProblem(torch.zeros_like(offset), weight * (self.gain / self.size**0.5), offset)
 
     def differentiated(

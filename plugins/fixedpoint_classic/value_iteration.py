@@ -71,9 +71,11 @@ class ValueIterationProblem(ClassicProblem):
         rows, states = policy.shape
         choice = policy.view(rows, states, 1, 1).expand(-1, -1, 1, self.successors.shape[3])
         target, chance = (table.gather(2, choice).squeeze(2) for table in (self.successors, self.probabilities))
-        matrix = torch.zeros(rows, states, states, dtype=chance.dtype).scatter_add(2, target, chance)
+        matrix = torch.zeros(rows, states, states, dtype=chance.dtype, device="cpu").scatter_add(2, target, chance)
         reward = self.rewards.gather(2, policy.unsqueeze(2)).squeeze(2)
-        solved: Tensor = torch.linalg.solve(torch.eye(states, dtype=chance.dtype) - self.discount * matrix, reward)
+        solved: Tensor = torch.linalg.solve(
+            torch.eye(states, dtype=chance.dtype, device="cpu") - self.discount * matrix, reward
+        )
         return solved
 
 
@@ -92,10 +94,14 @@ class ValueIteration(RandomTask):
 
     def draw(self, generator: torch.Generator) -> ValueIterationProblem:
         shape = (1, self.states, self.actions)
-        rewards = torch.rand(shape, generator=generator, dtype=torch.float64)
-        order = torch.rand(*shape, self.states, generator=generator, dtype=torch.float64)
+        rewards = torch.rand(shape, generator=generator, dtype=torch.float64, device="cpu")
+        order = torch.rand(*shape, self.states, generator=generator, dtype=torch.float64, device="cpu")
         successors = order.argsort(-1)[..., : self.branching].contiguous()
-        cuts = torch.rand(*shape, self.branching - 1, generator=generator, dtype=torch.float64).sort(-1).values
-        ends = torch.zeros(*shape, 1, dtype=torch.float64)
+        cuts = (
+            torch.rand(*shape, self.branching - 1, generator=generator, dtype=torch.float64, device="cpu")
+            .sort(-1)
+            .values
+        )
+        ends = torch.zeros(*shape, 1, dtype=torch.float64, device="cpu")
         chances = torch.cat((ends, cuts, ends + 1), dim=-1).diff(dim=-1)
         return ValueIterationProblem(torch.zeros_like(rewards[..., 0]), rewards, successors, chances, self.discount)

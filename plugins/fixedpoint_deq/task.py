@@ -60,7 +60,7 @@ class DigitsDEQ(Task):
         training = self.training(context)
         layer = training.model.body
         assert isinstance(layer, EquilibriumLayer)
-        saved = bytes_saved(lambda: training.loss(torch.arange(self.batch)))
+        saved = bytes_saved(lambda: training.loss(torch.arange(self.batch, device="cpu")))
         epochs = [training.run_epoch(_telling(training, layer, context)) for _ in range(self.epochs)]
         solution, radius = _tried(training)
         solves = [epoch.solves["training"] for epoch in epochs]

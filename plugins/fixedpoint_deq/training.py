@@ -141,7 +141,7 @@ class Training:
         # A function of seed and epoch, so that a restored training draws the same numbers; trainings of different seeds
         # share none of their first 7919 epochs.
         seed = 7919 * self.recipe.seed + self.done
-        order = torch.randperm(len(self.data.images), generator=torch.Generator().manual_seed(seed))
+        order = torch.randperm(len(self.data.images), generator=torch.Generator().manual_seed(seed), device="cpu")
         solves = self._fresh_statistics()
         self.model.train()
         losses = []

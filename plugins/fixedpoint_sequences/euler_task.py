@@ -27,7 +27,9 @@ class EulerODE(SequenceTask):
         generator = torch.Generator().manual_seed(seed)
         centre = self.field.centre
         # Drawn row by row, so that a row does not depend on the number of rows.
-        noise = [torch.randn(len(centre), generator=generator, dtype=torch.float64) for _ in range(self.batch)]
+        noise = [
+            torch.randn(len(centre), generator=generator, dtype=torch.float64, device="cpu") for _ in range(self.batch)
+        ]
         starts = (centre + self.spread * torch.stack(noise)).to(self.device, getattr(torch, self.dtype))
-        times = torch.linspace(0.0, self.duration, self.length + 1, dtype=torch.float64)
+        times = torch.linspace(0.0, self.duration, self.length + 1, dtype=torch.float64, device="cpu")
         return euler_problem(self.field, times.to(self.device), starts, max_batch=self.max_batch)

@@ -42,7 +42,7 @@ class Lorenz(Field):
 
     @property
     def centre(self) -> Float[Tensor, " d"]:
-        return torch.tensor([-8.0, -8.0, 27.0], dtype=torch.float64)
+        return torch.tensor([-8.0, -8.0, 27.0], dtype=torch.float64, device="cpu")
 
     def __call__(self, x: Float[Tensor, "P d"], t: Float[Tensor, " P"]) -> Float[Tensor, "P d"]:
         a, b, c = x.unbind(1)
@@ -59,7 +59,7 @@ class VanDerPol(Field):
 
     @property
     def centre(self) -> Float[Tensor, " d"]:
-        return torch.tensor([2.0, 0.0], dtype=torch.float64)
+        return torch.tensor([2.0, 0.0], dtype=torch.float64, device="cpu")
 
     def __call__(self, x: Float[Tensor, "P d"], t: Float[Tensor, " P"]) -> Float[Tensor, "P d"]:
         a, b = x.unbind(1)
@@ -79,7 +79,7 @@ class LotkaVolterra(Field):
 
     @property
     def centre(self) -> Float[Tensor, " d"]:
-        return torch.tensor([2.0, 1.0], dtype=torch.float64)
+        return torch.tensor([2.0, 1.0], dtype=torch.float64, device="cpu")
 
     def __call__(self, x: Float[Tensor, "P d"], t: Float[Tensor, " P"]) -> Float[Tensor, "P d"]:
         prey, predators = x.unbind(1)
@@ -109,12 +109,12 @@ class Decay(Field):
     @property
     def rates(self) -> Float[Tensor, " d"]:
         """``lambda``, shape ``(d,)``, float64."""
-        ends = torch.tensor([self.slowest, self.fastest], dtype=torch.float64).log10()
-        return torch.logspace(float(ends[0]), float(ends[1]), self.size, dtype=torch.float64)
+        ends = torch.tensor([self.slowest, self.fastest], dtype=torch.float64, device="cpu").log10()
+        return torch.logspace(float(ends[0]), float(ends[1]), self.size, dtype=torch.float64, device="cpu")
 
     @property
     def centre(self) -> Float[Tensor, " d"]:
-        return torch.ones(self.size, dtype=torch.float64)
+        return torch.ones(self.size, dtype=torch.float64, device="cpu")
 
     def __call__(self, x: Float[Tensor, "P d"], t: Float[Tensor, " P"]) -> Float[Tensor, "P d"]:
         return -self.rates.to(x) * x

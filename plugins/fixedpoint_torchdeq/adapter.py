@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fixedpoint.core.evaluator import Evaluator
+from fixedpoint.core.inference import outside_of_inference_mode
 from fixedpoint.core.loop import StepSolver
 from fixedpoint.core.options import nearest
 from fixedpoint.core.problem import FunctionProblem
@@ -51,6 +52,7 @@ class TorchdeqCallable:
 
     solver: StepSolver[Any]
 
+    @outside_of_inference_mode
     def __call__(
         self,
         func: Callable[[Tensor], Tensor],

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Literal
 
@@ -17,7 +18,7 @@ from fixedpoint.core.progress import Progress
 from fixedpoint.core.status import Status
 from fixedpoint.core.termination import Judge, Termination
 
-__all__ = ["Exhausted", "StopMode", "Watch", "statuses", "tolerance"]
+__all__ = ["Exhausted", "StopMode", "Watch", "at_least_single", "statuses", "tolerance"]
 
 StopMode = Literal["abs", "rel"]
 
@@ -188,3 +189,29 @@ def statuses(
 def _same(z: Tensor, other: Tensor) -> Tensor:
     """Whether the rows of both are equal bit for bit."""
     return (z == other).all(dim=1)
+
+
+@contextmanager
+def at_least_single(function: Callable[[Tensor], Tensor]) -> Iterator[Callable[[Tensor], Tensor]]:
+    """Within a ``with`` block, torch's default dtype has single precision at least; the function keeps its own.
+
+    torchdeq stores residuals in the default dtype and starts with 1e8, which half precision does not have.
+    """
+    before = torch.get_default_dtype()
+    wide = torch.promote_types(before, torch.float32)
+
+    def called(z: Tensor) -> Tensor:
+        torch.set_default_dtype(before)
+        try:
+            return function(z)
+        finally:
+            torch.set_default_dtype(wide)
+
+    if wide == before:
+        yield function
+        return
+    torch.set_default_dtype(wide)
+    try:
+        yield called
+    finally:
+        torch.set_default_dtype(before)

@@ -29,15 +29,15 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fixedpoint.core.evaluator import Evaluator
-from fixedpoint.core.loop import solution_at
 from fixedpoint.core.options import option
+from fixedpoint.core.outcome import solution_at
 from fixedpoint.core.progress import Progress
 from fixedpoint.core.solution import Claim, Solution
 from fixedpoint.core.solver import Solver
 from fixedpoint.core.termination import Termination
 from fixedpoint_torchdeq import faults
 from fixedpoint_torchdeq.library import torchdeq
-from fixedpoint_torchdeq.outside import Exhausted, StopMode, Watch, statuses, tolerance
+from fixedpoint_torchdeq.outside import Exhausted, StopMode, Watch, at_least_single, statuses, tolerance
 
 __all__ = ["TorchdeqAnderson", "TorchdeqBroyden", "TorchdeqPicard", "TorchdeqSolver"]
 
@@ -100,7 +100,8 @@ class TorchdeqSolver(Solver):
         options = {"stop_mode": mode, "return_final": self.return_final, **self._options()}
         try:
             # One evaluation of the limit is reserved for the point that is returned.
-            z, _, info = solver(watch, z0, max_iter=limit - 1, tol=tol, **options)
+            with at_least_single(watch) as watched:
+                z, _, info = solver(watched, z0, max_iter=limit - 1, tol=tol, **options)
         except Exhausted:
             return watch.best(), None
         except Exception as error:

@@ -67,6 +67,21 @@ def invoke(*arguments: object, status: int = 0, columns: int = 80) -> Result:
     return done
 
 
+def stored_in(folder: Path | str) -> dict[str, torch.Tensor]:
+    """The tensors of all batches, one behind another."""
+    batches = [load_file(file) for file in sorted(Path(folder, "latents").iterdir())]
+    return {name: torch.cat([batch[name] for batch in batches if len(batch["latents"])]) for name in batches[0]}
+
+
+def told_in(folder: Path | str, name: str) -> list[Any]:
+    """Something that the metadata of every batch tells."""
+    told: list[Any] = []
+    for path in sorted(Path(folder, "latents").iterdir()):
+        with safe_open(path, "pt") as file:
+            told += json.loads(file.metadata()[name])
+    return told
+
+
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
@@ -97,7 +112,7 @@ class Shown:
             extra = ("--edit-class", "dress", "--interpolate", 3, "--batch", 2, "-o", "out")
             self.done = invoke("photos", *QUICK, *extra, "--json", status=1)
         self.told: dict[str, Any] = json.loads(self.done.stdout)
-        self.stored = load_file(folder / "out" / "latents.safetensors")
+        self.stored = stored_in(folder / "out")
 
     def pixels(self, kind: str) -> list[np.ndarray]:
         return [np.asarray(Image.open(path)) for path in sorted((self.folder / "out" / kind).glob("*.png"))]
@@ -181,9 +196,11 @@ def test_diffusers_own_loop_makes_the_image_of_the_stored_latents(shown: Shown) 
 
 
 def test_the_metadata_says_what_the_latents_are_of(shown: Shown) -> None:
-    with safe_open(shown.folder / "out" / "latents.safetensors", "pt") as file:
+    with safe_open(shown.folder / "out" / "latents" / "000001.safetensors", "pt") as file:
         told = {key: json.loads(value) for key, value in file.metadata().items()}
-    assert told["names"] == [f"photos/{name}.png" for name in ("a-shirt", "b-trouser", "transparent")]
+    assert told_in(shown.folder / "out", "names") == [
+        f"photos/{name}.png" for name in ("a-shirt", "b-trouser", "transparent")
+    ]
     assert (told["model"], told["num_inference_steps"], told["guidance_scale"]) == ("fashion-mnist", STEPS, 1.0)
     assert told["sha256"] == FashionMNISTModel().sha256
     assert told["schedule"]["prediction_type"] == FashionMNISTModel().own_schedule.prediction_type
@@ -216,10 +233,10 @@ def test_a_file_of_tensors_with_its_classes_and_another_guidance(here: Path) -> 
     assert "guessed" not in done.output
     assert re.search(r"^two.npy\[1\] +trouser +inverted +\d\.\de-\d\d", done.stdout, flags=re.MULTILINE)
     assert "2 of 2 images inverted within rms 0.05\n" in done.stdout
-    for line in ("wrote 2 pictures to runs/invert/edits", "wrote runs/invert/latents.safetensors"):
+    for line in ("wrote 2 pictures to runs/invert/edits", "wrote 2 files of latents to runs/invert/latents"):
         assert f"{line}\n" in done.stdout
     assert done.stderr.splitlines()[0].startswith("[1/2] 1 of 1 inverted, ")
-    stored = load_file("runs/invert/latents.safetensors")
+    stored = stored_in("runs/invert")
     model = FashionMNISTModel(classes=(0, 1), guidance_scale=2.0)
     problem = ddim_problem(
         model.denoiser(model.own_schedule, 2), model.own_schedule, stored["latents"], num_inference_steps=STEPS
@@ -273,19 +290,17 @@ def test_a_folder_without_classes_whose_scheduler_clips(here: Path) -> None:
     assert "class" not in done.stdout
     with Image.open("runs/invert/reconstructions/0001-a.png") as made:
         assert (made.mode, made.size) == ("RGB", (8, 8))
-    assert set(load_file("runs/invert/latents.safetensors")) == {"latents"}
+    assert set(stored_in("runs/invert")) == {"latents"}
 
 
 def test_a_model_of_something_else_than_pictures(here: Path) -> None:
     folder_of(small_unet(4), here / "model", clip_sample=False)
     np.save("a.npy", 2 * np.random.default_rng(0).standard_normal((2, 4, 8, 8)).astype(np.float32))
     invoke("a.npy", "--model", "model", *QUICK, "--interpolate", 3)
-    stored = load_file("runs/invert/latents.safetensors")
-    assert {name: len(images) for name, images in stored.items()} == {
-        "latents": 2,
-        "reconstructions": 2,
-        "interpolations": 3,
-    }
+    stored = stored_in("runs/invert")
+    assert {name: len(images) for name, images in stored.items()} == {"latents": 2, "reconstructions": 2}
+    between = load_file("runs/invert/interpolations/0001-0002.safetensors")
+    assert {name: len(images) for name, images in between.items()} == {"interpolations": 3}
     torch.testing.assert_close(stored["reconstructions"], torch.from_numpy(np.load("a.npy")), rtol=0, atol=0.3)
     assert list(here.glob("runs/invert/**/*.png")) == []
 
@@ -303,7 +318,7 @@ def test_timesteps_of_ones_own_and_the_schedulers_note(here: Path) -> None:
     told = json.loads(Path("runs/invert/report.json").read_text())
     assert (told["num_inference_steps"], told["timesteps"]) == (3, [900, 500, 20])
     assert [each.startswith(note) for each in told["notes"]] == [True]
-    stored = load_file("runs/invert/latents.safetensors")
+    stored = stored_in("runs/invert")
     with pytest.warns(UserWarning, match="sampled by DDIM"):
         schedule = replace(DiffusersModel(path="model").own_schedule, clip_sample=False)
     network = DiffusersModel(path="model").denoiser(schedule)
@@ -408,13 +423,13 @@ def test_another_scheduler(named: bool, here: Path) -> None:
     told = json.loads(Path("runs/invert/report.json").read_text())
     assert (told["num_inference_steps"], told["timesteps"], told["notes"]) == (6, None, [])
     assert (told["schedule"]["name"], told["schedule"]["use_karras_sigmas"]) == ("EulerDiscreteScheduler", True)
-    stored = load_file("runs/invert/latents.safetensors")
+    stored = stored_in("runs/invert")
     problem = sampling_problem(
         DiffusersModel(path="model").denoiser(DDIMSchedule()), scheduler, stored["latents"], num_inference_steps=6
     )
     serial = fixedpoint.solve(problem, solver="serial").z[:, -1]
     torch.testing.assert_close(serial, stored["reconstructions"], rtol=1e-3, atol=1e-3)
-    assert len(stored["interpolations"]) == 1
+    assert len(load_file("runs/invert/interpolations/0001-0002.safetensors")["interpolations"]) == 1
 
 
 @pytest.mark.parametrize(
@@ -476,7 +491,7 @@ def test_what_is_done_is_kept_when_it_ends_early(
     stopping_at(2, error, monkeypatch)
     done = invoke("photos", *QUICK, "--batch", 1, status=status)
     assert done.stderr.splitlines()[-1] == line
-    assert load_file("runs/invert/latents.safetensors")["latents"].shape == (1, 1, 32, 32)
+    assert stored_in("runs/invert")["latents"].shape == (1, 1, 32, 32)
     report = json.loads(Path("runs/invert/report.json").read_text())
     assert (report["interrupted"], report["ok"], len(report["images"])) == (True, False, 1)
     assert Path("runs/invert/reconstructions.png").is_file()
@@ -484,23 +499,22 @@ def test_what_is_done_is_kept_when_it_ends_early(
 
 def test_a_process_that_is_killed_leaves_the_batches_that_were_done(here: Path) -> None:
     lay_out(here)
-    stored, report = Path("runs/invert/latents.safetensors"), Path("runs/invert/report.json")
+    stored, report = Path("runs/invert/latents/000001.safetensors"), Path("runs/invert/report.json")
     command = [sys.executable, "-m", "fixedpoint", "invert", "photos", *QUICK, "--batch", "1", "--quiet"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
-        while not report.exists():
+        while not stored.exists():
             assert process.poll() is None
             time.sleep(0.01)
     finally:
         process.kill()
         process.wait()
-    with safe_open(stored, "pt") as file:
-        names = json.loads(file.metadata()["names"])
-        assert len(file.get_tensor("latents")) == len(names) >= 1
+    names, rows = (told_in("runs/invert", each) for each in ("names", "rows"))
+    assert len(stored_in("runs/invert")["latents"]) == len(names) >= 1
     assert names[0] == "photos/a-shirt.png"
+    assert [row["name"] for row in rows if row["latent"] is not None] == names
     told = json.loads(report.read_text())
-    assert (told["interrupted"], told["ok"]) == (True, False)
-    assert [row["name"] for row in told["images"] if row["latent"] is not None] == names[: len(told["images"])]
+    assert (told["interrupted"], told["ok"], told["images"]) == (True, False, [])
 
 
 def test_nothing_is_written_before_the_first_batch_is_done(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -515,6 +529,12 @@ def test_a_folder_that_cannot_be_written_is_a_sentence(here: Path) -> None:
     Path("out").write_text("a file")
     assert invoke("a.png", *QUICK, "-o", "out", status=1).stderr == "cannot write out: File exists\n"
     Path("half/reconstructions").mkdir(parents=True)
+    done = invoke("a.png", *QUICK, "-o", "half", status=1)
+    assert done.stderr == (
+        "cannot write half/reconstructions: it is there already, and the folder is not that of an inversion; "
+        "choose another output folder\n"
+    )
+    Path("half/report.json").write_text('{"num_inference_steps": 5}')
     Path("half/reconstructions/0001-a.png").mkdir()
     done = invoke("a.png", *QUICK, "-o", "half", status=1)
     assert done.stderr.startswith("cannot write half/reconstructions/0001-a.png: ")
@@ -581,9 +601,8 @@ def test_a_pipeline_is_inverted_with_a_prompt_for_each_image_and_edited(here: Pa
     assert [row["prompt"] for row in report["images"]] == ["T-shirt/top", "trouser"]
     assert report["edit"] == {"prompt": "bag", "guidance_scale": None}
     assert report["ok"]
-    with safe_open("out/latents.safetensors", "pt") as file:
-        assert json.loads(file.metadata()["prompts"]) == ["T-shirt/top", "trouser"]
-    latents = load_file("out/latents.safetensors")["latents"]
+    assert told_in("out", "prompts") == ["T-shirt/top", "trouser"]
+    latents = stored_in("out")["latents"]
     pipe = FashionMNISTPipeline.bundled(DDIMScheduler, clip_sample=False)
     pipe.set_progress_bar_config(disable=True)
     for kind, prompts in (("reconstructions", ["T-shirt/top", "trouser"]), ("edits", ["bag", "bag"])):
@@ -601,7 +620,7 @@ def test_a_pipeline_of_texts_has_its_scheduler_replaced(here: Path) -> None:
     assert "sd1: its PNDMScheduler has no inverse; the DDIMScheduler with its noise levels is inverted" in done.stderr
     report = json.loads(Path("runs/invert/report.json").read_text())
     assert (report["schedule"]["name"], report["negative_prompt"]) == ("DDIMScheduler", "a dog")
-    assert load_file("runs/invert/latents.safetensors")["latents"].shape == (1, 4, 8, 8)
+    assert stored_in("runs/invert")["latents"].shape == (1, 4, 8, 8)
 
 
 @pytest.mark.parametrize(

@@ -80,7 +80,7 @@ def pickled(folder: Path) -> None:
         (lambda folder: shutil.rmtree(folder), "there is no folder .*sd1; a pipeline is a folder as"),
         (lambda folder: (folder / "model_index.json").unlink(), "has no model_index.json, so it is no pipeline$"),
         (lambda folder: (folder / "model_index.json").write_text("{"), "cannot be read"),
-        (lambda folder: (folder / "model_index.json").write_text("[]"), "does not name the pipeline's class"),
+        (lambda folder: (folder / "model_index.json").write_text("[]"), "must be a JSON object, got list"),
         (lambda folder: index(folder, _class_name="MyPipeline"), "MyPipeline, which is no pipeline of diffusers"),
         (lambda folder: index(folder, _class_name=["mine", "MyPipeline"]), "does not name the pipeline's class"),
         (lambda folder: index(folder, unet=["mine", "MyUNet"]), "has a unet of the class MyUNet in mine; parts are"),
@@ -88,7 +88,7 @@ def pickled(folder: Path) -> None:
         (lambda folder: shutil.rmtree(folder / "unet"), r"names a unet \(UNet2DConditionModel\), and has no folder"),
         (pickled, "unet has its weights in diffusion_pytorch_model.bin only, which would be unpickled"),
         (lambda folder: (folder / "text_encoder" / "model.safetensors").unlink(), "text_encoder has no weights in"),
-        (lambda folder: (folder / "unet" / "config.json").unlink(), "sd1 cannot be loaded: OSError"),
+        (lambda folder: (folder / "unet" / "config.json").unlink(), "there is no file .*unet/config.json"),
     ],
 )
 def test_what_is_no_pipeline_is_refused(folder: Path, spoil: Callable[[Path], object], sentence: str) -> None:

@@ -52,13 +52,16 @@ def test_the_librarys_own_components_are_there_and_load(registry):
         "damped",
         "deq-ddim",
         "krylov",
+        "newton",
         "newton-krylov",
         "parareal",
         "picard",
         "polyalgorithm",
         "restarted",
+        "roots",
         "serial",
         "squarem",
+        "trust-region",
     }
     assert set(registry.components("gradient")) == {
         *("chain-adjoint", "checkpointed-unrolled", "implicit", "neumann", "one-step", "phantom", "shine", "unrolled")

@@ -106,10 +106,11 @@ def test_a_record_from_before_these_arrays_is_reported_as_it_was(chains: Path) -
     for entry in run.entries:
         assert entry.record is not None
         old = {n: a for n, a in entry.arrays.items() if not n.startswith(("trace.step_errors", "forming."))}
-        assert old.keys() < entry.arrays.keys() or (entry.cell.solver, entry.cell.task) == ("serial", "points")
+        none = entry.cell.solver == "serial" and (entry.cell.task == "points" or entry.cell.seed == 2)
+        assert old.keys() < entry.arrays.keys() or none  # pictures are read of the first seed only
         content = arrays_bytes(old)
         run.folder.arrays(entry.cell.hash).write_bytes(content)
-        write_record(run.folder.record(entry.cell.hash), entry.record.model_copy(update={"arrays": digest(content)}))
+        write_record(run.folder, entry.record.model_copy(update={"arrays": digest(content)}))
     written = build(read_run(chains))
     assert {path.name for path in written.files} == {
         "table.md",

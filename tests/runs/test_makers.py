@@ -22,6 +22,7 @@ from fixedpoint.config.record import read_record
 from fixedpoint.config.runfile import load
 from fixedpoint.registry import Component, registry, sources
 from fixedpoint.registry.sources import Unit, digest_of, imports_of, unit_of
+from fixedpoint.report.drawing import Attempts
 from fixedpoint.report.makers import remarks, version_rows
 from fixedpoint.report.page import page
 from fixedpoint.report.palette import strokes
@@ -261,7 +262,7 @@ def test_records_of_several_versions_are_told_cell_by_cell(plugged: Path, tmp_pa
         f"the records were not made by one version of python: {picard.versions['python']} in 1 cell, 3.99 in 1 cell"
         in said
     )
-    shown = " ".join(page(data, strokes(data.solvers, set()), []).split())
+    shown = " ".join(page(data, [], strokes(data.solvers, set()), [], Attempts()).split())
     assert f"<summary>3.99: 1 cell</summary><ul><li>{label}</li></ul>" in shown
     assert "which is not installed.</p>" in shown
 

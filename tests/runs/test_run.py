@@ -332,7 +332,7 @@ def test_a_hook_that_raises_is_noted_and_the_run_goes_on(tmp_path: Path) -> None
     outcome = run(tmp_path)
     registry.unregister(plugin)
     assert outcome.ok
-    assert outcome.notices == ("a plugin's hook fixedpoint_cell_finished raised ValueError: no",)
+    assert outcome.notices == ("the hook fixedpoint_cell_finished of the plugin Sulky raised ValueError: no",)
 
 
 def test_no_half_written_file_is_left(tmp_path: Path) -> None:

@@ -200,6 +200,6 @@ def transposed(
     starts, weights = joined[:, 0], joined[:, 1:]
     if abs(float(starts[0])) > _LEAST * float(starts.abs().max()):
         return starts, weights, 0
-    ahead = torch.zeros(1 + len(weights), 1 + weights.shape[1], dtype=weights.dtype)
+    ahead = torch.zeros(1 + len(weights), 1 + weights.shape[1], dtype=weights.dtype, device="cpu")
     ahead[1:, 1:] = weights
     return torch.cat([torch.ones_like(starts[:1]), starts]), ahead, 1

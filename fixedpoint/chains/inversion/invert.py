@@ -29,6 +29,7 @@ from fixedpoint.chains.inversion.workbench import Workbench
 from fixedpoint.chains.joint.solver import ChainSolver
 from fixedpoint.chains.problem import ChainProblem
 from fixedpoint.core.evaluator import Evaluator
+from fixedpoint.core.inference import outside_of_inference_mode
 from fixedpoint.core.progress import Progress
 from fixedpoint.core.solution import Solution
 from fixedpoint.core.termination import Termination
@@ -62,6 +63,7 @@ class InversionProgress:
 
 
 @torch.no_grad()
+@outside_of_inference_mode
 def invert_chain(
     chain: Chain,
     x_N: Float[Tensor, "B *event"],

@@ -49,8 +49,9 @@ from fixedpoint.chains.problem import ChainProblem, chain_of
 from fixedpoint.chains.slope.preconditioner import AnyPreconditioner, Identity
 from fixedpoint.core.evaluator import Evaluator
 from fixedpoint.core.layout import Layout
-from fixedpoint.core.loop import StepSolver, solution_at
+from fixedpoint.core.loop import StepSolver
 from fixedpoint.core.options import OptionError, by_options, option
+from fixedpoint.core.outcome import solution_at
 from fixedpoint.core.problem import AbilityError
 from fixedpoint.core.progress import Progress
 from fixedpoint.core.solution import Solution

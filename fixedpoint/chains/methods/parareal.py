@@ -32,8 +32,8 @@ from fixedpoint.chains.calls import evaluate_pairs
 from fixedpoint.chains.coarse import evenly_kept
 from fixedpoint.chains.problem import ChainProblem, chain_of, require_memoryless
 from fixedpoint.core.evaluator import Evaluated, Evaluator
-from fixedpoint.core.loop import solution_at
 from fixedpoint.core.options import option
+from fixedpoint.core.outcome import solution_at
 from fixedpoint.core.progress import Progress
 from fixedpoint.core.solution import Solution
 from fixedpoint.core.solver import Solver

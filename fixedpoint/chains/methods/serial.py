@@ -15,7 +15,7 @@ from torch import Tensor
 from fixedpoint.chains.calls import evaluate_pairs
 from fixedpoint.chains.problem import ChainProblem, chain_of
 from fixedpoint.core.evaluator import Evaluated, Evaluator
-from fixedpoint.core.loop import solution_at
+from fixedpoint.core.outcome import solution_at
 from fixedpoint.core.progress import Progress
 from fixedpoint.core.reduce import row_norms
 from fixedpoint.core.solution import Solution

@@ -61,7 +61,7 @@ class Affine(Recurrence):
         self.inputs, self.outputs = inputs.to("cpu", torch.float64), outputs.to("cpu", torch.float64)
         if not bool((self.inputs.isfinite() & self.outputs.isfinite()).all()):
             raise ValueError("the coefficients of a recurrence must be finite")
-        early = torch.ones(inputs.shape, dtype=torch.bool).triu(1)  # i > j
+        early = torch.ones(inputs.shape, dtype=torch.bool, device="cpu").triu(1)  # i > j
         if bool((self.inputs[early] != 0).any() or (self.outputs[early] != 0).any()):
             raise ValueError("coefficients of pairs before the start (i > j) must be zero")
         self.history = inputs.shape[1]
@@ -87,7 +87,7 @@ class Affine(Recurrence):
             ``B``, shape ``(K + 1, K)``, of which only ``j > i`` is used.
         """
         count = weights.shape[1]
-        inputs, outputs = (torch.zeros(count, count, dtype=torch.float64) for _ in range(2))
+        inputs, outputs = (torch.zeros(count, count, dtype=torch.float64, device="cpu") for _ in range(2))
         for j in range(count):
             inputs[j, j] = starts[j + 1] / starts[0]
             outputs[j, : j + 1] = weights[j + 1, : j + 1].flip(0)
@@ -96,7 +96,7 @@ class Affine(Recurrence):
     def tables(self) -> tuple[Float[Tensor, " M"], Float[Tensor, "M K"]]:
         """Return ``L`` and ``B`` of ``u_j = L_j u_0 + sum_{i<j} B_ji p_i``, shapes ``(K + 1,)`` and ``(K + 1, K)``."""
         count = len(self.inputs)
-        rows = torch.zeros(count + 1, 1 + count, dtype=torch.float64)
+        rows = torch.zeros(count + 1, 1 + count, dtype=torch.float64, device="cpu")
         rows[0, 0] = 1.0
         for j in range(count):
             for i in range(min(self.history, j + 1)):
@@ -171,7 +171,7 @@ class Affine(Recurrence):
         def made() -> Responses:
             a, b = self.inputs, self.outputs
             if slopes is not None:
-                rows = torch.arange(len(a)).unsqueeze(1) - torch.arange(self.history)
+                rows = torch.arange(len(a), device="cpu").unsqueeze(1) - torch.arange(self.history, device="cpu")
                 a = a + b * slopes.to("cpu", torch.float64)[rows.clamp(min=0)]
             return Responses.of(a, b, like)
 
@@ -192,8 +192,8 @@ class Affine(Recurrence):
 
         def made() -> tuple[Tensor, Tensor]:
             count = len(self.inputs)
-            rows = torch.arange(count).unsqueeze(1) + torch.arange(self.history)
-            inside, lag = rows < count, torch.arange(self.history).expand(rows.shape)
+            rows = torch.arange(count, device="cpu").unsqueeze(1) + torch.arange(self.history, device="cpu")
+            inside, lag = rows < count, torch.arange(self.history, device="cpu").expand(rows.shape)
             rows = rows.clamp(max=count - 1)
             a, b = (torch.where(inside, table[rows, lag], 0.0) for table in (self.inputs, self.outputs))
             if slopes is not None:

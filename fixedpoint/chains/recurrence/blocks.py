@@ -62,11 +62,11 @@ class Responses:
     def of(cls, factors: Float[Tensor, "K q"], gains: Float[Tensor, "K q"], like: Tensor) -> Responses:
         """Return the responses of a recurrence, computed in float64, on the device and in the dtype of ``like``."""
         count, q = factors.shape
-        carried, spread = torch.zeros(2, count, count, dtype=torch.float64)
+        carried, spread = torch.zeros(2, count, count, dtype=torch.float64, device="cpu")
         for i in range(min(q, count)):
             carried += torch.diag_embed(factors[1 + i :, i], -1 - i) if i + 1 < count else 0.0
             spread += torch.diag_embed(gains[i:, i], -i)
-        unit = torch.eye(count, dtype=torch.float64)
+        unit = torch.eye(count, dtype=torch.float64, device="cpu")
         of_defects = torch.linalg.solve_triangular(unit - carried, unit, upper=False, unitriangular=True)
         tables = [table.to(like.device, like.dtype) for table in (factors, gains, of_defects, of_defects @ spread)]
         bounded = bool(of_defects.abs().max() <= torch.finfo(like.dtype).eps ** -0.5)  # False for NaN

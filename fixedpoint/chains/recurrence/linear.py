@@ -174,7 +174,7 @@ class Band:
     @cached_property
     def matrix(self) -> Float[Tensor, "N N"]:
         """The lower-triangular band ``M``, float64."""
-        ones = torch.ones(self.length, self.length, dtype=torch.float64)
+        ones = torch.ones(self.length, self.length, dtype=torch.float64, device="cpu")
         return ones.tril() - ones.tril(-self.order)
 
     def sweep(self, defects: Float[Tensor, "B p d"], held: Held | None = None) -> Float[Tensor, "B p d"]:

@@ -60,12 +60,12 @@ def local_coefficients(
     closes
         The largest residual of an input, relative to its largest coefficient.
     """
-    inputs, outputs = (torch.zeros(count, q, dtype=torch.float64) for _ in range(2))
+    inputs, outputs = (torch.zeros(count, q, dtype=torch.float64, device="cpu") for _ in range(2))
     tables = rows[:, 1 + count :]
     noise = torch.zeros_like(tables[1:])
     contained = (tables != 0).cumsum(dim=0) > 0  # by an input up to this one
     for j in range(count):
-        held = torch.arange(j, max(j - q, -1), -1)  # the current prediction first
+        held = torch.arange(j, max(j - q, -1), -1, device="cpu")  # the current prediction first
         target = rows[j + 1]
         inherited = torch.ones_like(target, dtype=torch.bool)
         inherited[1 + held] = False

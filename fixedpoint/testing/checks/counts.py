@@ -68,7 +68,8 @@ def memory(bench: Bench) -> str:
         raise NotApplicableError("a chain holds all its states from the start")
     rows, unknowns = 2, 64
     problem = HEquation(
-        torch.ones(rows, unknowns, dtype=torch.float64), torch.full((rows, 1), 0.5, dtype=torch.float64)
+        torch.ones(rows, unknowns, dtype=torch.float64, device="cpu"),
+        torch.full((rows, 1), 0.5, dtype=torch.float64, device="cpu"),
     )
     largest = {}
     for limit in (50, 1000):

@@ -59,7 +59,9 @@ class GradientBench:
     def cotangent(self, problem: Affine | TanhCell, seed: int = 23) -> Float[Tensor, "B D"]:
         """Return a random cotangent for the solutions of a problem, shape ``(B, D)``."""
         generator = torch.Generator().manual_seed(seed)
-        return torch.randn(problem.start.shape, generator=generator, dtype=torch.float64).to(problem.start)
+        return torch.randn(problem.start.shape, generator=generator, dtype=torch.float64, device="cpu").to(
+            problem.start
+        )
 
     def solve(
         self,

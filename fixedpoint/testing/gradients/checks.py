@@ -60,7 +60,7 @@ def closed_form(bench: GradientBench) -> str:
     """On affine maps the gradient equals that of (I - A)^{-1} b: u = (I - A^T)^{-1} g for b, and u z^T for A."""
     problem = bench.affine()
     g = bench.cotangent(problem)
-    u = torch.linalg.solve(torch.eye(g.shape[1], dtype=g.dtype) - problem.matrix.mT, g)
+    u = torch.linalg.solve(torch.eye(g.shape[1], dtype=g.dtype, device="cpu") - problem.matrix.mT, g)
     by_matrix, by_offset = bench.gradient(problem, g)
     gap = max(relative(by_offset, u), relative(by_matrix, u.unsqueeze(2) * problem.solution.unsqueeze(1)))
     require(gap <= _TOLERANCE, f"a relative error of {gap:.1e}")
@@ -134,10 +134,10 @@ def zero_cotangents(bench: GradientBench) -> str:
 def rows(bench: GradientBench) -> str:
     """A row has the same gradient as when it is solved alone, whatever the cotangents of the other rows."""
     problem = bench.cell()
-    g = bench.cotangent(problem) * torch.tensor([[1.0], [1e6], [1.0], [1e-6]], dtype=torch.float64)
+    g = bench.cotangent(problem) * torch.tensor([[1.0], [1e6], [1.0], [1e-6]], dtype=torch.float64, device="cpu")
     whole = bench.gradient(problem, g)
     for row in range(len(g)):
-        index = torch.tensor([row])
+        index = torch.tensor([row], device="cpu")
         alone = bench.gradient(problem.take(index), g[index])
         gap = max(relative(one[row], other[0]) for one, other in zip(whole, alone, strict=True))
         require(gap <= _TOLERANCE, f"row {row} differs by {gap:.1e}")
@@ -197,9 +197,9 @@ def second_derivatives(bench: GradientBench) -> str:
 
     For z = a z + b they are 2 b / (1 - a)^3 (twice by a) and 1 / (1 - a)^2 (by a and b).
     """
-    a = torch.tensor([[0.5], [-0.3]], dtype=torch.float64, requires_grad=True)
-    b = torch.tensor([[2.0], [1.0]], dtype=torch.float64, requires_grad=True)
-    solution = bench.solve(lambda z: a * z + b, torch.zeros(2, 1, dtype=torch.float64))
+    a = torch.tensor([[0.5], [-0.3]], dtype=torch.float64, requires_grad=True, device="cpu")
+    b = torch.tensor([[2.0], [1.0]], dtype=torch.float64, requires_grad=True, device="cpu")
+    solution = bench.solve(lambda z: a * z + b, torch.zeros(2, 1, dtype=torch.float64, device="cpu"))
     try:
         (first,) = torch.autograd.grad(solution.state.sum(), a, create_graph=True)
         found = torch.autograd.grad(first.sum(), (a, b), allow_unused=True, materialize_grads=True)

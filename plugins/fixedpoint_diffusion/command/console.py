@@ -12,6 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from fixedpoint.execution.plain import one_line, printable
 from fixedpoint_diffusion.command.work import Row
 from fixedpoint_diffusion.inversion.invert import InversionProgress
 
@@ -19,8 +20,8 @@ __all__ = ["ProgressReporter", "complain", "print_table", "reporting"]
 
 
 def complain(text: str) -> None:
-    """Print a line to stderr."""
-    typer.echo(text, err=True)
+    """Print a line to stderr; control characters, which names of files may have, become escapes."""
+    typer.echo(printable(text), err=True)
 
 
 class ProgressReporter:
@@ -61,7 +62,7 @@ class _Bar(ProgressReporter):
         self.on_round = self._round
 
     def complain(self, text: str) -> None:
-        self._bar.console.print(text, soft_wrap=True, markup=False)
+        self._bar.console.print(printable(text), soft_wrap=True, markup=False)
 
     def _round(self, progress: InversionProgress) -> None:
         # NaN, which is not equal to itself, is not shown.
@@ -106,7 +107,7 @@ def print_table(rows: Sequence[Row], called: Callable[[int | None], str], condit
     for row in rows:
         status = Text(row.status.replace("_", " "), style="" if row.ok else "red")
         said = [f"{called(row.label)}{' ?' * row.guessed}"] if conditioned else []
-        table.add_row(Text(row.name), *map(Text, said), status, *(shown(row) for _, _, shown in numbers))
+        table.add_row(Text(one_line(row.name)), *map(Text, said), status, *(shown(row) for _, _, shown in numbers))
     out.print(table)
 
 

@@ -10,6 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from fixedpoint.config.bounded import check_regular
+from fixedpoint.execution.plain import one_line
 from fixedpoint_diffusion.command.image_format import ImageFormat, RefusedError
 
 __all__ = ["Entry", "Read", "find", "read"]
@@ -39,7 +41,8 @@ class Entry:
     @property
     def name(self) -> str:
         """The file, and the index of the image if the file holds tensors."""
-        return str(self.path) if self.row is None else f"{self.path}[{self.row}]"
+        path = one_line(str(self.path))
+        return path if self.row is None else f"{path}[{self.row}]"
 
 
 @dataclass(frozen=True)
@@ -89,9 +92,15 @@ def find(paths: Sequence[Path]) -> tuple[list[Entry], list[str]]:
 def _of_file(path: Path) -> Iterator[Entry]:
     """The entries of one file."""
     suffix = path.suffix.lower()
-    if not path.exists():
+    try:
+        check_regular(path)
+    except FileNotFoundError:
         yield Entry(path, refused="no such file or folder")
-    elif suffix in PICTURES:
+        return
+    except OSError as error:
+        yield Entry(path, refused=f"cannot be read: {error.strerror}")
+        return
+    if suffix in PICTURES:
         yield Entry(path)
     elif suffix in TENSORS:
         # safetensors and, below, Pillow are imported only for files that require them.

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import typer
 
-from fixedpoint.execution.plain import json_text
+from fixedpoint.config.writing import WriteError
 from fixedpoint.registry import CommandError
 from fixedpoint_diffusion.command.console import ProgressReporter, print_table, reporting
 from fixedpoint_diffusion.command.folder import Results
@@ -39,10 +38,10 @@ def run(job: Job, folder: Path, quiet: bool = False, as_json: bool = False) -> i
             raise
         if not results.inverted:
             raise CommandError("no image is left to invert")
-        report = results.close()
-    except OSError as error:
-        raise CommandError(f"cannot write {error.filename or folder}: {error.strerror or error}", status=1) from None
-    _say(results, report, quiet, as_json)
+        results.close()
+    except WriteError as error:
+        raise CommandError(f"cannot write {error.filename}: {error.strerror}", status=1) from None
+    _say(results, quiet, as_json)
     return 0 if results.ok else 1
 
 
@@ -54,12 +53,11 @@ def _work(job: Job, results: Results, reporter: ProgressReporter, quiet: bool) -
         for row in done.rows:
             for sentence in _sentences(row, quiet):
                 reporter.complain(sentence)
-    rows, latents = results.inverted, results.latents
-    if job.interpolate and len(rows) < 2 and rows:
+    if job.interpolate and results.inverted == 1:
         reporter.complain("--interpolate: requires two images, one is left")
     elif job.interpolate:
         reporter.stage("in between")
-        for each in between(job, latents, [row.label for row in rows]):
+        for each in between(job, results.latents, results.labels):
             results.add_between(each)
 
 
@@ -70,27 +68,30 @@ def _sentences(row: Row, quiet: bool) -> list[str]:
 
 
 def _interrupted(results: Results) -> str:
-    count, total = len(results.inverted), len(results.job.entries)
+    count, total = results.inverted, len(results.job.entries)
     return f"interrupted; {count} of {total} images are done, in {results.folder}" if count else "interrupted"
 
 
-def _say(results: Results, report: dict[str, Any], quiet: bool, as_json: bool) -> None:
+def _say(results: Results, quiet: bool, as_json: bool) -> None:
     """Print the report as JSON, or the table with a summary, or nothing."""
     if as_json:
-        typer.echo(json_text(report, canonical=False))
+        for piece in results.report():
+            typer.echo(piece, nl=False)
         return
     if quiet:
         return
-    job, rows = results.job, results.rows
-    print_table(rows, job.chosen.called, job.chosen.conditioned)
+    job, total = results.job, results.counts["all"]
+    print_table(results.shown, job.chosen.called, job.chosen.conditioned)
+    if total > len(results.shown):
+        typer.echo(f"{total - len(results.shown)} more in the report")
     typer.echo()
-    good, skipped = sum(row.ok for row in rows), len(rows) - len(results.inverted)
-    missed = len(rows) - good - skipped
-    verdict = f"{good} of {len(rows)} images inverted within rms {job.tolerance:g}"
+    good, skipped = results.counts["good"], results.counts["skipped"]
+    missed = total - good - skipped
+    verdict = f"{good} of {total} images inverted within rms {job.tolerance:g}"
     typer.echo("; ".join([verdict, *([f"{missed} missed"] * bool(missed)), *([f"{skipped} skipped"] * bool(skipped))]))
-    if any(row.guessed for row in rows):
+    if results.counts["guessed"]:
         typer.echo("class ?: guessed by the bundled classifier; --class says which")
-    if job.interpolate and job.chosen.conditioned and len(results.inverted) > 1:
+    if job.interpolate and job.chosen.conditioned and results.inverted > 1:
         typer.echo(f"in between: the {job.chosen.conditioned} of the nearer image, in the middle that of the first")
     for sentence in results.written():
         typer.echo(sentence)

@@ -19,6 +19,10 @@ from fixedpoint_diffusion.inversion.invert import Inversion, InversionProgress, 
 __all__ = ["Done", "Interpolation", "Job", "Row", "between", "inverted"]
 
 
+# Images that are skipped in a row, at most, before what is done is passed on.
+_SKIPPED = 256
+
+
 @dataclass(frozen=True)
 class Job:
     """An inversion to be done.
@@ -154,13 +158,15 @@ def inverted(job: Job, told: Callable[[InversionProgress], None] | None = None) 
             rows.append(Row(entry.name, "", "", found.notices))
             pixels.append(found.pixels)
             labels += [] if job.labels is None else [job.labels[place]]
-        if len(pixels) == job.batch or (pixels and place == len(job.entries) - 1):
+        # Rows of images that were skipped are not held for long either.
+        full = len(pixels) == job.batch or len(rows) == job.batch + _SKIPPED or place == len(job.entries) - 1
+        if full and pixels:
             yield _batch(job, rows, torch.stack(pixels), labels, told)
+        elif full:
+            none = torch.empty(0, *job.image_format.shape, device="cpu")
+            yield Done(tuple(rows), none, none, none, none if job.edits else None)
+        if full:
             rows, pixels, labels = [], [], []
-    # Images at the end of the list that were all skipped belong to no batch yet.
-    if rows:
-        none = torch.empty(0, *job.image_format.shape)
-        yield Done(tuple(rows), none, none, none, none if job.edits else None)
 
 
 def _batch(

@@ -28,7 +28,7 @@ SHAPES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 def draw_shapes(size: int) -> Float[Tensor, "10 1 size size"]:
     """The shapes as images of ``size`` x ``size`` pixels, float64: -1 outside, 1 inside, with smoothed edges."""
     fine = 4 * size
-    axis = (torch.arange(fine, dtype=torch.float64) + 0.5) / fine * 2 - 1
+    axis = (torch.arange(fine, dtype=torch.float64, device="cpu") + 0.5) / fine * 2 - 1
     y, x = torch.meshgrid(axis, axis, indexing="ij")
     drawn = torch.stack([torch.where(shape(x, y) < 0, 1.0, -1.0) for shape in SHAPES.values()]).double()
     return torch.nn.functional.avg_pool2d(drawn.unsqueeze(1), 4)

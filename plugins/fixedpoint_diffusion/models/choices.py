@@ -115,10 +115,12 @@ class MixtureModel(Model):
     def denoiser(self, schedule: DDIMSchedule, rows: int = 1, device: torch.device | str = "cpu") -> Denoiser:
         # By the seed of the model, not of the run: all seeds of a run sample the same mixture.
         generator = torch.Generator().manual_seed(self.seed)
-        draw = torch.rand(self.components, generator=generator, dtype=torch.float64)
+        draw = torch.rand(self.components, generator=generator, dtype=torch.float64, device="cpu")
         variances = self.variance_low + (self.variance_high - self.variance_low) * draw
-        weights = 0.2 + torch.rand(self.components, generator=generator, dtype=torch.float64)
-        directions = torch.randn(self.components, self.dimension, generator=generator, dtype=torch.float64)
+        weights = 0.2 + torch.rand(self.components, generator=generator, dtype=torch.float64, device="cpu")
+        directions = torch.randn(
+            self.components, self.dimension, generator=generator, dtype=torch.float64, device="cpu"
+        )
         radius = self.separation * variances.amax().sqrt()
         means = directions / directions.norm(dim=1, keepdim=True) * radius
         return GaussianMixture(means, variances, weights, schedule)
@@ -139,7 +141,7 @@ class ShapesModel(Model):
 
     def denoiser(self, schedule: DDIMSchedule, rows: int = 1, device: torch.device | str = "cpu") -> Denoiser:
         means: Float[Tensor, "K 1 size size"] = draw_shapes(self.size)
-        ones = torch.ones(len(SHAPES), dtype=torch.float64)
+        ones = torch.ones(len(SHAPES), dtype=torch.float64, device="cpu")
         return GaussianMixture(means, self.variance * ones, ones, schedule)
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,8 @@ from typing import Any
 import torch
 
 from fixedpoint_diffusion.denoisers.networks import LATENT_PARTS, check_config, check_index, is_dit
+from fixedpoint_diffusion.models.files import check_numbers, read_json, shards_of
+from fixedpoint_diffusion.models.loading import load_network
 from fixedpoint_diffusion.models.places import FolderError, located
 from fixedpoint_diffusion.schedules.by_name import SchedulerError, own_scheduler
 from fixedpoint_diffusion.schedules.schedulers import SUPPORTED_SCHEDULERS, DDIMSchedule, schedule_of_config
@@ -44,7 +45,7 @@ class ModelFolder:
     scheduler
         The configuration of the scheduler it was trained with; None if the folder has none.
     files
-        All files that determine what it computes: configurations and weights.
+        All files that determine what it computes: configurations and weights, with the shards that an index names.
     latent
         Name of the part of its pipeline that decodes samples, such as ``"vae"``; the samples themselves are then not
         images. Empty without such a part.
@@ -70,32 +71,37 @@ class ModelFolder:
             model is conditioned on anything other than classes.
         """
         root = located(path)
-        if not root.is_dir():
+        if not _is_folder(root):
             raise FolderError(f"there is no folder {root}; a model is a folder as diffusers' save_pretrained writes it")
         # The folder of a part is read as its pipeline, which has the scheduler and names the other parts.
         if root.resolve().name in _PARTS and (root.resolve().parent / _INDEX).is_file():
             root = root.parent if root.name in _PARTS else root.resolve().parent
-        index = _read_json(root / _INDEX) if (root / _INDEX).is_file() else {}
+        index = read_json(root / _INDEX) if (root / _INDEX).is_file() else {}
         _ask(root, check_index, index)
         network = next((root / part for part in _PARTS if (root / part / "config.json").is_file()), root)
         if not (network / "config.json").is_file():
             raise FolderError(f"{root} has neither a config.json nor a folder unet or transformer with one")
-        config = _read_json(network / "config.json")
+        config = read_json(network / "config.json")
         if not isinstance(config.get("_class_name"), str):
             raise FolderError(f"{network / 'config.json'} does not name the model's class (_class_name)")
+        check_numbers(network / "config.json", config)
         _ask(network, check_config, config)
-        weights = sorted(network.glob(f"{_WEIGHTS}*.safetensors"))
+        sharded = shards_of(network)
+        # A pipe would wait for ever, and a device has no end.
+        weights = sorted({*(file for file in network.glob(f"{_WEIGHTS}*.safetensors") if file.is_file()), *sharded})
         if not weights:
             pickled = " (pickled weights are not read; save them again as safetensors)" * any(network.glob("*.bin"))
             raise FolderError(f"{network} has no {_WEIGHTS}.safetensors{pickled}")
         places = (root / "scheduler" / "scheduler_config.json", root / "scheduler_config.json")
         found = [place for place in places if place.is_file()][:1]
-        scheduler = _read_json(found[0]) if found else None
-        named = (index.get("scheduler") or [None, None])[-1]
+        scheduler = read_json(found[0]) if found else None
+        if found:
+            check_numbers(found[0], scheduler or {})
+        named = _class_of(index.get("scheduler"))
         if scheduler is None and named not in (None, *SUPPORTED_SCHEDULERS):
             raise FolderError(f"{root} is sampled with a {named}, and has no scheduler_config.json of it")
-        latent = next((part for part in LATENT_PARTS if any(index.get(part) or ())), "")
-        return cls(network, config, scheduler, (network / "config.json", *weights, *found), latent, str(named or ""))
+        latent = next((part for part in LATENT_PARTS if _class_of(index.get(part))), "")
+        return cls(network, config, scheduler, (network / "config.json", *weights, *found), latent, named or "")
 
     @property
     def event_shape(self) -> tuple[int, int, int]:
@@ -109,20 +115,31 @@ class ModelFolder:
         channels, size = self.config.get("in_channels"), self.config.get("sample_size")
         if isinstance(size, int):
             size = (size, size)
-        if not isinstance(channels, int) or not isinstance(size, (tuple, list)) or len(size) != 2:
+        sizes = size if isinstance(size, (tuple, list)) and len(size) == 2 else (None, None)
+        if not all(isinstance(each, int) and not isinstance(each, bool) and each > 0 for each in (channels, *sizes)):
             raise FolderError(
                 f"{self.path / 'config.json'} must say in_channels and sample_size (one number or two), "
                 f"got {channels!r} and {size!r}"
             )
-        return channels, int(size[0]), int(size[1])
+        height, width = sizes
+        return int(channels or 0), int(height or 0), int(width or 0)
 
     @property
     def classes(self) -> int | None:
-        """The number of classes that it is conditioned on; None for an unconditional model."""
-        if is_dit(self.config):
-            return int(self.config.get("num_embeds_ada_norm", 1000))  # diffusers' default
-        count = self.config.get("num_class_embeds")
-        return int(count) if isinstance(count, int) else None
+        """The number of classes that it is conditioned on; None for an unconditional model.
+
+        Raises
+        ------
+        FolderError
+            If the configuration has another value than a number.
+        """
+        key = "num_embeds_ada_norm" if is_dit(self.config) else "num_class_embeds"
+        count = self.config.get(key, 1000 if is_dit(self.config) else None)  # diffusers' default
+        if count is None:
+            return None
+        if not isinstance(count, int) or isinstance(count, bool) or count < 1:
+            raise FolderError(f"{self.path / 'config.json'} must have a number of classes as {key}, got {count!r:.80}")
+        return count
 
     @property
     def unconditional_class(self) -> int | None:
@@ -213,34 +230,33 @@ class ModelFolder:
             # Dropped before loading, so that at most _KEPT networks are in memory.
             while len(_loaded) >= _KEPT:
                 _loaded.pop(next(iter(_loaded)))
-            _loaded[key] = _load(self.path, str(self.config["_class_name"]), dtype, device)
+            _loaded[key] = self._load(dtype, device)
         return _loaded[key]
+
+    def _load(self, dtype: torch.dtype, device: torch.device) -> torch.nn.Module:
+        try:
+            import diffusers
+        except ModuleNotFoundError as error:
+            raise ModuleNotFoundError(
+                f"loading a model requires diffusers: pip install 'fixedpoint-solvers[diffusion]' ({error})"
+            ) from None
+        name = str(self.config["_class_name"])
+        kind = getattr(diffusers, name, None)
+        if not (isinstance(kind, type) and issubclass(kind, diffusers.ModelMixin)):
+            raise FolderError(f"{self.path / 'config.json'} names the class {name}, which diffusers has not")
+        shards = [file for file in shards_of(self.path) if file.suffix != ".json"]
+        files = shards or [self.path / f"{_WEIGHTS}.safetensors"]
+        if not files[0].is_file():
+            there = next(file.name for file in self.files if file.suffix == ".safetensors")
+            raise FolderError(f"{self.path} has {there} and no {_WEIGHTS}.safetensors, which is what is loaded")
+        # The low-memory mode requires accelerate, and warns without it.
+        network = load_network(kind, self.path, files, self.config, dtype, low_cpu_mem_usage=False)
+        return network.to(device).eval().requires_grad_(False)
 
 
 # Networks in memory, by folder, digest, dtype and device; the one loaded first is dropped first.
 _loaded: dict[tuple[Path, str, torch.dtype, torch.device], torch.nn.Module] = {}
 _KEPT = 2
-
-
-def _load(path: Path, class_name: str, dtype: torch.dtype, device: torch.device) -> torch.nn.Module:
-    try:
-        import diffusers
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            f"loading a model requires diffusers: pip install 'fixedpoint-solvers[diffusion]' ({error})"
-        ) from None
-    found = getattr(diffusers, class_name, None)
-    if not (isinstance(found, type) and issubclass(found, diffusers.ModelMixin)):
-        raise FolderError(f"{path / 'config.json'} names the class {class_name}, which diffusers has not")
-    kind: Any = found  # a type checker knows it as a type only
-    try:
-        # Nothing is unpickled or downloaded. The low-memory mode requires accelerate, and warns without it.
-        network: torch.nn.Module = kind.from_pretrained(
-            path, use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False, torch_dtype=dtype
-        )
-    except Exception as error:  # diffusers raises errors of any type for a configuration that makes no network
-        raise FolderError(f"{path} cannot be loaded: {type(error).__name__}: {error}") from error
-    return network.to(device).eval().requires_grad_(False)
 
 
 def digest_of(files: Iterable[Path]) -> str:
@@ -266,11 +282,14 @@ def _ask(path: Path, check: Callable[[Mapping[str, Any]], None], config: Mapping
         raise FolderError(f"{path} {error}") from None
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _class_of(part: Any) -> str | None:
+    """The class of a pipeline's part, of which ``model_index.json`` gives library and class; None without one."""
+    named = part[-1] if isinstance(part, (list, tuple)) and part else None
+    return named if isinstance(named, str) else None
+
+
+def _is_folder(path: Path) -> bool:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise FolderError(f"{path} cannot be read: {error}") from None
-    if not isinstance(content, dict):
-        raise FolderError(f"{path} must be a JSON object")
-    return content
+        return path.is_dir()
+    except (OSError, ValueError):  # a name that no file can have
+        return False

@@ -20,6 +20,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from fixedpoint.core.foreign import brief, foreign, guarded
 from fixedpoint.core.options import OptionError, Options, option
 from fixedpoint_diffusion.fashion_mnist import CLASSIFIER
 from fixedpoint_diffusion.fashion_mnist.classifier import Gaussian, frechet_distance, load_classifier
@@ -128,7 +129,8 @@ class FrechetDistance(Options):
         return torch.stack(found).float() / 127.5 - 1
 
     def _network(self) -> Any:
-        made = load_classifier() if self.features == BUNDLED else self._function()[0]()
+        with foreign():
+            made = load_classifier() if self.features == BUNDLED else self._function()[0]()
         if not isinstance(made, torch.nn.Module) or not callable(getattr(made, "features", None)):
             raise ValueError(f"{self.features} must return a torch.nn.Module with a method features, got {made!r:.60}")
         if self.weights is not None:
@@ -150,11 +152,11 @@ class FrechetDistance(Options):
         if not where or not function:
             raise OptionError(name, "features", f"must be {BUNDLED} or module:function, got {self.features!r}")
         try:
-            module = _imported(where)
-            found = getattr(module, function)
+            with guarded():
+                module = _imported(where)
+                found = getattr(module, function)
         except Exception as error:  # a module may raise anything when it is imported
-            said = " ".join(str(error).split())
-            reason = f"cannot be imported: {self.features}: {type(error).__name__}: {said}"
+            reason = f"cannot be imported: {self.features}: {brief(error)}"
             raise OptionError(name, "features", reason) from None
         if not callable(found) or not getattr(module, "__file__", None):
             raise OptionError(name, "features", f"must name a function in a file, {self.features} is none")

@@ -8,6 +8,7 @@ from typing import Any
 from diffusers.modular_pipelines import BlockState
 from torch import Tensor
 
+from fixedpoint.chains.problem import ChainProblem
 from fixedpoint.core.solver import Solver
 from fixedpoint_diffusion.pipelines.parallel import ParallelPipeline
 from fixedpoint_diffusion.pipelines.refusals import check_finite, check_parts
@@ -55,8 +56,8 @@ class LeafLoop(ParallelPipeline):
         check_finite(args[0])
         return Replay(self.pipe, args, kwargs, self._run)
 
-    def _progress_bar(self, total: int) -> Any:
-        return self._own_bar(total=total)
+    def _progress_bar(self, problem: ChainProblem) -> Any:
+        return self._own_bar(total=problem.length)
 
     def _run(self, components: Any, values: Mapping[str, Any], latents: Tensor | None = None) -> Any:
         # Anew for every replay: blocks write into the block state, and may write into its lists.

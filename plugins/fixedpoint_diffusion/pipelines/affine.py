@@ -50,7 +50,7 @@ def tables_of(examined: Examined) -> SamplerTables | None:
     parts = [part for step in loop.steps for part in (step.sample, step.prediction, *step.noise)]
     if any(step.next is None or not made_of(step.next, *parts) for step in loop.steps):
         return None  # a setting of the scheduler is to have a gradient
-    return replace(tables, timesteps=torch.arange(loop.length))
+    return replace(tables, timesteps=torch.arange(loop.length, device="cpu"))
 
 
 def _follows(tables: SamplerTables, steps: Sequence[Step]) -> bool:
@@ -96,6 +96,7 @@ class Mixed:
         calls = [step.calls[0] for step in self.loop.steps]
         dtype = self.loop.dtypes[calls[0].network, self.path]
         self.calls = MergedCalls(calls, self.path, self.loop.layout.count, dtype)
+        self.own = replace(calls[0])  # the loop forgets its arguments
 
     @property
     def each(self) -> int:
@@ -116,7 +117,8 @@ class Mixed:
         outputs = self.calls.outputs(rows, index, row)
         # Some networks also return a variance, in further channels.
         found = _mixed(self.out.to(u)[index], outputs[:, :, : samples.shape[2]].to(u.dtype))
-        self.loop.latest.note(index, row, found[:, 0] if single else found, outputs)
+        self.loop.latest.note(index, row, found[:, 0] if single else found)
+        self.loop.latest.note_outputs(self.own.kind, index, row, outputs)
         if self.loop.first is not None:
             self._compare(rows, outputs, index, row)
         return found[:, 0] if single else found
@@ -127,7 +129,7 @@ class Mixed:
         if len(places) < self.loop.layout.count:
             return
         order = [places[image] for image in range(self.loop.layout.count)]
-        own = self.loop.steps[0].calls[0]
+        own = self.own
         whole = rows[order].transpose(0, 1).flatten(0, 1).to(dict(own.leaves)[self.path])
         given = mapped(own.arguments, lambda path, leaf: whole if path == self.path else leaf)
         call = Call(own.network, own.module, 0, 0, given)

@@ -99,7 +99,9 @@ def decoding_of(loop: Loop) -> Decoding | None:
         high = (told(numbers >> bit & 1) - low) / factor > 0.5
         order |= high.long() << bit
     made = Decoding(decoder, tuple(shift.shape[1:]), order.clamp(max=count - 1), factor, low)
-    random = torch.randn(like.shape, generator=torch.Generator().manual_seed(1), dtype=like.dtype).to(like.device)
+    random = torch.randn(like.shape, generator=torch.Generator().manual_seed(1), dtype=like.dtype, device="cpu").to(
+        like.device
+    )
     known, wanted = _ended(loop, random), made.decoded(random)
     assert isinstance(known, tuple)
     off = (known[1].double() - wanted).abs().max()
@@ -132,7 +134,9 @@ def _ended(loop: Loop, samples: Tensor) -> tuple[torch.nn.Module, Tensor] | Any:
 
 def _check_pixels(loop: Loop, like: Tensor) -> None:
     """Check that a pipeline without an autoencoder makes its images of samples in [-1, 1]."""
-    random = torch.rand(like.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float32).to(like.device)
+    random = torch.rand(like.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float32, device="cpu").to(
+        like.device
+    )
     result = _ended(loop, 1.8 * random - 0.9)
     images = result[0] if result is not None else None
     wanted = (0.9 * random + 0.05).movedim(1, -1).cpu() if like.ndim == 4 else None

@@ -10,8 +10,9 @@ Calls go into one batch where everything but the gathered tensors is the same.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -50,7 +51,6 @@ class Call:
     step: int
     place: int
     arguments: dict[str | int, Any]
-    _leaves: list[tuple[Path, Any]] | None = field(default=None, repr=False)
 
     @classmethod
     def of(
@@ -64,30 +64,49 @@ class Call:
     ) -> Call:
         return cls(network, module, step, place, dict([*enumerate(args), *kwargs.items()]))
 
-    @property
+    @functools.cached_property
     def leaves(self) -> list[tuple[Path, Any]]:
         """All arguments, with their paths."""
-        if self._leaves is None:
-            self._leaves = list(leaves(self.arguments))
-        return self._leaves
+        return list(leaves(self.arguments))
+
+    @functools.cached_property
+    def _shape(self) -> tuple[int, ...]:
+        """The shape of the first tensor."""
+        return next(tuple(leaf.shape) for _, leaf in self.leaves if isinstance(leaf, Tensor) and leaf.ndim > 1)
 
     @property
     def rows(self) -> int:
         """The number of rows, which is that of the first tensor."""
-        return next(len(leaf) for _, leaf in self.leaves if isinstance(leaf, Tensor) and leaf.ndim > 1)
+        return self._shape[0]
 
-    @property
+    @functools.cached_property
     def kind(self) -> tuple[object, ...]:
         """What the structure of the output depends on."""
-        first = next(leaf for _, leaf in self.leaves if isinstance(leaf, Tensor) and leaf.ndim > 1)
-        return self.network, self.place, tuple(first.shape), self.arguments.get("return_dict", True)
+        return self.network, self.place, self._shape, self.arguments.get("return_dict", True)
+
+    @functools.cached_property
+    def per_row(self) -> frozenset[Path]:
+        """The paths of the arguments that have one entry per row, or are timesteps that may become one."""
+        return frozenset(path for path, leaf in self.leaves if self._is_per_row(path, leaf))
+
+    def change(self, change: Callable[[Path, Any], Any]) -> None:
+        """Put ``change(path, leaf)`` in place of every argument; no tensor gets another shape."""
+        changed = {path: change(path, leaf) for path, leaf in self.leaves}
+        if any(changed[path] is not leaf for path, leaf in self.leaves):
+            self.arguments = mapped(self.arguments, lambda path, _leaf: changed[path])
+            del self.leaves
+
+    def forget(self) -> None:
+        """Let go of all arguments; of what kind the call is stays known."""
+        _ = self.kind
+        self.arguments = {}
+        del self.leaves
 
     def is_time(self, path: Path) -> bool:
         """Whether an argument is the timestep."""
         return path[0] in _TIMES or (path == (1,) and not any(key in _TIMES for key in self.arguments))
 
-    def is_per_row(self, path: Path, leaf: Any) -> bool:
-        """Whether an argument has one entry per row, or is a timestep that may become one."""
+    def _is_per_row(self, path: Path, leaf: Any) -> bool:
         if any(key in _SHARED for key in path):
             return False
         if isinstance(leaf, Tensor) and leaf.ndim > 0:
@@ -135,11 +154,13 @@ def _alike(one: Call, other: Call) -> bool:
 
 def _same(call: Call, one: tuple[Path, Any], other: tuple[Path, Any]) -> bool:
     (path, mine), (place, theirs) = one, other
-    if path != place or type(mine) is not type(theirs):
+    if path != place:
         return False
     if mine is theirs:
         return True
-    if call.is_per_row(path, mine):
+    if type(mine) is not type(theirs):
+        return False
+    if path in call.per_row:
         return not isinstance(mine, Tensor) or (mine.shape == theirs.shape and mine.dtype == theirs.dtype)
     if isinstance(mine, Tensor):
         return mine.shape == theirs.shape and mine.dtype == theirs.dtype and bool(torch.equal(mine, theirs))
@@ -171,15 +192,21 @@ def evaluated(
     each = calls[0].rows // count
     size = len(pairs) if most is None else max(most // each, 1)
     found: list[dict[int, Any]] = [{} for _ in calls]
-    split = len(pairs) > size
+    split, known = len(pairs) > size, 1
     for first in range(0, len(pairs), size):
         part = pairs[first : first + size]
         arguments = _gathered(calls, part, count, each)
+        # The first call stays: the others are compared with it.
+        later = pairs[first + size][0] if first + size < len(pairs) else len(calls)
+        for place in range(known, later):
+            calls[place].forget()
+        known = max(known, later)
         if torch.is_grad_enabled() and split:
             # The activations of one part at a time: they are computed again when a gradient passes through.
             output = checkpoint(called, calls[0].module, arguments, use_reentrant=False)
         else:
             output = called(calls[0].module, arguments)
+        arguments = {}
         for number, (place, image) in enumerate(part):
             found[place][image] = mapped(output, _Rows(number, len(part), each))
     return found
@@ -192,33 +219,37 @@ class _Rows:
         self.number, self.pairs, self.each = number, pairs, each
 
     def __call__(self, path: Path, leaf: Any) -> Any:
-        if isinstance(leaf, Tensor) and leaf.ndim > 0 and len(leaf) == self.pairs * self.each:
+        if isinstance(leaf, Tensor) and leaf.ndim > 0 and leaf.shape[0] == self.pairs * self.each:
             return leaf[self.number :: self.pairs]
         return leaf
 
 
 def _gathered(calls: Sequence[Call], pairs: Sequence[tuple[int, int]], count: int, each: int) -> dict[str | int, Any]:
     """Return the arguments of a merged batch."""
-    tables = [dict(call.leaves) for call in calls]
+    first, places = calls[0], sorted({place for place, _ in pairs})
+    tables = [dict(calls[place].leaves) for place in places]
+    number = {place: number for number, place in enumerate(places)}
+    # The number of each row's call, and its row there.
+    rows = [(number[place], image + block * count) for block in range(each) for place, image in pairs]
+    whole = len(places) == 1 and rows == [(0, row) for row in range(first.rows)]
 
     def change(path: Path, leaf: Any) -> Any:
-        if not calls[0].is_per_row(path, leaf):
+        if path not in first.per_row:
             return leaf
         values = [table[path] for table in tables]
-        if isinstance(leaf, Tensor) and leaf.shape == (1,) and calls[0].rows > 1:
+        if isinstance(leaf, Tensor) and leaf.shape == (1,) and first.rows > 1:
             values = [value[0] for value in values]  # one timestep for all rows
             leaf = values[0]
         if not isinstance(leaf, Tensor) or leaf.ndim == 0:
-            times = [values[place] for place, _ in pairs] * each
-            return torch.stack(times) if isinstance(leaf, Tensor) else torch.tensor(times, device=_device(calls[0]))
-        rows = [(place, image + block * count) for block in range(each) for place, image in pairs]
+            times = [values[call] for call, _ in rows]
+            return torch.stack(times) if isinstance(leaf, Tensor) else torch.tensor(times, device=_device(first))
         if all(value is leaf for value in values):
             return _selected(leaf, [row for _, row in rows])
-        if len(rows) == len(leaf) and rows == [(rows[0][0], row) for row in range(len(leaf))]:
-            return values[rows[0][0]]  # one whole call, as the pipeline makes it
-        return torch.stack([values[place][row] for place, row in rows])
+        if whole:
+            return values[0]  # one whole call, as the pipeline makes it
+        return torch.stack([values[call][row] for call, row in rows])
 
-    return dict(mapped(calls[0].arguments, change))
+    return dict(mapped(first.arguments, change))
 
 
 def _selected(values: Tensor, rows: list[int]) -> Tensor:

@@ -24,10 +24,13 @@ from fixedpoint.chains.chain import Chain, PredictionChain
 from fixedpoint.chains.planning.costs import HasCostKey
 from fixedpoint.chains.problem import ChainProblem
 from fixedpoint.chains.recurrence.recurrence import Held, Recurrence, Respond
+from fixedpoint.core.inference import writes
 from fixedpoint_diffusion.denoisers.denoiser import Denoiser
 from fixedpoint_diffusion.pipelines.affine import Mixed, direct_calls, input_factors, tables_of
+from fixedpoint_diffusion.pipelines.evaluation import nexts, predictions
 from fixedpoint_diffusion.pipelines.loop import Loop
-from fixedpoint_diffusion.pipelines.probe import Examined, remembers
+from fixedpoint_diffusion.pipelines.memory import remembers
+from fixedpoint_diffusion.pipelines.probe import Examined
 from fixedpoint_diffusion.samplers.chains import MultistepChain, SamplerChain
 from fixedpoint_diffusion.samplers.recurrence import SamplerTables
 
@@ -60,7 +63,7 @@ class PipelineDenoiser(Denoiser, HasRepresentativeSteps):
         if self.mixed is not None:
             return self.mixed.predictions(x, index, row)
         factors = self.factors.to(x)[index].view(-1, *[1] * (x.ndim - 1))
-        return self.loop.predictions(x * factors, index, row)
+        return predictions(self.loop, x * factors, index, row)
 
     def representative_steps(self) -> tuple[int, ...]:
         """Steps that together call every network in every way, with all that the user may have a gradient by."""
@@ -87,11 +90,11 @@ class ReplayedSteps(Chain, HasCostKey, HasNoInverse, HasReferenceSlopes, HasRepr
         self, x: Float[Tensor, "P *event"], index: Int[Tensor, " P"], row: Int[Tensor, " P"]
     ) -> Float[Tensor, "P *event"]:
         """Return what the steps return, by two replays."""
-        return self.loop.nexts(x, index, row)
+        return nexts(self.loop, x, index, row)
 
     def reference_slopes(self) -> Float[Tensor, " N"]:
         """One: a step is taken to keep a change of its state. What it really does is learned as secants."""
-        return torch.ones(self.length, dtype=torch.float64)
+        return torch.ones(self.length, dtype=torch.float64, device="cpu")
 
     def representative_steps(self) -> tuple[int, ...]:
         """Steps that together call every network in every way."""
@@ -131,7 +134,7 @@ class ReplayedRecurrence(Recurrence):
 
     def values(self, held: Held) -> Float[Tensor, "B p d"]:
         # Asked for several times in a round, with the same predictions.
-        version = held.predictions._version
+        version = writes(held.predictions)
         if self._latest is None or self._latest[0] is not held.predictions or self._latest[1] != version:
             found = self.loop.sweep([self._shaped(each) for each in held.predictions.unbind(1)])
             values = torch.stack([each.flatten(1) for each in found], dim=1)
@@ -181,11 +184,11 @@ class ReplayedPredictions(PredictionChain, HasCostKey):
         self, x: Float[Tensor, "P *event"], index: Int[Tensor, " P"], row: Int[Tensor, " P"]
     ) -> Float[Tensor, "P *event"]:
         """Return what the pipeline gives to the scheduler, by two short replays."""
-        return self.loop.predictions(x, index, row)
+        return predictions(self.loop, x, index, row)
 
     def reference_slopes(self) -> Float[Tensor, " K"]:
         """Zero: predictions are taken to stay what they are."""
-        return torch.zeros(self.length, dtype=torch.float64)
+        return torch.zeros(self.length, dtype=torch.float64, device="cpu")
 
     def cost_key(self) -> tuple[object, Hashable]:
         """The pipeline."""
@@ -268,6 +271,12 @@ def formed(examined: Examined, wanted: Form | None, opaque: bool = False) -> For
     ValueError
         If the loop has not the form that is asked for.
     """
+    made = _formed(examined, wanted, opaque)
+    made.loop.forget()
+    return made
+
+
+def _formed(examined: Examined, wanted: Form | None, opaque: bool) -> Formed:
     loop = examined.loop
     tables = tables_of(examined) if wanted in (None, "affine", "tables") else None
     if tables is not None:
@@ -276,6 +285,7 @@ def formed(examined: Examined, wanted: Form | None, opaque: bool = False) -> For
             return _of_tables(examined, tables, mixed)
     if wanted in ("affine", "tables"):
         raise ValueError(f"{type(loop.replay.pipe).__name__}'s loop is not {_PLAIN[wanted]}; leave out form={wanted!r}")
+    examined.other = ()  # of no further use
     remembered = remembers(examined)
     if remembered and wanted == "steps":
         raise ValueError(
@@ -314,6 +324,7 @@ def _of_tables(examined: Examined, tables: SamplerTables, mixed: Mixed | None) -
     loop = examined.loop
     if mixed is None:
         _check_start(loop)
+        examined.other = ()
         remembers(examined)  # finds out which calls have to wait
     denoiser = PipelineDenoiser(loop, input_factors(tables), mixed)
     noise = (loop.drawn_noise() if loop.noise is None else loop.noise) if tables.stochastic else None

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fixedpoint_diffusion.pipelines.calls import Call
+from fixedpoint_diffusion.pipelines.evaluation import predictions
 from fixedpoint_diffusion.pipelines.loop import Loop
 from fixedpoint_diffusion.pipelines.passes import Pass, Step, moved
 
@@ -33,16 +34,17 @@ def delivered(loop: Loop, states: Float[Tensor, "B K *row"], solved: bool) -> tu
     """
     dtype = loop.steps[0].sample.dtype
     recorded = torch.is_grad_enabled() and states.requires_grad
-    known = not recorded and loop.single_calls and loop.latest.complete()
+    known = not recorded and bool(loop.outlets) and loop.latest.complete(loop.outlets)
     last = loop.latest.prediction(loop.length - 1)
     if recorded:
         rows = torch.arange(loop.layout.count, device=states.device)
         before = states[:, -2] if loop.length > 1 else loop.start
-        last = loop.predictions(before, torch.full_like(rows, loop.length - 1), rows)
+        last = predictions(loop, before, torch.full_like(rows, loop.length - 1), rows)
     own: list[Tensor] = []
 
     def answer(call: Call) -> Any:
-        return loop.latest.output(call, loop.template(call)) if known else loop.template(call)
+        template = loop.template(call)
+        return loop.latest.output(call, template) if known and (call.step, call.place) in loop.outlets else template
 
     def told(step: Step) -> Tensor:
         if step.number >= loop.length:
@@ -57,7 +59,7 @@ def delivered(loop: Loop, states: Float[Tensor, "B K *row"], solved: bool) -> tu
 
     script = Pass(answer, told=told, prediction=prediction, noise=loop.told_noise)
     output = loop.replay.play(script, deliver=True)
-    loop.check_length(script.steps, loop.length)
+    loop.check_counts(script.counts, loop.length)
     if loop.bare is not None and moved(script.steps, told):
         return output, "it changes its samples between two steps, as a callback may do"
     if not known:

@@ -6,7 +6,7 @@ with what the solve took for it: a branch that random outputs did not find is no
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -30,34 +30,36 @@ class Latest:
 
     Attributes
     ----------
-    known
-        Shape ``(K d,)``: which entries are known.
     predictions
         Shape ``(K d, *row)``: what the scheduler was given; None before the first evaluation.
     outputs
-        Shape ``(K d, R, *out)``: the outputs of the network; None where a step has not one call that waits for none.
+        Shape ``(K d, R, *out)`` for every kind of call: the outputs of the networks.
+    known
+        Shape ``(K d,)`` for every kind of call: which of them are known.
     """
 
-    def __init__(self, length: int, count: int, device: torch.device) -> None:
+    def __init__(self, length: int, count: int) -> None:
         self.length, self.count = length, count
-        self.known: Bool[Tensor, " Kd"] = torch.zeros(length * count, dtype=torch.bool, device=device)
         self.predictions: Float[Tensor, "Kd *row"] | None = None
-        self.outputs: Float[Tensor, "Kd R *out"] | None = None
+        self.outputs: dict[Any, Float[Tensor, "Kd R *out"]] = {}
+        self.known: dict[Any, Bool[Tensor, " Kd"]] = {}
 
-    def note(
-        self,
-        index: Int[Tensor, " P"],
-        row: Int[Tensor, " P"],
-        predictions: Float[Tensor, "P *row"],
-        outputs: Float[Tensor, "P R *out"] | None,
-    ) -> None:
-        """Keep what belongs to some pairs of a step and a row."""
+    @torch.no_grad()
+    def note(self, index: Int[Tensor, " P"], row: Int[Tensor, " P"], predictions: Float[Tensor, "P *row"]) -> None:
+        """Keep the predictions of some pairs of a step and a row."""
         place = index * self.count + row
-        with torch.no_grad():
-            self.predictions = _put(self.predictions, len(self.known), place, predictions.detach())
-            if outputs is not None:
-                self.outputs = _put(self.outputs, len(self.known), place, outputs.detach())
-                self.known[place] = True
+        self.predictions = _put(self.predictions, self.length * self.count, place, predictions.detach())
+
+    @torch.no_grad()
+    def note_outputs(
+        self, kind: Any, index: Int[Tensor, " P"], row: Int[Tensor, " P"], outputs: Float[Tensor, "P R *out"]
+    ) -> None:
+        """Keep what the calls of a kind returned for some pairs of a step and a row."""
+        place, length = index * self.count + row, self.length * self.count
+        self.outputs[kind] = _put(self.outputs.get(kind), length, place, outputs.detach())
+        if kind not in self.known:
+            self.known[kind] = torch.zeros(length, dtype=torch.bool, device=place.device)
+        self.known[kind][place] = True
 
     def prediction(self, step: int) -> Float[Tensor, "d *row"] | None:
         """Return the predictions that a step was given, row by row; None if none was noted."""
@@ -65,14 +67,14 @@ class Latest:
             return None
         return self.predictions[step * self.count : (step + 1) * self.count]
 
-    def complete(self) -> bool:
-        """Whether the outputs of all calls are known."""
-        return self.outputs is not None and bool(self.known.all())
+    def complete(self, kinds: Mapping[tuple[int, int], Any]) -> bool:
+        """Whether the outputs of calls are known, given the kind of each by its step and place."""
+        known = {kind: mask.view(-1, self.count).all(dim=1).tolist() for kind, mask in self.known.items()}
+        return all(kind in known and known[kind][step] for (step, _), kind in kinds.items())
 
     def output(self, call: Call, template: Any) -> Any:
         """Return the output of a whole call, like a template."""
-        assert self.outputs is not None
-        rows = self.outputs[call.step * self.count : (call.step + 1) * self.count]
+        rows = self.outputs[call.kind][call.step * self.count : (call.step + 1) * self.count]
         whole, first = rows.transpose(0, 1).flatten(0, 1), first_of(template)
         return mapped(template, lambda _path, leaf: whole.to(leaf.dtype) if leaf is first else leaf)
 

@@ -12,18 +12,18 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from fixedpoint_diffusion.pipelines.batches import check_merged, same_tensors
-from fixedpoint_diffusion.pipelines.calls import Call, evaluated, merged_groups
+from fixedpoint_diffusion.pipelines.calls import Call
 from fixedpoint_diffusion.pipelines.latest import Latest
 from fixedpoint_diffusion.pipelines.layout import Layout
 from fixedpoint_diffusion.pipelines.noise import check_noise, drawn, instead
-from fixedpoint_diffusion.pipelines.passes import Pass, Step
+from fixedpoint_diffusion.pipelines.passes import Step
 from fixedpoint_diffusion.pipelines.replay import Replay
 from fixedpoint_diffusion.pipelines.sweep import BareSteps, Sweep
-from fixedpoint_diffusion.pipelines.trees import Path, first_of, leaf_at, mapped
+from fixedpoint_diffusion.pipelines.trees import Path, first_of
 
 __all__ = ["Loop"]
 
@@ -49,6 +49,9 @@ class Loop:
     levels
         For every step and call that requires the outputs of other calls before the same step, how many of them it has
         to wait for.
+    feeding
+        The step and place of calls whose outputs become arguments of others before the same step, and nothing else;
+        None if they also become something else.
     skips
         Whether a pass that only records calls may leave out the scheduler's steps.
     most
@@ -74,6 +77,7 @@ class Loop:
     templates: dict[Any, Any]
     dtypes: dict[tuple[str, Path], torch.dtype]
     levels: dict[tuple[int, int], int] = field(default_factory=dict)
+    feeding: frozenset[tuple[int, int]] | None = frozenset()
     skips: bool = False
     most: int | None = None
     scale: float | None = None
@@ -84,7 +88,7 @@ class Loop:
     latest: Latest = field(init=False)
 
     def __post_init__(self) -> None:
-        self.latest = Latest(self.length, self.layout.count, self.start.device)
+        self.latest = Latest(self.length, self.layout.count)
 
     @property
     def length(self) -> int:
@@ -98,11 +102,24 @@ class Loop:
             raise self.changed()
         return self.templates[kind]
 
-    def check_length(self, steps: Sequence[Any], length: int) -> None:
-        """Raise an error if a pass took other steps than it had to, or made more or fewer calls before one."""
-        pairs = zip(steps, self.steps, strict=False)
-        if len(steps) != length or any(isinstance(a, Step) and len(a.calls) != len(b.calls) for a, b in pairs):
+    def check_counts(self, counts: Sequence[int], length: int) -> None:
+        """Raise an error if a pass took other steps than it had to, or made more or fewer calls before one.
+
+        Parameters
+        ----------
+        counts
+            The numbers of calls before each step.
+        length
+            The number of steps that it had to take.
+        """
+        if len(counts) != length or any(len(b.calls) != a for a, b in zip(counts, self.steps, strict=False)):
             raise self.changed()
+
+    def forget(self) -> None:
+        """Let go of the numbers in ``steps``, once the form of the loop is known: they are as large as many states."""
+        _ = self.known_outputs
+        for step in self.steps:
+            step.forget()
 
     def changed(self) -> ValueError:
         """Return the error of a pass that went otherwise than those before it."""
@@ -124,18 +141,6 @@ class Loop:
                 used |= uses
         return tuple(found)
 
-    def predictions(
-        self, x: Float[Tensor, "P *row"], index: Int[Tensor, " P"], row: Int[Tensor, " P"]
-    ) -> Float[Tensor, "P *row"]:
-        """Return what the pipeline gives to step ``index`` as ``model_output``, if the step before it returns ``x``."""
-        return self._at(x, index, row, lambda step: step.prediction, real=False)
-
-    def nexts(
-        self, x: Float[Tensor, "P *row"], index: Int[Tensor, " P"], row: Int[Tensor, " P"]
-    ) -> Float[Tensor, "P *row"]:
-        """Return what step ``index`` returns, if the step before it returns ``x``."""
-        return self._at(x, index, row, lambda step: step.next, real=True)
-
     def sweep(
         self,
         predictions: Sequence[Float[Tensor, "d *row"]],
@@ -150,138 +155,32 @@ class Loop:
         respond
             Given the number of a step and what the step before it returned, what is added to its prediction.
         """
-        sweep = Sweep(self.layout, self.start, predictions, respond, self._known_outputs, self.told_noise)
+        sweep = Sweep(self.layout, self.start, predictions, respond, self.known_outputs, self.told_noise)
         if self.bare is not None:
             with self.replay.drawing(self.bare.random):
-                self.bare.carry_out(sweep, self.steps)
+                self.bare.carry_out(sweep)
         else:
             self.replay.play(sweep)
-        self.check_length(sweep.states, len(predictions))
+        if len(sweep.states) != len(predictions):
+            raise self.changed()
         return sweep.states
 
     @functools.cached_property
-    def single_calls(self) -> bool:
-        """Whether every step has one network call, all of as many rows."""
-        return [len(rows) for rows in {tuple(call.rows for call in step.calls) for step in self.steps}] == [1]
+    def outlets(self) -> dict[tuple[int, int], Any]:
+        """The kinds of the calls of which predictions are made, by step and place; none where that is not known.
+
+        Such calls tell what the pipeline makes of a solution. The others, as those of a ControlNet, are known by what
+        the calls return to whose arguments their outputs belong.
+        """
+        if self.feeding is None:
+            return {}
+        calls = (call for step in self.steps for call in step.calls)
+        return {at: call.kind for call in calls if (at := (call.step, call.place)) not in self.feeding}
 
     @functools.cached_property
-    def _known_outputs(self) -> list[list[Any]]:
+    def known_outputs(self) -> list[list[Any]]:
         """An output for every network call of every step."""
         return [[self.template(call) for call in step.calls] for step in self.steps]
-
-    def _at(
-        self,
-        x: Tensor,
-        index: Tensor,
-        row: Tensor,
-        take: Callable[[Step], Tensor | None],
-        real: bool,
-    ) -> Tensor:
-        pairs = list(zip(index.tolist(), row.tolist(), strict=True))
-        found: list[Tensor | None] = [None] * len(pairs)
-        left = list(range(len(pairs)))
-        while left:
-            # A replay has one state for each step and row.
-            taken: dict[tuple[int, int], int] = {}
-            for number in left:
-                taken.setdefault(pairs[number], number)
-            left = sorted(set(left) - set(taken.values()))
-            for part in self._parts(taken, apart=x.requires_grad and self.keeps_latents):
-                for number, value in self._replayed(x, part, take, real):
-                    found[number] = value
-        return torch.stack([each for each in found if each is not None]).to(x.dtype)
-
-    def _parts(self, taken: dict[tuple[int, int], int], apart: bool) -> list[dict[tuple[int, int], int]]:
-        """Return the pairs of each replay: all, or as many as one batch has.
-
-        Where networks wait for others, what those return (the residuals of a ControlNet) is larger than the states, and
-        is held for one batch of pairs at a time. With ``apart``, the first step is alone: it is given its state as
-        ``latents``, and other steps that use these must see the user's own ones.
-        """
-        if apart:
-            first = {pair: number for pair, number in taken.items() if pair[0] == 0}
-            others = {pair: number for pair, number in taken.items() if pair[0] > 0}
-            return [part for pairs in (first, others) if pairs for part in self._parts(pairs, apart=False)]
-        if not self.levels or self.most is None:
-            return [taken]
-        rows = max(call.rows for step in self.steps for call in step.calls) // self.layout.count
-        ordered, size = sorted(taken), max(self.most // rows, 1)
-        return [{pair: taken[pair] for pair in ordered[at : at + size]} for at in range(0, len(ordered), size)]
-
-    def _replayed(
-        self, x: Tensor, taken: dict[tuple[int, int], int], take: Callable[[Step], Tensor | None], real: bool
-    ) -> list[tuple[int, Tensor]]:
-        wanted: dict[int, list[int]] = {}
-        for step, row in taken:
-            wanted.setdefault(step, []).append(row)
-        states, last = self._states(x, taken), max(wanted)
-        outputs: dict[tuple[int, int], dict[int, Any]] = {}
-
-        def played(real: bool) -> Pass:
-            def answer(call: Call) -> Any:
-                return self._joined(call, outputs.get((call.step, call.place)))
-
-            def told(step: Step) -> Tensor | None:
-                # What the step returns is kept by the pass; the pipeline goes on from the state that is known.
-                return self.layout.samples(states[step.number + 1]) if step.number + 1 < self.length else None
-
-            known = self.steps if self.skips and not real else None
-            script = Pass(answer, told=told, noise=self.told_noise, known=known, last=last)
-            self.replay.play(script, **(self._started(states[0]) if 0 in wanted else {}))
-            self.check_length(script.steps, last + 1)
-            return script
-
-        for level in range(1 + max(self.levels.values(), default=0)):
-            recorded = played(real=False)
-            calls = [
-                call
-                for step in wanted
-                for call in recorded.steps[step].calls
-                if self.levels.get((step, call.place), 0) == level
-            ]
-            self._evaluate(calls, wanted, outputs)
-        final = played(real)
-        if any((step, call.place) not in outputs for step in wanted for call in final.steps[step].calls):
-            raise self.changed()
-        following: list[tuple[int, Tensor]] = []
-        noted: list[Tensor] = []
-        for (step, row), number in taken.items():
-            value = take(final.steps[step])
-            assert value is not None
-            following.append((number, self.layout.rows(value)[row]))
-            noted.append(self.layout.rows(final.steps[step].prediction)[row])
-        steps, rows = (torch.tensor(part, device=x.device) for part in zip(*taken, strict=True))
-        seen = [outputs[step, 0][row] for step, row in taken] if self.single_calls else []
-        self.latest.note(steps, rows, torch.stack(noted), torch.stack(list(map(first_of, seen))) if seen else None)
-        return following
-
-    def _states(self, x: Tensor, taken: dict[tuple[int, int], int]) -> Tensor:
-        """Return a state for every step, those that are not asked for at the start."""
-        states = self.start.detach().to(x.dtype).unsqueeze(0).expand(self.length, *self.start.shape)
-        steps, rows = (torch.tensor(part, device=x.device) for part in zip(*taken, strict=True))
-        return states.index_put((steps, rows), x[torch.tensor(list(taken.values()), device=x.device)])
-
-    def _started(self, start: Tensor) -> dict[str, Any]:
-        """Return the argument with which the pipeline begins at a state; nothing if it does so by itself."""
-        same = torch.allclose(start, self.start, rtol=1e-5, atol=1e-6)
-        if same and (self.scale is None or not start.requires_grad):
-            return {}
-        if self.scale is None:
-            name = type(self.replay.pipe).__name__
-            raise ValueError(f"{name} takes no latents to begin with: its start is neither changed nor differentiated")
-        return {"latents": self.layout.samples(start) / self.scale}
-
-    def _evaluate(
-        self, calls: Sequence[Call], wanted: dict[int, list[int]], outputs: dict[tuple[int, int], dict[int, Any]]
-    ) -> None:
-        for call in calls:
-            self._restore_dtypes(call)
-        for group in merged_groups(calls):
-            some = [calls[number] for number in group]
-            found = evaluated(some, [wanted[call.step] for call in some], self.layout.count, self.most)
-            for call, rows in zip(some, found, strict=True):
-                outputs[call.step, call.place] = rows
-                self.compare(call, {image: first_of(output) for image, output in rows.items()})
 
     @torch.no_grad()
     def compare(self, call: Call, rows: dict[int, Tensor]) -> None:
@@ -298,35 +197,6 @@ class Loop:
             merged = torch.stack([rows[image] for image in range(self.layout.count)], dim=1).flatten(0, 1)
             check_merged(call, merged, first_of(self.first[1]))
             self.first = None
-
-    def _restore_dtypes(self, call: Call) -> None:
-        """Give a network its tensors in the pipeline's dtypes: states are held in a wider one."""
-
-        def change(path: Path, leaf: Any) -> Any:
-            dtype = self.dtypes.get((call.network, path))
-            wider = isinstance(leaf, Tensor) and leaf.is_floating_point() and dtype is not None
-            return leaf.to(dtype) if wider else leaf
-
-        call.arguments = mapped(call.arguments, change)
-        call._leaves = None
-
-    def _joined(self, call: Call, rows: dict[int, Any] | None) -> Any:
-        """Return the output of a whole call from those of its images; the template's for images that are not known."""
-        if call.place >= len(self._known_outputs[call.step]):
-            raise self.changed()
-        template = self._known_outputs[call.step][call.place]
-        if not rows:
-            return template
-        total, count = call.rows, self.layout.count
-
-        def change(path: Path, leaf: Any) -> Any:
-            if not isinstance(leaf, Tensor) or leaf.ndim == 0 or len(leaf) != total:
-                return leaf
-            parts = [leaf_at(rows[image], path) if image in rows else leaf[image::count] for image in range(count)]
-            joined = torch.stack([part.to(leaf.dtype) for part in parts], dim=1)
-            return joined.flatten(0, 1)
-
-        return mapped(template, change)
 
     def draw(self, noise: Float[Tensor, "d M *row"]) -> None:
         """Let the steps draw other noise than the generator's.

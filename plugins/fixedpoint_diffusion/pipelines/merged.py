@@ -7,7 +7,7 @@ a few operations on the device, whatever its size, and without waiting for the d
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -94,11 +94,9 @@ class _Group:
         first = calls[0]
         known = [dict(call.leaves) for call in calls]
         tables = {
-            path: _table(first, [each[path] for each in known], steps, length)
-            for path, leaf in first.leaves
-            if path != sample and first.is_per_row(path, leaf)
+            path: _table(first, [each[path] for each in known], steps, length) for path in first.per_row - {sample}
         }
-        return cls(first, sample, dtype, count, first.rows // count, tables)
+        return cls(replace(first), sample, dtype, count, first.rows // count, tables)
 
     def outputs(self, rows: Tensor, index: Tensor, row: Tensor) -> Tensor:
         pairs = len(rows)

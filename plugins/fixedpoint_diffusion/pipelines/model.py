@@ -16,6 +16,7 @@ import torch
 from fixedpoint.core.options import OptionError, Options, nearest, option
 from fixedpoint_diffusion.fashion_mnist import CLASSES, DENOISER
 from fixedpoint_diffusion.models.choices import Precision
+from fixedpoint_diffusion.models.files import read_json
 from fixedpoint_diffusion.models.folder import FolderError
 from fixedpoint_diffusion.models.places import located
 from fixedpoint_diffusion.pipelines.chains import Form
@@ -108,7 +109,8 @@ class PipelineFolder:
             kind = pipeline_class(root, index)
         except PipelineFolderError as error:
             raise FolderError(str(error)) from None
-        parts = [root / name for name, value in index.items() if isinstance(value, list) and any(value)]
+        named = [name for name, value in index.items() if isinstance(value, list) and any(value)]
+        parts = [root / name for name in named if name.isidentifier()]
         files = [file for part in parts if part.is_dir() for file in _of_folder(part)]
         beside = [file for file in sorted(root.iterdir()) if file.suffix in _FILES and file.is_file()]
         return cls(root, kind, False, (*beside, *files))
@@ -130,7 +132,7 @@ class PipelineFolder:
         """The configuration of its scheduler; None if it has none."""
         places = (self.path / "scheduler" / "scheduler_config.json", self.path / "scheduler_config.json")
         found = next((place for place in places if place.is_file()), None)
-        return None if found is None else json.loads(found.read_text(encoding="utf-8"))
+        return None if found is None else read_json(found)
 
     def sha256(self) -> str:
         """The hexadecimal SHA-256 digest of the names and contents of all its files."""

@@ -32,6 +32,7 @@ from fixedpoint_diffusion.pipelines.calls import Call
 from fixedpoint_diffusion.pipelines.chains import FORMS, Form, Known, formed
 from fixedpoint_diffusion.pipelines.delivery import delivered
 from fixedpoint_diffusion.pipelines.inversion import InvertOptions, PipelineInversion, invert_call
+from fixedpoint_diffusion.pipelines.layout import Layout
 from fixedpoint_diffusion.pipelines.loop import Loop
 from fixedpoint_diffusion.pipelines.passes import Pass
 from fixedpoint_diffusion.pipelines.probe import examine
@@ -277,7 +278,7 @@ class ParallelPipeline:
         rows = torch.arange(loop.layout.count, device=loop.start.device)
         for step in script.steps:
             prediction = loop.layout.rows(step.prediction)
-            loop.latest.note(torch.full_like(rows, step.number), rows, prediction, None)
+            loop.latest.note(torch.full_like(rows, step.number), rows, prediction)
         states = torch.stack(found, dim=1).to(loop.start.dtype)
         return api.solve(ChainProblem(_Played(made.states(states)), loop.start), solver="serial")
 
@@ -295,28 +296,41 @@ class ParallelPipeline:
     def _serial(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run the pipeline's own loop, and note its states."""
         script = Pass(Call.run)
-        output = self._replay(args, kwargs).play(script, deliver=True)
-        states = torch.stack([step.next for step in script.steps if step.next is not None], dim=1)
-        played = ChainProblem(_Played(states), script.steps[0].sample)
+        output = self._replay(args, kwargs).play(script, deliver=True, bar=True)
+        layout = _layout(script.steps[0].sample, output)
+        states = torch.stack([layout.rows(step.next) for step in script.steps if step.next is not None], dim=1)
+        played = ChainProblem(_Played(states), layout.rows(script.steps[0].sample))
         self.solution = api.solve(played, solver="serial")
         return output
 
     def _grad_mode(self) -> contextlib.AbstractContextManager[Any]:
         return torch.no_grad() if self._gradient is None else contextlib.nullcontext()
 
-    def _progress_bar(self, total: int) -> Any:
-        return self.pipe.progress_bar(total=total)
+    def _progress_bar(self, problem: ChainProblem) -> Any:
+        """Return the pipeline's own progress bar; None if its loop shows none."""
+        return self.pipe.progress_bar(total=problem.length) if self._made(problem).loop.replay.shows else None
 
     @contextlib.contextmanager
     def _bar(self, problem: ChainProblem) -> Any:
         """Shows the pipeline's own progress bar, a round at a time."""
-        with self._progress_bar(total=problem.length) as bar:
+        shown = self._progress_bar(problem)
+        if shown is None:
+            yield None
+            return
+        with shown as bar:
 
             def on_round(progress: Progress) -> None:
                 bar.update(1)
                 bar.set_postfix(error=f"{float(np.max(progress.relative_error)):.1e}", refresh=False)
 
             yield on_round
+
+
+def _layout(samples: Tensor, output: Any) -> Layout:
+    """Return how samples are images, as many as the pipeline returned: some guide by a doubled batch of samples."""
+    images = output if isinstance(output, Tensor) else output[0]
+    count = len(images) if hasattr(images, "__len__") and len(images) else len(samples)
+    return Layout(count, len(samples) // count) if len(samples) % count == 0 else Layout(len(samples))
 
 
 class _Played(Chain):

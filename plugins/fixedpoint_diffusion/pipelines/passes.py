@@ -13,6 +13,7 @@ from torch import Tensor
 from fixedpoint_diffusion.pipelines.calls import Call, equal_calls
 from fixedpoint_diffusion.pipelines.randomness import Noise
 from fixedpoint_diffusion.pipelines.stand_ins import LoopEnded, Script, Stage, StepCall, cloned
+from fixedpoint_diffusion.pipelines.trees import Path, mapped
 
 __all__ = ["Pass", "Step", "moved", "previous_of", "recalls", "with_previous"]
 
@@ -56,6 +57,16 @@ class Step:
     next: Tensor | None = None
     noise: list[Tensor] = field(default_factory=list)
 
+    def forget(self) -> None:
+        """Let go of the numbers, of which shapes and dtypes stay known; what was drawn stays."""
+        for call in self.calls:
+            call.forget()
+        self.result = mapped(self.result, _hollow)
+        if self.next is not None:
+            self.next = previous_of(self.result)
+        self.prediction, self.sample = _hollow((), self.prediction), _hollow((), self.sample)
+        self.arguments = mapped(self.arguments, _hollow)
+
     @property
     def settings(self) -> dict[str, Any]:
         """The arguments that are settings of the sampler, such as ``eta``."""
@@ -81,6 +92,8 @@ class Pass(Script):
         The steps of an earlier pass, if steps need not be taken: their results tell what kind of object to return.
     last
         The step with which the pass ends; None: it goes through.
+    keeps
+        Returns what is kept of a step in :attr:`kept`, once it was taken; None: all of it, in :attr:`steps`.
     """
 
     def __init__(
@@ -93,18 +106,21 @@ class Pass(Script):
         watches: bool = False,
         known: Sequence[Step] | None = None,
         last: int | None = None,
+        keeps: Callable[[Step], Any] | None = None,
     ) -> None:
         self.answer, self.told, self.prediction, self.noise = answer, told, prediction, noise
-        self.watches, self.known, self.last = watches or noise is not None, known, last
+        self.watches, self.known, self.last, self.keeps = watches or noise is not None, known, last, keeps
         self.steps: list[Step] = []
+        self.kept: list[Any] = []
+        self.counts: list[int] = []  # of the calls before each step
         self.calls: list[Call] = []  # since the last step
         self._timesteps: Any = None  # all that the scheduler has
 
     def stage(self, length: int | None) -> Stage:
-        if not self.steps:
+        if not self.counts:
             return "before"
         if length is not None:
-            return "after" if len(self.steps) >= length else "within"
+            return "after" if len(self.counts) >= length else "within"
         if self._timesteps is None:
             return "within"
         if not isinstance(self._timesteps, list):
@@ -118,7 +134,7 @@ class Pass(Script):
 
     def network(self, name: str, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         given = cloned((args, kwargs)) if self.copies else (args, kwargs)
-        call = Call.of(name, module, len(self.steps), len(self.calls), *given)
+        call = Call.of(name, module, len(self.counts), len(self.calls), *given)
         self.calls.append(call)
         output = self.answer(call)
         return cloned(output) if self.copies else output
@@ -126,22 +142,25 @@ class Pass(Script):
     def step(self, call: StepCall) -> Any:
         if self.copies:
             call.arguments = cloned(call.arguments)
-        number, given = len(self.steps), call.arguments
+        number, given = len(self.counts), call.arguments
         step = Step(number, self.calls, given["model_output"], given["sample"], given["timestep"], given)
         if self.prediction is not None:
             step.prediction = self.prediction(step)
-        self.steps.append(step)
+        self.counts.append(len(self.calls))
         self.calls, self._timesteps = [], getattr(call.scheduler, "timesteps", None)
         if self.known is not None and number < len(self.known):
-            if number == self.last:
-                raise LoopEnded
-            _advance(call.scheduler, given["timestep"])
             result = self.known[number].result
         else:
             result = step.result = self._taken(call, step)
             step.next = previous_of(result)
-            if number == self.last:
-                raise LoopEnded
+        if self.keeps is None:
+            self.steps.append(step)
+        else:
+            self.kept.append(self.keeps(step))
+        if number == self.last:
+            raise LoopEnded
+        if step.result is None:
+            _advance(call.scheduler, given["timestep"])
         told = None if self.told is None else self.told(step)
         if told is None and not self.copies:
             return result
@@ -156,6 +175,11 @@ class Pass(Script):
             result = call.take(step.prediction)
         step.noise = noise.drawn
         return result
+
+
+def _hollow(_path: Path, leaf: Any) -> Any:
+    """Return a tensor without numbers in place of one with numbers."""
+    return torch.empty_like(leaf.detach(), device="meta") if isinstance(leaf, Tensor) else leaf
 
 
 def moved(steps: Sequence[Step], told: Callable[[Step], Tensor]) -> bool:

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from fixedpoint_diffusion.pipelines.batches import most_rows, spending
-from fixedpoint_diffusion.pipelines.calls import Call, equal_calls
+from fixedpoint_diffusion.pipelines.calls import Call
 from fixedpoint_diffusion.pipelines.layout import Layout
 from fixedpoint_diffusion.pipelines.loop import Loop
-from fixedpoint_diffusion.pipelines.passes import Pass, Step, previous_of, recalls
+from fixedpoint_diffusion.pipelines.passes import Pass, Step, previous_of
 from fixedpoint_diffusion.pipelines.randomness import RandomStates
 from fixedpoint_diffusion.pipelines.refusals import check_keeps_nothing, check_one_shape
 from fixedpoint_diffusion.pipelines.replay import Replay
@@ -29,10 +29,10 @@ from fixedpoint_diffusion.pipelines.starts import scale_of
 from fixedpoint_diffusion.pipelines.sweep import BareSteps
 from fixedpoint_diffusion.pipelines.trees import NARROW, Path, leaves, mapped, widened
 
-__all__ = ["Examined", "arbitrary", "examine", "remembers"]
+__all__ = ["SEEDS", "Examined", "arbitrary", "examine", "next_of"]
 
 # The seeds of the arbitrary outputs.
-_SEEDS = (1, 2)
+SEEDS = (1, 2)
 
 
 @dataclass(eq=False)
@@ -88,7 +88,7 @@ class _First(Pass):
                 self.first = call, output
             self.own[kind], self.templates[kind] = output, widened(output)
             check_keeps_nothing(call.network, call.module)
-        found = arbitrary(self.own[kind], call, _SEEDS[0])
+        found = arbitrary(self.own[kind], call, SEEDS[0])
         self._note((call.arguments, found))
         return found
 
@@ -100,6 +100,12 @@ class _First(Pass):
     def changed(self) -> bool:
         """Whether the pipeline changed in place what networks and steps were given or returned."""
         return any(leaf._version != version for leaf, version in self._versions)
+
+    def forget(self) -> None:
+        """Let go of all steps: several passes at once would be larger than a solve is."""
+        self.steps = []
+        self._versions = []
+        del self.answer  # refers to this object
 
     def step(self, call: StepCall) -> Any:
         self.schedulers.add(call.scheduler)
@@ -127,17 +133,22 @@ def examine(replay: Replay, most: int | None) -> Examined:
     first = _First(replay)
     replay.play(first)
     if not first.steps:
-        raise ValueError(f"{name} took no step of its scheduler, so there is nothing to solve")
+        raise ValueError(
+            f"{name} took no step of the scheduler in its attribute scheduler, so there is nothing to solve; where it "
+            "reaches its scheduler through another object, let it use self.scheduler"
+        )
     if not any(step.calls for step in first.steps):
         raise ValueError(f"{name} called no network of its own between the steps of its scheduler")
     check_one_shape(name, (step.sample for step in first.steps))
     _name_encoders(replay, first)
     replay.length, replay.copies = len(first.steps), first.changed
-    steps = _passed(replay, first.templates, _SEEDS[0])
+    steps = _passed(replay, first.templates, SEEDS[0])
     # The first pass calls networks on what others returned, and so has their dtypes; it copies nothing.
-    again = _passed(replay, first.templates, _SEEDS[0]) if first.narrow or replay.copies else first.steps
+    again = _passed(replay, first.templates, SEEDS[0]) if first.narrow or replay.copies else first.steps
     _check_same(name, again, steps, bool(replay.encoders))
-    other = _passed(replay, first.templates, _SEEDS[1])
+    del again
+    first.forget()
+    other = _passed(replay, first.templates, SEEDS[1])
     if len(steps) != len(other) or [len(step.calls) for step in steps] != [len(step.calls) for step in other]:
         raise ValueError(
             f"{name} took {len(steps)} steps of its scheduler with some outputs of its network and {len(other)} with "
@@ -154,23 +165,23 @@ def examine(replay: Replay, most: int | None) -> Examined:
         loop.first = call, output
     if most is None:
         loop.most = most_rows(sample.device, call.rows, first.spent)
-    loop.scale = scale_of(loop, lambda latents: _passed(replay, first.templates, _SEEDS[0], latents=latents))
+    loop.scale = scale_of(loop, lambda latents: _passed(replay, first.templates, SEEDS[0], latents=latents))
     assert first.random is not None
     alone = len(first.schedulers) == 1 and "step" not in vars(replay.scheduler or replay.pipe.scheduler)
     if alone and all(_leaves_samples_alone(each) for each in (steps, other)):
-        loop.bare = BareSteps(first.scheduler, first.random)
+        loop.bare = BareSteps.of(first.scheduler, first.random, steps)
     return Examined(loop, other, first.scheduler)
 
 
 def _leaves_samples_alone(steps: Sequence[Step]) -> bool:
     """Whether every step is given what the step before it returned."""
-    return all(torch.equal(_next(one), two.sample) for one, two in itertools.pairwise(steps))
+    return all(torch.equal(next_of(one), two.sample) for one, two in itertools.pairwise(steps))
 
 
 def _check_same(name: str, first: Sequence[Step], steps: Sequence[Step], encoders: bool) -> None:
     """Check that two passes with the same outputs and generators are the same."""
     same = len(first) == len(steps) and (
-        encoders or all(torch.equal(_next(one), _next(two)) for one, two in zip(first, steps, strict=True))
+        encoders or all(torch.equal(next_of(one), next_of(two)) for one, two in zip(first, steps, strict=True))
     )
     if not same:
         raise ValueError(
@@ -201,8 +212,8 @@ def arbitrary(template: Any, call: Call, seed: int, changed: Callable[[Tensor], 
         if not isinstance(leaf, Tensor) or not leaf.is_floating_point():
             return leaf
         own = torch.Generator().manual_seed(number)
-        random = torch.randn(leaf.shape, generator=own, dtype=leaf.dtype).to(leaf.device)
-        if seed == _SEEDS[1] and random.ndim > 0:
+        random = torch.randn(leaf.shape, generator=own, dtype=leaf.dtype, device="cpu").to(leaf.device)
+        if seed == SEEDS[1] and random.ndim > 0:
             # So that no combination of rows is a fixed multiple of another by chance.
             size = torch.linspace(1.0, 2.0, len(random), dtype=random.dtype, device=random.device)
             random = random * size.view(-1, *[1] * (random.ndim - 1))
@@ -233,13 +244,14 @@ def _are_independent(replay: Replay, templates: dict[Any, Any], steps: Sequence[
                     grown = _bits(len(own), count, bit, own.device) == value
                     return torch.where(grown.view(-1, *[1] * (own.ndim - 1)), 1.5 * own, own)
 
-                return arbitrary(templates[call.kind], call, _SEEDS[0], change)
+                return arbitrary(templates[call.kind], call, SEEDS[0], change)
 
             script = Pass(answer)
             replay.play(script)
             kept = _bits(len(steps[0].sample), count, bit, steps[0].sample.device) != value
             if len(script.steps) != len(steps) or not all(
-                torch.equal(_next(one)[kept], _next(two)[kept]) for one, two in zip(steps, script.steps, strict=True)
+                torch.equal(next_of(one)[kept], next_of(two)[kept])
+                for one, two in zip(steps, script.steps, strict=True)
             ):
                 return False
     return True
@@ -250,101 +262,7 @@ def _bits(rows: int, count: int, bit: int, device: torch.device) -> Tensor:
     return (torch.arange(rows, device=device) % count) >> bit & 1
 
 
-def _next(step: Step) -> Tensor:
+def next_of(step: Step) -> Tensor:
+    """Return what a step that was taken returned."""
     assert step.next is not None
     return step.next
-
-
-def remembers(examined: Examined) -> bool:
-    """Return whether a step depends on more than the state before it and the outputs of its own networks.
-
-    Also finds out which calls have to wait for others (``loop.levels``), and whether passes may leave out steps.
-
-    Raises
-    ------
-    ValueError
-        If what is given to the scheduler or a network in a step depends on more than the state before it and the
-        networks of the step.
-    """
-    loop = examined.loop
-    generator = torch.Generator().manual_seed(3)
-    shape = (loop.length, *loop.start.shape)
-    size = loop.start.square().mean().sqrt()
-    states = torch.randn(shape, generator=generator, dtype=loop.start.dtype).to(loop.start.device) * size
-    chosen = torch.rand(loop.length, generator=generator) < 0.5
-
-    def passed(
-        states: Tensor, moved: Tensor | None = None, latents: Tensor | None = None, **options: Any
-    ) -> list[Step]:
-        def answer(call: Call) -> Any:
-            grown = moved is not None and bool(moved[min(call.step, loop.length - 1)])
-            return arbitrary(loop.template(call), call, _SEEDS[0], (lambda own: 1.5 * own) if grown else None)
-
-        def told(step: Step) -> Tensor | None:
-            return loop.layout.samples(states[step.number + 1]) if step.number + 1 < loop.length else None
-
-        script = Pass(answer, told=told, noise=loop.told_noise, **options)
-        instead: dict[str, Any] = {} if latents is None else {"latents": latents}
-        loop.replay.play(script, **instead)
-        return script.steps
-
-    base = passed(states)
-    loop.skips = _skips(base, lambda: passed(states, known=loop.steps))
-    loop.keeps_latents = _keeps_latents(loop, base, passed, states)
-    changed = recalled = False
-    for some in (chosen, ~chosen):
-        outputs = passed(states, some)
-        others = states.clone()
-        others[1:][some[:-1]] *= 1.5  # the state before the step after: what step ``some + 1`` is given
-        moved = passed(others)
-        for number, step in enumerate(base):
-            if not some[number]:
-                changed |= not torch.equal(_next(step), _next(outputs[number]))
-                recalled |= recalls(step, outputs[number])
-            else:
-                _note_levels(loop, step, outputs[number])
-            if number > 0 and not some[number - 1]:
-                changed |= not torch.equal(_next(step), _next(moved[number]))
-                recalled |= recalls(step, moved[number])
-    if recalled:
-        raise ValueError(
-            f"{type(loop.replay.pipe).__name__} mixes outputs or states of earlier steps into what it gives to its "
-            "networks or its scheduler, so that the steps cannot be evaluated together; a guider with a momentum, or a "
-            "callback that keeps what it sees, may be the reason"
-        )
-    return changed
-
-
-def _keeps_latents(loop: Loop, base: Sequence[Step], passed: Callable[..., list[Step]], states: Tensor) -> bool:
-    """Whether steps after the first one change with the argument ``latents``, where they are given the same states."""
-    if loop.scale is None:
-        return False
-    other = loop.layout.samples(loop.start.detach()) * (1.5 / loop.scale)
-    moved = passed(states, latents=other.to(loop.steps[0].sample.dtype))
-    return any(
-        not torch.equal(_next(one), _next(two))
-        or not all(equal_calls(mine, its) for mine, its in zip(one.calls, two.calls, strict=True))
-        for one, two in zip(base[1:], moved[1:], strict=True)
-    )
-
-
-def _skips(base: Sequence[Step], play: Callable[[], list[Step]]) -> bool:
-    """Whether a pass without steps makes the same calls."""
-    try:
-        bare = play()
-    except Exception:  # a scheduler of a stranger's may keep its count in another way
-        return False
-    if len(bare) != len(base):
-        return False
-    return all(
-        equal_calls(one, two)
-        for step, its in zip(base, bare, strict=True)
-        for one, two in zip(step.calls, its.calls, strict=True)
-    )
-
-
-def _note_levels(loop: Loop, base: Step, outputs: Step) -> None:
-    """A call whose input changes with the outputs of this step's calls waits for those before it."""
-    for call, its in zip(base.calls, outputs.calls, strict=True):
-        if not equal_calls(call, its):
-            loop.levels[call.step, call.place] = call.place

@@ -42,7 +42,8 @@ class RandomStates:
         if self._cuda is not None:
             torch.cuda.set_rng_state_all(self._cuda)
         np.random.set_state(self._numpy)
-        random.setstate(self._python)
+        if random.getstate() != self._python:  # setting takes longer than comparing
+            random.setstate(self._python)
 
 
 class Noise(TorchFunctionMode):

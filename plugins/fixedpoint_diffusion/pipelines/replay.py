@@ -116,10 +116,13 @@ class Replay:
         self.encoders: set[str] = set()
         # What takes the steps in place of the pipeline's scheduler; None: that.
         self.scheduler: Any = None
+        # Whether the pipeline asked for a progress bar.
+        self.shows = False
+        self._names: dict[type, tuple[str, ...]] = {}
         # How the last replay ended, if the pipeline did not end it.
         self.ended: LoopEnded | None = None
 
-    def play(self, script: Script, *, deliver: bool = False, **instead: Any) -> Any:
+    def play(self, script: Script, *, deliver: bool = False, bar: bool = False, **instead: Any) -> Any:
         """Carry the call out; return its result, or None if it was ended.
 
         If the pipeline raises, its attributes and generators stay as they were at that moment, as after its own call.
@@ -131,6 +134,8 @@ class Replay:
         deliver
             Whether this is the replay whose result the user gets: the decoder runs, and the pipeline's attributes and
             generators stay as they are at the end.
+        bar
+            Whether the pipeline shows its own progress bar: rounds have one of their own.
         instead
             Arguments of the pipeline that replace those of the call.
         """
@@ -141,7 +146,8 @@ class Replay:
             given = "latents" in instead and self.kwargs.get("latents") is None
             (self.given if given else self.random).restore()
             self.ended, script.copies = None, self.copies
-            stands_in = self._stand_ins(Place(script, self.length, deliver))
+            place = Place(script, self.length, deliver)
+            stands_in = self._stand_ins(place, bar)
             result, keep = None, deliver
             try:
                 vars(pipe).update(stands_in)
@@ -154,6 +160,7 @@ class Replay:
                 raise
             finally:
                 self._heard = True
+                place.end()
                 if keep:
                     self._keep(own, stands_in)
                 else:
@@ -185,9 +192,15 @@ class Replay:
             finally:
                 before.restore()
 
-    def _stand_ins(self, place: Place) -> dict[str, Any]:
-        found: dict[str, Any] = {"scheduler": scheduler_copy(self.pipe, self.scheduler, place.script)}
+    def _stand_ins(self, place: Place, bar: bool) -> dict[str, Any]:
+        own = self.scheduler or self.pipe.scheduler
+        if type(own) not in self._names:
+            self._names[type(own)] = tuple(inspect.signature(own.step).parameters)
+        scheduler = scheduler_copy(self.pipe, own, self._names[type(own)], place)
+        found: dict[str, Any] = {"scheduler": scheduler}
         for name, part in vars(self.pipe).items():
+            if part is self.pipe.scheduler:
+                found[name] = scheduler  # under another name, too
             if is_guider(part):
                 found[name] = copied(part)
             if isinstance(part, torch.nn.Module):
@@ -195,13 +208,23 @@ class Replay:
         if callable(getattr(self.pipe, "encode_prompt", None)):
             known = self._known.setdefault("encode_prompt", Known())
             found["encode_prompt"] = prompt_encoder(self.pipe.encode_prompt, place, known)
-        found["_progress_bar_config"] = {"disable": True}  # the rounds have a bar of their own
+        if callable(getattr(self.pipe, "progress_bar", None)):
+            found["progress_bar"] = self._asked_for_bar
+        if not bar:
+            found["_progress_bar_config"] = {"disable": True}
         found["maybe_free_model_hooks"] = Later()
         return found
 
+    def _asked_for_bar(self, *args: Any, **kwargs: Any) -> Any:
+        self.shows = True
+        return type(self.pipe).progress_bar(self.pipe, *args, **kwargs)
+
     def _keep(self, own: dict[str, Any], stands_in: dict[str, Any]) -> None:
         """Leave the pipeline as its own call would: new attributes stay, what stood in for its parts goes."""
-        now = vars(self.pipe)
+        now, parts = vars(self.pipe), {id(ours): own[name] for name, ours in stands_in.items() if name in own}
+        for name, value in now.items():
+            if name not in stands_in and id(value) in parts:
+                now[name] = parts[id(value)]  # the pipeline keeps a part under a new name
         for name, ours in stands_in.items():
             if now.get(name) is ours:
                 if name == "scheduler" or is_guider(ours):

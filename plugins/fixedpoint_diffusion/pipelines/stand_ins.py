@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import functools
-import inspect
 import itertools
 import threading
 import types
@@ -116,7 +115,11 @@ def is_autoencoder(part: Any) -> bool:
 def copied(part: Any) -> Any:
     """Return a copy of a scheduler or guider; what it remembers of an earlier run is copied without gradients."""
     remembered = [leaf for _, leaf in leaves(vars(part)) if _has_graph(leaf)]
-    return copy.deepcopy(part, {id(each): each.detach().clone() for each in remembered})
+    known: dict[int, Any] = {id(each): each.detach().clone() for each in remembered}
+    config = vars(part).get("_internal_dict")
+    if config is not None:
+        known[id(config)] = config  # cannot be changed
+    return copy.deepcopy(part, known)
 
 
 def detached(value: Any) -> Any:
@@ -135,14 +138,13 @@ def _has_graph(leaf: Any) -> bool:
     return isinstance(leaf, Tensor) and leaf.grad_fn is not None
 
 
-def scheduler_copy(pipe: Any, other: Any, script: Script) -> Any:
-    """Return a copy of a pipeline's scheduler, or of another in its place, whose ``step`` goes through the script."""
-    made, thread = copied(other or pipe.scheduler), threading.get_ident()
-    names = tuple(inspect.signature(made.step).parameters)
+def scheduler_copy(pipe: Any, own: Any, names: tuple[str, ...], place: Place) -> Any:
+    """Return a copy of a scheduler whose ``step``, with parameters of these names, goes through the script."""
+    made, thread = copied(own), threading.get_ident()
 
     def check_thread() -> None:
         if threading.get_ident() != thread:
-            script.disturbed = True
+            place.script.disturbed = True
             raise RuntimeError(
                 f"{type(pipe).__name__} is being sampled jointly in another thread; a pipeline serves one call at a "
                 "time"
@@ -150,7 +152,7 @@ def scheduler_copy(pipe: Any, other: Any, script: Script) -> Any:
 
     def step(owner: Any, real: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         check_thread()
-        return script.step(StepCall(owner, real, {**dict(zip(names, args, strict=False)), **kwargs}))
+        return place.script.step(StepCall(owner, real, {**dict(zip(names, args, strict=False)), **kwargs}))
 
     def begin(_owner: Any, real: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         check_thread()
@@ -196,6 +198,10 @@ class Place:
 
     def __init__(self, script: Script, length: int | None, deliver: bool) -> None:
         self.script, self._length, self._deliver = script, length, deliver
+
+    def end(self) -> None:
+        """Let go of the script: the copy of the scheduler refers to itself, and so would keep what a replay made."""
+        del self.script
 
     @property
     def known(self) -> bool:
@@ -266,20 +272,14 @@ class _StandsIn:
 
 
 class _Network(_StandsIn):
-    def __init__(
-        self,
-        part: torch.nn.Module,
-        place: Place,
-        known: Known,
-        ask: Callable[[tuple[Any, ...], dict[str, Any]], Any],
-    ) -> None:
+    def __init__(self, name: str, part: torch.nn.Module, place: Place, known: Known) -> None:
         super().__init__(part, place, known)
-        object.__setattr__(self, "_ask", ask)
+        object.__setattr__(self, "_name", name)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         # As long as the number of steps is not known, calls of networks tell how far the loop goes.
         own = self._elsewhere or (self._place.known and self._place.stage() == "after")
-        return self._part(*args, **kwargs) if own else self._ask(args, kwargs)
+        return self._part(*args, **kwargs) if own else self._place.script.network(self._name, self._part, args, kwargs)
 
 
 class _Encoder(_StandsIn):
@@ -347,4 +347,4 @@ def stand_in(name: str, part: torch.nn.Module, place: Place, known: Known, encod
         return _Autoencoder(part, place, known)
     if encodes or _is_of_transformers(part):
         return _Encoder(part, place, known)
-    return _Network(part, place, known, functools.partial(place.script.network, name, part))
+    return _Network(name, part, place, known)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from torch import Tensor
 from fixedpoint_diffusion.pipelines.layout import Layout
 from fixedpoint_diffusion.pipelines.passes import Step, previous_of, with_previous
 from fixedpoint_diffusion.pipelines.randomness import Noise, RandomStates
-from fixedpoint_diffusion.pipelines.stand_ins import LoopEnded, Script, Stage, StepCall, cloned
+from fixedpoint_diffusion.pipelines.stand_ins import LoopEnded, Script, Stage, StepCall, cloned, copied
 
 __all__ = ["BareSteps", "Sweep"]
 
@@ -99,19 +98,32 @@ class BareSteps:
         The scheduler before its first step; it is copied.
     random
         The states of all generators then.
+    sample
+        What the first step is given.
+    arguments
+        The other arguments of every step, but for its prediction.
     """
 
     scheduler: Any
     random: RandomStates
+    sample: Tensor
+    arguments: list[dict[str, Any]]
 
-    def carry_out(self, sweep: Sweep, steps: Sequence[Step]) -> None:
-        """Carry a sweep out, with the arguments of the steps of an earlier pass."""
-        scheduler = copy.deepcopy(self.scheduler)
-        sample = steps[0].sample
-        for step in steps[: len(sweep.predictions)]:
-            given = {**step.arguments, "sample": sample}
-            sample = previous_of(sweep.taken(functools.partial(_step, scheduler, given)))
+    @classmethod
+    def of(cls, scheduler: Any, random: RandomStates, steps: Sequence[Step]) -> BareSteps:
+        """Return the steps of an earlier pass."""
+        arguments = [dict(step.arguments) for step in steps]
+        for each in arguments:
+            del each["sample"], each["model_output"]
+        return cls(scheduler, random, steps[0].sample, arguments)
+
+    def carry_out(self, sweep: Sweep) -> None:
+        """Carry a sweep out."""
+        scheduler, sample = copied(self.scheduler), self.sample
+        for arguments in self.arguments[: len(sweep.predictions)]:
+            given = functools.partial(_step, scheduler, sample, arguments)
+            sample = previous_of(sweep.taken(given))
 
 
-def _step(scheduler: Any, arguments: dict[str, Any], prediction: Tensor) -> Any:
-    return scheduler.step(**{**arguments, "model_output": prediction})
+def _step(scheduler: Any, sample: Tensor, arguments: dict[str, Any], prediction: Tensor) -> Any:
+    return scheduler.step(model_output=prediction, sample=sample, **arguments)

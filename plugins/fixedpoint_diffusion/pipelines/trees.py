@@ -16,7 +16,9 @@ NARROW = (torch.float16, torch.bfloat16)
 
 def leaves(value: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:
     """Yield what is not a container, with the keys and places that lead to it, in a fixed order."""
-    if isinstance(value, Mapping):
+    if isinstance(value, Tensor):  # most are; the other questions take longer
+        yield path, value
+    elif isinstance(value, Mapping):
         for key, each in value.items():
             yield from leaves(each, (*path, key))
     elif isinstance(value, (list, tuple)):
@@ -28,6 +30,8 @@ def leaves(value: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:
 
 def mapped(value: Any, change: Callable[[Path, Any], Any], path: Path = ()) -> Any:
     """Return the same containers with ``change(path, leaf)`` in place of every leaf."""
+    if isinstance(value, Tensor):
+        return change(path, value)
     if isinstance(value, Mapping):
         parts = {key: mapped(each, change, (*path, key)) for key, each in value.items()}
         made: Any = type(value)

@@ -75,7 +75,11 @@ class SamplerChain(MemorylessChain, HasReferenceSlopes, HasRepresentativeSteps):
 
     def reference_slopes(self) -> Float[Tensor, " N"]:
         """Those for Gaussian data of variance 1, float64; 1 where the noise levels are not known."""
-        return torch.ones(self.length, dtype=torch.float64) if self.levels is None else self.gaussian_slopes(1.0)
+        return (
+            torch.ones(self.length, dtype=torch.float64, device="cpu")
+            if self.levels is None
+            else self.gaussian_slopes(1.0)
+        )
 
     def representative_steps(self) -> Sequence[int]:
         """Those that the denoiser declares; else the first."""
@@ -168,7 +172,11 @@ class MultistepChain(AffineChain, HasJumps, HasGaussianSlopes, HasSampleFactors,
 
     def reference_slopes(self) -> Float[Tensor, " K"]:
         """Those for Gaussian data of variance 1, float64; 0 where the noise levels are not known."""
-        return torch.zeros(self.length, dtype=torch.float64) if self.levels is None else self.gaussian_slopes(1.0)
+        return (
+            torch.zeros(self.length, dtype=torch.float64, device="cpu")
+            if self.levels is None
+            else self.gaussian_slopes(1.0)
+        )
 
     def jumps(self, x0: Float[Tensor, "B *event"], row: Int[Tensor, " B"]) -> Float[Tensor, "B K *event"]:
         """All states, each by one jump from ``x_0``, with the clean image held at what the first evaluation implies.
@@ -192,7 +200,7 @@ class MultistepChain(AffineChain, HasJumps, HasGaussianSlopes, HasSampleFactors,
         """The coefficients of ``u_0``, the clean image and the draws in ``u_1 .. u_K`` while the image is held."""
         tables, (of_input, of_output) = self.tables, self.clean
         pulled = tables.weights / of_output
-        system = torch.eye(len(tables.starts), dtype=torch.float64)
+        system = torch.eye(len(tables.starts), dtype=torch.float64, device="cpu")
         system[:, :-1] += pulled * of_input
         given = torch.cat(
             [(tables.starts / tables.starts[0]).unsqueeze(1), pulled.sum(1, keepdim=True), tables.noise], dim=1
@@ -209,7 +217,7 @@ def _clean(tables: SamplerTables) -> tuple[Float[Tensor, " K"], Float[Tensor, " 
     """The coefficients of input and output in what jumps hold: the clean image, or the output where it is not known."""
     levels = tables.levels
     if levels is None:
-        ones = torch.ones(tables.evaluations, dtype=torch.float64)
+        ones = torch.ones(tables.evaluations, dtype=torch.float64, device="cpu")
         return torch.zeros_like(ones), ones
     return levels.clean_input, levels.clean_output
 

@@ -70,5 +70,5 @@ class Draws(TorchFunctionMode):
             raise NotAffineError(f"its step draws noise of shape {size} for images of shape {self.shape}")
         self.made.append(self._step)
         if self.noise is None:
-            return torch.zeros(size, dtype=torch.float64)
+            return torch.zeros(size, dtype=torch.float64, device="cpu")
         return self.noise[len(self.made) - 1].clone()  # a step may overwrite it

@@ -74,8 +74,10 @@ class HeldSteps:
             exponent.append(exponent[-1] + power)
             zeros.append(zeros[-1] + (alpha == 0.0))
             image.append(alpha * image[-1] + beta)
-        running, weights = (torch.tensor(each, dtype=torch.float64) for each in (product, image))
-        return cls(keep, gain, running, torch.tensor(exponent), torch.tensor(zeros), weights)
+        running, weights = (torch.tensor(each, dtype=torch.float64, device="cpu") for each in (product, image))
+        return cls(
+            keep, gain, running, torch.tensor(exponent, device="cpu"), torch.tensor(zeros, device="cpu"), weights
+        )
 
     def to(self, device: torch.device) -> HeldSteps:
         """The same numbers on a device."""
@@ -95,7 +97,7 @@ class HeldSteps:
         Two neighbouring kept states determine the clean image of the jump from one to the other; the states between
         them are those of that jump. Where they do not determine it, the later one has no weight.
         """
-        state = torch.arange(1, len(self.keep) + 1)
+        state = torch.arange(1, len(self.keep) + 1, device="cpu")
         place = torch.searchsorted(kept, state)
         before = torch.cat([kept.new_zeros(1), kept])[place]
         (here, gained), (there, whole) = self.jump(before, state), self.jump(before, kept[place])

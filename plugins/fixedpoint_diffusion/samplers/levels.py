@@ -98,7 +98,7 @@ def _suggested(scheduler: Any, timesteps: Tensor, predicted: str) -> Iterator[No
     if sigmas is not None:
         between = _table(scheduler, "sigmas_interpol", count)
         if between is not None:  # second order with evaluations in between: every other one
-            mixed = torch.where(torch.arange(count) % 2 == 0, sigmas, between)
+            mixed = torch.where(torch.arange(count, device="cpu") % 2 == 0, sigmas, between)
             yield from levels_of(1 / (1 + mixed**2).sqrt(), mixed / (1 + mixed**2).sqrt(), predicted)
         yield from levels_of(1 / (1 + sigmas**2).sqrt(), sigmas / (1 + sigmas**2).sqrt(), predicted)
         yield from levels_of(1 - sigmas, sigmas, predicted)
@@ -147,8 +147,8 @@ def _leads_along(levels: NoiseLevels, inputs: Tensor) -> bool:
     expected = torch.stack([levels.signal, levels.noise], dim=1)
     # Each image as its shares of the clean image and of the noise in the start.
     start = expected[0] / starts[0]
-    known = torch.tensor([1.0, 0.0], dtype=torch.float64)
-    outputs = torch.zeros(count, 2, dtype=torch.float64)
+    known = torch.tensor([1.0, 0.0], dtype=torch.float64, device="cpu")
+    outputs = torch.zeros(count, 2, dtype=torch.float64, device="cpu")
     for j in range(count):
         reached = starts[j] * start + weights[j] @ outputs
         if not bool(((reached - expected[j])[compared].abs() <= _AGREES).all()):

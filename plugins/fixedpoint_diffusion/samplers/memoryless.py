@@ -138,7 +138,7 @@ class MemorylessChain(
         if added is not None:
             every = torch.arange(len(added.noise), device=added.noise.device)
             arrived = self.steps.accumulated(added.every(every, added.noise), kept)[:, kept - 1]
-            added = AddedNoise.of(arrived, torch.eye(len(kept), dtype=torch.float64))
+            added = AddedNoise.of(arrived, torch.eye(len(kept), dtype=torch.float64, device="cpu"))
         chain._hold(added)
         return chain
 
@@ -146,13 +146,15 @@ class MemorylessChain(
         """All states, each by one jump from ``x_0``, at one evaluation of the denoiser per row."""
         index = torch.zeros_like(row)
         seen, image = (part.unsqueeze(1) for part in self._mixture(x0, self._prediction(x0, index, row), index))
-        end = torch.arange(1, self.length + 1)
+        end = torch.arange(1, self.length + 1, device="cpu")
         along = (1, -1, *[1] * (x0.ndim - 1))  # broadcasts one weight per state over rows and event
         kept, gained = (weight.to(x0).view(along) for weight in self.steps.jump(torch.zeros_like(end), end))
         states = kept * seen + gained * image
         if self.added is not None:
             # ``kept`` is the last state alone: every jump starts at state 0, so the noise accumulates from there.
-            states = states + self.steps.accumulated(self.added.every(row, x0), torch.tensor([self.length]))
+            states = states + self.steps.accumulated(
+                self.added.every(row, x0), torch.tensor([self.length], device="cpu")
+            )
         return states
 
     def extend(
@@ -246,7 +248,7 @@ class MemorylessChain(
         if states.shape != (len(x0), len(kept), *x0.shape[1:]):
             wanted = (len(x0), len(kept), *x0.shape[1:])
             raise ValueError(f"states must have shape {wanted}, one for each of kept, got {tuple(states.shape)}")
-        place = torch.searchsorted(kept, torch.arange(1, self.length + 1))
+        place = torch.searchsorted(kept, torch.arange(1, self.length + 1, device="cpu"))
         along = (1, -1, *[1] * (x0.ndim - 1))
         first, last = (share.to(x0).view(along) for share in self.steps.blend(kept))
         after = states
@@ -307,7 +309,9 @@ class MemorylessChain(
             arrived, added = None, self.added
             if added is not None:
                 every = torch.arange(len(added.noise), device=added.noise.device)
-                arrived = self.steps.accumulated(added.every(every, added.noise), torch.tensor([self.length]))
+                arrived = self.steps.accumulated(
+                    added.every(every, added.noise), torch.tensor([self.length], device="cpu")
+                )
             self._extensions[device] = self.steps.to(device), arrived
         return self._extensions[device]
 

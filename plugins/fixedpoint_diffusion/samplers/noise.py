@@ -55,7 +55,7 @@ def draw_noise(
     rows = []
     for seed in seeds:
         generator = seed if isinstance(seed, torch.Generator) else torch.Generator().manual_seed(seed)
-        rows.append(torch.randn(steps + 1, *shape, generator=generator, dtype=drawn))
+        rows.append(torch.randn(steps + 1, *shape, generator=generator, dtype=drawn, device="cpu"))
     stacked = torch.stack(rows).to(dtype).to(device)
     return stacked[:, 0].clone(), stacked[:, 1:].clone() if steps else None
 

@@ -237,13 +237,13 @@ def _probed(recipe: _Recipe) -> SamplerTables:
     if count == 0:
         raise ValueError(f"{recipe.name} has no timesteps as it is set")
     counted = Draws((1, 1, 1, 1))
-    nothing = torch.zeros(1, 1, 1, 1, dtype=torch.float64)
+    nothing = torch.zeros(1, 1, 1, 1, dtype=torch.float64, device="cpu")
     recipe.run(nothing, [nothing] * count, counted)
     draws = tuple(counted.made)
     width = 1 + count + len(draws)
 
     scale = float(getattr(scheduler, "init_noise_sigma", 1.0))
-    unit = torch.eye(width, dtype=torch.float64).view(width, 1, 1, 1, width)
+    unit = torch.eye(width, dtype=torch.float64, device="cpu").view(width, 1, 1, 1, width)
     found = _pass(recipe, unit, scale, count)
     inputs, states = found.inputs.view(count + 1, width), found.states.view(count, width)
     _check_finite(recipe, inputs)
@@ -285,7 +285,7 @@ def _check_finite(recipe: _Recipe, inputs: Tensor) -> None:
 
 def _check_affine(recipe: _Recipe, rows: Tensor, scale: float, count: int) -> None:
     generator = torch.Generator().manual_seed(0)
-    images = torch.randn(rows.shape[1], 2, 3, 4, 5, dtype=torch.float64, generator=generator)
+    images = torch.randn(rows.shape[1], 2, 3, 4, 5, dtype=torch.float64, generator=generator, device="cpu")
     run = _pass(recipe, images, scale, count)
     found = torch.cat([run.inputs, run.states]).flatten(1)
     flat = images.flatten(1)

@@ -74,7 +74,7 @@ class NoiseSchedule(Options):
     @property
     def final_alpha_cumprod(self) -> Float[Tensor, ""]:
         """The share of signal at the end of a chain, a float64 scalar."""
-        return torch.ones((), dtype=torch.float64) if self.set_alpha_to_one else self.alphas_cumprod[0]
+        return torch.ones((), dtype=torch.float64, device="cpu") if self.set_alpha_to_one else self.alphas_cumprod[0]
 
     def timesteps(self, num_inference_steps: int) -> NDArray[np.int64]:
         """The timesteps of a chain of ``N`` steps, from noise to image.
@@ -154,15 +154,18 @@ class NoiseSchedule(Options):
         """The variances of the training steps, float32 as in diffusers."""
         count = self.num_train_timesteps
         if self.trained_betas is not None:
-            return torch.tensor(self.trained_betas, dtype=torch.float32)
+            return torch.tensor(self.trained_betas, dtype=torch.float32, device="cpu")
         if self.beta_schedule == "linear":
-            return torch.linspace(self.beta_start, self.beta_end, count, dtype=torch.float32)
+            return torch.linspace(self.beta_start, self.beta_end, count, dtype=torch.float32, device="cpu")
         if self.beta_schedule == "scaled_linear":
-            return torch.linspace(self.beta_start**0.5, self.beta_end**0.5, count, dtype=torch.float32) ** 2
+            return (
+                torch.linspace(self.beta_start**0.5, self.beta_end**0.5, count, dtype=torch.float32, device="cpu") ** 2
+            )
         # At most 0.999, against a singularity in the last steps (Nichol & Dhariwal 2021, section 3.2).
         return torch.tensor(
             [min(1.0 - _cosine((i + 1) / count) / _cosine(i / count), 0.999) for i in range(count)],
             dtype=torch.float32,
+            device="cpu",
         )
 
 

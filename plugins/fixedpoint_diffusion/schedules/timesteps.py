@@ -49,11 +49,11 @@ class Route:
 
     def levels(self, schedule: DDIMSchedule) -> tuple[Float[Tensor, " N"], Float[Tensor, " N"]]:
         """The share of signal at the timestep of every step, and at the timestep that the step leads to; float64."""
-        return schedule.levels(self.tensor(), torch.tensor(self.before))
+        return schedule.levels(self.tensor(), torch.tensor(self.before, device="cpu"))
 
     def tensor(self) -> Int[Tensor, " N"]:
         """The timesteps, int64."""
-        return torch.tensor(self.timesteps)
+        return torch.tensor(self.timesteps, device="cpu")
 
     def __len__(self) -> int:
         return len(self.timesteps)

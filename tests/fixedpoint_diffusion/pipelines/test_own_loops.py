@@ -9,30 +9,14 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, DDPMPipeline, DPMSolverMultistepScheduler
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
+from own_loops import STEPS, Own
 from tiny_pipelines import pipeline
 from torch import Tensor
 
 from fixedpoint_diffusion import parallel
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
-
-STEPS = 8
-
-
-class Own(DDPMPipeline):
-    """Begins at given numbers and goes on as a loop of a subclass does; returns the samples."""
-
-    def __call__(self, generator: torch.Generator) -> tuple[Tensor]:
-        size = self.unet.config.sample_size
-        sample = torch.randn(2, self.unet.config.in_channels, size, size, generator=generator)
-        self.scheduler.set_timesteps(STEPS)
-        for t in self.scheduler.timesteps:
-            sample = self.after(sample, t)
-        return (sample,)
-
-    def after(self, sample: Tensor, t: Tensor) -> Tensor:
-        raise NotImplementedError
 
 
 class ChangesOutput(Own):

@@ -11,8 +11,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fixedpoint.core.evaluator import Evaluated, Evaluator
-from fixedpoint.core.loop import solution_at
 from fixedpoint.core.options import option
+from fixedpoint.core.outcome import solution_at
 from fixedpoint.core.progress import Progress
 from fixedpoint.core.solution import Claim, Solution
 from fixedpoint.core.solver import Solver

@@ -12,7 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from fixedpoint.config.files import write_atomically
+from fixedpoint.config.bounded import check_regular, read_bytes
+from fixedpoint.config.targets import check_folder, holds_text
+from fixedpoint.config.writing import make_folder, write_atomically
 from fixedpoint.execution.plain import json_text
 from fixedpoint_diffusion.command.pictures import as_png, sheet
 from fixedpoint_diffusion.command.sampling.request import Entry, SampleJob
@@ -21,6 +23,9 @@ from fixedpoint_diffusion.command.sampling.work import Batch, Row
 __all__ = ["SampleResults"]
 
 _IMAGES, _SHEET, _REPORT = "images", "samples.png", "report.json"
+_NAMES = re.compile(r"report\.json|samples\.png|images(/.*)?")
+# Bytes of a report that is taken over.
+_MOST_JSON = 2**28
 # Pictures of a sheet: in a row where prompts have one image each, on the whole, and the longer side in pixels.
 _COLUMNS, _SHOWN, _LARGEST = 10, 100, 256
 
@@ -49,7 +54,8 @@ class SampleResults:
         self.job, self.folder = job, folder
         self.rows: dict[int, dict[str, Any]] = {}
         self.batches: list[dict[str, Any]] = []
-        folder.mkdir(parents=True, exist_ok=True)
+        check_folder(folder, _NAMES, (), lambda place: holds_text(place / _REPORT, b'"num_inference_steps"'), "samples")
+        make_folder(folder)
         if not fresh:
             self._take_over()
         self.reused = len(self.rows)
@@ -71,7 +77,7 @@ class SampleResults:
         self.batches.append({**told, "plan": batch.plan})
         for row, picture in zip(batch.rows, batch.pictures, strict=True):
             name = self._name(row.entry)
-            write_atomically(self.folder / name, as_png(_levels(picture)))
+            self._write(name, as_png(_levels(picture)))
             self.rows[row.entry.number] = _plain(row, batch.steps, name)
         # The report says "interrupted" until ``close`` replaces it.
         self._write_report(interrupted=True)
@@ -79,7 +85,7 @@ class SampleResults:
     def close(self, interrupted: bool = False) -> dict[str, Any]:
         """Write the contact sheet and the final report, and return the content of the report."""
         if self.rows:
-            write_atomically(self.folder / _SHEET, as_png(self._sheet()))
+            self._write(_SHEET, as_png(self._sheet()))
         return self._write_report(interrupted)
 
     def written(self) -> list[str]:
@@ -93,9 +99,9 @@ class SampleResults:
 
     def _take_over(self) -> None:
         try:
-            earlier = json.loads((self.folder / _REPORT).read_text(encoding="utf-8"))
+            earlier = json.loads(read_bytes(self.folder / _REPORT, _MOST_JSON))
             known = {row["key"]: row for row in earlier["images"] if isinstance(row["file"], str)}
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
             return  # no report, or one that is damaged: every image is sampled
         for entry in self.job.entries:
             row, name = known.get(entry.key), self._name(entry)
@@ -105,9 +111,10 @@ class SampleResults:
 
     def _is_whole(self, name: str) -> bool:
         try:
-            with Image.open(self.folder / name) as picture:
+            check_regular(self.folder / name)
+            with Image.open(self.folder / name, formats=("PNG",)) as picture:
                 picture.load()
-        except (OSError, SyntaxError):
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
             return False
         return True
 
@@ -151,8 +158,11 @@ class SampleResults:
             "batches": self.batches,
             "folder": str(self.folder),
         }
-        write_atomically(self.folder / _REPORT, (json_text(report, canonical=False) + "\n").encode())
+        self._write(_REPORT, (json_text(report, canonical=False) + "\n").encode())
         return report
+
+    def _write(self, name: str, content: bytes) -> None:
+        write_atomically(self.folder / name, content, within=self.folder)
 
 
 def _plain(row: Row, steps: int, name: str) -> dict[str, Any]:

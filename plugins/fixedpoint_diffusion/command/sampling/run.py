@@ -9,6 +9,7 @@ from typing import Any
 import typer
 from rich.console import Console
 
+from fixedpoint.config.writing import WriteError
 from fixedpoint.execution.plain import json_text
 from fixedpoint.registry import CommandError
 from fixedpoint_diffusion.command.console import complain
@@ -44,8 +45,8 @@ def run(job: SampleJob, folder: Path, fresh: bool = False, quiet: bool = False, 
                 raise KeyboardInterrupt(_interrupted(results)) from None
             raise
         report = results.close()
-    except OSError as error:
-        raise CommandError(f"cannot write {error.filename or folder}: {error.strerror or error}", status=1) from None
+    except WriteError as error:
+        raise CommandError(f"cannot write {error.filename}: {error.strerror}", status=1) from None
     for row in report["images"]:
         if row["status"] != "converged":
             complain(f"{row['file']}: {row['sentence']}")

@@ -107,3 +107,21 @@ def test_the_shipped_run_file_is_the_table(choice, column, solver):
             assert len(within) == 0
         else:
             assert within[0] + 1 == pytest.approx(published, rel=0.15)
+
+
+@pytest.mark.parametrize(
+    ("solver", "most"),
+    [
+        ({"name": "anderson", "memory": 3}, 23),
+        ({"name": "squarem", "scheme": "squarem"}, 81),
+        ({"name": "squarem"}, 67),
+    ],
+    ids=["anderson", "squarem", "cyclic"],
+)
+def test_the_poisson_mixture_takes_no_more_evaluations_than_published(solver, most):
+    """From the start of Varadhan & Roland 2008; the counts are those of SpeedMapping.jl's documentation."""
+    problem = registry.create("task", "poisson-mixture-em").build(0)
+    start = torch.tensor([0.28, 1.06, 2.59], dtype=torch.float64)
+    solution = fixedpoint.solve(lambda z: problem(z[None])[0], start, solver=solver, rtol=0.0, atol=1e-8)
+    assert solution.converged.all()
+    assert solution.evaluations[0] <= most

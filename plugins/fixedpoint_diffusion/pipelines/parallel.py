@@ -328,9 +328,12 @@ class ParallelPipeline:
 
 def _layout(samples: Tensor, output: Any) -> Layout:
     """Return how samples are images, as many as the pipeline returned: some guide by a doubled batch of samples."""
-    images = output if isinstance(output, Tensor) else output[0]
-    count = len(images) if hasattr(images, "__len__") and len(images) else len(samples)
-    return Layout(count, len(samples) // count) if len(samples) % count == 0 else Layout(len(samples))
+    if isinstance(output, (tuple, list)) or hasattr(output, "to_tuple"):
+        output = next(iter(output if isinstance(output, (tuple, list)) else output.to_tuple()), None)
+    alike = isinstance(output, (Tensor, np.ndarray, list)) and getattr(output, "ndim", 1) > 0
+    alike = alike and len(output) > 0 and len(samples) % len(output) == 0
+    count = len(output) if alike else len(samples)
+    return Layout(count, len(samples) // count)
 
 
 class _Played(Chain):

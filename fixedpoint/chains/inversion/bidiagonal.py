@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 __all__ = ["Bidiagonalisation"]
@@ -37,9 +37,14 @@ class Bidiagonalisation:
         ``J v`` and ``J^T u`` of each row, for vectors of shape ``(B, d)``.
     rhs
         ``b``, shape ``(B, d)``.
+    sizes
+        Shape ``(B,)``, int64: how many vectors of the basis each row uses; those after them are ignored.
     """
 
-    def __init__(self, forward: Product, backward: Product, rhs: Float[Tensor, "B d"]) -> None:
+    def __init__(
+        self, forward: Product, backward: Product, rhs: Float[Tensor, "B d"], sizes: Int[Tensor, " B"]
+    ) -> None:
+        self.sizes = sizes
         self._forward, self._backward, self._like = forward, backward, rhs
         b = rhs.double()
         self.size = b.norm(dim=1)
@@ -62,14 +67,24 @@ class Bidiagonalisation:
 
     def step(self, damping: Float[Tensor, " B"]) -> Float[Tensor, "B d"]:
         """Return the damped step ``d``; ``damping`` is ``mu`` in units of the largest squared singular value."""
+        weights, _ = self._solved(damping)
+        return (weights.unsqueeze(2) * torch.stack(self.right, dim=1)).sum(dim=1).to(self._like)
+
+    def remaining(self, damping: Float[Tensor, " B"]) -> Float[Tensor, " B"]:
+        """Return ``|J d - b|`` of the damped step, float64."""
+        return self._solved(damping)[1]
+
+    def _solved(self, damping: Float[Tensor, " B"]) -> tuple[Float[Tensor, "B k"], Float[Tensor, " B"]]:
         k = len(self.right)
         small = self.size.new_zeros(len(self.size), k + 1, k)
         for place, (diagonal, below) in enumerate(self._columns):
             small[:, place, place], small[:, place + 1, place] = diagonal, below
+        weights, left = torch.zeros(len(small), k, dtype=torch.float64), torch.zeros(len(small), dtype=torch.float64)
         # One after the other and on the host: the bits of a row are then the same in every batch.
-        parts = zip(small.cpu(), self.size.cpu(), damping.cpu(), strict=True)
-        weights = torch.stack([_damped(*each) for each in parts]).to(self.size.device)
-        return (weights.unsqueeze(2) * torch.stack(self.right, dim=1)).sum(dim=1).to(self._like)
+        parts = zip(small.cpu(), self.size.cpu(), damping.cpu(), self.sizes.tolist(), strict=True)
+        for row, (matrix, size, mu, used) in enumerate(parts):
+            weights[row, :used], left[row] = _damped(matrix[: used + 1, :used], size, mu)
+        return weights.to(self.size.device), left.to(self.size.device)
 
     def _cleaned(self, vector: Tensor, basis: list[Tensor]) -> tuple[Tensor, Tensor]:
         """Return a vector made orthogonal to a basis and scaled, and its length; zero where nothing is left."""
@@ -89,9 +104,11 @@ def _scaled(vector: Tensor, length: Tensor) -> Tensor:
     return (vector / length.unsqueeze(1).masked_fill(zero, 1.0)).masked_fill(zero, 0.0)
 
 
-def _damped(small: Float[Tensor, "m k"], size: Tensor, mu: Tensor) -> Float[Tensor, " k"]:
-    """Solve one small damped least-squares problem with the right-hand side ``size e_1``."""
+def _damped(small: Float[Tensor, "m k"], size: Tensor, mu: Tensor) -> tuple[Float[Tensor, " k"], Tensor]:
+    """Solve one small damped least-squares problem with the right-hand side ``size e_1``; return its rest, too."""
     left, values, right = torch.linalg.svd(small, full_matrices=False)
     damping = mu * values[0].square().clamp(min=torch.finfo(values.dtype).tiny)
     weights: Tensor = right.T @ (values / (values.square() + damping) * size * left[0])
-    return weights
+    rest = small @ weights
+    rest[0] -= size
+    return weights, rest.norm()

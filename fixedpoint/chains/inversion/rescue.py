@@ -15,7 +15,7 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -35,6 +35,8 @@ STAGE = "least squares"
 # Steps that contract at no better a rate than this belong to the end.
 _CONTRACTS = 0.7
 _POWERS = 8
+# Vectors that are spent on each of two starts before the nearer one is followed.
+_TRIAL = 48
 # The end is solved to this share of the tolerance.
 _ENOUGH = 0.5
 
@@ -79,7 +81,16 @@ def _solve_end(
     steps, on_host = range(work.chain.length - length, work.chain.length), rows.cpu().numpy()
     problem = ChainProblem(work.chain, work.end[rows], max_batch=work.max_batch, rows=rows)
     shooting = Shooting(problem, steps, _teller(work, len(rows)))
-    shot = shooting.minimise(work.states[rows, steps.start], _ENOUGH * work.tolerance, vectors)
+    enough = _ENOUGH * work.tolerance
+    # Under much guidance the state that was found step by step is far from any that leads to the end, and the end
+    # itself is the better start; under little it is the other way round.
+    trial = min(_TRIAL, vectors // 3)
+    first = shooting.minimise(work.states[rows, steps.start], enough, trial)
+    other = shooting.minimise(
+        torch.where(_along(first.distance > enough, work.end), work.end[rows], first.states[:, 0]), enough, trial
+    )
+    nearer = _along(first.distance <= other.distance, work.end)
+    shot = shooting.minimise(torch.where(nearer, first.states[:, 0], other.states[:, 0]), enough, vectors - 2 * trial)
     work.spent(STAGE, shooting.counts, rows=on_host)
     states = work.states[rows]
     states[:, steps.start :] = shot.states
@@ -156,3 +167,8 @@ def _rates(work: Workbench, rows: Int[Tensor, " k"], preconditioner: AnySlope) -
 def _teller(work: Workbench, rows: int) -> Callable[[int, float], None] | None:
     tell = work.tell
     return None if tell is None else lambda number, distance: tell(STAGE, Progress(number, rows, distance))
+
+
+def _along(chosen: Bool[Tensor, " k"], like: Tensor) -> Bool[Tensor, "k *ones"]:
+    """Return one choice for each row in a shape that selects between states."""
+    return chosen.view(-1, *[1] * (like.ndim - 1))

@@ -32,12 +32,14 @@ from fixedpoint.gradients.recorded import products, severed
 
 __all__ = ["Shooting", "Shot", "difference_share"]
 
-# Vectors of the first bidiagonalisation; each further one has twice as many, up to the largest number.
-_FIRST, _MOST = 32, 128
+# Vectors of the first bidiagonalisation of a row, the fewest and the most. More of them resolve weaker directions, in
+# which a step is long and the linear model soon wrong: their number follows how well the model was met.
+_FIRST, _FEWEST, _MOST = 12, 8, 128
+_MET, _MISSED = 0.75, 0.25
 # Damping, in units of the largest squared singular value: the first one, the least, and the factor of a change.
 _DAMPING, _LEAST, _CHANGE = 1e-6, 1e-10, 30.0
 _TRIALS = 4
-# Two steps in succession that leave more than this share of the distance end a row.
+# Two steps in succession that leave more than this share of the distance, and promise no better, end a row.
 _SLOW = 0.9
 
 
@@ -108,32 +110,43 @@ class Shooting:
         shot = self.run(start)
         states, end, distance = shot.states, shot.end, shot.distance
         damping = torch.full_like(distance, _DAMPING)
-        slow = torch.zeros(len(start), dtype=torch.long, device=start.device)
-        size, number = _FIRST, 0
+        sizes = torch.full(distance.shape, _FIRST, device=start.device)
+        used, slow, number = torch.zeros_like(sizes), torch.zeros_like(sizes), 0
         while True:
-            running = ((distance > enough) & distance.isfinite() & (slow < 2)).nonzero().flatten()
-            size = min(size, vectors)
-            if not len(running) or not size:
+            sizes = torch.minimum(sizes, vectors - used)
+            going = (distance > enough) & distance.isfinite() & (slow < 2) & (sizes > 0)
+            rows = going.nonzero().flatten()
+            if not len(rows):
                 return Shot(states, end, distance)
-            before = distance[running]
-            model = self._linear(states[running], end[running], running, size)
-            self._step(model, running, states, end, distance, damping)
-            slow[running] = torch.where(distance[running] > _SLOW * before, slow[running] + 1, 0)
-            vectors, size, number = vectors - size, min(2 * size, _MOST), number + 1
+            before, size = distance[rows].clone(), sizes[rows]
+            model = self._linear(states[rows], end[rows], rows, size)
+            predicted = model.remaining(damping[rows]) / start[0].numel() ** 0.5
+            self._step(model, rows, states, end, distance, damping)
+            used[rows] += size
+            met = (before - distance[rows]) / (before - predicted).clamp(min=torch.finfo(torch.float64).tiny)
+            grows, shrinks = (met >= _MET) & (size < _MOST), met < _MISSED
+            sizes[rows] = torch.where(grows, 2 * size, torch.where(shrinks, size // 2, size)).clamp(_FEWEST, _MOST)
+            slow[rows] = torch.where((distance[rows] > _SLOW * before) & ~grows, slow[rows] + 1, 0)
+            number += 1
             if self._tell is not None:
                 self._tell(number, float(distance.nan_to_num(nan=0.0).max()))
 
     def _linear(
-        self, states: Float[Tensor, "b m *event"], end: Float[Tensor, "b *event"], rows: Int[Tensor, " b"], size: int
+        self,
+        states: Float[Tensor, "b m *event"],
+        end: Float[Tensor, "b *event"],
+        rows: Int[Tensor, " b"],
+        sizes: Tensor,
     ) -> Bidiagonalisation:
-        """Bidiagonalise the Jacobian at the present states."""
+        """Bidiagonalise the Jacobian at the present states, with its own number of vectors for each row."""
         after = torch.cat([states[:, 1:], end.unsqueeze(1)], dim=1)
         model = Bidiagonalisation(
             lambda v: self._pushed(states, after, v.view_as(end), rows).flatten(1),
             lambda u: self._pulled(states, u.view_as(end), rows).flatten(1),
             (self.target[rows] - end).flatten(1),
+            sizes,
         )
-        for _ in range(size):
+        for _ in range(int(sizes.max())):
             model.extend()
         return model
 

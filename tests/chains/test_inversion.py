@@ -343,3 +343,21 @@ def test_least_squares_never_comes_out_farther() -> None:
     assert (found.round_trip <= left.round_trip * (1 + 1e-4) + 1e-5).all()
     assert found.succeeded.tolist() == (found.round_trip <= 2e-3).tolist()
     assert not found.succeeded.all()
+
+
+class Unseen(Turned):
+    """The same, of which autograd sees nothing."""
+
+    def step(self, x: Tensor, index: Tensor, row: Tensor) -> Tensor:
+        return super().step(x.detach(), index, row)
+
+
+def test_without_a_gradient_least_squares_bring_nothing_and_raise_nothing() -> None:
+    chain = Unseen(7)
+    end = serially(chain, draw(8, 3, 12))
+    plain = JointInversion(clean_end=0, rescue=True, vectors=0)
+    left = invert_chain(chain, end, method=plain, tolerance=1e-5)
+    found = invert_chain(chain, end, method=replace(plain, vectors=96), tolerance=1e-5)
+    assert not left.succeeded.all()
+    assert (found.round_trip <= left.round_trip * (1 + 1e-4) + 1e-6).all()
+    assert found.succeeded.tolist() == left.succeeded.tolist()

@@ -83,15 +83,16 @@ class Bidiagonalisation:
         # One after the other and on the host: the bits of a row are then the same in every batch.
         parts = zip(small.cpu(), self.size.cpu(), damping.cpu(), self.sizes.tolist(), strict=True)
         for row, (matrix, size, mu, used) in enumerate(parts):
+            used = min(used, k)
             weights[row, :used], left[row] = _damped(matrix[: used + 1, :used], size, mu)
         return weights.to(self.size.device), left.to(self.size.device)
 
     def _cleaned(self, vector: Tensor, basis: list[Tensor]) -> tuple[Tensor, Tensor]:
         """Return a vector made orthogonal to a basis and scaled, and its length; zero where nothing is left."""
         before = vector.norm(dim=1)
-        for _ in range(2):
-            for each in basis:
-                vector = vector - (vector * each).sum(dim=1, keepdim=True) * each
+        for known in [torch.stack(basis, dim=1)] * 2 if basis else []:
+            inner = (known * vector.unsqueeze(1)).sum(dim=2, keepdim=True)
+            vector = vector - (inner * known).sum(dim=1)
         length = vector.norm(dim=1)
         none: Bool[Tensor, " B"] = ~(length > _ENDS * before) | self.ended
         self.ended = self.ended | none

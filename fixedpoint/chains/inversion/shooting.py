@@ -148,6 +148,8 @@ class Shooting:
         )
         for _ in range(int(sizes.max())):
             model.extend()
+            if bool(model.ended.all()):  # fewer unknowns than vectors
+                break
         return model
 
     def _step(

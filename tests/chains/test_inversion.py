@@ -296,3 +296,68 @@ def test_rows_that_the_joint_part_leaves_are_rescued_step_by_step() -> None:
     assert rescued.evaluations[0] == left.evaluations[0]
     assert (rescued.residuals[1:] <= 1e-8).all()
     assert "step by step" in rescued.stages
+
+
+class Turned(Chain):
+    """Linear steps, and an end of two that turn some directions over and keep next to nothing of others."""
+
+    length = 8
+
+    def __init__(self, seed: int, hard: int = 2) -> None:
+        turned = [torch.linalg.qr(draw(seed + i, 12, 12))[0] for i in range(2)]
+        self.matrix = turned[0] @ torch.diag(torch.linspace(-1.2, 1.6, 12, dtype=torch.float64)) @ turned[0].T
+        self.hard = hard
+
+    def step(self, x: Tensor, index: Tensor, row: Tensor) -> Tensor:
+        bent = x @ self.matrix
+        bent = bent + 0.05 * torch.tanh(bent)
+        return torch.where((index >= self.length - self.hard).unsqueeze(1), bent, 0.9 * x)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_an_end_that_does_not_contract_is_solved_by_least_squares(dtype: torch.dtype) -> None:
+    """Step by step it is missed; by least squares over the whole end, which is found by measuring, it is not."""
+    chain = Turned(7)
+    chain.matrix = chain.matrix.to(dtype)
+    end = serially(chain, draw(8, 3, 12).to(dtype))
+    plain = JointInversion(clean_end=0, rescue=True, vectors=0)
+    left = invert_chain(chain, end, method=plain, tolerance=1e-5)
+    found = invert_chain(chain, end, method=replace(plain, vectors=96), tolerance=1e-5)
+    assert not left.succeeded.all()
+    assert found.succeeded.all(), found.message
+    assert float(rms(serially(chain, found.latents) - end).max()) <= 1e-5
+    assert "least squares" in found.stages
+    # At most two evaluations of each step of the end for each vector, and a few for each Gauss-Newton step.
+    spent = found.evaluations - left.evaluations
+    assert (spent <= 2 * 2 * 96 + 8 * 4 * 2 + 4 * chain.length + 9 * chain.length + 60 * chain.length).all()
+    # A row does not depend on its neighbours.
+    alone = invert_chain(chain, end[1:2], method=replace(plain, vectors=96), tolerance=1e-5)
+    torch.testing.assert_close(alone.states[0], found.states[1], rtol=1e-4, atol=1e-4)
+
+
+def test_least_squares_never_comes_out_farther() -> None:
+    """Of an end that no start leads to, the nearest is kept, and the status says that it is missed."""
+    chain, end = Folding(draw(3, 6, 2)), draw(6, 6, 2)
+    left = invert_chain(chain, end, method=JointInversion(rescue=True, vectors=0))
+    found = invert_chain(chain, end, method=JointInversion(rescue=True))
+    assert (found.round_trip <= left.round_trip * (1 + 1e-4) + 1e-5).all()
+    assert found.succeeded.tolist() == (found.round_trip <= 2e-3).tolist()
+    assert not found.succeeded.all()
+
+
+class Unseen(Turned):
+    """The same, of which autograd sees nothing."""
+
+    def step(self, x: Tensor, index: Tensor, row: Tensor) -> Tensor:
+        return super().step(x.detach(), index, row)
+
+
+def test_without_a_gradient_least_squares_bring_nothing_and_raise_nothing() -> None:
+    chain = Unseen(7)
+    end = serially(chain, draw(8, 3, 12))
+    plain = JointInversion(clean_end=0, rescue=True, vectors=0)
+    left = invert_chain(chain, end, method=plain, tolerance=1e-5)
+    found = invert_chain(chain, end, method=replace(plain, vectors=96), tolerance=1e-5)
+    assert not left.succeeded.all()
+    assert (found.round_trip <= left.round_trip * (1 + 1e-4) + 1e-6).all()
+    assert found.succeeded.tolist() == left.succeeded.tolist()

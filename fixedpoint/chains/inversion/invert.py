@@ -50,11 +50,11 @@ class InversionProgress:
     Attributes
     ----------
     stage
-        ``"clean end"``, ``"joint"`` or ``"step by step"``, and at the end ``"round trip"``.
+        ``"clean end"``, ``"joint"``, ``"step by step"`` or ``"least squares"``, and at the end ``"round trip"``.
     round
         Number of rounds so far, over all stages.
     relative_error
-        The largest relative error of any row, in this stage.
+        The largest relative error of any row, in this stage; by least squares, that of the last state.
     """
 
     stage: str
@@ -111,7 +111,7 @@ def invert_chain(
     if not tolerance > 0:
         raise ValueError(f"tolerance must be positive, got {tolerance}")
     told = _Told(on_round)
-    work = Workbench(chain, x_N, max_batch, told if on_round else None, method.clean_steps(chain))
+    work = Workbench(chain, x_N, max_batch, told if on_round else None, method.clean_steps(chain), tolerance)
     method.fill(work)
     back = _round_trip(work, told if on_round else None)
     off = (back - x_N).flatten(1).double().square().mean(dim=1).sqrt()

@@ -5,8 +5,9 @@ removed. The inverse equation ``Phi_i(x) = x_{i+1}`` then hardly determines thes
 residual of these steps is carried to every earlier step. So the *clean end* is inverted first, one step after another,
 each by an accelerated fixed point that keeps its best point. All steps before it are then inverted as one joint fixed
 point (``fixedpoint.chains.inversion.problem``), which contracts. Where it does not (much guidance), ``rescue`` inverts
-the rows that are left step by step, all steps like those of the clean end: an accelerated fixed point of one step finds
-what that of all steps does not.
+the rows that are left step by step, all steps like those of the clean end. What then still misses the tolerance is
+inverted anew: the last steps, as many as are measured not to contract, by least squares over all of them, and those
+before jointly (``fixedpoint.chains.inversion.rescue``).
 
 The chain itself provides which steps these are (``HasGaussianSlopes``). For data with zero variance, the slope of a
 step is the share of a change off the data that the step passes on. Where this share is below two fifths, plain rounds
@@ -28,6 +29,7 @@ import numpy as np
 
 from fixedpoint.chains.capabilities import HasGaussianSlopes
 from fixedpoint.chains.chain import Chain
+from fixedpoint.chains.inversion.rescue import solve_ends
 from fixedpoint.chains.inversion.workbench import AnySlope, Workbench
 from fixedpoint.chains.slope.preconditioner import Coefficient, Identity
 from fixedpoint.core.loop import StepSolver
@@ -80,7 +82,8 @@ class JointInversion(Inverter):
     preconditioner: AnySlope = option(factory=Identity, help="slopes of the steps, by which defects are swept back")
     rtol: float = option(1e-5, ge=0.0, lt=1.0, help="relative change of any state at which a row is done")
     max_rounds: int = option(40, ge=1, help="largest number of rounds of the joint part")
-    rescue: bool = option(False, help="invert rows that the joint part leaves unfinished step by step")
+    rescue: bool = option(False, help="invert rows that miss the tolerance again, step by step and by least squares")
+    vectors: int = option(384, ge=0, help="largest number of vectors of the least-squares problems of one row")
 
     def check(self) -> None:
         for name in ("clean_solver", "solver"):
@@ -106,6 +109,9 @@ class JointInversion(Inverter):
                 rule = Termination(rtol=self.rtol, max_rounds=self.clean_rounds, patience=_PATIENCE)
                 for step in reversed(steps):
                     work.solve_again("step by step", step, self.clean_solver, rule, self.preconditioner, left)
+        if self.rescue and self.vectors:
+            rule = Termination(rtol=self.rtol, max_rounds=self.max_rounds)
+            solve_ends(work, self.solver, rule, self.preconditioner, self.vectors)
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,7 @@ _SENTENCES = {
     InversionStatus.INVERTED: "the chain makes the end of it, to the tolerance",
     InversionStatus.MISFIT: (
         "what is left is left by the clean end, whose steps nearly project: the end is off what the chain can make, or "
-        "they require more evaluations (clean_rounds) or another guess of how many they are (clean_end)"
+        "they require more evaluations (clean_rounds, vectors) or another guess of how many they are (clean_end)"
     ),
     InversionStatus.UNFINISHED: (
         "the rounds ended before the states were found; allow more (max_rounds, clean_rounds), or a smaller rtol"

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -46,6 +46,8 @@ class Workbench:
         Called after every round with the name of the stage and the progress of its solve; None: not called.
     clean
         Number of steps of the clean end.
+    tolerance
+        The rms of the round trip at which a row counts as inverted, in units of the states.
     states
         ``x_0 .. x_{N-1}``, shape ``(B, N, *event)``; not initialised before an inverter sets them.
     residuals
@@ -65,6 +67,7 @@ class Workbench:
     max_batch: int | None
     tell: Callable[[str, Progress], None] | None
     clean: int
+    tolerance: float = 2e-3
     states: Float[Tensor, "B N *event"] = field(init=False)
     residuals: Float[Tensor, "B N"] = field(init=False)
     clean_end_defect: Float[Tensor, "B *event"] = field(init=False)
@@ -102,7 +105,7 @@ class Workbench:
             The solution of the joint fixed point.
         """
         problem = self.problem(steps, preconditioner)
-        solution = self._solved(stage, problem, solver, rule)
+        solution = self.solved(stage, problem, solver, rule)
         self.states[:, steps.start : steps.stop] = solution.z
         self._note(problem.defects(solution.state, solution.fstate), steps)
         return solution
@@ -115,7 +118,7 @@ class Workbench:
         """
         steps = range(step, step + 1)
         problem = self.problem(steps, preconditioner)
-        solution = self._solved(stage, problem, solver, rule)
+        solution = self.solved(stage, problem, solver, rule)
         state, value = solution.state.clone(), solution.fstate.clone()
         # The most that plain rounds can move a row if every one is as long as the first.
         reach = float(rule.max_rounds or 1) * solution.trace.error[0]
@@ -123,7 +126,7 @@ class Workbench:
         far = np.flatnonzero(~(gone <= reach) & np.isfinite(reach))
         if len(far):
             rows = to_device(far, state.device)
-            again = self._solved(stage, problem.take(rows), Picard(), rule, rows=far)
+            again = self.solved(stage, problem.take(rows), Picard(), rule, rows=far)
             state[rows], value[rows] = again.state, again.fstate
         self.states[:, step] = state.view_as(self.end)
         self._note(problem.defects(state, value), steps)
@@ -140,7 +143,7 @@ class Workbench:
         """Find the state before one step anew in some rows, from the state after it; arguments as for :meth:`solve`."""
         steps, places = range(step, step + 1), to_device(rows, self.end.device)
         problem = self.problem(steps, preconditioner).take(places)
-        solution = self._solved(stage, problem, solver, rule, rows=rows)
+        solution = self.solved(stage, problem, solver, rule, rows=rows)
         self.states[places, step] = solution.z[:, 0]
         defects = problem.defects(solution.state, solution.fstate)
         self.residuals[places, step] = defects[:, 0].double().square().mean(dim=1).sqrt()
@@ -151,7 +154,7 @@ class Workbench:
         The arguments are those of :meth:`solve`. No residual is known for that state: call :meth:`look` afterwards.
         """
         steps = range(step, step + 1)
-        solution = self._solved(stage, self.problem(steps, preconditioner), solver, rule)
+        solution = self.solved(stage, self.problem(steps, preconditioner), solver, rule)
         self.states[:, step] = solution.fz[:, 0]
 
     def problem(self, steps: range, preconditioner: AnySlope) -> InverseProblem:
@@ -159,13 +162,19 @@ class Workbench:
         after = self.end if steps.stop == self.chain.length else self.states[:, steps.stop]
         return InverseProblem(self.chain, after, preconditioner=preconditioner, max_batch=self.max_batch, steps=steps)
 
-    def look(self, stage: str) -> None:
-        """Evaluate every step at the states that were found, in one round, and store the residuals."""
-        problem = InverseProblem(self.chain, self.end, max_batch=self.max_batch, start=self.states)
+    def look(self, stage: str, rows: Int[Tensor, " k"] | None = None) -> None:
+        """Evaluate every step at the states of all rows, or of some, in one round, and store the residuals."""
+        places = torch.arange(len(self.end), device=self.end.device) if rows is None else rows
+        problem = InverseProblem(
+            self.chain, self.end[places], max_batch=self.max_batch, rows=places, start=self.states[places]
+        )
         evaluator = Evaluator(problem)
         at = evaluator(problem.initial())
-        self._note(problem.defects(at.z, at.fz), range(self.chain.length))
-        self.spent(stage, evaluator.counts)
+        defects = problem.defects(at.z, at.fz)
+        self.residuals[places] = defects.double().square().mean(dim=2).sqrt()
+        of_clean = defects[:, self.chain.length - self.clean :].sum(dim=1)
+        self.clean_end_defect[places] = of_clean.view_as(self.end[places])
+        self.spent(stage, evaluator.counts, None if rows is None else rows.cpu().numpy())
 
     def spent(self, stage: str, counts: Counts, rows: NDArray[np.int64] | None = None) -> None:
         """Add the counts of a stage; with ``rows`` they are those of these rows only."""
@@ -177,7 +186,7 @@ class Workbench:
         self.counts.add(counts)
         self.stages[stage] = self.stages.get(stage, 0) + counts.rounds
 
-    def _solved(
+    def solved(
         self,
         stage: str,
         problem: InverseProblem,
@@ -185,6 +194,7 @@ class Workbench:
         rule: Termination,
         rows: NDArray[np.int64] | None = None,
     ) -> Solution:
+        """Solve a problem, of all rows or of those that are named, and count it; no state is stored."""
         tell = self.tell
         on_round = None if tell is None else lambda progress: tell(stage, progress)
         solution = solver.solve(Evaluator(problem, norm=rule.yardstick), problem.initial(), rule, on_round)

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int8
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -212,16 +212,12 @@ def iterate(
     at = solver.begin(f, z0)
     state = solver.init(f, at)
     selects = _supports_row_selection(solver, f)
-    status = np.zeros(z0.shape[0], dtype=np.int8)
-    rounds = np.zeros(z0.shape[0], dtype=np.int64)
+    status, rounds = np.zeros(z0.shape[0], dtype=np.int8), np.zeros(z0.shape[0], dtype=np.int64)
     rows = np.arange(z0.shape[0])  # which rows of the solve f still holds; compaction shortens this and `final`
     final = status.copy()
     while True:
         judged, again = judge(at)
-        exhausted = solver.exhausted(state)
-        if exhausted is not None:
-            judged = judged.masked_fill((judged == Status.RUNNING) & exhausted, Status.STALLED)
-        host = _to_host(judged, again, f.improved if f.tracks_best else again)
+        host = _to_host(_exhausted(solver, state, judged), again, f.improved if f.tracks_best else again)
         if f.tracks_best:
             f.settle(everywhere=bool(host[2].all()) and not torch.is_grad_enabled())
         running = final == Status.RUNNING
@@ -232,9 +228,7 @@ def iterate(
         finished = running & (final != Status.RUNNING)
         kept = finished & (solver.has_fixed_length | (final == Status.CONVERGED))
         f.keep(kept, at)  # rows that failed return their best point instead
-        if latest is not None and finished.any():
-            ended = to_device(np.flatnonzero(finished), z0.device)
-            latest.index_copy_(0, to_device(rows[finished], z0.device), at.fz.index_select(0, ended))
+        _store(latest, rows[finished], at.fz, np.flatnonzero(finished))
         running = final == Status.RUNNING
         status[rows] = final
         if "decisions" in f.wanted:
@@ -253,10 +247,7 @@ def iterate(
             f, host, running = part.f, host[:, chosen], running[chosen]
             judge.yardstick = f.yardstick  # tolerances may differ from row to row
         f.narrow(running)
-        if ((host[1] == 2) & running).any():
-            at = f.best.where(again == 2, at)
-        if ((host[1] > 0) & running).any():
-            state = solver.reset(state, again > 0)
+        at, state = _restarted(solver, f, at, state, again, host[1] * running)
         proposal, state = stepped(solver, f, at, state)
         del at  # frees the last value, so that f can allocate the next one in its place
         at = proposal if isinstance(proposal, Evaluated) else f(proposal)
@@ -280,6 +271,29 @@ def _judge(
     kind = {"has_fixed_length": solver.has_fixed_length, "affine": solver.affine}
     kind["can_restart"] = type(solver).reset is not StepSolver.reset
     return Judge(termination, dtype, **kind, origin=f.origin, yardstick=f.yardstick, pace=pace)
+
+
+def _exhausted(solver: StepSolver[Any], state: Any, judged: Int8[Tensor, " B"]) -> Int8[Tensor, " B"]:
+    """Return the statuses, with those rows stalled for which the solver knows no further step."""
+    exhausted = solver.exhausted(state)
+    return judged if exhausted is None else judged.masked_fill((judged == Status.RUNNING) & exhausted, Status.STALLED)
+
+
+def _restarted(
+    solver: StepSolver[S], f: Evaluator, at: Evaluated, state: S, again: Int8[Tensor, " B"], told: NDArray[np.int8]
+) -> tuple[Evaluated, S]:
+    """Return point and state with rows put back to their best point and begun anew, as the judge says (``told``)."""
+    if (told == 2).any():
+        at = f.best.where(again == 2, at)
+    return at, solver.reset(state, again > 0) if told.any() else state
+
+
+def _store(latest: Tensor | None, rows: NDArray[np.int64], values: Tensor, places: NDArray[np.int64]) -> None:
+    """Write the values at some places into some rows, if there is memory for them."""
+    if latest is None or not len(rows):
+        return
+    device = values.device
+    latest.index_copy_(0, to_device(rows, device), values.index_select(0, to_device(places, device)))
 
 
 def _supports_row_selection(solver: StepSolver[Any], f: Evaluator) -> bool:

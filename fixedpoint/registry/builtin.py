@@ -11,17 +11,17 @@ __all__: list[str] = []
 
 @hookimpl
 def fixedpoint_solvers() -> list[Component]:
-    return [*_methods(), *_combinations(), *_of_chains()]
+    return [*_accelerations(), *_newton(), *_combinations(), *_of_chains()]
 
 
-def _methods() -> list[Component]:
-    """Solvers for problems of any kind."""
+def _accelerations() -> list[Component]:
+    """Solvers for problems of any kind that call ``f`` alone."""
     return [
         Component(
             "auto",
             "fixedpoint.solvers.auto:Auto",
-            "the documented choice: long-memory Anderson, then Newton-Krylov",
-            ("Walker & Ni 2011", "Knoll & Keyes 2004"),
+            "the documented choice: long-memory Anderson and SQUAREM in turns, then Newton-Krylov",
+            ("Walker & Ni 2011", "Varadhan & Roland 2008", "Knoll & Keyes 2004"),
         ),
         Component(
             "picard",
@@ -48,6 +48,24 @@ def _methods() -> list[Component]:
             ("Fang & Saad 2009", "Zhang, O'Donoghue & Boyd 2020"),
         ),
         Component(
+            "aitken",
+            "fixedpoint.solvers.aitken:Aitken",
+            "dynamic relaxation: one length per row from the last two residuals",
+            ("Irons & Tuck 1969", "Macleod 1986"),
+        ),
+        Component(
+            "squarem",
+            "fixedpoint.solvers.squarem:Squarem",
+            "squared and cyclic extrapolation, for EM and other slow monotone maps",
+            ("Varadhan & Roland 2008", "Lepage-Saucier 2024"),
+        ),
+    ]
+
+
+def _newton() -> list[Component]:
+    """Solvers that call for products with the Jacobian."""
+    return [
+        Component(
             "newton-krylov",
             "fixedpoint.solvers.newton_krylov:NewtonKrylov",
             "Newton's method with GMRES",
@@ -70,18 +88,6 @@ def _methods() -> list[Component]:
             "fixedpoint.solvers.krylov:Krylov",
             "an affine map as one linear system, by GMRES or BiCGSTAB",
             ("Saad & Schultz 1986", "van der Vorst 1992"),
-        ),
-        Component(
-            "aitken",
-            "fixedpoint.solvers.aitken:Aitken",
-            "dynamic relaxation: one length per row from the last two residuals",
-            ("Irons & Tuck 1969", "Macleod 1986"),
-        ),
-        Component(
-            "squarem",
-            "fixedpoint.solvers.squarem:Squarem",
-            "squared and cyclic extrapolation, for EM and other slow monotone maps",
-            ("Varadhan & Roland 2008", "Lepage-Saucier 2024"),
         ),
     ]
 

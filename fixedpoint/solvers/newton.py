@@ -10,12 +10,13 @@ At ``z_k`` with ``r_k = f(z_k) - z_k`` and its Jacobian ``B_k``:
 test does not change if the equations are multiplied by any matrix, so that neither their units nor their sign matter.
 The damping follows from what the last steps showed of the curvature:
 
-    lambda_{k+1} = min(1, lambda_k ||s_k|| ||s'|| / (||s' - s_{k+1}|| ||s_{k+1}||))     before the first trial
-    lambda       = min(lambda / 2, lambda^2 ||s_k|| / (2 ||s' - (1 - lambda) s_k||))    after a rejected one,
-                                                                                        at least lambda / 10
+    lambda_{k+1} = min(1, lambda_k ||s_k|| ||s'|| / (||s' - s_{k+1}|| ||s_{k+1}||))
+    lambda       = min(lambda / 2, lambda^2 ||s_k|| / (2 ||s' - (1 - lambda) s_k||))
 
-Norms are those of the unknowns in units of ``1 / ||B e_j||``, and singular values of ``B`` in
-these units that are below ``D eps`` times the largest count as zero. A row ends where ``lambda`` falls below ``least``.
+before the first trial, and after a rejected one, where it is at least ``lambda / 10``.
+
+Norms are those of the unknowns in units of ``1 / ||B e_j||``, and singular values of ``B`` in these units that are
+below ``D eps`` times the largest count as zero. A row ends where ``lambda`` falls below ``least``.
 Where we differ: a full step that leaves less than ``slow`` of the step updates the Jacobian by Broyden's formula; a
 rejected step with such a Jacobian computes it anew, before ``lambda`` is reduced. A singular ``B_k`` has the shortest
 step. With ``damping="none"`` every finite trial is accepted.

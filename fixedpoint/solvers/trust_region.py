@@ -2,7 +2,8 @@ r"""Levenberg and Marquardt's method: Newton's steps within a trust region that 
 
 At ``z_k`` with ``r_k = f(z_k) - z_k`` and its Jacobian ``B_k``, the step minimises the linear model within a radius:
 
-    s_k = argmin ||r_k + B_k s||   where ||D_k s|| <= Delta_k,   hence   (B^T B + mu D^2) s_k = -B^T r_k
+    s_k = argmin ||r_k + B_k s||   where   ||D_k s|| <= Delta_k
+    (B^T B + mu D^2) s_k = -B^T r_k
 
 with ``mu = 0`` where Newton's step is short enough. (Moré 1978, "The Levenberg-Marquardt algorithm: implementation and
 theory", eqs. 3.1 to 3.4, and 6.1 to 6.3 for the scales ``D``: each the largest norm of its column of ``B`` so far.)

@@ -190,8 +190,9 @@ def test_what_is_there_is_not_sampled_again(here: Path, monkeypatch: pytest.Monk
     assert sampled("--count", 3, "--rtol", 1e-4, "--fresh") == [1, 2, 3]
     Path("runs/sample/images/seed-1.png").write_bytes(before[:100])  # damaged
     assert sampled("--count", 3, "--rtol", 1e-4) == [2]
-    Path("runs/sample/report.json").write_text("{")
-    assert sampled("--count", 1, "--rtol", 1e-4) == [1]
+    Path("runs/sample/report.json").write_text("{")  # whose folder it is cannot be told
+    refused = invoke("ddpm", *QUICK, "--count", 1, "--rtol", 1e-4, status=1)
+    assert "cannot write runs/sample/images: it is there already" in refused.stderr
 
 
 def test_prompts_that_begin_alike_have_files_of_their_own(here: Path) -> None:

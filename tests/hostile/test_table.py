@@ -126,9 +126,9 @@ def test_the_watch_sees(tmp_path: Path, python: str) -> None:
     """What it is to see: a file elsewhere, a process, a socket, a pickle; and a loop without end."""
     elsewhere = tmp_path / "elsewhere"
     for program, word in (
-        (f"open({str(elsewhere)!r}, 'w')", "for writing"),
+        (f"with open({str(elsewhere)!r}, 'w'): pass", "for writing"),
         ("import os; os.system('true')", "os.system"),
-        ("import socket; socket.socket().connect(('127.0.0.1', 9))", "socket.connect"),
+        ("import socket\nwith socket.socket() as own: own.connect(('127.0.0.1', 9))", "socket.connect"),
         ("import pickle; pickle.loads(b'cposix\\nsystem\\n.')", "pickle.find_class"),
     ):
         seen: list[str] = []

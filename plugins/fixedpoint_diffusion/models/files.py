@@ -69,6 +69,10 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
+# Bounds of schedulers, infinite where there is none.
+_WITHOUT_BOUND = frozenset({"lambda_min_clipped", "sigma_max"})
+
+
 def check_numbers(path: Path, config: Mapping[str, Any]) -> None:
     """Check that a configuration asks for no sizes beyond those of any network, and names no code.
 
@@ -90,7 +94,8 @@ def check_numbers(path: Path, config: Mapping[str, Any]) -> None:
             continue
         largest = _LARGEST_SIDE if name in _SIDES else _LARGEST
         plain = isinstance(value, int) and not any(part in name for part in _NO_SIZES)
-        if (plain and abs(value) > largest) or not _is_finite(value):
+        finite = _is_finite(value) or (name in _WITHOUT_BOUND and not math.isnan(value))
+        if (plain and abs(value) > largest) or not finite:
             raise FolderError(f"{path} has {name}={value!s:.30}, which is no size of a network")
     side, heads, width = (config.get(key) for key in ("sample_size", "num_attention_heads", "attention_head_dim"))
     if all(isinstance(each, int) for each in (side, heads, width)) and isinstance(config.get("patch_size"), int):

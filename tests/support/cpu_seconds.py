@@ -4,8 +4,9 @@
 files that take most, and the total. The seconds of a process that outlives the test it was started in are counted in
 the test in which it ends: a session's fixtures (``warm.py``, a browser) count in the last one of a worker.
 
-The suite is kept at 14 CPU minutes. What is above: first look for the same thing done twice, then for sizes that
-find a fault no better than smaller ones, and last mark the dearest parameters ``slow``, but one of every kind.
+The suite is kept below 25 minutes on two cores. To make it quicker, first look for the same thing done twice, then for
+sizes that find a fault no better than smaller ones, and last mark the dearest parameters ``slow``, but one of every
+kind.
 """
 
 from __future__ import annotations

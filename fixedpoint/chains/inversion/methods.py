@@ -83,7 +83,7 @@ class JointInversion(Inverter):
     rtol: float = option(1e-5, ge=0.0, lt=1.0, help="relative change of any state at which a row is done")
     max_rounds: int = option(40, ge=1, help="largest number of rounds of the joint part")
     rescue: bool = option(False, help="invert rows that miss the tolerance again, step by step and by least squares")
-    vectors: int = option(384, ge=0, help="largest number of vectors of the least-squares problems of one row")
+    vectors: int = option(288, ge=0, help="largest number of vectors of least squares, from each of two starts")
 
     def check(self) -> None:
         for name in ("clean_solver", "solver"):

@@ -35,8 +35,6 @@ STAGE = "least squares"
 # Steps that contract at no better a rate than this belong to the end.
 _CONTRACTS = 0.7
 _POWERS = 8
-# Vectors that are spent on each of two starts before the nearer one is followed.
-_TRIAL = 48
 # The end is solved to this share of the tolerance.
 _ENOUGH = 0.5
 
@@ -51,7 +49,8 @@ def solve_ends(work: Workbench, solver: Solver, rule: Termination, preconditione
     solver, rule, preconditioner
         How the steps before the end are inverted.
     vectors
-        Largest number of vectors of the least-squares problems of one row; see :meth:`Shooting.minimise`.
+        Largest number of vectors of the least-squares problems of one row, from each of two starts; see
+        :meth:`Shooting.minimise`.
     """
     all_rows = torch.arange(len(work.end), device=work.end.device)
     # What single steps leave is not amplified much on the way, or the joint part has not converged.
@@ -84,20 +83,22 @@ def _solve_end(
     enough = _ENOUGH * work.tolerance
     # Under much guidance the state that was found step by step is far from any that leads to the end, and the end
     # itself is the better start; under little it is the other way round.
-    trial = min(_TRIAL, vectors // 3)
-    first = shooting.minimise(work.states[rows, steps.start], enough, trial)
-    other = shooting.minimise(
-        torch.where(_along(first.distance > enough, work.end), work.end[rows], first.states[:, 0]), enough, trial
-    )
-    nearer = _along(first.distance <= other.distance, work.end)
-    shot = shooting.minimise(torch.where(nearer, first.states[:, 0], other.states[:, 0]), enough, vectors - 2 * trial)
+    one = shooting.minimise(work.states[rows, steps.start], enough, vectors)
+    other = one
+    missed = (one.distance > enough).nonzero().flatten()
+    if len(missed):
+        start = one.states[:, 0].clone()  # where this is near enough, it ends at once
+        start[missed] = work.end[rows[missed]]
+        other = shooting.minimise(start, enough, vectors)
+    first = one.distance <= other.distance
+    found = torch.where(_along(first, one.states), one.states, other.states)
     work.spent(STAGE, shooting.counts, rows=on_host)
     states = work.states[rows]
-    states[:, steps.start :] = shot.states
+    states[:, steps.start :] = found
     if steps.start:
         before = InverseProblem(
             work.chain,
-            shot.states[:, 0],
+            found[:, 0],
             preconditioner=preconditioner,
             max_batch=work.max_batch,
             rows=rows,

@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 import torch
 from diffusers import DDIMScheduler
-from own_loops import Own
+from own_loops import STEPS, Own
 from pipeline_cases import called, jointly, made
 from tiny_pipelines import distance, images_of, pipeline
 from torch import Tensor
 
+from fixedpoint import solve
 from fixedpoint_diffusion import parallel
 from fixedpoint_diffusion.pipelines.passes import Pass
 
@@ -50,6 +51,13 @@ def test_problem_holds_no_numbers_of_the_passes_that_made_it(form):
     assert all(each.device.type == "meta" for each in own)
     assert all(call.arguments == {} for step in loop.steps for call in step.calls)
     assert all(call.rows == 2 * loop.layout.count for step in loop.steps for call in step.calls)
+
+
+@pytest.mark.parametrize("scheduler", ["EulerDiscreteScheduler", "DPMSolverMultistepScheduler"])
+def test_steps_are_left_out_where_calls_alone_are_recorded(scheduler):
+    """Inputs of Euler's are scaled by the scheduler's count, which goes on without steps."""
+    sampler = jointly(made("sd1", scheduler), form="predictions")
+    assert sampler._known[called(sampler.problem, "sd1").chain].loop.skips
 
 
 class AsksTwice(Own):
@@ -100,6 +108,22 @@ def test_no_branch_is_told_where_outputs_are_arguments_and_predictions():
     with torch.no_grad():
         (own,) = pipe(generator=torch.Generator().manual_seed(0))
     assert distance(jointly(pipe)(generator=torch.Generator().manual_seed(0))[0], own) < 3e-3
+
+
+@pytest.mark.parametrize(
+    ("kind", "both", "feeding"),
+    [(AsksTwice, False, []), (AsksWithAnAnswer, False, range(STEPS)), (AsksWithAnAnswer, True, None)],
+)
+def test_outputs_that_are_arguments_alone_are_not_held(kind, both, feeding):
+    pipe = own_loop(kind)
+    pipe.both = both
+    sampler = jointly(pipe)
+    problem = sampler.problem(generator=torch.Generator().manual_seed(0))
+    loop = sampler._known[problem.chain].loop
+    assert loop.feeding == (None if feeding is None else {(step, 0) for step in feeding})
+    sampler.finish(problem, solve(problem, solver="block-secant"))
+    places = {place for _, place, *_ in loop.latest.outputs}
+    assert places == (set() if feeding is None else {1} if feeding else {0, 1})
 
 
 class ByAnotherName(Own):

@@ -2,7 +2,7 @@
 
 With a long memory, Anderson acceleration of a linear map is as good as GMRES (Walker & Ni 2011, theorem 2.2). On
 nonlinear maps, the filter and the ridge limit the harm of old columns, which curvature has made wrong. On most maps it
-takes the fewest evaluations of all methods (``benchmarks/maps.py``, 51 maps).
+takes few evaluations (``benchmarks/maps.py`` counts them on 51 maps).
 
 On the others it goes round in circles where plain iteration arrives: expectation maximisation, clustering, power
 iteration. Cyclic SQUAREM, which never leaves plain iteration for long, solves nearly all of these. So a row that is
@@ -44,7 +44,7 @@ __all__ = ["Auto"]
 
 _LONGEST, _SHORTEST = 100, 5
 # A row is slow if its relative error does not fall to this part within so many rounds: of Anderson acceleration and of
-# SQUAREM in their first turns. On the 51 maps, parts of .85 to .95, 6 to 12 rounds and 10 to 30 are about as good.
+# SQUAREM in their first turns. The counts depend little on these numbers.
 _PART, _FAST, _STEADY = 0.9, 8, 20
 # Newton-Krylov may use the rounds up to this multiple of those spent so far, and up to this number.
 _NEWTON, _LEAST = 1.5, 200
@@ -59,10 +59,10 @@ class Auto(Solver):
     """Anderson acceleration with a long memory, in turns with SQUAREM, then with Newton-Krylov as well.
 
     A row that Anderson does not bring on goes to SQUAREM, which begins at the start and stays near plain iteration, so
-    that no row is lost that plain iteration solves. A row that this does not bring on either goes to Newton-Krylov,
-    which requires no contraction, and back to Anderson, with more patience in every turn. Its limit is 2000 rounds.
-    Only Anderson is used while autograd records the iterations, and for a problem that has a measure of its own and
-    does not support taking rows.
+    that it solves nearly all rows that plain iteration solves. A row that this does not bring on either goes to
+    Newton-Krylov, which requires no contraction, and back to Anderson, with more patience in every turn. Its limit is
+    2000 rounds. Only Anderson is used while autograd records the iterations, and for a problem that has a measure of
+    its own and does not support taking rows.
 
     On a chain it makes a plan: it measures what steps cost, one at a time and several at once. It then solves the chain
     step by step or jointly, with or without a window, whichever is expected to be fastest. ``solution.extras["plan"]``

@@ -16,6 +16,7 @@ LOST = {
     ("equilibrium-cell", "reference"): 90,
     ("gaussian-mixture-em", "far"): 120,
     ("irls-diabetes", "far"): 130,
+    ("irls-diabetes", "random"): 200,  # 240 and more if SQUAREM went on from the best point, not the last
     ("k-means-hard", "far"): 40,
     ("k-means-soft", "random"): 75,
     ("k-means-soft", "reference"): 100,
@@ -24,11 +25,12 @@ LOST = {
     ("newton-schulz-sign", "far"): 60,
     ("power-float", "random"): 45,
     ("power-iteration", "reference"): 90,
+    ("smacof-digits", "far"): 400,
     ("smacof-digits", "random"): 450,
 }
 
 
-@pytest.mark.parametrize(("name", "start"), LOST, ids="-".join)
+@pytest.mark.parametrize(("name", "start"), LOST, ids=["-".join(each) for each in LOST])
 def test_what_plain_iteration_solves_auto_solves_at_little_more_cost(name, start):
     (made,) = (each for each in all_maps() if each.name == name)
     with np.errstate(all="ignore"), torch.no_grad():

@@ -14,9 +14,9 @@ from typing import Any
 
 import matplotlib.font_manager  # noqa: F401 -- while HOME is what it is, where it keeps its cache
 import pytest
-import torch
-from diffusers import DDIMScheduler, UNet2DModel
 from typer.testing import CliRunner
+
+from tests.support.tiny_model import save_tiny_model
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -48,22 +48,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     folder = tmp_path_factory.mktemp("hostile")
     (folder / "study.yaml").write_text(GOOD)
     execute(load(folder / "study.yaml"), folder / "run")
-    torch.manual_seed(0)
-    network = UNet2DModel(
-        sample_size=8,
-        in_channels=1,
-        out_channels=1,
-        layers_per_block=1,
-        block_out_channels=(4,),
-        norm_num_groups=2,
-        attention_head_dim=2,
-        down_block_types=("DownBlock2D",),
-        up_block_types=("UpBlock2D",),
-    )
-    with torch.no_grad():
-        network.conv_out.weight.mul_(0.005)
-    network.save_pretrained(folder / "model")
-    DDIMScheduler().save_pretrained(folder / "model")
+    save_tiny_model(folder / "model")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FIXEDPOINT_HOSTILE_RUN", str(folder / "run"))
         patch.setenv("FIXEDPOINT_HOSTILE_MODEL", str(folder / "model"))

@@ -17,13 +17,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from diffusers import DDIMScheduler, UNet2DModel
 from PIL import Image
 from safetensors import safe_open
 
 from fixedpoint.cli.main import main
 from fixedpoint.config.record import read_arrays, read_record
+from tests.support.tiny_model import save_tiny_model
 
 STUDY = """
 name: study
@@ -92,22 +91,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "images").mkdir()
     for number in range(IMAGES):
         Image.fromarray(chance.integers(0, 256, (8, 8), dtype=np.uint8)).save(folder / "images" / f"{number:02d}.png")
-    torch.manual_seed(0)
-    network = UNet2DModel(
-        sample_size=8,
-        in_channels=1,
-        out_channels=1,
-        layers_per_block=1,
-        block_out_channels=(4,),
-        norm_num_groups=2,
-        attention_head_dim=2,
-        down_block_types=("DownBlock2D",),
-        up_block_types=("UpBlock2D",),
-    )
-    with torch.no_grad():
-        network.conv_out.weight.mul_(0.005)
-    network.save_pretrained(folder / "model")
-    DDIMScheduler().save_pretrained(folder / "model")
+    save_tiny_model(folder / "model")
     return folder
 
 

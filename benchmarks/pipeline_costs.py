@@ -5,10 +5,11 @@
 
 The pipeline is the tiny Stable Diffusion of the tests, random weights, float32, one image with guidance. The first
 command prints for every form the milliseconds of CPU time that a round takes beside the calls of the network: replays,
-merging, and the solver's own work. In every round all steps are evaluated. The column "own" is what the pipeline's own
-loop takes for as many steps, its network returning a constant, and "step" the part of that in the scheduler's steps. A
-round of the form predictions takes all of the scheduler's steps twice, and the rest of the loop twice; one of steps
-takes both once, and the rest once more; one of tables takes the rest twice. Numbers are the least of several runs.
+merging, and the solver's own work, and after the plus sign what the scheduler's own steps take, which are arithmetic of
+the sampler. In every round all steps are evaluated. The column "own" is what the pipeline's own loop takes for as many
+steps, its network returning a constant, and "step" the part of that in the scheduler's steps. A round of the form
+predictions takes all of the scheduler's steps twice, and the rest of the loop twice; one of steps takes both once, and
+the rest once more; one of tables takes the rest twice. Numbers are those of the quickest of several runs.
 
 The second prints the peak of the resident size beyond that before, from the making of the problem to the end of the
 solve, in MB; that of one call of the network with as many rows as the largest merged batch; the limit of 1.3 times the
@@ -102,29 +103,46 @@ def solved(problem: ChainProblem, rounds: int) -> fixedpoint.Solution:
     return fixedpoint.solve(problem, solver=solver, rtol=1e-9, max_rounds=rounds)
 
 
+class Clock:
+    """Adds up the CPU time of the calls of functions."""
+
+    def __init__(self) -> None:
+        self.spent = 0.0
+
+    def of(self, function: Any) -> Any:
+        """The function, timed."""
+
+        @functools.wraps(function)
+        def timed(*args: Any, **given: Any) -> Any:
+            began = time.process_time()
+            result = function(*args, **given)
+            self.spent += time.process_time() - began
+            return result
+
+        return timed
+
+
 @torch.no_grad()
 def cell(scheduler: str, form: str, steps: int) -> str:
-    """Milliseconds of a round beside the network."""
+    """Milliseconds of a round beside the network and the scheduler's steps, and of these."""
+    network, taken, kind = Clock(), Clock(), getattr(diffusers, scheduler)
+    own = kind.step
+    kind.step = taken.of(own)  # of every copy
     try:
         pipe, _, problem = made(scheduler, form, steps)
+        pipe.unet.forward = network.of(pipe.unet.forward)
+        solved(problem, 3)
+        found = []
+        for _ in range(REPEATS):
+            network.spent, taken.spent, began = 0.0, 0.0, time.process_time()
+            solved(problem, ROUNDS)
+            found.append((time.process_time() - began - network.spent - taken.spent, taken.spent))
     except ValueError:
         return f"{'-':>12}"
-    network, spent = pipe.unet.forward, [0.0]
-
-    def timed(*args: Any, **given: Any) -> Any:
-        began = time.process_time()
-        output = network(*args, **given)
-        spent[0] += time.process_time() - began
-        return output
-
-    pipe.unet.forward = timed
-    solved(problem, 3)
-    least = float("inf")
-    for _ in range(REPEATS):
-        spent[0], began = 0.0, time.process_time()
-        solved(problem, ROUNDS)
-        least = min(least, 1e3 * (time.process_time() - began - spent[0]) / ROUNDS)
-    return f"{least:12.1f}"
+    finally:
+        kind.step = own
+    beside, inside = (1e3 * each / ROUNDS for each in min(found))
+    return f"{f'{beside:.1f}+{inside:.1f}':>12}"
 
 
 @torch.no_grad()
@@ -135,26 +153,19 @@ def own(scheduler: str, steps: int) -> list[str]:
     output = torch.randn(2, *made_latents(pipe), generator=torch.Generator().manual_seed(0))
     pipe.unet.forward = lambda *_args, **_given: (output,)
     pipe.set_progress_bar_config(disable=True)
-    step, spent = pipe.scheduler.step, [0.0]
-
-    @functools.wraps(step)
-    def timed(*args: Any, **given: Any) -> Any:
-        began = time.process_time()
-        result = step(*args, **given)
-        spent[0] += time.process_time() - began
-        return result
+    step, clock = pipe.scheduler.step, Clock()
 
     def loop(count: int) -> tuple[float, float]:
         """Of the whole call, and of its steps."""
         found = []
         for _ in range(REPEATS):
-            spent[0], began = 0.0, time.process_time()
+            clock.spent, began = 0.0, time.process_time()
             inspect.unwrap(type(pipe).__call__)(pipe, **call, num_inference_steps=count)
-            found.append((time.process_time() - began, spent[0]))
+            found.append((time.process_time() - began, clock.spent))
         return min(each[0] for each in found), min(each[1] for each in found)
 
     whole = loop(steps)[0] - loop(steps // 5)[0]  # without what is done before the loop
-    pipe.scheduler.step = timed
+    pipe.scheduler.step = clock.of(step)
     return [f"{1e3 * each:12.1f}" for each in (whole * steps / (steps - steps // 5), loop(steps)[1])]
 
 

@@ -47,6 +47,7 @@ def _examined() -> dict[str, Any]:
     import torch
 
     from fixedpoint.registry import KINDS, registry
+    from fixedpoint.runs import host
 
     devices = ["cpu"]
     if torch.cuda.is_available():
@@ -57,7 +58,7 @@ def _examined() -> dict[str, Any]:
     plugins = Counter(each.origin() for each in (*components, *registry.commands().values()))
     return {
         "versions": {"python": platform.python_version(), **_versions(_required(""))},
-        "platform": platform.platform(),
+        "platform": host.system(),
         "cpus": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "devices": devices,

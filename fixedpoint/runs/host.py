@@ -13,7 +13,7 @@ import torch
 import fixedpoint
 from fixedpoint.config.makers import Maker
 
-__all__ = ["machine", "now", "versions"]
+__all__ = ["machine", "now", "system", "versions"]
 
 
 def versions(makers: Mapping[str, Maker]) -> dict[str, str]:
@@ -37,11 +37,19 @@ def machine() -> dict[str, str | int]:
     """Return the platform, processor, number of CPUs and device, since times depend on them."""
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
     return {
-        "platform": platform.platform(),
+        "platform": system(),
         "processor": platform.machine(),
         "cpus": os.cpu_count() or 0,
         "device": device,
     }
+
+
+def system() -> str:
+    """Return the operating system, its release and the kind of processor.
+
+    ``platform.platform()`` starts another program to ask for the processor.
+    """
+    return "-".join((platform.system(), platform.release(), platform.machine()))
 
 
 def now() -> str:

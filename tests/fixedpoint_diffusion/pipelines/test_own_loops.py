@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerAncestralDiscreteScheduler
 from own_loops import STEPS, Own
 from tiny_pipelines import pipeline
 from torch import Tensor
 
+import fixedpoint
 from fixedpoint_diffusion import parallel
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
@@ -36,6 +37,16 @@ class KeepsOneBuffer(Own):
     def after(self, sample, t):
         moved = self.scheduler.step(self.unet(sample, t).sample, t, sample).prev_sample
         return sample.copy_(moved).clamp_(-2, 2)
+
+
+class KeepsItsBuffer(Own):
+    """What it gave to its scheduler and its network is overwritten afterwards, the sample by what was returned."""
+
+    def after(self, sample, t):
+        output = self.unet(sample, t).sample
+        moved = self.scheduler.step(output, t, sample).prev_sample
+        output.zero_()
+        return sample.copy_(moved)
 
 
 class CopiesItsScheduler(Own):
@@ -75,7 +86,9 @@ def made(kind: Callable[..., Any], scheduler: Callable[..., Any]) -> Any:
 
 @pytest.mark.parametrize("scheduler", [DDIMScheduler, DPMSolverMultistepScheduler])
 @pytest.mark.parametrize(
-    "kind", [ChangesOutput, ChangesSample, KeepsOneBuffer, CopiesItsScheduler, SamplesByACopy], ids=lambda k: k.__name__
+    "kind",
+    [ChangesOutput, ChangesSample, KeepsOneBuffer, KeepsItsBuffer, CopiesItsScheduler, SamplesByACopy],
+    ids=lambda k: k.__name__,
 )
 def test_output_is_that_of_the_pipelines_own_call(kind, scheduler):
     pipe = made(kind, scheduler)
@@ -171,3 +184,17 @@ def test_a_branch_that_the_solution_takes_alone_is_told(scheduler: Any):
     sampler = parallel(pipe, solver=solver)
     with pytest.warns(UserWarning, match="own code does otherwise with the solution.*predictions of step.*'serial'"):
         sampler(generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("form", ["steps", "predictions"])
+def test_a_problem_is_the_same_whatever_is_drawn_after_it_was_made(form: str):
+    pipe = made(ChangesSample, EulerAncestralDiscreteScheduler)
+    sampler = parallel(pipe, form=form)
+    found = []
+    for more in (0, 1):
+        generator = torch.Generator().manual_seed(3)
+        problem = sampler.problem(generator)
+        torch.randn(more, generator=generator)
+        found.append(fixedpoint.solve(problem, solver="block-secant", rtol=1e-4))
+    assert all(each.converged.all() for each in found)
+    assert torch.equal(found[0].z, found[1].z)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -179,6 +179,42 @@ class History:
             for place in range(self._place(self.start), group.shape[1]):
                 group[:count, place] = group[index, place]
         return replace(self, storage=tuple(group[:count] for group in self.storage), mask=self.mask[index])
+
+    def copied_rows(self, index: Int[Tensor, " k"]) -> History:
+        """Return the history of some rows in memory of its own."""
+        return replace(
+            self, storage=tuple(group.index_select(0, index) for group in self.storage), mask=self.mask[index]
+        )
+
+    @classmethod
+    def joined(cls, several: Sequence[History], order: Int[Tensor, " k"]) -> History:
+        """Return one history with the rows of several, one after another, and then in this order.
+
+        Raises
+        ------
+        ValueError
+            If their columns are not at the same places.
+        """
+        first = several[0]
+        if any(each.pushed != first.pushed for each in several):
+            raise ValueError(f"histories after {', '.join(str(each.pushed) for each in several)} pushes do not join")
+        groups = zip(*(each.storage for each in several), strict=True)
+        storage = tuple(torch.cat(group).index_select(0, order) for group in groups)
+        return cls(storage, torch.cat([each.mask for each in several])[order], first.pushed)
+
+    @property
+    def aged(self) -> tuple[int, ...]:
+        """All slots, those in use from the newest to the oldest first."""
+        return (*(self.start + place for place in self.order), *range(self.start))
+
+    def in_order(self) -> History:
+        """Return a copy with all slots in use and the newest column first, as if after ``m`` pushes.
+
+        The place of a column then depends on its age alone. Slots without a column are masked.
+        """
+        slots = torch.tensor(self.aged, device=self.mask.device)
+        storage = tuple(group.index_select(1, slots) for group in self.storage)
+        return History(storage, self.mask[:, slots], self.memory)
 
     def forget(self, rows: Bool[Tensor, " B"]) -> History:
         """Return the history without the columns of ``rows``."""

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int8
+from jaxtyping import Bool, Float, Int, Int8
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -20,12 +20,13 @@ from fixedpoint.core.evaluator import Evaluated, Evaluator
 from fixedpoint.core.inverse_jacobian import InverseEstimate
 from fixedpoint.core.outcome import solution_at
 from fixedpoint.core.pace import Pace
+from fixedpoint.core.pause import Pause
 from fixedpoint.core.problem import HasTake
 from fixedpoint.core.progress import Progress
 from fixedpoint.core.solution import Solution
 from fixedpoint.core.solver import Solver
 from fixedpoint.core.status import Status
-from fixedpoint.core.subset import RowSubset, is_small, select_rows
+from fixedpoint.core.subset import RowSubset, copy_rows, is_small, select_rows
 from fixedpoint.core.termination import Judge, Termination
 from fixedpoint.core.transfer import to_device
 
@@ -137,6 +138,18 @@ class StepSolver(Solver, Generic[S]):
         """
         return state
 
+    def paused(self, state: S, index: Int[Tensor, " k"]) -> S:
+        """Return a copy of the state of some rows, from which they can go on later, also beside other rows.
+
+        How it is laid out must not depend on the rows beside it.
+
+        Raises
+        ------
+        TypeError
+            If the solver cannot go on with rows that it has left.
+        """
+        raise TypeError(f"{type(self).__name__} does not say how its rows are paused")
+
     def exhausted(self, state: S) -> Bool[Tensor, " B"] | None:
         """Return the rows for which the solver knows no further step: they end as stalled. None: it always knows."""
         return None
@@ -184,6 +197,8 @@ def iterate(
     on_round: Callable[[Progress], None] | None = None,
     pace: Pace | None = None,
     latest: Float[Tensor, "B D"] | None = None,
+    pauses: list[Pause] | None = None,
+    resumed: Pause | None = None,
 ) -> Solution:
     """Drive a step solver until no row is running.
 
@@ -199,6 +214,10 @@ def iterate(
     latest
         Memory for the value ``f(z)`` of the last point of every row, from which the row may go on later, whether or not
         that point was its best.
+    pauses
+        Takes what the solver knows of rows that end as stalled, at a finite point, so that it can go on with them.
+    resumed
+        Such a pause, of all rows: the solver goes on with it, and ``z0`` is not used.
 
     Raises
     ------
@@ -209,8 +228,12 @@ def iterate(
     judge = _judge(solver, f, termination, z0.dtype, pace)
     f.limit = limit = termination.max_rounds or solver.rounds_bound(f)  # products within a step are rounds, too
     f.tracks_best = not solver.has_fixed_length
-    at = solver.begin(f, z0)
-    state = solver.init(f, at)
+    if resumed is None:
+        at = solver.begin(f, z0)
+        state = solver.init(f, at)
+    else:
+        proposal, state = stepped(solver, f, resumed.at, resumed.state)
+        at = proposal if isinstance(proposal, Evaluated) else f(proposal)
     selects = _supports_row_selection(solver, f)
     status, rounds = np.zeros(z0.shape[0], dtype=np.int8), np.zeros(z0.shape[0], dtype=np.int64)
     rows = np.arange(z0.shape[0])  # which rows of the solve f still holds; compaction shortens this and `final`
@@ -229,6 +252,8 @@ def iterate(
         kept = finished & (solver.has_fixed_length | (final == Status.CONVERGED))
         f.keep(kept, at)  # rows that failed return their best point instead
         _store(latest, rows[finished], at.fz, np.flatnonzero(finished))
+        if pauses is not None:
+            _pause(pauses, solver, rows, finished & (final == Status.STALLED) & (host[1] != 2), at, state)
         running = final == Status.RUNNING
         status[rows] = final
         if "decisions" in f.wanted:
@@ -294,6 +319,21 @@ def _store(latest: Tensor | None, rows: NDArray[np.int64], values: Tensor, place
         return
     device = values.device
     latest.index_copy_(0, to_device(rows, device), values.index_select(0, to_device(places, device)))
+
+
+def _pause(
+    pauses: list[Pause],
+    solver: StepSolver[S],
+    rows: NDArray[np.int64],
+    stalled: NDArray[np.bool_],
+    at: Evaluated,
+    state: S,
+) -> None:
+    """Add a pause for the rows that are stalled now, if there are any."""
+    places = np.flatnonzero(stalled)
+    if len(places):
+        index = to_device(places, at.z.device)
+        pauses.append(Pause(rows[places], copy_rows(at, index), solver.paused(state, index)))
 
 
 def _supports_row_selection(solver: StepSolver[Any], f: Evaluator) -> bool:

@@ -26,26 +26,44 @@ class Pace:
         How far its relative error must have fallen after them.
     mark
         Shape ``(B,)``: the marks. None before the first point, whose error is the first mark.
+    most, rival
+        Shape ``(B,)``: a row is also too slow if it has had ``most`` points and none of them had a relative error below
+        ``rival``. None: however many it has had.
     age
-        Shape ``(B,)``: rounds since then.
+        Shape ``(B,)``: rounds since a row's error last fell. None before the first point.
+    best
+        Shape ``(B,)``: smallest relative error so far. None before the first point.
+    points
+        Number of points so far.
     """
 
     rounds: int
     part: float
     mark: Float[Tensor, " B"] | None = None
+    most: Float[Tensor, " B"] | None = None
+    rival: Float[Tensor, " B"] | None = None
     age: Float[Tensor, " B"] | None = None
+    best: Float[Tensor, " B"] | None = None
+    points: int = 0
 
     def updated(self, relative: Float[Tensor, " B"]) -> Pace:
         """Return the pace after a further point, whose relative error may be NaN or Inf."""
-        if self.mark is None or self.age is None:
-            mark = relative.nan_to_num(nan=torch.inf, posinf=torch.inf)
-            return replace(self, mark=mark, age=torch.zeros_like(relative))
-        fallen = relative <= self.part * self.mark
-        mark = torch.where(fallen, relative, self.mark)
-        return replace(self, mark=mark, age=torch.where(fallen, 0.0, self.age + 1.0))
+        known = relative.nan_to_num(nan=torch.inf, posinf=torch.inf)
+        best = known if self.best is None else torch.minimum(self.best, known)
+        if self.mark is None:
+            mark, age = known, torch.zeros_like(known)
+        else:
+            fallen = known <= self.part * self.mark
+            mark = torch.where(fallen, known, self.mark)
+            age = torch.where(fallen, 0.0, (0.0 if self.age is None else self.age) + torch.ones_like(known))
+        return replace(self, mark=mark, age=age, best=best, points=self.points + 1)
 
     @property
     def slow(self) -> Bool[Tensor, " B"]:
         """Shape ``(B,)``: the rows that are too slow."""
         assert self.age is not None
-        return self.age >= self.rounds
+        assert self.best is not None
+        slow = self.age >= self.rounds
+        if self.most is None or self.rival is None:
+            return slow
+        return slow | ((self.points >= self.most) & (self.best >= self.rival))

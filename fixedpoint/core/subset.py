@@ -9,6 +9,7 @@ written back to their places among all rows. Each row is computed as before, so 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ from fixedpoint.core.history import History
 from fixedpoint.core.problem import HasTake
 from fixedpoint.core.transfer import to_device
 
-__all__ = ["RowSubset", "is_small", "select_rows"]
+__all__ = ["RowSubset", "copy_rows", "is_small", "join_rows", "select_rows"]
 
 # Compact once at most this fraction of the rows is running. Compaction moves histories, so it must not happen often.
 _SHARE = 0.5
@@ -104,27 +105,54 @@ def select_rows(value: Any, index: Tensor) -> Any:
     The first dimension of each tensor must be the rows. A tensor that occurs several times is selected once, so that it
     stays a single tensor. Histories are moved within their own memory unless gradients flow.
     """
-    return _select_rows(value, index, {})
+    return _changed([value], lambda one: one[0].index_select(0, index), lambda one: one[0].select_rows(index), {})
 
 
-def _select_rows(value: Any, index: Tensor, known: dict[int, Any]) -> Any:
-    """Select rows as :func:`select_rows`; ``known`` maps the id of a value to its selection."""
+def copy_rows(value: Any, index: Tensor) -> Any:
+    """Copy rows of every tensor in ``value`` as :func:`select_rows` does, histories into memory of their own."""
+    return _changed([value], lambda one: one[0].index_select(0, index), lambda one: one[0].copied_rows(index), {})
+
+
+def join_rows(values: Sequence[Any], order: Tensor) -> Any:
+    """Return one value with the rows of several of one structure, one after another, and then in this order."""
+
+    def joined(tensors: Sequence[Tensor]) -> Tensor:
+        return torch.cat(list(tensors)).index_select(0, order)
+
+    return _changed(values, joined, lambda histories: History.joined(histories, order), {})
+
+
+def _changed(
+    values: Sequence[Any],
+    tensors: Callable[[Sequence[Tensor]], Tensor],
+    histories: Callable[[Sequence[History]], History],
+    known: dict[int, Any],
+) -> Any:
+    """Put what becomes of its tensors in place of a value, or of several of one structure.
+
+    ``known`` maps the id of a value to what became of it.
+    """
+    value = values[0]
     if id(value) in known:
         return known[id(value)]
+
+    def each(parts: Sequence[Any]) -> Any:
+        return _changed(parts, tensors, histories, known)
+
     found: Any = value
     if isinstance(value, Tensor):
-        found = value.index_select(0, index)
+        found = tensors(values)
     elif isinstance(value, History):
-        found = value.select_rows(index)
+        found = histories(values)
     elif dataclasses.is_dataclass(value) and not isinstance(value, type):
-        parts = {each.name: _select_rows(getattr(value, each.name), index, known) for each in dataclasses.fields(value)}
+        names = [field.name for field in dataclasses.fields(value)]
+        parts = {name: each([getattr(one, name) for one in values]) for name in names}
         found = dataclasses.replace(value, **parts)
-    elif isinstance(value, tuple):
-        items = [_select_rows(item, index, known) for item in value]
-        found = value._make(items) if hasattr(value, "_make") else tuple(items)
-    elif isinstance(value, list):
-        found = [_select_rows(item, index, known) for item in value]
+    elif isinstance(value, (tuple, list)):
+        items = [each(parts) for parts in zip(*values, strict=True)]
+        found = items if isinstance(value, list) else tuple(items)
+        found = value._make(items) if hasattr(value, "_make") else found
     elif isinstance(value, dict):
-        found = {key: _select_rows(item, index, known) for key, item in value.items()}
+        found = {key: each([one[key] for one in values]) for key in value}
     known[id(value)] = found
     return found

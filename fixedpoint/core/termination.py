@@ -154,7 +154,7 @@ class Judge:
         self._origin = origin
         self._eps = torch.finfo(dtype).eps
         self._points = 0
-        self._pace = pace
+        self.pace = pace
         self._history: _RowHistory | None = None
         self._runaway: Runaway | None = None
 
@@ -186,9 +186,9 @@ class Judge:
         if not self.has_fixed_length:
             status = status.masked_fill(self._stalled(at), Status.STALLED)
             status = status.masked_fill(self._diverged(at, progress), Status.DIVERGED)
-        if self._pace is not None:
-            self._pace = self._pace.updated((at.error / torch.where(at.scale > 0, at.scale, 1.0)).amax(dim=1))
-            status = status.masked_fill((status == Status.RUNNING) & self._pace.slow, Status.STALLED)
+        if self.pace is not None:
+            self.pace = self.pace.updated(self.yardstick.in_tolerances(at.error, at.scale))
+            status = status.masked_fill((status == Status.RUNNING) & self.pace.slow, Status.STALLED)
         lost = known.broken > self._rescues
         # Converged comes last, so that it overrides every other status.
         status = status.masked_fill(lost, Status.NONFINITE).masked_fill(self.within(at), Status.CONVERGED)
@@ -222,7 +222,7 @@ class Judge:
     def select_rows(self, take: Callable[[Any], Any]) -> Judge:
         """Return the judge of some of the rows; ``take`` selects these rows of every tensor it is given."""
         part = copy.copy(self)
-        part._history, part._runaway, part._pace = take((self._history, self._runaway, self._pace))
+        part._history, part._runaway, part.pace = take((self._history, self._runaway, self.pace))
         return part
 
     def _diverged(self, at: Evaluated, progress: Float[Tensor, "B k"]) -> Bool[Tensor, " B"]:

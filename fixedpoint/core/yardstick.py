@@ -70,6 +70,11 @@ class Yardstick:
         units = error / (self.atol + wanted * scale)
         return torch.where(error == 0, 0.0, units).amax(dim=1)
 
+    def in_tolerances(self, error: Float[Tensor, "B m"], scale: Float[Tensor, "B m"]) -> Float[Tensor, " B"]:
+        """Return the largest error of a row in units of its tolerance, shape ``(B,)``."""
+        unit = self.tolerance(scale)
+        return (error / torch.where(unit > 0, unit, 1.0)).amax(dim=1)
+
     def progress(self, error: Float[Tensor, "B m"], scale: Float[Tensor, "B m"]) -> Float[Tensor, "B k"]:
         """Return numbers of which at least one falls as long as a row makes progress.
 

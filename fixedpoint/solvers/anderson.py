@@ -31,7 +31,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from fixedpoint.core.evaluator import Evaluated, Evaluator
@@ -41,6 +41,7 @@ from fixedpoint.core.loop import StepSolver, SupportsWindow
 from fixedpoint.core.options import option
 from fixedpoint.core.problem import AbilityError
 from fixedpoint.core.reduce import add_combination, block_dots, row_dots, row_norms
+from fixedpoint.core.subset import copy_rows
 from fixedpoint.core.transfer import to_device
 from fixedpoint.solvers.least_squares import solve_gram
 from fixedpoint.solvers.relaxation import Distance, by_gain
@@ -100,7 +101,7 @@ class Anderson(StepSolver[AndersonState], SupportsWindow):
         help="ratio of the residual to the predicted one above which a row forgets the oldest quarter of its columns",
     )
     restart_growth: float = option(
-        1e2, gt=1.0, help="ratio of the residual to the smallest one above which a row forgets its history"
+        1e4, gt=1.0, help="ratio of the residual to the smallest one above which a row forgets its history"
     )
 
     provides = StepSolver.provides | {"inverse"}
@@ -143,6 +144,13 @@ class Anderson(StepSolver[AndersonState], SupportsWindow):
             linked=state.linked & ~rows,
             expected=torch.where(rows, torch.inf, state.expected),
         )
+
+    def paused(self, state: AndersonState, index: Int[Tensor, " k"]) -> AndersonState:
+        """Return a copy of the state of some rows, with the columns in the order of their age."""
+        part: AndersonState = copy_rows(state, index)
+        slots = torch.tensor(part.history.aged, device=part.gram.device)
+        gram = part.gram.index_select(2, slots).index_select(3, slots)
+        return replace(part, history=part.history.in_order(), gram=gram)
 
     def slide(self, f: Evaluator, state: AndersonState, move: Callable[[Tensor], Tensor]) -> AndersonState:
         """Move all columns together with the blocks of the state."""

@@ -7,10 +7,11 @@ takes few evaluations (``benchmarks/maps.py`` counts them on 51 maps).
 On the others it goes round in circles where plain iteration arrives: expectation maximisation, clustering, power
 iteration. Cyclic SQUAREM, which never leaves plain iteration for long, solves nearly all of these. So a row that is
 slow (its relative error has not fallen by a tenth in 8 rounds) changes to SQUAREM, from the start, since extrapolation
-may have led its best point astray. Where SQUAREM is slow (20 rounds), it is Anderson's turn again, from the best point.
-Every further turn has twice the patience, and SQUAREM goes on from where it was: under plain iteration, errors may rise
-for long before they fall. Newton's method, which requires no contraction, has a turn between the two in the second
-turn, from the best point, and in the third, from the start.
+may have led its best point astray. Where SQUAREM is slow (20 rounds), or has not beaten the best error after three
+quarters of the evaluations that Anderson had, it is Anderson's turn again. Both go on from where they were: Anderson
+with all its columns, since a long memory is slow to fill, and SQUAREM from its last point, since under plain iteration
+errors may rise for long before they fall. Every further turn has twice the patience. Newton's method, which requires no
+contraction, has a turn between the two in the second turn, from the best point, and in the third, from the start.
 
 The cost is the memory of the history, ``2 m`` states. ``m`` is 100, or as many as fit into ``history_limit``, but at
 least 5 (and at most the number of unknowns of a row).
@@ -30,11 +31,13 @@ from fixedpoint.core.evaluator import Evaluator
 from fixedpoint.core.loop import iterate
 from fixedpoint.core.options import option
 from fixedpoint.core.pace import Pace
+from fixedpoint.core.pause import Pause, without_rows
 from fixedpoint.core.progress import Progress
 from fixedpoint.core.solution import Solution
 from fixedpoint.core.solver import Solver
 from fixedpoint.core.status import Status
 from fixedpoint.core.termination import Termination, at_rounding_floor
+from fixedpoint.core.transfer import to_device
 from fixedpoint.solvers.anderson import Anderson
 from fixedpoint.solvers.newton_krylov import NewtonKrylov
 from fixedpoint.solvers.polyalgorithm import can_continue, continue_with
@@ -46,8 +49,12 @@ _LONGEST, _SHORTEST = 100, 5
 # A row is slow if its relative error does not fall to this part within so many rounds: of Anderson acceleration and of
 # SQUAREM in their first turns. The counts depend little on these numbers.
 _PART, _FAST, _STEADY = 0.9, 8, 20
+# A turn of SQUAREM that has not beaten the best error ends after this part of the evaluations that Anderson has had,
+# but not before so many rounds.
+_SHARE, _FEWEST = 0.75, 16
+_STUCK, _LEAP = 0.9, 0.1
 # Newton-Krylov may use the rounds up to this multiple of those spent so far, and up to this number.
-_NEWTON, _LEAST = 1.5, 200
+_NEWTON, _LEAST = 1.25, 200
 # The limit on rounds. It is twice that of other solvers, so that what they solve is solved although turns are shared.
 # The patience of the last turn exceeds it.
 _MOST, _TURNS = 2000, 8
@@ -86,35 +93,40 @@ class Auto(Solver):
         if not self.can_fall_back(f):
             return replace(self.anderson(f).solve(f, z0, termination, on_round), solver=self)
         limit = termination.max_rounds or _MOST
+
+        def size(found: Solution) -> Float[Tensor, " B"]:
+            return f.yardstick.in_tolerances(found.error, found.scale)
+
         rule = replace(termination, max_rounds=limit)
         anderson, squarem, newton = self.anderson(f), Squarem(), NewtonKrylov()
         ahead = z0.clone()  # where SQUAREM goes on
-        found = iterate(anderson, f, z0, rule, on_round, Pace(_FAST, _PART))
+        pauses: list[Pause] = []  # from which Anderson goes on
+        found = iterate(anderson, f, z0, rule, on_round, Pace(_FAST, _PART), pauses=pauses)
+        spent = found.counts.evaluations.copy()  # by Anderson
         hopeless = np.zeros(len(z0), dtype=np.bool_)
+        tried = np.zeros(len(z0), dtype=np.int64)  # how often Newton-Krylov
+        mark = size(found)
         for turn in range(_TURNS):
-            found = continue_with(
-                f,
-                found,
-                squarem,
-                ahead,
-                rule,
-                on_round,
-                pace=Pace(_STEADY << turn, _PART),
-                latest=ahead,
-                without=hopeless,
-            )
-            ahead = _finite(ahead, z0)
-            if turn in (1, 2):
+            most = to_device(np.maximum(_SHARE * spent, _FEWEST), z0.device)
+            pace = Pace(_STEADY << turn, _PART, most=most, rival=size(found))
+            found = continue_with(f, found, squarem, ahead, rule, on_round, pace=pace, latest=ahead, without=hopeless)
+            ahead, reached = _finite(ahead, z0), size(found)
+            stuck = (reached > _STUCK * mark).cpu().numpy() & (tried < 2) & (turn > 0)
+            if stuck.any():
                 share = replace(rule, max_rounds=min(limit, max(int(_NEWTON * found.counts.rounds), _LEAST)))
-                begin = _finite(found.state, z0) if turn == 1 else z0
-                found = continue_with(f, found, newton, begin, share, on_round, without=hopeless)
-            begin = _finite(found.state, z0)
-            pace = Pace(_FAST << (turn + 1), _PART)
-            found = continue_with(f, found, anderson, begin, rule, on_round, pace=pace, without=hopeless)
+                begin = torch.where(to_device(tried == 0, z0.device).unsqueeze(1), _finite(found.state, z0), z0)
+                tried += stuck & ~found.converged & ~hopeless
+                found = continue_with(f, found, newton, begin, share, on_round, without=hopeless | ~stuck)
+            mark = size(found)
+            pauses = without_rows(pauses, np.flatnonzero((mark < _LEAP * reached).cpu().numpy()))
+            before = found.counts.evaluations.copy()
+            begin, pace = _finite(found.state, z0), Pace(_FAST << (turn + 1), _PART)
+            found = continue_with(f, found, anderson, begin, rule, on_round, pace=pace, without=hopeless, pauses=pauses)
+            spent += found.counts.evaluations - before
             # What no method brings below the rounding of f, none will.
             hopeless |= at_rounding_floor(found.error, found.scale, torch.finfo(z0.dtype).eps).cpu().numpy()
-            if turn > 1:  # every method has been tried, Newton-Krylov from two points
-                hopeless |= np.array([status in _LOST for status in found.status])
+            # Every method has been tried, Newton-Krylov from two points.
+            hopeless |= np.array([status in _LOST for status in found.status]) & (tried == 2)
             if (found.converged | hopeless).all() or found.counts.rounds >= limit:
                 break
         return replace(found, solver=self)

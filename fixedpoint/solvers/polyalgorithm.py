@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -20,12 +21,14 @@ from fixedpoint.core.evaluator import Evaluator
 from fixedpoint.core.loop import StepSolver, iterate
 from fixedpoint.core.options import by_options, option
 from fixedpoint.core.pace import Pace
+from fixedpoint.core.pause import Pause, joined
 from fixedpoint.core.problem import AbilityError, HasCost, HasExactResidual, HasMeasure, HasTake, Measure, Problem
 from fixedpoint.core.progress import Progress
 from fixedpoint.core.root import RootProblem
 from fixedpoint.core.solution import Solution, Trace
 from fixedpoint.core.solver import Solver
 from fixedpoint.core.status import Status
+from fixedpoint.core.subset import select_rows
 from fixedpoint.core.termination import Termination
 from fixedpoint.core.transfer import to_device
 from fixedpoint.core.yardstick import Yardstick
@@ -81,16 +84,45 @@ def continue_with(
     pace: Pace | None = None,
     latest: Float[Tensor, "B D"] | None = None,
     without: NDArray[np.bool_] | None = None,
+    pauses: list[Pause] | None = None,
 ) -> Solution:
     """Run a solver on the rows of ``found`` that are not solved, each from its row of ``begin``, and join the results.
 
     ``termination.max_rounds``, which must be set, limits the rounds of both solves together. With a ``pace``, rows that
     are slower end as stalled, and their last values are written to ``latest``; the solver must then be a step solver.
-    Rows ``without`` a chance are left as they are.
+    Rows ``without`` a chance are left as they are. Rows that are in ``pauses`` go on from there, not from ``begin``,
+    and ``pauses`` then contains those that are paused again.
     """
+    wanted = ~found.converged if without is None else ~found.converged & ~without
+    failed, again = np.flatnonzero(wanted), None
+    if pauses is not None:
+        again = joined(pauses, failed)
+        pauses.clear()
+    given = partial(_continued_with, f, solver=solver, termination=termination, on_round=on_round, latest=latest)
+    if again is not None:
+        assert pace is not None
+        found = given(found, again.rows, begin, pace=pace, pauses=pauses, resumed=again)
+        failed = np.setdiff1d(failed, again.rows)
+    return given(found, failed, begin, pace=pace, pauses=pauses)
+
+
+def _continued_with(
+    f: Evaluator,
+    found: Solution,
+    failed: NDArray[np.int64],
+    begin: Float[Tensor, "B D"],
+    *,
+    solver: Solver,
+    termination: Termination,
+    on_round: Callable[[Progress], None] | None,
+    pace: Pace | None,
+    latest: Float[Tensor, "B D"] | None,
+    pauses: list[Pause] | None,
+    resumed: Pause | None = None,
+) -> Solution:
+    """Run a solver on some rows and join the results; a pace has the marks of these rows alone, if it has any."""
     assert termination.max_rounds is not None
     left = termination.max_rounds - found.counts.rounds
-    failed = np.flatnonzero(~found.converged if without is None else ~found.converged & ~without)
     if not len(failed) or left < 1:
         return found
     rule = _continued(replace(termination, max_rounds=left), found, failed)
@@ -106,10 +138,14 @@ def continue_with(
         more = solver.solve(part, begin[rows], rule, told)
     else:
         assert isinstance(solver, StepSolver)
-        ends = begin[rows]
-        more = iterate(solver, part, begin[rows], rule, told, pace, ends)
+        ends, paused = begin[rows], None if pauses is None else list[Pause]()
+        limits = select_rows((pace.most, pace.rival), rows)
+        pace = replace(pace, most=limits[0], rival=limits[1])
+        more = iterate(solver, part, begin[rows], rule, told, pace, ends, paused, resumed)
         if latest is not None:
             latest.index_copy_(0, rows, ends)
+        if pauses is not None and paused is not None:
+            pauses.extend(replace(each, rows=failed[each.rows]) for each in paused)
     return _joined(found, more, failed, rows, part.yardstick)
 
 

@@ -15,16 +15,20 @@ scheme S3, where ``sigma = -alpha``; Lepage-Saucier 2024, "Alternating cyclic ve
 accelerating nonlinear optimization algorithms and fixed-point mapping applications".) ``sigma = 1`` is the plain
 iterate.
 
-Where we differ: in both schemes ``sigma`` is at least 1 and at most a bound, as in the authors' package for S3. The
-bound grows fourfold when it was reached and the extrapolation did no harm. An extrapolation is undone when its residual
-is more than ``growth`` times that at the start of the cycle: the row goes back to its last plain iterate, and its bound
-is divided by four. A small ``growth``, such as 2, undoes extrapolations that pay: on a mixture of Poisson distributions
-it takes several times the authors' counts.
+Where we differ: ``sigma`` is at least 1, as in the authors' package for S3, until it was to be shorter twice in a row.
+Then the map is no monotone one, and ``sigma`` is at least 1/2, which is all that a contraction requires: the best
+``sigma`` for the eigenvalue ``lambda`` of its derivative is ``1 / (1 - lambda)``. ``sigma`` is at most a bound, which
+grows fourfold when it was reached and the extrapolation did no harm. An extrapolation is undone when its residual is
+more than ``growth`` times that at the start of the cycle: the row goes back to its last plain iterate, and its bound is
+divided by four. A small ``growth``, such as 2, undoes extrapolations that pay: on a mixture of Poisson distributions it
+takes several times the authors' counts.
 """
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -41,6 +45,8 @@ __all__ = ["Squarem", "SquaremState"]
 
 # Factor by which the bound on sigma grows and shrinks.
 _FACTOR = 4.0
+# The least sigma of a map whose derivative has negative eigenvalues: 1 / (1 - lambda) is above it while lambda > -1.
+_LEAST = 0.5
 
 
 @dataclass(frozen=True)
@@ -64,6 +70,10 @@ class SquaremState:
         Shape ``(B,)``, float64: largest ``sigma`` allowed, at least 1.
     reached
         Shape ``(B,)``: whether the last ``sigma`` was limited by the bound.
+    short
+        Shape ``(B,)``: whether the last ``sigma`` was below 1 before it was limited.
+    shortens
+        Shape ``(B,)``: whether ``sigma`` may be below 1.
     judged
         Shape ``(B,)``: whether the point that is evaluated next is an extrapolated one.
     """
@@ -75,6 +85,8 @@ class SquaremState:
     base: Float[Tensor, " B"]
     bound: Float[Tensor, " B"]
     reached: Bool[Tensor, " B"]
+    short: Bool[Tensor, " B"]
+    shortens: Bool[Tensor, " B"]
     judged: Bool[Tensor, " B"]
 
 
@@ -85,7 +97,7 @@ class Squarem(StepSolver[SquaremState]):
     scheme: Literal["cyclic", "squarem"] = option(
         "cyclic", help="cyclic: orders 3 and 2 in turn; squarem: order 2 with a plain step after it"
     )
-    growth: float = option(100.0, ge=1.0, help="an extrapolation that makes the residual grow by more is undone")
+    growth: float = option(1e4, ge=1.0, help="an extrapolation that makes the residual grow by more is undone")
 
     @property
     def supports_row_selection(self) -> bool:
@@ -103,6 +115,8 @@ class Squarem(StepSolver[SquaremState]):
             base=torch.inf * ones,
             bound=_FACTOR * ones,
             reached=torch.zeros_like(at.finite),
+            short=torch.zeros_like(at.finite),
+            shortens=torch.zeros_like(at.finite),
             judged=torch.zeros_like(at.finite),
         )
 
@@ -125,7 +139,10 @@ class Squarem(StepSolver[SquaremState]):
         count = state.count
         points = tuple(torch.where((count == j).unsqueeze(1), at.z, point) for j, point in enumerate(state.points))
         completes = (count == state.order - 1) & ~worse
-        extrapolated, wanted = _extrapolated(at, points, state.order, bound)
+        wanted, combined = _extrapolation(at, points, state.order)
+        short = torch.where(completes, wanted < 1.0, state.short)
+        shortens = state.shortens | (completes & short & state.short)
+        extrapolated = combined(torch.minimum(wanted, bound).clamp(min=torch.where(shortens, _LEAST, 1.0)))
         proposal = torch.where(completes.unsqueeze(1), extrapolated, at.fz)
         proposal = torch.where(worse.unsqueeze(1), state.safe, proposal)
         after = 0 if self.scheme == "cyclic" else -1
@@ -139,6 +156,8 @@ class Squarem(StepSolver[SquaremState]):
             base=torch.where((count == 0) & ~worse, size, state.base),
             bound=bound,
             reached=torch.where(completes, wanted >= bound, state.reached),
+            short=short,
+            shortens=shortens,
             judged=completes,
         )
 
@@ -147,26 +166,28 @@ def _smaller(bound: Float[Tensor, " B"]) -> Float[Tensor, " B"]:
     return (bound / _FACTOR).clamp(min=1.0)
 
 
-def _extrapolated(
-    at: Evaluated, points: tuple[Float[Tensor, "B D"], ...], order: Int[Tensor, " B"], bound: Float[Tensor, " B"]
-) -> tuple[Float[Tensor, "B D"], Float[Tensor, " B"]]:
-    """Return ``x'`` as if the cycle of every row were complete, and ``sigma`` before the bound is applied."""
+def _extrapolation(
+    at: Evaluated, points: tuple[Float[Tensor, "B D"], ...], order: Int[Tensor, " B"]
+) -> tuple[Float[Tensor, " B"], Callable[[Float[Tensor, " B"]], Float[Tensor, "B D"]]]:
+    """Return the ``sigma`` that is wanted, and what returns ``x'`` for any, as if every row's cycle were complete."""
     first = points[0]
     d1 = at.z - first
     d2 = at.residual - d1
     if len(points) == 1:  # S3
-        wanted = _quotient(row_norms(d1), row_norms(d2))
-        return _combined(first, (d1, d2), wanted, bound), wanted
+        return _quotient(row_norms(d1), row_norms(d2)), functools.partial(_combined, first, (d1, d2))
     second = _projected(d1, d2)
-    low = _combined(first, (d1, d2), second, bound)
-    d1 = points[1] - first
+    one = points[1] - first
     step = at.z - points[1]
-    d2 = step - d1
-    d3 = at.residual - step - d2
-    third = _projected(d2, d3)
-    high = _combined(first, (d1, d2, d3), third, bound)
+    two = step - one
+    three = at.residual - step - two
+    third = _projected(two, three)
     cubic = order == 3
-    return torch.where(cubic.unsqueeze(1), high, low), torch.where(cubic, third, second)
+
+    def combined(sigma: Float[Tensor, " B"]) -> Float[Tensor, "B D"]:
+        low, high = _combined(first, (d1, d2), sigma), _combined(first, (one, two, three), sigma)
+        return torch.where(cubic.unsqueeze(1), high, low)
+
+    return torch.where(cubic, third, second), combined
 
 
 def _projected(short: Float[Tensor, "B D"], long: Float[Tensor, "B D"]) -> Float[Tensor, " B"]:
@@ -183,15 +204,12 @@ def _quotient(numerator: Float[Tensor, " B"], denominator: Float[Tensor, " B"]) 
 
 
 def _combined(
-    start: Float[Tensor, "B D"],
-    differences: tuple[Float[Tensor, "B D"], ...],
-    wanted: Float[Tensor, " B"],
-    bound: Float[Tensor, " B"],
+    start: Float[Tensor, "B D"], differences: tuple[Float[Tensor, "B D"], ...], sigma: Float[Tensor, " B"]
 ) -> Float[Tensor, "B D"]:
-    """``x_0 + sum_j binomial(p, j) sigma^j D_j``, with ``sigma`` limited to between 1 and the bound."""
+    """``x_0 + sum_j binomial(p, j) sigma^j D_j``."""
     wide = torch.promote_types(start.dtype, torch.float32)  # sigma^3 may exceed half precision
-    sigma = torch.minimum(wanted, bound).clamp(min=1.0).to(wide).unsqueeze(1)
+    factor = sigma.to(wide).unsqueeze(1)
     total, order = start.to(wide), len(differences)
     for j, difference in enumerate(differences, start=1):
-        total = torch.addcmul(total, difference.to(wide), math.comb(order, j) * sigma**j)
+        total = torch.addcmul(total, difference.to(wide), math.comb(order, j) * factor**j)
     return total.to(start.dtype)

@@ -179,17 +179,18 @@ def main() -> int:
     parser.add_argument("--tests", nargs="+", default=TESTS, help="files and folders of tests")
     parser.add_argument("--keep", action="store_true", help="leave the environments in the folder for another time")
     given = parser.parse_args()
-    given.folder.mkdir(parents=True, exist_ok=True)
+    folder = given.folder.resolve()  # commands run in other folders
+    folder.mkdir(parents=True, exist_ok=True)
     rows = []
     for python in given.python:
         for versions in given.versions:
-            row = examined(python, versions, given.torch, given.folder, given.tests, given.keep)
+            row = examined(python, versions, given.torch, folder, given.tests, given.keep)
             print(f"{row.python} {row.versions}: {row.result}", file=sys.stderr, flush=True)
             rows.append(row)
     print("| Python | versions | installed | tests |\n| --- | --- | --- | --- |")
     for row in rows:
         print(f"| {row.python} | {row.versions} | {row.installed} | {row.result} |")
-    print(f"\nlogs: {given.folder}")
+    print(f"\nlogs: {folder}")
     return 0 if all(row.passed for row in rows) else 1
 
 

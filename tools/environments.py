@@ -5,8 +5,9 @@
     python tools/environments.py --torch 2.4.1                this torch in each, instead of what the versions say
 
 ``lowest`` pins every dependency of pyproject.toml at its lower bound; ``highest`` takes what pip takes. The tests are
-those of the core, the API, the registry, the run files and bad input. They run on the committed tree. A table says what
-passed; the exit status is 1 if anything failed. Each environment takes some gigabytes, and is removed after its tests.
+those of the core, the solvers, compiled functions, the API, the registry, the run files and bad input. They run on the
+committed tree. A table says what passed; the exit status is 1 if anything failed. Each environment takes some
+gigabytes, and is removed after its tests unless ``--keep`` is given; then the next run with ``--keep`` takes it again.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ VERSIONS = ("lowest", "highest")
 TESTS = (
     "tests/core",
     "tests/solvers",
+    "tests/layers/test_compiled.py",
     "tests/registry",
     "tests/config",
     "tests/cli/test_plugin_commands.py",
@@ -36,14 +38,15 @@ TESTS = (
     "tests/test_api.py",
     "tests/test_bad_input.py",
 )
-# These are about run files and components that require the extra ``diffusion``.
+# These are about run files, commands and components that require the extra ``diffusion``.
 LEFT_OUT = (
     "tests/config/test_runfile.py::test_labels_show_in_what_nested_settings_differ",
     "tests/config/test_schema.py::test_every_shipped_run_file_fits_as_written_and_as_resolved",
     "tests/config/test_schema.py::test_the_shipped_schema_is_that_of_the_components",
+    "tests/cli/test_spelling.py::test_a_misspelt_option_is_told_the_nearest[invert",
 )
 # What these tests import besides the library and its extra ``testing``.
-REQUIRED = ("beartype", "jsonschema", "pytest-timeout", "safetensors", "scipy")
+REQUIRED = ("beartype", "filelock", "jsonschema", "pytest-timeout", "safetensors", "scipy")
 _SHOWN = ("torch", "numpy", "pydantic", "typer", "jaxtyping")
 
 
@@ -67,7 +70,8 @@ def requirements(python: str) -> tuple[list[str], list[str]]:
         for line in (*project["optional-dependencies"]["dev"], *project["optional-dependencies"]["diffusion"])
         if re.split(r"[^\w.-]", line)[0] in REQUIRED
     ]
-    return [_without_marker(line) for line in base if _applies(line, python)], dev
+    own, extra = ([_without_marker(line) for line in lines if _applies(line, python)] for lines in (base, dev))
+    return own, extra
 
 
 def _applies(line: str, python: str) -> bool:
@@ -103,12 +107,14 @@ def interpreter(version: str) -> str | None:
     return None
 
 
-def examined(python: str, versions: str, torch: str | None, folder: Path, tests: Sequence[str]) -> Row:
-    """Make one environment, run the tests in it, and remove it."""
+def examined(
+    python: str, versions: str, torch: str | None, folder: Path, tests: Sequence[str], keep: bool = False
+) -> Row:
+    """Make one environment, or take the one that was kept, run the tests in it, and remove it unless it is kept."""
     command = interpreter(python)
     if command is None:
         return Row(python, versions, "", True, "no such interpreter here")
-    place = Path(tempfile.mkdtemp(prefix=f"{python}-{versions}-", dir=folder))
+    place = folder / f"{python}-{versions}"
     log = folder / f"{python}-{versions}.log"
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
     environment.pop("PYTHONPATH", None)
@@ -119,24 +125,28 @@ def examined(python: str, versions: str, torch: str | None, folder: Path, tests:
             file.write(f"$ {' '.join(map(str, words))}\n{done.stdout}{done.stderr}\n")
         return done
 
+    base, extra = requirements(python)
+    lines = pins([*base, *extra]) if versions == "lowest" else [*base, *extra]
+    if torch:
+        lines = [f"torch=={torch}", *(line for line in lines if not re.match(r"torch\W", line))]
+    wanted = "\n".join(lines) + "\n"
+    own, tree, listed, made = (place / name for name in ("venv/bin/python", "tree", "requirements.txt", "made.txt"))
     log.unlink(missing_ok=True)
     try:
-        tree = place / "tree"
+        if not (keep and made.is_file() and made.read_text(encoding="utf-8") == wanted):
+            shutil.rmtree(place, ignore_errors=True)
+            place.mkdir(parents=True)
+            listed.write_text(wanted, encoding="utf-8")
+            run(command, "-m", "venv", place / "venv")
+            run(own, "-m", "pip", "install", "--quiet", "--upgrade", "pip")
+            done = run(own, "-m", "pip", "install", "--quiet", "--requirement", listed)
+            if done.returncode:
+                return Row(python, versions, "", False, f"cannot be installed: {_last(done.stderr)}")
+            listed.rename(made)
+        shutil.rmtree(tree, ignore_errors=True)
         tree.mkdir()
         archive = subprocess.run(["git", "-C", str(ROOT), "archive", "HEAD"], capture_output=True, check=True)
         subprocess.run(["tar", "-x", "-C", str(tree)], input=archive.stdout, check=True)
-        run(command, "-m", "venv", place / "venv")
-        own = place / "venv" / "bin" / "python"
-        base, extra = requirements(python)
-        lines = pins([*base, *extra]) if versions == "lowest" else [*base, *extra]
-        if torch:
-            lines = [f"torch=={torch}", *(line for line in lines if not re.match(r"torch\W", line))]
-        listed = place / "requirements.txt"
-        listed.write_text("\n".join(lines) + "\n", encoding="utf-8")
-        run(own, "-m", "pip", "install", "--quiet", "--upgrade", "pip")
-        done = run(own, "-m", "pip", "install", "--quiet", "--requirement", listed)
-        if done.returncode:
-            return Row(python, versions, "", False, f"cannot be installed: {_last(done.stderr)}")
         # The lines above stand for the dependencies, so that none of them is replaced here.
         done = run(own, "-m", "pip", "install", "--quiet", "--no-deps", "--editable", tree)
         if done.returncode:
@@ -145,7 +155,8 @@ def examined(python: str, versions: str, torch: str | None, folder: Path, tests:
         done = run(own, "-m", "pytest", "-q", "-m", "not slow and not gpu", *left_out, *tests, cwd=tree)
         return Row(python, versions, _installed(own), done.returncode == 0, _last(done.stdout) or _last(done.stderr))
     finally:
-        shutil.rmtree(place, ignore_errors=True)
+        if not keep:
+            shutil.rmtree(place, ignore_errors=True)
 
 
 def _last(text: str) -> str:
@@ -166,18 +177,20 @@ def main() -> int:
     parser.add_argument("--torch", help="a version of torch, instead of what the versions of dependencies say")
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "fixedpoint-environments")
     parser.add_argument("--tests", nargs="+", default=TESTS, help="files and folders of tests")
+    parser.add_argument("--keep", action="store_true", help="leave the environments in the folder for another time")
     given = parser.parse_args()
-    given.folder.mkdir(parents=True, exist_ok=True)
+    folder = given.folder.resolve()  # commands run in other folders
+    folder.mkdir(parents=True, exist_ok=True)
     rows = []
     for python in given.python:
         for versions in given.versions:
-            row = examined(python, versions, given.torch, given.folder, given.tests)
+            row = examined(python, versions, given.torch, folder, given.tests, given.keep)
             print(f"{row.python} {row.versions}: {row.result}", file=sys.stderr, flush=True)
             rows.append(row)
     print("| Python | versions | installed | tests |\n| --- | --- | --- | --- |")
     for row in rows:
         print(f"| {row.python} | {row.versions} | {row.installed} | {row.result} |")
-    print(f"\nlogs: {given.folder}")
+    print(f"\nlogs: {folder}")
     return 0 if all(row.passed for row in rows) else 1
 
 

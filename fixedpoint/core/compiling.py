@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, ParamSpec, TypeVar
 
 import torch
@@ -49,8 +50,37 @@ def uncompiled() -> AbstractContextManager[None]:
     """
     if "torch._dynamo" not in sys.modules:
         return nullcontext()
+    if not hasattr(torch.compiler, "set_stance"):
+        return _uncompiled_before_2_6()
     stance: AbstractContextManager[None] = torch.compiler.set_stance("force_eager")
     return stance
+
+
+class _Depth(threading.local):
+    value = 0
+
+
+_depth = _Depth()
+
+
+@contextmanager
+def _uncompiled_before_2_6() -> Iterator[None]:
+    """Do what ``set_stance("force_eager")`` does: a compiled function is called without the compiler's hook."""
+    _make_hook_conditional()
+    _depth.value += 1
+    try:
+        yield
+    finally:
+        _depth.value -= 1
+
+
+@functools.cache
+def _make_hook_conditional() -> None:
+    """Replace the function by which calls of compiled functions set the hook of torch 2.4 or 2.5, for good."""
+    module: Any = sys.modules["torch._dynamo.eval_frame"]
+    name = "_maybe_set_eval_frame" if hasattr(module, "_maybe_set_eval_frame") else "set_eval_frame"
+    own = getattr(module, name)
+    setattr(module, name, lambda callback: own(None if _depth.value else callback))
 
 
 def is_compiled(function: Any) -> bool:

@@ -104,5 +104,6 @@ def tangents(problem: Problem, z: Float[Tensor, "B D"], strict: bool) -> Float[T
 def _prepare_forward_mode() -> None:
     """Make torch load its forward mode, whose first use issues a deprecation warning of torch's own code."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
+        for category in (DeprecationWarning, FutureWarning):  # versions of torch differ
+            warnings.simplefilter("ignore", category)
         torch.func.jvp(torch.sin, (torch.zeros(1, device="cpu"),), (torch.zeros(1, device="cpu"),))

@@ -15,6 +15,9 @@ the estimate of its inverse. ``H`` is stored as ``-I + sum_i c_i d_i^T`` with at
 Where we differ: the oldest pair is dropped before the update, so that the newest secant equation ``H dg = dz`` always
 holds. An update whose denominator is only rounding is skipped. A row whose residual has grown to more than
 ``restart_growth`` times its smallest drops all its pairs, unless a plain step made it grow: then it keeps that secant.
+With fewer pairs than unknowns, the residual can stop falling even where ``f`` is an affine contraction, because every
+new pair takes the place of one that is needed. A row whose residual has had no new minimum for ``2 m`` rounds, and for
+20, therefore drops all its pairs, too.
 """
 
 from __future__ import annotations
@@ -33,9 +36,13 @@ from fixedpoint.core.loop import StepSolver
 from fixedpoint.core.options import option
 from fixedpoint.core.reduce import add_combination, row_dots, row_norms, vecdot
 from fixedpoint.core.transfer import to_device
-from fixedpoint.solvers.safeguard import Growth
+from fixedpoint.solvers.safeguard import Growth, Idleness
 
 __all__ = ["Broyden", "BroydenState"]
+
+
+# Rounds without a smaller residual after which a row of few pairs may drop them.
+_LEAST_PATIENCE = 20
 
 
 @dataclass(frozen=True)
@@ -44,7 +51,8 @@ class BroydenState:
 
     ``history`` holds the pairs ``(c, d)``; ``point`` and ``residual`` are the last point and its residual, and
     ``products`` the inner products ``d_i . residual`` for every slot of the history. ``proposal`` is the last point
-    proposed, ``linked`` marks the rows that may take a secant, and ``growth`` holds the smallest residual norms.
+    proposed, ``linked`` marks the rows that may take a secant, ``growth`` holds the smallest residual norms, and
+    ``idle`` the rounds without a smaller one.
     """
 
     history: History
@@ -54,6 +62,7 @@ class BroydenState:
     proposal: Float[Tensor, "B D"] | None
     linked: Bool[Tensor, " B"]
     growth: Growth
+    idle: Idleness
 
 
 @dataclass(frozen=True)
@@ -83,6 +92,7 @@ class Broyden(StepSolver[BroydenState]):
             proposal=None,
             linked=torch.zeros(at.z.shape[0], dtype=torch.bool, device=at.z.device),
             growth=Growth.begin(at.residual_norm),
+            idle=Idleness.begin(at.residual_norm),
         )
 
     def reset(self, state: BroydenState, rows: Bool[Tensor, " B"]) -> BroydenState:
@@ -92,6 +102,9 @@ class Broyden(StepSolver[BroydenState]):
         self, f: Evaluator, at: Evaluated, state: BroydenState
     ) -> tuple[Float[Tensor, "B D"] | Evaluated, BroydenState]:
         grown, growth = state.growth.watch(at.residual_norm, self.restart_growth, state.history.valid.any(dim=1))
+        if self.memory < at.z.shape[1]:
+            stuck, idle = state.idle.watch(at.residual_norm, state.growth.best, max(2 * self.memory, _LEAST_PATIENCE))
+            grown, state = grown | stuck, replace(state, idle=idle)
         state = replace(self.reset(state, grown), growth=growth)
         # This is the memory of the previous point. It is read for the last time while dz is written over it.
         memory = f.empty()

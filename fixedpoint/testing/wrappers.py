@@ -35,12 +35,14 @@ class Tally:
     rows: dict[int, int] = field(default_factory=dict)
     dtypes: set[torch.dtype] = field(default_factory=set)
 
-    def note(self, rows: Int[Tensor, " k"], dtype: torch.dtype) -> None:
-        """Count one call; a row that it evaluates twice occurs twice in ``rows``."""
+    def note(self, rows: Int[Tensor, " k"], dtype: torch.dtype, times: int = 1) -> None:
+        """Count one call with ``times`` points of each of ``rows``; a row may occur more than once."""
         self.calls += 1
         self.dtypes.add(dtype)
-        for row in rows.tolist():
-            self.rows[row] = self.rows.get(row, 0) + 1
+        with torch._C._DisableFuncTorch():  # torch before 2.6 reads no numbers within its transforms
+            numbers = rows.tolist()
+        for row in numbers:
+            self.rows[row] = self.rows.get(row, 0) + times
 
 
 @dataclass(eq=False)
@@ -131,16 +133,19 @@ class Counted(Wrapper):
 
     tally: Tally = field(default_factory=Tally)
     rows: Int[Tensor, " B"] | None = None
+    _numbers: Int[Tensor, " B"] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        # Not in a call: what is made within a transform of torch.func belongs to it.
+        self._numbers = torch.arange(self.layout.rows, device="cpu") if self.rows is None else self.rows
 
     def __call__(self, z: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
-        self.tally.note(self._rows().repeat(_batched_points()), z.dtype)
+        self.tally.note(self._numbers, z.dtype, times=_batched_points())
         return self.inner(z)
 
     def take(self, rows: Int[Tensor, " k"]) -> Self:
-        return replace(self, inner=self.inner.take(rows), rows=self._rows()[rows])
-
-    def _rows(self) -> Int[Tensor, " B"]:
-        return torch.arange(self.layout.rows, device="cpu") if self.rows is None else self.rows
+        return replace(self, inner=self.inner.take(rows), rows=self._numbers[rows])
 
 
 def _batched_points() -> int:

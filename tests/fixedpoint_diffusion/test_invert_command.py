@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from click.testing import Result
 from diffusers import (
     DDIMPipeline,
     DDIMScheduler,
@@ -33,7 +32,7 @@ from rich.console import Console
 from safetensors import safe_open
 from safetensors.torch import load_file
 from tiny_pipelines import pipeline
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 import fixedpoint
 from fixedpoint.cli.main import app

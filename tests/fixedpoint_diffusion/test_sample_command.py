@@ -14,12 +14,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from click.testing import Result
 from diffusers import DPMSolverMultistepScheduler
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from tiny_pipelines import pipeline
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from fixedpoint.cli.main import app
 from fixedpoint_diffusion.command.sampling import work

@@ -81,6 +81,16 @@ def test_affine_maps_end_within_twice_the_unknowns(size):
     assert solution.counts.rounds <= 2 * size + 2
 
 
+@pytest.mark.parametrize("normal", [True, False])
+def test_contractions_are_solved_with_fewer_pairs_than_unknowns(normal):
+    # A few of these rows would end stalled, while their pairs displace one another.
+    spectrum = [0.8, 0.6, 0.3, -0.2, -0.5, -0.7]
+    for seed in range(5, 10):
+        problem = affine_contraction(spectrum, rows=16, normal=normal, bound=0.8, seed=seed)
+        for memory in (2, 3):
+            assert solve(problem, solver=Broyden(memory=memory), rtol=1e-9).converged.all()
+
+
 def test_the_answer_is_scipys():
     problem = tanh_cell(size=10, rows=1, gain=1.2, seed=2)
 

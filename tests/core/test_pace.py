@@ -64,3 +64,14 @@ def test_from_a_first_error_that_is_not_finite_any_finite_one_is_a_fall(start):
     pace = pace.updated(torch.tensor([5.0], dtype=torch.float64))
     assert float(pace.mark) == 5.0
     assert float(pace.age) == 0.0
+
+
+def test_a_row_that_does_not_beat_its_rival_ends_after_its_number_of_points():
+    most, rival = torch.tensor([3.0, 3.0, 5.0]), torch.tensor([0.5, 0.05, 0.0])
+    pace, found = Pace(10, 0.9, most=most, rival=rival), []
+    for k in range(6):
+        pace = pace.updated(torch.full((3,), 0.5**k))
+        found.append(pace.slow.tolist())
+    assert [row[0] for row in found] == [False] * 6  # 0.25 at its third point
+    assert [row[1] for row in found] == [False, False, True, True, True, False]
+    assert [row[2] for row in found] == [False] * 4 + [True] * 2

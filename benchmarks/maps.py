@@ -6,6 +6,7 @@
     python benchmarks/maps.py --json counts.json         saves the counts, one map after another, and goes on with them
     python benchmarks/maps.py --load counts.json         prints tables and summary of saved counts, without a run
                                                          (several files, separated by commas, are put together)
+    python benchmarks/maps.py --load counts.json --plot  draws the profile of docs/how-to/which-solver.md
     python benchmarks/maps.py --check                    exits with 1 where a limit of acceptance fails
 
 A solve is to a relative residual of 1e-6 or 1e-10, within 2000 evaluations of ``f``; ``map_runs/counting.py`` says what
@@ -19,16 +20,18 @@ Requires torchdeq 0.1, SciPy, scikit-learn and networkx; jaxopt and SUNDIALS are
 from __future__ import annotations
 
 import json
+import math
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
+import matplotlib.pyplot as plt
 import torch
 import typer
 from map_runs.counting import TOLERANCES, Cell, of_ours, of_peer
 from map_runs.peers import missing, peers
-from map_runs.report import LEGEND, limits, summary, table
+from map_runs.report import LEGEND, limits, overview, profile, summary, table
 from map_suite import STARTS, Map, all_maps
 from threadpoolctl import threadpool_limits
 
@@ -44,6 +47,8 @@ OURS: dict[str, Any] = {
     "polyalgorithm": "polyalgorithm",
     "picard, half steps": {"name": "picard", "relaxation": 0.5},
 }
+
+PICTURE = Path(__file__).parents[1] / "docs" / "assets" / "maps-profile.png"
 
 Rows = dict[tuple[str, str], dict[str, list[Cell]]]
 
@@ -98,6 +103,7 @@ def main(
     solver: str = typer.Option("", help="Names of solvers, or ours, or peers; by default all."),
     saved: str = typer.Option("", "--json", help="File to save counts in; what it contains is not run again."),
     loaded: str = typer.Option("", "--load", help="Files of saved counts to print, separated by commas; no run."),
+    plot: bool = typer.Option(False, "--plot", help="Draw the performance profile."),
     check: bool = typer.Option(False, "--check", help="Exit with 1 where a limit of acceptance fails."),
 ) -> None:
     """Run the comparison."""
@@ -115,9 +121,37 @@ def main(
             print(f"Not installed, and left out: {', '.join(missing())}", file=sys.stderr)
     for index in range(len(TOLERANCES)):
         print(*table(rows, solvers, index), "", LEGEND, "", sep="\n")
+    told = [name for name in solvers if any(name in row for row in rows.values())]
+    print(*overview(rows, told), sep="\n")
     print(*summary(rows, theirs), sep="\n")
+    if plot:
+        draw(rows, theirs)
     if check and not all(limit.holds for limit in limits(rows, theirs)):
         raise typer.Exit(1)
+
+
+def draw(rows: Rows, theirs: list[str]) -> None:
+    """Draw which part of all maps and starts a solver solves within a multiple of the fewest evaluations of any."""
+    ours = ["auto", "squarem", "anderson", "broyden", "picard"]
+    best = sorted(theirs, key=lambda name: -sum(row[name][0].evaluations is not None for row in rows.values()))
+    shown = [*ours, *(name for name in best if name.split()[-1] not in ("fixed-point", "m=0"))][: len(ours) + 5]
+    figure, panels = plt.subplots(1, len(TOLERANCES), figsize=(9, 3.8), sharey=True, layout="constrained")
+    for index, panel in enumerate(panels):
+        for name, values in profile(rows, shown, index).items():
+            finite = [value for value in values if math.isfinite(value)]
+            parts = [(number + 1) / len(values) for number in range(len(finite))]
+            style = "-" if name in ours else "--"
+            panel.step(
+                [*finite, 64], [*parts, parts[-1]], style, where="post", label=name, linewidth=1 + (name == "auto")
+            )
+        panel.set(xscale="log", xlim=(1, 64), ylim=(0, 1), title=f"to {TOLERANCES[index]:g}")
+        panel.set_xticks([1, 2, 4, 8, 16, 32, 64], ["1", "2", "4", "8", "16", "32", "64"])
+        panel.minorticks_off()
+        panel.set_xlabel("evaluations / fewest of these solvers")
+        panel.grid(alpha=0.3)
+    panels[0].set_ylabel(f"part of {len(rows)} solves")
+    panels[-1].legend(fontsize=7, loc="lower right")
+    figure.savefig(PICTURE, dpi=120)
 
 
 def measured(chosen: list[Map], solvers: list[str], saved: Path | None) -> Rows:

@@ -98,14 +98,24 @@ def rows(**counts: int | None) -> dict[tuple[str, str], dict[str, list[Cell]]]:
 @pytest.mark.parametrize(
     ("auto", "picard", "peer", "held"),
     [
-        (10, 10, 10, [True, True, True, True]),
-        (15, 10, 20, [True, False, True, True]),
-        (21, 10, 30, [True, False, False, True]),
-        (10, 10, 9, [True, True, True, False]),
+        (10, 10, 10, [True, True, True, True, True]),
+        (15, 10, 20, [True, False, True, True, True]),
+        (21, 10, 30, [True, False, False, True, True]),
+        (10, 10, 9, [True, True, True, False, False]),
     ],
 )
 def test_the_limits(auto: int, picard: int, peer: int, held: list[bool]) -> None:
     assert [limit.holds for limit in limits(rows(auto=auto, picard=picard, peer=peer), ["peer"])] == held * 2
+
+
+def test_every_peer_is_held_against_auto_alone_and_all_of_them_at_once() -> None:
+    two = {("map", "far"): rows(auto=10, picard=10, a=5, b=20)["map", "far"]}
+    two["map", "random"] = rows(auto=10, picard=10, a=40, b=8)["map", "far"]
+    found = list(limits(two, ["a", "b"]))
+    assert found[3].figure == "0.791 (b)"
+    assert found[3].holds
+    assert found[4].figure == "1.581"
+    assert not found[4].holds
 
 
 def test_a_failure_counts_only_where_another_solves() -> None:

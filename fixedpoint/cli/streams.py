@@ -59,11 +59,21 @@ def guarded() -> Iterator[None]:
             if error.errno == errno.EPIPE:
                 raise SystemExit(_FAILED) from None
             full = output.error if output is not None else None
-            place = "standard output" if full is not None else str(error.filename or "")
+            place = "standard output" if full is not None else _place(error)
             said = f"{place + ': ' if place else ''}{(full or error).strerror or error}"
             with contextlib.suppress(OSError):
                 print(f"cannot write to {said}" if full is not None else f"cannot go on: {said}", file=sys.stderr)
             raise SystemExit(_FAILED) from None
+
+
+def _place(error: OSError) -> str:
+    """The file that an error is of; empty if that is not known."""
+    if error.filename is None:
+        try:
+            os.getcwd()
+        except OSError:  # it has been removed, or may not be read
+            return "the working directory"
+    return str(error.filename or "")
 
 
 @contextlib.contextmanager

@@ -49,6 +49,18 @@ def test_another_file_that_is_full_is_not_called_the_output(
     assert (tmp_path / "out").read_text() == "written\n"
 
 
+def test_a_working_directory_that_is_gone_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    os.rmdir(tmp_path / "gone")
+    with pytest.raises(SystemExit) as ended, guarded():
+        Path("x").absolute()
+    assert ended.value.code == 1
+    assert capsys.readouterr().err == "cannot go on: the working directory: No such file or directory\n"
+
+
 def test_an_encoding_that_has_not_all_characters_takes_any_text(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -196,15 +196,13 @@ def environments() -> Iterator[Entry]:
     yield Entry("environment-PWD-/nowhere", RUN, good, (0,), environment={"PWD": "/nowhere"})
     # The working directory has been removed. Its "..", the folder that it was in, can still be read from.
     gone = {"FIXEDPOINT_HOSTILE_GONE": "1"}
-    for name, arguments in {
-        "run": RUN,
-        "above": ("run", "../study.yaml", "-o", "out"),
-        "default": ("run", "../study.yaml"),
-        "report": ("report", "out"),
-        "init": ("init", "new.yaml"),
-    }.items():
-        yield Entry(f"no-folder-{name}", arguments, statuses=(1, 2), environment=gone)
-    yield Entry("no-folder-elsewhere", ("run", "../study.yaml", "-o", "../out"), environment=gone)
+    here = "the working directory: No such file or directory"
+    yield Entry("no-folder-run", RUN, statuses=(2,), says="study.yaml: no such file", environment=gone)
+    for name, target in {"here": "out", "elsewhere": "../out"}.items():
+        yield Entry(f"no-folder-{name}", ("run", "../study.yaml", "-o", target), lambda _: None, (1,), here, gone)
+    yield Entry("no-folder-default", ("run", "../study.yaml"), statuses=(1,), says=here, environment=gone)
+    yield Entry("no-folder-report", ("report", "out"), statuses=(1, 2), says="out", environment=gone)
+    yield Entry("no-folder-init", ("init", "new.yaml"), statuses=(1,), says="new.yaml", environment=gone)
     yield Entry("no-folder-list", ("list",), statuses=(0,), environment=gone)
 
 

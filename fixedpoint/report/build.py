@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 import warnings
 from collections.abc import Callable
@@ -12,13 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from fixedpoint.report.drawing import Attempts, drawn_groups
+from fixedpoint.report.importing import lacking
 from fixedpoint.report.palette import strokes
 from fixedpoint.report.reading import RunData
 from fixedpoint.report.table import sections, to_csv, to_markdown
 
 __all__ = ["Written", "build"]
-
-_NEEDED = ("matplotlib", "jinja2")
 
 
 @dataclass(frozen=True)
@@ -53,10 +51,8 @@ def build(run: RunData) -> Written:
         _write(run, "table.md", to_markdown(sections(run)).encode()),
         _write(run, "table.csv", to_csv(run).encode()),
     ]
-    lacking = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
-    if lacking:
-        names = " and ".join(lacking)
-        sentence = f"no plots and no page: they need {names}; pip install 'fixedpoint-solvers[report]'"
+    sentence = lacking()
+    if sentence:
         return Written(tuple(written), sentence)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing")  # labels in a script that the font lacks

@@ -20,6 +20,7 @@ _LONGEST = 32
 _FLAGS = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
 # Where Windows locks: beyond the content, since what it locks cannot be read.
 _BEYOND = 2**20
+_LINK, _FOREIGN = "is a link, wanted the lock of a run", "is there already and not the lock of a run"
 
 
 class BusyFolderError(RuntimeError):
@@ -61,10 +62,11 @@ def locked(folder: Path) -> Iterator[None]:
 def _held(path: Path, folder: Path) -> int:
     """The descriptor of the lock, which this process now holds."""
     while True:
+        _check_openable(path)
         try:
             descriptor = os.open(path, _FLAGS, 0o666)
         except OSError as error:
-            why = "is a link, wanted the lock of a run" if error.errno == errno.ELOOP else error.strerror
+            why = _LINK if error.errno == errno.ELOOP else error.strerror  # a link that was made just now
             raise WriteError(error.errno, why, str(path)) from None
         try:
             _check_ours(descriptor, path)
@@ -85,12 +87,22 @@ def _held(path: Path, folder: Path) -> int:
         os.close(descriptor)  # the run that held it has removed it
 
 
+def _check_openable(path: Path) -> None:
+    """Refuse links, which Windows would follow, and devices, to which opening alone may do something."""
+    try:
+        mode = os.lstat(path).st_mode
+    except OSError:  # nothing is there, or opening it says what is wrong
+        return
+    if not stat.S_ISREG(mode):
+        raise WriteError(errno.EINVAL, _LINK if stat.S_ISLNK(mode) else _FOREIGN, str(path))
+
+
 def _check_ours(descriptor: int, path: Path) -> None:
     """Refuse to write into a file that a run did not make, also if it bears another name elsewhere (a hard link)."""
     found = os.fstat(descriptor)
     content = os.pread(descriptor, _LONGEST + 1, 0) if stat.S_ISREG(found.st_mode) and hasattr(os, "pread") else b""
     if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1 or content.strip(b"0123456789\n"):
-        raise WriteError(errno.EINVAL, "is there already and not the lock of a run", str(path))
+        raise WriteError(errno.EINVAL, _FOREIGN, str(path))
 
 
 def _is_at(descriptor: int, path: Path) -> bool:

@@ -215,6 +215,25 @@ def test_tensors_that_are_no_images_are_refused(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    "header",
+    [
+        *("{'descr': '<f8', 'fortran_order': False, 'shape': (-1, 1, 8, 8)}", "(" * 110, "{'descr': [[]]}", "1 +"),
+        *(
+            "{'descr': '<f8', 'fortran_order': False, 'shape': (4611686018427387904, 1, 8, 8)}",
+            "{[]: 1}",
+            "-" * 5000 + "1",
+        ),
+    ],
+)
+def test_headers_of_arrays_that_make_no_sense_are_refused(tmp_path: Path, header: str) -> None:
+    """Numpy parses them as Python: negative sizes overflow, brackets without end are an error of the tokenizer."""
+    content = header.encode() + b"\n"
+    (tmp_path / "a.npy").write_bytes(b"\x93NUMPY\x01\x00" + len(content).to_bytes(2, "little") + content + bytes(512))
+    (entry,), _ = find([tmp_path / "a.npy"])
+    assert entry.refused.startswith("cannot be read as an array of numpy's: ")
+
+
 def test_folders_and_files_that_are_none(tmp_path: Path) -> None:
     folder, empty = tmp_path / "photos", tmp_path / "empty"
     (folder / "below").mkdir(parents=True)

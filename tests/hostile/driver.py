@@ -6,6 +6,7 @@ of the sandbox, be sent, or be executed ends the process with status 99 before i
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
 import sys
@@ -49,12 +50,20 @@ def main() -> None:
     """Run the program."""
     seconds = int(sys.argv[1])
     sys.argv = ["fixedpoint", *sys.argv[2:]]
-    import matplotlib.font_manager  # noqa: F401 -- writes its cache of fonts when it is imported first
+    if "MPLBACKEND" not in os.environ:  # the program itself is to meet one that there is not
+        import matplotlib.font_manager  # noqa: F401 -- writes its cache of fonts when it is imported first
     import torch
+
+    with contextlib.suppress(ImportError):
+        import urllib3  # noqa: F401 -- binds a socket to ::1 when it is imported first, to see whether there is IPv6
 
     torch.set_num_threads(1)
     from fixedpoint.cli.main import main as program
 
+    if os.environ.get("FIXEDPOINT_HOSTILE_GONE"):  # only now: torch itself ends a process that begins in such a folder
+        os.mkdir("gone")
+        os.chdir("gone")
+        os.rmdir("../gone")
     used = int(time.process_time())
     resource.setrlimit(resource.RLIMIT_CPU, (used + seconds + 1, used + seconds + 2))
     sys.addaudithook(watch(ROOT, _stop))

@@ -485,7 +485,12 @@ PARTS: tuple[tuple[str, Callable[[Path], Any], str], ...] = (
     ("vae: factor", within("vae", setting(scaling_factor=float("nan"))), "no size of a network"),
     ("vae: text", within("vae", partial(write, "config.json", "x")), "cannot be read"),
     ("scheduler: text", within("scheduler", partial(write, "scheduler_config.json", "x")), "cannot be read"),
-    ("scheduler: none", lambda f: (f / "scheduler" / "scheduler_config.json").unlink(), "cannot be loaded"),
+    ("scheduler: none", lambda f: (f / "scheduler" / "scheduler_config.json").unlink(), "scheduler is empty"),
+    (
+        "scheduler: other name",
+        lambda f: (f / "scheduler" / "scheduler_config.json").rename(f / "scheduler" / "config.json"),
+        "cannot be loaded",
+    ),
     *(
         (f"scheduler: {each}", within("scheduler", setting("scheduler_config.json", **each)), "|.")
         for each, _ in SCHEDULERS

@@ -156,7 +156,16 @@ def environments() -> Iterator[Entry]:
     good = _labelled("\u00fc \U0001f600 \u6f22 -- \u2013")
     for command in (RUN, ("list",), ("show", "anderson"), ("doctor",), ("schema",), ("--help",), ("run", "--help")):
         name = "-".join(part.strip("-") for part in command[:2])
-        yield Entry(f"full-{name}", command, good, (1,), redirect=">/dev/full", says="standard output")
+        for buffering, variables in {"": {"PYTHONUNBUFFERED": ""}, "-unbuffered": {"PYTHONUNBUFFERED": "1"}}.items():
+            yield Entry(
+                f"full{buffering}-{name}",
+                command,
+                good,
+                (1,),
+                redirect=">/dev/full",
+                says="cannot write to standard output: No space left on device",
+                environment=variables,
+            )
         yield Entry(f"closed-{name}", command, good, (0, 1), redirect=">&-")
         yield Entry(f"full-errors-{name}", command, good, (0, 1, 2), redirect="2>/dev/full")
         yield Entry(f"ascii-{name}", command, good, (0,), environment={"PYTHONIOENCODING": "ascii"})
@@ -177,18 +186,32 @@ def environments() -> Iterator[Entry]:
         "PYTHONWARNINGS": ("default",),
         "PYTHONOPTIMIZE": ("2",),
         "PYTHONUTF8": ("0", "1"),
-        "MPLBACKEND": ("nonsense", "tkagg"),
     }.items():
         for value in values:
             yield Entry(f"environment-{key}-{value or 'empty'}", RUN, good, (0,), environment={key: value})
-    yield Entry("no-folder", RUN, lambda box: None, (1, 2), redirect="; true", environment={"PWD": "/nowhere"})
+    for value in ("nonsense", "tkagg", "module://nowhere"):
+        yield Entry(
+            f"environment-MPLBACKEND-{value}", RUN, good, (0,), "out/convergence.png", environment={"MPLBACKEND": value}
+        )
+    yield Entry("environment-PWD-/nowhere", RUN, good, (0,), environment={"PWD": "/nowhere"})
+    # The working directory has been removed. Its "..", the folder that it was in, can still be read from.
+    gone = {"FIXEDPOINT_HOSTILE_GONE": "1"}
+    here = "the working directory: No such file or directory"
+    yield Entry("no-folder-run", RUN, statuses=(2,), says="study.yaml: no such file", environment=gone)
+    for name, target in {"here": "out", "elsewhere": "../out"}.items():
+        yield Entry(f"no-folder-{name}", ("run", "../study.yaml", "-o", target), lambda _: None, (1,), here, gone)
+    yield Entry("no-folder-default", ("run", "../study.yaml"), statuses=(1,), says=here, environment=gone)
+    yield Entry("no-folder-report", ("report", "out"), statuses=(1, 2), says="out", environment=gone)
+    yield Entry("no-folder-init", ("init", "new.yaml"), statuses=(1,), says="new.yaml", environment=gone)
+    yield Entry("no-folder-list", ("list",), statuses=(0,), environment=gone)
 
 
 def _socket(path: Path) -> None:
     here = os.getcwd()
     os.chdir(path.parent)  # the path of a socket must be short
     try:
-        socket.socket(socket.AF_UNIX).bind(path.name)
+        with socket.socket(socket.AF_UNIX) as made:
+            made.bind(path.name)  # what it made remains
     finally:
         os.chdir(here)
 

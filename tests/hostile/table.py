@@ -104,6 +104,11 @@ class Entry:
     redirect: str = ""
 
     @property
+    def encoding(self) -> str:
+        """The encoding of its streams."""
+        return self.environment.get("PYTHONIOENCODING", "utf-8").partition(":")[0]
+
+    @property
     def alone(self) -> bool:
         """Whether it cannot run in the process of the tests, or in one that has imported torch already."""
         return bool(self.redirect or self.environment)

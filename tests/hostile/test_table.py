@@ -102,7 +102,7 @@ def test_in_a_process(entry: Entry, tmp_path: Path, python: str) -> None:
     entry.prepare(box)
     before = snapshot(box)
     done = started(entry, box, python)
-    said = (done.stdout + done.stderr).decode(errors="replace")
+    said = "\n".join(stream.decode(entry.encoding, "replace") for stream in (done.stdout, done.stderr))
     assert problems(entry, done.returncode, said, before, snapshot(box)) == [], said[-3000:]
     shutil.rmtree(tmp_path, ignore_errors=True)
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from fixedpoint.config.writing import WriteError
+from fixedpoint.runs import lock
 from fixedpoint.runs.lock import BusyFolderError, locked
 
 HOLD = "import sys, time, pathlib\nfrom fixedpoint.runs.lock import locked\n"
@@ -30,6 +34,33 @@ def test_a_folder_that_is_held_is_refused_and_free_again_once_the_holder_is_kill
         pass
     with locked(tmp_path):
         pass
+
+
+@pytest.mark.parametrize("target", ["number", "missing", "/dev/zero", "run.lock", None])
+def test_a_lock_that_is_a_link_or_a_pipe_is_not_even_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, target: str | None
+) -> None:
+    """Also where the system follows links whatever it is told, as Windows does."""
+    (tmp_path / "number").write_text("123\n")  # as if it were a lock
+    if target is None:
+        os.mkfifo(tmp_path / "run.lock")
+    else:
+        (tmp_path / "run.lock").symlink_to(target)
+    monkeypatch.setattr(lock, "_FLAGS", os.O_RDWR | os.O_CREAT | os.O_NONBLOCK)
+    opened: list[str] = []
+    sound = os.open
+
+    def watched(path: Any, *rest: Any, **named: Any) -> int:
+        opened.append(str(path))
+        return sound(path, *rest, **named)
+
+    monkeypatch.setattr(os, "open", watched)
+    said = "is a link, wanted the lock of a run" if target else "is there already and not the lock of a run"
+    with pytest.raises(WriteError, match=said), locked(tmp_path):
+        pytest.fail("it was locked")
+    assert str(tmp_path / "run.lock") not in opened
+    assert sorted(os.listdir(tmp_path)) == ["number", "run.lock"]
+    assert (tmp_path / "number").read_text() == "123\n"
 
 
 def test_the_second_run_stops_with_a_sentence(tmp_path: Path, toy_environment: dict[str, str], python: str) -> None:

@@ -74,7 +74,7 @@ def _numpy(path: Path) -> Iterator[tuple[tuple[int, ...], Callable[[int | None],
     try:
         # Mapped, so that reading row by row does not load the whole file; pickles could execute code.
         array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+    except Exception as error:  # a header is parsed as Python, and may claim any shape: errors are of many types
         raise RefusedError(f"cannot be read as an array of numpy's: {' '.join(str(error).split())}") from None
     if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiub":
         raise RefusedError("must be an array of numbers, as numpy.save writes it")

@@ -20,19 +20,20 @@ from fixedpoint.core.evaluator import Evaluated, Evaluator
 from fixedpoint.core.inverse_jacobian import InverseEstimate
 from fixedpoint.core.outcome import solution_at
 from fixedpoint.core.pace import Pace
-from fixedpoint.core.pause import Pause
 from fixedpoint.core.problem import HasTake
 from fixedpoint.core.progress import Progress
 from fixedpoint.core.solution import Solution
 from fixedpoint.core.solver import Solver
 from fixedpoint.core.status import Status
-from fixedpoint.core.subset import RowSubset, copy_rows, is_small, select_rows
+from fixedpoint.core.subset import RowSubset, is_small, select_rows
 from fixedpoint.core.termination import Judge, Termination
 from fixedpoint.core.transfer import to_device
+from fixedpoint.core.turn import Turn
 
 __all__ = ["StepSolver", "SupportsWindow", "iterate", "stepped"]
 
 S = TypeVar("S")
+_ALONE = Turn()
 
 
 class SupportsWindow(ABC):
@@ -195,10 +196,7 @@ def iterate(
     z0: Float[Tensor, "B D"],
     termination: Termination,
     on_round: Callable[[Progress], None] | None = None,
-    pace: Pace | None = None,
-    latest: Float[Tensor, "B D"] | None = None,
-    pauses: list[Pause] | None = None,
-    resumed: Pause | None = None,
+    turn: Turn = _ALONE,
 ) -> Solution:
     """Drive a step solver until no row is running.
 
@@ -209,15 +207,8 @@ def iterate(
     ----------
     solver, f, z0, termination, on_round
         As for :meth:`.Solver.solve`.
-    pace
-        Rows slower than this end as stalled; None: however slow they are, they go on.
-    latest
-        Memory for the value ``f(z)`` of the last point of every row, from which the row may go on later, whether or not
-        that point was its best.
-    pauses
-        Takes what the solver knows of rows that end as stalled, at a finite point, so that it can go on with them.
-    resumed
-        Such a pause, of all rows: the solver goes on with it, and ``z0`` is not used.
+    turn
+        What is special where several solvers take turns; by default nothing is.
 
     Raises
     ------
@@ -225,15 +216,10 @@ def iterate(
         If ``norm`` or ``per`` of the evaluator differ from those of the termination.
     """
     parent, part = f, None
-    judge = _judge(solver, f, termination, z0.dtype, pace)
+    judge = _judge(solver, f, termination, z0.dtype, turn.pace)
     f.limit = limit = termination.max_rounds or solver.rounds_bound(f)  # products within a step are rounds, too
     f.tracks_best = not solver.has_fixed_length
-    if resumed is None:
-        at = solver.begin(f, z0)
-        state = solver.init(f, at)
-    else:
-        proposal, state = stepped(solver, f, resumed.at, resumed.state)
-        at = proposal if isinstance(proposal, Evaluated) else f(proposal)
+    at, state = _begun(solver, f, z0, turn)
     selects = _supports_row_selection(solver, f)
     status, rounds = np.zeros(z0.shape[0], dtype=np.int8), np.zeros(z0.shape[0], dtype=np.int64)
     rows = np.arange(z0.shape[0])  # which rows of the solve f still holds; compaction shortens this and `final`
@@ -251,9 +237,7 @@ def iterate(
         finished = running & (final != Status.RUNNING)
         kept = finished & (solver.has_fixed_length | (final == Status.CONVERGED))
         f.keep(kept, at)  # rows that failed return their best point instead
-        _store(latest, rows[finished], at.fz, np.flatnonzero(finished))
-        if pauses is not None:
-            _pause(pauses, solver, rows, finished & (final == Status.STALLED) & (host[1] != 2), at, state)
+        turn.leave(solver, rows, finished, finished & (final == Status.STALLED) & (host[1] != 2), at, state)
         running = final == Status.RUNNING
         status[rows] = final
         if "decisions" in f.wanted:
@@ -281,6 +265,15 @@ def iterate(
     extras = {**solver.extras(state), **({"inverse": solver.inverse(state)} if "inverse" in parent.wanted else {})}
     del state, at  # frees the history before `answer` copies the point, which lowers the peak of memory
     return solution_at(parent.answer, tuple(Status(int(code)) for code in status), rounds, parent, solver, extras)
+
+
+def _begun(solver: StepSolver[S], f: Evaluator, z0: Float[Tensor, "B D"], turn: Turn) -> tuple[Evaluated, S]:
+    """Return the first point and the state before the step from there; after a pause these are its next ones."""
+    if turn.resumed is None:
+        at = solver.begin(f, z0)
+        return at, solver.init(f, at)
+    proposal, state = stepped(solver, f, turn.resumed.at, turn.resumed.state)
+    return proposal if isinstance(proposal, Evaluated) else f(proposal), state
 
 
 def _judge(
@@ -311,29 +304,6 @@ def _restarted(
     if (told == 2).any():
         at = f.best.where(again == 2, at)
     return at, solver.reset(state, again > 0) if told.any() else state
-
-
-def _store(latest: Tensor | None, rows: NDArray[np.int64], values: Tensor, places: NDArray[np.int64]) -> None:
-    """Write the values at some places into some rows, if there is memory for them."""
-    if latest is None or not len(rows):
-        return
-    device = values.device
-    latest.index_copy_(0, to_device(rows, device), values.index_select(0, to_device(places, device)))
-
-
-def _pause(
-    pauses: list[Pause],
-    solver: StepSolver[S],
-    rows: NDArray[np.int64],
-    stalled: NDArray[np.bool_],
-    at: Evaluated,
-    state: S,
-) -> None:
-    """Add a pause for the rows that are stalled now, if there are any."""
-    places = np.flatnonzero(stalled)
-    if len(places):
-        index = to_device(places, at.z.device)
-        pauses.append(Pause(rows[places], copy_rows(at, index), solver.paused(state, index)))
 
 
 def _supports_row_selection(solver: StepSolver[Any], f: Evaluator) -> bool:

@@ -31,13 +31,13 @@ from fixedpoint.core.evaluator import Evaluator
 from fixedpoint.core.loop import iterate
 from fixedpoint.core.options import option
 from fixedpoint.core.pace import Pace
-from fixedpoint.core.pause import Pause, without_rows
 from fixedpoint.core.progress import Progress
 from fixedpoint.core.solution import Solution
 from fixedpoint.core.solver import Solver
 from fixedpoint.core.status import Status
 from fixedpoint.core.termination import Termination, at_rounding_floor
 from fixedpoint.core.transfer import to_device
+from fixedpoint.core.turn import Pause, Turn, without_rows
 from fixedpoint.solvers.anderson import Anderson
 from fixedpoint.solvers.newton_krylov import NewtonKrylov
 from fixedpoint.solvers.polyalgorithm import can_continue, continue_with
@@ -101,7 +101,7 @@ class Auto(Solver):
         anderson, squarem, newton = self.anderson(f), Squarem(), NewtonKrylov()
         ahead = z0.clone()  # where SQUAREM goes on
         pauses: list[Pause] = []  # from which Anderson goes on
-        found = iterate(anderson, f, z0, rule, on_round, Pace(_FAST, _PART), pauses=pauses)
+        found = iterate(anderson, f, z0, rule, on_round, Turn(Pace(_FAST, _PART), pauses=pauses))
         spent = found.counts.evaluations.copy()  # by Anderson
         hopeless = np.zeros(len(z0), dtype=np.bool_)
         tried = np.zeros(len(z0), dtype=np.int64)  # how often Newton-Krylov

@@ -21,7 +21,6 @@ from fixedpoint.core.evaluator import Evaluator
 from fixedpoint.core.loop import StepSolver, iterate
 from fixedpoint.core.options import by_options, option
 from fixedpoint.core.pace import Pace
-from fixedpoint.core.pause import Pause, joined
 from fixedpoint.core.problem import AbilityError, HasCost, HasExactResidual, HasMeasure, HasTake, Measure, Problem
 from fixedpoint.core.progress import Progress
 from fixedpoint.core.root import RootProblem
@@ -31,6 +30,7 @@ from fixedpoint.core.status import Status
 from fixedpoint.core.subset import select_rows
 from fixedpoint.core.termination import Termination
 from fixedpoint.core.transfer import to_device
+from fixedpoint.core.turn import Pause, Turn, joined
 from fixedpoint.core.yardstick import Yardstick
 from fixedpoint.solvers.anderson import Anderson
 from fixedpoint.solvers.newton_krylov import NewtonKrylov
@@ -141,7 +141,7 @@ def _continued_with(
         ends, paused = begin[rows], None if pauses is None else list[Pause]()
         limits = select_rows((pace.most, pace.rival), rows)
         pace = replace(pace, most=limits[0], rival=limits[1])
-        more = iterate(solver, part, begin[rows], rule, told, pace, ends, paused, resumed)
+        more = iterate(solver, part, begin[rows], rule, told, Turn(pace, ends, paused, resumed))
         if latest is not None:
             latest.index_copy_(0, rows, ends)
         if pauses is not None and paused is not None:

@@ -13,7 +13,7 @@ import fixedpoint
 LOST = {
     ("em-iris", "random"): 100,
     ("equilibrium-cell", "far"): 90,
-    ("equilibrium-cell", "reference"): 90,
+    ("equilibrium-cell", "reference"): 110,  # two and a half times SQUAREM's
     ("gaussian-mixture-em", "far"): 120,
     ("irls-diabetes", "far"): 130,
     ("irls-diabetes", "random"): 200,  # 240 and more if SQUAREM went on from the best point, not the last

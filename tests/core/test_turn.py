@@ -15,10 +15,10 @@ from fixedpoint.core.evaluator import Evaluator
 from fixedpoint.core.history import History
 from fixedpoint.core.loop import iterate
 from fixedpoint.core.pace import Pace
-from fixedpoint.core.pause import joined, without_rows
 from fixedpoint.core.problem import FunctionProblem
 from fixedpoint.core.status import Status
 from fixedpoint.core.termination import Termination
+from fixedpoint.core.turn import Turn, joined, without_rows
 from fixedpoint.solvers.polyalgorithm import continue_with
 
 RULE = Termination(rtol=1e-10, max_rounds=2000)
@@ -40,7 +40,7 @@ def in_turns(f, z0, memory, rounds):
     problem = FunctionProblem(f, z0)
     evaluator = Evaluator(problem, RULE.yardstick)
     with torch.no_grad():
-        found = iterate(solver, evaluator, z0, RULE, pace=Pace(rounds, 0.5), pauses=pauses)
+        found = iterate(solver, evaluator, z0, RULE, turn=Turn(Pace(rounds, 0.5), pauses=pauses))
         for _ in range(400):
             if found.converged.all():
                 break
@@ -120,7 +120,7 @@ def test_joined_takes_the_rows_that_are_wanted_in_their_order():
     pauses = []
     evaluator = Evaluator(FunctionProblem(f, z0), RULE.yardstick)
     with torch.no_grad():
-        found = iterate(fixedpoint.Anderson(), evaluator, z0, RULE, pace=Pace(1, 0.1), pauses=pauses)
+        found = iterate(fixedpoint.Anderson(), evaluator, z0, RULE, turn=Turn(Pace(1, 0.1), pauses=pauses))
     rows = np.sort(np.concatenate([pause.rows for pause in pauses]))
     assert set(rows) == {row for row, status in enumerate(found.status) if status == Status.STALLED}
     pauses = [replace(pause, rows=pause.rows[::1]) for pause in reversed(pauses)]

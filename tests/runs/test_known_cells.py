@@ -11,8 +11,8 @@ from fixedpoint.config.runfile import load, to_yaml
 from fixedpoint.runs.plan import plan
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-# Digests of the hashes of all cells of a file, since defaults of ``anderson`` and ``squarem`` changed: with another default
-# a cell is another computation.
+# Digests of the hashes of all cells of a file, since defaults of ``anderson`` and ``squarem`` changed: with another
+# default a cell is another computation.
 KNOWN = {
     "classic": "52a2d81c9f5994a95d32d0f6f71d7494e8f1d7c7b3e821e56cbe53ca9bb6ac5a",
     "demo": "88c918f318771f73728b9aae2fb4ee17a0fb37a523a80b1ea30f7e799ef9618e",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -203,18 +204,24 @@ class History:
         return cls(storage, torch.cat([each.mask for each in several])[order], first.pushed)
 
     @property
-    def aged(self) -> tuple[int, ...]:
-        """All slots, those in use from the newest to the oldest first."""
-        return (*(self.start + place for place in self.order), *range(self.start))
+    def turned(self) -> int:
+        """By how many slots the columns have to move, each to a lower one, for the newest to be in the first slot."""
+        return (self.start + self.newest) % self.memory
 
     def in_order(self) -> History:
-        """Return a copy with all slots in use and the newest column first, as if after ``m`` pushes.
+        """Move the columns, within their memory, so that the newest is in the first slot, as if after ``m`` pushes.
 
         The place of a column then depends on its age alone. Slots without a column are masked.
         """
-        slots = torch.tensor(self.aged, device=self.mask.device)
-        storage = tuple(group.index_select(1, slots) for group in self.storage)
-        return History(storage, self.mask[:, slots], self.memory)
+        turned, memory = self.turned, self.memory
+        for group in self.storage:
+            for first in range(math.gcd(turned, memory) if turned else 0):
+                place, kept = first, group[:, first].clone()
+                while (source := (place + turned) % memory) != first:
+                    group[:, place] = group[:, source]
+                    place = source
+                group[:, place] = kept
+        return History(self.storage, self.mask.roll(-turned, 1), memory)
 
     def forget(self, rows: Bool[Tensor, " B"]) -> History:
         """Return the history without the columns of ``rows``."""

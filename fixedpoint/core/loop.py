@@ -140,9 +140,10 @@ class StepSolver(Solver, Generic[S]):
         return state
 
     def paused(self, state: S, index: Int[Tensor, " k"]) -> S:
-        """Return a copy of the state of some rows, from which they can go on later, also beside other rows.
+        """Return the state of some rows, from which they can go on later, also beside other rows.
 
-        How it is laid out must not depend on the rows beside it.
+        How it is laid out must not depend on the rows beside it. If these are all rows, it may be in the memory of
+        ``state``, which is not used again.
 
         Raises
         ------

@@ -99,6 +99,8 @@ class Turn:
 
 def joined(pauses: Sequence[Pause], rows: NDArray[np.int64]) -> Pause | None:
     """Return those of the rows that are paused as one pause; None if none is."""
+    if len(pauses) == 1 and np.array_equal(pauses[0].rows, rows):
+        return pauses[0]  # a history need not be copied
     parts = []
     for pause in pauses:
         places = np.flatnonzero(np.isin(pause.rows, rows))

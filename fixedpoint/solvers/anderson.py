@@ -147,11 +147,10 @@ class Anderson(StepSolver[AndersonState], SupportsWindow):
         )
 
     def paused(self, state: AndersonState, index: Int[Tensor, " k"]) -> AndersonState:
-        """Return a copy of the state of some rows, with the columns in the order of their age."""
-        part: AndersonState = copy_rows(state, index)
-        slots = torch.tensor(part.history.aged, device=part.gram.device)
-        gram = part.gram.index_select(2, slots).index_select(3, slots)
-        return replace(part, history=part.history.in_order(), gram=gram)
+        """Return the state of some rows with the columns in the order of their age; that of all rows is not copied."""
+        part: AndersonState = state if len(index) == len(state.linked) else copy_rows(state, index)
+        turned = part.history.turned
+        return replace(part, history=part.history.in_order(), gram=part.gram.roll((-turned, -turned), (2, 3)))
 
     def slide(self, f: Evaluator, state: AndersonState, move: Callable[[Tensor], Tensor]) -> AndersonState:
         """Move all columns together with the blocks of the state."""

@@ -144,3 +144,32 @@ def test_histories_after_different_numbers_of_pushes_do_not_join():
         two = one.push(z, valid=torch.ones(2, dtype=torch.bool))
         with pytest.raises(ValueError, match="histories after 0, 1 pushes do not join"):
             History.joined([one, two], torch.arange(4))
+
+
+@given(memory=st.integers(1, 12), pushes=st.integers(1, 30))
+def test_a_history_in_order_has_its_columns_by_age(memory, pushes):
+    with torch.no_grad():
+        history = History.empty(torch.zeros(1, 2), memory, groups=1)
+        for number in range(pushes):
+            history = history.push(torch.full((1, 2), number + 1.0), valid=torch.ones(1, dtype=torch.bool))
+        found = history.in_order()
+        used = min(memory, pushes)
+        assert found.columns[0][0, :, 0].tolist()[:used] == [float(pushes - age) for age in range(used)]
+        assert found.valid[0].tolist() == [True] * used + [False] * (memory - used)
+        assert found.newest == 0
+        assert found.oldest == memory - 1
+
+
+def test_a_pause_of_all_rows_copies_no_history():
+    f, z0, pauses = curved(rates_of(1, 12, 3)), torch.zeros(1, 12, dtype=torch.float64), []
+    with torch.no_grad():
+        iterate(
+            fixedpoint.Anderson(),
+            Evaluator(FunctionProblem(f, z0), RULE.yardstick),
+            z0,
+            RULE,
+            turn=Turn(Pace(1, 0.1), pauses=pauses),
+        )
+    whole = joined(pauses, np.arange(1))
+    assert whole is not None
+    assert whole.state.history.storage[0].data_ptr() == pauses[0].state.history.storage[0].data_ptr()

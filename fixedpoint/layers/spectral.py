@@ -21,9 +21,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from fixedpoint.core.combine import add_combination
 from fixedpoint.core.layout import Rows
 from fixedpoint.core.problem import FunctionProblem
-from fixedpoint.core.reduce import add_combination, row_norms
+from fixedpoint.core.reduce import row_norms
 from fixedpoint.gradients.recorded import Map, products, watched
 from fixedpoint.solvers.arnoldi import orthogonalised, unit
 

@@ -8,7 +8,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from fixedpoint.core.reduce import add_combination, row_dots, row_norms
+from fixedpoint.core.combine import add_combination
+from fixedpoint.core.reduce import row_dots, row_norms
 
 __all__ = ["Extension", "orthogonalised", "unit"]
 

@@ -24,8 +24,9 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fixedpoint.core.combine import add_combination
 from fixedpoint.core.options import option
-from fixedpoint.core.reduce import add_combination, row_dots, row_norms
+from fixedpoint.core.reduce import row_dots, row_norms
 from fixedpoint.core.transfer import to_device
 from fixedpoint.solvers.arnoldi import orthogonalised, unit
 from fixedpoint.solvers.linear import LinearSolution, LinearSolver, Product, SolutionTolerance

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fixedpoint.core.reduce import add_combination, row_dots
+from fixedpoint.core.combine import add_combination
+from fixedpoint.core.reduce import row_dots
 from fixedpoint.solvers.arnoldi import orthogonalised, unit
 
 

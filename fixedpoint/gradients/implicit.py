@@ -127,8 +127,9 @@ class _Rule:
         self, linear: Map, g: Float[Tensor, "B D"], record: Callable[[Tensor], Map | None] | None = None
     ) -> Float[Tensor, "B D"]:
         """``(I - linear)^{-1} g``."""
-        by = self.by
-        return solve_adjoint(linear, g, by.solver, self.termination, by.on_failure, self.report, record)
+        by, narrow = self.by, self.ambient.dtype
+        noise = 0.0 if narrow is None else torch.finfo(narrow).eps
+        return solve_adjoint(linear, g, by.solver, self.termination, by.on_failure, self.report, record, noise)
 
     def transposed(self, z: Float[Tensor, "B D"], fz: Float[Tensor, "B D"]) -> Callable[[Tensor], Map | None] | None:
         """Return a function that gives ``J^T v`` for some rows of ``z`` by evaluating these rows again, or None.

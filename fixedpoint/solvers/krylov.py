@@ -104,12 +104,14 @@ class _LinearSteps(StepSolver[Float[Tensor, "B blocks"]]):
 
         def product(v: Tensor, rows: NDArray[np.bool_]) -> Tensor:
             f.narrow(rows)
-            return v - f.product(at, v)
+            return f.product(at, v)
 
-        linear = GMRES(self.method.memory) if self.method.method == "gmres" else BiCGSTAB()
-        found = linear.solve(
-            product, torch.where(live, at.residual, 0.0), rtol, budget, running, self._solution_tolerance(at)
-        )
+        rest, tolerance = torch.where(live, at.residual, 0.0), self._solution_tolerance(at)
+        if self.method.method == "gmres":
+            gmres = GMRES(self.method.memory)
+            found = gmres.solve(product, rest, rtol, budget, running, tolerance, of_identity_minus=True)
+        else:
+            found = BiCGSTAB().solve(lambda v, rows: v - product(v, rows), rest, rtol, budget, running, tolerance)
         f.narrow(running)
         return at.z + found.x, state
 

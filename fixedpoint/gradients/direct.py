@@ -1,0 +1,164 @@
+r"""Solves an adjoint equation as the linear system that it is, ``(I - K) u = g``, by GMRES from ``u = 0``.
+
+A solver of fixed points evaluates ``K u + g`` where it begins and where it ends. Neither is needed here: the residual
+at zero is ``g``, and GMRES knows its residual by a recurrence. Products are as many as the Krylov space has dimensions,
+and no others. Where the rounding of the products may have changed the residual, it is computed from ``u`` once more,
+and the row goes on if it is not within the tolerance. The error of a row that ends unsolved is always computed from
+``u``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fixedpoint.core.reduce import row_norms
+from fixedpoint.core.status import Status
+from fixedpoint.core.termination import Termination
+from fixedpoint.core.transfer import to_device
+from fixedpoint.gradients.recorded import Map
+from fixedpoint.gradients.recordings import Recordings
+from fixedpoint.solvers.arnoldi import to_host
+from fixedpoint.solvers.gmres import GMRES
+from fixedpoint.solvers.krylov import Krylov
+from fixedpoint.solvers.linear import NarrowingProduct, Product, SolutionTolerance
+
+__all__ = ["DirectSolution", "is_direct", "solved_directly"]
+
+# Fraction of the tolerance that GMRES is given, since the error is compared with the size of K u + g, not of u.
+_MARGIN = 0.9
+# The smallest tolerance, in units of rounding.
+_ROUNDINGS = 64.0
+# Fewer rounds than this leave no room for a product beside the evaluation of what is unsolved.
+_FEWEST = 3
+# The limit on rounds where the rule sets none, as that of a step solver.
+_ROUNDS = 1000
+# Rows are recorded again, without those that are done, for this many products or more. To record them takes an
+# evaluation, and their problem has to be made.
+_WORTH = 3.0
+# The error of a row that has not even this much less than its first one is that of a row without any progress.
+_NOTHING = 1e-3
+
+
+@dataclass(frozen=True)
+class DirectSolution:
+    """The solution of an adjoint equation, with everything but ``u`` on the host.
+
+    Attributes
+    ----------
+    u
+        Shape ``(B, D)``.
+    status
+        Shape ``(B,)``, int8: a :class:`.Status` for every row.
+    rounds
+        Number of products in sequence.
+    products
+        Shape ``(B,)``, int64: products of each row, and the evaluations that recorded it again.
+    relative_error
+        Shape ``(B,)``, float64: ``||K u + g - u||`` relative to ``||K u + g||``; relative to ``||u||`` for rows that
+        are solved, from the recurrence.
+    """
+
+    u: Float[Tensor, "B D"]
+    status: NDArray[np.int8]
+    rounds: int
+    products: NDArray[np.int64]
+    relative_error: NDArray[np.float64]
+
+
+def is_direct(solver: Krylov, rule: Termination, noise: float) -> bool:
+    """Whether :func:`solved_directly` has this solver and this rule: one error per row, relative to ``u``.
+
+    ``noise`` is the relative rounding of a product. A tolerance that is near to it is left to the loop of the solver,
+    which evaluates ``K u + g`` at every point.
+    """
+    return (
+        solver.method == "gmres"
+        and rule.rtol >= _ROUNDINGS * noise
+        and rule.norm in ("l2", "rms")
+        and rule.per == "row"
+        and rule.relative_to == "state"
+        and rule.atol == 0.0
+        and (rule.max_rounds is None or rule.max_rounds >= _FEWEST)
+    )
+
+
+def solved_directly(
+    linear: Map,
+    g: Float[Tensor, "B D"],
+    solver: Krylov,
+    rule: Termination,
+    record: Callable[[Tensor], Map | None] | None = None,
+    noise: float = 0.0,
+) -> DirectSolution:
+    """Solve ``u = K u + g`` row by row.
+
+    Parameters
+    ----------
+    linear
+        Function that returns ``K v`` for ``v`` of shape ``(B, D)``.
+    g
+        Shape ``(B, D)``: the cotangent, of any size.
+    solver, rule
+        As :func:`is_direct` has them.
+    record
+        Function of row indices, shape ``(k,)``, int64, that records these rows by one evaluation and returns their
+        ``K``; None if these rows cannot be evaluated without the others.
+    noise
+        The relative rounding of a product, where it is more than that of the dtype of ``g``.
+    """
+    noise = max(noise, torch.finfo(g.dtype).eps)
+    limit = rule.max_rounds or _ROUNDS
+    counts, recordings = np.zeros(len(g), dtype=np.int64), Recordings(linear, len(g), record)
+    found = GMRES(solver.memory).solve(
+        _Products(linear, np.arange(len(g)), counts, recordings),
+        g,
+        0.0,
+        limit - 1,  # one is reserved for the error of rows that are not solved
+        solution_tolerance=SolutionTolerance(_MARGIN * rule.rtol),
+        of_identity_minus=True,
+        noise=noise,
+    )
+    u, rounds, length = found.x, found.products, found.length
+    assert length is not None  # there is a tolerance relative to the solution
+    met, left = found.converged.numpy(), found.residual.numpy()
+    status = np.full(len(g), Status.CONVERGED, dtype=np.int8)
+    relative = found.absolute / np.where(length > 0, length, 1.0)
+    if not met.all():
+        nothing = ~met & ~(left < 1 - _NOTHING)
+        if nothing.any():  # the one-step gradient, which is better than zero, or than what is not finite
+            u = torch.where(to_device(nothing, u.device).unsqueeze(1), g, u)
+        value = linear(u) + g
+        error, scale = (each[0] for each in to_host(*(row_norms(v).unsqueeze(1) for v in (value - u, value))))
+        counts[~met] += 1
+        status[~met] = Status.MAX_ROUNDS if rounds >= limit - 1 else Status.STALLED
+        rounds += 1
+        with np.errstate(all="ignore"):
+            status[~met & (error <= rule.rtol * scale)] = Status.CONVERGED
+            status[~met & ~np.isfinite(error + scale)] = Status.NONFINITE
+            true = np.nan_to_num(np.where(error == 0, 0.0, error / scale), nan=np.inf, posinf=np.inf)
+        relative = np.where(met, relative, true)
+    return DirectSolution(u, status, rounds, counts + recordings.evaluations, relative)
+
+
+class _Products(NarrowingProduct):
+    """The products ``K v`` of some rows, counted row by row."""
+
+    def __init__(
+        self, linear: Map, rows: NDArray[np.int64], counts: NDArray[np.int64], recordings: Recordings
+    ) -> None:
+        self.linear, self.rows, self.counts, self.recordings = linear, rows, counts, recordings
+
+    def __call__(self, v: Float[Tensor, "B D"], rows: NDArray[np.bool_]) -> Float[Tensor, "B D"]:
+        self.counts[self.rows] += rows
+        return self.linear(v)
+
+    def narrowed(self, rows: NDArray[np.int64], expected: float) -> Product:
+        kept = self.rows[rows]
+        return _Products(self.recordings.part(kept, expected >= _WORTH), kept, self.counts, self.recordings)

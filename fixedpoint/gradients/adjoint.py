@@ -173,7 +173,7 @@ def _directly(
     """Solve the equation as a linear system; return ``u`` and the rows that failed."""
     found = solved_directly(linear, g, solver, termination, record, noise)
     report.codes, report.rounds, report.products = found.status, found.rounds, found.products
-    report.relative_error, report.method = found.relative_error, "gmres"
+    report.relative_error, report.method = found.relative_error, found.method
     report.message = counted_message(found.status)
     return found.u, found.status != Status.CONVERGED
 

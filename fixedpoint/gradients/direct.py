@@ -27,7 +27,8 @@ from fixedpoint.gradients.recordings import Recordings
 from fixedpoint.solvers.arnoldi import to_host
 from fixedpoint.solvers.gmres import GMRES
 from fixedpoint.solvers.krylov import Krylov
-from fixedpoint.solvers.linear import NarrowingProduct, Product, SolutionTolerance
+from fixedpoint.solvers.linear import NarrowingProduct, SolutionTolerance
+from fixedpoint.solvers.series import Summed, summed
 
 __all__ = ["DirectSolution", "is_direct", "solved_directly"]
 
@@ -42,8 +43,10 @@ _ROUNDS = 1000
 # Rows are recorded again, without those that are done, for this many products or more. To record them takes an
 # evaluation, and their problem has to be made.
 _WORTH = 3.0
-# The error of a row that has not even this much less than its first one is that of a row without any progress.
-_NOTHING = 1e-3
+# Products that are expected of a row that the series has left.
+_MANY = 10.0
+# Largest number of products of the series, where rows go on that were expected to need fewer.
+_SUMMED = 20
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,8 @@ class DirectSolution:
     relative_error
         Shape ``(B,)``, float64: ``||K u + g - u||`` relative to ``||K u + g||``; relative to ``||u||`` for rows that
         are solved, from the recurrence.
+    method
+        ``"series"``, ``"gmres"`` or ``"series, gmres"``: what solved the rows.
     """
 
     u: Float[Tensor, "B D"]
@@ -70,6 +75,7 @@ class DirectSolution:
     rounds: int
     products: NDArray[np.int64]
     relative_error: NDArray[np.float64]
+    method: str
 
 
 def is_direct(solver: Krylov, rule: Termination, noise: float) -> bool:
@@ -79,7 +85,7 @@ def is_direct(solver: Krylov, rule: Termination, noise: float) -> bool:
     which evaluates ``K u + g`` at every point.
     """
     return (
-        solver.method == "gmres"
+        solver.method in ("auto", "gmres")
         and rule.rtol >= _ROUNDINGS * noise
         and rule.norm in ("l2", "rms")
         and rule.per == "row"
@@ -113,38 +119,96 @@ def solved_directly(
     noise
         The relative rounding of a product, where it is more than that of the dtype of ``g``.
     """
-    noise = max(noise, torch.finfo(g.dtype).eps)
-    limit = rule.max_rounds or _ROUNDS
+    noise, limit = max(noise, torch.finfo(g.dtype).eps), (rule.max_rounds or _ROUNDS) - 1
     counts, recordings = np.zeros(len(g), dtype=np.int64), Recordings(linear, len(g), record)
-    found = GMRES(solver.memory).solve(
-        _Products(linear, np.arange(len(g)), counts, recordings),
-        g,
-        0.0,
-        limit - 1,  # one is reserved for the error of rows that are not solved
-        solution_tolerance=SolutionTolerance(_MARGIN * rule.rtol),
-        of_identity_minus=True,
-        noise=noise,
-    )
-    u, rounds, length = found.x, found.products, found.length
-    assert length is not None  # there is a tolerance relative to the solution
-    met, left = found.converged.numpy(), found.residual.numpy()
+    product = _Products(linear, np.arange(len(g)), counts, recordings)
+    size = row_norms(g)
+    size = torch.where((size > 0) & size.isfinite(), size, 1.0).unsqueeze(1)
+    unit = (g / size).to(g.dtype)  # in double precision, so that tiny cotangents neither vanish nor count as solved
+    series = None
+    if solver.method == "auto":
+        series = summed(product, unit, _MARGIN * rule.rtol, noise, min(limit, _SUMMED))
+    found = _of_series(series) if series is not None and series.solved.all() else None
+    if found is None:
+        found = _by_gmres(unit, product, series, GMRES(solver.memory), _MARGIN * rule.rtol, noise, limit)
+    u, met, relative, rounds = found.u, found.met, found.relative, found.rounds
     status = np.full(len(g), Status.CONVERGED, dtype=np.int8)
-    relative = found.absolute / np.where(length > 0, length, 1.0)
     if not met.all():
-        nothing = ~met & ~(left < 1 - _NOTHING)
-        if nothing.any():  # the one-step gradient, which is better than zero, or than what is not finite
-            u = torch.where(to_device(nothing, u.device).unsqueeze(1), g, u)
-        value = linear(u) + g
+        value = linear(u) + unit  # for which a round was reserved
         error, scale = (each[0] for each in to_host(*(row_norms(v).unsqueeze(1) for v in (value - u, value))))
         counts[~met] += 1
-        status[~met] = Status.MAX_ROUNDS if rounds >= limit - 1 else Status.STALLED
+        status[~met] = Status.MAX_ROUNDS if rounds >= limit else Status.STALLED
         rounds += 1
         with np.errstate(all="ignore"):
             status[~met & (error <= rule.rtol * scale)] = Status.CONVERGED
             status[~met & ~np.isfinite(error + scale)] = Status.NONFINITE
             true = np.nan_to_num(np.where(error == 0, 0.0, error / scale), nan=np.inf, posinf=np.inf)
         relative = np.where(met, relative, true)
-    return DirectSolution(u, status, rounds, counts + recordings.evaluations, relative)
+    u = (u * size).to(g.dtype)
+    return DirectSolution(u, status, rounds, counts + recordings.evaluations, relative, found.method)
+
+
+@dataclass(frozen=True)
+class _Found:
+    """The solution of rows of unit length, and which of them are solved."""
+
+    u: Float[Tensor, "B D"]
+    met: NDArray[np.bool_]
+    relative: NDArray[np.float64]
+    rounds: int
+    method: str
+
+
+def _of_series(series: Summed) -> _Found:
+    """What the series alone has found."""
+    relative = series.residual / np.where(series.length > 0, series.length, 1.0)
+    return _Found(series.u, series.solved, relative, series.products, "series")
+
+
+def _by_gmres(
+    unit: Float[Tensor, "B D"],
+    product: _Products,
+    series: Summed | None,
+    gmres: GMRES,
+    rtol: float,
+    noise: float,
+    limit: int,
+) -> _Found:
+    """Solve the rows that the series has left, from where it has left them; all rows where there was no series."""
+    left, part, point, rest = None, product, None, unit
+    if series is not None:
+        point, rest = series.u, series.rest
+        if series.solved.any():
+            left = np.flatnonzero(~series.solved)
+            index = to_device(left, unit.device)
+            part, point, rest = product.narrowed(left, _MANY), point[index], rest[index]
+    made = 0 if series is None else series.products
+    found = gmres.solve(
+        part,
+        rest,
+        0.0,
+        limit - made,
+        solution_tolerance=SolutionTolerance(rtol, point),
+        of_identity_minus=True,
+        noise=noise,
+    )
+    assert found.length is not None  # there is a tolerance relative to the solution
+    assert found.absolute is not None
+    met, residual, length = found.converged.numpy(), found.absolute, found.length
+    # A row that is not finite keeps the point from which it began.
+    fine = np.isfinite(found.residual.numpy())
+    step = found.x if fine.all() else torch.where(to_device(fine, unit.device).unsqueeze(1), found.x, 0.0)
+    u = step if point is None else point + step
+    if series is not None and left is not None:
+        u = series.u.index_copy(0, index, u)
+        some = met, residual, length
+        met, residual, length = series.solved.copy(), series.residual.copy(), series.length.copy()
+        for kept, new in zip((met, residual, length), some, strict=True):
+            kept[left] = new
+    with np.errstate(all="ignore"):  # of a row that is not finite
+        relative = residual / np.where(length > 0, length, 1.0)
+    method = "gmres" if left is None else "series, gmres"
+    return _Found(u, met, relative, made + found.products, method)
 
 
 class _Products(NarrowingProduct):
@@ -159,6 +223,6 @@ class _Products(NarrowingProduct):
         self.counts[self.rows] += rows
         return self.linear(v)
 
-    def narrowed(self, rows: NDArray[np.int64], expected: float) -> Product:
+    def narrowed(self, rows: NDArray[np.int64], expected: float) -> _Products:
         kept = self.rows[rows]
         return _Products(self.recordings.part(kept, expected >= _WORTH), kept, self.counts, self.recordings)

@@ -60,13 +60,19 @@ class Arnoldi:
         Shape ``(B, D)``: the first vector, of unit length, or zero in rows that take no part.
     most
         The largest number of vectors that the basis will have, at least 1.
+    orthogonality
+        By default the second pass is made wherever little of an image is left, and the basis is orthogonal up to
+        rounding. Given, it is made only where the inner products of basis vectors may otherwise exceed this number.
     least
         A remainder up to rounding times this length counts as rounding, even where the image is shorter: 1 where the
         matrix of interest is the identity minus the one of the images, at least 0.
     """
 
-    def __init__(self, first: Float[Tensor, "B D"], most: int, least: float = 0.0) -> None:
-        self._most, self._least = most, least
+    def __init__(
+        self, first: Float[Tensor, "B D"], most: int, least: float = 0.0, orthogonality: float | None = None
+    ) -> None:
+        self._most, self._least, self._orthogonality = most, least, orthogonality
+        self._lost = np.zeros(len(first))  # a bound of the inner products of basis vectors
         self._held = first.new_empty(min(_ROOM, most), *first.shape)
         self._held[0] = first
         self.size = 1
@@ -104,7 +110,7 @@ class Arnoldi:
         along = row_dots(basis, image)
         self._rest = add_combination(image, basis, -along.unsqueeze(1), out=self._slot())
         left = row_norms(self._rest)
-        if image.device.type != "cpu":
+        if image.device.type != "cpu" and self._orthogonality is None:
             before = torch.linalg.vector_norm(torch.cat([along, left.unsqueeze(1)], dim=1), dim=1)
             little = (left < _ENOUGH * before).unsqueeze(1)
             more = torch.where(little, row_dots(basis, self._rest), 0.0)
@@ -115,10 +121,17 @@ class Arnoldi:
             length = remainder
             for each in components:
                 length = np.hypot(length, each)
-            if image.device.type == "cpu":
-                little = remainder < _ENOUGH * length
-                if little.any():
-                    components, remainder = self._again(basis, np.flatnonzero(little), components, remainder)
+            if self._orthogonality is not None:
+                # What an image has along the basis grows by the factor by which its remainder is lengthened.
+                lost = (self._lost + eps) * (length / remainder)
+                poor = lost > self._orthogonality
+                self._lost = np.where(poor, eps, lost)
+            elif image.device.type == "cpu":
+                poor = remainder < _ENOUGH * length
+            else:
+                poor = np.zeros(len(remainder), dtype=np.bool_)
+            if poor.any():
+                components, remainder = self._again(basis, np.flatnonzero(poor), components, remainder)
             rounding = 10 * eps * np.maximum(length, self._least)
             remainder = np.where(remainder > rounding, remainder, 0.0)
         return Column(components, remainder, length), numbers
@@ -139,6 +152,7 @@ class Arnoldi:
 
     def keep(self, rows: NDArray[np.int64]) -> None:
         """Drop all other rows."""
+        self._lost = self._lost[rows]
         self._held = self._held[: self.size].index_select(1, to_device(rows, self._held.device))
 
     def combination(
@@ -167,7 +181,7 @@ class Arnoldi:
         remainder: NDArray[np.float64],
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Make the second pass in some rows; return the components and remainders of all."""
-        index, components, remainder = torch.from_numpy(rows), components.copy(), remainder.copy()
+        index, components, remainder = to_device(rows, basis.device), components.copy(), remainder.copy()
         everyone = len(rows) == len(remainder)
         some, rest = (basis, self._rest) if everyone else (basis[index], self._rest[index])
         more = row_dots(some, rest)

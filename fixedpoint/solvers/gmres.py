@@ -36,6 +36,8 @@ __all__ = ["GMRES"]
 # A residual of the recurrence is believed if it is at least this many units of rounding, times the number of products
 # and the size of the matrix: by so much the rounding of the products may change it.
 _SURE = 32.0
+# Inner products of basis vectors up to this number change residual and length by no more than this fraction.
+_ORTHOGONAL = 1e-3
 
 
 @dataclass(frozen=True)
@@ -192,7 +194,8 @@ class _Cycle:
         self.active = active  # of the rows that are present
         everyone = bool(active.all())
         mask = torch.ones_like(length, dtype=torch.bool) if everyone else to_device(active, rest.device)
-        self.arnoldi = Arnoldi(unit(rest, length, mask), memory + 1, 1.0 if self.of_identity_minus else 0.0)
+        least, orthogonality = 1.0 if self.of_identity_minus else 0.0, None if self.noise is None else _ORTHOGONAL
+        self.arnoldi = Arnoldi(unit(rest, length, mask), memory + 1, least, orthogonality)
         self.columns: list[NDArray[np.float64]] = []
         self.pivots: list[NDArray[np.float64]] = []
         self.inverse: list[NDArray[np.float64]] = []
@@ -283,7 +286,7 @@ class _Cycle:
         if self.tolerance is not None:
             scale = self._length()
             allowed = np.maximum(allowed, self.tolerance * scale)
-        met = active & (residual <= allowed)
+        met = active & (residual <= allowed) & (residual < np.inf)
         over = met | (column.remainder == 0)
         whole = self._found is None
         for kept, new in ((self.residual, residual), (self.allowed, allowed), (self.scale, scale)):

@@ -51,8 +51,10 @@ _ROUNDINGS = 16.0
 class Krylov(Solver):
     """Finds the fixed point of an affine map by solving a linear system with GMRES or BiCGSTAB."""
 
-    method: Literal["gmres", "bicgstab"] = option(
-        "gmres", help="gmres: fewest products, one vector kept for each; bicgstab: two products a step, seven vectors"
+    method: Literal["auto", "gmres", "bicgstab"] = option(
+        "auto",
+        help="gmres: fewest products, one vector kept for each; bicgstab: two products a step, seven vectors; auto: "
+        "gmres, in adjoint equations after a few terms of a series where that is enough",
     )
     memory: int = option(50, ge=1, help="number of products after which GMRES restarts from the residual")
 
@@ -107,7 +109,7 @@ class _LinearSteps(StepSolver[Float[Tensor, "B blocks"]]):
             return f.product(at, v)
 
         rest, tolerance = torch.where(live, at.residual, 0.0), self._solution_tolerance(at)
-        if self.method.method == "gmres":
+        if self.method.method != "bicgstab":
             gmres = GMRES(self.method.memory)
             found = gmres.solve(product, rest, rtol, budget, running, tolerance, of_identity_minus=True)
         else:

@@ -27,7 +27,7 @@ class NarrowingProduct(ABC):
         """``A v``, as a :data:`Product`."""
 
     @abstractmethod
-    def narrowed(self, rows: NDArray[np.int64], expected: float) -> Product:
+    def narrowed(self, rows: NDArray[np.int64], expected: float) -> NarrowingProduct:
         """Return the product of some rows, given by their indices, with vectors of these rows only.
 
         ``expected`` says how many products more will be made of them, as far as that can be told.

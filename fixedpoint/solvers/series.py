@@ -21,15 +21,17 @@ from torch import Tensor
 from fixedpoint.core.reduce import row_norms
 from fixedpoint.core.transfer import to_device
 from fixedpoint.solvers.arnoldi import to_host
-from fixedpoint.solvers.linear import Product
+from fixedpoint.solvers.linear import NarrowingProduct
 
 __all__ = ["Summed", "summed"]
 
-# The number of products that a row may be expected to take, at first and from any later one. Krylov methods take fewer,
-# but each costs more beside it, and they begin anew.
-_MOST, _MORE = 14, 8
-# The shrinking of the first terms is not yet that of later ones: until then, only rows that do not shrink are left.
+# The number of products that a row may be expected to take more: at first, and from the given product on. Krylov methods
+# take fewer, but each costs more beside it, and they begin anew.
+_AT_FIRST, _LATER, _LATE = 12, 8, 5
+# The shrinking of the first term is not yet that of later ones: until then, only rows that do not shrink are left.
 _EARLY, _SLOW = 2, 0.9
+# Rows that are done are dropped once the others are at most this fraction of at least so many rows.
+_FRACTION, _ROWS = 0.25, 32
 # A residual is believed if it is at least this many units of rounding of the products in it.
 _SURE = 32.0
 
@@ -61,7 +63,7 @@ class Summed:
 
 
 @np.errstate(all="ignore")  # a row that is zero or not finite divides by zero
-def summed(product: Product, g: Float[Tensor, "B D"], rtol: float, noise: float, limit: int) -> Summed:
+def summed(product: NarrowingProduct, g: Float[Tensor, "B D"], rtol: float, noise: float, limit: int) -> Summed:
     """Solve ``(I - K) u = g`` in the rows that contract fast enough.
 
     Parameters
@@ -77,41 +79,102 @@ def summed(product: Product, g: Float[Tensor, "B D"], rtol: float, noise: float,
     limit
         The largest number of products, at least 1.
     """
-    u, term, made, device = g, g, 0, g.device
-    rest: Tensor | None = None
-    # Rows are of unit length. Those that are not finite end as soon as they are looked at.
-    ((residual,),) = to_host(row_norms(g).unsqueeze(1))
-    solved = residual == 0
-    going, length = ~solved, residual.copy()
-    bound = residual  # of the length of u
+    count, part, device = len(g), product, g.device
+    ((last,),) = to_host(row_norms(g).unsqueeze(1))
+    found = _Found(last)
+    place, going, bound = np.arange(count), last != 0, last  # of the rows that are present; bound: of the length of u
+    u, term, made = g, g, 0
     while made < limit and going.any():
-        term = product(term, going)
+        term = part(term, going)
         made += 1
         told = [row_norms(term).unsqueeze(1)]
         if device.type != "cpu":  # told along with the other, since a second transfer would be another wait
             told.append(row_norms(u).unsqueeze(1))
         (now,), *also = to_host(*told)
-        ratio, residual = now / residual, np.where(going, now, residual)
-        near = going & (now <= rtol * bound)
-        done = near
-        if near.any():
-            ((size,),) = also or to_host(row_norms(u).unsqueeze(1))
-            done = near & (now <= rtol * size) & (_SURE * noise * bound <= rtol * size)
-            length = np.where(done, size, length)
-            solved = solved | done
-        missing = np.log(now / rtol) / -np.log(ratio)
-        few = missing <= max(_MOST - made, _MORE) if made >= _EARLY else ratio < _SLOW
-        left = going & ~done & ~((ratio < 1) & few)
-        if made == limit:
-            left = going & ~done
-        if left.any():
-            rest = term if rest is None else torch.where(to_device(left, device).unsqueeze(1), term, rest)
+        ratio, last = now / last, now
+        done = going & (now <= rtol * bound) & (now < np.inf)
+        size = bound
+        if done.any():
+            size = also[0][0] if also else _lengths(u, done)
+            done = done & (now <= rtol * size) & (_SURE * noise * bound <= rtol * size)
+        few = ratio < _SLOW if made < _EARLY else now * _power(ratio, _LATER if made >= _LATE else _AT_FIRST) <= rtol
+        left = going & ~done & (~((ratio < 1) & few) if made < limit else True)
         bound = bound + now
         over = done | left
         if over.any():
+            found.end(place, done, left, now, size, term)
             going = going & ~over
             if not going.any():
                 break
-            term = torch.where(to_device(going, device).unsqueeze(1), term, 0.0)  # and so are its later ones
+            if len(going) >= _ROWS and going.sum() <= _FRACTION * len(going):
+                found.store(place, u)
+                kept = np.flatnonzero(going)
+                expected = float(np.max(np.log(now[kept] / rtol) / -np.log(ratio[kept])))
+                part, index = part.narrowed(kept, expected), to_device(kept, device)
+                u, term = u[index], term[index]
+                place, going, bound, last = place[kept], going[kept], bound[kept], last[kept]
+            else:
+                term = torch.where(to_device(going, device).unsqueeze(1), term, 0.0)  # and so are its later ones
         u = u + term
-    return Summed(u, g if rest is None else rest, solved, residual, length, made)
+    found.store(place, u)
+    assert found.u is not None  # stored above
+    return Summed(found.u, g if found.rest is None else found.rest, found.solved, found.residual, found.length, made)
+
+
+class _Found:
+    """What is found, as in :class:`Summed`, while some rows go on; ``length`` are the lengths at first."""
+
+    def __init__(self, length: NDArray[np.float64]) -> None:
+        self.u: Tensor | None = None
+        self.rest: Tensor | None = None
+        self.solved, self.residual, self.length = length == 0, length.copy(), length.copy()
+
+    def end(
+        self,
+        place: NDArray[np.int64],
+        done: NDArray[np.bool_],
+        left: NDArray[np.bool_],
+        residual: NDArray[np.float64],
+        length: NDArray[np.float64],
+        term: Tensor,
+    ) -> None:
+        """Rows end: some are solved, others left with ``term`` as their residual."""
+        over = done | left
+        self.residual[place[over]] = residual[over]
+        self.length[place[done]], self.solved[place[done]] = length[done], True
+        if not left.any():
+            return
+        if self.rest is None and len(place) == len(self.solved):
+            self.rest = term
+            return
+        if self.rest is None:
+            self.rest = term.new_zeros(len(self.solved), term.shape[1])
+        rows = np.flatnonzero(left)
+        some = term[to_device(rows, term.device)]
+        self.rest = self.rest.index_copy(0, to_device(place[rows], term.device), some)
+
+    def store(self, place: NDArray[np.int64], u: Tensor) -> None:
+        """Store the sums of the rows that are present."""
+        if len(place) == len(self.solved):
+            self.u = u
+        else:
+            assert self.u is not None  # stored before rows were dropped
+            self.u = self.u.index_copy(0, to_device(place, u.device), u)
+
+
+def _lengths(u: Float[Tensor, "B D"], rows: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """The lengths of some rows; NaN in the others."""
+    lengths = np.full(len(u), np.nan)
+    chosen = np.flatnonzero(rows)
+    some = u if 2 * len(chosen) > len(u) else u[to_device(chosen, u.device)]
+    ((found,),) = to_host(row_norms(some).unsqueeze(1))
+    lengths[chosen] = found[chosen] if some is u else found
+    return lengths
+
+
+def _power(base: NDArray[np.float64], exponent: int) -> NDArray[np.float64]:
+    """``base`` to the power 8 or 12, by multiplications, which are faster than logarithms."""
+    fourth = base * base
+    fourth = fourth * fourth
+    eighth: NDArray[np.float64] = fourth * fourth
+    return eighth if exponent == _LATER else eighth * fourth

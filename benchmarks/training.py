@@ -197,7 +197,9 @@ class Theirs(Model):
         name = METHODS[method]
         register_solver("timed", self.adjoint.around(get_solver(name)))
         kind = {"f_stop_mode": "rel", "b_stop_mode": "rel", "f_tol": rtol, "b_tol": rtol}
-        self.deq = torchdeq.get_deq(f_solver=name, b_solver="timed", f_max_iter=LIMIT, b_max_iter=LIMIT, ift=True, **kind)
+        self.deq = torchdeq.get_deq(
+            f_solver=name, b_solver="timed", f_max_iter=LIMIT, b_max_iter=LIMIT, ift=True, **kind
+        )
 
     def layer(self, x: Tensor) -> Tensor:
         found: Tensor = self.deq(lambda z: self.case.cell(z, x), torch.zeros_like(x))[0][-1]
@@ -311,7 +313,9 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     asked = parser.parse_args()
     torch.set_num_threads(1)
-    print("| model | solver | ms | of torchdeq | forward | adjoint | rest | rounds, products | error of z | of the gradient |")
+    print(
+        "| model | solver | ms | of torchdeq | forward | adjoint | rest | rounds, products | error of z | of the gradient |"
+    )
     print("|:--|:--|--:|--:|--:|--:|--:|--:|--:|--:|")
     ratios = []
     for name, make in CASES.items():

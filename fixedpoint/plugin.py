@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from fixedpoint._lazy import exported
 
 if TYPE_CHECKING:
+    from fixedpoint.core.combine import add_combination as add_combination
     from fixedpoint.core.evaluator import Evaluator as Evaluator
     from fixedpoint.core.fault import Fault as Fault
     from fixedpoint.core.history import History as History
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
     from fixedpoint.core.problem import Problem as Problem
     from fixedpoint.core.problem import check_row_independence as check_row_independence
     from fixedpoint.core.progress import Progress as Progress
-    from fixedpoint.core.reduce import add_combination as add_combination
     from fixedpoint.core.reduce import block_dots as block_dots
     from fixedpoint.core.reduce import block_norms as block_norms
     from fixedpoint.core.reduce import row_dots as row_dots

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor
 
-from fixedpoint.core.reduce import add_combination, row_dots
+from fixedpoint.core.combine import add_combination
+from fixedpoint.core.reduce import row_dots
 
 __all__ = ["InverseEstimate", "LowRankInverse"]
 

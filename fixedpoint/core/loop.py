@@ -11,11 +11,11 @@ from typing import Any, ClassVar, Generic, TypeVar
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int, Int8
+from jaxtyping import Bool, Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fixedpoint.core.counts import Decision
+from fixedpoint.core.decisions import codes_of, decision, progress_of
 from fixedpoint.core.evaluator import Evaluated, Evaluator
 from fixedpoint.core.inverse_jacobian import InverseEstimate
 from fixedpoint.core.outcome import solution_at
@@ -112,7 +112,8 @@ class StepSolver(Solver, Generic[S]):
     def step(self, f: Evaluator, at: Evaluated, state: S) -> tuple[Float[Tensor, "B D"] | Evaluated, S]:
         """Return the next proposal and the new state.
 
-        Rows must not mix, and nothing may wait for the device (no ``.item()``, no boolean indexing).
+        Rows must not mix, and nothing may wait for the device (no ``.item()``, no boolean indexing). What the host
+        knows already is in ``at.numbers``.
 
         Parameters
         ----------
@@ -138,6 +139,23 @@ class StepSolver(Solver, Generic[S]):
         and in the rounds after that in which they take plain steps.
         """
         return state
+
+    def asked(self, f: Evaluator, at: Evaluated, state: S) -> list[Tensor]:
+        """Return small tensors that the step from ``at`` needs on the host.
+
+        On a GPU they travel with the numbers by which the point is judged, so that a step waits for nothing. Their
+        first dimension is the rows. The step must also work without having been told: on a CPU, where there is nothing
+        to wait for, and where rows are put back to an earlier point.
+        """
+        return []
+
+    def told(self, state: S, numbers: list[NDArray[Any]]) -> S:
+        """Return the state that knows the numbers it asked for."""
+        return state
+
+    def reset_on_host(self, state: S, rows: NDArray[np.bool_], device: torch.device) -> S:
+        """As :meth:`reset`, of rows that are known on the host; by default they are copied to the device."""
+        return self.reset(state, to_device(rows, device))
 
     def paused(self, state: S, index: Int[Tensor, " k"]) -> S:
         """Return the state of some rows, from which they can go on later, also beside other rows.
@@ -201,8 +219,8 @@ def iterate(
 ) -> Solution:
     """Drive a step solver until no row is running.
 
-    The decisions of a round are tensors that the host reads once a round: the only synchronisation with the device (a
-    progress callback costs another).
+    A round reads the device once: the numbers by which its point is judged, and those that the solver asks for. All
+    decisions are made from these on the host.
 
     Parameters
     ----------
@@ -220,44 +238,50 @@ def iterate(
     judge = _judge(solver, f, termination, z0.dtype, turn.pace)
     f.limit = limit = termination.max_rounds or solver.rounds_bound(f)  # products within a step are rounds, too
     f.tracks_best = not solver.has_fixed_length
+    f.reads_numbers = not f.wanted and not torch.is_grad_enabled()
     at, state = _begun(solver, f, z0, turn)
     selects = _supports_row_selection(solver, f)
     status, rounds = np.zeros(z0.shape[0], dtype=np.int8), np.zeros(z0.shape[0], dtype=np.int64)
-    rows = np.arange(z0.shape[0])  # which rows of the solve f still holds; compaction shortens this and `final`
-    final = status.copy()
+    rows = np.arange(z0.shape[0])  # which rows of the solve f still holds; compaction shortens this
+    running = np.ones(z0.shape[0], dtype=np.bool_)
     while True:
-        judged, again = judge(at)
-        host = _to_host(_exhausted(solver, state, judged), again, f.improved if f.tracks_best else again)
-        if f.tracks_best:
-            f.settle(everywhere=bool(host[2].all()) and not torch.is_grad_enabled())
-        running = final == Status.RUNNING
-        rounds[rows[running]] = f.counts.rounds
-        final[running] = host[0][running]
-        if f.counts.rounds >= limit:
-            final[final == Status.RUNNING] = Status.MAX_ROUNDS
-        finished = running & (final != Status.RUNNING)
-        kept = finished & (solver.has_fixed_length | (final == Status.CONVERGED))
-        f.keep(kept, at)  # rows that failed return their best point instead
-        turn.leave(solver, rows, finished, finished & (final == Status.STALLED) & (host[1] != 2), at, state)
-        running = final == Status.RUNNING
-        status[rows] = final
+        ends = solver.exhausted(state)
+        at, told = f.read(at, *([] if ends is None else [ends]), *_asked(solver, f, at, state))
+        assert at.numbers is not None  # it was read
+        verdict = judge(at.numbers)
+        codes = codes_of(verdict, None if ends is None else told.pop(0), f, limit, len(running))
+        if codes is not None:
+            finished = running & (codes != Status.RUNNING)
+            rounds[rows[finished]], status[rows[finished]] = f.counts.rounds, codes[finished]
+            kept = finished & (solver.has_fixed_length | (codes == Status.CONVERGED))
+            if kept.any():
+                f.keep(kept, at)  # rows that failed return their best point instead
+            lost = np.zeros_like(finished) if verdict.again is None else verdict.again == 2
+            turn.leave(solver, rows, finished, finished & (codes == Status.STALLED) & ~lost, at, state)
+            running = running & (codes == Status.RUNNING)
+        again = None if verdict.again is None else verdict.again * running
         if "decisions" in f.wanted:
-            f.decisions.append(Decision(kept, running, (host[1] == 2) & running, (host[1] > 0) & running))
+            f.decisions.append(decision(running, kept if codes is not None else np.zeros_like(running), again))
         if on_round is not None:
-            on_round(_progress(f, part, running, at))
-        if not running.any():
+            on_round(progress_of(f, part, running, at))
+        if codes is not None and not running.any():
             break
-        if selects and is_small(running):
+        if codes is not None and selects and is_small(running):
             if part is not None:
                 part.give_back()
             chosen = np.flatnonzero(running)
-            rows, final, again = rows[chosen], final[chosen], again[to_device(chosen, z0.device)]
+            rows, again = rows[chosen], None if again is None else again[chosen]
             part = RowSubset(parent, rows)
-            at, state, judge = _taken_rows(to_device(chosen, z0.device), at, state, judge)
-            f, host, running = part.f, host[:, chosen], running[chosen]
+            at, state = select_rows((at, state), to_device(chosen, z0.device), chosen)
+            f, judge, running = part.f, judge.select_rows(chosen), running[chosen]
+            told = [numbers[chosen] for numbers in told]
             judge.yardstick = f.yardstick  # tolerances may differ from row to row
-        f.narrow(running)
-        at, state = _restarted(solver, f, at, state, again, host[1] * running)
+        if codes is not None:
+            f.narrow(running)
+        if again is not None and again.any():
+            at, state, told = _restarted(solver, f, at, state, again)
+        if told:
+            state = solver.told(state, told)
         proposal, state = stepped(solver, f, at, state)
         del at  # frees the last value, so that f can allocate the next one in its place
         at = proposal if isinstance(proposal, Evaluated) else f(proposal)
@@ -292,19 +316,21 @@ def _judge(
     return Judge(termination, dtype, **kind, origin=f.origin, yardstick=f.yardstick, pace=pace)
 
 
-def _exhausted(solver: StepSolver[Any], state: Any, judged: Int8[Tensor, " B"]) -> Int8[Tensor, " B"]:
-    """Return the statuses, with those rows stalled for which the solver knows no further step."""
-    exhausted = solver.exhausted(state)
-    return judged if exhausted is None else judged.masked_fill((judged == Status.RUNNING) & exhausted, Status.STALLED)
+def _asked(solver: StepSolver[S], f: Evaluator, at: Evaluated, state: S) -> list[Tensor]:
+    """Return what the solver asks to be read with the numbers of a point; on a CPU it reads them itself."""
+    if not f.reads_numbers or at.z.device.type == "cpu":
+        return []
+    return solver.asked(f, at, state)
 
 
 def _restarted(
-    solver: StepSolver[S], f: Evaluator, at: Evaluated, state: S, again: Int8[Tensor, " B"], told: NDArray[np.int8]
-) -> tuple[Evaluated, S]:
-    """Return point and state with rows put back to their best point and begun anew, as the judge says (``told``)."""
-    if (told == 2).any():
-        at = f.best.where(again == 2, at)
-    return at, solver.reset(state, again > 0) if told.any() else state
+    solver: StepSolver[S], f: Evaluator, at: Evaluated, state: S, again: NDArray[np.int8]
+) -> tuple[Evaluated, S, list[NDArray[Any]]]:
+    """Return point and state with rows put back to their best point and begun anew, and nothing of what was asked."""
+    rescued = again == 2
+    if rescued.any():
+        at = at.with_rows_of(f.best, rescued)
+    return at, solver.reset_on_host(state, again > 0, at.z.device), []
 
 
 def _supports_row_selection(solver: StepSolver[Any], f: Evaluator) -> bool:
@@ -319,27 +345,3 @@ def _supports_row_selection(solver: StepSolver[Any], f: Evaluator) -> bool:
         and f.layout.rows > 1
         and isinstance(f.problem, HasTake)
     )
-
-
-def _taken_rows(index: Tensor, at: Evaluated, state: Any, judge: Judge) -> tuple[Evaluated, Any, Judge]:
-    """Take some of the rows of point, state and judge; a tensor that point and state share stays shared."""
-    at, state = select_rows((at, state), index)
-    return at, state, judge.select_rows(lambda kept: select_rows(kept, index))
-
-
-def _progress(f: Evaluator, part: RowSubset | None, running: NDArray[np.bool_], at: Evaluated) -> Progress:
-    """Report on all rows of the solve, also where the loop holds only some of them."""
-    evaluations = f.counts.evaluations.copy() if part is None else part.evaluations
-    latest = at.fz if part is None else part.widened(at.fz)
-    return Progress(f.counts.rounds, int(running.sum()), _worst(f), evaluations, latest)
-
-
-def _to_host(status: Tensor, *masks: Tensor) -> NDArray[np.int8]:
-    """Copy the status and some masks to the host, stacked, so that the round synchronises only once."""
-    stacked: NDArray[np.int8] = torch.stack([status, *(mask.to(torch.int8) for mask in masks)]).cpu().numpy()
-    return stacked
-
-
-def _worst(f: Evaluator) -> float:
-    """Return the largest relative error of the last point; NaN, a finished row, counts as zero."""
-    return float(f.relative[-1].nan_to_num(nan=0.0, posinf=torch.inf).amax())

@@ -5,9 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from fixedpoint.core.evaluator import Evaluator
 from fixedpoint.core.point import Point
@@ -51,7 +49,7 @@ def solution_at(
         status=status,
         rounds=rounds,
         counts=f.counts,
-        trace=Trace(error=_stack(f.errors), relative=_stack(f.relative), rounds=np.array(f.judged_after)),
+        trace=Trace(error=np.array(f.errors), relative=np.array(f.relative), rounds=np.array(f.judged_after)),
         solver=solver,
         layout=f.layout,
         extras=extras or {},
@@ -67,9 +65,3 @@ def _notes(problem: Problem, status: tuple[Status, ...]) -> dict[int, str]:
     raised = ", ".join(f"{error} ({times} times)" for error, times in problem.undefined.items())
     said = f"{Status.NONFINITE.sentence}. It raised {raised}"
     return {row: said for row, code in enumerate(status) if code is Status.NONFINITE}
-
-
-def _stack(rounds: list[Tensor]) -> NDArray[np.float64]:
-    """Copy a trace to the host; it stays on the device during the solve, where copying would synchronise."""
-    stacked: NDArray[np.float64] = torch.stack(rounds).detach().cpu().numpy()
-    return stacked

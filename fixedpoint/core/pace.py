@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
-import torch
-from jaxtyping import Bool, Float
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
 __all__ = ["Pace"]
 
@@ -39,31 +39,39 @@ class Pace:
 
     rounds: int
     part: float
-    mark: Float[Tensor, " B"] | None = None
-    most: Float[Tensor, " B"] | None = None
-    rival: Float[Tensor, " B"] | None = None
-    age: Float[Tensor, " B"] | None = None
-    best: Float[Tensor, " B"] | None = None
+    mark: NDArray[np.float64] | None = None
+    most: NDArray[np.float64] | None = None
+    rival: NDArray[np.float64] | None = None
+    age: NDArray[np.int64] | None = None
+    best: NDArray[np.float64] | None = None
     points: int = 0
 
-    def updated(self, relative: Float[Tensor, " B"]) -> Pace:
+    def updated(self, relative: NDArray[np.float64]) -> Pace:
         """Return the pace after a further point, whose relative error may be NaN or Inf."""
-        known = relative.nan_to_num(nan=torch.inf, posinf=torch.inf)
-        best = known if self.best is None else torch.minimum(self.best, known)
-        if self.mark is None:
-            mark, age = known, torch.zeros_like(known)
-        else:
-            fallen = known <= self.part * self.mark
-            mark = torch.where(fallen, known, self.mark)
-            age = torch.where(fallen, 0.0, (0.0 if self.age is None else self.age) + torch.ones_like(known))
-        return replace(self, mark=mark, age=age, best=best, points=self.points + 1)
+        known = np.where(np.isnan(relative), np.inf, relative)
+        if self.mark is None or self.best is None or self.age is None:
+            return replace(self, mark=known, age=np.zeros(len(known), dtype=np.int64), best=known, points=1)
+        fallen = known <= self.part * self.mark
+        return replace(
+            self,
+            mark=np.where(fallen, known, self.mark),
+            age=np.where(fallen, 0, self.age + 1),
+            best=np.minimum(self.best, known),
+            points=self.points + 1,
+        )
 
     @property
-    def slow(self) -> Bool[Tensor, " B"]:
+    def slow(self) -> NDArray[np.bool_]:
         """Shape ``(B,)``: the rows that are too slow."""
         assert self.age is not None
         assert self.best is not None
-        slow = self.age >= self.rounds
+        slow: NDArray[np.bool_] = self.age >= self.rounds
         if self.most is None or self.rival is None:
             return slow
         return slow | ((self.points >= self.most) & (self.best >= self.rival))
+
+    def take(self, rows: NDArray[np.int64]) -> Pace:
+        """Return the pace of some of the rows."""
+        kept = {name: getattr(self, name) for name in ("mark", "most", "rival", "age", "best")}
+        parts: dict[str, Any] = {name: None if each is None else each[rows] for name, each in kept.items()}
+        return replace(self, **parts)

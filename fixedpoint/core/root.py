@@ -181,7 +181,7 @@ class RootMeasure:
     def __call__(self, z: Float[Tensor, "B D"]) -> Measure:
         g = self._problem.value if self._rows is None else self._problem.value[self._rows]
         there = z.isfinite().all(dim=1, keepdim=True)  # infinity is no root, though g may vanish there
-        size = torch.where(there, self._yardstick.norms(g, self._problem.layout), torch.nan)
+        size = torch.where(there, self._yardstick.norms(g, self._problem.layout, careful=True), torch.nan)
         self._seen = self._begun(z, g, size) if self._seen is None else self._compared(self._seen, z, g, size)
         return Measure(size, self._seen.scale, self._seen.settled.squeeze(1))
 

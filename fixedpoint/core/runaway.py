@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
-import torch
-from jaxtyping import Bool, Float
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
-from fixedpoint.core.point import Evaluated
+from fixedpoint.core.row_history import Measured
+from fixedpoint.core.small import Truth, log2, some, taken, where
 
 __all__ = ["Origin", "Runaway"]
 
-# The growth of the scale that is allowed while the error falls, as a power of the fall.
-_GROWTH = 1 / 3
 # If the error rises by more than this factor in one round, the solver took too long a step: the map is not the cause.
 _SUDDEN = 4.0
 
 # Error and scale, (B, blocks), of the first point of a solve.
-Origin = tuple[Tensor, Tensor]
+Origin = tuple[NDArray[np.float64], NDArray[np.float64]]
 
 
-@dataclass(frozen=True)
+@dataclass
 class Runaway:
     """What the test for running away stores of every row: a state runs away if it grows while its error does not fall.
 
@@ -40,8 +39,8 @@ class Runaway:
     Attributes
     ----------
     base, scale
-        Shape ``(B, blocks)``, as all others: error and scale when the error was last halved, or when the state had
-        returned to half its scale.
+        Shape ``(B, blocks)``, as all others, or floats: error and scale when the error was last halved, or when the
+        state had returned to half its scale.
     error, width
         The largest error since then, and the scale at that point.
     peak
@@ -52,51 +51,67 @@ class Runaway:
         Whether such growth has occurred since the last halving.
     """
 
-    base: Float[Tensor, "B blocks"]
-    scale: Float[Tensor, "B blocks"]
-    error: Float[Tensor, "B blocks"]
-    width: Float[Tensor, "B blocks"]
-    peak: Float[Tensor, "B blocks"]
-    halvings: Float[Tensor, "B blocks"]
-    adrift: Bool[Tensor, "B blocks"]
+    base: Any
+    scale: Any
+    error: Any
+    width: Any
+    peak: Any
+    halvings: Any
+    adrift: Any
 
     @staticmethod
-    def begin(at: Evaluated, origin: Origin | None, eps: float) -> Runaway:
+    def begin(at: Measured, origin: Origin | None, eps: float) -> Runaway:
         """Return the state of the test at the first point of a solve, which may continue one from ``origin``."""
-        none = torch.zeros_like(at.error)
+        none = where(at.error == at.error, 0.0, 0.0)
         if origin is None:
-            return Runaway(at.error, at.scale, at.error, at.scale, none, none, none != 0)
+            return Runaway(at.error, at.scale, at.error, at.scale, none, none, none != 0.0)
         # An earlier solve led here, perhaps far out. Its steps are unknown, so one halving with growth is assumed.
-        return Runaway(*origin, *origin, none, none + 1.0, none != 0).updated(at, eps)
+        error, scale = (part.item() if part.size == 1 else part for part in origin)
+        begun = Runaway(error, scale, error, scale, none, none + 1.0, none != 0.0)
+        begun.update(at, eps)
+        return begun
 
-    def updated(self, at: Evaluated, eps: float) -> Runaway:
-        """Return the state of the test after a further point."""
-        finite = at.finite.unsqueeze(1)
+    def update(self, at: Measured, eps: float) -> None:
+        """Note a further point."""
+        finite = at.finite if at.finite.__class__ is bool else at.finite[:, None]
         floor = 2.0 * eps * at.scale
-        error = torch.maximum(at.error, floor)
+        error = where(at.error > floor, at.error, floor)
         sudden_rise = finite & (error > _SUDDEN * self.error) & (2.0 * error > self.peak)
-        risen = finite & ~sudden_rise & (at.error > floor) & (error > self.error)
-        largest, width = torch.where(risen, error, self.error), torch.where(risen, at.scale, self.width)
+        gradual = finite & (sudden_rise ^ True)
+        risen = gradual & (at.error > floor) & (error > self.error)
+        if some(risen):
+            largest, width = where(risen, error, self.error), where(risen, at.scale, self.width)
+        else:
+            largest, width = self.error, self.width
         fallen = (2.0 * error <= self.base) | (at.scale > 2.0 * self.scale)
         halved = finite & fallen & (2.0 * error <= largest) & (2.0 * error * width <= largest * at.scale)
-        fall = torch.where(halved, largest / torch.where(error > 0, error, 1.0), 2.0)
-        grown = finite & (at.scale > fall.pow(_GROWTH) * self.scale)
-        restarted = halved | (finite & ~sudden_rise & (2.0 * at.scale < self.scale))
-        fewer = (self.halvings - torch.log2(fall)).clamp_min(0.0)
-        return Runaway(
-            base=torch.where(restarted, error, self.base),
-            scale=torch.where(restarted, at.scale, self.scale),
-            error=torch.where(restarted, error, largest),
-            width=torch.where(restarted, at.scale, width),
-            peak=torch.where(finite, torch.where(sudden_rise, torch.maximum(self.peak, error), 0.0), self.peak),
-            halvings=torch.where(halved, torch.where(grown, self.halvings + 1.0, fewer), self.halvings),
-            adrift=~halved & (self.adrift | grown),
-        )
+        fall = where(halved, largest / where(error > 0.0, error, 1.0), 2.0)
+        # The cube root of the fall, by multiplications: the bits of powers differ between floats and arrays.
+        growth = at.scale / where(self.scale > 0.0, self.scale, 1.0)
+        grown = finite & where(self.scale > 0.0, growth * growth * growth > fall, at.scale > 0.0)
+        restarted = halved | (gradual & (2.0 * at.scale < self.scale))
+        if some(sudden_rise | (self.peak > 0.0)):
+            rise = where(error > self.peak, error, self.peak)
+            self.peak = where(sudden_rise, rise, where(finite, 0.0, self.peak))
+        if some(halved & (grown | (self.halvings > 0.0))):
+            fewer = self.halvings - log2(fall)
+            fewer = where(fewer > 0.0, fewer, 0.0)
+            self.halvings = where(halved, where(grown, self.halvings + 1.0, fewer), self.halvings)
+        self.adrift = (halved ^ True) & (self.adrift | grown)
+        self.error, self.width = largest, width
+        if some(restarted):
+            self.base, self.scale = where(restarted, error, self.base), where(restarted, at.scale, self.scale)
+            self.error, self.width = where(restarted, error, largest), where(restarted, at.scale, width)
 
-    def doubts(self, rounding: Bool[Tensor, "B blocks"]) -> Bool[Tensor, "B blocks"]:
+    def doubts(self, rounding: Truth) -> Truth:
         """Whether a small error at the last point does not show convergence yet, shape ``(B, blocks)``.
 
         ``rounding`` marks blocks whose error may be rounding only: there one halving with growth is accepted, as after
         one long step.
         """
-        return self.adrift | (self.halvings > torch.where(rounding, 1.0, 0.0))
+        doubted: Truth = self.adrift | (self.halvings > where(rounding, 1.0, 0.0))
+        return doubted
+
+    def take(self, rows: NDArray[np.int64]) -> Runaway:
+        """Return the state of the test for some of several rows."""
+        return Runaway(**{each.name: taken(getattr(self, each.name), rows) for each in fields(self)})

@@ -18,6 +18,7 @@ from fixedpoint.core.counts import Counts
 from fixedpoint.core.layout import Layout
 from fixedpoint.core.status import RAN_AWAY, ConvergenceError, Status, floor_sentence
 from fixedpoint.core.termination import at_rounding_floor
+from fixedpoint.core.transfer import to_host
 
 __all__ = ["Claim", "Solution", "Trace"]
 
@@ -189,7 +190,8 @@ class Solution:
     @functools.cached_property
     def _at_floor(self) -> list[bool]:
         """Whether the error of a row is at the rounding of the dtype."""
-        floor: list[bool] = at_rounding_floor(self.error, self.scale, torch.finfo(self.layout.dtype).eps).tolist()
+        error, scale = to_host(self.error, self.scale)
+        floor: list[bool] = at_rounding_floor(error, scale, torch.finfo(self.layout.dtype).eps).tolist()
         return floor
 
     @functools.cached_property

@@ -9,8 +9,8 @@ written back to their places among all rows. Each row is computed as before, so 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Protocol, Self
 
 import numpy as np
 import torch
@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fixedpoint.core.evaluator import Evaluator
-from fixedpoint.core.history import History
 from fixedpoint.core.problem import HasTake
 from fixedpoint.core.transfer import to_device
 
@@ -49,12 +48,13 @@ class RowSubset:
         assert isinstance(parent.problem, HasTake)  # the loop has checked it
         self.parent, self.rows = parent, rows
         self.index = to_device(rows, parent.layout.device)
-        self.f = Evaluator(parent.problem.take(self.index), parent.yardstick.take(self.index), parent.max_batch)
+        self.f = Evaluator(parent.problem.take(self.index), parent.yardstick.take(rows), parent.max_batch)
         self.f.limit, self.f.tracks_best = parent.limit, parent.tracks_best
+        self.f.reads_numbers = parent.reads_numbers
         self.f.counts.rounds = parent.counts.rounds
         self.f.learn(parent)
         known = parent.known
-        self.f.recall(None if known is None else select_rows(known, self.index))
+        self.f.recall(None if known is None else select_rows(known, self.index, rows))
         parent.give_up_memory()
 
     @property
@@ -85,13 +85,13 @@ class RowSubset:
             parent.judged_after.extend(part.judged_after)
         known, answer = parent.known, part.known
         if known is not None and answer is not None:
-            parent.recall(known.with_rows(self.index, answer))
+            parent.recall(known.with_rows(self.index, self.rows, answer))
 
-    def _columns(self, told: list[Tensor]) -> tuple[Tensor, ...]:
+    def _columns(self, told: list[NDArray[np.float64]]) -> list[NDArray[np.float64]]:
         """Return the traces of these rows, widened to all rows with NaN."""
-        narrow = torch.stack(told)
-        wide = narrow.new_full((len(told), self.parent.layout.rows), torch.nan)
-        return wide.index_copy_(1, self.index, narrow).unbind()
+        wide = np.full((len(told), self.parent.layout.rows), np.nan)
+        wide[:, self.rows] = told
+        return list(wide)
 
 
 def is_small(running: NDArray[np.bool_]) -> bool:
@@ -99,35 +99,78 @@ def is_small(running: NDArray[np.bool_]) -> bool:
     return bool(0 < running.sum() <= _SHARE * len(running))
 
 
-def select_rows(value: Any, index: Tensor) -> Any:
-    """Select rows of every tensor in ``value``, also within dataclasses, tuples, lists and dicts.
+def select_rows(value: Any, index: Tensor, rows: NDArray[np.int64] | None = None) -> Any:
+    """Select rows of every tensor and array in ``value``, also within dataclasses, tuples, lists and dicts.
 
-    The first dimension of each tensor must be the rows. A tensor that occurs several times is selected once, so that it
-    stays a single tensor. Histories are moved within their own memory unless gradients flow.
+    The first dimension of each of them must be the rows. A tensor that occurs several times is selected once, so that
+    it stays a single tensor. Histories are moved within their own memory unless gradients flow. ``rows`` are the
+    indices on the host, if they are known there.
     """
-    return _changed([value], lambda one: one[0].index_select(0, index), lambda one: one[0].select_rows(index), {})
+    return _changed([value], _Selection(index, rows, copies=False), {})
 
 
-def copy_rows(value: Any, index: Tensor) -> Any:
+def copy_rows(value: Any, index: Tensor, rows: NDArray[np.int64] | None = None) -> Any:
     """Copy rows of every tensor in ``value`` as :func:`select_rows` does, histories into memory of their own."""
-    return _changed([value], lambda one: one[0].index_select(0, index), lambda one: one[0].copied_rows(index), {})
+    return _changed([value], _Selection(index, rows, copies=True), {})
 
 
 def join_rows(values: Sequence[Any], order: Tensor) -> Any:
     """Return one value with the rows of several of one structure, one after another, and then in this order."""
-
-    def joined(tensors: Sequence[Tensor]) -> Tensor:
-        return torch.cat(list(tensors)).index_select(0, order)
-
-    return _changed(values, joined, lambda histories: History.joined(histories, order), {})
+    return _changed(values, _Junction(order), {})
 
 
-def _changed(
-    values: Sequence[Any],
-    tensors: Callable[[Sequence[Tensor]], Tensor],
-    histories: Callable[[Sequence[History]], History],
-    known: dict[int, Any],
-) -> Any:
+class HasRows(Protocol):
+    """What keeps the rows of its tensors elsewhere than in their first dimension, and moves them itself."""
+
+    def select_rows(self, index: Tensor, rows: NDArray[np.int64]) -> Self: ...
+    def copied_rows(self, index: Tensor, rows: NDArray[np.int64]) -> Self: ...
+    @classmethod
+    def joined(cls, several: Sequence[Self], order: Tensor) -> Self: ...
+
+
+class _Selection:
+    """Selects rows."""
+
+    def __init__(self, index: Tensor, rows: NDArray[np.int64] | None, copies: bool) -> None:
+        self.index, self.copies = index, copies
+        self._rows = rows
+
+    @property
+    def rows(self) -> NDArray[np.int64]:
+        """The rows on the host; the host waits for the device if they are not known there."""
+        if self._rows is None:
+            self._rows = self.index.cpu().numpy()
+        return self._rows
+
+    def tensors(self, values: Sequence[Tensor]) -> Tensor:
+        return values[0].index_select(0, self.index)
+
+    def arrays(self, values: Sequence[NDArray[Any]]) -> NDArray[Any]:
+        return values[0][self.rows]
+
+    def others(self, values: Sequence[Any]) -> Any:
+        one = values[0]
+        return one.copied_rows(self.index, self.rows) if self.copies else one.select_rows(self.index, self.rows)
+
+
+class _Junction:
+    """Joins rows of several values."""
+
+    def __init__(self, order: Tensor) -> None:
+        self.order = order
+
+    def tensors(self, values: Sequence[Tensor]) -> Tensor:
+        return torch.cat(list(values)).index_select(0, self.order)
+
+    def arrays(self, values: Sequence[NDArray[Any]]) -> NDArray[Any]:
+        joined: NDArray[Any] = np.concatenate(list(values))[self.order.cpu().numpy()]
+        return joined
+
+    def others(self, values: Sequence[Any]) -> Any:
+        return type(values[0]).joined(values, self.order)
+
+
+def _changed(values: Sequence[Any], how: _Selection | _Junction, known: dict[int, Any]) -> Any:
     """Put what becomes of its tensors in place of a value, or of several of one structure.
 
     ``known`` maps the id of a value to what became of it.
@@ -137,13 +180,15 @@ def _changed(
         return known[id(value)]
 
     def each(parts: Sequence[Any]) -> Any:
-        return _changed(parts, tensors, histories, known)
+        return _changed(parts, how, known)
 
     found: Any = value
     if isinstance(value, Tensor):
-        found = tensors(values)
-    elif isinstance(value, History):
-        found = histories(values)
+        found = how.tensors(values)
+    elif isinstance(value, np.ndarray):
+        found = how.arrays(values)
+    elif hasattr(value, "copied_rows"):
+        found = how.others(values)
     elif dataclasses.is_dataclass(value) and not isinstance(value, type):
         names = [field.name for field in dataclasses.fields(value)]
         parts = {name: each([getattr(one, name) for one in values]) for name in names}

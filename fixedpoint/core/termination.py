@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int8
-from torch import Tensor
+from numpy.typing import NDArray
 
 from fixedpoint.core.options import OptionError, Options, option
 from fixedpoint.core.pace import Pace
-from fixedpoint.core.point import Evaluated
+from fixedpoint.core.point import Numbers
+from fixedpoint.core.row_history import Measured, RowHistory
 from fixedpoint.core.runaway import Origin, Runaway
+from fixedpoint.core.small import Number, Truth, any_row, every, some, where
 from fixedpoint.core.status import Status
 from fixedpoint.core.yardstick import Yardstick
 
-__all__ = ["Judge", "Termination", "at_rounding_floor"]
+__all__ = ["Judge", "Termination", "Verdict", "at_rounding_floor"]
 
 # Rounding of f moves the residual by a few units in the last place. An error below this many units is noise.
 _FLOOR = 16.0
@@ -28,8 +30,6 @@ _FLOOR_PATIENCE = 5
 # A row may go without progress for this fraction of all rounds so far: a slow iteration in a coarse dtype repeats an
 # error for many rounds before it falls by one more unit in the last place, and for more rounds the longer it has run.
 _WAIT = 0.25
-# An error that rose, or fell, in this many consecutive rounds follows a trend, not chance.
-_ONE_WAY = 8
 # A row has diverged only if its error exceeds this multiple of the first scale, which a bounded map does not reach, and
 # this fraction of the current scale, which the error of a diverging map does not fall below.
 _BOUNDED_MAP_FACTOR, _DIVERGING_SHARE = 4.0, 1e-3
@@ -83,15 +83,37 @@ class Termination(Options):
         return Yardstick(self.norm, self.per, self.rtol, self.atol)
 
 
-def at_rounding_floor(
-    error: Float[Tensor, "B blocks"], scale: Float[Tensor, "B blocks"], eps: float
-) -> Bool[Tensor, " B"]:
-    """Whether the error of each row is within 16 units of rounding of a dtype with machine precision ``eps``."""
-    return (error <= _FLOOR * eps * scale).all(dim=1)
+def at_rounding_floor(error: Any, scale: Any, eps: float) -> Any:
+    """Whether the error of each row is within 16 units of rounding of a dtype with machine precision ``eps``.
+
+    Error and scale are arrays or tensors of shape ``(B, m)``, and so is what is returned, of shape ``(B,)``.
+    """
+    return (error <= _FLOOR * eps * scale).all(1)
+
+
+class Verdict(NamedTuple):
+    """What a judge says of a point.
+
+    Attributes
+    ----------
+    status
+        Shape ``(B,)``, int8: a :class:`.Status` for every row; None where all rows are running.
+    again
+        Shape ``(B,)``, int8: 2 for rows that are not finite at this point and must go back to their best finite point,
+        where their solver begins anew; 1 for rows whose solver must begin anew at this point, as they were rescued some
+        rounds ago. None where there are none of either.
+    """
+
+    status: NDArray[np.int8] | None
+    again: NDArray[np.int8] | None
+
+    def codes(self, rows: int) -> NDArray[np.int8]:
+        """Return the statuses of all rows."""
+        return np.zeros(rows, dtype=np.int8) if self.status is None else self.status
 
 
 class Judge:
-    """Applies a :class:`Termination` to the evaluated points of one solve, row by row, without leaving the device.
+    """Applies a :class:`Termination` to the evaluated points of one solve, row by row, on the host.
 
     A row is **stalled** when it makes no progress for ``patience`` rounds, and for a quarter of all rounds if that is
     more. A point is progress if its error is smaller than any since the largest one, or larger than any before, or if
@@ -155,164 +177,143 @@ class Judge:
         self._eps = torch.finfo(dtype).eps
         self._points = 0
         self.pace = pace
-        self._history: _RowHistory | None = None
+        self._least_patience = min(_FLOOR_PATIENCE, termination.patience)
+        self._history: RowHistory | None = None
         self._runaway: Runaway | None = None
 
-    def __call__(self, at: Evaluated) -> tuple[Int8[Tensor, " B"], Int8[Tensor, " B"]]:
-        """Judge a point.
-
-        Returns
-        -------
-        status
-            Shape ``(B,)``, int8: a :class:`.Status` for every row.
-        again
-            Shape ``(B,)``, int8: 2 for rows that are not finite at this point and must go back to their best finite
-            point, where their solver begins anew; 1 for rows whose solver must begin anew at this point, as they were
-            rescued some rounds ago.
-        """
+    def __call__(self, numbers: Numbers) -> Verdict:
+        """Judge a point by its numbers."""
         self._points += 1
-        progress = self.yardstick.progress(at.error, at.scale)
-        self._history = (
-            _RowHistory.begin(at, progress) if self._history is None else self._history.updated(at, progress)
-        )
+        at = Measured.of(numbers)
+        if at.finite.__class__ is bool:  # floats warn of nothing
+            return self._judged(numbers, at)
+        with np.errstate(all="ignore"):
+            return self._judged(numbers, at)
+
+    def _judged(self, numbers: Numbers, at: Measured) -> Verdict:
+        progress, rows = self._progress(numbers, at), len(numbers.finite)
+        known = self._history
+        if known is None:
+            known = self._history = RowHistory.begin(at, progress)
+        else:
+            known.update(at, progress)
         # A problem that says itself which rows are settled need not measure by the size of the state.
         if self._tests_runaway and at.settled is None:
             if self._runaway is None:
                 self._runaway = Runaway.begin(at, self._origin, self._eps)
             else:
-                self._runaway = self._runaway.updated(at, self._eps)
-        known = self._history
-        status = torch.full_like(known.waited, Status.RUNNING, dtype=torch.int8)
-        if not self.has_fixed_length:
-            status = status.masked_fill(self._stalled(at), Status.STALLED)
-            status = status.masked_fill(self._diverged(at, progress), Status.DIVERGED)
-        if self.pace is not None:
-            self.pace = self.pace.updated(self.yardstick.in_tolerances(at.error, at.scale))
-            status = status.masked_fill((status == Status.RUNNING) & self.pace.slow, Status.STALLED)
+                self._runaway.update(at, self._eps)
         lost = known.broken > self._rescues
+        ends: list[tuple[Truth, Status | None]] = []
+        if not self.has_fixed_length:
+            ends = [(self._stalled(at), Status.STALLED), (self._diverged(at, progress), Status.DIVERGED)]
+        if self.pace is not None:
+            ends.append((self._slow(numbers), None))
         # Converged comes last, so that it overrides every other status.
-        status = status.masked_fill(lost, Status.NONFINITE).masked_fill(self.within(at), Status.CONVERGED)
-        again = (known.plain > 0).to(torch.int8) + (~at.finite).to(torch.int8)
-        return status, again.masked_fill(lost, 0)
+        ends += [(lost, Status.NONFINITE), (self._within(at), Status.CONVERGED)]
+        return Verdict(_status(ends, rows), _again(at, known, lost, rows))
 
-    def tolerance(self, at: Evaluated) -> Float[Tensor, "B m"]:
-        """Return the largest error that is accepted."""
-        if self.yardstick.fine:
-            return self.yardstick.tolerance(at.scale)
-        start = None if self._history is None or self.termination.relative_to == "state" else self._history.first
-        return self.termination.atol + self.termination.rtol * (at.scale if start is None else start)
+    def tolerance(self, numbers: Numbers) -> NDArray[np.float64]:
+        """Return the largest error that is accepted, shape ``(B, m)``."""
+        found: NDArray[np.float64] = np.zeros_like(numbers.scale) + self._tolerance(numbers.scale)
+        return found
 
-    def within(self, at: Evaluated) -> Bool[Tensor, " B"]:
-        """Whether each row has converged: all blocks within the tolerance, settled, and not running away."""
-        small = at.error <= self.tolerance(at)
-        if self._runaway is None:
-            sure = torch.ones_like(small)
-        else:
-            # At a state of zero an error of 0 is exact, f(0) = 0, however the state has come there.
-            exact = at.error + at.scale == 0.0
-            sure = exact | ~self._runaway.doubts(at.error <= _FLOOR * self._eps * at.scale)
-        if at.settled is not None:
-            sure = sure & at.settled.unsqueeze(1)
-        # Elsewhere an atol of 0 exempts nothing, not even an error of 0, which may be an underflow.
-        atol = self.yardstick.atol
-        if isinstance(atol, Tensor) or atol > 0.0:
-            sure = sure | ((at.error <= atol) & torch.as_tensor(atol > 0.0, device=at.error.device))
-        return at.finite & (small & sure).all(dim=1)
+    def within(self, numbers: Numbers) -> Truth:
+        """Whether each row has converged: all blocks within the tolerance, settled, and not running away.
 
-    def select_rows(self, take: Callable[[Any], Any]) -> Judge:
-        """Return the judge of some of the rows; ``take`` selects these rows of every tensor it is given."""
+        Returns
+        -------
+        bool or array
+            Shape ``(B,)``; a bool for a single row of one block.
+        """
+        with np.errstate(all="ignore"):
+            return self._within(Measured.of(numbers))
+
+    def select_rows(self, rows: NDArray[np.int64]) -> Judge:
+        """Return the judge of some of the rows."""
         part = copy.copy(self)
-        part._history, part._runaway, part.pace = take((self._history, self._runaway, self.pace))
+        part._history = None if self._history is None else self._history.take(rows)
+        part._runaway = None if self._runaway is None else self._runaway.take(rows)
+        part.pace = None if self.pace is None else self.pace.take(rows)
         return part
 
-    def _diverged(self, at: Evaluated, progress: Float[Tensor, "B k"]) -> Bool[Tensor, " B"]:
+    def _progress(self, numbers: Numbers, at: Measured) -> tuple[Number, ...]:
+        """Return the numbers of which one falls as long as a row makes progress."""
+        if not self.yardstick.fine and at.finite.__class__ is bool:
+            return (at.error,)
+        return self.yardstick.progress(numbers.error, numbers.scale)
+
+    def _tolerance(self, scale: Number) -> Any:
+        if self.yardstick.fine:
+            return self.yardstick.tolerance(scale)
+        start = None if self._history is None or self.termination.relative_to == "state" else self._history.first
+        return self.termination.atol + self.termination.rtol * (scale if start is None else start)
+
+    def _within(self, at: Measured) -> Truth:
+        small, finite = at.error <= self._tolerance(at.scale), at.finite
+        near = every(small) & finite
+        if not some(near):
+            return near
+        sure: Any = at.error == at.error
+        if self._runaway is not None:
+            # At a state of zero an error of 0 is exact, f(0) = 0, however the state has come there.
+            exact = at.error + at.scale == 0.0
+            sure = exact | (self._runaway.doubts(at.error <= _FLOOR * self._eps * at.scale) ^ True)
+        if at.settled is not None:
+            sure = sure & (at.settled if at.settled.__class__ is bool else np.asarray(at.settled)[:, None])
+        # Elsewhere an atol of 0 exempts nothing, not even an error of 0, which may be an underflow.
+        sure = sure | ((at.error <= self.yardstick.atol) & (self.yardstick.atol > 0.0))
+        return finite & every(small & sure)
+
+    def _slow(self, numbers: Numbers) -> NDArray[np.bool_]:
+        """Which rows are slower than the pace."""
+        assert self.pace is not None
+        self.pace = self.pace.updated(self.yardstick.in_tolerances(numbers.error, numbers.scale))
+        return self.pace.slow
+
+    def _diverged(self, at: Measured, progress: tuple[Number, ...]) -> Truth:
         """Whether the error has grown by the factor ``divergence`` over the first one, and is large at all."""
-        assert self._history is not None
+        known = self._history
+        assert known is not None
         if self.yardstick.fine:  # progress is then the logarithm of the error in units of its tolerance
-            return at.finite & (progress[:, 0] > self._history.begun + math.log(self.termination.divergence))
+            return at.finite & (progress[0] > known.begun + math.log(self.termination.divergence))
+        grown = at.error > self.termination.divergence * known.first
+        if not some(grown):
+            return False
         # Growth alone proves nothing: from a start that is nearly a fixed point, the first error is tiny, and an error
         # of the size of the state is a large multiple of it.
-        far = (at.error > _BOUNDED_MAP_FACTOR * self._history.scale) & (at.error > _DIVERGING_SHARE * at.scale)
-        return at.finite & ((at.error > self.termination.divergence * self._history.first) & far).any(dim=1)
+        far = (at.error > _BOUNDED_MAP_FACTOR * known.scale) & (at.error > _DIVERGING_SHARE * at.scale)
+        return at.finite & any_row(grown & far)
 
-    def _stalled(self, at: Evaluated) -> Bool[Tensor, " B"]:
+    def _stalled(self, at: Measured) -> Truth:
         """Whether a row has made no progress for too long; at the rounding floor five rounds are enough."""
         assert self._history is not None
-        at_floor = at_rounding_floor(at.error, at.scale, self._eps)
-        patience = self.termination.patience
-        long = max(patience, int(_WAIT * self._points))
-        return at.finite & (self._history.waited >= torch.where(at_floor, min(_FLOOR_PATIENCE, patience), long))
+        waited = self._history.waited
+        if not some(waited >= self._least_patience):
+            return False
+        at_floor = every(at.error <= _FLOOR * self._eps * at.scale)
+        long = max(self.termination.patience, int(_WAIT * self._points))
+        return at.finite & (waited >= where(at_floor, self._least_patience, long))
 
 
-@dataclass(frozen=True)
-class _RowHistory:
-    """What a judge stores of every row.
+def _status(ends: Sequence[tuple[Truth, Status | None]], rows: int) -> NDArray[np.int8] | None:
+    """Return the statuses, of which later ones override earlier ones; None where no row ends.
 
-    "Number" is the first column of ``Yardstick.progress``, by which points are compared.
-
-    Attributes
-    ----------
-    first, scale
-        Shape ``(B, blocks)``: the first error and the first scale.
-    low
-        Shape ``(B, k)``: the smallest value of each column of ``Yardstick.progress`` since the largest number.
-    begun, best, high, last
-        Shape ``(B,)``: the first, the smallest, the largest and the latest number.
-    run
-        Shape ``(B,)``: for how many points the number has risen, or fallen where negative, without a turn.
-    waited
-        Shape ``(B,)``: points without progress.
-    broken
-        Shape ``(B,)``: points that were not finite since the best one; infinite if no rescue can help, since the start
-        is not finite or a plain step led out of the domain.
-    plain
-        Shape ``(B,)``: plain steps that are left of the last rescue.
+    ``None`` in place of a status stands for stalled, in rows that have no other yet.
     """
+    if not any(some(ended) for ended, _ in ends):
+        return None
+    found = np.zeros(rows, dtype=np.int8)
+    for ended, status in ends:
+        chosen = ended if status is not None else ended & (found == Status.RUNNING)
+        found[np.broadcast_to(chosen, rows)] = Status.STALLED if status is None else status
+    return found
 
-    first: Float[Tensor, "B blocks"]
-    scale: Float[Tensor, "B blocks"]
-    low: Float[Tensor, "B k"]
-    begun: Float[Tensor, " B"]
-    high: Float[Tensor, " B"]
-    best: Float[Tensor, " B"]
-    last: Float[Tensor, " B"]
-    run: Float[Tensor, " B"]
-    waited: Float[Tensor, " B"]
-    broken: Float[Tensor, " B"]
-    plain: Float[Tensor, " B"]
 
-    @staticmethod
-    def begin(at: Evaluated, progress: Float[Tensor, "B k"]) -> _RowHistory:
-        """Return what is stored after the first point."""
-        error = progress[:, 0]
-        broken = torch.where(at.finite, 0.0, torch.inf).to(error)  # a start that is not finite cannot be rescued
-        one = torch.ones_like(error)
-        none = torch.zeros_like(error)
-        return _RowHistory(at.error, at.scale, progress, error, error, error, error, none, one, broken, none)
-
-    def updated(self, at: Evaluated, progress: Float[Tensor, "B k"]) -> _RowHistory:
-        """Return what is stored after a further point."""
-        error = progress[:, 0]
-        better, higher = at.finite & (error < self.best), at.finite & (error > self.high)
-        lower = at.finite & (progress < self.low).any(dim=1)
-        up = (error > self.last).to(error) - (error < self.last).to(error)
-        run = torch.where(up * self.run >= 0, self.run, 0.0) * up.abs() + up
-        moved = lower | higher | (at.finite & (run.abs() >= _ONE_WAY))
-        low = torch.where(at.finite.unsqueeze(1), torch.minimum(progress, self.low), self.low)
-        # A plain step from a rescued row that is not finite, either, would be repeated for ever.
-        broken = torch.where(better & (self.plain == 0), 0.0, self.broken)
-        broken = torch.where(at.finite, broken, torch.where(self.plain > 0, torch.inf, broken + 1.0))
-        plain = torch.where(at.finite, (self.plain - 1.0).clamp(min=0.0), torch.exp2(broken) - 1.0)
-        return _RowHistory(
-            first=self.first,
-            scale=self.scale,
-            begun=self.begun,
-            low=torch.where(higher.unsqueeze(1), progress, low),
-            high=torch.where(higher, error, self.high),
-            best=torch.where(better, error, self.best),
-            last=error,
-            run=run,
-            waited=torch.where(moved, 0.0, self.waited + 1.0),
-            broken=broken,
-            plain=plain,
-        )
+def _again(at: Measured, known: RowHistory, lost: Truth, rows: int) -> NDArray[np.int8] | None:
+    """Return which rows begin anew."""
+    plain, broken = known.plain > 0, at.finite ^ True
+    if not some(plain | broken):
+        return None
+    found = np.broadcast_to(plain, rows).astype(np.int8) + np.broadcast_to(broken, rows)
+    return np.where(lost, np.int8(0), found).astype(np.int8)

@@ -94,7 +94,7 @@ class Turn:
         places = np.flatnonzero(stalled)
         if self.pauses is not None and len(places):
             index = to_device(places, at.z.device)
-            self.pauses.append(Pause(rows[places], copy_rows(at, index), solver.paused(state, index)))
+            self.pauses.append(Pause(rows[places], copy_rows(at, index, places), solver.paused(state, index)))
 
 
 def joined(pauses: Sequence[Pause], rows: NDArray[np.int64]) -> Pause | None:

@@ -12,8 +12,10 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import replace
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float
+from numpy.typing import NDArray
 from torch import Tensor
 
 from fixedpoint.core.evaluator import Evaluated, Evaluator
@@ -22,7 +24,7 @@ from fixedpoint.core.reduce import block_norms
 from fixedpoint.core.solution import Solution
 from fixedpoint.core.status import Status
 from fixedpoint.core.termination import Judge, Termination
-from fixedpoint.core.transfer import to_device
+from fixedpoint.core.transfer import to_device, to_host
 from fixedpoint.core.yardstick import Yardstick
 
 __all__ = ["AssumesIndependentRows", "checked_jointly", "same_rows"]
@@ -66,9 +68,10 @@ def checked_jointly(
         apart = ~same_rows(value, judged) & judged.isfinite().all(dim=1)
         if not bool(apart.any()):
             return solution
-        at = f.judged(z, value)
+        at, _ = f.read(f.judged(z, value))
         claimed = to_device(solution.converged, z.device)
-        apart = apart & ~(claimed & _within(at, solution, termination, f.yardstick))
+        near = to_device(solution.converged & _within(at, solution, termination, f.yardstick), z.device)
+        apart = apart & ~near
         wrong = apart & claimed
         column = wrong.unsqueeze(1)
         mixed = wrong.tolist()
@@ -88,11 +91,14 @@ def same_rows(value: Float[Tensor, "B D"], other: Float[Tensor, "B D"]) -> Bool[
     return (moved <= _rounding(value) * size).all(dim=1)
 
 
-def _within(at: Evaluated, solution: Solution, termination: Termination, yardstick: Yardstick) -> Bool[Tensor, " B"]:
+def _within(at: Evaluated, solution: Solution, termination: Termination, yardstick: Yardstick) -> NDArray[np.bool_]:
     """Whether the rows are within the tolerance at a point where all were evaluated together."""
+    assert at.numbers is not None  # it was read
     if termination.relative_to == "start":  # the first error is no longer known, so compare with the final one
-        return (at.error <= 2 * solution.error).all(dim=1)
-    return Judge(termination, at.z.dtype, yardstick=yardstick).within(at)
+        fallen: NDArray[np.bool_] = np.all(at.numbers.error <= 2 * to_host(solution.error)[0], axis=1)
+        return fallen
+    within = Judge(termination, at.z.dtype, yardstick=yardstick).within(at.numbers)
+    return np.broadcast_to(within, len(at.z))
 
 
 def _rounding(value: Tensor) -> float:

@@ -28,7 +28,7 @@ from fixedpoint.core.counts import Decision
 from fixedpoint.core.evaluator import Evaluated, Evaluator
 from fixedpoint.core.loop import StepSolver, stepped
 from fixedpoint.core.options import option
-from fixedpoint.core.point import Point
+from fixedpoint.core.point import Kept
 from fixedpoint.core.solution import Solution
 from fixedpoint.core.transfer import to_device
 from fixedpoint.gradients.completed import completed
@@ -36,7 +36,7 @@ from fixedpoint.gradients.estimator import GradientEstimator, with_gradient_of
 
 __all__ = ["CheckpointedUnrolled"]
 
-Carried = tuple[Evaluated, Any, Point | None]
+Carried = tuple[Evaluated, Any, Kept | None]
 """What one segment passes to the next: the point, the solver's state, and the best point of every row so far."""
 
 

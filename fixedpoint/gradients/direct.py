@@ -24,7 +24,7 @@ from fixedpoint.core.termination import Termination
 from fixedpoint.core.transfer import to_device
 from fixedpoint.gradients.recorded import Map
 from fixedpoint.gradients.recordings import Recordings
-from fixedpoint.solvers.arnoldi import to_host
+from fixedpoint.solvers.arnoldi import rows_last
 from fixedpoint.solvers.gmres import GMRES
 from fixedpoint.solvers.krylov import Krylov
 from fixedpoint.solvers.linear import NarrowingProduct, SolutionTolerance
@@ -135,7 +135,7 @@ def solved_directly(
     status = np.full(len(g), Status.CONVERGED, dtype=np.int8)
     if not met.all():
         value = linear(u) + unit  # for which a round was reserved
-        error, scale = (each[0] for each in to_host(*(row_norms(v).unsqueeze(1) for v in (value - u, value))))
+        error, scale = (each[0] for each in rows_last(*(row_norms(v).unsqueeze(1) for v in (value - u, value))))
         counts[~met] += 1
         status[~met] = Status.MAX_ROUNDS if rounds >= limit else Status.STALLED
         rounds += 1
@@ -214,9 +214,7 @@ def _by_gmres(
 class _Products(NarrowingProduct):
     """The products ``K v`` of some rows, counted row by row."""
 
-    def __init__(
-        self, linear: Map, rows: NDArray[np.int64], counts: NDArray[np.int64], recordings: Recordings
-    ) -> None:
+    def __init__(self, linear: Map, rows: NDArray[np.int64], counts: NDArray[np.int64], recordings: Recordings) -> None:
         self.linear, self.rows, self.counts, self.recordings = linear, rows, counts, recordings
 
     def __call__(self, v: Float[Tensor, "B D"], rows: NDArray[np.bool_]) -> Float[Tensor, "B D"]:

@@ -26,12 +26,15 @@ Where we differ, and why:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
+from numpy.typing import NDArray
 from torch import Tensor
 
 from fixedpoint.core.evaluator import Evaluated, Evaluator
@@ -41,19 +44,28 @@ from fixedpoint.core.loop import StepSolver, SupportsWindow
 from fixedpoint.core.options import option
 from fixedpoint.core.problem import AbilityError
 from fixedpoint.core.reduce import row_dots, row_norms
+from fixedpoint.core.small import where
 from fixedpoint.core.subset import copy_rows
-from fixedpoint.core.transfer import to_device
+from fixedpoint.core.transfer import to_device, to_host
+from fixedpoint.solvers.gram import Gram, Sums, weights_of
 from fixedpoint.solvers.least_squares import solve_gram
 from fixedpoint.solvers.relaxation import Distance, by_gain
+from fixedpoint.solvers.row_numbers import (
+    as_tensor,
+    constant,
+    everywhere,
+    norm_of,
+    rows_first,
+    rows_last,
+    squares_known,
+)
 from fixedpoint.solvers.safeguard import Growth
 from fixedpoint.solvers.weight_groups import WeightGroups
 
 __all__ = ["Anderson", "AndersonState"]
 
-# Fraction of the columns that a surprise removes; smallest residual that a step is taken to predict, relative to the
-# present one: a residual that has fallen this far is no surprise.
+# Fraction of the columns that a surprise removes.
 _PART = 0.25
-_GOOD = 1e-3
 
 
 @dataclass(frozen=True)
@@ -63,16 +75,20 @@ class AndersonState:
     ``history`` holds the columns ``(dF, dR)``, ``gram`` the Gram matrix of ``dR`` for every part. ``previous`` is the
     last ``(f(z), residual)``; ``linked`` marks the rows whose next difference to it is a valid column. ``growth`` holds
     the smallest residual norm, ``expected`` the residual norm that the last step predicted, float64, and ``distance``
-    the state of the adaptive relaxation.
+    the state of the adaptive relaxation. ``known`` is what the loop has read of the sums of the next step.
+
+    The numbers of rows are arrays on the host, or tensors: while autograd records, where an estimate of the inverse is
+    wanted, and on a device whose numbers the loop does not read.
     """
 
     history: History
-    gram: Float[Tensor, "B blocks m m"]
+    gram: Gram
     previous: tuple[Float[Tensor, "B D"], Float[Tensor, "B D"]] | None
-    linked: Bool[Tensor, " B"]
+    linked: Any
     growth: Growth
-    expected: Float[Tensor, " B"]
+    expected: Any
     distance: Distance
+    known: tuple[NDArray[np.float64], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -128,29 +144,43 @@ class Anderson(StepSolver[AndersonState], SupportsWindow):
     def init(self, f: Evaluator, at: Evaluated) -> AndersonState:
         rows, size = at.z.shape
         memory = min(self.memory, size)  # more columns than unknowns are linearly dependent
+        on_host = f.has_numbers
+        # Nothing is read of the first point yet.
+        unknown: Any = np.full(rows, np.inf) if on_host else torch.full_like(at.residual_norm, torch.inf)
         return AndersonState(
-            history=History.empty(at.z, memory, groups=2),
-            gram=torch.zeros(rows, self._parts(f).count, memory, memory, dtype=torch.float64, device=at.z.device),
+            history=History.empty(at.z, memory, groups=2, on_host=on_host),
+            gram=Gram.zero(rows, self._parts(f).count, memory, None if on_host else at.z.device),
             previous=None,
-            linked=torch.zeros(rows, dtype=torch.bool, device=at.z.device),
-            growth=Growth.begin(at.residual_norm),
-            expected=torch.full_like(at.residual_norm, torch.inf),
+            linked=everywhere(unknown, False),
+            growth=Growth(unknown),
+            expected=unknown,
             distance=Distance.begin(at.residual_norm),
         )
 
-    def reset(self, state: AndersonState, rows: Bool[Tensor, " B"]) -> AndersonState:
+    def reset(self, state: AndersonState, rows: Any) -> AndersonState:
+        if state.gram.on_host and isinstance(rows, Tensor):
+            rows = rows.cpu().numpy()
         return replace(
             state,
             history=state.history.forget(rows),
             linked=state.linked & ~rows,
-            expected=torch.where(rows, torch.inf, state.expected),
+            expected=where(rows, math.inf, state.expected),
         )
+
+    def reset_on_host(self, state: AndersonState, rows: NDArray[np.bool_], device: torch.device) -> AndersonState:
+        return self.reset(state, rows if state.gram.on_host else to_device(rows, device))
+
+    def asked(self, f: Evaluator, at: Evaluated, state: AndersonState) -> list[Tensor]:
+        """Return the inner products of the columns; the newest column is written already."""
+        return list(self._written(at, state, self._parts(f))[1]) if state.gram.on_host else []
+
+    def told(self, state: AndersonState, numbers: list[NDArray[Any]]) -> AndersonState:
+        return replace(state, known=tuple(numbers))
 
     def paused(self, state: AndersonState, index: Int[Tensor, " k"]) -> AndersonState:
         """Return the state of some rows with the columns in the order of their age; that of all rows is not copied."""
         part: AndersonState = state if len(index) == len(state.linked) else copy_rows(state, index)
-        turned = part.history.turned
-        return replace(part, history=part.history.in_order(), gram=part.gram.roll((-turned, -turned), (2, 3)))
+        return replace(part, history=part.history.in_order(), gram=part.gram.turned(part.history.turned))
 
     def slide(self, f: Evaluator, state: AndersonState, move: Callable[[Tensor], Tensor]) -> AndersonState:
         """Move all columns together with the blocks of the state."""
@@ -159,13 +189,13 @@ class Anderson(StepSolver[AndersonState], SupportsWindow):
             previous = move(previous[0]), move(previous[1])
         if distance.rest is not None:
             distance = replace(distance, rest=move(distance.rest))
-        if state.gram.shape[1] == f.layout.blocks:
-            gram = move(state.gram)
+        gram, changes = state.gram, history.columns[1]
+        if gram.parts == f.layout.blocks:
+            gram = gram.slid(move)
         else:  # each entry is a sum over all blocks, some of which have left: compute it again
-            gram = state.gram.clone()
-            changes = history.columns[1]
             for j in range(changes.shape[1]):
-                gram[:, 0, history.start :, history.start + j] = row_dots(changes, changes[:, j])
+                products = row_dots(changes, changes[:, j]).unsqueeze(1)
+                gram = gram.with_newest(history.start, j, rows_last(products, gram.on_host))
         return replace(state, history=history, gram=gram, previous=previous, distance=distance)
 
     def renew(self, state: AndersonState, at: Evaluated, blocks: Bool[Tensor, "B blocks"]) -> AndersonState:
@@ -180,29 +210,48 @@ class Anderson(StepSolver[AndersonState], SupportsWindow):
     def step(
         self, f: Evaluator, at: Evaluated, state: AndersonState
     ) -> tuple[Float[Tensor, "B D"] | Evaluated, AndersonState]:
-        size, parts = at.residual_norm, self._parts(f)
-        grown, growth = state.growth.watch(size, self.restart_growth, state.history.valid.any(dim=1))
-        # The estimate of the inverse belongs to the returned point: ended rows must not learn from later rounds.
-        ended = None if "inverse" not in f.wanted else to_device(~f.running, at.z.device)
-        state = _extended(at, replace(self.reset(state, grown), growth=growth), parts, ended)
+        parts, on_host = self._parts(f), state.gram.on_host
+        size = norm_of(at, on_host)
+        grown, growth = state.growth.watch(size, self.restart_growth)
+        if not on_host or grown.any():
+            state = self.reset(state, grown & state.history.valid.any(1))
+        history, gram, sums = self._extended(f, at, state, parts)
         if self.surprise is not None:
             surprised = size > self.surprise * state.expected
-            state = replace(state, history=state.history.forget_oldest(surprised, _PART))
-        changes_f, changes_r = state.history.columns
-        weights, expected, gain = _weights(at, state, parts, self.filter, self.ridge)
-        gamma = -weights
+            if not on_host or surprised.any():
+                history = history.forget_oldest(surprised, _PART)
+        changes_f, changes_r = history.columns
+        found = weights_of(
+            gram.products[history.start :, history.start :],
+            sums,
+            history.valid.T,
+            history.order,
+            torch.finfo(at.z.dtype).eps,
+            running=parts.running,
+            threshold=self.filter,
+            ridge=self.ridge,
+            predicts=self.surprise is not None or self.adaptive == "gain",
+        )
+        gamma = rows_first(-found.gamma, at.z)
         proposal = parts.combination(at.fz, changes_f, gamma, out=f.empty())
         if self.relaxation != 1.0 or self.adaptive is not None:
             rest = parts.combination(at.residual, changes_r, gamma)
-            beta, state = self._beta(at, rest, gain, state)
+            beta, state = self._beta(at, rest, found.gain, state)
             proposal = torch.addcmul(proposal, rest, (beta - 1.0).to(rest.dtype).unsqueeze(1))
-        linked = torch.ones_like(state.linked)
-        return proposal, replace(state, previous=(at.fz, at.residual), linked=linked, expected=expected)
+        return proposal, AndersonState(
+            history,
+            gram,
+            previous=(at.fz, at.residual),
+            linked=everywhere(size, True),
+            growth=growth,
+            expected=state.expected if found.expected is None else constant(found.expected),
+            distance=state.distance,
+        )
 
     def inverse(self, state: AndersonState) -> InverseEstimate:
         r"""``H = -I + dF (dR^T dR)^{-1} dR^T``: the step is ``-H r``, and ``H dR = dZ`` holds."""
         history = state.history
-        gram = state.gram[:, 0, history.start :, history.start :]
+        gram = state.gram.products[history.start :, history.start :, 0].movedim(2, 0)
         size = torch.zeros_like(state.expected) if state.previous is None else row_norms(state.previous[0])
         noise = torch.finfo(history.storage[0].dtype).eps * size
 
@@ -213,16 +262,59 @@ class Anderson(StepSolver[AndersonState], SupportsWindow):
         return LowRankInverse(left, right, small)
 
     def _beta(
-        self, at: Evaluated, rest: Float[Tensor, "B D"], gain: Float[Tensor, " B"], state: AndersonState
+        self, at: Evaluated, rest: Float[Tensor, "B D"], gain: Any, state: AndersonState
     ) -> tuple[Float[Tensor, " B"], AndersonState]:
         """Return the relaxation of every row in this step, and the updated state."""
         if self.adaptive == "gain":
-            return self.relaxation * by_gain(gain), state
+            return self.relaxation * by_gain(as_tensor(gain, at.z)), state
         if self.adaptive is None:
-            return torch.full_like(gain, self.relaxation), state
-        distance = state.distance.seen(at, state.linked)
+            return torch.full_like(at.residual_norm, self.relaxation), state
+        distance = state.distance.seen(at, as_tensor(state.linked, at.z))
         beta = self.relaxation * distance.beta
         return beta, replace(state, distance=replace(distance, beta=beta, rest=rest))
+
+    def _written(self, at: Evaluated, state: AndersonState, parts: WeightGroups) -> tuple[History, tuple[Tensor, ...]]:
+        """Write the newest column, and return the history with it and the sums over unknowns of the step.
+
+        The sums are the inner products of all columns with the newest, where there is one, and with the residual, and,
+        unless these are known, the squared norms of residual and value, all of shape ``(B, parts, k)``. What is written
+        in place may be written once more: so the loop can read the sums before it decides about the rows.
+        """
+        history = state.history
+        squares = [] if _are_known(at, parts) else _squares(at, parts)
+        if state.previous is None:
+            return history, (parts.dots(history.columns[1], at.residual), *squares)
+        pairs = (at.fz, state.previous[0]), (at.residual, state.previous[1])
+        history = history.push_differences(*pairs, valid=state.linked)
+        changes = history.columns[1]
+        column = parts.dots(changes, changes.select(1, history.newest))
+        return history, (column, parts.dots(changes, at.residual), *squares)
+
+    def _extended(
+        self, f: Evaluator, at: Evaluated, state: AndersonState, parts: WeightGroups
+    ) -> tuple[History, Gram, Sums]:
+        """Return history and Gram matrix with the newest column in place of the oldest, and the sums of the step.
+
+        Where an estimate of the inverse is wanted, it belongs to the returned point: rows that have ended must not
+        learn from later rounds.
+        """
+        on_host, old, aside = state.gram.on_host, state.gram, None
+        ended = None if "inverse" not in f.wanted or state.previous is None else to_device(~f.running, at.z.device)
+        if state.known:
+            history = state.history
+            sums: tuple[Any, ...] = state.known
+            history = history if state.previous is None else history.noted(state.linked)
+        else:
+            if ended is not None:
+                aside = state.history.set_aside()
+            history, tensors = self._written(at, state, parts)
+            sums = tuple(to_host(*tensors)) if on_host else tensors
+        last = [rows_last(part, on_host) for part in sums]
+        gram = old if state.previous is None else old.with_newest(history.start, history.newest, last.pop(0))
+        if ended is not None and aside is not None:
+            history, gram = history.put_back(ended, aside), gram.without(ended, old)
+        rhs, squares, sizes = last[0], *(squares_known(at, on_host) if len(last) == 1 else (last[1][0], last[2][0]))
+        return history, gram, Sums(rhs, squares, sizes)
 
     def _parts(self, f: Evaluator) -> WeightGroups:
         chain = f.layout.blocks > 1
@@ -231,29 +323,6 @@ class Anderson(StepSolver[AndersonState], SupportsWindow):
         if self.mixing == "block":
             return WeightGroups(blocks=f.layout.blocks, slices=() if chain else f.layout.slices)
         return WeightGroups()
-
-
-def _extended(
-    at: Evaluated, state: AndersonState, parts: WeightGroups, ended: Bool[Tensor, " B"] | None = None
-) -> AndersonState:
-    """Replace the oldest column by the newest, in history and Gram matrix; rows in ``ended`` stay unchanged."""
-    if state.previous is None:
-        return state
-    aside = () if ended is None else state.history.set_aside()
-    history = state.history.push_differences(
-        (at.fz, state.previous[0]), (at.residual, state.previous[1]), valid=state.linked
-    )
-    changes_r = history.columns[1]
-    # Only one row and one column of the Gram matrix change: m inner products instead of m^2.
-    products = parts.dots(changes_r, changes_r[:, history.newest])
-    gram = state.gram.clone()
-    used = gram[:, :, history.start :, history.start :]
-    used[:, :, history.newest] = products
-    used[:, :, :, history.newest] = products
-    if ended is not None:
-        history = history.put_back(ended, aside)
-        gram = torch.where(ended[:, None, None, None], state.gram, gram)
-    return replace(state, history=history, gram=gram)
 
 
 def _renewed(
@@ -267,45 +336,14 @@ def _renewed(
     return chosen.flatten(1)
 
 
-def _squares(at: Evaluated, parts: WeightGroups) -> tuple[Float[Tensor, "B parts 1"], Float[Tensor, "B parts 1"]]:
-    """Squared norms of the residual (differentiable while autograd records) and of the value, for every part."""
+def _are_known(at: Evaluated, parts: WeightGroups) -> bool:
+    """Whether the squared norms of residual and value of every part are those by which the point is measured."""
+    return parts.count == 1 and at.plain and not torch.is_grad_enabled()
+
+
+def _squares(at: Evaluated, parts: WeightGroups) -> list[Float[Tensor, "B parts 1"]]:
+    """Return squared norms of the residual (differentiable while autograd records) and of the value, of every part."""
     if parts.count == 1 and not torch.is_grad_enabled():
-        return at.residual_norm.square()[:, None, None], at.value_norm.square()[:, None, None]
+        return [norm.square()[:, None, None] for norm in (at.residual_norm, at.value_norm)]
     value = at.fz.detach()
-    return parts.dots(at.residual.unsqueeze(1), at.residual), parts.dots(value.unsqueeze(1), value)
-
-
-def _weights(
-    at: Evaluated, state: AndersonState, parts: WeightGroups, threshold: float, ridge: float
-) -> tuple[Float[Tensor, "B parts m"], Float[Tensor, " B"], Float[Tensor, " B"]]:
-    """The weights ``gamma`` of every part, the predicted residual ``||r - dR gamma||``, and its ratio to ``||r||``.
-
-    Parts whose residual is exactly zero contribute no inner products.
-    """
-    history = state.history
-    rhs = parts.dots(history.columns[1], at.residual)
-    squares, sizes = _squares(at, parts)
-    unsolved = squares > 0
-    gram = state.gram[:, :, history.start :, history.start :]
-    gram = torch.where(unsolved.unsqueeze(3), gram, 0.0)
-    rhs = torch.where(unsolved, rhs, 0.0)
-    if parts.running:
-        gram, rhs, sizes = gram.cumsum(1), rhs.cumsum(1), sizes.cumsum(1)
-    gamma = solve_gram(
-        gram=gram,
-        rhs=rhs,
-        valid=history.valid.unsqueeze(1).expand(-1, parts.count, -1),
-        order=history.order,
-        # A column is a difference of residuals, and carries the rounding of f(z).
-        noise=torch.finfo(at.z.dtype).eps * sizes.squeeze(2).sqrt(),
-        threshold=threshold,
-        ridge=ridge,
-    )
-    # ||r||^2 - ||r - dR gamma||^2; of running sums the last one covers the whole row.
-    told = gamma * (2 * rhs - (gram * gamma.unsqueeze(2)).sum(3))
-    fitted = (told[:, -1:] if parts.running else told).sum(dim=(1, 2))
-    total = squares.sum(1).squeeze(1)
-    some = total != 0  # the square root has no derivative at zero, so solved rows take that of 1
-    expected = torch.where(some, torch.maximum(total - fitted, _GOOD**2 * total), 1.0).sqrt()
-    gain = expected / torch.where(some, total, 1.0).sqrt()
-    return gamma, torch.where(some, expected.detach(), 0.0), torch.where(some, gain, 0.0)
+    return [parts.dots(at.residual.unsqueeze(1), at.residual), parts.dots(value.unsqueeze(1), value)]

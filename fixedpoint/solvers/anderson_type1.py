@@ -28,11 +28,12 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from fixedpoint.core.combine import add_combination
 from fixedpoint.core.evaluator import Evaluated, Evaluator
 from fixedpoint.core.history import History
 from fixedpoint.core.loop import StepSolver
 from fixedpoint.core.options import option
-from fixedpoint.core.reduce import add_combination, row_dots, row_norms, vecdot
+from fixedpoint.core.reduce import row_dots, row_norms, vecdot
 
 __all__ = ["AndersonTypeOne", "AndersonTypeOneState"]
 

@@ -14,10 +14,11 @@ from jaxtyping import Bool, Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fixedpoint.core.reduce import add_combination, row_dots, row_norms
-from fixedpoint.core.transfer import to_device
+from fixedpoint.core.combine import add_combination
+from fixedpoint.core.reduce import row_dots, row_norms
+from fixedpoint.core.transfer import to_device, to_host
 
-__all__ = ["Arnoldi", "Column", "to_host", "unit"]
+__all__ = ["Arnoldi", "Column", "rows_last", "unit"]
 
 # If at least this fraction of a vector's length is left, one pass is enough. With less, the errors that one pass leaves
 # would grow from step to step.
@@ -116,7 +117,7 @@ class Arnoldi:
             more = torch.where(little, row_dots(basis, self._rest), 0.0)
             self._rest = add_combination(self._rest, basis, -more.unsqueeze(1), out=self._slot())
             along, left = along + more, torch.where(little.squeeze(1), row_norms(self._rest), left)
-        components, (remainder,), *numbers = to_host(along, left.unsqueeze(1), *beside)
+        components, (remainder,), *numbers = rows_last(along, left.unsqueeze(1), *beside)
         with np.errstate(all="ignore"):  # a row that overflows has NaN or Inf here
             length = remainder
             for each in components:
@@ -155,9 +156,7 @@ class Arnoldi:
         self._lost = self._lost[rows]
         self._held = self._held[: self.size].index_select(1, to_device(rows, self._held.device))
 
-    def combination(
-        self, weights: NDArray[np.float64], rows: NDArray[np.int64] | None = None
-    ) -> Float[Tensor, "k D"]:
+    def combination(self, weights: NDArray[np.float64], rows: NDArray[np.int64] | None = None) -> Float[Tensor, "k D"]:
         """Return the sum of the basis vectors with the given weights, shape ``(j, k)``, in all rows or in some."""
         basis = self.basis[:, : len(weights)]
         if rows is not None:
@@ -187,18 +186,15 @@ class Arnoldi:
         more = row_dots(some, rest)
         rest = add_combination(rest, some, -more.unsqueeze(1), out=rest)
         self._rest = rest if everyone else self._rest.index_copy_(0, index, rest)
-        found, (left,) = to_host(more, row_norms(rest).unsqueeze(1))
+        found, (left,) = rows_last(more, row_norms(rest).unsqueeze(1))
         components[:, rows] += found
         remainder[rows] = left
         return components, remainder
 
 
-def to_host(*numbers: Float[Tensor, "B _"]) -> list[NDArray[np.float64]]:
+def rows_last(*numbers: Float[Tensor, "B _"]) -> list[NDArray[np.float64]]:
     """Return tensors of numbers as arrays ``(n, B)`` on the host, by one transfer."""
-    if numbers[0].device.type == "cpu":
-        return [np.ascontiguousarray(each.numpy().T) for each in numbers]
-    together = np.ascontiguousarray(torch.cat(numbers, dim=1).cpu().numpy().T)
-    return np.split(together, np.cumsum([each.shape[1] for each in numbers])[:-1])
+    return [np.ascontiguousarray(each.T) for each in to_host(*numbers)]
 
 
 def unit(vector: Float[Tensor, "B D"], size: Float[Tensor, " B"], active: Bool[Tensor, " B"]) -> Float[Tensor, "B D"]:

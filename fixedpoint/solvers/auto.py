@@ -25,6 +25,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from jaxtyping import Float
+from numpy.typing import NDArray
 from torch import Tensor
 
 from fixedpoint.core.evaluator import Evaluator
@@ -36,7 +37,7 @@ from fixedpoint.core.solution import Solution
 from fixedpoint.core.solver import Solver
 from fixedpoint.core.status import Status
 from fixedpoint.core.termination import Termination, at_rounding_floor
-from fixedpoint.core.transfer import to_device
+from fixedpoint.core.transfer import to_device, to_host
 from fixedpoint.core.turn import Pause, Turn, without_rows
 from fixedpoint.solvers.anderson import Anderson
 from fixedpoint.solvers.newton_krylov import NewtonKrylov
@@ -94,8 +95,8 @@ class Auto(Solver):
             return replace(self.anderson(f).solve(f, z0, termination, on_round), solver=self)
         limit = termination.max_rounds or _MOST
 
-        def size(found: Solution) -> Float[Tensor, " B"]:
-            return f.yardstick.in_tolerances(found.error, found.scale)
+        def size(found: Solution) -> NDArray[np.float64]:
+            return f.yardstick.in_tolerances(*to_host(found.error, found.scale))
 
         rule = replace(termination, max_rounds=limit)
         anderson, squarem, newton = self.anderson(f), Squarem(), NewtonKrylov()
@@ -107,24 +108,24 @@ class Auto(Solver):
         tried = np.zeros(len(z0), dtype=np.int64)  # how often Newton-Krylov
         mark = size(found)
         for turn in range(_TURNS):
-            most = to_device(np.maximum(_SHARE * spent, _FEWEST), z0.device)
+            most = np.maximum(_SHARE * spent, float(_FEWEST))
             pace = Pace(_STEADY << turn, _PART, most=most, rival=size(found))
             found = continue_with(f, found, squarem, ahead, rule, on_round, pace=pace, latest=ahead, without=hopeless)
             ahead, reached = _finite(ahead, z0), size(found)
-            stuck = (reached > _STUCK * mark).cpu().numpy() & (tried < 2) & (turn > 0)
+            stuck = (reached > _STUCK * mark) & (tried < 2) & (turn > 0)
             if stuck.any():
                 share = replace(rule, max_rounds=min(limit, max(int(_NEWTON * found.counts.rounds), _LEAST)))
                 begin = torch.where(to_device(tried == 0, z0.device).unsqueeze(1), _finite(found.state, z0), z0)
                 tried += stuck & ~found.converged & ~hopeless
                 found = continue_with(f, found, newton, begin, share, on_round, without=hopeless | ~stuck)
             mark = size(found)
-            pauses = without_rows(pauses, np.flatnonzero((mark < _LEAP * reached).cpu().numpy()))
+            pauses = without_rows(pauses, np.flatnonzero(mark < _LEAP * reached))
             before = found.counts.evaluations.copy()
             begin, pace = _finite(found.state, z0), Pace(_FAST << (turn + 1), _PART)
             found = continue_with(f, found, anderson, begin, rule, on_round, pace=pace, without=hopeless, pauses=pauses)
             spent += found.counts.evaluations - before
             # What no method brings below the rounding of f, none will.
-            hopeless |= at_rounding_floor(found.error, found.scale, torch.finfo(z0.dtype).eps).cpu().numpy()
+            hopeless |= _at_floor(found, z0.dtype)
             # Every method has been tried, Newton-Krylov from two points.
             hopeless |= np.array([status in _LOST for status in found.status]) & (tried == 2)
             if (found.converged | hopeless).all() or found.counts.rounds >= limit:
@@ -142,6 +143,13 @@ class Auto(Solver):
         fitting = int(self.history_limit * 2**30 / column)
         memory = min(max(min(fitting, _LONGEST), _SHORTEST), layout.size)
         return Anderson(memory=memory, filter=0.05, ridge=1e-3, surprise=1.5)
+
+
+def _at_floor(found: Solution, dtype: torch.dtype) -> NDArray[np.bool_]:
+    """Which rows have only the rounding of ``f`` left of their error."""
+    error, scale = to_host(found.error, found.scale)
+    floor: NDArray[np.bool_] = at_rounding_floor(error, scale, torch.finfo(dtype).eps)
+    return floor
 
 
 def _finite(point: Float[Tensor, "B D"], start: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:

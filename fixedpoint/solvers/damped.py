@@ -12,8 +12,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float
+from numpy.typing import NDArray
 from torch import Tensor
 
 from fixedpoint.core.evaluator import Evaluated, Evaluator
@@ -54,6 +56,15 @@ class Damped(StepSolver[Any]):
 
     def reset(self, state: Any, rows: Bool[Tensor, " B"]) -> Any:
         return self.solver.reset(state, rows)
+
+    def reset_on_host(self, state: Any, rows: NDArray[np.bool_], device: torch.device) -> Any:
+        return self.solver.reset_on_host(state, rows, device)
+
+    def asked(self, f: Evaluator, at: Evaluated, state: Any) -> list[Tensor]:
+        return self.solver.asked(f, at, state)
+
+    def told(self, state: Any, numbers: list[NDArray[Any]]) -> Any:
+        return self.solver.told(state, numbers)
 
     def extras(self, state: Any) -> dict[str, Any]:
         return self.solver.extras(state)

@@ -16,7 +16,6 @@ read its next column. For ``A = I - K`` the process may be that of ``K``, whose 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,7 +27,7 @@ from torch import Tensor
 from fixedpoint.core.options import option
 from fixedpoint.core.reduce import row_dots, row_norms
 from fixedpoint.core.transfer import to_device
-from fixedpoint.solvers.arnoldi import Arnoldi, Column, to_host, unit
+from fixedpoint.solvers.arnoldi import Arnoldi, Column, rows_last, unit
 from fixedpoint.solvers.linear import LinearSolution, LinearSolver, NarrowingProduct, Product, SolutionTolerance
 
 __all__ = ["GMRES"]
@@ -79,7 +78,7 @@ class GMRES(LinearSolver):
         run = _Run(self, product, b, solution_tolerance, of_identity_minus, noise)
         going, told = rows, None
         if rows is None:
-            told = to_host(size.unsqueeze(1), wanted.unsqueeze(1))
+            told = rows_last(size.unsqueeze(1), wanted.unsqueeze(1))
             going = told[0][0] > told[1][0]
         assert going is not None  # either given or told
         return run.solved(size, wanted, going, left)
@@ -132,7 +131,7 @@ class _Run:
                 rest = b - self._applied(x, going)
                 made += 1
                 length = row_norms(rest)
-                ((now,),) = to_host(length.unsqueeze(1))
+                ((now,),) = rows_last(length.unsqueeze(1))
                 residual = np.where(going, now, residual)
                 met = np.where(going, residual <= allowed, met)
                 assert last is not None  # set with `begun`
@@ -141,7 +140,7 @@ class _Run:
                 last = np.where(going, residual, last)
                 going = going & ~met & ~lost
         if begun is None:
-            begun, wanted_host = (each[0] for each in to_host(size.unsqueeze(1), wanted.unsqueeze(1)))
+            begun, wanted_host = (each[0] for each in rows_last(size.unsqueeze(1), wanted.unsqueeze(1)))
             residual, met, scale = begun, begun <= wanted_host, np.zeros(count)
         with np.errstate(all="ignore"):
             relative = np.where(begun == 0, 0.0, residual / begun)

@@ -11,20 +11,32 @@ old column is informative at the present point only as far as the map is linear 
 
 Where we differ: the threshold of the filter follows the rounding of the data. A column is a difference of residuals and
 carries noise of size ``eps ||f||``; a remainder below that carries no information. The elimination is written out over
-the few columns and batched over rows. It makes no library call, so there is no hidden synchronisation, and a row has
-the same bits in every batch.
+the few columns and batched over rows, which come last. It makes no library call, so there is no hidden synchronisation,
+and a row has the same bits in every batch. A small system of a single row is solved in plain floats, by the same
+arithmetic: there, an operation on an array takes longer than all of it.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-__all__ = ["solve_gram"]
+from fixedpoint.core.small import isfinite, sqrt, summed, where
+
+__all__ = ["solve_gram", "solve_small"]
 
 # Pivots of a float64 Gram matrix with unit diagonal are known to about 1e-16: this keeps five digits of them.
 _PIVOT = 1e-11
+# The largest single system that is quicker in plain floats.
+_FLOATS = 24
+# Rows that are solved at a time: their matrices fit into the cache of a CPU.
+_TILE = 2048
 
 
 def solve_gram(
@@ -55,30 +67,151 @@ def solve_gram(
     ridge
         At least 0: added to the diagonal of the scaled Gram matrix, which is one, so it is relative to each column.
     """
+    last = gram.movedim((-2, -1), (0, 1)), rhs.movedim(-1, 0), valid.movedim(-1, 0), noise
+    if gram.device.type == "cpu" and not torch.is_grad_enabled():
+        matrix, target, usable, least = (part.numpy() for part in last)
+        found = solve_small(matrix, target, usable, least, order, threshold, ridge)
+        return torch.from_numpy(found).movedim(0, -1).contiguous()
+    solved: Tensor = solve_small(*last, order, threshold, ridge)
+    return solved.movedim(0, -1)
+
+
+def solve_small(
+    gram: Any, rhs: Any, valid: Any, noise: Any, order: Sequence[int], threshold: float = 0.0, ridge: float = 0.0
+) -> Any:
+    """Return the weights as :func:`solve_gram` does, of arrays or of tensors whose batch comes last.
+
+    Parameters
+    ----------
+    gram
+        Shape ``(m, m, *batch)``.
+    rhs, valid
+        Shape ``(m, *batch)``.
+    noise
+        Shape ``(*batch,)``.
+    order, threshold, ridge
+        As there.
+    """
     if not order:
         return rhs
-    squares = gram.diagonal(dim1=-2, dim2=-1)
-    usable = valid & (squares > 0) & squares.isfinite()
-    length = torch.where(usable, squares, 1.0).sqrt()
-    matrix = gram / length.unsqueeze(-1) / length.unsqueeze(-2)
+    newest_first = list(order)
+    floor = max(_PIVOT, threshold**2), ridge
+    if isinstance(gram, Tensor):
+        both = _picked(_picked(gram, order).transpose(0, 1), order)  # it is symmetric
+        solved = _solved(both, _picked(rhs, order), _picked(valid, order), noise, *floor)
+        return _picked(solved, [newest_first.index(place) for place in range(len(order))])
+    if rhs.size == len(order) <= _FLOATS:
+        numbers = _solved_floats(
+            gram.reshape(len(order), -1).tolist(),
+            rhs.ravel().tolist(),
+            valid.ravel().tolist(),
+            noise.item(),
+            order,
+            *floor,
+        )
+        return np.array(numbers).reshape(rhs.shape)
+    wide = [part.reshape(*part.shape[:kept], -1) for part, kept in ((gram, 2), (rhs, 1), (valid, 1), (noise, 0))]
+    found = np.empty(wide[1].shape)
+    with np.errstate(all="ignore"):
+        for first in range(0, wide[1].shape[1], _TILE):
+            some = [part[..., first : first + _TILE] for part in wide]
+            parts = some[0][newest_first][:, newest_first], some[1][newest_first], some[2][newest_first]
+            found[newest_first, first : first + _TILE] = _solved(*parts, some[3], *floor)
+    return found.reshape(rhs.shape)
+
+
+def _solved(gram: Any, rhs: Any, valid: Any, noise: Any, least: float, ridge: float) -> Any:
+    """Return the weights of columns in the order of elimination, of arrays or tensors."""
+    count = len(rhs)
+    squares = gram.diagonal(0, 0, 1)
+    squares = squares.movedim(-1, 0) if isinstance(squares, Tensor) else np.moveaxis(squares, -1, 0)
+    usable = valid & (squares > 0) & isfinite(squares)
+    length = sqrt(where(usable, squares, 1.0))
+    matrix = gram / length[:, None] / length[None]
     target = rhs / length
-    floor = ((noise.unsqueeze(-1) / length) ** 2).clamp(min=max(_PIVOT, threshold**2)) + ridge
-    if ridge:
-        matrix = matrix + ridge * torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
-    solved = []
-    others = 1.0 - torch.eye(len(order), dtype=gram.dtype, device=gram.device)
-    for position, j in enumerate(order):
-        pivot = matrix[..., j, j]
-        keep = usable[..., j] if position == 0 else usable[..., j] & (pivot > floor[..., j])
-        pivot = torch.where(keep, pivot, 1.0)
+    floor = noise[None] / length
+    floor = floor * floor
+    floor = where(floor > least, floor, least) + ridge
+    rows = []
+    for k in range(count):
+        head = matrix[0]
+        pivot = head[0] + ridge
+        keep = usable[k] if k == 0 else usable[k] & (pivot > floor[k])
+        pivot = where(keep, pivot, 1.0)
         # A dropped column is not eliminated: it stays in the matrix, and gets weight zero at the end.
-        share = torch.where(keep.unsqueeze(-1), matrix[..., :, j] / pivot.unsqueeze(-1), 0.0) * others[j]
-        matrix = matrix - share.unsqueeze(-1) * matrix[..., j, :].unsqueeze(-2)
-        target = target - share * target[..., j : j + 1]
-        solved.append((j, keep, pivot))
-    ordered = sorted(solved, key=lambda column: column[0])
-    kept = torch.stack([keep for _, keep, _ in ordered], dim=-1)
-    pivots = torch.stack([pivot for _, _, pivot in ordered], dim=-1)
-    weights = torch.where(kept, target / pivots / length, 0.0)
+        share = where(keep, head[1:] / pivot, 0.0)
+        rows.append((where(keep, target[0] / pivot, 0.0), share))
+        matrix = matrix[1:, 1:] - share[:, None] * head[None, 1:]
+        target = target[1:] - share * target[0]
+    weights = rows[-1][0][None]
+    for goal, share in reversed(rows[:-1]):
+        weights = _joined((goal - summed(share * weights))[None], weights)
+    weights = weights / length
     # A row with an infinite or NaN weight takes a plain step instead.
-    return torch.where(weights.isfinite().all(dim=-1, keepdim=True), weights, 0.0)
+    return where(isfinite(weights).all(0), weights, 0.0)
+
+
+def _solved_floats(
+    gram: list[list[float]],
+    rhs: list[float],
+    valid: list[bool],
+    noise: float,
+    order: Sequence[int],
+    least: float,
+    ridge: float,
+) -> list[float]:
+    """Return the weights of a single system, at the places of its columns; the same arithmetic in plain floats."""
+    count = len(order)
+    length = []
+    usable = []
+    for j in order:
+        square = gram[j][j]
+        used = valid[j] and 0.0 < square < math.inf
+        usable.append(used)
+        length.append(math.sqrt(square) if used else 1.0)
+    matrix = []
+    for i, (row, size) in enumerate(zip(order, length, strict=True)):
+        line = gram[row]
+        matrix.append([line[order[j]] / size / length[j] for j in range(i, count)])
+    target = [rhs[j] / size for j, size in zip(order, length, strict=True)]
+    goals = [0.0] * count
+    for k in range(count):
+        head = matrix[k]
+        pivot = head[0] + ridge
+        floor = noise / length[k]
+        floor = floor * floor
+        if not usable[k] or (k and not pivot > (floor if floor > least else least) + ridge):
+            matrix[k] = []
+            continue
+        own = target[k]
+        goals[k] = own / pivot
+        shares = [entry / pivot for entry in head[1:]]
+        for i, share in enumerate(shares):
+            line = matrix[k + 1 + i]
+            for j in range(len(line)):
+                line[j] -= share * head[1 + i + j]
+            target[k + 1 + i] -= share * own
+        matrix[k] = shares
+    for k in range(count - 2, -1, -1):
+        shares = matrix[k]
+        if shares:
+            total = shares[0] * goals[k + 1]
+            for j in range(1, len(shares)):
+                total += shares[j] * goals[k + 1 + j]
+            goals[k] -= total
+    weights = [0.0] * count
+    for goal, size, j in zip(goals, length, order, strict=True):
+        weights[j] = goal / size
+        if not math.isfinite(weights[j]):
+            return [0.0] * count
+    return weights
+
+
+def _joined(one: Any, other: Any) -> Any:
+    """Return two arrays or tensors one after the other."""
+    return torch.cat([one, other]) if isinstance(one, Tensor) else np.concatenate([one, other])
+
+
+def _picked(numbers: Tensor, order: Sequence[int]) -> Tensor:
+    """Return entries along the first dimension in another order, without an index that would have to be copied."""
+    return torch.cat([numbers[place : place + 1] for place in order])

@@ -27,9 +27,8 @@ from fixedpoint.core.root import RootProblem
 from fixedpoint.core.solution import Solution, Trace
 from fixedpoint.core.solver import Solver
 from fixedpoint.core.status import Status
-from fixedpoint.core.subset import select_rows
 from fixedpoint.core.termination import Termination
-from fixedpoint.core.transfer import to_device
+from fixedpoint.core.transfer import to_device, to_host
 from fixedpoint.core.turn import Pause, Turn, joined
 from fixedpoint.core.yardstick import Yardstick
 from fixedpoint.solvers.anderson import Anderson
@@ -127,21 +126,19 @@ def _continued_with(
         return found
     rule = _continued(replace(termination, max_rounds=left), found, failed)
     rows = to_device(failed, found.state.device)
-    part = Evaluator(_rows_of(f.problem, rows, found.state), f.yardstick.take(rows), f.max_batch)
+    part = Evaluator(_rows_of(f.problem, rows, found.state), f.yardstick.take(failed), f.max_batch)
     part.learn(f)  # whether forward mode works need not be found out again
     # Growth is measured from the first point of the first solve: a state that runs away continues to do so here.
     if f.origin is not None:
         error, scale = f.origin
-        part.origin = error[rows], scale[rows]
+        part.origin = error[failed], scale[failed]
     told = _shifted(on_round, found.counts.rounds)
     if pace is None:
         more = solver.solve(part, begin[rows], rule, told)
     else:
         assert isinstance(solver, StepSolver)
         ends, paused = begin[rows], None if pauses is None else list[Pause]()
-        limits = select_rows((pace.most, pace.rival), rows)
-        pace = replace(pace, most=limits[0], rival=limits[1])
-        more = iterate(solver, part, begin[rows], rule, told, Turn(pace, ends, paused, resumed))
+        more = iterate(solver, part, begin[rows], rule, told, Turn(pace.take(failed), ends, paused, resumed))
         if latest is not None:
             latest.index_copy_(0, rows, ends)
         if pauses is not None and paused is not None:
@@ -222,12 +219,12 @@ def _joined(
 ) -> Solution:
     """Join both solves into one solution; a row that neither of them solved keeps the better point."""
     # The second solve began at another point, perhaps the start: without convergence its answer may be the worse one.
-    better = to_device(more.converged, rows.device)
-    better |= yardstick.merit(more.error, more.scale) <= yardstick.merit(found.error[rows], found.scale[rows])
-    chosen = rows[better]
+    known = [numbers[failed] for numbers in to_host(found.error, found.scale)]
+    better = more.converged | (yardstick.merit(*to_host(more.error, more.scale)) <= yardstick.merit(*known))
+    chosen, taken = (to_device(each, rows.device) for each in (failed[better], np.flatnonzero(better)))
 
     def merged(first: Tensor, second: Tensor) -> Tensor:
-        return first.index_copy(0, chosen, second[better])
+        return first.index_copy(0, chosen, second.index_select(0, taken))
 
     status, rounds = list(found.status), found.rounds.copy()
     for position, row in enumerate(failed):

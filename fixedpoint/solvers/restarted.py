@@ -9,8 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
+from numpy.typing import NDArray
 from torch import Tensor
 
 from fixedpoint.core.evaluator import Evaluated, Evaluator
@@ -26,7 +28,7 @@ class RestartedState:
     """The state of the inner solver, and the number of steps of every row since its last restart."""
 
     inner: Any
-    age: Int[Tensor, " B"]
+    age: NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -55,11 +57,19 @@ class Restarted(StepSolver[RestartedState]):
         return self.solver.supports_row_selection
 
     def init(self, f: Evaluator, at: Evaluated) -> RestartedState:
-        age = torch.zeros(at.z.shape[0], dtype=torch.int64, device=at.z.device)
-        return RestartedState(self.solver.init(f, at), age)
+        return RestartedState(self.solver.init(f, at), np.zeros(at.z.shape[0], dtype=np.int64))
 
     def reset(self, state: RestartedState, rows: Bool[Tensor, " B"]) -> RestartedState:
-        return RestartedState(self.solver.reset(state.inner, rows), torch.where(rows, 0, state.age))
+        return self.reset_on_host(state, rows.cpu().numpy(), rows.device)
+
+    def reset_on_host(self, state: RestartedState, rows: NDArray[np.bool_], device: torch.device) -> RestartedState:
+        return RestartedState(self.solver.reset_on_host(state.inner, rows, device), np.where(rows, 0, state.age))
+
+    def asked(self, f: Evaluator, at: Evaluated, state: RestartedState) -> list[Tensor]:
+        return self.solver.asked(f, at, state.inner)
+
+    def told(self, state: RestartedState, numbers: list[NDArray[Any]]) -> RestartedState:
+        return replace(state, inner=self.solver.told(state.inner, numbers))
 
     def extras(self, state: RestartedState) -> dict[str, Any]:
         return self.solver.extras(state.inner)
@@ -67,6 +77,7 @@ class Restarted(StepSolver[RestartedState]):
     def step(
         self, f: Evaluator, at: Evaluated, state: RestartedState
     ) -> tuple[Float[Tensor, "B D"] | Evaluated, RestartedState]:
-        state = self.reset(state, state.age >= self.every)
+        due = state.age >= self.every
+        state = self.reset_on_host(state, due, at.z.device) if due.any() else state
         proposal, inner = stepped(self.solver, f, at, state.inner)
         return proposal, replace(state, inner=inner, age=state.age + 1)

@@ -20,12 +20,12 @@ from torch import Tensor
 
 from fixedpoint.core.reduce import row_norms
 from fixedpoint.core.transfer import to_device
-from fixedpoint.solvers.arnoldi import to_host
+from fixedpoint.solvers.arnoldi import rows_last
 from fixedpoint.solvers.linear import NarrowingProduct
 
 __all__ = ["Summed", "summed"]
 
-# The number of products that a row may be expected to take more: at first, and from the given product on. Krylov methods
+# The number of products that a row may be expected to take more: at first, and after some products. Krylov methods
 # take fewer, but each costs more beside it, and they begin anew.
 _AT_FIRST, _LATER, _LATE = 12, 8, 5
 # The shrinking of the first term is not yet that of later ones: until then, only rows that do not shrink are left.
@@ -80,7 +80,7 @@ def summed(product: NarrowingProduct, g: Float[Tensor, "B D"], rtol: float, nois
         The largest number of products, at least 1.
     """
     count, part, device = len(g), product, g.device
-    ((last,),) = to_host(row_norms(g).unsqueeze(1))
+    ((last,),) = rows_last(row_norms(g).unsqueeze(1))
     found = _Found(last)
     place, going, bound = np.arange(count), last != 0, last  # of the rows that are present; bound: of the length of u
     u, term, made = g, g, 0
@@ -90,7 +90,7 @@ def summed(product: NarrowingProduct, g: Float[Tensor, "B D"], rtol: float, nois
         told = [row_norms(term).unsqueeze(1)]
         if device.type != "cpu":  # told along with the other, since a second transfer would be another wait
             told.append(row_norms(u).unsqueeze(1))
-        (now,), *also = to_host(*told)
+        (now,), *also = rows_last(*told)
         ratio, last = now / last, now
         done = going & (now <= rtol * bound) & (now < np.inf)
         size = bound
@@ -167,7 +167,7 @@ def _lengths(u: Float[Tensor, "B D"], rows: NDArray[np.bool_]) -> NDArray[np.flo
     lengths = np.full(len(u), np.nan)
     chosen = np.flatnonzero(rows)
     some = u if 2 * len(chosen) > len(u) else u[to_device(chosen, u.device)]
-    ((found,),) = to_host(row_norms(some).unsqueeze(1))
+    ((found,),) = rows_last(row_norms(some).unsqueeze(1))
     lengths[chosen] = found[chosen] if some is u else found
     return lengths
 

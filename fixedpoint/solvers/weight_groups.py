@@ -8,7 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fixedpoint.core.reduce import add_combination, block_dots, row_dots
+from fixedpoint.core.combine import add_combination
+from fixedpoint.core.reduce import block_dots, row_dots
 
 __all__ = ["WeightGroups"]
 

@@ -17,6 +17,7 @@ from fixedpoint.core.evaluator import Evaluated, Evaluator
 from fixedpoint.core.progress import Progress
 from fixedpoint.core.status import Status
 from fixedpoint.core.termination import Judge, Termination
+from fixedpoint.core.transfer import to_device
 
 __all__ = ["Exhausted", "StopMode", "Watch", "at_least_single", "statuses", "tolerance"]
 
@@ -96,9 +97,9 @@ class Watch:
             found = missing & _same(known.z, z)
             answer, missing = known.where(found, answer), missing & ~found
         if bool(missing.any()) and self._f.counts.rounds < self._limit:
-            answer = self._f(z)
+            answer, _ = self._f.read(self._f(z))
             self._told()
-        return answer
+        return self._f.read(answer)[0]
 
     def best(self) -> Float[Tensor, "B D"]:
         """The point with the smallest residual as the loop measures it, for every row."""
@@ -132,11 +133,12 @@ class Watch:
 
     def _kept(self, at: Evaluated) -> Evaluated:
         """A copy: the loop writes into the points that it proposes, and the evaluator into its residuals."""
+        at, _ = self._f.read(at)  # torchdeq waits for the device in every round, too
         return replace(at, z=at.z.clone(), residual=at.residual.clone())
 
     def _told(self) -> None:
         if self._on_round is not None:
-            worst = float(self._f.relative[-1].nan_to_num(nan=0.0, posinf=torch.inf).amax())
+            worst = float(np.nan_to_num(self._f.relative[-1], nan=0.0, posinf=np.inf).max())
             self._on_round(Progress(self._f.counts.rounds, self._f.layout.rows, worst))
 
 
@@ -176,8 +178,10 @@ def statuses(
         Whether the loop ran to the limit on rounds, rather than stopping by itself.
     """
     judge = Judge(termination, at.z.dtype)
-    judge(watch.first)  # the first call sets the scale of tolerances that are relative to the start
-    converged = judge.within(at)
+    assert watch.first.numbers is not None  # all points are read
+    assert at.numbers is not None
+    judge(watch.first.numbers)  # the first call sets the scale of tolerances that are relative to the start
+    converged = to_device(np.broadcast_to(judge.within(at.numbers), len(at.z)).copy(), at.z.device)
     broken = ~watch.last.finite | ~returned | ~at.finite
     grown = (watch.last.error > termination.divergence * watch.first.error).any(dim=1)
     code = torch.full_like(converged, Status.MAX_ROUNDS if spent else Status.STALLED, dtype=torch.int8)

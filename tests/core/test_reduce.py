@@ -5,14 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fixedpoint.core.reduce import (
-    add_combination,
-    add_combinations,
-    block_dots,
-    block_norms,
-    row_dots,
-    row_norms,
-)
+from fixedpoint.core.combine import add_combination, add_combinations
+from fixedpoint.core.reduce import block_dots, block_norms, row_dots, row_norms
 
 # (blocks, size of one): below, at and above a chunk of 4096 entries, whole and in parts.
 SHAPES = [(1, 1), (1, 17), (1, 4096), (1, 4097), (1, 40001), (257, 16), (3, 5000), (100, 100), (5000, 1)]
@@ -116,6 +110,7 @@ def test_combinations_made_together_are_those_made_apart(dtype: torch.dtype, siz
         into = [add_combination(base, columns, each) for base, each in zip(bases, weights, strict=True)]
         together = add_combinations(tuple(base.clone() for base in bases), columns, tuple(weights))
     for one, two, three, base, kept in zip(apart, into, together, bases, recorded, strict=True):
-        assert torch.equal(one, two)
-        assert torch.equal(one, three)
+        assert torch.equal(two, three)
+        # While autograd records, the base is not added last.
+        assert torch.allclose(one, two, rtol=0.0, atol=32 * torch.finfo(dtype).eps)
         assert torch.equal(base, kept)  # nothing was written into what was given

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from fixedpoint import Status, Termination, solve
-from fixedpoint.core.point import Evaluated
+from fixedpoint.core.row_history import Measured
 from fixedpoint.core.runaway import Runaway
 
 SOLVERS = ("picard", "anderson", "anderson-type1", "broyden", "aitken", "squarem", "newton-krylov", "auto")
@@ -111,15 +111,12 @@ def doubted(*seen: tuple[float, float]) -> bool:
     points = [_at(*each) for each in seen]
     runaway = Runaway.begin(points[0], None, 2.0**-52)
     for point in points[1:]:
-        runaway = runaway.updated(point, 2.0**-52)
-    return bool(runaway.doubts(torch.tensor([[False]])))
+        runaway.update(point, 2.0**-52)
+    return bool(runaway.doubts(False))
 
 
-def _at(error: float, scale: float) -> Evaluated:
-    one = torch.zeros(1, 1, dtype=torch.float64)
-    return Evaluated(
-        z=one, fz=one, residual=one, error=one + error, scale=one + scale, finite=torch.tensor([True]), plain=True
-    )
+def _at(error: float, scale: float) -> Measured:
+    return Measured(error, scale, finite=True, settled=None)
 
 
 RUNS_AWAY = {

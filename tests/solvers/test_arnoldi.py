@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from fixedpoint.core.reduce import add_combination, row_dots
+from fixedpoint.core.combine import add_combination
+from fixedpoint.core.reduce import row_dots
 from fixedpoint.solvers.arnoldi import Arnoldi, unit
 
 

@@ -15,7 +15,7 @@ from fixedpoint.testing.problems import HEquation, affine_contraction, tanh_cell
 def _inverse_estimate(state) -> np.ndarray:
     """``H = -I + sum c d^T`` of the first row, dense."""
     left, right = (group[0].double() for group in state.history.columns)
-    kept = state.history.valid[0].double().unsqueeze(1)
+    kept = torch.as_tensor(state.history.valid[0]).double().unsqueeze(1)
     return (-torch.eye(left.shape[1], dtype=torch.float64) + (kept * left).T @ right).numpy()
 
 
@@ -44,7 +44,7 @@ def test_the_newest_secant_holds_however_small_the_memory(memory):
 
 def _without_pushing_again(solver, f, at, state):
     left, right = state.history.columns
-    weights = (right[0] @ at.residual[0]) * state.history.valid[0]
+    weights = (right[0] @ at.residual[0]) * torch.as_tensor(state.history.valid[0])
     return at.z + at.residual - (weights @ left[0]).unsqueeze(0), state
 
 

@@ -212,7 +212,6 @@ def _point(view: View) -> Evaluated:
         fz=view.mapped.flatten(1),
         error=none,
         scale=none,
-        finite=none[:, 0] == 0,
         residual=view.swept.flatten(1),
         plain=False,
     )

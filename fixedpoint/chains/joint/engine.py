@@ -54,10 +54,10 @@ from fixedpoint.chains.measure import finite_states, relative, state_norms
 from fixedpoint.chains.problem import ChainProblem
 from fixedpoint.chains.recurrence.linear import Band, LinearPart
 from fixedpoint.core.evaluator import Evaluated, Evaluator
-from fixedpoint.core.point import Point
+from fixedpoint.core.point import Numbers, Point
 from fixedpoint.core.progress import Progress
 from fixedpoint.core.termination import Judge, Termination
-from fixedpoint.core.transfer import to_device
+from fixedpoint.core.transfer import to_host
 
 __all__ = ["Engine"]
 
@@ -176,42 +176,43 @@ class Engine:
         final = window.mask(window.numbers < exact[:, None])
         values = window.values()
         sizes, done = state_norms(window.states), finite_states(values)
+        ends = sizes[:, -1:]
         defects = values - window.states
         sound = finite_states(defects) & done  # huge finite values can have an infinite difference
         changes = self.problem.reference.wide_sweep(_without(defects, ~sound), window.held, window.earlier)
         del defects  # a temporary of the size of the window
         sound = sound | final
-        errors = torch.where(sound.cumprod(dim=1).bool(), relative(changes, sizes), torch.inf).masked_fill(final, 0.0)
-        at = self._measured(values, done, errors, sizes)
-        status, _ = judge(at)
-        # As the row is judged, or a quiet state could keep it from converging. Without a norm, nothing is quiet.
-        allowed = torch.where(at.scale > 0, judge.tolerance(at) / at.scale, 0.0)
-        quiet = errors <= self.slack * allowed
-        # All in one float64 tensor, so that the host waits for the device once.
-        told = torch.cat([status.double().unsqueeze(1), errors, quiet, done, sound], dim=1).cpu().numpy()
-        ended, near, *masks = np.split(told, 1 + self.width * np.arange(4), axis=1)
-        quiet_now, done_now, sound_now = (mask > 0 for mask in masks)
+        # The only wait of a round.
+        near, done_now, sound_now, size = to_host(relative(changes, sizes), done, sound, ends)
+        near = np.where(np.logical_and.accumulate(sound_now, axis=1), near, np.inf)
+        near[window.numbers < exact[:, None]] = 0.0
+        numbers = self._numbers(done_now, near, size)
+        status = judge(numbers).codes(len(near))
+        with np.errstate(divide="ignore", invalid="ignore"):
+            # As the row is judged, or a quiet state could keep it from converging. Without a norm, nothing is quiet.
+            allowed = np.where(numbers.scale > 0, judge.tolerance(numbers) / numbers.scale, 0.0)
+        quiet_now = near <= self.slack * allowed
         # A view of values that were made for this inspection would keep all of them in memory.
         latest = values[:, -1] if self.problem.memoryless else values[:, -1].clone()
-        return Report(ended[:, 0].astype(np.int8), near, quiet_now, done_now, sound_now, latest, changes), at
+        states = window.states.flatten(1)
+        at = Evaluated(states, states, ends, ends, residual=states, numbers=numbers)
+        return Report(status, near, quiet_now, done_now, sound_now, latest, changes), at
 
-    def _measured(
-        self, values: Tensor, done: Bool[Tensor, "B p"], errors: Float[Tensor, "B p"], sizes: Float[Tensor, "B p"]
-    ) -> Evaluated:
-        """Return the point with each row's error, the largest of any state.
+    def _numbers(self, done: HostMask, errors: NDArray[np.float64], sizes: NDArray[np.float64]) -> Numbers:
+        """Return each row's error, the largest of any state, as the judge reads it.
 
         A row is nonfinite if the value of its first state that is not final is not finite.
         """
         window, rows = self.window, self.rows
-        size = torch.where(sizes[:, -1:].isfinite(), sizes[:, -1:], 0.0)
-        worst = torch.maximum(errors.amax(dim=1), to_device(rows.final_error, errors.device)).unsqueeze(1)
-        # An infinite change times a norm of 0 would be NaN.
-        error = torch.where(worst > 0, worst * size, 0.0).masked_fill(~worst.isfinite(), torch.inf)
+        size = np.where(np.isfinite(sizes), sizes, 0.0)
+        worst = np.maximum(errors.max(axis=1), rows.final_error)[:, None]
+        with np.errstate(invalid="ignore"):  # an infinite change times a norm of 0 would be NaN
+            error = np.where(worst > 0, worst * size, 0.0)
+        error[~np.isfinite(worst)] = np.inf
         first = rows.exact - window.offset
-        slot = window.place(np.minimum(first, self.width - 1)).unsqueeze(1)
-        finite = done.gather(1, slot).squeeze(1) | window.mask(first == self.width)
-        states = window.states.flatten(1)
-        return Evaluated(states, values.flatten(1), error, size, finite, residual=states)
+        slot = np.minimum(first, self.width - 1)[:, None]
+        finite = np.take_along_axis(done, slot, axis=1)[:, 0] | (first == self.width)
+        return Numbers(error, size, finite)
 
     def _advanced(self, report: Report) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Return by how much each row's window slides, and how many states are final before the next is taken."""

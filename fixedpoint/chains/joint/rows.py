@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
@@ -13,9 +12,10 @@ from torch import Tensor
 from fixedpoint.chains.joint.window import HostMask, Window
 from fixedpoint.chains.step_errors import StepErrors
 from fixedpoint.core.evaluator import Evaluated
-from fixedpoint.core.point import Point
+from fixedpoint.core.point import Numbers, Point
 from fixedpoint.core.progress import Progress
 from fixedpoint.core.status import Status
+from fixedpoint.core.transfer import to_device
 
 __all__ = ["Report", "Rows"]
 
@@ -74,7 +74,7 @@ class Rows:
         self.rounds = np.zeros(len(exact), dtype=np.int64)
         self._codes = np.full(len(exact), Status.RUNNING, dtype=np.int8)
         self._latest = np.full(len(exact), begun, dtype=np.int64)
-        self._kept: tuple[Tensor, Tensor, Tensor] | None = None
+        self._kept: Numbers | None = None
         self._errors: list[NDArray[np.float32]] = []
         self._offsets: list[NDArray[np.int64]] = []
         self._numbers: list[int] = []
@@ -100,7 +100,7 @@ class Rows:
         codes[(codes == Status.RUNNING) & (over | (self.exact == self.length))] = Status.MAX_ROUNDS
         self.rounds[self.running] = self._latest[self.running]
         self._codes[self.running] = codes[self.running]
-        self._keep(at, window)
+        self._keep(at)
         with np.errstate(over="ignore"):  # errors beyond the range of float32 become Inf
             self._errors.append(np.where(self.running[:, None], report.errors, np.nan).astype(np.float32))
         self._offsets.append(window.offset)
@@ -113,9 +113,11 @@ class Rows:
         The error is infinite where the window never reached the last state of the chain.
         """
         assert self._kept is not None  # at least one round was judged
-        error, scale, finite = self._kept
-        error = error.masked_fill(window.mask(self._short(window)).unsqueeze(1), torch.inf)
-        return Point(states.flatten(1), values.flatten(1), error, scale, finite)
+        error = np.where(self._short(window)[:, None], np.inf, self._kept.error)
+        device = states.device
+        return Point(
+            states.flatten(1), values.flatten(1), to_device(error, device), to_device(self._kept.scale, device)
+        )
 
     def progress(self, evaluations: NDArray[np.int64], last: Float[Tensor, "B d"]) -> Progress:
         """Return the progress of the solve for a callback."""
@@ -128,11 +130,6 @@ class Rows:
         short: NDArray[np.bool_] = window.offset + window.width < self.length
         return short
 
-    def _keep(self, at: Evaluated, window: Window) -> None:
-        if self._kept is None:
-            self._kept = at.measure
-            return
-        mask, (error, scale, finite) = window.mask(self.running), self._kept
-        column = mask.unsqueeze(1)
-        error, scale = torch.where(column, at.error, error), torch.where(column, at.scale, scale)
-        self._kept = error, scale, torch.where(mask, at.finite, finite)
+    def _keep(self, at: Evaluated) -> None:
+        assert at.numbers is not None  # it was judged
+        self._kept = at.numbers if self._kept is None else at.numbers.where(self.running, self._kept)

@@ -28,12 +28,13 @@ from fixedpoint.chains.capabilities import HasCoefficients, undeclared
 from fixedpoint.chains.problem import chain_of
 from fixedpoint.chains.recurrence.linear import LinearPart
 from fixedpoint.chains.slope.preconditioner import Coefficient
+from fixedpoint.core.combine import add_combination
 from fixedpoint.core.evaluator import Evaluated, Evaluator
 from fixedpoint.core.history import History
 from fixedpoint.core.loop import StepSolver
 from fixedpoint.core.options import option
 from fixedpoint.core.problem import AbilityError
-from fixedpoint.core.reduce import add_combination, block_dots
+from fixedpoint.core.reduce import block_dots
 
 __all__ = ["DEQDDIM", "DEQDDIMState"]
 

@@ -34,6 +34,7 @@ from fixedpoint.chains.problem import ChainProblem, chain_of, require_memoryless
 from fixedpoint.core.evaluator import Evaluated, Evaluator
 from fixedpoint.core.options import option
 from fixedpoint.core.outcome import solution_at
+from fixedpoint.core.point import Numbers
 from fixedpoint.core.progress import Progress
 from fixedpoint.core.solution import Solution
 from fixedpoint.core.solver import Solver
@@ -82,22 +83,24 @@ class Parareal(Solver):
                 break
             at = sweeps.fine() if answer is None else sweeps.refined()
             f.remember(at)
-            status, _ = judge(at)
+            assert at.numbers is not None  # the sweeps read them
+            status = judge(at.numbers).codes(len(z0))
             running = final == Status.RUNNING
             answer = at if answer is None else at.where(to_device(running, z0.device), answer)
-            final[running] = status.cpu().numpy()[running]
+            final[running] = status[running]
             rounds[running] = f.counts.rounds
             still = final == Status.RUNNING
             if on_round is not None:
-                worst = float(f.relative[-1].nan_to_num(nan=0.0, posinf=torch.inf).amax())
+                worst = float(np.nan_to_num(f.relative[-1], nan=0.0, posinf=np.inf).max())
                 spent = f.counts.evaluations.copy()
                 on_round(Progress(f.counts.rounds, int(still.sum()), worst, spent, sweeps.last))
             f.narrow(still)
             sweeps.finish(np.flatnonzero(still))
         if answer is None:  # the limit is too low for the first sweeps: one round judges the start
-            answer = f(z0)
+            answer, _ = f.read(f(z0))
+            assert answer.numbers is not None  # it was read
             rounds[:] = f.counts.rounds
-            final = judge(answer)[0].cpu().numpy()
+            final = judge(answer.numbers).codes(len(z0)).copy()
         final[final == Status.RUNNING] = Status.MAX_ROUNDS
         return solution_at(answer, tuple(Status(int(code)) for code in final), rounds, f, self)
 
@@ -200,10 +203,12 @@ class _Sweeps:
         """
         z = self.states.clone()
         z[:, ends] = self.joints[:, 1:]
-        at = self.f.judged(z.flatten(1), self.states.flatten(1).clone())
+        at, (sound_now,) = self.f.read(self.f.judged(z.flatten(1), self.states.flatten(1).clone()), sound)
+        assert at.numbers is not None  # it was read
         first = slice(*self.starts[self.exact : self.exact + 2].tolist())
-        error = at.error.masked_fill(~sound.all(dim=1, keepdim=True), torch.inf)
-        return replace(at, error=error, finite=sound[:, first].all(dim=1))
+        error = np.where(np.all(sound_now, axis=1, keepdims=True), at.numbers.error, np.inf)
+        numbers = Numbers(error, at.numbers.scale, np.all(sound_now[:, first], axis=1))
+        return replace(at, error=to_device(error, z.device), numbers=numbers)
 
     def _place(self, host: NDArray[np.int64]) -> Int[Tensor, " n"]:
         return to_device(host, self.problem.x0.device)

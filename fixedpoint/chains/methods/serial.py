@@ -55,8 +55,9 @@ class Serial(Solver):
         x, sound = at.x, at.sound
         z = torch.stack(states, dim=1).flatten(1)
         lost = _lost(z, row_norms(x.flatten(1)).unsqueeze(1), sound)
+        lost, (good,) = f.read(lost, sound)
         f.remember(lost)
-        status = tuple(Status.CONVERGED if good else Status.NONFINITE for good in sound.tolist())
+        status = tuple(Status.CONVERGED if each else Status.NONFINITE for each in good)
         rounds = np.full(len(x), f.counts.rounds, dtype=np.int64)
         return solution_at(lost, status, rounds, f, self)
 
@@ -121,4 +122,4 @@ def iterate_steps(
 def _lost(z: Tensor, scale: Tensor, sound: Tensor) -> Evaluated:
     """Return the trajectory as an evaluated point without defects; its error is infinite in rows that failed."""
     error = torch.zeros_like(scale).masked_fill(~sound.unsqueeze(1), torch.inf)
-    return Evaluated(z, z, error, scale, sound, residual=torch.zeros_like(z))
+    return Evaluated(z, z, error, scale, residual=torch.zeros_like(z))

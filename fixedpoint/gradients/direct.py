@@ -78,15 +78,15 @@ class DirectSolution:
     method: str
 
 
-def is_direct(solver: Krylov, rule: Termination, noise: float) -> bool:
+def is_direct(solver: Krylov, rule: Termination, dtype: torch.dtype) -> bool:
     """Whether :func:`solved_directly` has this solver and this rule: one error per row, relative to ``u``.
 
-    ``noise`` is the relative rounding of a product. A tolerance that is near to it is left to the loop of the solver,
-    which evaluates ``K u + g`` at every point.
+    A tolerance that is near to the rounding of the dtype is left to the loop of the solver, which evaluates ``K u + g``
+    at every point.
     """
     return (
         solver.method in ("auto", "gmres")
-        and rule.rtol >= _ROUNDINGS * noise
+        and rule.rtol >= _ROUNDINGS * torch.finfo(dtype).eps
         and rule.norm in ("l2", "rms")
         and rule.per == "row"
         and rule.relative_to == "state"
@@ -101,7 +101,6 @@ def solved_directly(
     solver: Krylov,
     rule: Termination,
     record: Callable[[Tensor], Map | None] | None = None,
-    noise: float = 0.0,
 ) -> DirectSolution:
     """Solve ``u = K u + g`` row by row.
 
@@ -116,10 +115,8 @@ def solved_directly(
     record
         Function of row indices, shape ``(k,)``, int64, that records these rows by one evaluation and returns their
         ``K``; None if these rows cannot be evaluated without the others.
-    noise
-        The relative rounding of a product, where it is more than that of the dtype of ``g``.
     """
-    noise, limit = max(noise, torch.finfo(g.dtype).eps), (rule.max_rounds or _ROUNDS) - 1
+    noise, limit = torch.finfo(g.dtype).eps, (rule.max_rounds or _ROUNDS) - 1
     counts, recordings = np.zeros(len(g), dtype=np.int64), Recordings(linear, len(g), record)
     product = _Products(linear, np.arange(len(g)), counts, recordings)
     size = row_norms(g)
@@ -134,18 +131,24 @@ def solved_directly(
     u, met, relative, rounds = found.u, found.met, found.relative, found.rounds
     status = np.full(len(g), Status.CONVERGED, dtype=np.int8)
     if not met.all():
-        value = linear(u) + unit  # for which a round was reserved
-        error, scale = (each[0] for each in rows_last(*(row_norms(v).unsqueeze(1) for v in (value - u, value))))
+        true = defect(linear, unit, u)  # for which a round was reserved
         counts[~met] += 1
         status[~met] = Status.MAX_ROUNDS if rounds >= limit else Status.STALLED
         rounds += 1
-        with np.errstate(all="ignore"):
-            status[~met & (error <= rule.rtol * scale)] = Status.CONVERGED
-            status[~met & ~np.isfinite(error + scale)] = Status.NONFINITE
-            true = np.nan_to_num(np.where(error == 0, 0.0, error / scale), nan=np.inf, posinf=np.inf)
+        status[~met & (true <= rule.rtol)] = Status.CONVERGED
+        status[~met & (true == np.inf)] = Status.NONFINITE
         relative = np.where(met, relative, true)
     u = (u * size).to(g.dtype)
     return DirectSolution(u, status, rounds, counts + recordings.evaluations, relative, found.method)
+
+
+def defect(linear: Map, g: Float[Tensor, "B D"], u: Float[Tensor, "B D"]) -> NDArray[np.float64]:
+    """Return ``||K u + g - u|| / ||K u + g||`` of every row, infinite where that is not finite; one product."""
+    value = linear(u) + g
+    error, scale = (each[0] for each in rows_last(*(row_norms(v).unsqueeze(1) for v in (value - u, value))))
+    with np.errstate(all="ignore"):
+        relative: NDArray[np.float64] = np.where(error == 0, 0.0, error / scale)
+    return np.where(np.isfinite(relative), relative, np.inf)
 
 
 @dataclass(frozen=True)

@@ -313,9 +313,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     asked = parser.parse_args()
     torch.set_num_threads(1)
-    print(
-        "| model | solver | ms | of torchdeq | forward | adjoint | rest | rounds, products | error of z | of the gradient |"
-    )
+    print("| model | solver | ms | of torchdeq | forward | adjoint | rest | rounds, products | error of z | of slope |")
     print("|:--|:--|--:|--:|--:|--:|--:|--:|--:|--:|")
     ratios = []
     for name, make in CASES.items():

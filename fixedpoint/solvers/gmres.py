@@ -29,6 +29,7 @@ from fixedpoint.core.reduce import row_dots, row_norms
 from fixedpoint.core.transfer import to_device
 from fixedpoint.solvers.arnoldi import Arnoldi, Column, rows_last, unit
 from fixedpoint.solvers.linear import LinearSolution, LinearSolver, NarrowingProduct, Product, SolutionTolerance
+from fixedpoint.solvers.triangle import Triangle
 
 __all__ = ["GMRES"]
 
@@ -158,9 +159,7 @@ class _Cycle:
     """One cycle of GMRES, between two restarts.
 
     The basis is on the device. Everything else is on the host, in arrays whose last dimension is the rows that are
-    present: the triangle into which the rotations turn ``H``, column by column, and the columns of its inverse, which
-    give the length of the solution without forming it. The host reads the lengths and tolerances together with the
-    first product, to save a synchronisation. Once half of the rows are done, the corrections of these rows are computed
+    present. The host reads the lengths and tolerances together with the first product, to save a synchronisation. Once half of the rows are done, the corrections of these rows are computed
     and the others are compacted: ``place`` holds their indices in the batch.
     """
 
@@ -195,15 +194,8 @@ class _Cycle:
         mask = torch.ones_like(length, dtype=torch.bool) if everyone else to_device(active, rest.device)
         least, orthogonality = 1.0 if self.of_identity_minus else 0.0, None if self.noise is None else _ORTHOGONAL
         self.arnoldi = Arnoldi(unit(rest, length, mask), memory + 1, least, orthogonality)
-        self.columns: list[NDArray[np.float64]] = []
-        self.pivots: list[NDArray[np.float64]] = []
-        self.inverse: list[NDArray[np.float64]] = []
-        self.cosines: list[NDArray[np.float64]] = []
-        self.sines: list[NDArray[np.float64]] = []
-        self.rhs: list[NDArray[np.float64]] = []
         self.beside: list[NDArray[np.float64]] = []  # components of the point along the basis
         self.square = np.zeros(count)  # of the point
-        self.solution = np.zeros((0, count))
         self._found: Tensor | None = None
 
     @property
@@ -242,48 +234,25 @@ class _Cycle:
         """Take what the host was told with the first product."""
         self.begun, self.wanted = numbers[0][0], numbers[1][0]
         self.residual = self.begun.copy()
-        self.rhs.append(np.where(self.active, self.begun, 0.0))
+        self.triangle = Triangle(np.where(self.active, self.begun, 0.0))
         if self.point is not None:
             self.square = numbers[2][0]
 
     def _rotate(self, column: Column) -> None:
-        """Apply the rotations to the next column of ``H`` and append it to the triangle."""
-        j, along, last = self.used, column.along, column.remainder
+        """Append the next column of ``H`` to the triangle."""
+        along, last, least = column.along, column.remainder, column.length
         if self.of_identity_minus:
-            along, last = -along, -last
-            along[j] += 1.0
-        for i in range(j):
-            upper, lower = along[i], along[i + 1]
-            along[i], along[i + 1] = (
-                self.cosines[i] * upper + self.sines[i] * lower,
-                self.cosines[i] * lower - self.sines[i] * upper,
-            )
-        length = np.hypot(along[j], last)
-        least = np.maximum(column.length, 1.0) if self.of_identity_minus else column.length
+            along, last, least = -along, -last, np.maximum(least, 1.0)
+            along[-1] += 1.0
         self.reach = np.maximum(self.reach, least)
-        # Singular: this direction does not reduce the residual.
-        regular = length > 10 * torch.finfo(self.arnoldi.vector.dtype).eps * least
-        if regular.all():
-            cosine, sine, pivot = along[j] / length, last / length, length
-        else:
-            safe = np.where(regular, length, 1.0)
-            cosine, sine = np.where(regular, along[j] / safe, 0.0), np.where(regular, last / safe, 1.0)
-            pivot = np.where(regular, length, np.inf)  # so that the component along it is zero
-        head = self.rhs[j]
-        self.rhs[j] = cosine * head
-        self.rhs.append(-sine * head)
-        self.cosines.append(cosine)
-        self.sines.append(sine)
-        self.columns.append(along)
-        self.pivots.append(pivot)
+        self.triangle.append(along, last, 10 * torch.finfo(self.arnoldi.vector.dtype).eps * least)
 
     def _meet(self, column: Column) -> None:
         """Find the rows that are within their tolerance, and those that have no further direction."""
         here, active = self.place, self.active
-        residual = np.abs(self.rhs[-1])
-        allowed, scale = self.wanted, self.scale
+        residual, allowed, scale = self.triangle.residual, self.wanted, self.scale
         if self.tolerance is not None:
-            scale = self._length()
+            scale = self.triangle.length(self.square, self.beside)
             allowed = np.maximum(allowed, self.tolerance * scale)
         met = active & (residual <= allowed) & (residual < np.inf)
         over = met | (column.remainder == 0)
@@ -297,33 +266,11 @@ class _Cycle:
                 self.doubted[here] |= met & (residual_floor(self.noise, self.used, self.reach) * scale > allowed)
         if over.any():
             self.active = active & ~over
-            # A row that is done has a zero here, so that its further components are zero.
-            self.rhs[-1] = np.where(self.active, self.rhs[-1], 0.0)
-
-    def _length(self) -> NDArray[np.float64]:
-        """The length of ``p + V y``: its square is ``|p|^2 + 2 y . V^T p + |y|^2``.
-
-        The component that the last product adds to ``y`` is ``rhs_j`` times the last column of the inverse triangle.
-        """
-        j = self.used - 1
-        column, pivot, factor = self.columns[j], self.pivots[j], self.rhs[j]
-        fresh = np.zeros((j + 1, len(pivot)))
-        for i in range(j):
-            fresh[: i + 1] -= column[i] * self.inverse[i]
-        fresh[j] = 1.0
-        fresh /= pivot
-        self.inverse.append(fresh)
-        solution = factor * fresh
-        solution[:j] += self.solution
-        self.solution = solution
-        square = self.square
-        for i in range(j + 1):
-            square = square + solution[i] * (solution[i] + 2 * self.beside[i] if self.beside else solution[i])
-        return np.sqrt(np.maximum(square, 0.0))
+            self.triangle.end(self.active)
 
     def correction(self) -> Float[Tensor, "B D"]:
         """The correction ``V y`` of every row of the batch."""
-        last = self.arnoldi.combination(self._coefficients())
+        last = self.arnoldi.combination(self.triangle.coefficients())
         if self._found is None:
             return last
         return self._found.index_copy(0, to_device(self.place, last.device), last)
@@ -332,7 +279,7 @@ class _Cycle:
         """Compute the corrections of the rows that are done, and drop them."""
         going, done = np.flatnonzero(self.active), np.flatnonzero(~self.active)
         device = self.arnoldi.vector.device
-        found = self.arnoldi.combination(self._coefficients(done), done)
+        found = self.arnoldi.combination(self.triangle.coefficients(done), done)
         if self._found is None:
             self._found = found.new_zeros(len(self.rows), found.shape[1])
         self._found.index_copy_(0, to_device(self.place[done], device), found)
@@ -341,10 +288,9 @@ class _Cycle:
         self.arnoldi.keep(going)
         if self.point is not None:
             self.point = self.point[to_device(going, device)]
-        for several in (self.columns, self.pivots, self.inverse, self.cosines, self.sines, self.rhs, self.beside):
-            several[:] = [each[..., going] for each in several]
+        self.triangle.keep(going)
+        self.beside = [each[going] for each in self.beside]
         self.wanted, self.square, self.reach = self.wanted[going], self.square[going], self.reach[going]
-        self.solution = self.solution[:, going]
 
     def _expected(self, going: NDArray[np.int64]) -> float:
         """How many products more the slowest of some rows takes, if it goes on as it has until now."""
@@ -352,17 +298,6 @@ class _Cycle:
         gained = np.log(self.begun[here] / self.residual[here])
         missing = np.log(self.residual[here] / self.allowed[here])
         return float(np.nan_to_num(self.used * missing / gained, nan=np.inf, posinf=np.inf).max(initial=0.0))
-
-    def _coefficients(self, chosen: NDArray[np.int64] | None = None) -> NDArray[np.float64]:
-        """``y`` of some of the rows that are present, by back substitution; zero for a pivot that is zero."""
-        part = slice(None) if chosen is None else chosen
-        solved = np.stack([each[part] for each in self.rhs[: self.used]])
-        with np.errstate(all="ignore"):  # a row that overflows has NaN or Inf here
-            for i in reversed(range(self.used)):
-                solved[i] /= self.pivots[i][part]
-                for above in range(i):
-                    solved[above] -= self.columns[i][above][part] * solved[i]
-        return solved
 
 
 def residual_floor(noise: float, products: int, size: NDArray[np.float64]) -> NDArray[np.float64]:

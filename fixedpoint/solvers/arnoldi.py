@@ -126,7 +126,7 @@ class Arnoldi:
                 # What an image has along the basis grows by the factor by which its remainder is lengthened.
                 lost = (self._lost + eps) * (length / remainder)
                 poor = lost > self._orthogonality
-                self._lost = np.where(poor, eps, lost)
+                self._lost = np.where(poor, self._lost, np.maximum(self._lost, lost))
             elif image.device.type == "cpu":
                 poor = remainder < _ENOUGH * length
             else:

@@ -159,8 +159,9 @@ class _Cycle:
     """One cycle of GMRES, between two restarts.
 
     The basis is on the device. Everything else is on the host, in arrays whose last dimension is the rows that are
-    present. The host reads the lengths and tolerances together with the first product, to save a synchronisation. Once half of the rows are done, the corrections of these rows are computed
-    and the others are compacted: ``place`` holds their indices in the batch.
+    present. The host reads the lengths and tolerances together with the first product, to save a synchronisation. Once
+    half of the rows are done, the corrections of these rows are computed and the others are compacted: ``place`` holds
+    their indices in the batch.
     """
 
     def __init__(

@@ -78,3 +78,20 @@ def test_what_has_much_left_is_done_once(share: float, passes: int) -> None:
     assert column.along.T.tolist() == along.tolist()
     arnoldi.append(column.remainder)
     assert torch.allclose(arnoldi.vector, rest / share, rtol=1e-12)
+
+
+def test_a_basis_may_be_as_orthogonal_as_is_asked_for_and_no_more() -> None:
+    """Vectors that nearly repeat: without a second pass they would soon be parallel; with a few they are not."""
+    generator = torch.Generator().manual_seed(2)
+    matrix = torch.eye(200) + 0.02 * torch.randn(200, 200, generator=generator) / 200**0.5
+    start, found = torch.randn(1, 200, generator=generator), {}
+    for orthogonality in (None, 1e-3, np.inf):
+        arnoldi = Arnoldi(
+            unit(start, start.double().norm(dim=1), torch.ones(1, dtype=torch.bool)), 9, 0.0, orthogonality
+        )
+        for _ in range(8):
+            column, _ = arnoldi.components((matrix @ arnoldi.vector.unsqueeze(2)).squeeze(2))
+            arnoldi.append(column.remainder)
+        wide = arnoldi.basis.double()
+        found[orthogonality] = float((wide @ wide.mT - torch.eye(9, dtype=torch.float64)).abs().max())
+    assert found[None] < 1e-5 < found[1e-3] < 1e-3 < found[np.inf]

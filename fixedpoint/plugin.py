@@ -71,6 +71,7 @@ if TYPE_CHECKING:
 __getattr__, __dir__, __all__ = exported(
     __name__,
     {
+        "fixedpoint.core.combine": ("add_combination",),
         "fixedpoint.core.evaluator": ("Evaluator",),
         "fixedpoint.core.fault": ("Fault",),
         "fixedpoint.core.history": ("History",),
@@ -101,7 +102,6 @@ __getattr__, __dir__, __all__ = exported(
         ),
         "fixedpoint.core.progress": ("Progress",),
         "fixedpoint.core.reduce": (
-            "add_combination",
             "block_dots",
             "block_norms",
             "row_dots",

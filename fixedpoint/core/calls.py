@@ -85,10 +85,17 @@ class Calls:
 
     def _evaluate_running(self, z: Tensor) -> Tensor:
         """Return ``f(z)`` in the running rows and ``z`` in the others; costs one round."""
-        self.counts.rounds += 1
-        self.counts.evaluations[self._live.host] += cost_of(self.problem, self.layout.rows).evaluations
-        with self._with_round_note():
+        counts, live, spent = self.counts, self._live, cost_of(self.problem, self.layout.rows).evaluations
+        counts.rounds += 1
+        if live.index is None:
+            counts.evaluations += spent
+        else:
+            counts.evaluations[live.host] += spent
+        try:
             return self._values(z)
+        except Exception as error:
+            self._note_round(error)
+            raise
 
     def value(self, z: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
         """Return ``f(z)`` of all rows, recorded by autograd: counted as one round, but neither judged nor stored."""
@@ -240,9 +247,12 @@ class Calls:
         try:
             yield
         except Exception as error:
-            called = self.problem.called if isinstance(self.problem, FunctionProblem) else "f"
-            error.add_note(f"raised by {called} in round {self.counts.rounds} of the solve")
+            self._note_round(error)
             raise
+
+    def _note_round(self, error: Exception) -> None:
+        called = self.problem.called if isinstance(self.problem, FunctionProblem) else "f"
+        error.add_note(f"raised by {called} in round {self.counts.rounds} of the solve")
 
     def _forward(self, z: Tensor, v: Tensor, tried: NDArray[np.int64], way: Way, strict: bool) -> Tensor:
         """Return ``J v`` of the running rows in forward mode, zero elsewhere; count the evaluations in ``tried``."""
@@ -273,6 +283,8 @@ class Calls:
 
     def _micro_batches(self, problem: Problem, z: Tensor) -> Tensor:
         """Return ``f(z)``, evaluated in parts of at most ``max_batch`` rows."""
+        if self.max_batch is None:
+            return self._call(problem, z)
         found = [self._call(own, z[part]) for part, own in self._batches(problem, z)]
         return found[0] if len(found) == 1 else torch.cat(found)
 
@@ -312,7 +324,7 @@ class Calls:
 
     def _checked(self, problem: Problem, z: Tensor) -> Tensor:
         """Return ``f(z)``; raise ``ValueError`` for another shape, dtype or device."""
-        fz = problem(z)
+        fz = problem(z).contiguous()  # norms of rows in another order of memory would have other bits
         if fz.shape != z.shape or fz.dtype != z.dtype or fz.device != z.device:
             raise ValueError(
                 f"f must return shape {tuple(z.shape)}, {z.dtype} on {z.device}, "
@@ -323,4 +335,10 @@ class Calls:
 
 def cost_of(problem: Problem, rows: int) -> Cost:
     """Return the cost of one evaluation; by default one call, and one evaluation per row."""
-    return problem.cost(rows) if isinstance(problem, HasCost) else _ONE
+    return problem.cost(rows) if _has_cost(type(problem)) else _ONE  # type: ignore[attr-defined]
+
+
+@functools.lru_cache(maxsize=256)
+def _has_cost(kind: type) -> bool:
+    """Whether a class of problems declares what an evaluation costs; to ask the abstract class takes longer."""
+    return issubclass(kind, HasCost)

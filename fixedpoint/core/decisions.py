@@ -12,7 +12,49 @@ from fixedpoint.core.status import Status
 from fixedpoint.core.subset import RowSubset
 from fixedpoint.core.termination import Verdict
 
-__all__ = ["codes_of", "decision", "progress_of"]
+__all__ = ["RowRecord", "codes_of", "decision", "progress_of"]
+
+
+class RowRecord:
+    """Which rows of a solve run, and how the others ended. It changes only where a row ends.
+
+    Attributes
+    ----------
+    rounds
+        Shape ``(B,)``, int64: the rounds that each row of the solve has run.
+    indices
+        Shape ``(k,)``, int64: the rows of the solve that are still held; compaction shortens this and ``running``.
+    running
+        Shape ``(k,)``, bool: which of these run.
+    """
+
+    def __init__(self, count: int) -> None:
+        self.rounds = np.zeros(count, dtype=np.int64)
+        self.indices = np.arange(count)
+        self.running = np.ones(count, dtype=np.bool_)
+        self._codes = np.zeros(count, dtype=np.int8)
+
+    def end(self, codes: NDArray[np.int8], round: int) -> NDArray[np.bool_]:
+        """Note the statuses of the rows that are held after a round; return those that have finished in it."""
+        finished: NDArray[np.bool_] = self.running & (codes != Status.RUNNING)
+        places = self.indices[finished]
+        self.rounds[places], self._codes[places] = round, codes[finished]
+        self.running = self.running & (codes == Status.RUNNING)
+        return finished
+
+    def compact(self) -> NDArray[np.int64]:
+        """Hold only the rows that run; return which of those held before these are."""
+        chosen = np.flatnonzero(self.running)
+        self.indices, self.running = self.indices[chosen], self.running[chosen]
+        return chosen
+
+    @property
+    def statuses(self) -> tuple[Status, ...]:
+        """How every row ended."""
+        return tuple(map(_STATUS.__getitem__, self._codes.tolist()))
+
+
+_STATUS = tuple(Status)
 
 
 def codes_of(
@@ -33,10 +75,11 @@ def codes_of(
     return codes
 
 
-def decision(running: NDArray[np.bool_], kept: NDArray[np.bool_], again: NDArray[np.int8] | None) -> Decision:
+def decision(running: NDArray[np.bool_], kept: NDArray[np.bool_] | None, again: NDArray[np.int8] | None) -> Decision:
     """Return what was decided, for estimators that repeat the steps."""
-    begun = np.zeros(len(running), dtype=np.int8) if again is None else again
-    return Decision(kept, running, begun == 2, begun > 0)
+    none = np.zeros(len(running), dtype=np.int8)
+    begun = none if again is None else again
+    return Decision(none > 0 if kept is None else kept, running, begun == 2, begun > 0)
 
 
 def progress_of(f: Evaluator, part: RowSubset | None, running: NDArray[np.bool_], at: Evaluated) -> Progress:

@@ -120,6 +120,7 @@ class Evaluator(Jacobians):
             raise ValueError(
                 f"a solver must propose points of shape {wanted}, {self.layout.dtype}, got {tuple(z.shape)}, {z.dtype}"
             )
+        z = z.contiguous()  # norms of rows in another order of memory would have other bits
         at = self.judged(z, self._evaluate_running(z))
         self.remember(at)
         return at
@@ -193,7 +194,7 @@ class Evaluator(Jacobians):
         points = [each for each, _, _ in unread]
         points += [] if any(each is at for each in points) else [at]
         small = [_small(Measure(each.error, each.scale, each.settled)) for each in points]
-        host = iter(to_host(*itertools.chain.from_iterable(small), *more))
+        host = iter(to_host(*(tensor for own in small for tensor in own), *more))
         told = {
             id(each): self._told(each, list(itertools.islice(host, len(own))))
             for each, own in zip(points, small, strict=True)

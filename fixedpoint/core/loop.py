@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fixedpoint.core.decisions import codes_of, decision, progress_of
+from fixedpoint.core.decisions import RowRecord, codes_of, decision, progress_of
 from fixedpoint.core.evaluator import Evaluated, Evaluator
 from fixedpoint.core.inverse_jacobian import InverseEstimate
 from fixedpoint.core.outcome import solution_at
@@ -241,55 +241,49 @@ def iterate(
     f.reads_numbers = not f.wanted and not torch.is_grad_enabled()
     at, state = _begun(solver, f, z0, turn)
     selects = _supports_row_selection(solver, f)
-    status, rounds = np.zeros(z0.shape[0], dtype=np.int8), np.zeros(z0.shape[0], dtype=np.int64)
-    rows = np.arange(z0.shape[0])  # which rows of the solve f still holds; compaction shortens this
-    running = np.ones(z0.shape[0], dtype=np.bool_)
+    rows = RowRecord(z0.shape[0])
     while True:
         ends = solver.exhausted(state)
         at, told = f.read(at, *([] if ends is None else [ends]), *_asked(solver, f, at, state))
         assert at.numbers is not None  # it was read
         verdict = judge(at.numbers)
-        codes = codes_of(verdict, None if ends is None else told.pop(0), f, limit, len(running))
+        codes = codes_of(verdict, None if ends is None else told.pop(0), f, limit, len(rows.running))
+        kept = None
         if codes is not None:
-            finished = running & (codes != Status.RUNNING)
-            rounds[rows[finished]], status[rows[finished]] = f.counts.rounds, codes[finished]
+            finished = rows.end(codes, f.counts.rounds)
             kept = finished & (solver.has_fixed_length | (codes == Status.CONVERGED))
             if kept.any():
                 f.keep(kept, at)  # rows that failed return their best point instead
             lost = np.zeros_like(finished) if verdict.again is None else verdict.again == 2
-            turn.leave(solver, rows, finished, finished & (codes == Status.STALLED) & ~lost, at, state)
-            running = running & (codes == Status.RUNNING)
-        again = None if verdict.again is None else verdict.again * running
+            turn.leave(solver, rows.indices, finished, finished & (codes == Status.STALLED) & ~lost, at, state)
+        again = None if verdict.again is None else verdict.again * rows.running
         if "decisions" in f.wanted:
-            f.decisions.append(decision(running, kept if codes is not None else np.zeros_like(running), again))
+            f.decisions.append(decision(rows.running, kept, again))
         if on_round is not None:
-            on_round(progress_of(f, part, running, at))
-        if codes is not None and not running.any():
+            on_round(progress_of(f, part, rows.running, at))
+        if codes is not None and not rows.running.any():
             break
-        if codes is not None and selects and is_small(running):
+        if codes is not None and selects and is_small(rows.running):
             if part is not None:
                 part.give_back()
-            chosen = np.flatnonzero(running)
-            rows, again = rows[chosen], None if again is None else again[chosen]
-            part = RowSubset(parent, rows)
+            chosen = rows.compact()
+            part = RowSubset(parent, rows.indices)
             at, state = select_rows((at, state), to_device(chosen, z0.device), chosen)
-            f, judge, running = part.f, judge.select_rows(chosen), running[chosen]
-            told = [numbers[chosen] for numbers in told]
+            f, judge = part.f, judge.select_rows(chosen)
             judge.yardstick = f.yardstick  # tolerances may differ from row to row
+            again, told = None if again is None else again[chosen], [numbers[chosen] for numbers in told]
         if codes is not None:
-            f.narrow(running)
+            f.narrow(rows.running)
         if again is not None and again.any():
             at, state, told = _restarted(solver, f, at, state, again)
-        if told:
-            state = solver.told(state, told)
-        proposal, state = stepped(solver, f, at, state)
+        proposal, state = stepped(solver, f, at, solver.told(state, told) if told else state)
         del at  # frees the last value, so that f can allocate the next one in its place
         at = proposal if isinstance(proposal, Evaluated) else f(proposal)
     if part is not None:
         part.give_back()
     extras = {**solver.extras(state), **({"inverse": solver.inverse(state)} if "inverse" in parent.wanted else {})}
     del state, at  # frees the history before `answer` copies the point, which lowers the peak of memory
-    return solution_at(parent.answer, tuple(Status(int(code)) for code in status), rounds, parent, solver, extras)
+    return solution_at(parent.answer, rows.statuses, rows.rounds, parent, solver, extras)
 
 
 def _begun(solver: StepSolver[S], f: Evaluator, z0: Float[Tensor, "B D"], turn: Turn) -> tuple[Evaluated, S]:

@@ -64,7 +64,7 @@ class Receiver:
 
     def gave(self, tensor: Tensor) -> bool:
         """Whether the memory of a tensor belongs to a value that was received while autograd recorded."""
-        return StorageWeakRef(tensor.untyped_storage()) in self._versions
+        return bool(self._versions) and StorageWeakRef(tensor.untyped_storage()) in self._versions
 
     def _recorded(self, value: Tensor) -> Tensor:
         """Return a value received while autograd records; raise where its memory was overwritten."""

@@ -207,6 +207,7 @@ class Anderson(StepSolver[AndersonState], SupportsWindow):
         )
         return replace(state, previous=(fz, residual))
 
+    @np.errstate(all="ignore")
     def step(
         self, f: Evaluator, at: Evaluated, state: AndersonState
     ) -> tuple[Float[Tensor, "B D"] | Evaluated, AndersonState]:

@@ -108,6 +108,7 @@ class Broyden(StepSolver[BroydenState]):
         rows = _number(rows, on_host=not isinstance(state.products, Tensor))
         return replace(state, history=state.history.forget(rows), linked=state.linked & ~rows)
 
+    @np.errstate(all="ignore")
     def step(
         self, f: Evaluator, at: Evaluated, state: BroydenState
     ) -> tuple[Float[Tensor, "B D"] | Evaluated, BroydenState]:
@@ -172,12 +173,11 @@ class Broyden(StepSolver[BroydenState]):
             missed = torch.where((at.z == state.proposal).all(dim=1, keepdim=True), missed, secant)
         length, size = (_number(row_norms(each.detach()), on_host) for each in (v, dg))
         denominator, onto = (_number(vecdot(v, each), on_host) for each in (dg, at.residual))
-        with np.errstate(all="ignore"):
-            sound = state.linked & (abs(denominator) > torch.finfo(dg.dtype).eps * length * size)
-            # Stored as (dz - H dg) |v| / (v^T dg) and v / |v|: both are of moderate size in any dtype.
-            length = where(sound, length, 1.0)
-            scale, unit = length / where(sound, denominator, 1.0), 1.0 / length
-            newest = where(sound, onto * unit, 0.0)
+        sound = state.linked & (abs(denominator) > torch.finfo(dg.dtype).eps * length * size)
+        # Stored as (dz - H dg) |v| / (v^T dg) and v / |v|: both are of moderate size in any dtype.
+        length = where(sound, length, 1.0)
+        scale, unit = length / where(sound, denominator, 1.0), 1.0 / length
+        newest = where(sound, onto * unit, 0.0)
         scaled = (missed, as_tensor(scale, v)), (v, as_tensor(unit, v))
         pushed = history.push_scaled(*scaled, valid=sound)
         step = _plus(step, pushed.columns[0].select(1, pushed.newest), -newest, _own(step))

@@ -142,21 +142,6 @@ def weights_of(
     Parts whose residual is exactly zero contribute no inner products. With ``running``, the weights of a part are
     computed from the sums over all parts up to and including it.
     """
-    with np.errstate(all="ignore"):
-        return _weights_of(gram, sums, valid, order, eps, running, threshold, ridge, predicts)
-
-
-def _weights_of(
-    gram: Any,
-    sums: Sums,
-    valid: Any,
-    order: Sequence[int],
-    eps: float,
-    running: bool,
-    threshold: float,
-    ridge: float,
-    predicts: bool,
-) -> Weights:
     rhs, squares, sizes = sums.rhs, sums.squares, sums.sizes
     unsolved = squares > 0
     if isinstance(unsolved, Tensor) or not unsolved.all():

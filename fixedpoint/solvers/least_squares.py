@@ -11,9 +11,10 @@ old column is informative at the present point only as far as the map is linear 
 
 Where we differ: the threshold of the filter follows the rounding of the data. A column is a difference of residuals and
 carries noise of size ``eps ||f||``; a remainder below that carries no information. The elimination is written out over
-the few columns and batched over rows, which come last. It makes no library call, so there is no hidden synchronisation,
-and a row has the same bits in every batch. A small system of a single row is solved in plain floats, by the same
-arithmetic: there, an operation on an array takes longer than all of it.
+the few columns and batched over rows, which come last; on a device there is no hidden synchronisation. A system of a
+single row is solved in plain floats, by the same arithmetic: there, an operation on an array takes longer than all of
+it. On the host, systems of more than 14 columns are left to LAPACK, one by one: Cholesky's factorisation has the same
+pivots, and the few columns that are dropped cost another one each. So a row has the same bits in every batch.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
+from numpy.typing import NDArray
 from torch import Tensor
 
 from fixedpoint.core.small import isfinite, sqrt, summed, where
@@ -33,8 +35,8 @@ __all__ = ["solve_gram", "solve_small"]
 
 # Pivots of a float64 Gram matrix with unit diagonal are known to about 1e-16: this keeps five digits of them.
 _PIVOT = 1e-11
-# The largest single system that is quicker in plain floats.
-_FLOATS = 24
+# Larger systems are quicker by LAPACK, one row as well as many.
+_WRITTEN_OUT = 14
 # Rows that are solved at a time: their matrices fit into the cache of a CPU.
 _TILE = 2048
 
@@ -100,7 +102,9 @@ def solve_small(
         both = _picked(_picked(gram, order).transpose(0, 1), order)  # it is symmetric
         solved = _solved(both, _picked(rhs, order), _picked(valid, order), noise, *floor)
         return _picked(solved, [newest_first.index(place) for place in range(len(order))])
-    if rhs.size == len(order) <= _FLOATS:
+    if len(order) > _WRITTEN_OUT:
+        return _by_cholesky(gram, rhs, valid, noise, newest_first, *floor)
+    if rhs.size == len(order):
         numbers = _solved_floats(
             gram.reshape(len(order), -1).tolist(),
             rhs.ravel().tolist(),
@@ -151,6 +155,79 @@ def _solved(gram: Any, rhs: Any, valid: Any, noise: Any, least: float, ridge: fl
     return where(isfinite(weights).all(0), weights, 0.0)
 
 
+def _by_cholesky(
+    gram: NDArray[np.float64],
+    rhs: NDArray[np.float64],
+    valid: NDArray[np.bool_],
+    noise: NDArray[np.float64],
+    order: list[int],
+    least: float,
+    ridge: float,
+) -> NDArray[np.float64]:
+    """Return the weights of systems of many columns, each by factorisations of LAPACK."""
+    count = len(order)
+    # Rows first, columns from the newest to the oldest.
+    matrix = gram.reshape(count, count, -1)[order][:, order].transpose(2, 0, 1)
+    target, usable = rhs.reshape(count, -1)[order].T, valid.reshape(count, -1)[order].T
+    diagonal = np.arange(count)
+    with np.errstate(all="ignore"):
+        squares = matrix[:, diagonal, diagonal]
+        kept = usable & (squares > 0) & np.isfinite(squares)
+        length = np.sqrt(np.where(kept, squares, 1.0))
+        matrix = matrix / length[:, :, None] / length[:, None]
+        floor = noise.reshape(-1, 1) / length
+        floor = np.maximum(floor * floor, least) + ridge
+        weights = np.zeros_like(length)
+        target = target / length
+        matrix[:, diagonal, diagonal] += ridge
+        # A value that is not finite makes the sum so.
+        left = np.flatnonzero(np.isfinite(matrix.sum(axis=(1, 2))))
+        while len(left):
+            if len(left) == len(weights):
+                found, bad = _factored(matrix, target, kept, floor)
+            else:
+                found, bad = _factored(matrix[left], target[left], kept[left], floor[left])
+            if bad is None:
+                weights[left] = found
+                break
+            done = bad < 0
+            weights[left[done]] = found[done]
+            kept[left[~done], bad[~done]] = False
+            left = left[~done]
+        weights /= length
+        weights[~np.isfinite(weights).all(axis=1)] = 0.0
+    placed = np.empty((count, len(weights)))
+    placed[order] = weights.T
+    return placed.reshape(rhs.shape)
+
+
+def _factored(
+    matrix: NDArray[np.float64], target: NDArray[np.float64], kept: NDArray[np.bool_], floor: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.int64] | None]:
+    """Return the solutions, and the first column of every system that is to be dropped, -1 where there is none.
+
+    None instead of these columns where no system drops any.
+    """
+    count = matrix.shape[1]
+    if not kept.all():
+        both = kept[:, :, None] & kept[:, None]
+        matrix, target = np.where(both, matrix, np.eye(count)), np.where(kept, target, 0.0)
+    factor, info = torch.linalg.cholesky_ex(torch.from_numpy(matrix))
+    pivots = factor.diagonal(dim1=1, dim2=2).numpy()
+    # The newest column is never dropped. Where a pivot is not positive, LAPACK tells its place, and ends there.
+    failed = kept & ~(pivots * pivots > floor)
+    failed[:, 0] = False
+    ended = info.numpy()
+    right = torch.from_numpy(np.ascontiguousarray(target)).unsqueeze(2)
+    if not failed.any() and not ended.any():
+        return torch.cholesky_solve(right, factor).squeeze(2).numpy(), None
+    if ended.any():
+        failed[np.flatnonzero(ended), ended[ended > 0] - 1] = True
+        failed &= np.arange(count) < np.where(ended > 0, ended, count)[:, None]
+    bad = np.where(failed.any(axis=1), failed.argmax(axis=1), -1)
+    return torch.cholesky_solve(right, factor).squeeze(2).numpy(), bad
+
+
 def _solved_floats(
     gram: list[list[float]],
     rhs: list[float],
@@ -186,17 +263,17 @@ def _solved_floats(
         own = target[k]
         goals[k] = own / pivot
         shares = [entry / pivot for entry in head[1:]]
-        for i, share in enumerate(shares):
-            line = matrix[k + 1 + i]
-            for j in range(len(line)):
-                line[j] -= share * head[1 + i + j]
-            target[k + 1 + i] -= share * own
+        for i, share in enumerate(shares, start=1):
+            line = matrix[k + i]
+            for j, top in enumerate(head[i:]):
+                line[j] -= share * top
+            target[k + i] -= share * own
         matrix[k] = shares
     for k in range(count - 2, -1, -1):
         shares = matrix[k]
         if shares:
             total = shares[0] * goals[k + 1]
-            for j in range(1, len(shares)):
+            for j in range(1, len(shares)):  # not by sum(), which compensates rounding since Python 3.12
                 total += shares[j] * goals[k + 1 + j]
             goals[k] -= total
     weights = [0.0] * count

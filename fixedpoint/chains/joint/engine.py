@@ -173,19 +173,17 @@ class Engine:
     def _inspect(self, judge: Judge) -> tuple[Report, Evaluated]:
         """Carry the defects along the window, judge the rows, and transfer the result to the host, once."""
         window, exact = self.window, self.rows.exact
-        final = window.mask(window.numbers < exact[:, None])
-        values = window.values()
+        values, final = window.values(), window.numbers < exact[:, None]
         sizes, done = state_norms(window.states), finite_states(values)
         ends = sizes[:, -1:]
         defects = values - window.states
         sound = finite_states(defects) & done  # huge finite values can have an infinite difference
         changes = self.problem.reference.wide_sweep(_without(defects, ~sound), window.held, window.earlier)
         del defects  # a temporary of the size of the window
-        sound = sound | final
         # The only wait of a round.
         near, done_now, sound_now, size = to_host(relative(changes, sizes), done, sound, ends)
-        near = np.where(np.logical_and.accumulate(sound_now, axis=1), near, np.inf)
-        near[window.numbers < exact[:, None]] = 0.0
+        sound_now = sound_now | final
+        near = np.where(final, 0.0, np.where(np.logical_and.accumulate(sound_now, axis=1), near, np.inf))
         numbers = self._numbers(done_now, near, size)
         status = judge(numbers).codes(len(near))
         with np.errstate(divide="ignore", invalid="ignore"):

@@ -18,7 +18,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fixedpoint.core.reduce import row_norms
+from fixedpoint.core.reduce import raw_block_norms
 from fixedpoint.core.transfer import to_device
 from fixedpoint.solvers.arnoldi import rows_last
 from fixedpoint.solvers.linear import NarrowingProduct
@@ -80,16 +80,16 @@ def summed(product: NarrowingProduct, g: Float[Tensor, "B D"], rtol: float, nois
         The largest number of products, at least 1.
     """
     count, part, device = len(g), product, g.device
-    ((last,),) = rows_last(row_norms(g).unsqueeze(1))
+    ((last,),) = rows_last(_norms(g))
     found = _Found(last)
     place, going, bound = np.arange(count), last != 0, last  # of the rows that are present; bound: of the length of u
     u, term, made = g, g, 0
     while made < limit and going.any():
         term = part(term, going)
         made += 1
-        told = [row_norms(term).unsqueeze(1)]
+        told = [_norms(term)]
         if device.type != "cpu":  # told along with the other, since a second transfer would be another wait
-            told.append(row_norms(u).unsqueeze(1))
+            told.append(_norms(u))
         (now,), *also = rows_last(*told)
         ratio, last = now / last, now
         done = going & (now <= rtol * bound) & (now < np.inf)
@@ -167,9 +167,14 @@ def _lengths(u: Float[Tensor, "B D"], rows: NDArray[np.bool_]) -> NDArray[np.flo
     lengths = np.full(len(u), np.nan)
     chosen = np.flatnonzero(rows)
     some = u if 2 * len(chosen) > len(u) else u[to_device(chosen, u.device)]
-    ((found,),) = rows_last(row_norms(some).unsqueeze(1))
+    ((found,),) = rows_last(_norms(some))
     lengths[chosen] = found[chosen] if some is u else found
     return lengths
+
+
+def _norms(vector: Float[Tensor, "B D"]) -> Float[Tensor, "B 1"]:
+    """The lengths of rows, by one operation: what is as short as 1e-140 beside a unit vector may count as zero."""
+    return raw_block_norms(vector, 1, "l2")
 
 
 def _power(base: NDArray[np.float64], exponent: int) -> NDArray[np.float64]:

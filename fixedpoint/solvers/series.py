@@ -25,9 +25,8 @@ from fixedpoint.solvers.linear import NarrowingProduct
 
 __all__ = ["Summed", "summed"]
 
-# The number of products that a row may be expected to take more: at first, and after some products. Krylov methods
-# take fewer, but each costs more beside it, and they begin anew.
-_AT_FIRST, _LATER, _LATE = 12, 8, 5
+# A row goes on if eight products more are expected to be enough. Krylov methods take fewer, but each costs more beside
+# it, and they begin anew (benchmarks/adjoints.py).
 # The shrinking of the first term is not yet that of later ones: until then, only rows that do not shrink are left.
 _EARLY, _SLOW = 2, 0.9
 # Rows that are done are dropped once the others are at most this fraction of at least so many rows.
@@ -97,7 +96,7 @@ def summed(product: NarrowingProduct, g: Float[Tensor, "B D"], rtol: float, nois
         if done.any():
             size = also[0][0] if also else _lengths(u, done)
             done = done & (now <= rtol * size) & (_SURE * noise * bound <= rtol * size)
-        few = ratio < _SLOW if made < _EARLY else now * _power(ratio, _LATER if made >= _LATE else _AT_FIRST) <= rtol
+        few = ratio < _SLOW if made < _EARLY else now * _eighth_power(ratio) <= rtol
         left = going & ~done & (~((ratio < 1) & few) if made < limit else True)
         bound = bound + now
         over = done | left
@@ -177,9 +176,8 @@ def _norms(vector: Float[Tensor, "B D"]) -> Float[Tensor, "B 1"]:
     return raw_block_norms(vector, 1, "l2")
 
 
-def _power(base: NDArray[np.float64], exponent: int) -> NDArray[np.float64]:
-    """``base`` to the power 8 or 12, by multiplications, which are faster than logarithms."""
-    fourth = base * base
-    fourth = fourth * fourth
-    eighth: NDArray[np.float64] = fourth * fourth
-    return eighth if exponent == _LATER else eighth * fourth
+def _eighth_power(base: NDArray[np.float64]) -> NDArray[np.float64]:
+    """``base`` to the power 8, by multiplications, which are faster than logarithms."""
+    square = base * base
+    fourth = square * square
+    return fourth * fourth

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from fixedpoint.core.small import taken, where
 
 __all__ = ["Pace"]
 
@@ -25,7 +28,8 @@ class Pace:
     part
         How far its relative error must have fallen after them.
     mark
-        Shape ``(B,)``: the marks. None before the first point, whose error is the first mark.
+        Shape ``(B,)``, as all others, or a float for a single row: the marks. None before the first point, whose error
+        is the first mark.
     most, rival
         Shape ``(B,)``: a row is also too slow if it has had ``most`` points and none of them had a relative error below
         ``rival``. None: however many it has had.
@@ -39,39 +43,36 @@ class Pace:
 
     rounds: int
     part: float
-    mark: NDArray[np.float64] | None = None
+    mark: Any = None
     most: NDArray[np.float64] | None = None
     rival: NDArray[np.float64] | None = None
-    age: NDArray[np.int64] | None = None
-    best: NDArray[np.float64] | None = None
+    age: Any = None
+    best: Any = None
     points: int = 0
 
-    def updated(self, relative: NDArray[np.float64]) -> Pace:
+    def updated(self, relative: Any) -> Pace:
         """Return the pace after a further point, whose relative error may be NaN or Inf."""
-        known = np.where(np.isnan(relative), np.inf, relative)
-        if self.mark is None or self.best is None or self.age is None:
-            return replace(self, mark=known, age=np.zeros(len(known), dtype=np.int64), best=known, points=1)
+        known = where(relative == relative, relative, math.inf)
+        if self.mark is None:
+            none = where(relative == relative, 0, 0)
+            return Pace(self.rounds, self.part, known, self.most, self.rival, none, known, 1)
         fallen = known <= self.part * self.mark
-        return replace(
-            self,
-            mark=np.where(fallen, known, self.mark),
-            age=np.where(fallen, 0, self.age + 1),
-            best=np.minimum(self.best, known),
-            points=self.points + 1,
-        )
+        mark, age = where(fallen, known, self.mark), where(fallen, 0, self.age + 1)
+        best = where(known < self.best, known, self.best)
+        return Pace(self.rounds, self.part, mark, self.most, self.rival, age, best, self.points + 1)
 
     @property
-    def slow(self) -> NDArray[np.bool_]:
+    def slow(self) -> Any:
         """Shape ``(B,)``: the rows that are too slow."""
-        assert self.age is not None
-        assert self.best is not None
-        slow: NDArray[np.bool_] = self.age >= self.rounds
+        slow = self.age >= self.rounds
         if self.most is None or self.rival is None:
             return slow
         return slow | ((self.points >= self.most) & (self.best >= self.rival))
 
     def take(self, rows: NDArray[np.int64]) -> Pace:
-        """Return the pace of some of the rows."""
-        kept = {name: getattr(self, name) for name in ("mark", "most", "rival", "age", "best")}
-        parts: dict[str, Any] = {name: None if each is None else each[rows] for name, each in kept.items()}
+        """Return the pace of some of several rows."""
+        own = {name: getattr(self, name) for name in ("mark", "age", "best")}
+        given = {name: getattr(self, name) for name in ("most", "rival")}
+        parts: dict[str, Any] = {name: None if each is None else taken(each, rows) for name, each in own.items()}
+        parts |= {name: None if each is None else each[rows] for name, each in given.items()}
         return replace(self, **parts)

@@ -208,7 +208,7 @@ class Judge:
         if not self.has_fixed_length:
             ends = [(self._stalled(at), Status.STALLED), (self._diverged(at, progress), Status.DIVERGED)]
         if self.pace is not None:
-            ends.append((self._slow(numbers), None))
+            ends.append((self._slow(numbers, at), None))
         # Converged comes last, so that it overrides every other status.
         ends += [(lost, Status.NONFINITE), (self._within(at), Status.CONVERGED)]
         return Verdict(_status(ends, rows), _again(at, known, lost, rows))
@@ -265,10 +265,15 @@ class Judge:
         sure = sure | ((at.error <= self.yardstick.atol) & (self.yardstick.atol > 0.0))
         return finite & every(small & sure)
 
-    def _slow(self, numbers: Numbers) -> NDArray[np.bool_]:
+    def _slow(self, numbers: Numbers, at: Measured) -> Truth:
         """Which rows are slower than the pace."""
         assert self.pace is not None
-        self.pace = self.pace.updated(self.yardstick.in_tolerances(numbers.error, numbers.scale))
+        if at.finite.__class__ is bool and not self.yardstick.fine:
+            unit = self.yardstick.tolerance(at.scale)
+            relative = at.error / (unit if unit > 0 else 1.0)
+        else:
+            relative = self.yardstick.in_tolerances(numbers.error, numbers.scale)
+        self.pace = self.pace.updated(relative)
         return self.pace.slow
 
     def _diverged(self, at: Measured, progress: tuple[Number, ...]) -> Truth:

@@ -60,7 +60,7 @@ from fixedpoint.solvers.row_numbers import (
     squares_known,
 )
 from fixedpoint.solvers.safeguard import Growth
-from fixedpoint.solvers.weight_groups import WeightGroups
+from fixedpoint.solvers.weight_groups import WeightGroups, renewed_blocks
 
 __all__ = ["Anderson", "AndersonState"]
 
@@ -203,7 +203,7 @@ class Anderson(StepSolver[AndersonState], SupportsWindow):
         if state.previous is None:
             return state
         fz, residual = (
-            _renewed(new, old, blocks) for new, old in zip((at.fz, at.residual), state.previous, strict=True)
+            renewed_blocks(new, old, blocks) for new, old in zip((at.fz, at.residual), state.previous, strict=True)
         )
         return replace(state, previous=(fz, residual))
 
@@ -232,6 +232,7 @@ class Anderson(StepSolver[AndersonState], SupportsWindow):
             threshold=self.filter,
             ridge=self.ridge,
             predicts=self.surprise is not None or self.adaptive == "gain",
+            guess=gram.dropped,
         )
         gamma = rows_first(-found.gamma, at.z)
         proposal = parts.combination(at.fz, changes_f, gamma, out=f.empty())
@@ -241,7 +242,7 @@ class Anderson(StepSolver[AndersonState], SupportsWindow):
             proposal = torch.addcmul(proposal, rest, (beta - 1.0).to(rest.dtype).unsqueeze(1))
         return proposal, AndersonState(
             history,
-            gram,
+            gram.after(history.start, found.gamma),
             previous=(at.fz, at.residual),
             linked=everywhere(size, True),
             growth=growth,
@@ -324,17 +325,6 @@ class Anderson(StepSolver[AndersonState], SupportsWindow):
         if self.mixing == "block":
             return WeightGroups(blocks=f.layout.blocks, slices=() if chain else f.layout.slices)
         return WeightGroups()
-
-
-def _renewed(
-    new: Float[Tensor, "B D"], old: Float[Tensor, "B D"], blocks: Bool[Tensor, "B blocks"]
-) -> Float[Tensor, "B D"]:
-    """``old`` with the chosen blocks of ``new``, written into the memory of ``old`` unless autograd records."""
-    count = blocks.shape[1]
-    one, other = new.unflatten(1, (count, -1)), old.unflatten(1, (count, -1))
-    out = None if torch.is_grad_enabled() else other
-    chosen: Tensor = torch.where(blocks.unsqueeze(2), one, other, out=out)
-    return chosen.flatten(1)
 
 
 def _are_known(at: Evaluated, parts: WeightGroups) -> bool:

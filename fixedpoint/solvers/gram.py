@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fixedpoint.core.small import sqrt, summed, where
-from fixedpoint.solvers.least_squares import solve_small
+from fixedpoint.solvers.least_squares import WRITTEN_OUT, solve_small
 
 __all__ = ["Gram", "Sums", "Weights", "weights_of"]
 
@@ -30,9 +30,13 @@ class Gram:
     products
         Shape ``(m, m, parts, B)``, float64. The rows come last, so that a sum over columns runs along whole rows of
         memory, and has the same order of terms for any number of rows.
+    dropped
+        Shape ``(m, parts, B)``: the columns that had no weight in the last step, where systems are large enough for
+        such a guess to save time. None elsewhere.
     """
 
     products: Any
+    dropped: NDArray[np.bool_] | None = None
 
     @classmethod
     def zero(cls, rows: int, parts: int, memory: int, device: torch.device | None) -> Gram:
@@ -62,7 +66,19 @@ class Gram:
         used = products[start:, start:]
         used[newest] = column
         used[:, newest] = column
-        return Gram(products)
+        dropped = self.dropped
+        if dropped is not None:
+            dropped = dropped.copy()
+            dropped[start + newest] = False
+        return Gram(products, dropped)
+
+    def after(self, start: int, gamma: Any) -> Gram:
+        """Return the matrices after a step with these weights, which belong to the columns from ``start`` on."""
+        if not self.on_host or len(self.products) <= WRITTEN_OUT:
+            return self
+        dropped = np.zeros(self.products.shape[1:], dtype=np.bool_)
+        dropped[start:] = gamma == 0.0
+        return Gram(self.products, dropped)
 
     def without(self, rows: Tensor, before: Gram) -> Gram:
         """Return the matrices with those of ``before`` in some rows."""
@@ -71,7 +87,8 @@ class Gram:
     def turned(self, by: int) -> Gram:
         """Return the matrices with every column moved to a slot lower by that number."""
         if self.on_host:
-            return Gram(np.roll(self.products, (-by, -by), axis=(0, 1)))
+            dropped = None if self.dropped is None else np.roll(self.dropped, -by, axis=0)
+            return Gram(np.roll(self.products, (-by, -by), axis=(0, 1)), dropped)
         return Gram(self.products.roll((-by, -by), (0, 1)))
 
     def slid(self, move: Callable[[Tensor], Tensor]) -> Gram:
@@ -82,7 +99,9 @@ class Gram:
 
     def select_rows(self, index: Tensor, rows: NDArray[np.int64]) -> Gram:
         """Return the matrices of some rows."""
-        return Gram(self.products[..., rows] if self.on_host else self.products[..., index])
+        if not self.on_host:
+            return Gram(self.products[..., index])
+        return Gram(self.products[..., rows], None if self.dropped is None else self.dropped[..., rows])
 
     def copied_rows(self, index: Tensor, rows: NDArray[np.int64]) -> Gram:
         """Return the matrices of some rows, in memory of their own."""
@@ -93,7 +112,10 @@ class Gram:
         """Return the matrices of all rows of several, one after another, and then in this order."""
         parts = [each.products for each in several]
         if several[0].on_host:
-            return cls(np.concatenate(parts, axis=3)[..., order.cpu().numpy()])
+            rows = order.cpu().numpy()
+            known = [each.dropped for each in several if each.dropped is not None]
+            dropped = np.concatenate(known, axis=2)[..., rows] if len(known) == len(several) else None
+            return cls(np.concatenate(parts, axis=3)[..., rows], dropped)
         return cls(torch.cat(parts, dim=3)[..., order])
 
 
@@ -136,6 +158,7 @@ def weights_of(
     threshold: float,
     ridge: float,
     predicts: bool,
+    guess: NDArray[np.bool_] | None = None,
 ) -> Weights:
     """Return the weights of every part.
 
@@ -149,12 +172,23 @@ def weights_of(
     if running:
         gram, rhs, sizes = gram.cumsum(2), rhs.cumsum(1), sizes.cumsum(0)
     # A column is a difference of residuals, and carries the rounding of f(z).
-    gamma = solve_small(gram, rhs, valid[:, None] & unsolved, eps * sqrt(sizes), order, threshold, ridge)
+    gamma = solve_small(
+        gram,
+        rhs,
+        valid[:, None] & unsolved,
+        eps * sqrt(sizes),
+        order,
+        threshold,
+        ridge,
+        guess if guess is None else guess[-len(order) :],
+    )
     if not predicts:
         return Weights(gamma, None, None)
     total = summed(squares)
     if not len(order):
         fitted = 0.0 * total
+    elif not isinstance(rhs, Tensor) and rhs.size == len(order) <= WRITTEN_OUT:
+        total, fitted = total.item(), _fitted_floats(gram.reshape(rhs.size, -1), rhs.ravel(), gamma.ravel())
     else:
         # ||r||^2 - ||r - dR gamma||^2; of running sums the last one covers the whole row.
         told = summed(gamma * (2.0 * rhs - summed(gram * gamma[:, None])))
@@ -163,4 +197,20 @@ def weights_of(
     left, least = total - fitted, _GOOD**2 * total
     expected = sqrt(where(some, where(left > least, left, least), 1.0))
     gain = expected / sqrt(where(some, total, 1.0))
-    return Weights(gamma, where(some, expected, 0.0), where(some, gain, 0.0))
+    expected, gain = where(some, expected, 0.0), where(some, gain, 0.0)
+    if total.__class__ is float:
+        expected, gain = np.array([expected]), np.array([gain])
+    return Weights(gamma, expected, gain)
+
+
+def _fitted_floats(gram: NDArray[np.float64], rhs: NDArray[np.float64], gamma: NDArray[np.float64]) -> float:
+    """Return what the weights of a single small system explain; the same arithmetic in plain floats."""
+    rows, weights, wanted = gram.tolist(), gamma.tolist(), rhs.tolist()
+    fitted = 0.0
+    for j, weight in enumerate(weights):
+        explained = rows[0][j] * weights[0]
+        for k in range(1, len(weights)):
+            explained += rows[k][j] * weights[k]
+        told = weight * (2.0 * wanted[j] - explained)
+        fitted = told if j == 0 else fitted + told
+    return fitted

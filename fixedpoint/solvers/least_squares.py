@@ -14,7 +14,7 @@ carries noise of size ``eps ||f||``; a remainder below that carries no informati
 the few columns and batched over rows, which come last; on a device there is no hidden synchronisation. A system of a
 single row is solved in plain floats, by the same arithmetic: there, an operation on an array takes longer than all of
 it. On the host, systems of more than 14 columns are left to LAPACK, one by one: Cholesky's factorisation has the same
-pivots, and the few columns that are dropped cost another one each. So a row has the same bits in every batch.
+pivots. So a row has the same bits in every batch.
 """
 
 from __future__ import annotations
@@ -31,12 +31,14 @@ from torch import Tensor
 
 from fixedpoint.core.small import isfinite, sqrt, summed, where
 
-__all__ = ["solve_gram", "solve_small"]
+__all__ = ["WRITTEN_OUT", "solve_gram", "solve_small"]
 
 # Pivots of a float64 Gram matrix with unit diagonal are known to about 1e-16: this keeps five digits of them.
 _PIVOT = 1e-11
+# What takes a column out of a system, in units of its square.
+_HUGE = 1e60
 # Larger systems are quicker by LAPACK, one row as well as many.
-_WRITTEN_OUT = 14
+WRITTEN_OUT = 14
 # Rows that are solved at a time: their matrices fit into the cache of a CPU.
 _TILE = 2048
 
@@ -79,7 +81,14 @@ def solve_gram(
 
 
 def solve_small(
-    gram: Any, rhs: Any, valid: Any, noise: Any, order: Sequence[int], threshold: float = 0.0, ridge: float = 0.0
+    gram: Any,
+    rhs: Any,
+    valid: Any,
+    noise: Any,
+    order: Sequence[int],
+    threshold: float = 0.0,
+    ridge: float = 0.0,
+    guess: NDArray[np.bool_] | None = None,
 ) -> Any:
     """Return the weights as :func:`solve_gram` does, of arrays or of tensors whose batch comes last.
 
@@ -93,6 +102,8 @@ def solve_small(
         Shape ``(*batch,)``.
     order, threshold, ridge
         As there.
+    guess
+        Shape ``(m, *batch)``: columns that are likely to be dropped, as those of the last system. It saves time only.
     """
     if not order:
         return rhs
@@ -102,8 +113,8 @@ def solve_small(
         both = _picked(_picked(gram, order).transpose(0, 1), order)  # it is symmetric
         solved = _solved(both, _picked(rhs, order), _picked(valid, order), noise, *floor)
         return _picked(solved, [newest_first.index(place) for place in range(len(order))])
-    if len(order) > _WRITTEN_OUT:
-        return _by_cholesky(gram, rhs, valid, noise, newest_first, *floor)
+    if len(order) > WRITTEN_OUT:
+        return _by_cholesky(gram, rhs, valid, noise, newest_first, *floor, guess)
     if rhs.size == len(order):
         numbers = _solved_floats(
             gram.reshape(len(order), -1).tolist(),
@@ -163,38 +174,44 @@ def _by_cholesky(
     order: list[int],
     least: float,
     ridge: float,
+    guess: NDArray[np.bool_] | None,
 ) -> NDArray[np.float64]:
-    """Return the weights of systems of many columns, each by factorisations of LAPACK."""
+    """Return the weights of systems of many columns, each by factorisations of LAPACK.
+
+    A column is taken out of a system by a huge entry on the diagonal. Its own pivot is still known, since its row of
+    the factor contains what the columns before it explain. So one factorisation tells whether the right columns were
+    taken out, and it is repeated, from the first wrong one on, until they were.
+    """
     count = len(order)
+    diagonal = np.arange(count)
     # Rows first, columns from the newest to the oldest.
     matrix = gram.reshape(count, count, -1)[order][:, order].transpose(2, 0, 1)
     target, usable = rhs.reshape(count, -1)[order].T, valid.reshape(count, -1)[order].T
-    diagonal = np.arange(count)
+    out = np.zeros(usable.shape, dtype=np.bool_) if guess is None else guess.reshape(count, -1)[order].T.copy()
     with np.errstate(all="ignore"):
+        # The factorisation does not depend on the lengths of columns, so these are left as they are.
         squares = matrix[:, diagonal, diagonal]
-        kept = usable & (squares > 0) & np.isfinite(squares)
-        length = np.sqrt(np.where(kept, squares, 1.0))
-        matrix = matrix / length[:, :, None] / length[:, None]
-        floor = noise.reshape(-1, 1) / length
-        floor = np.maximum(floor * floor, least) + ridge
-        weights = np.zeros_like(length)
-        target = target / length
-        matrix[:, diagonal, diagonal] += ridge
-        # A value that is not finite makes the sum so.
-        left = np.flatnonzero(np.isfinite(matrix.sum(axis=(1, 2))))
+        usable = usable & (squares > 0) & (squares < math.inf)
+        noise = noise.reshape(-1, 1)
+        floor = np.maximum(noise * noise, least * squares) + ridge * squares
+        own = (1.0 + ridge) * squares
+        # The newest column is never dropped; those that are not usable always are.
+        out[:, 0], floor[:, 0] = False, -math.inf
+        if not usable.all():
+            floor[~usable], own[~usable] = math.inf, 1.0
+            out |= ~usable
+        weights = np.zeros_like(own)
+        left = np.flatnonzero(np.isfinite(matrix.sum(axis=(1, 2))))  # a value that is not finite makes the sum so
         while len(left):
-            if len(left) == len(weights):
-                found, bad = _factored(matrix, target, kept, floor)
-            else:
-                found, bad = _factored(matrix[left], target[left], kept[left], floor[left])
-            if bad is None:
+            every = len(left) == len(weights)
+            parts: Any = (part if every else part[left] for part in (matrix, own, target, floor, out))
+            found, wrong, better = _factored(*parts)
+            if not wrong.any():
                 weights[left] = found
                 break
-            done = bad < 0
-            weights[left[done]] = found[done]
-            kept[left[~done], bad[~done]] = False
-            left = left[~done]
-        weights /= length
+            weights[left[~wrong]] = found[~wrong]
+            out[left] = better
+            left = left[wrong]
         weights[~np.isfinite(weights).all(axis=1)] = 0.0
     placed = np.empty((count, len(weights)))
     placed[order] = weights.T
@@ -202,30 +219,29 @@ def _by_cholesky(
 
 
 def _factored(
-    matrix: NDArray[np.float64], target: NDArray[np.float64], kept: NDArray[np.bool_], floor: NDArray[np.float64]
-) -> tuple[NDArray[np.float64], NDArray[np.int64] | None]:
-    """Return the solutions, and the first column of every system that is to be dropped, -1 where there is none.
-
-    None instead of these columns where no system drops any.
-    """
-    count = matrix.shape[1]
-    if not kept.all():
-        both = kept[:, :, None] & kept[:, None]
-        matrix, target = np.where(both, matrix, np.eye(count)), np.where(kept, target, 0.0)
-    factor, info = torch.linalg.cholesky_ex(torch.from_numpy(matrix))
-    pivots = factor.diagonal(dim1=1, dim2=2).numpy()
-    # The newest column is never dropped. Where a pivot is not positive, LAPACK tells its place, and ends there.
-    failed = kept & ~(pivots * pivots > floor)
-    failed[:, 0] = False
+    matrix: NDArray[np.float64],
+    own: NDArray[np.float64],
+    target: NDArray[np.float64],
+    floor: NDArray[np.float64],
+    out: NDArray[np.bool_],
+) -> tuple[NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_]]:
+    """Return the solutions without the columns ``out``, for which systems these are wrong, and better ones."""
+    diagonal = np.arange(matrix.shape[1])
+    full = matrix.copy()
+    full[:, diagonal, diagonal] = np.where(out, _HUGE * own, own)
+    factor, info = torch.linalg.cholesky_ex(torch.from_numpy(full))
+    explained = np.square(factor.numpy())
+    explained[:, diagonal, diagonal] = 0.0
+    dropped = ~(own - explained.sum(axis=2) > floor)
     ended = info.numpy()
-    right = torch.from_numpy(np.ascontiguousarray(target)).unsqueeze(2)
-    if not failed.any() and not ended.any():
-        return torch.cholesky_solve(right, factor).squeeze(2).numpy(), None
-    if ended.any():
-        failed[np.flatnonzero(ended), ended[ended > 0] - 1] = True
-        failed &= np.arange(count) < np.where(ended > 0, ended, count)[:, None]
-    bad = np.where(failed.any(axis=1), failed.argmax(axis=1), -1)
-    return torch.cholesky_solve(right, factor).squeeze(2).numpy(), bad
+    if ended.any():  # LAPACK ends at the first pivot that is not positive, and nothing is known of those after it
+        told = np.where(ended > 0, ended, len(diagonal) + 1)[:, None]
+        dropped = np.where(diagonal < told - 1, dropped, out | (diagonal == told - 1))
+    other = dropped != out
+    wrong: NDArray[np.bool_] = np.logical_or.reduce(other, axis=1)
+    right = torch.from_numpy(np.where(out, 0.0, target)).unsqueeze(2)
+    found = torch.cholesky_solve(right, factor).squeeze(2).numpy()
+    return np.where(out, 0.0, found), wrong, dropped
 
 
 def _solved_floats(

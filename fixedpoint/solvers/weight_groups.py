@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from fixedpoint.core.combine import add_combination
 from fixedpoint.core.reduce import block_dots, row_dots
 
-__all__ = ["WeightGroups"]
+__all__ = ["WeightGroups", "renewed_blocks"]
 
 
 @dataclass(frozen=True)
@@ -52,3 +52,14 @@ class WeightGroups:
             for i, part in enumerate(self.slices)
         ]
         return torch.cat(made, dim=1)
+
+
+def renewed_blocks(
+    new: Float[Tensor, "B D"], old: Float[Tensor, "B D"], blocks: Bool[Tensor, "B blocks"]
+) -> Float[Tensor, "B D"]:
+    """``old`` with the chosen blocks of ``new``, written into the memory of ``old`` unless autograd records."""
+    count = blocks.shape[1]
+    one, other = new.unflatten(1, (count, -1)), old.unflatten(1, (count, -1))
+    out = None if torch.is_grad_enabled() else other
+    chosen: Tensor = torch.where(blocks.unsqueeze(2), one, other, out=out)
+    return chosen.flatten(1)

@@ -25,8 +25,9 @@ from fixedpoint.solvers.linear import NarrowingProduct
 
 __all__ = ["Summed", "summed"]
 
-# A row goes on if eight products more are expected to be enough. Krylov methods take fewer, but each costs more beside
-# it, and they begin anew (benchmarks/adjoints.py).
+# A row goes on if eight products more are expected to be enough; twelve while its terms tell little. Krylov methods
+# take fewer, but each costs more beside it, and they begin anew (benchmarks/adjoints.py).
+_SURE_FROM = 3
 # The shrinking of the first term is not yet that of later ones: until then, only rows that do not shrink are left.
 _EARLY, _SLOW = 2, 0.9
 # Rows that are done are dropped once the others are at most this fraction of at least so many rows.
@@ -96,7 +97,7 @@ def summed(product: NarrowingProduct, g: Float[Tensor, "B D"], rtol: float, nois
         if done.any():
             size = also[0][0] if also else _lengths(u, done)
             done = done & (now <= rtol * size) & (_SURE * noise * bound <= rtol * size)
-        few = ratio < _SLOW if made < _EARLY else now * _eighth_power(ratio) <= rtol
+        few = ratio < _SLOW if made < _EARLY else now * _power(ratio, made < _SURE_FROM) <= rtol
         left = going & ~done & (~((ratio < 1) & few) if made < limit else True)
         bound = bound + now
         over = done | left
@@ -176,8 +177,9 @@ def _norms(vector: Float[Tensor, "B D"]) -> Float[Tensor, "B 1"]:
     return raw_block_norms(vector, 1, "l2")
 
 
-def _eighth_power(base: NDArray[np.float64]) -> NDArray[np.float64]:
-    """``base`` to the power 8, by multiplications, which are faster than logarithms."""
+def _power(base: NDArray[np.float64], more: bool) -> NDArray[np.float64]:
+    """``base`` to the power 8, or 12 if ``more``, by multiplications, which are faster than logarithms."""
     square = base * base
     fourth = square * square
-    return fourth * fourth
+    eighth: NDArray[np.float64] = fourth * fourth
+    return eighth * fourth if more else eighth

@@ -23,12 +23,15 @@ from fixedpoint.core.problem import HasProduct, HasTake, Problem
 from fixedpoint.core.reduce import row_norms
 from fixedpoint.core.solution import Solution
 from fixedpoint.core.solver import Solver
-from fixedpoint.core.status import ConvergenceError
+from fixedpoint.core.status import ConvergenceError, Status
 from fixedpoint.core.termination import Termination, at_rounding_floor
 from fixedpoint.core.transfer import to_device
 from fixedpoint.core.warning import warn_caller
+from fixedpoint.gradients.direct import defect, is_direct, solved_directly
 from fixedpoint.gradients.recorded import Map, without_tangents
-from fixedpoint.gradients.report import AdjointReport, AdjointWarning
+from fixedpoint.gradients.recordings import Recordings
+from fixedpoint.gradients.report import AdjointReport, AdjointWarning, counted_message
+from fixedpoint.solvers.krylov import Krylov
 
 __all__ = ["AdjointProblem", "OnFailure", "failed_rows", "report_failure", "scaled_rows", "solve_adjoint"]
 
@@ -78,38 +81,22 @@ class RowTakingAdjoint(AdjointProblem, HasTake):
 
     Attributes
     ----------
-    evaluations
-        Shape ``(B,)``, int64: evaluations of each row spent on recording again.
+    recordings
+        What has been recorded, and of which rows.
     """
 
     def __init__(self, linear: Map, g: Float[Tensor, "B D"], record: Callable[[Tensor], Map | None]) -> None:
         super().__init__(linear, g)
-        self.record = record
-        self.evaluations = np.zeros(len(g), dtype=np.int64)
-        self._recorded: list[tuple[NDArray[np.int64], Map]] = [(np.arange(len(g)), linear)]
-        self._refused = False
+        self.recordings = Recordings(linear, len(g), record)
+
+    @property
+    def evaluations(self) -> NDArray[np.int64]:
+        """Shape ``(B,)``, int64: evaluations of each row spent on recording again."""
+        return self.recordings.evaluations
 
     def take(self, rows: Int[Tensor, " k"]) -> AdjointProblem:
         """The adjoint equation of some of the rows, in the given order."""
-        wanted = rows.numpy()
-        # The newest recording has the fewest rows.
-        kept, linear = next(each for each in reversed(self._recorded) if np.isin(wanted, each[0]).all())
-        if 2 * len(wanted) <= len(kept) and not self._refused:
-            anew = self.record(rows)
-            self.evaluations[wanted] += 1
-            if anew is None:
-                self._refused = True  # not tried again: each attempt costs an evaluation
-            else:
-                kept, linear = wanted, anew
-                self._recorded.append((kept, linear))
-        if len(kept) == len(wanted):
-            return _Taken(self, rows, linear)
-        place = torch.from_numpy(np.searchsorted(kept, wanted))
-
-        def part(v: Tensor) -> Tensor:
-            return linear(v.new_zeros(len(kept), v.shape[1]).index_copy(0, place, v))[place]
-
-        return _Taken(self, rows, part)
+        return _Taken(self, rows, self.recordings.part(rows.numpy()))
 
 
 class _Taken(AdjointProblem, HasTake):
@@ -132,6 +119,7 @@ def solve_adjoint(
     on_failure: OnFailure,
     report: AdjointReport,
     record: Callable[[Tensor], Map | None] | None = None,
+    noise: float = 0.0,
 ) -> Float[Tensor, "B D"]:
     """Solve ``u = K u + g`` row by row, fill in the report, and return ``u = (I - K)^{-1} g``.
 
@@ -150,36 +138,83 @@ def solve_adjoint(
         Filled in by this call.
     record
         See :class:`RowTakingAdjoint`. Given on a CPU, rows that are done are left out of the products.
+    noise
+        The relative rounding of a product, where it is more than that of the dtype of ``g``.
 
     Raises
     ------
     ConvergenceError
         If a row was not solved and ``on_failure`` is ``"raise"``.
     """
+    # On another device the host would have to wait to learn which rows are done.
+    record = record if g.device.type == "cpu" else None
     with torch.no_grad(), without_tangents():
-        unit, size = scaled_rows(g.detach())
-        problem = AdjointProblem(linear, unit)
-        # On another device the host would have to wait to learn which rows are done.
-        if record is not None and g.device.type == "cpu":
-            problem = RowTakingAdjoint(linear, unit, record)
-        evaluator = Evaluator(problem, norm=termination.yardstick)
-        solution = solver.solve(evaluator, problem.initial(), termination)
-        failed = failed_rows(solution)
-        answer = solution.state
-        if on_failure == "one-step":
-            answer = torch.where(to_device(failed, g.device).unsqueeze(1), unit, answer)
-        answer = (answer.double() * size.unsqueeze(1)).to(g.dtype)  # the size may exceed the range of g's dtype
+        if isinstance(solver, Krylov) and is_direct(solver, termination, g.dtype):
+            answer, failed = _directly(linear, g.detach(), solver, termination, report, record, noise)
+        else:
+            answer, failed = _by_any(linear, g.detach(), solver, termination, report, record)
+        if on_failure == "one-step" and failed.any():
+            answer = torch.where(to_device(failed, g.device).unsqueeze(1), g, answer)
     report.backwards += 1
+    report.replaced = failed if on_failure == "one-step" else np.zeros_like(failed)
+    report_failure(failed, report, on_failure)
+    return answer
+
+
+def _directly(
+    linear: Map,
+    g: Float[Tensor, "B D"],
+    solver: Krylov,
+    termination: Termination,
+    report: AdjointReport,
+    record: Callable[[Tensor], Map | None] | None,
+    noise: float,
+) -> tuple[Float[Tensor, "B D"], NDArray[np.bool_]]:
+    """Solve the equation as a linear system; return ``u`` and the rows that failed."""
+    found = solved_directly(linear, g, solver, termination, record)
+    u, codes, rounds, products, relative = (
+        found.u, found.status, found.rounds, found.products, found.relative_error
+    )  # fmt: skip
+    if noise > torch.finfo(g.dtype).eps:
+        # Products are rounded more coarsely than g: only an evaluation tells whether a row is solved.
+        measured = defect(linear, g, u)
+        rounds, products, wrong = rounds + 1, products + 1, (codes == Status.CONVERGED) & (measured > termination.rtol)
+        relative = measured
+        if wrong.any():
+            again, failed = _by_any(linear, g, solver, termination, report, record)
+            u = torch.where(to_device(wrong, g.device).unsqueeze(1), again, u)
+            codes, relative = np.where(wrong, report.codes, codes), np.where(wrong, report.relative_error, relative)
+            rounds, products = rounds + report.rounds, products + np.where(wrong, report.products, 0)
+            report.codes, report.rounds, report.products, report.relative_error = codes, rounds, products, relative
+            report.method = f"{found.method}, {report.method}"
+            return u, np.where(wrong, failed, codes != Status.CONVERGED)
+    report.codes, report.rounds, report.products, report.relative_error = codes, rounds, products, relative
+    report.method, report.message = found.method, counted_message(codes)
+    return u, codes != Status.CONVERGED
+
+
+def _by_any(
+    linear: Map,
+    g: Float[Tensor, "B D"],
+    solver: Solver,
+    termination: Termination,
+    report: AdjointReport,
+    record: Callable[[Tensor], Map | None] | None,
+) -> tuple[Float[Tensor, "B D"], NDArray[np.bool_]]:
+    """Solve the equation by any solver; return ``u`` and the rows that failed."""
+    unit, size = scaled_rows(g)
+    problem = AdjointProblem(linear, unit) if record is None else RowTakingAdjoint(linear, unit, record)
+    evaluator = Evaluator(problem, norm=termination.yardstick)
+    solution = solver.solve(evaluator, problem.initial(), termination)
+    answer = (solution.state.double() * size.unsqueeze(1)).to(g.dtype)  # the size may exceed the range of g's dtype
     report.status = solution.status
     report.rounds = solution.counts.rounds
     report.products = solution.counts.evaluations + solution.counts.products
     if isinstance(problem, RowTakingAdjoint):
         report.products = report.products + problem.evaluations
     report.relative_error = solution.relative_error
-    report.replaced = failed if on_failure == "one-step" else np.zeros_like(failed)
-    report.message = solution.message
-    report_failure(failed, report, on_failure)
-    return answer
+    report.message, report.method = solution.message, type(solver).__name__.lower()
+    return answer, failed_rows(solution)
 
 
 def scaled_rows(g: Float[Tensor, "B D"]) -> tuple[Float[Tensor, "B D"], Float[Tensor, " B"]]:

@@ -41,7 +41,7 @@ from fixedpoint.core.termination import Termination
 from fixedpoint.core.whole import same_rows
 from fixedpoint.gradients.adjoint import OnFailure, solve_adjoint
 from fixedpoint.gradients.ambient import Ambient
-from fixedpoint.gradients.boundary import Boundary, Edge
+from fixedpoint.gradients.boundary import Boundary, Edge, NamesTensors
 from fixedpoint.gradients.estimator import GradientEstimator, refuse_derivatives
 from fixedpoint.gradients.recorded import Map, forward_products, products, severed, tangent_of, without_tangents
 from fixedpoint.gradients.report import AdjointReport
@@ -84,6 +84,8 @@ class Implicit(GradientEstimator):
         )
         if isinstance(f.problem, HasTake) and f.max_batch is None:
             rule.problem = f.problem
+        if isinstance(f.problem, NamesTensors):
+            rule.names = tuple(f.problem.tensors())
         attached = _attached(rule, solution.state.detach())
         f.counts.add(once.counts)
         # The value of all rows at the answer, against which the solve checks rows that were evaluated separately.
@@ -110,8 +112,8 @@ class _Rule:
     """Everything a backward pass needs: the map, how to solve its adjoint equation, and the report to fill in.
 
     ``edge`` contains the tensors that the map depends on, by their autograd nodes; None if they cannot be determined.
-    ``known`` are tensors that count as such dependencies wherever they occur. ``problem`` is the map as a problem, if
-    rows can be taken from it.
+    ``known`` are tensors that count as such dependencies wherever they occur, and so do those that the map ``names``;
+    None if it names none. ``problem`` is the map as a problem, if rows can be taken from it.
     """
 
     f: Map
@@ -122,13 +124,15 @@ class _Rule:
     known: tuple[Tensor, ...] = ()
     edge: Edge | None = None
     problem: HasTake | None = None
+    names: tuple[Tensor, ...] | None = None
 
     def solved(
         self, linear: Map, g: Float[Tensor, "B D"], record: Callable[[Tensor], Map | None] | None = None
     ) -> Float[Tensor, "B D"]:
         """``(I - linear)^{-1} g``."""
-        by = self.by
-        return solve_adjoint(linear, g, by.solver, self.termination, by.on_failure, self.report, record)
+        by, narrow = self.by, self.ambient.dtype
+        noise = 0.0 if narrow is None else torch.finfo(narrow).eps
+        return solve_adjoint(linear, g, by.solver, self.termination, by.on_failure, self.report, record, noise)
 
     def transposed(self, z: Float[Tensor, "B D"], fz: Float[Tensor, "B D"]) -> Callable[[Tensor], Map | None] | None:
         """Return a function that gives ``J^T v`` for some rows of ``z`` by evaluating these rows again, or None.
@@ -152,6 +156,14 @@ class _Rule:
 
     def recorded(self, z: Float[Tensor, "B D"]) -> tuple[Float[Tensor, "B D"], Edge | None]:
         """``f(z)``, recorded by autograd, and the tensors other than ``z`` that it depends on."""
+        if self.names is not None:
+            with torch.enable_grad(), self.ambient, uncompiled():
+                named = Boundary(z, *self.known, *self.names)
+                fz = self.f(z)
+            edge = named.edge(fz, z)
+            if edge is not None:
+                return fz, edge
+            self.names = None  # it depends on more: evaluated once more, and watched
         with torch.enable_grad(), self.ambient, uncompiled(), Boundary(z, *self.known) as boundary:
             fz = self.f(z)
         return fz, boundary.edge(fz, z)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -10,7 +10,9 @@ from numpy.typing import NDArray
 
 from fixedpoint.core.status import Status
 
-__all__ = ["AdjointReport", "AdjointWarning"]
+__all__ = ["AdjointReport", "AdjointWarning", "counted_message"]
+
+_STATUSES = {int(status): status for status in Status}
 
 
 class AdjointWarning(UserWarning):
@@ -32,8 +34,11 @@ class AdjointReport:
     ----------
     backwards
         Number of backward passes that have run.
-    status
-        Length ``B``: why the adjoint solve of each row stopped; empty if the estimator does not iterate to a tolerance.
+    codes
+        Shape ``(B,)``, int8: why the adjoint solve of each row stopped, as numbers; empty if the estimator does not
+        iterate to a tolerance.
+    method
+        How the equation was solved: ``"gmres"`` as a linear system, or the name of the solver of fixed points.
     rounds
         Number of products made in sequence.
     products
@@ -47,7 +52,8 @@ class AdjointReport:
     """
 
     backwards: int = 0
-    status: tuple[Status, ...] = ()
+    codes: NDArray[np.int8] = field(default_factory=lambda: np.zeros(0, dtype=np.int8))
+    method: str = ""
     rounds: int = 0
     products: NDArray[np.int64] = field(default_factory=_none)
     relative_error: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
@@ -55,9 +61,19 @@ class AdjointReport:
     message: str = "no backward pass has run"
 
     @property
+    def status(self) -> tuple[Status, ...]:
+        """Length ``B``: :attr:`codes` as statuses."""
+        return tuple(map(_STATUSES.__getitem__, self.codes.tolist()))
+
+    @status.setter
+    def status(self, status: Sequence[Status]) -> None:
+        self.codes = np.array(status, dtype=np.int8)
+
+    @property
     def converged(self) -> NDArray[np.bool_]:
         """Whether the adjoint equation of each row was solved; shape ``(B,)``, bool, empty before a backward pass."""
-        return np.array([status is Status.CONVERGED for status in self.status], dtype=np.bool_)
+        found: NDArray[np.bool_] = self.codes == Status.CONVERGED
+        return found
 
     def metrics(self) -> dict[str, float]:
         """The numbers that a task stores in its record; empty before a backward pass."""
@@ -69,14 +85,25 @@ class AdjointReport:
             "adjoint_products": float(self.products.sum()),
             "adjoint_replaced": float(self.replaced.sum()),
         }
-        return {**found, "adjoint_unsolved": float((~self.converged).sum())} if self.status else found
+        return {**found, "adjoint_unsolved": float((~self.converged).sum())} if len(self.codes) else found
 
     def __repr__(self) -> str:
         if not self.backwards:
             return f"AdjointReport({self.message})"
-        labels = ", ".join(f"{count} {status.label}" for status, count in sorted(Counter(self.status).items()))
+        labels = ", ".join(f"{count} {status.label}" for status, count in _counted(self.codes))
         labels = labels or self.message
         return (
             f"AdjointReport({labels}; {self.rounds} rounds, {int(self.products.sum())} products, "
             f"relative error {self.relative_error.max():.2g})"
         )
+
+
+def counted_message(codes: NDArray[np.int8]) -> str:
+    """Return one line for every status that occurs: the number of rows, and what the status means."""
+    rows = len(codes)
+    return "\n".join(f"{n} of {rows} rows {status.label}: {status.sentence}" for status, n in _counted(codes))
+
+
+def _counted(codes: NDArray[np.int8]) -> list[tuple[Status, int]]:
+    """The statuses that occur, in order, each with its number of rows."""
+    return [(_STATUSES[code], int(n)) for code, n in enumerate(np.bincount(codes)) if n]

@@ -62,6 +62,11 @@ class Held:
         """Whether the first call of the cell drew random numbers; False before that call."""
         return self._draws_nothing is False
 
+    @property
+    def weights(self) -> list[Tensor]:
+        """The parametrised weights."""
+        return [weight for _, weight in self._weights]
+
     def __enter__(self) -> Held:
         # Instance attributes shadow the method. They are put back on exit, since another solve may use the same cell.
         self._before.append([module.__dict__.get("forward", _MISSING) for module, _ in self._weights])

@@ -15,6 +15,7 @@ from fixedpoint.core.compiling import is_compiled
 from fixedpoint.core.layout import Rows
 from fixedpoint.core.problem import FunctionProblem, HasTake
 from fixedpoint.core.whole import AssumesIndependentRows
+from fixedpoint.gradients.boundary import NamesTensors
 from fixedpoint.layers.held import Held
 from fixedpoint.layers.inputs import Inputs
 
@@ -46,7 +47,7 @@ class _Taking:
     beside: int = 0
 
 
-class CellProblem(FunctionProblem, HasTake, AssumesIndependentRows):
+class CellProblem(FunctionProblem, HasTake, AssumesIndependentRows, NamesTensors):
     """The problem ``z = cell(z, *inputs)``, with independent rows or with the whole state as one row.
 
     Under automatic mixed precision the cell may return the dtype that autocast computes in. Its value is then converted
@@ -92,6 +93,10 @@ class CellProblem(FunctionProblem, HasTake, AssumesIndependentRows):
     def assumes_independent_rows(self) -> bool:
         """Whether finished rows were left out, so that the cell has not been evaluated at the whole answer."""
         return self.taking.selected
+
+    def tensors(self) -> list[Tensor]:
+        """The inputs, and the weights that were computed for this solve."""
+        return [*self.inputs.tensors, *self.held.weights]
 
     def together(self) -> CellProblem:
         """The same problem, with all rows evaluated together in every call."""

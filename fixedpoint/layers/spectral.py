@@ -17,16 +17,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fixedpoint.core.combine import add_combination
 from fixedpoint.core.layout import Rows
 from fixedpoint.core.problem import FunctionProblem
 from fixedpoint.core.reduce import row_norms
 from fixedpoint.gradients.recorded import Map, products, watched
-from fixedpoint.solvers.arnoldi import orthogonalised, unit
+from fixedpoint.solvers.arnoldi import Arnoldi, unit
 
 __all__ = ["SpectralRadius", "spectral_radius"]
 
@@ -109,14 +109,13 @@ def _cycle(
 ) -> tuple[Float[Tensor, " B"], Float[Tensor, " B"], Float[Tensor, "B D"]]:
     """One Arnoldi cycle: the modulus of the largest Ritz value, its residual, and the vector to restart from."""
     everyone = torch.ones(len(start), dtype=torch.bool, device=start.device)
-    basis = start.new_zeros(len(start), memory + 1, start.shape[1])
-    basis[:, 0] = unit(start, row_norms(start), everyone)
-    hessenberg = torch.zeros(len(start), memory + 1, memory, dtype=torch.float64, device=start.device)
+    arnoldi = Arnoldi(unit(start, row_norms(start), everyone), memory + 1)
+    hessenberg = np.zeros((memory + 1, memory, len(start)))
     for j in range(memory):
-        image = product(basis[:, j].contiguous())
-        vector, hessenberg[:, : j + 1, j], hessenberg[:, j + 1, j], _ = orthogonalised(basis[:, : j + 1], image)
-        basis[:, j + 1] = unit(vector, hessenberg[:, j + 1, j], everyone)
-    small = hessenberg.cpu()
+        column, _ = arnoldi.components(product(arnoldi.vector))
+        hessenberg[: j + 1, j], hessenberg[j + 1, j] = column.along, column.remainder
+        arnoldi.append(column.remainder)
+    small = torch.from_numpy(np.moveaxis(hessenberg, 2, 0).copy())
     values, vectors = torch.linalg.eig(small[:, :memory])
     place = values.abs().argmax(dim=1)
     several = torch.arange(len(place), device="cpu")
@@ -125,6 +124,6 @@ def _cycle(
     size = small.abs().amax(dim=(1, 2)).clamp(min=torch.finfo(torch.float64).tiny)
     residual = small[:, memory, memory - 1] * ritz[:, -1].abs() / size
     # For a complex pair any combination of the real and the imaginary part will do, but one of them may be nearly zero.
-    real = torch.where((ritz.real.norm(dim=1) > 0.1).unsqueeze(1), ritz.real, ritz.imag).to(start.device)
-    again = add_combination(torch.zeros_like(start), basis[:, :memory], real.unsqueeze(1))
+    real = torch.where((ritz.real.norm(dim=1) > 0.1).unsqueeze(1), ritz.real, ritz.imag)
+    again = arnoldi.combination(np.ascontiguousarray(real.numpy().T))
     return largest.to(start.device), residual.to(start.device), again

@@ -103,6 +103,6 @@ class Statistics:
                 self.backwards += 1
                 self.products += int(report.products.sum())
                 self.adjoint_rows += len(report.products)
-                self.adjoint_unsolved += int((~report.converged).sum()) if report.status else 0
+                self.adjoint_unsolved += int((~report.converged).sum()) if len(report.codes) else 0
         self._awaited.clear()
         self._awaited.extend(waiting)

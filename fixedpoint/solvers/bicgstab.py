@@ -63,7 +63,8 @@ class BiCGSTAB(LinearSolver):
         told = going.cpu().numpy() if rows is None else rows
         unit = unit.to(torch.promote_types(b.dtype, torch.float32))
         if solution_tolerance is not None:  # all vectors are in units of ||b||
-            scaled = solution_tolerance.point.double() / torch.where(usable, size, 1.0).unsqueeze(1)
+            point = torch.zeros_like(b) if solution_tolerance.point is None else solution_tolerance.point
+            scaled = point.double() / torch.where(usable, size, 1.0).unsqueeze(1)
             solution_tolerance = SolutionTolerance(solution_tolerance.rtol, scaled.to(unit.dtype))
         run = _Run(unit, going, told, wanted, product, b.dtype, solution_tolerance)
         while run.products + 2 <= left and run.host.any():
@@ -125,9 +126,8 @@ class _Run:
         """The largest residual, relative to ``||b||``, at which the best point of a row counts as solved."""
         if self.solution_tolerance is None:
             return self.wanted
-        return torch.maximum(
-            self.wanted, self.solution_tolerance.rtol * row_norms(self.solution_tolerance.point + self.best)
-        )
+        point, rtol = self.solution_tolerance.point, self.solution_tolerance.rtol
+        return torch.maximum(self.wanted, rtol * row_norms(self.best if point is None else point + self.best))
 
     def _continue(self) -> None:
         """Compute ``rho`` for the next iteration; rows where it vanishes restart."""

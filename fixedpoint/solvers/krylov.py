@@ -51,8 +51,10 @@ _ROUNDINGS = 16.0
 class Krylov(Solver):
     """Finds the fixed point of an affine map by solving a linear system with GMRES or BiCGSTAB."""
 
-    method: Literal["gmres", "bicgstab"] = option(
-        "gmres", help="gmres: fewest products, one vector kept for each; bicgstab: two products a step, seven vectors"
+    method: Literal["auto", "gmres", "bicgstab"] = option(
+        "auto",
+        help="gmres: fewest products, one vector kept for each; bicgstab: two products a step, seven vectors; auto: "
+        "gmres, in adjoint equations after a few terms of a series where that is enough",
     )
     memory: int = option(50, ge=1, help="number of products after which GMRES restarts from the residual")
 
@@ -104,12 +106,14 @@ class _LinearSteps(StepSolver[Float[Tensor, "B blocks"]]):
 
         def product(v: Tensor, rows: NDArray[np.bool_]) -> Tensor:
             f.narrow(rows)
-            return v - f.product(at, v)
+            return f.product(at, v)
 
-        linear = GMRES(self.method.memory) if self.method.method == "gmres" else BiCGSTAB()
-        found = linear.solve(
-            product, torch.where(live, at.residual, 0.0), rtol, budget, running, self._solution_tolerance(at)
-        )
+        rest, tolerance = torch.where(live, at.residual, 0.0), self._solution_tolerance(at)
+        if self.method.method != "bicgstab":
+            gmres = GMRES(self.method.memory)
+            found = gmres.solve(product, rest, rtol, budget, running, tolerance, of_identity_minus=True)
+        else:
+            found = BiCGSTAB().solve(lambda v, rows: v - product(v, rows), rest, rtol, budget, running, tolerance)
         f.narrow(running)
         return at.z + found.x, state
 

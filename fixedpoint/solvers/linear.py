@@ -13,10 +13,25 @@ from torch import Tensor
 
 from fixedpoint.core.options import Options
 
-__all__ = ["LinearSolution", "LinearSolver", "Product", "SolutionTolerance"]
+__all__ = ["LinearSolution", "LinearSolver", "NarrowingProduct", "Product", "SolutionTolerance"]
 
 Product = Callable[[Tensor, NDArray[np.bool_]], Tensor]
 """A function ``product(v, mask)`` that returns ``A v``; see :meth:`LinearSolver.solve`."""
+
+
+class NarrowingProduct(ABC):
+    """A :data:`Product` that can be that of some of its rows, once the others are done."""
+
+    @abstractmethod
+    def __call__(self, v: Float[Tensor, "B D"], rows: NDArray[np.bool_]) -> Float[Tensor, "B D"]:
+        """``A v``, as a :data:`Product`."""
+
+    @abstractmethod
+    def narrowed(self, rows: NDArray[np.int64], expected: float) -> NarrowingProduct:
+        """Return the product of some rows, given by their indices, with vectors of these rows only.
+
+        ``expected`` says how many products more will be made of them, as far as that can be told.
+        """
 
 
 @dataclass(frozen=True)
@@ -28,17 +43,25 @@ class LinearSolution:
     x
         Shape ``(B, D)``, dtype of ``b``: the solution, or the best approximation found.
     residual
-        Shape ``(B,)``, float64: ``||b - A x|| / ||b||``, from the recurrence of the method; 0 where ``b`` is zero.
+        Shape ``(B,)``, float64, on the host: ``||b - A x|| / ||b||``, from the recurrence of the method; 0 where ``b``
+        is zero.
     converged
-        Shape ``(B,)``, bool: whether the row is within its tolerance.
+        Shape ``(B,)``, bool, on the host: whether the row is within its tolerance.
     products
         Number of products ``A v`` made in sequence; each is of all rows together.
+    length
+        Shape ``(B,)``, float64: ``||point + x||``, where a method knows it from its recurrence and was given a
+        tolerance relative to the solution; None elsewhere.
+    absolute
+        Shape ``(B,)``, float64: ``||b - A x||``, where a method stores it; None elsewhere.
     """
 
     x: Float[Tensor, "B D"]
     residual: Float[Tensor, " B"]
     converged: Bool[Tensor, " B"]
     products: int
+    length: NDArray[np.float64] | None = None
+    absolute: NDArray[np.float64] | None = None
 
 
 @dataclass(frozen=True)
@@ -50,11 +73,11 @@ class SolutionTolerance:
     rtol
         Relative tolerance.
     point
-        Shape ``(B, D)``: the point from which ``x`` is a step.
+        Shape ``(B, D)``: the point from which ``x`` is a step; None: zero.
     """
 
     rtol: float
-    point: Float[Tensor, "B D"]
+    point: Float[Tensor, "B D"] | None = None
 
 
 class LinearSolver(Options, ABC):

@@ -90,7 +90,9 @@ def test_answer_and_gradient_are_those_of_double_precision_to_the_dtype(
         assert relative(each.grad, derivative) < 8 * EPS
 
 
-@pytest.mark.parametrize("gradient", ["checkpointed-unrolled", PICARD], ids=["checkpointed", "picard"])
+@pytest.mark.parametrize(
+    "gradient", [{"name": "checkpointed-unrolled", "complete": False}, PICARD], ids=["checkpointed", "picard"]
+)
 @pytest.mark.parametrize("forward", [True, False])
 def test_a_backward_pass_computes_as_the_forward_pass_did(gradient: Any, forward: bool) -> None:
     """Where it calls the cell again, whatever autocast is there: none after a mixed one, or some after a plain one."""

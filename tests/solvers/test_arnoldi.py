@@ -2,25 +2,35 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
 from fixedpoint.core.combine import add_combination
 from fixedpoint.core.reduce import row_dots
-from fixedpoint.solvers.arnoldi import orthogonalised, unit
+from fixedpoint.solvers.arnoldi import Arnoldi, unit
 
 
 def grown(matrix: torch.Tensor, start: torch.Tensor, steps: int) -> tuple[torch.Tensor, torch.Tensor]:
     everyone = torch.ones(len(start), dtype=torch.bool)
-    basis = start.new_zeros(len(start), steps + 1, start.shape[1])
+    arnoldi = Arnoldi(unit(start, start.double().norm(dim=1), everyone), steps + 1)
     hessenberg = torch.zeros(len(start), steps + 1, steps, dtype=torch.float64)
-    basis[:, 0] = unit(start, start.double().norm(dim=1), everyone)
     for j in range(steps):
-        image = (matrix * basis[:, j].unsqueeze(1)).sum(-1)
-        vector, hessenberg[:, : j + 1, j], left, _ = orthogonalised(basis[:, : j + 1], image)
-        hessenberg[:, j + 1, j] = left
-        basis[:, j + 1] = unit(vector, left, everyone)
-    return basis, hessenberg
+        column, _ = arnoldi.components((matrix * arnoldi.vector.unsqueeze(1)).sum(-1))
+        hessenberg[:, : j + 1, j] = torch.from_numpy(column.along.T)
+        hessenberg[:, j + 1, j] = torch.from_numpy(column.remainder)
+        arnoldi.append(column.remainder)
+    return arnoldi.basis, hessenberg
+
+
+def of(basis: torch.Tensor) -> Arnoldi:
+    """A process that has come to a given basis of one row."""
+    arnoldi = Arnoldi(basis[:, 0], basis.shape[1] + 1)
+    for j in range(1, basis.shape[1]):
+        arnoldi.components(basis[:, j])
+        arnoldi.append(np.ones(1))
+    arnoldi._held[: basis.shape[1]] = basis.transpose(0, 1)
+    return arnoldi
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -42,9 +52,10 @@ def test_the_basis_is_orthogonal_and_projects_the_matrix(dtype: torch.dtype) -> 
 
 def test_what_is_rounding_is_nothing() -> None:
     basis = torch.eye(3, dtype=torch.float64).unsqueeze(0)
-    extension = orthogonalised(basis, torch.tensor([[1.0, 2.0, 3.0]], dtype=torch.float64))
-    assert extension.along.tolist() == [[1.0, 2.0, 3.0]]
-    assert extension.remainder.tolist() == [0.0]
+    column, _ = of(basis).components(torch.tensor([[1.0, 2.0, 3.0]], dtype=torch.float64))
+    assert column.along.T.tolist() == [[1.0, 2.0, 3.0]]
+    assert column.remainder.tolist() == [0.0]
+    assert column.length.tolist() == pytest.approx([14**0.5])
 
 
 @pytest.mark.parametrize(("share", "passes"), [(0.05, 2), (0.65, 2), (0.75, 1), (0.95, 1)])
@@ -57,11 +68,30 @@ def test_what_has_much_left_is_done_once(share: float, passes: int) -> None:
     outside = outside - ((basis @ outside.unsqueeze(2)) * basis).sum(1)
     within = torch.randn(1, 6, 1, generator=generator, dtype=torch.float64)
     vector = share * outside / outside.norm() + (1 - share**2) ** 0.5 * (basis * within).sum(1) / within.norm()
-    extension = orthogonalised(basis, vector)
-    assert float(extension.remainder) == pytest.approx(share, rel=1e-12)
+    arnoldi = of(basis)
+    column, _ = arnoldi.components(vector)
+    assert column.remainder.tolist() == [pytest.approx(share, rel=1e-12)]
     along, rest = torch.zeros(1, 6, dtype=torch.float64), vector
     for _ in range(passes):
         part = row_dots(basis, rest)
         along, rest = along + part, add_combination(rest, basis, -part.unsqueeze(1))
-    assert torch.equal(extension.along, along)
-    assert torch.equal(extension.vector, rest)
+    assert column.along.T.tolist() == along.tolist()
+    arnoldi.append(column.remainder)
+    assert torch.allclose(arnoldi.vector, rest / share, rtol=1e-12)
+
+
+def test_a_basis_may_be_as_orthogonal_as_is_asked_for_and_no_more() -> None:
+    """Vectors that nearly repeat: without a second pass they would soon be parallel; with a few they are not."""
+    generator = torch.Generator().manual_seed(2)
+    matrix = torch.eye(200) + 0.02 * torch.randn(200, 200, generator=generator) / 200**0.5
+    start, found = torch.randn(1, 200, generator=generator), {}
+    for orthogonality in (None, 1e-3, np.inf):
+        arnoldi = Arnoldi(
+            unit(start, start.double().norm(dim=1), torch.ones(1, dtype=torch.bool)), 9, 0.0, orthogonality
+        )
+        for _ in range(8):
+            column, _ = arnoldi.components((matrix @ arnoldi.vector.unsqueeze(2)).squeeze(2))
+            arnoldi.append(column.remainder)
+        wide = arnoldi.basis.double()
+        found[orthogonality] = float((wide @ wide.mT - torch.eye(9, dtype=torch.float64)).abs().max())
+    assert found[None] < 1e-5 < found[1e-3] < 1e-3 < found[np.inf]

@@ -30,16 +30,20 @@ import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
+import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from fixedpoint.core.evaluator import Evaluated, Evaluator
 from fixedpoint.core.loop import StepSolver
 from fixedpoint.core.options import option
 from fixedpoint.core.reduce import row_norms, vecdot
+from fixedpoint.core.small import where
+from fixedpoint.core.transfer import to_host
+from fixedpoint.solvers.row_numbers import as_tensor, norm_of
 
 __all__ = ["Squarem", "SquaremState"]
 
@@ -52,6 +56,8 @@ _LEAST = 0.5
 @dataclass(frozen=True)
 class SquaremState:
     """The position of every row in its cycle, and the points the cycle needs.
+
+    Numbers of rows are arrays on a CPU, and tensors elsewhere and while autograd records.
 
     Attributes
     ----------
@@ -80,14 +86,14 @@ class SquaremState:
 
     points: tuple[Float[Tensor, "B D"], ...]
     safe: Float[Tensor, "B D"]
-    count: Int[Tensor, " B"]
-    order: Int[Tensor, " B"]
-    base: Float[Tensor, " B"]
-    bound: Float[Tensor, " B"]
-    reached: Bool[Tensor, " B"]
-    short: Bool[Tensor, " B"]
-    shortens: Bool[Tensor, " B"]
-    judged: Bool[Tensor, " B"]
+    count: Any
+    order: Any
+    base: Any
+    bound: Any
+    reached: Any
+    short: Any
+    shortens: Any
+    judged: Any
 
 
 @dataclass(frozen=True)
@@ -104,70 +110,90 @@ class Squarem(StepSolver[SquaremState]):
         return True
 
     def init(self, f: Evaluator, at: Evaluated) -> SquaremState:
-        cyclic = self.scheme == "cyclic"
-        zeros = torch.zeros(at.z.shape[0], dtype=torch.int64, device=at.z.device)
-        ones = torch.ones_like(zeros, dtype=torch.float64)
+        cyclic, rows = self.scheme == "cyclic", at.z.shape[0]
+        zeros: Any = np.zeros(rows, dtype=np.int64)
+        if not (at.z.device.type == "cpu" and f.has_numbers):
+            zeros = torch.zeros(rows, dtype=torch.int64, device=at.z.device)
+        ones, none = zeros + 1.0, zeros > 0
         return SquaremState(
             points=tuple(torch.zeros_like(at.z) for _ in range(2 if cyclic else 1)),
             safe=at.fz,
             count=zeros,
             order=zeros + (3 if cyclic else 2),
-            base=torch.inf * ones,
+            base=math.inf * ones,
             bound=_FACTOR * ones,
-            reached=torch.zeros_like(at.finite),
-            short=torch.zeros_like(at.finite),
-            shortens=torch.zeros_like(at.finite),
-            judged=torch.zeros_like(at.finite),
+            reached=none,
+            short=none,
+            shortens=none,
+            judged=none,
         )
 
-    def reset(self, state: SquaremState, rows: Bool[Tensor, " B"]) -> SquaremState:
+    def reset(self, state: SquaremState, rows: Any) -> SquaremState:
         """Begin a new cycle, with a smaller bound, in rows that were put back to their best point."""
+        if isinstance(state.count, np.ndarray) and isinstance(rows, Tensor):
+            rows = rows.cpu().numpy()
         return replace(
             state,
-            count=torch.where(rows, 0, state.count),
+            count=where(rows, 0, state.count),
             judged=state.judged & ~rows,
-            bound=torch.where(rows, _smaller(state.bound), state.bound),
+            bound=where(rows, _smaller(state.bound), state.bound),
         )
 
+    @np.errstate(all="ignore")
     def step(
         self, f: Evaluator, at: Evaluated, state: SquaremState
     ) -> tuple[Float[Tensor, "B D"] | Evaluated, SquaremState]:
-        size = at.residual_norm
+        on_host = not isinstance(state.count, Tensor)
+        size = norm_of(at, on_host)
         worse = state.judged & (size > self.growth * state.base)
         helped = state.judged & state.reached & ~worse
-        bound = torch.where(worse, _smaller(state.bound), torch.where(helped, _FACTOR * state.bound, state.bound))
-        count = state.count
-        points = tuple(torch.where((count == j).unsqueeze(1), at.z, point) for j, point in enumerate(state.points))
-        completes = (count == state.order - 1) & ~worse
-        wanted, combined = _extrapolation(at, points, state.order)
-        short = torch.where(completes, wanted < 1.0, state.short)
-        shortens = state.shortens | (completes & short & state.short)
-        extrapolated = combined(torch.minimum(wanted, bound).clamp(min=torch.where(shortens, _LEAST, 1.0)))
-        proposal = torch.where(completes.unsqueeze(1), extrapolated, at.fz)
-        proposal = torch.where(worse.unsqueeze(1), state.safe, proposal)
+        bound = where(worse, _smaller(state.bound), where(helped, _FACTOR * state.bound, state.bound))
+        count, order = state.count, state.order
+        points = tuple(_chosen(count == j, at.z, point) for j, point in enumerate(state.points))
+        completes = (count == order - 1) & ~worse
+        short, shortens, reached, proposal = state.short, state.shortens, state.reached, at.fz
+        if not on_host or completes.any():
+            found, combined = _extrapolation(at, points, order)
+            wanted: Any = to_host(found)[0] if on_host else found
+            short = where(completes, wanted < 1.0, short)
+            shortens = shortens | (completes & short & state.short)
+            sigma, least = where(wanted < bound, wanted, bound), where(shortens, _LEAST, 1.0)
+            proposal = _chosen(completes, combined(as_tensor(where(sigma < least, least, sigma), at.z)), at.fz)
+            reached = where(completes, wanted >= bound, reached)
         after = 0 if self.scheme == "cyclic" else -1
         # 5 - order turns 2 into 3 and 3 into 2.
-        order = torch.where(completes, 5 - state.order, state.order) if self.scheme == "cyclic" else state.order
-        return proposal, SquaremState(
+        following = where(completes, 5 - order, order) if self.scheme == "cyclic" else order
+        return _chosen(worse, state.safe, proposal), SquaremState(
             points=points,
-            safe=torch.where(completes.unsqueeze(1), at.fz, state.safe),
-            count=torch.where(worse, 0, torch.where(completes, after, count + 1)),
-            order=order,
-            base=torch.where((count == 0) & ~worse, size, state.base),
+            safe=_chosen(completes, at.fz, state.safe),
+            count=where(worse, 0, where(completes, after, count + 1)),
+            order=following,
+            base=where((count == 0) & ~worse, size, state.base),
             bound=bound,
-            reached=torch.where(completes, wanted >= bound, state.reached),
+            reached=reached,
             short=short,
             shortens=shortens,
             judged=completes,
         )
 
 
-def _smaller(bound: Float[Tensor, " B"]) -> Float[Tensor, " B"]:
-    return (bound / _FACTOR).clamp(min=1.0)
+def _smaller(bound: Any) -> Any:
+    smaller = bound / _FACTOR
+    return where(smaller < 1.0, 1.0, smaller)
+
+
+def _chosen(rows: Any, one: Float[Tensor, "B D"], other: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
+    """Return ``one`` in some rows and ``other`` elsewhere: itself, where the host knows that it is all or none."""
+    if isinstance(rows, np.ndarray):
+        if not rows.any():
+            return other
+        if rows.all():
+            return one
+    return torch.where(as_tensor(rows, one).unsqueeze(1), one, other)
 
 
 def _extrapolation(
-    at: Evaluated, points: tuple[Float[Tensor, "B D"], ...], order: Int[Tensor, " B"]
+    at: Evaluated, points: tuple[Float[Tensor, "B D"], ...], order: Any
 ) -> tuple[Float[Tensor, " B"], Callable[[Float[Tensor, " B"]], Float[Tensor, "B D"]]]:
     """Return the ``sigma`` that is wanted, and what returns ``x'`` for any, as if every row's cycle were complete."""
     first = points[0]
@@ -175,19 +201,22 @@ def _extrapolation(
     d2 = at.residual - d1
     if len(points) == 1:  # S3
         return _quotient(row_norms(d1), row_norms(d2)), functools.partial(_combined, first, (d1, d2))
-    second = _projected(d1, d2)
+    known = isinstance(order, np.ndarray)
+    if known and (order == 2).all():
+        return _projected(d1, d2), functools.partial(_combined, first, (d1, d2))
     one = points[1] - first
     step = at.z - points[1]
     two = step - one
     three = at.residual - step - two
-    third = _projected(two, three)
-    cubic = order == 3
+    third, high = _projected(two, three), functools.partial(_combined, first, (one, two, three))
+    if known and (order == 3).all():
+        return third, high
+    cubic = as_tensor(order == 3, first)
 
     def combined(sigma: Float[Tensor, " B"]) -> Float[Tensor, "B D"]:
-        low, high = _combined(first, (d1, d2), sigma), _combined(first, (one, two, three), sigma)
-        return torch.where(cubic.unsqueeze(1), high, low)
+        return torch.where(cubic.unsqueeze(1), high(sigma), _combined(first, (d1, d2), sigma))
 
-    return torch.where(cubic, third, second), combined
+    return torch.where(cubic, third, _projected(d1, d2)), combined
 
 
 def _projected(short: Float[Tensor, "B D"], long: Float[Tensor, "B D"]) -> Float[Tensor, " B"]:

@@ -215,7 +215,12 @@ def raw_block_norms(vector: Float[Tensor, "B D"], blocks: int, norm: str) -> Flo
     else:
         whole = size // CHUNK
         parts = grouped[..., : whole * CHUNK].unflatten(-1, (whole, CHUNK))
-        lengths = torch.linalg.vector_norm(parts, dim=-1, dtype=torch.float64)
+        # Narrower entries are copied in float64 first: some at a time, so that the copy stays in cache.
+        some = (
+            whole if vector.dtype == torch.float64 else max(tile_of(vector) // 4 // (len(vector) * blocks * CHUNK), 1)
+        )
+        each = [torch.linalg.vector_norm(part, dim=-1, dtype=torch.float64) for part in parts.split(some, dim=-2)]
+        lengths = torch.cat(each, dim=-1) if len(each) > 1 else each[0]
         if whole * CHUNK < size:
             rest = torch.linalg.vector_norm(grouped[..., whole * CHUNK :], dim=-1, keepdim=True, dtype=torch.float64)
             lengths = torch.cat([lengths, rest], dim=-1)

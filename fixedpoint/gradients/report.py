@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -47,7 +48,7 @@ class AdjointReport:
     """
 
     backwards: int = 0
-    status: tuple[Status, ...] = ()
+    status: Sequence[Status] = ()
     rounds: int = 0
     products: NDArray[np.int64] = field(default_factory=_none)
     relative_error: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))

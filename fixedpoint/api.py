@@ -27,6 +27,7 @@ from fixedpoint.core.root import RootProblem, is_flat
 from fixedpoint.core.solution import Solution
 from fixedpoint.core.solver import Solver
 from fixedpoint.core.status import ROOT_DOUBTED, Status
+from fixedpoint.core.statuses import Statuses
 from fixedpoint.core.termination import Termination
 from fixedpoint.core.transfer import to_device
 from fixedpoint.core.whole import AssumesIndependentRows, checked_jointly
@@ -275,8 +276,7 @@ def _unless_flat(problem: RootProblem, solution: Solution) -> Solution:
         flat = is_flat(problem, solution.state.detach(), to_device(zero, solution.state.device)).cpu().numpy()
     counts = solution.counts  # the test evaluated g once, without the evaluator
     counts.add(Counts(1, 1, zero.astype(np.int64), len(zero), np.zeros_like(counts.products)))
-    status = tuple(Status.STALLED if lost else status for lost, status in zip(flat, solution.status, strict=True))
-    return replace(solution, status=status)
+    return replace(solution, status=Statuses(solution.status).where(flat, Status.STALLED))
 
 
 def _component(kind: Any, spec: Any, base: type) -> Any:
@@ -320,7 +320,8 @@ def _rule(
     several = {name: value for name, value in tolerances.items() if not isinstance(value, (int, float, str))}
     given: dict[str, Any] = {key: value for key, value in overrides.items() if value is not None}
     given |= {name: value for name, value in tolerances.items() if name not in several}
-    rule = replace(termination or Termination(), **given)
+    rule = termination or Termination()
+    rule = replace(rule, **given) if given else rule
     yardstick = rule.yardstick
     if several:
         yardstick = yardstick.with_tolerances(layout, **several)

@@ -44,7 +44,7 @@ def evaluate_pairs(
     """
     f.counts.rounds += not same_round
     f.counts.evaluations += np.bincount(row, minlength=f.layout.rows)
-    return f.in_parts(problem.pairs, x, index, row=row, calls=problem.calls)
+    return f.in_parts(problem.pairs, x, index, row=row, calls=problem.calls, owns=True)
 
 
 def evaluate_derivatives(

@@ -123,6 +123,7 @@ class ChainProblem(OptionalAbilities, Problem, HasTake, HasMeasure, HasCost):
         if start is not None and keep == "last":
             raise ValueError("keep='last' is for chains too long to be held as a whole; it goes with no start")
         self.rows = torch.arange(x0.shape[0], device=x0.device) if rows is None else rows
+        self._has_all_rows = rows is None
         self.start = start
         self.keep = keep
         blocks = chain.length if keep == "all" else 1
@@ -181,7 +182,7 @@ class ChainProblem(OptionalAbilities, Problem, HasTake, HasMeasure, HasCost):
         self, x: Float[Tensor, "P *event"], index: Int[Tensor, " P"], row: Int[Tensor, " P"]
     ) -> Float[Tensor, "P *event"]:
         """Evaluate ``Phi_index(x)`` for any (state, step) pairs of rows ``0 .. B-1`` of this problem."""
-        return self._in_batches(x, index, self.rows[row])
+        return self._in_batches(x, index, row if self._has_all_rows else self.rows[row])
 
     def constants(self, index: Int[Tensor, " P"], row: Int[Tensor, " P"]) -> Float[Tensor, "P *event"] | None:
         """Return what the recurrence adds to the states after these predictions; None if it adds nothing.
@@ -234,9 +235,9 @@ class ChainProblem(OptionalAbilities, Problem, HasTake, HasMeasure, HasCost):
         return ChainProblem(self.chain.coarse(kept), self.x0, max_batch=self.max_batch, rows=self.rows)
 
     def _in_batches(self, x: Tensor, index: Tensor, row: Tensor) -> Tensor:
-        size = self.max_batch or max(len(x), 1)
-        receive, pieces = Receiver(), []
-        for pairs in zip(x.split(size), index.split(size), row.split(size), strict=True):
+        size, receive, pieces = self.max_batch, Receiver(), []
+        split = ((part,) if size is None or size >= len(x) else part.split(size) for part in (x, index, row))
+        for pairs in zip(*split, strict=True):
             try:
                 pieces.append(receive(functools.partial(self._predict, *pairs)))
             except Exception as error:  # a denoiser may raise anything; a note says where
@@ -245,8 +246,9 @@ class ChainProblem(OptionalAbilities, Problem, HasTake, HasMeasure, HasCost):
         return torch.cat(pieces) if len(pieces) > 1 else pieces[0]
 
     def _predict(self, x: Tensor, index: Tensor, row: Tensor) -> Tensor:
-        value = self.chain.step(x, index, row) if isinstance(self.chain, Chain) else self.chain.predict(x, index, row)
-        called = "a step" if isinstance(self.chain, Chain) else "a prediction"
+        is_step = isinstance(self.chain, Chain)
+        value = self.chain.step(x, index, row) if is_step else self.chain.predict(x, index, row)  # type: ignore[union-attr]
+        called = "a step" if is_step else "a prediction"
         if not isinstance(value, Tensor):
             raise TypeError(f"{called} must return a tensor, got {type(value).__name__}")
         if value.shape != x.shape or value.dtype != x.dtype or value.device != x.device:

@@ -174,6 +174,7 @@ class Calls:
         *batch: Shaped[Tensor, "P ..."],
         row: NDArray[np.int64],
         calls: Callable[[int], int],
+        owns: bool = False,
     ) -> Float[Tensor, "P ..."]:
         """Call a function of a batch whose entries belong to the rows of this solve, in parts of ``max_batch`` rows.
 
@@ -191,14 +192,16 @@ class Calls:
             must be sorted by row.
         calls
             Returns how many calls of the user's function a part of so many entries takes.
+        owns
+            Whether the function has received its values by a :class:`.Receiver`.
         """
-        receive, found = Receiver(), []  # no later part overwrites the memory of an earlier one
+        receive, found = Receiver(owns=owns), []  # no later part overwrites the memory of an earlier one
         for part in self._parts(batch, row):
-            self.counts.calls += calls(len(part[-1]))
-            self.counts.computed += len(part[-1])
+            self.counts.calls += calls(part[-1].shape[0])
+            self.counts.computed += part[-1].shape[0]
             with self._with_round_note():
                 found.append(receive(functools.partial(function, *part)))
-        return torch.cat(found)
+        return torch.cat(found) if len(found) > 1 else found[0].contiguous()
 
     @property
     def running(self) -> NDArray[np.bool_]:
@@ -235,9 +238,11 @@ class Calls:
     def _parts(self, batch: Sequence[Tensor], row: NDArray[np.int64]) -> Iterator[tuple[Tensor, ...]]:
         """Split a batch, with the row of each entry as its last tensor, into parts of at most ``max_batch`` rows."""
         whole = (*batch, to_device(row, self.layout.device))
-        size = self.max_batch or self.layout.rows
-        for first in range(0, self.layout.rows, size):
-            part = slice(*np.searchsorted(row, [first, first + size])) if size < self.layout.rows else slice(None)
+        if self.max_batch is None or self.max_batch >= self.layout.rows:
+            yield whole
+            return
+        for first in range(0, self.layout.rows, self.max_batch):
+            part = slice(*np.searchsorted(row, [first, first + self.max_batch]))
             if len(row[part]) or not len(row):
                 yield tuple(tensor[part] for tensor in whole)
 

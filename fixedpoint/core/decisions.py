@@ -9,6 +9,7 @@ from fixedpoint.core.counts import Decision
 from fixedpoint.core.evaluator import Evaluated, Evaluator
 from fixedpoint.core.progress import Progress
 from fixedpoint.core.status import Status
+from fixedpoint.core.statuses import Statuses
 from fixedpoint.core.subset import RowSubset
 from fixedpoint.core.termination import Verdict
 
@@ -49,12 +50,9 @@ class RowRecord:
         return chosen
 
     @property
-    def statuses(self) -> tuple[Status, ...]:
+    def statuses(self) -> Statuses:
         """How every row ended."""
-        return tuple(map(_STATUS.__getitem__, self._codes.tolist()))
-
-
-_STATUS = tuple(Status)
+        return Statuses(self._codes)
 
 
 def codes_of(

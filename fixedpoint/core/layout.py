@@ -90,12 +90,8 @@ class Layout:
 
     @functools.cached_property
     def _bare(self) -> tuple[int, ...] | None:
-        """The shape of the user's value if it is one real tensor, not within a structure: the state in another shape.
-
-        None if it is anything else, or a single number, whose shape is empty.
-        """
-        single = self.template == 0 and self.namespace == "torch" and not self.is_complex
-        return self.shape_of(self.leaves[0]) or None if single else None
+        """The shape of the user's value if it is one real tensor, array or number outside a structure, else None."""
+        return self.shape_of(self.leaves[0]) if self.template == 0 and not self.is_complex else None
 
     @property
     def width(self) -> int:
@@ -179,10 +175,12 @@ class Layout:
         TypeError, ValueError
             If the value differs from the layout in structure, library, shape, dtype or device.
         """
-        if self._bare is not None and isinstance(value, Tensor) and value.layout == torch.strided:
-            kind = value.shape, value.dtype, value.device
-            if kind == (self._bare, self.dtype, self.device):
+        if self._bare is not None and self.namespace == "torch" and isinstance(value, Tensor):
+            kind = value.shape, value.dtype, value.device, value.layout
+            if kind == (self._bare, self.dtype, self.device, torch.strided):
                 return value.reshape(self.rows, self.size)
+        if self._bare is not None and self.namespace == "python" and type(value) is float:
+            return torch.full((1, 1), value, dtype=self.dtype, device=self.device)
         found: dict[str, Any] = dict(leaves(value, "z0"))
         if set(found) != {leaf.path for leaf in self.leaves}:
             raise TypeError(
@@ -211,7 +209,8 @@ class Layout:
     def unpack(self, state: Float[Tensor, "B D"]) -> Any:
         """Return the value of a state in the user's structure: views of the state's memory wherever possible."""
         if self._bare is not None:
-            return state.reshape(state.shape[0], *self._bare[1:]) if not self.joint else state.reshape(self._bare)
+            bare = self._bare if self.joint else (state.shape[0], *self._bare[1:])
+            return state.item() if self.namespace == "python" else self._present(state.reshape(bare))
         parts = state.split([leaf.size for leaf in self.leaves], dim=1)
         lead = () if self.joint else (state.shape[0],)
         pair = (2,) if self.is_complex else ()

@@ -30,14 +30,21 @@ class Receiver:
     count decides nothing. Instead, a value whose memory was returned before and has been overwritten since raises
     ``ValueError``.
 
+    Parameters
+    ----------
+    owns
+        Whether another receiver has received each value already. Only what autograd records is then checked again: one
+        receiver sees all of it.
+
     Attributes
     ----------
     copied
         Whether any value had to be copied.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, owns: bool = False) -> None:
         self.copied = False
+        self._owns = owns
         # For values returned while autograd recorded: by storage and offset, the version (torch counts writes in it).
         self._versions: dict[StorageWeakRef, dict[int, int]] = {}
 
@@ -54,6 +61,8 @@ class Receiver:
         """
         if torch.is_grad_enabled() or (forward_ad._current_level >= 0 and forward_ad._is_fwd_grad_enabled()):
             return self._recorded(make())
+        if self._owns:
+            return make()
         value = ordinary(make())
         alias = value.data  # not detach(), whose view would hold its base
         del value

@@ -182,25 +182,34 @@ class Options:
         return super().__new__(cls)
 
     def __post_init__(self) -> None:
-        name = type(self).__name__
-        expected = option_types(type(self))
-        for field in dataclasses.fields(self):  # type: ignore[arg-type]  # every subclass is a dataclass
-            if not field.init:
-                continue
-            value = getattr(self, field.name)
-            checked = _convert(value, expected[field.name])
+        cls: Any = type(self)
+        name = cls.__name__
+        for key, expected, limits in _checks(cls):
+            value = getattr(self, key)
+            checked = value if type(value) is expected else _convert(value, expected)
             if checked is _REFUSED:
-                raise OptionError(name, field.name, f"must be {_describe(expected[field.name])}, got {value!r}")
+                raise OptionError(name, key, f"must be {_describe(expected)}, got {value!r}")
             if checked is not value:
-                object.__setattr__(self, field.name, checked)  # the dataclass is frozen
-            for key, words, holds in _LIMITS:
-                bound = field.metadata.get(key)
-                if bound is not None and checked is not None and not holds(checked, bound):
-                    raise OptionError(name, field.name, f"must be {words} {bound}, got {value!r}")
+                object.__setattr__(self, key, checked)  # the dataclass is frozen
+            for words, bound, holds in limits:
+                if checked is not None and not holds(checked, bound):
+                    raise OptionError(name, key, f"must be {words} {bound}, got {value!r}")
         self.check()
 
     def check(self) -> None:
         """Check conditions on several options at once; raise :class:`OptionError` where one fails."""
+
+
+@functools.cache
+def _checks(cls: Any) -> list[tuple[str, Any, list[tuple[str, Any, Callable[[Any, Any], bool]]]]]:
+    """Return the options of a class by name, each with its type and its limits."""
+    expected, fields = option_types(cls), dataclasses.fields(cls)
+    limits = {
+        field.name: [(words, field.metadata[key], holds) for key, words, holds in _LIMITS if key in field.metadata]
+        for field in fields
+        if field.init
+    }
+    return [(name, expected[name], [limit for limit in each if limit[1] is not None]) for name, each in limits.items()]
 
 
 _REFUSED = object()  # a sentinel: every other object, None included, may be the value of an option

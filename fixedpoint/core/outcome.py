@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ __all__ = ["solution_at"]
 
 def solution_at(
     at: Point,
-    status: tuple[Status, ...],
+    status: Sequence[Status],
     rounds: NDArray[np.int64],
     f: Evaluator,
     solver: Any,
@@ -58,7 +59,7 @@ def solution_at(
     )
 
 
-def _notes(problem: Problem, status: tuple[Status, ...]) -> dict[int, str]:
+def _notes(problem: Problem, status: Sequence[Status]) -> dict[int, str]:
     """Return what else is known of rows that are nonfinite: which exceptions stood for NaN."""
     if not isinstance(problem, FunctionProblem) or not problem.undefined:
         return {}

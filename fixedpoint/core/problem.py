@@ -272,7 +272,7 @@ class FunctionProblem(Problem):
 
     def _turned_complex(self, value: Any) -> bool:
         """Whether a function of Python floats returned a complex number, as a root of a negative number is."""
-        real = self.layout.namespace == "python" and not self.layout.is_complex
+        real = self.layout.namespace == "python" and not self.layout.is_complex and type(value) is not float
         return real and any(isinstance(number, complex) for _, number in leaves(value, self.called))
 
     def _nowhere(self, z: Float[Tensor, "B D"], error: Exception) -> Float[Tensor, "B D"]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch import Tensor
 from fixedpoint.core.counts import Counts
 from fixedpoint.core.layout import Layout
 from fixedpoint.core.status import RAN_AWAY, ConvergenceError, Status, floor_sentence
+from fixedpoint.core.statuses import Statuses
 from fixedpoint.core.termination import at_rounding_floor
 from fixedpoint.core.transfer import to_host
 
@@ -24,6 +25,8 @@ __all__ = ["Claim", "Solution", "Trace"]
 
 # A row whose scale grew by more than this factor, while its error did not fall, is reported as running away.
 _RAN = 10.0
+# These statuses have more specific sentences for some rows.
+_EXPLAINED = (Status.STALLED, Status.MAX_ROUNDS)
 
 
 @dataclass(frozen=True)
@@ -84,7 +87,8 @@ class Solution:
         Shape ``(B, m)``, float64: error and scale of that point, with a column for every block of a row or, depending
         on ``Termination.per``, for every tensor or entry.
     status
-        ``B`` values: why each row stopped.
+        ``B`` values: why each row stopped. An immutable sequence, which equals a tuple of the same statuses. It may be
+        given as any sequence of statuses.
     rounds
         Shape ``(B,)``, int64: the number of rounds in which each row was running.
     counts
@@ -110,7 +114,7 @@ class Solution:
     fstate: Float[Tensor, "B D"]
     error: Float[Tensor, "B blocks"]
     scale: Float[Tensor, "B blocks"]
-    status: tuple[Status, ...]
+    status: Sequence[Status]
     rounds: NDArray[np.int64]
     counts: Counts
     trace: Trace
@@ -120,6 +124,10 @@ class Solution:
     notes: Mapping[int, str] = field(default_factory=dict)
     aux: Any = None
     sample_map: Callable[[Float[Tensor, "B D"]], Any] | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.status, Statuses):
+            object.__setattr__(self, "status", Statuses(self.status))  # the dataclass is frozen
 
     @property
     def z(self) -> Any:
@@ -165,21 +173,33 @@ class Solution:
         return worst
 
     @property
+    def _statuses(self) -> Statuses:
+        assert isinstance(self.status, Statuses)  # made so by `__post_init__`
+        return self.status
+
+    @property
     def converged(self) -> NDArray[np.bool_]:
         """Shape ``(B,)``, bool: whether the status of the row is ``CONVERGED``."""
-        return np.array([status is Status.CONVERGED for status in self.status], dtype=np.bool_)
+        converged: NDArray[np.bool_] = self._statuses.codes == Status.CONVERGED
+        return converged
 
     @property
     def message(self) -> str:
         """One line for each status and reason that occurred: the number of rows, and what the status means."""
-        counted = Counter((status, self._sentence(row, status)) for row, status in enumerate(self.status))
+        counted: Counter[tuple[Status, str]] = Counter()
         rows = len(self.status)
+        for status, number in self._statuses.present().items():
+            if status is Status.CONVERGED or not (self.notes or status in _EXPLAINED):
+                counted[status, status.sentence] = number
+                continue
+            for row in np.flatnonzero(self._statuses.codes == status).tolist():
+                counted[status, self._sentence(row, status)] += 1
         lines = [f"{n} of {rows} rows {status.label}: {sentence}" for (status, sentence), n in sorted(counted.items())]
         return "\n".join(lines)
 
     def _sentence(self, row: int, status: Status) -> str:
-        """Return the sentence for one row: its note, or the most specific one that applies."""
-        if row in self.notes and status is not Status.CONVERGED:
+        """Return the sentence for a row that did not converge: its note, or the most specific one that applies."""
+        if row in self.notes:
             return self.notes[row]
         if status is Status.STALLED and self._at_floor[row]:
             return floor_sentence(str(self.layout.dtype).removeprefix("torch."))
@@ -188,24 +208,25 @@ class Solution:
         return status.sentence
 
     @functools.cached_property
-    def _at_floor(self) -> list[bool]:
+    def _at_floor(self) -> NDArray[np.bool_]:
         """Whether the error of a row is at the rounding of the dtype."""
         error, scale = to_host(self.error, self.scale)
-        floor: list[bool] = at_rounding_floor(error, scale, torch.finfo(self.layout.dtype).eps).tolist()
+        floor: NDArray[np.bool_] = at_rounding_floor(error, scale, torch.finfo(self.layout.dtype).eps)
         return floor
 
     @functools.cached_property
-    def _ran_away(self) -> list[bool]:
+    def _ran_away(self) -> NDArray[np.bool_]:
         """Whether the scale of a row has grown tenfold while its error has not fallen to half of the largest one."""
         error, relative = self.trace.error, self.trace.relative
         with np.errstate(all="ignore"):  # the trace stores no scale, only the two errors whose ratio it is
             scale = np.where(np.isfinite(error) & (relative > 0), error / relative, np.nan)
-        told = np.isfinite(scale)
-        ran = []
-        for row in range(error.shape[1]):
-            known = np.flatnonzero(told[:, row])
-            grown = len(known) > 1 and scale[known[-1], row] > _RAN * scale[known[0], row]
-            ran.append(bool(grown and 2 * error[known[-1], row] > error[known, row].max()))
+            told = np.isfinite(scale)
+            if not told.any():
+                return np.zeros(error.shape[1], dtype=np.bool_)
+            rows = np.arange(error.shape[1])
+            first, last = told.argmax(axis=0), len(told) - 1 - told[::-1].argmax(axis=0)
+            grown = (told.sum(axis=0) > 1) & (scale[last, rows] > _RAN * scale[first, rows])
+            ran: NDArray[np.bool_] = grown & (2 * error[last, rows] > np.where(told, error, 0.0).max(axis=0))
         return ran
 
     def raise_for_status(self) -> Solution:
@@ -221,7 +242,7 @@ class Solution:
         return self
 
     def __repr__(self) -> str:
-        labels = ", ".join(f"{count} {status.label}" for status, count in sorted(Counter(self.status).items()))
+        labels = ", ".join(f"{count} {status.label}" for status, count in self._statuses.present().items())
         return (
             f"Solution({labels}; {self.counts.rounds} rounds, {int(self.evaluations.sum())} evaluations, "
             f"relative error {self.relative_error.max(initial=0.0):.2g})"

@@ -23,6 +23,7 @@ from fixedpoint.core.problem import HasMeasure
 from fixedpoint.core.reduce import block_norms
 from fixedpoint.core.solution import Solution
 from fixedpoint.core.status import Status
+from fixedpoint.core.statuses import Statuses
 from fixedpoint.core.termination import Judge, Termination
 from fixedpoint.core.transfer import to_device, to_host
 from fixedpoint.core.yardstick import Yardstick
@@ -74,13 +75,12 @@ def checked_jointly(
         apart = apart & ~near
         wrong = apart & claimed
         column = wrong.unsqueeze(1)
-        mixed = wrong.tolist()
         return replace(
             solution,
             fstate=torch.where(column, value, solution.fstate),
             error=torch.where(column, at.error, solution.error),
             scale=torch.where(column, at.scale, solution.scale),
-            status=tuple(Status.MIXED if row else status for row, status in zip(mixed, solution.status, strict=True)),
+            status=Statuses(solution.status).where(wrong.cpu().numpy(), Status.MIXED),
             extras={**solution.extras, "apart": apart.cpu().numpy()},
         )
 

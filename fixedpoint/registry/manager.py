@@ -120,6 +120,10 @@ class Registry:
         UnknownComponentError
             If there is none. The message suggests the nearest known name.
         """
+        self._discover()
+        component: Component | None = self._brought[kind].get(name)
+        if component is not None:
+            return component
         found = self.names(kind)
         if name not in found:
             raise UnknownComponentError(kind, name, found, self.broken())

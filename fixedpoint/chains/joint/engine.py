@@ -50,7 +50,7 @@ from fixedpoint.chains.joint.rows import Report, Rows
 from fixedpoint.chains.joint.shift import Shift
 from fixedpoint.chains.joint.slopes import DerivativeSlopes
 from fixedpoint.chains.joint.window import HostMask, Trail, Window, moved
-from fixedpoint.chains.measure import finite_states, relative, state_norms
+from fixedpoint.chains.measure import finite_states, read_relative, sizes_to_read
 from fixedpoint.chains.problem import ChainProblem
 from fixedpoint.chains.recurrence.linear import Band, LinearPart
 from fixedpoint.core.evaluator import Evaluated, Evaluator
@@ -174,15 +174,16 @@ class Engine:
         """Carry the defects along the window, judge the rows, and transfer the result to the host, once."""
         window, exact = self.window, self.rows.exact
         values, final = window.values(), window.numbers < exact[:, None]
-        sizes, done = state_norms(window.states), finite_states(values)
-        ends = sizes[:, -1:]
+        done = finite_states(values)
         defects = values - window.states
-        sound = finite_states(defects) & done  # huge finite values can have an infinite difference
+        sound = finite_states(defects)  # not finite where the value is not; huge finite values can differ by infinity
         changes = self.problem.reference.wide_sweep(_without(defects, ~sound), window.held, window.earlier)
         del defects  # a temporary of the size of the window
+        own, change = sizes_to_read(window.states), sizes_to_read(changes)
         # The only wait of a round.
-        near, done_now, sound_now, size = to_host(relative(changes, sizes), done, sound, ends)
-        sound_now = sound_now | final
+        done_now, sound_now, *told = to_host(done, sound, *own, *change)
+        near, sizes = read_relative(window.states, changes, told)
+        size, ends, sound_now = sizes[:, -1:], own[0][:, -1:], sound_now | final
         near = np.where(final, 0.0, np.where(np.logical_and.accumulate(sound_now, axis=1), near, np.inf))
         numbers = self._numbers(done_now, near, size)
         status = judge(numbers).codes(len(near))

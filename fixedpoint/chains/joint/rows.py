@@ -15,6 +15,7 @@ from fixedpoint.core.evaluator import Evaluated
 from fixedpoint.core.point import Numbers, Point
 from fixedpoint.core.progress import Progress
 from fixedpoint.core.status import Status
+from fixedpoint.core.statuses import Statuses
 from fixedpoint.core.transfer import to_device
 
 __all__ = ["Report", "Rows"]
@@ -80,9 +81,9 @@ class Rows:
         self._numbers: list[int] = []
 
     @property
-    def status(self) -> tuple[Status, ...]:
+    def status(self) -> Statuses:
         """The status of every row."""
-        return tuple(Status(int(code)) for code in self._codes)
+        return Statuses(self._codes)
 
     @property
     def step_errors(self) -> StepErrors:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -21,6 +22,7 @@ from fixedpoint.core.reduce import row_norms
 from fixedpoint.core.solution import Solution
 from fixedpoint.core.solver import Solver
 from fixedpoint.core.status import Status
+from fixedpoint.core.statuses import Statuses
 from fixedpoint.core.termination import Termination
 from fixedpoint.core.transfer import to_device
 
@@ -57,7 +59,7 @@ class Serial(Solver):
         lost = _lost(z, row_norms(x.flatten(1)).unsqueeze(1), sound)
         lost, (good,) = f.read(lost, sound)
         f.remember(lost)
-        status = tuple(Status.CONVERGED if each else Status.NONFINITE for each in good)
+        status = Statuses(np.where(good, np.int8(Status.CONVERGED), np.int8(Status.NONFINITE)))
         rounds = np.full(len(x), f.counts.rounds, dtype=np.int64)
         return solution_at(lost, status, rounds, f, self)
 
@@ -101,10 +103,12 @@ def iterate_steps(
     """
     inputs: list[Tensor] = []
     predictions: list[Tensor] = []
-    history = problem.recurrence.history
+    history, last = problem.recurrence.history, int(first.max())
     sound = torch.ones(len(x), dtype=torch.bool, device=x.device)
+    rows = np.arange(len(x))
+    failed = False  # known on the host only where that takes no wait
     for step in range(int(first.min()), problem.length):
-        rows = np.flatnonzero(first <= step)
+        rows = np.flatnonzero(first <= step) if step <= last else rows
         place = None if len(rows) == len(x) else to_device(rows, x.device)
         before = x if place is None else x[place]
         index = torch.full((len(rows),), step, device=x.device)
@@ -112,11 +116,24 @@ def iterate_steps(
         if not problem.memoryless:
             inputs, predictions = [before, *inputs[: history - 1]], [value, *predictions[: history - 1]]
             value = problem.next_state(step, inputs, predictions, to_device(rows, x.device))
+        if place is None and not failed and _is_finite(value):
+            x = value
+            yield SerialState(step, rows, x, sound)
+            continue
+        failed = True
         good = (sound if place is None else sound[place]) & value.flatten(1).isfinite().all(dim=1)
         taken = torch.where(good.view(-1, *[1] * (x.ndim - 1)), value, before)
         x = taken if place is None else x.index_copy(0, place, taken)
         sound = good if place is None else sound.index_copy(0, place, good)
         yield SerialState(step, rows, x, sound)
+
+
+def _is_finite(value: Tensor) -> bool:
+    """Whether all entries are known to be finite: False on a device, for which the host would have to wait.
+
+    A sum is finite only if all its terms are; where it overflows, they are looked at one by one.
+    """
+    return value.device.type == "cpu" and math.isfinite(value.detach().sum().item())
 
 
 def _lost(z: Tensor, scale: Tensor, sound: Tensor) -> Evaluated:

@@ -32,6 +32,7 @@ from fixedpoint.core.reduce import row_norms
 from fixedpoint.core.solution import Solution
 from fixedpoint.core.solver import Solver
 from fixedpoint.core.status import Status
+from fixedpoint.core.statuses import Statuses
 from fixedpoint.core.termination import Termination
 from fixedpoint.core.transfer import to_device
 
@@ -123,7 +124,7 @@ def _run_plan(
     window = None if chosen.window == problem.length else chosen.window
     limit = min(_PATIENCE * chosen.rounds, termination.max_rounds or problem.length + 1)
     solution = joint(problem, window).solve(f, z0, replace(termination, max_rounds=limit), on_round)
-    slow = np.array([status is Status.MAX_ROUNDS for status in solution.status])
+    slow = Statuses(solution.status).codes == Status.MAX_ROUNDS
     if slow.any() and limit < (termination.max_rounds or problem.length + 1):
         _log.info("%d rows were not solved in %d rounds; they go on step by step", slow.sum(), limit)
         solution = _finished(solution, slow, f, problem, on_round)
@@ -158,13 +159,13 @@ def _finished(
     mask = to_device(slow, x.device)
     column = mask.unsqueeze(1)
     serial = torch.where(sound, 0.0, torch.inf).to(solution.error).unsqueeze(1)
-    ends = [Status.CONVERGED if good else Status.NONFINITE for good in sound.tolist()]
+    failed = slow & ~sound.cpu().numpy()
     return replace(
         solution,
         state=torch.where(column, held.flatten(1), solution.state),
         fstate=torch.where(column, held.flatten(1), solution.fstate),
         error=torch.where(column, serial, solution.error),
         scale=torch.where(column, row_norms(held[:, -1]).unsqueeze(1), solution.scale),
-        status=tuple(end if done else was for end, done, was in zip(ends, slow, solution.status, strict=True)),
+        status=Statuses(solution.status).where(slow, Status.CONVERGED).where(failed, Status.NONFINITE),
         rounds=np.where(slow, solution.rounds + problem.length - first, solution.rounds),
     )

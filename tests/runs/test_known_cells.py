@@ -11,12 +11,12 @@ from fixedpoint.config.runfile import load, to_yaml
 from fixedpoint.runs.plan import plan
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-# Digests of the hashes of all cells of a file, since defaults of ``anderson`` and ``squarem`` changed: with another
-# default a cell is another computation.
+# Digests of the hashes of all cells of a file, since defaults of ``anderson``, ``squarem`` and of the adjoint solve
+# (``krylov``) changed: with another default a cell is another computation.
 KNOWN = {
     "classic": "52a2d81c9f5994a95d32d0f6f71d7494e8f1d7c7b3e821e56cbe53ca9bb6ac5a",
     "demo": "88c918f318771f73728b9aae2fb4ee17a0fb37a523a80b1ea30f7e799ef9618e",
-    "deq_digits": "e92f9100eaebb4d5e242f9728695f80dc789434a2f0070605c84c4da607b1bd5",
+    "deq_digits": "e9c0c28928eaa7b1ff49a8b0d0871ed20805b5d5b0fca2dd377adbe5529c5f31",
     "fashion-mnist": "94466b8912b49571b56e928042fab2e4d83d81cc039bab6eaea8bb8aab46f91f",
     "fashion-mnist-25": "d33ad1b55e6f3816c9e0b6806e2c0328c1777eb5f58ed074413c7a73dc2b9dd5",
     "fashion-mnist-50": "e41cddf57d4b62764d22442942cdfa3b038ba46b499f6a689374330d4fb0c237",

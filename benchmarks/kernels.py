@@ -220,7 +220,7 @@ def main(
     told = []
     with make() as there:
         for name, each, limit, added in table(there, only, on_cuda):
-            print(f"| {name} | {each.kernels:.1f} | {limit or ''} | {each.waits} |{added}", flush=True)
+            print(f"| {name} | {each.kernels:.1f} | {limit or '-'} | {each.waits} |{added}", flush=True)
             told.append(f"{name}: " + ", ".join(f"{key} {number}" for key, number in each.counts.most_common(most)))
     print("\n" + "\n".join(told) if most else "", end="\n" if most else "")
 

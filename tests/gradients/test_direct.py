@@ -122,6 +122,18 @@ def test_scale_does_not_matter() -> None:
         assert torch.allclose(scaled.u / factor, plain.u, rtol=1e-9)
 
 
+@pytest.mark.parametrize("method", ["auto", "gmres"])
+@pytest.mark.parametrize("value", [torch.inf, -torch.inf, torch.nan])
+def test_a_cotangent_that_is_not_finite_is_never_solved(method: str, value: float) -> None:
+    """Nor with a map that keeps it as it is, where every comparison of infinities would hold."""
+    g = cotangent((3, 4), seed=2)
+    g[1] = value
+    found = solved_directly(lambda v: 0.5 * v, g, fp.Krylov(method), rule(1e-3))  # type: ignore[arg-type]
+    assert found.status.tolist() == [Status.CONVERGED, Status.NONFINITE, Status.CONVERGED]
+    assert found.relative_error[1] == np.inf
+    assert torch.allclose(found.u[[0, 2]], 2 * g[[0, 2]], rtol=2e-3)
+
+
 def coarse(matrix: torch.Tensor) -> Linear:
     """Products in bfloat16, as autocast makes them: not quite linear."""
     return lambda v: (matrix.bfloat16() * v.bfloat16().unsqueeze(1)).sum(-1).float()
@@ -152,6 +164,7 @@ def test_a_row_without_progress_gets_the_one_step_gradient() -> None:
     assert found.status.tolist() != [Status.CONVERGED]
     assert found.relative_error[0] == pytest.approx(float(defect(product(2 * shift), g, found.u)[0]))
     assert float(found.u.norm()) >= 0.5
+    assert found.products.tolist() == [found.rounds]  # the evaluation of what is unsolved included
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from gradient_cases import cotangent
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 import fixedpoint as fp
@@ -39,6 +39,8 @@ def rule(rtol: float, **more: int) -> fp.Termination:
 MIXED = [0.0, 0.05, 0.2, 0.3, 0.5, 0.8, 0.99, 1.5]
 
 
+@example(gains=[1.0], size=1, seed=0, rtol=1e-2, method="auto")
+@example(gains=[1.0], size=1, seed=1, rtol=1e-2, method="auto")
 @given(
     gains=st.lists(st.floats(0.0, 3.0), min_size=1, max_size=5),
     size=st.integers(1, 12),
@@ -58,7 +60,8 @@ def test_a_row_is_as_exact_as_it_is_told_to_be(
     assert np.allclose(found.relative_error[solved], true[solved], rtol=3 * rtol, atol=1e-13)
     assert np.allclose(found.relative_error[~solved], true[~solved], rtol=1e-6)
     # Only a matrix that is nearly singular may be left unsolved.
-    singular = torch.linalg.cond(torch.eye(size, dtype=torch.float64) - matrices(gains, size, seed)).numpy() > 1e4
+    system = torch.eye(size, dtype=torch.float64) - matrices(gains, size, seed)
+    singular = torch.linalg.matrix_norm(system, -2).numpy() < 1e-4
     assert (solved | singular).all()
 
 

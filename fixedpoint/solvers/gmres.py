@@ -255,7 +255,7 @@ class _Cycle:
         if self.tolerance is not None:
             scale = self.triangle.length(self.square, self.beside)
             allowed = np.maximum(allowed, self.tolerance * scale)
-        met = active & (residual <= allowed) & (residual < np.inf)
+        met = active & (residual <= allowed)
         over = met | (column.remainder == 0)
         whole = self._found is None
         for kept, new in ((self.residual, residual), (self.allowed, allowed), (self.scale, scale)):

@@ -15,6 +15,7 @@ from torch import Tensor
 
 import fixedpoint as fp
 import fixedpoint.core.loop
+from fixedpoint.core.history import History
 from fixedpoint.core.layout import Layout
 from fixedpoint.core.problem import HasTake, Problem
 from fixedpoint.core.subset import select_rows
@@ -207,3 +208,22 @@ def test_one_tensor_in_two_places_is_one_tensor_still() -> None:
     assert torch.equal(pair[0], tensor[[1, 3]])
     assert pair[0] is table["again"][0]
     assert (pair[1], table["again"][1]) == ("kept", None)
+
+
+def test_a_column_that_is_written_before_rows_are_dropped_goes_with_them() -> None:
+    """On a device the loop reads the sums of a step, and so the newest column, before it decides about the rows."""
+    generator = torch.Generator().manual_seed(0)
+    first, second, none = (
+        torch.randn(4, 3, generator=generator),
+        torch.randn(4, 3, generator=generator),
+        torch.zeros(4, 3),
+    )
+    everywhere = np.ones(4, dtype=np.bool_)
+    with torch.no_grad():
+        history = History.empty(none, 5, groups=1, on_host=True).push_differences((first, none), valid=everywhere)
+        history.push_differences((second, none), valid=everywhere)  # what is written, not what is noted
+        rows = np.array([1, 3])
+        part = history.select_rows(torch.from_numpy(rows), rows).noted(everywhere[rows])
+    assert part.valid.tolist() == [[True, True]] * 2
+    assert torch.equal(part.columns[0][:, part.newest], second[rows])
+    assert torch.equal(part.columns[0][:, part.order[1]], first[rows])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -87,8 +88,8 @@ class Taken(FunctionProblem, HasTake):
         return part
 
 
-@pytest.mark.parametrize("solver", ["krylov", "picard", "anderson", "broyden"])
-def test_the_report_counts_what_recording_anew_took(solver: str) -> None:
+@pytest.mark.parametrize("solver", [{"name": "krylov", "method": "gmres"}, "picard", "anderson", "broyden"], ids=str)
+def test_the_report_counts_what_recording_anew_took(solver: Any) -> None:
     """Row by row: the products are those of the problem whose rows cannot be taken, and one evaluation a recording."""
     cell = tanh_cell(size=12, rows=6, gain=1.0, seed=3)
     gains = torch.tensor([0.0, 0.1, 0.3, 0.5, 0.8, 1.0], dtype=torch.float64).unsqueeze(1)

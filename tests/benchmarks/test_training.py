@@ -17,7 +17,7 @@ def test_both_layers_come_to_the_same_step(method: str) -> None:
     for name in ("ours", "theirs"):
         assert 0 < found[name]["error"] < 1e-4
         assert 0 < found[name]["gradient"] < 1e-3
-        assert found[name]["ms"] >= found[name]["forward"] + found[name]["adjoint"]
+        assert min(found[name][part] for part in ("ms", "forward", "adjoint", "rest")) > 0
     assert found["products"] > 1
 
 

@@ -73,7 +73,8 @@ def solve(
         real one with twice as many unknowns; ``f`` need not be holomorphic. None if ``f`` is a problem.
     solver
         The name of a registered solver, a mapping of ``name`` and options, or a solver. ``"auto"`` uses Anderson
-        acceleration with a long memory, then Newton-Krylov for the rows that Anderson does not solve. It solves a chain
+        acceleration with a long memory, in turns with SQUAREM and Newton-Krylov for rows that it does not bring on. It
+        solves a chain
         step by step or jointly, whichever it expects to be faster on this machine.
     gradient
         How autograd differentiates the solution: the name of a registered estimator (``"implicit"``, ``"one-step"``,
